@@ -1,0 +1,154 @@
+"""Which backend serves each op: the table of kernels, the choice, and the user's override.
+
+Every op has a reference in plain PyTorch, and may have a Triton and a native kernel. ``op.py`` of each
+op registers them by name with :func:`register`; nothing is imported before the first call needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+BACKENDS = ("auto", "reference", "triton", "native")
+
+
+class KernelUnavailable(RuntimeError):
+    """A kernel cannot run here; the message names the cause and the remedy."""
+
+
+@dataclass
+class OpRoutes:
+    """The implementations of one op. A kernel is named ``"package.module:function"`` and imported lazily."""
+
+    op: str
+    reference: Callable[..., Any]
+    kernels: dict[str, str] = field(default_factory=dict)  # backend -> "module:function"
+    native_dtypes: frozenset[torch.dtype] = frozenset({torch.float32})
+    triton_dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
+    loaded: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)  # backend -> why it was given up
+
+
+_routes: dict[str, OpRoutes] = {}
+_backend = "auto"
+
+
+def register(
+    op: str,
+    reference: Callable[..., Any],
+    *,
+    triton: str | None = None,
+    native: str | None = None,
+    native_dtypes: frozenset[torch.dtype] = frozenset({torch.float32}),
+) -> None:
+    """Declare the implementations of ``op``. Called once per op, from its ``op.py``."""
+    kernels = {name: where for name, where in (("triton", triton), ("native", native)) if where is not None}
+    _routes[op] = OpRoutes(op, reference, kernels, native_dtypes)
+
+
+def routes() -> dict[str, OpRoutes]:
+    """The table of every registered op, for :func:`lnb_kernels.report` and the tests."""
+    return _routes
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend of every op in this process.
+
+    Args:
+        name: ``"auto"`` (the fastest that runs here), ``"reference"`` (plain PyTorch everywhere), ``"triton"`` or
+            ``"native"`` (that kernel for every op that has one, the reference for the others).
+
+    Raises:
+        ValueError: ``name`` is none of these.
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise ValueError(f"set_backend: name={name!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+    _backend = name
+
+
+def get_backend() -> str:
+    """The name last given to :func:`set_backend` (``"auto"`` at first)."""
+    return _backend
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def candidate(route: OpRoutes, device: torch.device, dtype: torch.dtype, backend: str) -> str:
+    """The backend to try first for one call, before anything is loaded. The rule that ``report`` prints.
+
+    ``auto`` takes Triton on CUDA and ROCm devices and the native module on the CPU, where the op has such a kernel
+    for this dtype. An explicit backend is taken wherever it can see the tensor.
+    """
+    on_gpu = device.type == "cuda"
+    sees = {
+        "triton": (on_gpu or (backend == "triton" and triton_interpreted())) and dtype in route.triton_dtypes,
+        "native": device.type in ("cpu", "cuda") and dtype in route.native_dtypes,
+    }
+    if backend == "reference":
+        return "reference"
+    order = ("triton", "native") if backend == "auto" else (backend,)
+    for name in order:
+        if name in route.kernels and name not in route.broken and sees[name]:
+            return name
+    return "reference"
+
+
+def load(route: OpRoutes, backend: str) -> Callable[..., Any]:
+    """Import the kernel of ``route`` for ``backend``.
+
+    Raises:
+        KernelUnavailable: it cannot be imported or loaded; the message gives cause and remedy.
+    """
+    if backend == "reference":
+        return route.reference
+    kernel = route.loaded.get(backend)
+    if kernel is None:
+        module, _, function = route.kernels[backend].partition(":")
+        try:
+            kernel = getattr(importlib.import_module(module), function)
+        except ImportError as error:
+            remedy = "pip install triton" if backend == "triton" else "reinstall lnb-kernels with a C++ compiler"
+            raise KernelUnavailable(f"{backend} kernel of {route.op}: {error}; remedy: {remedy}") from error
+        route.loaded[backend] = kernel
+    return kernel
+
+
+def call(op: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Run ``op`` by the backend that serves ``tensor``'s device and dtype.
+
+    Under ``auto`` a kernel that cannot be loaded or compiled is given up once, with one warning that names it, and the
+    reference takes over. Under an explicit backend the error is raised.
+    """
+    route = _routes[op]
+    backend = candidate(route, tensor.device, tensor.dtype, _backend)
+    if backend == "reference":
+        return route.reference(*args, **kwargs)
+    try:
+        return load(route, backend)(*args, **kwargs)
+    except (ValueError, TypeError):
+        raise
+    except Exception as error:
+        if _backend != "auto" or not _is_kernel_failure(error):
+            raise
+        route.broken[backend] = str(error)
+        warnings.warn(
+            f"lnb_kernels: the {backend} kernel of {op!r} cannot run here and the reference takes over: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return route.reference(*args, **kwargs)
+
+
+def _is_kernel_failure(error: Exception) -> bool:
+    """Whether ``error`` means that a kernel does not load or compile here (as opposed to a fault in the user's call)."""
+    return isinstance(error, KernelUnavailable) or type(error).__module__.partition(".")[0] == "triton"
