@@ -1,0 +1,8 @@
+"""Linear Neuron Boosting: an optimizer that preconditions every linear layer by the second moment of its inputs."""
+
+from __future__ import annotations
+
+from lnb.attach import attach, detach
+from lnb.optimizer import LNB
+
+__all__ = ["LNB", "attach", "detach"]

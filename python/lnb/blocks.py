@@ -1,0 +1,151 @@
+"""The claimed layers of a model: which parameters belong to a metric, and which do not and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lnb.attach import ProbedLayer, unsupported_reason
+from lnb.capture import Capture
+
+
+@dataclass(eq=False)
+class Block:
+    """One weight with its bias, and the layers that use them: one metric.
+
+    The gradient and the step are matrices ``[groups, rows, columns]``: ``rows = d_out / groups``, and
+    ``columns = d_in`` plus one for the bias (convolution: ``d_in = C / groups * kh * kw``, in the weight's own order).
+    """
+
+    name: str
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    modules: list[nn.Module]
+    groups: int = 1
+    taps: int = 1
+    shape: tuple[int, int, int] = field(init=False)  # groups, rows, d_in
+
+    def __post_init__(self) -> None:
+        d_in = self.weight[0].numel()
+        self.shape = (self.groups, self.weight.shape[0] // self.groups, d_in)
+
+    @property
+    def d_in(self) -> int:
+        """Inputs of one neuron, without the bias."""
+        return self.shape[2]
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether the rows are patches of images."""
+        return isinstance(self.modules[0], nn.Conv2d)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The weight, and the bias where it takes part in the metric."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    def describe(self) -> str:
+        """The size of the metric, in words."""
+        inputs = f"{self.d_in} inputs" + (" and the bias" if self.bias is not None else "")
+        return f"{self.groups} groups of {inputs}" if self.groups > 1 else inputs
+
+    @property
+    def captures(self) -> list[Capture]:
+        """What the layers of this block captured; empty for a layer that was detached since."""
+        return [module._lnb_capture for module in self.modules if isinstance(module, ProbedLayer)]
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Tensors of the shapes of the weight (and the bias) as one matrix ``[groups, rows, columns]``."""
+        matrix = parts[0].reshape(self.shape)
+        if len(parts) == 1:
+            return matrix
+        return torch.cat([matrix, parts[1].reshape(self.groups, -1, 1)], dim=-1)
+
+    def split(self, matrix: Tensor) -> list[Tensor]:
+        """A matrix ``[groups, rows, columns]`` as contiguous tensors of the weight's (and the bias's) shape."""
+        if matrix.shape[-1] == self.d_in:
+            return [matrix.reshape(self.weight.shape)]
+        return [matrix[..., :-1].reshape(self.weight.shape), matrix[..., -1].reshape(-1)]
+
+    def per_column(self, per_channel: Tensor) -> Tensor:
+        """A value per input channel ``[C]`` as one per column of the weight ``[groups, d_in]``."""
+        return per_channel.reshape(self.groups, -1).repeat_interleave(self.taps, dim=-1)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The blocks of a model, and for every other parameter why it is in none."""
+
+    blocks: list[Block]
+    names: dict[nn.Parameter, str]
+    reasons: dict[nn.Parameter, str]
+
+
+def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inventory:
+    """Sort the parameters of an attached ``model`` into blocks and others."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    excluded = {id(inner) for module in exclude for inner in module.modules()}
+    users = _users(model)
+    blocks: list[Block] = []
+    reasons: dict[nn.Parameter, str] = {}
+    for parameter, uses in users.items():
+        reason = _reason_against(parameter, uses, users, excluded)
+        if reason is not None:
+            reasons[parameter] = reason
+            continue
+        modules = [module for module, _ in uses]
+        if uses[0][1] == "weight":
+            blocks.append(_block(names, parameter, modules))
+    return Inventory(blocks, names, reasons)
+
+
+def _users(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
+    """Every parameter with the modules that hold it, and under which name."""
+    users: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                users.setdefault(parameter, []).append((module, name))
+    return users
+
+
+def _reason_against(
+    parameter: nn.Parameter,
+    uses: list[tuple[nn.Module, str]],
+    users: dict[nn.Parameter, list[tuple[nn.Module, str]]],
+    excluded: set[int],
+) -> str | None:
+    """Why ``parameter`` belongs to no block, or None if it does."""
+    for module, _ in uses:
+        if id(module) in excluded:
+            return "excluded"
+        if not isinstance(module, ProbedLayer):
+            other = unsupported_reason(module) or f"its {type(module).__name__} was not attached"
+            return other if len(uses) == 1 else f"shared with a layer that is not claimed: {other}"
+    first, role = uses[0]
+    weight, bias = first._parameters.get("weight"), first._parameters.get("bias")
+    if any(name != role for _, name in uses):
+        return "used both as a weight and as a bias"
+    if len({type(module) for module, _ in uses}) > 1:
+        return "shared by layers of different types"
+    if any(m._parameters.get("bias") is not bias or m._parameters.get("weight") is not weight for m, _ in uses):
+        return "shared by layers whose other parameter differs"
+    if weight is None or (bias is not None and {m for m, _ in users[weight]} != {m for m, _ in users[bias]}):
+        return "shared by layers whose other parameter differs"
+    if isinstance(first, nn.Conv2d) and any(_geometry(m) != _geometry(first) for m, _ in uses):
+        return "shared by convolutions of different geometry"
+    return None
+
+
+def _geometry(conv: nn.Module) -> tuple[object, ...]:
+    return tuple(getattr(conv, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode"))
+
+
+def _block(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[nn.Module]) -> Block:
+    first = modules[0]
+    groups = first.groups if isinstance(first, nn.Conv2d) else 1
+    taps = weight[0, 0].numel() if isinstance(first, nn.Conv2d) else 1
+    return Block(names[weight].rpartition(".")[0] or type(first).__name__, weight, first.bias, modules, groups, taps)  # type: ignore[arg-type]

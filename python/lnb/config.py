@@ -1,0 +1,136 @@
+"""The settings of :class:`lnb.LNB`: one frozen record, its presets, and the check of every value."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+SOLVERS = ("auto", "pcg", "cholesky", "arrow", "matrix_free", "dual")
+CG_SCOPES = ("layer", "neuron")
+TRUST_REGIONS = ("global", "layer", "spectral", "rms")
+RIDGE_MODES = ("absolute", "relative")
+OTHERS = ("identity", "adamw")
+MOMENT_DTYPES = (None, torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings that hold for the whole optimizer; ``lr``, ``weight_decay`` and ``ridge`` can differ per group.
+
+    The defaults are the preset ``"paper"``: D. Munoz, "Simple Linear Neuron Boosting", arXiv:2502.01131.
+
+    Attributes:
+        momentum: decay of the gradient average ``g~``, in [0, 1).
+        b_mu: decay of the average of the feature means, in [0, 1).
+        b_nu: decay of the average of the feature mean squares, in [0, 1).
+        shrinkage: how far each feature variance moves towards the layer's mean variance, in [0, 1).
+        ridge: added to the weights' diagonal of the metric, >= 0.
+        cg_iterations: conjugate-gradient iterations per step, >= 1.
+        min_norm: least value of the step norm ``z``, > 0.
+        weight_decay: decoupled weight decay, >= 0.
+        solver: how ``metric h = g~`` is solved, one of ``SOLVERS``.
+        cg_scope: what shares one CG step length: the whole ``"layer"``, or each ``"neuron"`` (output row) its own.
+        trust_region: what the step is normalised by, one of ``TRUST_REGIONS``.
+        refresh_every: the second moment is gathered on every ``refresh_every``-th step, >= 1.
+        b_s: decay of the average of the second moment, in [0, 1).
+        ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
+        others: the rule for parameters of no claimed layer, ``"identity"`` or ``"adamw"``.
+        moment_dtype: dtype in which activations enter the second-moment product (sums are always float32 or wider);
+            None for the activations' own.
+    """
+
+    momentum: float = 0.9
+    b_mu: float = 0.9
+    b_nu: float = 0.999
+    shrinkage: float = 0.1
+    ridge: float = 0.1
+    cg_iterations: int = 2
+    min_norm: float = 1e-2
+    weight_decay: float = 1e-4
+    solver: str = "pcg"
+    cg_scope: str = "layer"
+    trust_region: str = "global"
+    refresh_every: int = 1
+    b_s: float = 0.0
+    ridge_mode: str = "absolute"
+    others: str = "identity"
+    moment_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("momentum", "b_mu", "b_nu", "shrinkage", "b_s"):
+            check_number(name, getattr(self, name), low=0.0, high=1.0)
+        for name in ("ridge", "weight_decay"):
+            check_number(name, getattr(self, name), low=0.0)
+        check_number("min_norm", self.min_norm, low=0.0, low_allowed=False)
+        for name in ("cg_iterations", "refresh_every"):
+            check_count(name, getattr(self, name))
+        check_choice("solver", self.solver, SOLVERS)
+        check_choice("cg_scope", self.cg_scope, CG_SCOPES)
+        check_choice("trust_region", self.trust_region, TRUST_REGIONS)
+        check_choice("ridge_mode", self.ridge_mode, RIDGE_MODES)
+        check_choice("others", self.others, OTHERS)
+        if self.moment_dtype not in MOMENT_DTYPES:
+            raise ValueError(f"moment_dtype={self.moment_dtype!r} must be None, torch.float32 or torch.bfloat16")
+
+
+PRESETS: dict[str, Config] = {
+    "paper": Config(),
+    "fast": Config(),
+}
+
+
+def resolve_config(preset: str, overrides: dict[str, Any]) -> Config:
+    """The preset with the user's overrides.
+
+    Raises:
+        ValueError: the preset or a value is not allowed.
+        TypeError: an override is not a setting, or a value is of the wrong type.
+    """
+    check_choice("preset", preset, tuple(PRESETS))
+    known = {entry.name for entry in dataclasses.fields(Config)}
+    for name in overrides:
+        if name not in known:
+            raise TypeError(f"LNB has no setting {name!r}; its settings are {', '.join(sorted(known))}")
+    return dataclasses.replace(PRESETS[preset], **overrides)
+
+
+def check_number(
+    name: str, value: Any, *, low: float, low_allowed: bool = True, high: float = math.inf, where: str = ""
+) -> None:
+    """Require ``low <= value < high`` (``low < value`` unless ``low_allowed``) of a real number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{where}{name}={value!r} must be a number, not {type(value).__name__}")
+    if not (value >= low if low_allowed else value > low) or not value < high:
+        bracket = "[" if low_allowed else "("
+        raise ValueError(f"{where}{name}={value!r} must be in {bracket}{low:g}, {high:g})")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Require a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} must be a whole number, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}={value!r} must be at least 1")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Require one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}")
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Check the settings that a parameter group carries: ``lr`` (number or 0-dim tensor), decay and ridge."""
+    where = "param group: "
+    lr = group["lr"]
+    if isinstance(lr, torch.Tensor):
+        if lr.dim() != 0 or lr.is_complex():
+            raise ValueError(f"{where}lr of shape {tuple(lr.shape)} must be a number or a 0-dim tensor")
+    else:
+        check_number("lr", lr, low=0.0, where=where)
+    check_number("weight_decay", group["weight_decay"], low=0.0, where=where)
+    check_number("ridge", group["ridge"], low=0.0, where=where)

@@ -1,0 +1,135 @@
+"""The metric of one layer and its solution: ``(X~'X~/N + ridge diag(1..1, 0)) h = g~``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+import lnb_kernels as lk
+from lnb.blocks import Block
+from lnb.config import Config
+from lnb.statistics import bias_correction, shrunk_variance, sums_from_inputs, sums_from_moments
+from lnb.verdict import Verdict
+
+if TYPE_CHECKING:
+    from lnb.update import BlockWork
+
+
+def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Config) -> Tensor:
+    """The direction ``h`` of one layer.
+
+    Args:
+        work: the layer's statistics of this step, and its state, which is updated.
+        gradient: ``g~``, ``[groups, rows, columns]``.
+        verdict: whether state may change.
+        config: the optimizer's settings.
+
+    Returns:
+        ``h``, of the shape of ``gradient``; zero for a batch without rows.
+    """
+    mean, mean_square, has_rows = _update_feature_moments(work, gradient, verdict, config)
+    variance = shrunk_variance(mean, mean_square, config.shrinkage)
+    if config.solver == "arrow":
+        return torch.where(has_rows, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0)
+    solution, _ = lk.pcg(
+        _operator(work, has_rows),
+        gradient,
+        h0=_previous_direction(work, gradient),
+        arrow=(mean, variance),
+        iterations=config.cg_iterations,
+        ridge=work.ridge,
+        scope=config.cg_scope,
+        layer_dims=3,
+    )
+    solution = torch.where(has_rows, solution, 0.0)
+    _keep_direction(work, solution, has_rows, verdict)
+    return solution
+
+
+def _update_feature_moments(
+    work: BlockWork, like: Tensor, verdict: Verdict, config: Config
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Update ``mu`` and ``nu``; return them bias-corrected ``[groups, d_in]``, and whether the batch had rows ``[]``."""
+    if work.moments is not None:
+        sums = sums_from_moments(work.block, work.moments, work.channels)
+    else:
+        sums = sums_from_inputs(work.block, work.inputs, like.dtype)
+    state = work.state
+    if "mean" not in state:
+        state["moment_step"] = torch.zeros((), dtype=torch.float32, device=like.device)
+        state["mean"] = torch.zeros_like(sums.total)
+        state["mean_square"] = torch.zeros_like(sums.total)
+    has_rows = sums.count > 0
+    rows = sums.count.clamp(min=1)
+    verdict.commit(state["moment_step"], state["moment_step"] + 1, also=has_rows)
+    averages = []
+    for name, decay, total in (("mean", config.b_mu, sums.total), ("mean_square", config.b_nu, sums.square)):
+        verdict.commit(state[name], torch.lerp(total / rows, state[name], decay), also=has_rows)
+        averages.append(state[name] / bias_correction(decay, state["moment_step"].clamp(min=1)).to(like.dtype))
+    return averages[0], averages[1], has_rows
+
+
+def _operator(work: BlockWork, has_rows: Tensor) -> Tensor | Callable[[Tensor], Tensor]:
+    """The metric, as the second moment or as a product with the kept inputs."""
+    if work.moments is not None:
+        empty = torch.eye(work.moments.shape[-1], dtype=work.moments.dtype, device=work.moments.device)
+        return torch.where(has_rows, work.moments, empty)
+    block, inputs, ridge = work.block, work.inputs, work.ridge
+    rows = [_rows(block, x) for x in inputs]
+    total = max(1, sum(rows))
+
+    def matvec(direction: Tensor) -> Tensor:
+        """``(X~'X~/N + ridge) v``: every input's share, weighted by its rows."""
+        flat = direction.reshape(-1, direction.shape[-1])
+        shares = [_cov_matvec(block, x, flat, ridge) * (n / total) for x, n in zip(inputs, rows, strict=True)]
+        return (
+            torch.stack(shares).sum(0).reshape(direction.shape)
+            if len(shares) > 1
+            else shares[0].reshape(direction.shape)
+        )
+
+    return matvec
+
+
+def _rows(block: Block, x: Tensor) -> int:
+    """How many rows an input has: its positions, or the output positions of a convolution."""
+    if not block.is_convolution:
+        return x.numel() // max(1, x.shape[-1])
+    conv = cast(nn.Conv2d, block.modules[0])
+    rows = x.shape[0] if x.dim() == 4 else 1
+    for axis, size in enumerate(x.shape[-2:]):
+        if conv.padding == "same":
+            rows *= size
+            continue
+        padding = 0 if isinstance(conv.padding, str) or conv.padding_mode != "zeros" else conv.padding[axis]
+        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
+        rows *= (size + 2 * padding - reach) // conv.stride[axis] + 1
+    return rows
+
+
+def _cov_matvec(block: Block, x: Tensor, direction: Tensor, ridge: float) -> Tensor:
+    """``(X~'X~/N + ridge) v`` for the layer's own geometry."""
+    if not block.is_convolution:
+        return lk.cov_matvec(x, direction, ridge)
+    conv = cast(nn.Conv2d, block.modules[0])
+    padding = conv.padding if conv.padding_mode == "zeros" else 0
+    return lk.conv2d_cov_matvec(x, direction, conv.kernel_size, conv.stride, padding, conv.dilation, conv.groups, ridge)
+
+
+def _previous_direction(work: BlockWork, gradient: Tensor) -> Tensor | None:
+    """The previous unnormalised ``h``, as far as it has this step's columns; None at first."""
+    previous = work.state.get("direction")
+    if previous is None or previous.shape == gradient.shape:
+        return previous
+    columns = gradient.shape[-1] - previous.shape[-1]  # the bias was frozen or thawed since
+    return previous[..., :columns] if columns < 0 else nn.functional.pad(previous, (0, columns))
+
+
+def _keep_direction(work: BlockWork, solution: Tensor, has_rows: Tensor, verdict: Verdict) -> None:
+    previous = work.state.get("direction")
+    if previous is None or previous.shape != solution.shape:
+        previous = work.state["direction"] = torch.zeros_like(solution)
+    verdict.commit(previous, solution, also=has_rows & solution.isfinite().all())

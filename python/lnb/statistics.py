@@ -1,0 +1,76 @@
+"""Running averages of a layer's input features: their means, mean squares and second moments.
+
+Every average is kept raw, ``a <- b a + (1 - b) value`` from zero, and divided by ``1 - b^t`` where it is read
+(``t`` is the number of values so far), so that the first value counts in full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lnb.blocks import Block
+
+
+@dataclass(frozen=True)
+class FeatureSums:
+    """Sums over the rows of one step: per feature ``[groups, d_in]``, and the number of rows."""
+
+    total: Tensor
+    square: Tensor
+    count: Tensor  # []
+
+
+def sums_from_moments(block: Block, moments: Tensor, channels: Tensor | None) -> FeatureSums:
+    """The sums of one step from what the probes gathered.
+
+    Args:
+        block: the layer.
+        moments: ``[X 1]'[X 1]``, ``[D+1, D+1]`` or ``[groups, D+1, D+1]``.
+        channels: convolution: ``[3, C]`` sums, squares and counts over the unpadded input.
+    """
+    if channels is not None:
+        return FeatureSums(block.per_column(channels[0]), block.per_column(channels[1]), channels[2, 0])
+    moments = moments.reshape(-1, *moments.shape[-2:])
+    return FeatureSums(moments[:, -1, :-1], moments.diagonal(dim1=-2, dim2=-1)[:, :-1], moments[0, -1, -1])
+
+
+def sums_from_inputs(block: Block, inputs: list[Tensor], dtype: torch.dtype) -> FeatureSums:
+    """The same sums, from the inputs themselves (``[.., d_in]``, or images ``[.., C, H, W]``)."""
+    total: Tensor | None = None
+    square: Tensor | None = None
+    count = 0
+    for x in inputs:
+        wide = x.to(dtype)
+        if block.is_convolution:
+            positions = [dim for dim in range(x.dim()) if dim != x.dim() - 3]
+            count += x.numel() // x.shape[-3]
+        else:
+            wide = wide.reshape(-1, x.shape[-1])
+            positions = [0]
+            count += wide.shape[0]
+        total = wide.sum(positions) if total is None else total + wide.sum(positions)
+        square = wide.square().sum(positions) if square is None else square + wide.square().sum(positions)
+    assert total is not None and square is not None
+    counted = torch.full((), float(count), dtype=dtype, device=total.device)
+    return FeatureSums(block.per_column(total), block.per_column(square), counted)
+
+
+def bias_correction(decay: float, steps: Tensor) -> Tensor:
+    """``1 - decay^steps``, in float64 where the device has it (every value so far counted, its weights sum to this)."""
+    wide = steps if steps.device.type == "mps" else steps.double()
+    return 1 - decay**wide
+
+
+def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tensor:
+    """Variance per feature, moved towards the layer's mean variance: ``(1-s) var + s mean(var)``.
+
+    Args:
+        mean: ``[groups, d_in]``.
+        mean_square: the same shape.
+        shrinkage: ``s``.
+    """
+    variance = (mean_square - mean.square()).clamp(min=0)
+    return torch.lerp(variance, variance.mean().expand_as(variance), shrinkage)

@@ -1,0 +1,47 @@
+"""Whether a step may change anything: decided on the device, without waiting for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Verdict:
+    """All inputs of a step are finite, or the step changes nothing.
+
+    On the CPU the answer is known at once and a bad step is left early. On an accelerator it stays a tensor, and every
+    write of the step is conditional on it (``ok`` in :mod:`lnb_kernels.multi_tensor`, :meth:`commit` elsewhere).
+    """
+
+    def __init__(self, ok: Tensor, wait: bool = False) -> None:
+        """Judge by ``ok`` (bool, ``[]``); ``wait`` for the device, to know the answer at once."""
+        self._by_device = {ok.device: ok}
+        self._ok = ok
+        self.known = wait or ok.device.type == "cpu"
+        self.rejected = self.known and not bool(ok)
+
+    def on(self, device: torch.device) -> Tensor | None:
+        """The condition for writes on ``device``; None where it is known to hold."""
+        if self.known:
+            return None
+        if device not in self._by_device:
+            self._by_device[device] = self._ok.to(device, non_blocking=True)
+        return self._by_device[device]
+
+    def narrow(self, ok: Tensor) -> Verdict:
+        """A verdict that also requires ``ok``."""
+        return Verdict(self._ok.to(ok.device) & ok, wait=self.known)
+
+    def commit(self, target: Tensor, value: Tensor, also: Tensor | None = None) -> None:
+        """Write ``value`` into ``target``, if the verdict allows it (and where ``also`` holds)."""
+        allowed = self.on(target.device)
+        if also is not None:
+            allowed = also if allowed is None else allowed & also
+        if allowed is None:
+            target.copy_(value)
+        else:
+            torch.where(allowed, value.to(target.dtype), target, out=target)
+
+    def rejections(self) -> Tensor | int:
+        """1 for a rejected step, else 0; a tensor where the device still has to tell."""
+        return int(self.rejected) if self.known else (~self._ok).long()
