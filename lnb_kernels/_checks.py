@@ -1,0 +1,84 @@
+"""Argument checks shared by the ops: each error names the op, the argument, its value and what is allowed.
+
+Checks read metadata only (shape, dtype, device), so they never wait for a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which statistics of ``dtype`` inputs accumulate: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def floating_tensor(op: str, name: str, value: object) -> torch.Tensor:
+    """``value``, if it is a dense tensor of a supported floating dtype.
+
+    Raises:
+        TypeError: it is no tensor, or of another dtype or layout.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{op}: {name} has dtype {value.dtype}; allowed are float64, float32, bfloat16 and float16")
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: {name} has layout {value.layout}; only dense (torch.strided) tensors are allowed")
+    return value
+
+
+def same_device(op: str, name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Raise ``ValueError`` unless both tensors live on one device."""
+    if value.device != other.device:
+        raise ValueError(f"{op}: {name} is on {value.device} but {other_name} is on {other.device}; use one device")
+
+
+def shape_is(op: str, name: str, value: torch.Tensor, allowed: Sequence[int], meaning: str) -> None:
+    """Raise ``ValueError`` unless ``value.shape == allowed``; ``meaning`` says where the allowed shape comes from."""
+    if tuple(value.shape) != tuple(allowed):
+        raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, allowed is {tuple(allowed)} ({meaning})")
+
+
+def at_least_1d(op: str, name: str, value: torch.Tensor) -> None:
+    """Raise ``ValueError`` for a scalar tensor."""
+    if value.dim() == 0:
+        raise ValueError(f"{op}: {name} is a scalar tensor; at least one dimension [..., d] is needed")
+
+
+def non_negative(op: str, name: str, value: float) -> float:
+    """``value`` as a float, if it is a finite number >= 0.
+
+    Raises:
+        TypeError: it is no real number.
+        ValueError: it is negative, infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number >= 0, got {value!r}")
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be a finite number >= 0")
+    return float(value)
+
+
+def pair(op: str, name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
+    """An int or a pair of ints as ``(height, width)``, each at least ``minimum``.
+
+    Raises:
+        TypeError: not an int or a sequence of ints.
+        ValueError: not two values, or one below ``minimum``.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        values: tuple[int, ...] = (value, value)
+    elif isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, int) for v in value):
+        values = tuple(value)
+    else:
+        raise TypeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}")
+    if len(values) == 1:
+        values = values * 2
+    if len(values) != 2 or min(values) < minimum:
+        raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be an int or two ints, each >= {minimum}")
+    return values[0], values[1]

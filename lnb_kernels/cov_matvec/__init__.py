@@ -1,0 +1,7 @@
+"""Matrix-free product of the regularised covariance of feature rows with vectors."""
+
+from __future__ import annotations
+
+from lnb_kernels.cov_matvec.op import cov_matvec
+
+__all__ = ["cov_matvec"]

@@ -1,0 +1,25 @@
+"""Covariance-vector product in plain PyTorch: the executable specification."""
+
+from __future__ import annotations
+
+import torch
+
+from lnb_kernels._checks import accumulation_dtype
+
+
+def cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float = 0.0) -> torch.Tensor:
+    """See :func:`lnb_kernels.cov_matvec`; accumulated in float32 or wider, returned in the dtype of ``v``."""
+    d = x.shape[-1]
+    accumulate = accumulation_dtype(torch.promote_types(x.dtype, v.dtype))
+    rows = x.reshape(-1, d).to(accumulate)  # [N, d]
+    vectors = v.reshape(-1, v.shape[-1]).to(accumulate)  # [m, d or d+1]
+    weight = vectors[:, :d]
+    projected = rows @ weight.t()  # [N, m]
+    out = torch.empty_like(vectors)
+    if vectors.shape[1] > d:
+        projected += vectors[:, d]
+        out[:, d] = projected.sum(0)
+    torch.mm(projected.t(), rows, out=out[:, :d])
+    out /= max(rows.shape[0], 1)
+    out[:, :d].add_(weight, alpha=ridge)
+    return out.to(v.dtype).view(v.shape)

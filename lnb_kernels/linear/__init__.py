@@ -1,0 +1,7 @@
+"""A linear layer whose backward pass also gives the second moment of its input."""
+
+from __future__ import annotations
+
+from lnb_kernels.linear.op import linear
+
+__all__ = ["linear"]

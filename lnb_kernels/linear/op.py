@@ -1,0 +1,141 @@
+"""The ops ``lnb_kernels::linear`` and ``linear_backward``: schema, fakes, derivatives and dispatch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from lnb_kernels import _backend, _checks
+from lnb_kernels.linear import reference
+from lnb_kernels.second_moment.op import second_moment
+
+_backend.register("linear_backward", reference.linear_backward)
+
+
+@torch.library.custom_op("lnb_kernels::linear_backward", mutates_args=())
+def _linear_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
+) -> list[torch.Tensor]:
+    results: list[torch.Tensor] = _backend.call("linear_backward", x, grad, x, weight, mask)
+    return results
+
+
+@_linear_backward.register_fake
+def _(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
+    d = x.shape[-1]
+    shapes = (x.shape, weight.shape, weight.shape[:1], (d + 1, d + 1))
+    dtypes = (x.dtype, x.dtype, x.dtype, _checks.accumulation_dtype(x.dtype))
+    return [
+        x.new_empty(shape, dtype=dtype) for shape, dtype, wanted in zip(shapes, dtypes, mask, strict=True) if wanted
+    ]
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
+    grad, x, weight, mask = inputs
+    ctx.save_for_backward(grad, x, weight)
+    ctx.mask = mask
+
+
+def _double_backward(ctx: Any, upstream: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+    """Derivative of ``(G W, G'X, sum G, S)``, the second derivative of the layer."""
+    grad, x, weight = ctx.saved_tensors
+    for_grad: torch.Tensor | None = None
+    for_x: torch.Tensor | None = None
+    for_weight: torch.Tensor | None = None
+    values = iter(upstream)
+    g = grad.reshape(-1, grad.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+
+    def add(total: torch.Tensor | None, term: torch.Tensor) -> torch.Tensor:
+        return term if total is None else total + term
+
+    if ctx.mask[0]:
+        u = next(values).reshape(-1, x.shape[-1])
+        for_grad = add(for_grad, u @ weight.t())
+        for_weight = add(for_weight, g.t() @ u)
+    if ctx.mask[1]:
+        u = next(values)
+        for_grad = add(for_grad, rows @ u.t())
+        for_x = add(for_x, g @ u)
+    if ctx.mask[2]:
+        for_grad = add(for_grad, next(values).expand_as(g))
+    if ctx.mask[3]:
+        u = next(values)
+        u = (u + u.t()).to(x.dtype)
+        for_x = add(for_x, rows @ u[:-1, :-1] + u[-1, :-1])
+    return (
+        None if for_grad is None else for_grad.reshape(grad.shape),
+        None if for_x is None else for_x.reshape(x.shape),
+        for_weight,
+        None,
+    )
+
+
+_linear_backward.register_autograd(_double_backward, setup_context=_save_backward)
+
+
+@torch.library.custom_op("lnb_kernels::linear", mutates_args=())
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weight, bias)
+
+
+@_linear.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, weight, _, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """``(G W, G'X, sum G)`` and, for the probe, ``S`` by definition: it does not depend on ``grad``."""
+    x, weight = ctx.saved_tensors
+    mask = list(ctx.needs_input_grad)
+    results = iter(_linear_backward(grad, x, weight, mask))
+    return tuple(next(results) if wanted else None for wanted in mask)
+
+
+_linear.register_autograd(_backward, setup_context=_save)
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, probe: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``F.linear(x, weight, bias)`` whose backward pass gives ``probe`` the second moment of ``x`` as its gradient.
+
+    The probe does not change the output. Its gradient is DEFINED as ``S = [X 1]'[X 1]`` (:func:`lnb_kernels.second_moment`) of the rows of
+    ``x``, whatever the output's gradient is (so a loss scale does not scale it); autograd then adds it over
+    micro-batches and over uses of a shared layer, and computes it once under activation checkpointing.
+    Output and the gradients of ``x``, ``weight`` and ``bias`` are those of ``F.linear``.
+
+    Args:
+        x: ``[..., d]``.
+        weight: ``[m, d]``.
+        bias: ``[m]`` or None.
+        probe: ``[d+1, d+1]`` or None. None, or a probe that does not require a gradient, is a plain ``F.linear`` call.
+            An expanded scalar (all strides 0) takes no memory.
+
+    Returns:
+        ``[..., m]``.
+
+    Raises:
+        TypeError: ``probe`` is no dense floating tensor.
+        ValueError: ``probe`` has another shape or device.
+    """
+    if probe is None or not torch.is_grad_enabled() or not probe.requires_grad:
+        return F.linear(x, weight, bias)
+    _checks.floating_tensor("linear", "probe", probe)
+    size = weight.shape[-1] + 1
+    _checks.shape_is("linear", "probe", probe, (size, size), "d+1 of weight [m, d]")
+    _checks.same_device("linear", "probe", probe, "x", x)
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    y: torch.Tensor = _linear(x, weight, bias, probe)
+    return y

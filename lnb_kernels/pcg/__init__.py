@@ -1,0 +1,7 @@
+"""Preconditioned conjugate gradients on second moments."""
+
+from __future__ import annotations
+
+from lnb_kernels.pcg.op import pcg
+
+__all__ = ["pcg"]

@@ -1,0 +1,173 @@
+"""The op ``lnb_kernels::pcg``: schema, fake, derivative and dispatch; and its form for any matvec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lnb_kernels import _backend, _checks
+from lnb_kernels.pcg import reference
+
+SCOPES = ("layer", "neuron")
+
+_backend.register("pcg", reference.pcg_moment)
+
+
+@torch.library.custom_op("lnb_kernels::pcg", mutates_args=())
+def _pcg(
+    s: torch.Tensor,
+    g: torch.Tensor,
+    h0: torch.Tensor | None,
+    mu: torch.Tensor | None,
+    var: torch.Tensor | None,
+    iterations: int,
+    ridge: float,
+    scope: str,
+    layer_dims: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    h, norms = _backend.call("pcg", g, s, g, h0, mu, var, iterations, ridge, scope, layer_dims)
+    return h, norms
+
+
+@_pcg.register_fake
+def _(
+    s: torch.Tensor,
+    g: torch.Tensor,
+    h0: torch.Tensor | None,
+    mu: torch.Tensor | None,
+    var: torch.Tensor | None,
+    iterations: int,
+    ridge: float,
+    scope: str,
+    layer_dims: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    units = g.shape[:-1] if scope == "neuron" else g.shape[: g.dim() - layer_dims]
+    norms = g.new_empty((iterations + 1, *units), dtype=_checks.accumulation_dtype(g.dtype))
+    return g.new_empty(g.shape), norms
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.options = inputs[5:]
+
+
+def _backward(ctx: Any, grad_h: torch.Tensor, grad_norms: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """Differentiate the iteration itself: it is recomputed, so the forward pass keeps nothing but its arguments."""
+    wanted = ctx.needs_input_grad[:5]
+    with torch.enable_grad():
+        inputs = [
+            None if saved is None else saved.detach().requires_grad_(wants)
+            for saved, wants in zip(ctx.saved_tensors, wanted, strict=True)
+        ]
+        outputs = reference.pcg_moment(*inputs, *ctx.options)
+        variables = [value for value in inputs if value is not None and value.requires_grad]
+        grads = iter(torch.autograd.grad(outputs, variables, (grad_h, grad_norms), allow_unused=True))
+    return (*(next(grads) if wants else None for wants in wanted), None, None, None, None)
+
+
+_pcg.register_autograd(_backward, setup_context=_save)
+
+
+def _batch_check(op: str, s: torch.Tensor, g: torch.Tensor) -> None:
+    if s.dim() < 2 or s.shape[-1] != s.shape[-2] or s.shape[-1] < 1:
+        raise ValueError(f"{op}: S has shape {tuple(s.shape)}; allowed is [..., D+1, D+1]")
+    size = s.shape[-1]
+    if g.shape[-1] not in (size - 1, size):
+        raise ValueError(
+            f"{op}: g has shape {tuple(g.shape)}; its last dimension must be D={size - 1} or D+1={size}, as S says"
+        )
+    batch = g.shape[:-2]
+    lead = s.shape[:-2]
+    fits = len(lead) <= len(batch) and all(
+        ours in (1, theirs) for ours, theirs in zip(reversed(lead), reversed(batch), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{op}: S has leading dimensions {tuple(lead)}, which do not broadcast to {tuple(batch)} of g")
+
+
+def pcg(
+    matvec_or_s: torch.Tensor | reference.Matvec,
+    g: torch.Tensor,
+    h0: torch.Tensor | None = None,
+    arrow: tuple[torch.Tensor, torch.Tensor] | None = None,
+    iterations: int = 2,
+    ridge: float = 0.0,
+    scope: str = "layer",
+    layer_dims: int = 2,
+    bias: bool | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Solve ``A h = g`` approximately by ``iterations`` steps of preconditioned conjugate gradients.
+
+    From ``r = g - A h``, ``z = P r``, ``p = z``, each step does
+    ``alpha = <r, z> / <p, A p>``, ``h += alpha p``, ``r -= alpha A p``, ``z = P r``, ``beta = <r, z>_new / <r, z>_old``, ``p = z + beta p``,
+    where ``<.,.>`` sums over one scope unit. A unit stops (``alpha = 0``) where ``||r|| <= 1e-5 ||g||`` or ``<p, A p>`` is not positive;
+    this is a mask, so no value is read back from the device.
+
+    Cost: ``iterations`` products with ``A`` for ``h0=None``, one more (the first residual) with ``h0``.
+
+    Args:
+        matvec_or_s: a second moment ``S`` ``[..., D+1, D+1]`` with the ones column, whose last entry is the row count ``N``: then
+            ``A = S/N + ridge diag(1..1, 0)`` if ``g`` has ``D+1`` columns, ``S[:D, :D]/N + ridge I`` if it has ``D``.
+            Or a callable ``v -> A v`` that maps tensors of ``g``'s shape and includes any ridge.
+        g: right-hand sides, one per output row: ``[..., m, D]`` or ``[..., m, D+1]``. Leading dimensions (layers, groups) are
+            independent; those of ``S`` broadcast to them.
+        h0: where to start, shape of ``g``; None is zero.
+        arrow: None (no preconditioner) or ``(mu, var)``, each ``[..., D]``: ``P`` is :func:`lnb_kernels.arrow_solve`.
+        iterations: number of steps, >= 0.
+        ridge: finite number >= 0; must be 0 with a callable.
+        scope: ``"layer"``: one ``alpha`` and ``beta`` per layer; ``"neuron"``: one per row, for which the error in ``A``'s
+            norm after k steps is never above that of ``"layer"``.
+        layer_dims: how many trailing dimensions of ``g`` form one layer for scope ``"layer"``: 2, or 3 to include a
+            dimension of convolution groups.
+        bias: whether rows of ``g`` end with a bias entry, for ``arrow`` with a callable; None takes it from the shapes.
+
+    Returns:
+        ``(h, residual_norms)``: ``h`` has shape and dtype of ``g``; ``residual_norms`` ``[iterations+1, units...]`` holds ``||r||`` after
+        0, 1, ... steps per scope unit, in float32 or wider. The form with ``S`` is differentiable in every tensor.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes, devices or options do not fit.
+    """
+    op = "pcg"
+    _checks.floating_tensor(op, "g", g)
+    if g.dim() < 2:
+        raise ValueError(f"{op}: g has shape {tuple(g.shape)}; allowed is [..., m, D] or [..., m, D+1]")
+    if scope not in SCOPES:
+        raise ValueError(f"{op}: scope={scope!r} is not allowed; choose 'layer' or 'neuron'")
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"{op}: iterations={iterations!r} is not allowed; it must be an int >= 0")
+    if layer_dims not in (2, 3) or layer_dims > g.dim():
+        raise ValueError(f"{op}: layer_dims={layer_dims!r} is not allowed for g of {g.dim()} dimensions; it must be 2 or 3")
+    ridge = _checks.non_negative(op, "ridge", ridge)
+    if h0 is not None:
+        _checks.floating_tensor(op, "h0", h0)
+        _checks.shape_is(op, "h0", h0, g.shape, "the shape of g")
+        _checks.same_device(op, "h0", h0, "g", g)
+    if isinstance(matvec_or_s, torch.Tensor):
+        s = _checks.floating_tensor(op, "S", matvec_or_s)
+        _checks.same_device(op, "S", s, "g", g)
+        _batch_check(op, s, g)
+        has_bias = g.shape[-1] == s.shape[-1]
+        if bias is not None and bias != has_bias:
+            raise ValueError(f"{op}: bias={bias!r} contradicts the shapes: g has {g.shape[-1]} columns, S {s.shape[-1]}")
+    elif callable(matvec_or_s):
+        if ridge != 0.0:
+            raise ValueError(f"{op}: ridge={ridge!r} is not allowed with a callable, which must include it; use 0.0")
+        has_bias = bool(bias) if bias is not None else arrow is not None and arrow[0].shape[-1] == g.shape[-1] - 1
+    else:
+        raise TypeError(f"{op}: matvec_or_s must be a tensor S or a callable, got {type(matvec_or_s).__name__}")
+    mu = var = None
+    if arrow is not None:
+        if not isinstance(arrow, tuple) or len(arrow) != 2:
+            raise TypeError(f"{op}: arrow must be None or a tuple (mu, var), got {type(arrow).__name__}")
+        mu, var = arrow
+        for name, value in (("arrow mu", mu), ("arrow var", var)):
+            _checks.floating_tensor(op, name, value)
+            _checks.same_device(op, name, value, "g", g)
+            _checks.shape_is(op, name, value, (*g.shape[:-2], g.shape[-1] - int(has_bias)), "features of g")
+    if isinstance(matvec_or_s, torch.Tensor):
+        h, norms = _pcg(matvec_or_s, g, h0, mu, var, iterations, ridge, scope, layer_dims)
+        return h, norms
+    return reference.iterate(matvec_or_s, g, h0, mu, var, has_bias, iterations, scope, layer_dims)

@@ -1,0 +1,76 @@
+"""The op ``lnb_kernels::second_moment``: schema, fake, derivative and dispatch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lnb_kernels import _backend, _checks
+from lnb_kernels.second_moment import reference
+
+_backend.register("second_moment", reference.second_moment)
+
+
+@torch.library.custom_op("lnb_kernels::second_moment", mutates_args=())
+def _second_moment(x: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    s: torch.Tensor = _backend.call("second_moment", x, x, weights)
+    return s
+
+
+@_second_moment.register_fake
+def _(x: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    d = x.shape[-1]
+    return x.new_empty((d + 1, d + 1), dtype=_checks.accumulation_dtype(x.dtype))
+
+
+def _save(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor | None], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """``dL/dx_i = w_i (G + G') [x_i 1]`` without its last entry; ``dL/dw_i = [x_i 1] G [x_i 1]'``."""
+    x, weights = ctx.saved_tensors
+    rows = x.to(grad.dtype)  # [..., d]
+    grad_x = grad_weights = None
+    if ctx.needs_input_grad[0]:
+        symmetric = grad + grad.t()
+        grad_x = rows @ symmetric[:-1, :-1] + symmetric[-1, :-1]
+        if weights is not None:
+            grad_x = grad_x * weights.to(grad.dtype).unsqueeze(-1)
+        grad_x = grad_x.to(x.dtype)
+    if ctx.needs_input_grad[1]:
+        pulled = rows @ grad[:-1] + grad[-1]  # [x 1] G
+        grad_weights = ((pulled[..., :-1] * rows).sum(-1) + pulled[..., -1]).to(weights.dtype)
+    return grad_x, grad_weights
+
+
+_second_moment.register_autograd(_backward, setup_context=_save)
+
+
+def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Second moment of the rows of ``x`` with a column of ones: ``S = sum_i w_i [x_i 1]' [x_i 1]``.
+
+    ``S`` holds ``X'X``, the sums of the features (its last row and column), their squares (its diagonal) and the number of rows (its
+    last entry; the sum of the weights where they are given). It adds over disjoint sets of rows.
+
+    Args:
+        x: rows ``[..., d]``, any leading dimensions (all of them are rows), float64, float32, bfloat16 or float16.
+        weights: one weight per row, shape ``x.shape[:-1]``; None counts every row once.
+
+    Returns:
+        ``S`` ``[d+1, d+1]``, symmetric, float32 (float64 for float64 ``x``), accumulated in that dtype.
+        Differentiable in both arguments.
+
+    Raises:
+        TypeError: an argument is no dense floating tensor.
+        ValueError: ``x`` is a scalar, or ``weights`` has another shape or device.
+    """
+    _checks.floating_tensor("second_moment", "x", x)
+    _checks.at_least_1d("second_moment", "x", x)
+    if weights is not None:
+        _checks.floating_tensor("second_moment", "weights", weights)
+        _checks.shape_is("second_moment", "weights", weights, x.shape[:-1], "the leading dimensions of x")
+        _checks.same_device("second_moment", "weights", weights, "x", x)
+    s: torch.Tensor = _second_moment(x, weights)
+    return s

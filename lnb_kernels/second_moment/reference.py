@@ -1,0 +1,25 @@
+"""Second moment of rows in plain PyTorch: the executable specification."""
+
+from __future__ import annotations
+
+import torch
+
+from lnb_kernels._checks import accumulation_dtype
+
+
+def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]``, accumulated in float32 (float64 for float64 ``x``)."""
+    d = x.shape[-1]
+    accumulate = accumulation_dtype(x.dtype)
+    rows = x.reshape(-1, d).to(accumulate)  # [N, d]
+    s = rows.new_empty(d + 1, d + 1)
+    if weights is None:
+        weighted = rows
+        s[d, d] = rows.shape[0]
+    else:
+        w = weights.reshape(-1, 1).to(accumulate)  # [N, 1]
+        weighted = rows * w
+        s[d, d] = w.sum()
+    torch.mm(weighted.t(), rows, out=s[:d, :d])
+    s[d, :d] = s[:d, d] = weighted.sum(0)
+    return s
