@@ -6,28 +6,29 @@ Every function works on any device through plain PyTorch; Triton and native kern
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 from lnb_kernels._backend import get_backend, set_backend
+
+# Functions share names with the packages they live in: these imports bind the functions over the packages, which
+# stay reachable by `from lnb_kernels.<op> import ...`.
+from lnb_kernels.arrow.op import arrow_solve
+from lnb_kernels.conv2d.layer import conv2d
+from lnb_kernels.conv2d.op import conv2d_cov_matvec, conv2d_second_moment
+from lnb_kernels.cov_matvec.op import cov_matvec
+from lnb_kernels.linear.op import linear
+from lnb_kernels.pcg.op import pcg
+from lnb_kernels.second_moment.op import second_moment
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "arrow_solve": "lnb_kernels.arrow.op",
-    "conv2d": "lnb_kernels.conv2d.op",
-    "conv2d_cov_matvec": "lnb_kernels.cov_matvec.op",
-    "conv2d_second_moment": "lnb_kernels.second_moment.op",
-    "cov_matvec": "lnb_kernels.cov_matvec.op",
-    "linear": "lnb_kernels.linear.op",
-    "pcg": "lnb_kernels.pcg.op",
-    "second_moment": "lnb_kernels.second_moment.op",
-}
-
-__all__ = ["get_backend", "set_backend", *_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "arrow_solve",
+    "conv2d",
+    "conv2d_cov_matvec",
+    "conv2d_second_moment",
+    "cov_matvec",
+    "get_backend",
+    "linear",
+    "pcg",
+    "second_moment",
+    "set_backend",
+]
