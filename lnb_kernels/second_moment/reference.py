@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lnb_kernels._checks import accumulation_dtype
+from lnb_kernels.second_moment.gram import add_gram_, block_edges, mirror_
 
 
 def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -20,6 +21,8 @@ def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch
         w = weights.reshape(-1, 1).to(accumulate)  # [N, 1]
         weighted = rows * w
         s[d, d] = w.sum()
-    torch.mm(weighted.t(), rows, out=s[:d, :d])
+    edges = block_edges(rows.t())
+    add_gram_(s[:d, :d], weighted.t(), rows.t(), edges, beta=0.0)
+    mirror_(s[:d, :d], edges)
     s[d, :d] = s[:d, d] = weighted.sum(0)
     return s
