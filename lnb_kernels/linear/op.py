@@ -18,18 +18,24 @@ _backend.register("linear_backward", reference.linear_backward)
 def _linear_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
 ) -> list[torch.Tensor]:
-    results: list[torch.Tensor] = _backend.call("linear_backward", x, grad, x, weight, mask)
-    return results
+    if _row_major(x, weight):
+        results: list[torch.Tensor] = _backend.call("linear_backward", x, grad, x, weight, mask)
+        return results
+    return reference.linear_backward(grad, x, weight, mask)
+
+
+def _row_major(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether autograd would return row-major gradients, the only layout that kernels write."""
+    return weight.stride() == (weight.shape[1], 1) and (x.dim() != 2 or x.stride() != (1, x.shape[0]))
 
 
 @_linear_backward.register_fake
 def _(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
-    d = x.shape[-1]
-    shapes = (x.shape, weight.shape, weight.shape[:1], (d + 1, d + 1))
-    dtypes = (x.dtype, x.dtype, x.dtype, _checks.accumulation_dtype(x.dtype))
-    return [
-        x.new_empty(shape, dtype=dtype) for shape, dtype, wanted in zip(shapes, dtypes, mask, strict=True) if wanted
-    ]
+    results = reference.linear_backward(grad, x, weight, [*mask[:3], False])
+    if mask[3]:
+        d = x.shape[-1]
+        results.append(x.new_empty((d + 1, d + 1), dtype=_checks.accumulation_dtype(x.dtype)))
+    return results
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
