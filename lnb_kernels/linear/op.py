@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from lnb_kernels import _backend, _checks
+from lnb_kernels._library import below_autograd, define
 from lnb_kernels.linear import reference
-from lnb_kernels.second_moment.op import second_moment
 
 _backend.register("linear_backward", reference.linear_backward)
 
 
-@torch.library.custom_op("lnb_kernels::linear_backward", mutates_args=())
-def _linear_backward(
+def _backward_kernel(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
 ) -> list[torch.Tensor]:
     if _row_major(x, weight):
@@ -29,8 +28,7 @@ def _row_major(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return weight.stride() == (weight.shape[1], 1) and (x.dim() != 2 or x.stride() != (1, x.shape[0]))
 
 
-@_linear_backward.register_fake
-def _(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
+def _backward_fake(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
     results = reference.linear_backward(grad, x, weight, [*mask[:3], False])
     if mask[3]:
         d = x.shape[-1]
@@ -38,74 +36,79 @@ def _(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool
     return results
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
-    grad, x, weight, mask = inputs
-    ctx.save_for_backward(grad, x, weight)
-    ctx.mask = mask
+class _LinearBackward(torch.autograd.Function):
+    """Derivative of ``(G W, G'X, sum G, S)``: the second derivative of the layer."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
+    ) -> tuple[torch.Tensor, ...]:
+        with below_autograd():
+            return tuple(torch.ops.lnb_kernels.linear_backward(grad, x, weight, mask))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.mask = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad, x, weight = ctx.saved_tensors
+        values = iter(upstream)
+        g, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        for_grad, for_x, for_weight = torch.zeros_like(g), torch.zeros_like(rows), torch.zeros_like(weight)
+        if ctx.mask[0]:
+            u = next(values).reshape(rows.shape)
+            for_grad = for_grad + u @ weight.t()
+            for_weight = for_weight + g.t() @ u
+        if ctx.mask[1]:
+            u = next(values)
+            for_grad = for_grad + rows @ u.t()
+            for_x = for_x + g @ u
+        if ctx.mask[2]:
+            for_grad = for_grad + next(values)
+        if ctx.mask[3]:
+            u = next(values)
+            u = (u + u.t()).to(x.dtype)
+            for_x = for_x + rows @ u[:-1, :-1] + u[-1, :-1]
+        return for_grad.reshape(grad.shape), for_x.reshape(x.shape), for_weight, None
 
 
-def _double_backward(ctx: Any, upstream: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
-    """Derivative of ``(G W, G'X, sum G, S)``, the second derivative of the layer."""
-    grad, x, weight = ctx.saved_tensors
-    for_grad: torch.Tensor | None = None
-    for_x: torch.Tensor | None = None
-    for_weight: torch.Tensor | None = None
-    values = iter(upstream)
-    g = grad.reshape(-1, grad.shape[-1])
-    rows = x.reshape(-1, x.shape[-1])
-
-    def add(total: torch.Tensor | None, term: torch.Tensor) -> torch.Tensor:
-        return term if total is None else total + term
-
-    if ctx.mask[0]:
-        u = next(values).reshape(-1, x.shape[-1])
-        for_grad = add(for_grad, u @ weight.t())
-        for_weight = add(for_weight, g.t() @ u)
-    if ctx.mask[1]:
-        u = next(values)
-        for_grad = add(for_grad, rows @ u.t())
-        for_x = add(for_x, g @ u)
-    if ctx.mask[2]:
-        for_grad = add(for_grad, next(values).expand_as(g))
-    if ctx.mask[3]:
-        u = next(values)
-        u = (u + u.t()).to(x.dtype)
-        for_x = add(for_x, rows @ u[:-1, :-1] + u[-1, :-1])
-    return (
-        None if for_grad is None else for_grad.reshape(grad.shape),
-        None if for_x is None else for_x.reshape(x.shape),
-        for_weight,
-        None,
-    )
+_linear_backward = define(
+    "linear_backward(Tensor grad, Tensor x, Tensor weight, bool[] mask) -> Tensor[]",
+    _backward_kernel,
+    _backward_fake,
+    _LinearBackward,
+)
 
 
-_linear_backward.register_autograd(_double_backward, setup_context=_save_backward)
+class _Linear(torch.autograd.Function):
+    """``(G W, G'X, sum G)`` and, for the probe, ``S`` by definition: it does not depend on ``G``."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor
+    ) -> torch.Tensor:
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad)
+        results = iter(_linear_backward(grad, x, weight, mask))
+        return tuple(next(results) if wanted else None for wanted in mask)
 
 
-@torch.library.custom_op("lnb_kernels::linear", mutates_args=())
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor) -> torch.Tensor:
-    return F.linear(x, weight, bias)
-
-
-@_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor) -> torch.Tensor:
-    return F.linear(x, weight, bias)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, weight, _, _ = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """``(G W, G'X, sum G)`` and, for the probe, ``S`` by definition: it does not depend on ``grad``."""
-    x, weight = ctx.saved_tensors
-    mask = list(ctx.needs_input_grad)
-    results = iter(_linear_backward(grad, x, weight, mask))
-    return tuple(next(results) if wanted else None for wanted in mask)
-
-
-_linear.register_autograd(_backward, setup_context=_save)
+_linear = define(
+    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor probe) -> Tensor",
+    _Linear.forward,
+    _Linear.forward,
+    _Linear,
+)
 
 
 def linear(

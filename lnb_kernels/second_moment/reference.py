@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from lnb_kernels._checks import accumulation_dtype
 from lnb_kernels.second_moment.gram import add_gram_, block_edges, mirror_
+
+_SMALL = 1 << 15  # elements below which a copy with the column of ones costs less than the calls it saves
 
 
 def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -13,6 +16,9 @@ def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch
     d = x.shape[-1]
     accumulate = accumulation_dtype(x.dtype)
     rows = x.reshape(-1, d).to(accumulate)  # [N, d]
+    if weights is None and rows.numel() < _SMALL:
+        rows = F.pad(rows, (0, 1), value=1.0)
+        return torch.mm(rows.t(), rows)
     s = rows.new_empty(d + 1, d + 1)
     if weights is None:
         weighted = rows
