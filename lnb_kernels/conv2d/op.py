@@ -112,6 +112,12 @@ def _matvec_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None,
 _conv2d_cov_matvec.register_autograd(_matvec_backward, setup_context=_save_matvec)
 
 
+def patch_moment(x: torch.Tensor, code: list[int]) -> torch.Tensor:
+    """The op behind :func:`conv2d_second_moment`, for checked ``[B, C, H, W]`` and an encoded geometry."""
+    s: torch.Tensor = _conv2d_second_moment(x, code)
+    return s
+
+
 def conv2d_second_moment(
     x: torch.Tensor,
     kernel_size: Pair,
@@ -138,8 +144,7 @@ def conv2d_second_moment(
     """
     conv = geometry("conv2d_second_moment", kernel_size, stride, padding, dilation, groups)
     image = check_input("conv2d_second_moment", x, conv)
-    s: torch.Tensor = _conv2d_second_moment(image, conv.encode())
-    return s
+    return patch_moment(image, conv.encode())
 
 
 def conv2d_cov_matvec(

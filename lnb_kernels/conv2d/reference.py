@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from lnb_kernels import _backend
 from lnb_kernels._checks import accumulation_dtype
 from lnb_kernels.conv2d.geometry import Geometry, pad_extra
 from lnb_kernels.conv2d.patches import conv2d_second_moment_by_patches
@@ -61,3 +62,36 @@ def conv2d_cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float, code: list
     out /= max(y.shape[0] * y.shape[2] * y.shape[3], 1)
     out[:, :d].add_(vectors[:, :d], alpha=ridge)
     return out.to(v.dtype)
+
+
+def conv2d_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
+) -> list[torch.Tensor]:
+    """The wanted ones of: gradients of ``x``, ``weight`` and bias; second moment of the patches; channel moments."""
+    results = layer_gradients(grad, x, weight, code, mask)
+    if mask[3]:
+        results.append(_backend.call("conv2d_second_moment", x, x, code))
+    if mask[4]:
+        results.append(channel_moments(x, positions))
+    return results
+
+
+def layer_gradients(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], mask: list[bool]
+) -> list[torch.Tensor]:
+    """The wanted ones of the gradients of ``x``, ``weight`` and bias: the call that autograd makes for ``F.conv2d``."""
+    if not any(mask[:3]):
+        return []
+    conv = Geometry.decode(code)
+    grads = torch.ops.aten.convolution_backward(
+        grad, x, weight, [weight.shape[0]], conv.stride, conv.split_padding()[0], conv.dilation, False, (0, 0),
+        conv.groups, mask[:3],
+    )  # fmt: skip
+    return [value for value, wanted in zip(grads, mask[:3], strict=True) if wanted]
+
+
+def channel_moments(x: torch.Tensor, positions: int) -> torch.Tensor:
+    """``[3, C]``: sum of ``x``, sum of ``x^2`` and ``positions`` for each channel of ``[B, C, H, W]``."""
+    values = x.to(accumulation_dtype(x.dtype))
+    count = values.new_full((x.shape[1],), positions)
+    return torch.stack((values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count))
