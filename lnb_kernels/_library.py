@@ -1,7 +1,8 @@
 """Registration of the ops that run in every layer, with as little Python per call as the dispatcher allows.
 
-``torch.library.custom_op`` costs about 25 microseconds a call, and as much again for its derivative. These ops register the same
-things - schema, kernel, fake and derivative - with :class:`torch.library.Library` itself, at a third of that.
+``torch.library.custom_op`` costs about 25 microseconds a call, and as much again for its derivative. These ops
+register the same things - schema, kernel, fake and derivative - with :class:`torch.library.Library` itself, at a
+third of that.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def define(
         schema: name and signature, as in ``"linear(Tensor x, Tensor weight) -> Tensor"``.
         kernel: what runs on real tensors, on any device.
         fake: the same on tensors without data.
-        function: its derivative, with a separate ``setup_context``, as ``torch.func`` needs it. ``function.forward`` computes by
-            other ops, or by this one inside :func:`below_autograd`.
+        function: its derivative, with a separate ``setup_context``, as ``torch.func`` needs it. ``function.forward``
+            computes by other ops, or by this one inside :func:`below_autograd`.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -44,9 +45,11 @@ def define(
 
         backward = function.backward
 
+    fused: Callable[..., Any] = Fused.apply
+
     def differentiable(*args: Any) -> Any:
         if torch.is_grad_enabled():
-            return Fused.apply(*args)
+            return fused(*args)
         with below_autograd():
             return overload(*args)
 

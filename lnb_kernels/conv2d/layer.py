@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry, Pair, geometry, pad_extra
@@ -33,7 +33,7 @@ def _convolve(
 def _backward_kernel(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
 ) -> list[torch.Tensor]:
-    results: list[torch.Tensor] = _backend.call("conv2d_backward", x, grad, x, weight, code, positions, mask)
+    results: list[torch.Tensor] = _autocast.call("conv2d_backward", x, grad, x, weight, code, positions, mask)
     return results
 
 
@@ -55,7 +55,7 @@ class _Conv2dBackward(torch.autograd.Function):
     """The second derivative of the layer: that of the three gradients and of both moments, recomputed."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
     ) -> tuple[torch.Tensor, ...]:
         with below_autograd():
@@ -90,7 +90,7 @@ _conv2d_backward: Callable[..., list[torch.Tensor]] = define(
 class _Conv2d(torch.autograd.Function):
     """The layer's gradients and, for the probes, their moments by definition: these do not depend on ``grad``."""
 
-    forward = staticmethod(_convolve)  # type: ignore[assignment]
+    forward = staticmethod(_convolve)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -98,7 +98,7 @@ class _Conv2d(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:5])
         results = iter(_conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask))
@@ -106,8 +106,8 @@ class _Conv2d(torch.autograd.Function):
 
 
 _conv2d: Callable[..., torch.Tensor] = define(
-    "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? probe, Tensor? channel_probe, SymInt[] code, SymInt positions)"
-    " -> Tensor",
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? probe, Tensor? channel_probe, SymInt[] code, "
+    "SymInt positions) -> Tensor",
     _convolve,
     _convolve,
     _Conv2d,
@@ -127,9 +127,10 @@ def conv2d(
 ) -> torch.Tensor:
     """``F.conv2d`` whose backward pass gives ``probe`` the second moment of the patches as its gradient.
 
-    The probes do not change the output. The gradient of ``probe`` is DEFINED as :func:`lnb_kernels.conv2d_second_moment` of ``x``, that of
-    ``channel_probe`` as the rows (sum of ``x``, sum of ``x^2``, count) per input channel over batch and all positions of the
-    unpadded ``x``; neither depends on the output's gradient. Autograd adds them over uses and micro-batches.
+    The probes do not change the output. The gradient of ``probe`` is DEFINED as
+    :func:`lnb_kernels.conv2d_second_moment` of ``x``, that of ``channel_probe`` as the rows (sum of ``x``, sum of
+    ``x^2``, count) per input channel over batch and all positions of the unpadded ``x``; neither depends on the
+    output's gradient. Autograd adds them over uses and micro-batches.
 
     Args:
         x: ``[B, C, H, W]`` or ``[C, H, W]``.
@@ -138,7 +139,8 @@ def conv2d(
         stride, padding, dilation, groups: as of ``F.conv2d``.
         probe: ``[groups, D+1, D+1]``, ``D = C/groups * kh * kw``, or None.
         channel_probe: ``[3, C]`` or None.
-            Probes that are None or do not require a gradient cost nothing; without any this is a plain ``F.conv2d`` call.
+            Probes that are None or do not require a gradient cost nothing; without any this is a plain ``F.conv2d``
+            call.
 
     Returns:
         ``[B, m, H_out, W_out]`` or ``[m, H_out, W_out]``.
@@ -150,13 +152,9 @@ def conv2d(
     live = probe is not None and probe.requires_grad
     channel_live = channel_probe is not None and channel_probe.requires_grad
     if not (live or channel_live) or not torch.is_grad_enabled():
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     conv = geometry("conv2d", tuple(weight.shape[2:]), stride, padding, dilation, groups)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    x, weight, bias = _autocast.cast_layer(x, weight, bias)
     channels = x.shape[-3]
     if probe is not None and live:
         size = conv.features(channels) + 1

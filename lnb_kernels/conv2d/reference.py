@@ -25,8 +25,9 @@ def shifts_pay(x: torch.Tensor, conv: Geometry) -> bool:
     """Whether products of shifted channels beat explicit patches.
 
     They need stride 1, and they form every shift of every border cell, which repays where there are more positions than
-    patch entries. Convolutions of one or two channels per group are bound by memory and gain from large kernels only. For stride
-    above 1, shifts of the phases (space to depth) were measured to be slower than patches for all usual kernels.
+    patch entries. Convolutions of one or two channels per group are bound by memory and gain from large kernels only.
+    For stride above 1, shifts of the phases (space to depth) were measured to be slower than patches for all usual
+    kernels.
     """
     height, width = x.shape[2:]
     rows, columns = conv.output(height, width)

@@ -1,15 +1,17 @@
 """Second moment of convolution patches from shifted channel products, without patches (stride 1).
 
-Write ``T_s(R)[c, c'] = sum over pixels q in R of x[c, q] x[c', q + s]``. The patch entries ``(c, a)`` and ``(c', b)``, taps ``a`` and ``b``,
-have the second moment ``T_(b-a)(R_a)``, where ``R_a`` is the rectangle of image pixels that tap ``a`` visits. So blocks depend on the
-taps through their shift alone, but for the borders of the image. Cut both axes into the *interior*, visited by every tap, and
+Write ``T_s(R)[c, c'] = sum over pixels q in R of x[c, q] x[c', q + s]``. The patch entries ``(c, a)`` and ``(c',
+b)``, taps ``a`` and ``b``, have the second moment ``T_(b-a)(R_a)``, where ``R_a`` is the rectangle of image pixels
+that tap ``a`` visits. So blocks depend on the taps through their shift alone, but for the borders of the image. Cut
+both axes into the *interior*, visited by every tap, and
 single border lines: each ``R_a`` is a union of the cells of this grid, and
 
     S[(c, a), (c', b)] = sum over cells K inside R_a of T_(b-a)(K)[c, c'].
 
-Each pixel is in one cell, so all cells together cost one product of ``C x C`` per shift over the whole image, and the sum has no
-cancellation. By symmetry only shifts that go down, ``(2 kw - 1) kh`` of them, are formed. The products of all shifts over one cell are the
-weight gradient of a convolution of the image with itself, which libraries compute directly at the speed of a convolution.
+Each pixel is in one cell, so all cells together cost one product of ``C x C`` per shift over the whole image, and the
+sum has no cancellation. By symmetry only shifts that go down, ``(2 kw - 1) kh`` of them, are formed. The products of
+all shifts over one cell are the weight gradient of a convolution of the image with itself, which libraries compute
+directly at the speed of a convolution.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ import torch.nn.functional as F
 
 from lnb_kernels.conv2d.geometry import Geometry
 
-# Longest float32 sum on the CPU, in pixels times channels, and in pixels: measured so that the error is at most twice that
-# of a plain product of patches.
+# Longest float32 sum on the CPU, in pixels times channels, and its bounds in pixels: measured so that the error is at
+# most twice that of a plain product of patches.
 _SUM, _PIXELS = 65536, (512, 4096)
+
+Range = tuple[int, int]
 
 
 @functools.lru_cache(maxsize=512)
-def _axis(size: int, taps: int, dilation: int, before: int, outputs: int) -> tuple[int, int, tuple[tuple[int, int], ...]]:
-    """``(low, high, ranges)``: the interior ``[low, high)`` of one axis, and the pixels ``[start, stop)`` each tap visits."""
+def _axis(size: int, taps: int, dilation: int, before: int, outputs: int) -> tuple[int, int, tuple[Range, ...]]:
+    """``(low, high, ranges)`` of one axis: the interior ``[low, high)``, the pixels ``[start, stop)`` of each tap."""
     ranges = []
     for tap in range(taps):
         first = tap * dilation - before
@@ -36,7 +40,7 @@ def _axis(size: int, taps: int, dilation: int, before: int, outputs: int) -> tup
     return max(start for start, _ in ranges), min(stop for _, stop in ranges), tuple(ranges)
 
 
-def _axes(conv: Geometry, height: int, width: int) -> tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]:
+def _axes(conv: Geometry, height: int, width: int) -> tuple[tuple[int, int, tuple[Range, ...]], ...]:
     left, _, top, _ = conv.padding
     rows, columns = conv.output(height, width)
     return (
@@ -61,7 +65,7 @@ def _membership(
         for tap, (start, stop) in enumerate(ranges):
             line[tap, start:stop] = 1
         lines.append(line)
-        cells.append(torch.cat((line[:, low : low + 1], line[:, :low], line[:, high:]), 1))  # the interior, then border lines
+        cells.append(torch.cat((line[:, low : low + 1], line[:, :low], line[:, high:]), 1))  # interior, border lines
     with torch.inference_mode(False):
         return tuple(m.to(device, dtype) for m in (torch.kron(*cells), *lines))  # type: ignore[return-value]
 
@@ -99,7 +103,7 @@ def conv2d_second_moment_by_shifts(x: torch.Tensor, conv: Geometry) -> torch.Ten
 
 
 def _cell_products(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
-    """``T_s(K)`` for every cell and shift: ``[cells, C, C/groups, kh, 2 kw - 1]``, cells ordered as in ``_membership``."""
+    """``T_s(K)`` of every cell and shift, ``[cells, C, C/groups, kh, 2 kw - 1]``, cells as in ``_membership``."""
     height, width = x.shape[2:]
     (kh, kw), (dh, dw) = conv.kernel, conv.dilation
     (low_y, high_y, _), (low_x, high_x, _) = _axes(conv, height, width)
@@ -156,7 +160,8 @@ def _self_gradient(
 ) -> torch.Tensor:
     """Products of all shifts over cells of one size: a weight gradient with one group per cell and group.
 
-    ``pixels`` take the place of the output's gradient and ``reached`` that of the input. ``[cells, C, C/groups, kh, 2 kw - 1]``.
+    ``pixels`` take the place of the output's gradient and ``reached`` that of the input. ``[cells, C, C/groups, kh, 2
+    kw - 1]``.
     """
     count, channels = len(cells), cells[0][0].shape[1]
     pixels, reached = cells[0] if count == 1 else (torch.cat(side, 1) for side in zip(*cells, strict=True))
@@ -177,5 +182,7 @@ def _corners(cells: list[tuple[torch.Tensor, torch.Tensor]], conv: Geometry) -> 
     pixels = torch.stack([pixel for pixel, _ in cells]).unflatten(2, (conv.groups, -1))  # [cells, B, g, C/g, 1, 1]
     reached = torch.stack([window[:, :, :: conv.dilation[0], :: conv.dilation[1]] for _, window in cells])
     reached = reached.unflatten(2, (conv.groups, -1))  # [cells, B, g, C/g, kh, 2 kw - 1]
-    products = pixels.flatten(3).permute(0, 2, 3, 1) @ reached.flatten(3).transpose(1, 2)  # [cells, g, C/g, C/g * shifts]
+    products: torch.Tensor = pixels.flatten(3).permute(0, 2, 3, 1) @ reached.flatten(3).transpose(
+        1, 2
+    )  # [cells, g, C/g, entries]
     return products.reshape(len(cells), -1, pixels.shape[3], kh, 2 * kw - 1)

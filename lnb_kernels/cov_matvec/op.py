@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lnb_kernels import _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.cov_matvec import reference
 
 _backend.register("cov_matvec", reference.cov_matvec)
@@ -14,7 +14,7 @@ _backend.register("cov_matvec", reference.cov_matvec)
 
 @torch.library.custom_op("lnb_kernels::cov_matvec", mutates_args=())
 def _cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float) -> torch.Tensor:
-    product: torch.Tensor = _backend.call("cov_matvec", x, x, v, ridge)
+    product: torch.Tensor = _autocast.call("cov_matvec", x, x, v, ridge)
     return product
 
 
@@ -55,8 +55,8 @@ _cov_matvec.register_autograd(_backward, setup_context=_save)
 def cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float = 0.0) -> torch.Tensor:
     """``(X~'X~ / N + ridge diag(1..1, 0)) v`` for each row of ``v``, without forming the matrix.
 
-    ``X~`` is ``X``, or ``[X 1]`` where rows of ``v`` have ``d + 1`` entries; the bias entry (the last) is not regularised. Costs ``4 N d m``
-    FLOPs. With zero rows the product is ``ridge v`` (and 0 on the bias).
+    ``X~`` is ``X``, or ``[X 1]`` where rows of ``v`` have ``d + 1`` entries; the bias entry (the last) is not
+    regularised. Costs ``4 N d m`` FLOPs. With zero rows the product is ``ridge v`` (and 0 on the bias).
 
     Args:
         x: feature rows ``[..., d]``; all leading dimensions are rows.

@@ -7,20 +7,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels.linear import reference
 
 _backend.register("linear_backward", reference.linear_backward)
 
 
-def _backward_kernel(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
-) -> list[torch.Tensor]:
+def _backward_kernel(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
     if _row_major(x, weight):
-        results: list[torch.Tensor] = _backend.call("linear_backward", x, grad, x, weight, mask)
+        results: list[torch.Tensor] = _autocast.call("linear_backward", x, grad, x, weight, mask)
         return results
-    return reference.linear_backward(grad, x, weight, mask)
+    with _autocast.disabled(x.device):
+        return reference.linear_backward(grad, x, weight, mask)
 
 
 def _row_major(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -40,7 +39,7 @@ class _LinearBackward(torch.autograd.Function):
     """Derivative of ``(G W, G'X, sum G, S)``: the second derivative of the layer."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
     ) -> tuple[torch.Tensor, ...]:
         with below_autograd():
@@ -86,9 +85,7 @@ class _Linear(torch.autograd.Function):
     """``(G W, G'X, sum G)`` and, for the probe, ``S`` by definition: it does not depend on ``G``."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor) -> torch.Tensor:
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -96,7 +93,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         mask = list(ctx.needs_input_grad)
         results = iter(_linear_backward(grad, x, weight, mask))
@@ -116,10 +113,11 @@ def linear(
 ) -> torch.Tensor:
     """``F.linear(x, weight, bias)`` whose backward pass gives ``probe`` the second moment of ``x`` as its gradient.
 
-    The probe does not change the output. Its gradient is DEFINED as ``S = [X 1]'[X 1]`` (:func:`lnb_kernels.second_moment`) of the rows of
-    ``x``, whatever the output's gradient is (so a loss scale does not scale it); autograd then adds it over
-    micro-batches and over uses of a shared layer, and computes it once under activation checkpointing.
-    Output and the gradients of ``x``, ``weight`` and ``bias`` are those of ``F.linear``.
+    The probe does not change the output. Its gradient is DEFINED as ``S = [X 1]'[X 1]``
+    (:func:`lnb_kernels.second_moment`) of the rows of ``x``, whatever the output's gradient is (so a loss scale does
+    not scale it); autograd then adds it over micro-batches and over uses of a shared layer, and computes it once
+    under activation checkpointing. Output and the gradients of ``x``, ``weight`` and ``bias`` are those of
+    ``F.linear``.
 
     Args:
         x: ``[..., d]``.
@@ -141,10 +139,6 @@ def linear(
     size = weight.shape[-1] + 1
     _checks.shape_is("linear", "probe", probe, (size, size), "d+1 of weight [m, d]")
     _checks.same_device("linear", "probe", probe, "x", x)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    x, weight, bias = _autocast.cast_layer(x, weight, bias)
     y: torch.Tensor = _linear(x, weight, bias, probe)
     return y

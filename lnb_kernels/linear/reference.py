@@ -7,14 +7,13 @@ import torch
 from lnb_kernels import _backend
 
 
-def linear_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
-) -> list[torch.Tensor]:
+def linear_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
     """The wanted ones of ``[G W, G'X, sum G, [X 1]'[X 1]]``.
 
-    The products are those that autograd derives for ``F.linear``, in its layouts and order, so that results equal its bit for
-    bit: a product for a column-major operand is taken in transposed form, and the bias gradient is summed over flattened rows where
-    the forward pass flattens them.
+    The products are those that autograd derives for ``F.linear``, in its layouts and order, so that results equal its
+    bit for
+    bit: a product for a column-major operand is taken in transposed form, and the bias gradient is summed over
+        flattened rows where the forward pass flattens them.
     """
     rows = x.reshape(-1, x.shape[-1])  # [N, d]
     g = grad.reshape(-1, grad.shape[-1])  # [N, m]
