@@ -56,7 +56,7 @@ def conv2d_cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float, code: list
         y, image, weight, [v.shape[0]], conv.stride, padding, conv.dilation, False, (0, 0), conv.groups,
         (False, True, has_bias),
     )  # fmt: skip
-    out = torch.empty_like(vectors)
+    out = vectors.new_empty(vectors.shape)
     out[:, :d] = product.flatten(1)
     if has_bias:
         out[:, d] = sums

@@ -15,7 +15,7 @@ def cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float = 0.0) -> torch.Te
     vectors = v.reshape(-1, v.shape[-1]).to(accumulate)  # [m, d or d+1]
     weight = vectors[:, :d]
     projected = rows @ weight.t()  # [N, m]
-    out = torch.empty_like(vectors)
+    out = vectors.new_empty(vectors.shape)
     if vectors.shape[1] > d:
         projected += vectors[:, d]
         out[:, d] = projected.sum(0)

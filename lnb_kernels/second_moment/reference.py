@@ -16,7 +16,7 @@ def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch
     d = x.shape[-1]
     accumulate = accumulation_dtype(x.dtype)
     rows = x.reshape(-1, d).to(accumulate)  # [N, d]
-    if weights is None and rows.numel() < _SMALL:
+    if weights is None and 0 < rows.numel() < _SMALL:
         rows = F.pad(rows, (0, 1), value=1.0)
         return torch.mm(rows.t(), rows)
     s = rows.new_empty(d + 1, d + 1)
