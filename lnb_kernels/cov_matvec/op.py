@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lnb_kernels import _autocast, _backend, _checks
+from lnb_kernels._rows import as_rows
 from lnb_kernels.cov_matvec import reference
 
 _backend.register("cov_matvec", reference.cov_matvec)
@@ -36,9 +37,9 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.
     if ctx.needs_input_grad[0]:
         d = x.shape[-1]
         accumulate = _checks.accumulation_dtype(torch.promote_types(x.dtype, v.dtype))
-        rows = x.reshape(-1, d).to(accumulate)
-        left = v.reshape(-1, v.shape[-1]).to(accumulate)
-        right = grad.reshape(-1, v.shape[-1]).to(accumulate)
+        rows = as_rows(x).to(accumulate)
+        left = as_rows(v).to(accumulate)
+        right = as_rows(grad).to(accumulate)
         left_rows, right_rows = rows @ left[:, :d].t(), rows @ right[:, :d].t()  # [N, m]
         if v.shape[-1] > d:
             left_rows, right_rows = left_rows + left[:, d], right_rows + right[:, d]

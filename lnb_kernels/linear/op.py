@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels._library import below_autograd, define
+from lnb_kernels._rows import as_rows
 from lnb_kernels.linear import reference
 
 _backend.register("linear_backward", reference.linear_backward)
@@ -54,7 +55,7 @@ class _LinearBackward(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad, x, weight = ctx.saved_tensors
         values = iter(upstream)
-        g, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        g, rows = as_rows(grad), as_rows(x)
         for_grad, for_x, for_weight = torch.zeros_like(g), torch.zeros_like(rows), torch.zeros_like(weight)
         if ctx.mask[0]:
             u = next(values).reshape(rows.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lnb_kernels import _backend
+from lnb_kernels._rows import as_rows
 
 
 def linear_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
@@ -15,8 +16,8 @@ def linear_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, m
     bit: a product for a column-major operand is taken in transposed form, and the bias gradient is summed over
         flattened rows where the forward pass flattens them.
     """
-    rows = x.reshape(-1, x.shape[-1])  # [N, d]
-    g = grad.reshape(-1, grad.shape[-1])  # [N, m]
+    rows = as_rows(x)  # [N, d]
+    g = as_rows(grad)  # [N, m]
     results = []
     if mask[0]:
         column_major = rows.stride() == (1, rows.shape[0])

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from lnb_kernels._checks import accumulation_dtype
+from lnb_kernels._rows import as_rows
 from lnb_kernels.second_moment.gram import add_gram_, block_edges, mirror_
 
 _SMALL = 1 << 15  # elements below which a copy with the column of ones costs less than the calls it saves
@@ -15,7 +16,7 @@ def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch
     """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]``, accumulated in float32 (float64 for float64 ``x``)."""
     d = x.shape[-1]
     accumulate = accumulation_dtype(x.dtype)
-    rows = x.reshape(-1, d).to(accumulate)  # [N, d]
+    rows = as_rows(x).to(accumulate)  # [N, d]
     if weights is None and 0 < rows.numel() < _SMALL:
         rows = F.pad(rows, (0, 1), value=1.0)
         return torch.mm(rows.t(), rows)
