@@ -77,12 +77,6 @@ class Config:
             raise ValueError(f"moment_dtype={self.moment_dtype!r} must be None, torch.float32 or torch.bfloat16")
 
 
-PRESETS: dict[str, Config] = {
-    "paper": Config(),
-    "fast": Config(),
-}
-
-
 def resolve_config(preset: str, overrides: dict[str, Any]) -> Config:
     """The preset with the user's overrides.
 
@@ -134,3 +128,9 @@ def check_group(group: dict[str, Any]) -> None:
         check_number("lr", lr, low=0.0, where=where)
     check_number("weight_decay", group["weight_decay"], low=0.0, where=where)
     check_number("ridge", group["ridge"], low=0.0, where=where)
+
+
+PRESETS: dict[str, Config] = {
+    "paper": Config(),
+    "fast": Config(),
+}
