@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels.conv2d import reference
-from lnb_kernels.conv2d.geometry import Geometry, Pair, geometry, pad_extra
+from lnb_kernels.conv2d.geometry import Geometry, Pair, check_input, geometry, pad_extra
 from lnb_kernels.conv2d.op import patch_moment
 
 _backend.register("conv2d_backward", reference.conv2d_backward)
@@ -155,7 +155,8 @@ def conv2d(
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     conv = geometry("conv2d", tuple(weight.shape[2:]), stride, padding, dilation, groups)
     x, weight, bias = _autocast.cast_layer(x, weight, bias)
-    channels = x.shape[-3]
+    image = check_input("conv2d", x, conv)
+    channels = image.shape[1]
     if probe is not None and live:
         size = conv.features(channels) + 1
         _checks.floating_tensor("conv2d", "probe", probe)
@@ -165,7 +166,6 @@ def conv2d(
         _checks.floating_tensor("conv2d", "channel_probe", channel_probe)
         _checks.shape_is("conv2d", "channel_probe", channel_probe, (3, channels), "[3, C] of x")
         _checks.same_device("conv2d", "channel_probe", channel_probe, "x", x)
-    image = x if x.dim() == 4 else x.unsqueeze(0)
     positions = image.shape[0] * image.shape[2] * image.shape[3]
     image, symmetric = pad_extra(image, conv)
     rest = Geometry(

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 
 from lnb_kernels.conv2d.geometry import Geometry
 
-# Longest float32 sum on the CPU, in pixels times channels, and its bounds in pixels: measured so that the error is at
-# most twice that of a plain product of patches.
-_SUM, _PIXELS = 65536, (512, 4096)
+# Longest float32 sum on the CPU, in pixels times channels; its bounds in pixels; and the least number of sums. Measured
+# so that the error is at most about twice that of a plain product of patches.
+_SUM, _PIXELS, _PIECES = 65536, (256, 2048), 8
 
 Range = tuple[int, int]
 
@@ -145,7 +145,8 @@ def _pieces(x: torch.Tensor, rows: slice, width: int, groups: int) -> list[tuple
     batch, height = x.shape[0], rows.stop - rows.start
     if x.device.type != "cpu":
         return [(slice(0, batch), rows)]
-    pixels = min(max(_SUM * groups // x.shape[1], _PIXELS[0]), _PIXELS[1])
+    longest = min(_SUM * groups // x.shape[1], _PIXELS[1], batch * height * width // _PIECES)
+    pixels = max(longest, _PIXELS[0])
     samples = max(1, pixels // (height * width))
     lines = min(height, max(1, pixels // width))
     return [
