@@ -15,7 +15,7 @@ from lnb.statistics import bias_correction, shrunk_variance, sums_from_inputs, s
 from lnb.verdict import Verdict
 
 if TYPE_CHECKING:
-    from lnb.update import BlockWork
+    from lnb.work import BlockWork
 
 
 def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Config) -> Tensor:
