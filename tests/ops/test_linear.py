@@ -35,8 +35,9 @@ def test_output_and_gradients_are_those_of_plain_linear(shape: tuple[int, ...], 
     values, w, b = (torch.randn(s).to(dtype) for s in (shape, (m, shape[-1]), (m,)))
     upstream = torch.randn(*shape[:-1], m).to(dtype)
     constant = torch.ones((), dtype=dtype).expand_as(upstream)
+    transposed = upstream.mT.contiguous().mT if upstream.dim() > 1 else upstream
     weights = (w, w.t().contiguous().t())
-    for (name, x), weight, bias, grad in product(layouts(values), weights, (b, None), (upstream, constant)):
+    for (name, x), weight, bias, grad in product(layouts(values), weights, (b, None), (upstream, constant, transposed)):
         for plain, ours in zip(run(x, weight, bias, grad, False), run(x, weight, bias, grad, True), strict=True):
             assert torch.equal(plain, ours), (name, weight.stride(), bias is None)
 
