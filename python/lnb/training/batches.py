@@ -9,8 +9,8 @@ from torch import Tensor
 class Batcher:
     """Shuffled minibatch indices, without worker processes and without state.
 
-    Each epoch is a fresh permutation, drawn from a generator seeded by ``seed`` and the epoch; the rest of an epoch that
-    does not fill a batch is left out. So the step number alone is the position in the data order.
+    Each epoch is a fresh permutation, drawn from a generator seeded by ``seed`` and the epoch; the rest of an epoch
+    that does not fill a batch is left out. So the step number alone is the position in the data order.
 
     Args:
         examples: number of examples, >= 1.

@@ -32,8 +32,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         write_atomically(path, MAGIC + hashlib.sha256(payload).digest() + payload)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: the checkpoint cannot be written ({error.strerror or error}); the one before it, if any, is intact. "
-            f"Make room or choose another --out, then go on with --resume"
+            f"{path}: the checkpoint cannot be written ({error.strerror or error}); the one before it, if any, is "
+            f"intact. Make room or choose another --out, then go on with --resume"
         ) from error
 
 

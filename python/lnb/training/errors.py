@@ -1,4 +1,4 @@
-"""What goes wrong in a training run through no fault of the code: each message names the file or value, and the remedy."""
+"""What goes wrong in a training run through no fault of the code; messages name the file or value, and the remedy."""
 
 from __future__ import annotations
 

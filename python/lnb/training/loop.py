@@ -85,7 +85,7 @@ class Trainer:
     """
 
     def __init__(self, task: Task, optimizer: OptimizerConfig, config: LoopConfig) -> None:
-        self.task, self.config = task, config
+        self.task, self.config, self.optimizer_name = task, config, optimizer.name
         self._identity = {
             "task": task.name,
             "optimizer": optimizer.name,
@@ -107,7 +107,7 @@ class Trainer:
         inputs, targets = self.task.train.batch(self.batcher.indices(self.step), self.device)
         self.optimizer.zero_grad()
         loss = self.task.objective.loss(self.model(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()

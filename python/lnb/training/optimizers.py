@@ -108,7 +108,7 @@ class MatrixMuon(torch.optim.Muon):
     It moves two-dimensional views that share memory with the weights.
     """
 
-    def __init__(self, weights: list[nn.Parameter], **settings: Any) -> None:
+    def __init__(self, weights: list[Tensor], **settings: Any) -> None:
         self._weights = weights
         super().__init__([nn.Parameter(weight.detach().flatten(1)) for weight in weights], **settings)
 
@@ -118,7 +118,7 @@ class MatrixMuon(torch.optim.Muon):
         views = [view for group in self.param_groups for view in group["params"]]
         for weight, view in zip(self._weights, views, strict=True):
             view.grad = None if weight.grad is None else weight.grad.flatten(1)
-        return super().step(closure)
+        return super().step(closure)  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of the weights and of their views."""
@@ -157,8 +157,8 @@ def _sgd(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
 
 
 def _muon(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
-    """Muon for the weights of linear and convolution layers, AdamW for all else, with one lr in AdamW's unit for both."""
-    matrices: list[nn.Parameter] = []
+    """Muon for the weights of linear and convolution layers, AdamW for the rest, one lr in AdamW's unit for both."""
+    matrices: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)) and not any(module.weight is weight for weight in matrices):
             matrices.append(module.weight)

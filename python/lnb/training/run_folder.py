@@ -30,17 +30,40 @@ class RunFolder:
         self.description, self.metrics = path / "run.json", path / "metrics.jsonl"
         self.checkpoint, self.model = path / "checkpoint.lnb", path / "model.pt"
 
+    def is_empty(self) -> bool:
+        """Whether the folder holds no run, or does not exist."""
+        return not self._found()
+
+    def require_empty(self) -> None:
+        """Require that the folder holds no run.
+
+        Raises:
+            TrainingError: it does.
+        """
+        if self._found():
+            raise TrainingError(
+                f"{self.path}: holds another run ({', '.join(self._found())}); continue it with --resume, or choose "
+                f"another --out"
+            )
+
+    def _found(self) -> list[str]:
+        return [file.name for file in (self.description, self.metrics, self.checkpoint, self.model) if file.exists()]
+
     def create(self, description: dict[str, Any]) -> None:
         """Make the folder and write the run's description.
 
         Raises:
             TrainingError: it holds a run already, or cannot be written.
         """
-        found = [file.name for file in (self.description, self.metrics, self.checkpoint, self.model) if file.exists()]
-        if found:
-            raise TrainingError(
-                f"{self.path}: holds another run ({', '.join(found)}); continue it with --resume, or choose another --out"
-            )
+        self.require_empty()
+        self.describe(description)
+
+    def describe(self, description: dict[str, Any]) -> None:
+        """Write the run's description, in place of the one that may be there.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.description, (json.dumps(description, indent=2) + "\n").encode())
@@ -89,13 +112,19 @@ class RunFolder:
         """
         if not self.metrics.exists():
             return
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
         for number, line in enumerate(lines, 1):
-            try:
-                yield Record(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                if number < len(lines):
-                    raise TrainingError(f"{self.metrics}: line {number} is damaged ({error})") from error
+            record = self._parse(line, number, last=number == len(lines))
+            if record is not None:
+                yield record
+
+    def _parse(self, line: str, number: int, last: bool) -> Record | None:
+        try:
+            return Record(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            if last:
+                return None
+            raise TrainingError(f"{self.metrics}: line {number} is damaged ({error}); repair or remove it") from error
 
     def rewind(self, trainer: Trainer) -> None:
         """Bring ``trainer`` to the checkpoint (to the start if there is none yet) and drop the records after it.
@@ -104,6 +133,8 @@ class RunFolder:
             CheckpointError: the checkpoint is damaged or of another run.
             TrainingError: the metric series is damaged or cannot be written.
         """
+        for leftover in self.path.glob(".*.tmp"):  # of a kill between write and rename
+            leftover.unlink(missing_ok=True)
         position = -1
         if self.checkpoint.exists():
             trainer.load_state_dict(load_checkpoint(self.checkpoint, trainer.device))

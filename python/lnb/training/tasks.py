@@ -168,12 +168,13 @@ def _shakespeare(options: TaskOptions) -> Task:
 
 
 def _matrix_factorization(options: TaskOptions) -> Task:
-    """Minimise ``E ||W2 W1 x - A x||^2 / 2`` over ``W1`` ``[6, 6]`` and ``W2`` ``[10, 6]``, in float64, all data at once.
+    """Minimise ``E ||W2 W1 x - A x||^2 / 2`` over ``W1`` ``[width, 6]`` and ``W2`` ``[10, width]``, in float64.
 
     ``A`` ``[10, 6]`` has random orthonormal singular vectors and singular values that fall geometrically from 1 to
-    ``1 / condition`` (default 1e5); the 1,000 inputs ``x`` are standard normal. The zero of the loss can be reached, so
-    all that is measured is optimisation: the relative error ``||W2 W1 X - A X||_F / ||A X||_F`` on the same data. Matrix
-    and data are fixed; a run's seed varies the initial factors. Experiment of arXiv:2502.01131, figure 1.
+    ``1 / condition`` (default 1e5); the 1,000 inputs ``x`` are standard normal, all of them in every step. With a
+    ``width`` of 6 (the default) or more the loss can reach zero, so all that is measured is optimisation: the relative
+    error ``||W2 W1 X - A X||_F / ||A X||_F`` on the same data. Matrix and data are fixed; a run's seed varies the
+    initial factors. After the experiment of arXiv:2502.01131, figure 1.
     """
     _choose(options, "matrix-factorization", ("factors",))
     inputs, outputs, rows = 6, 10, 1000

@@ -19,8 +19,8 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH_FOLDER = "cifar-10-batches-py"
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 REMEDY = (
-    f"Put cifar10_train.npz and cifar10_test.npz, or the folder {BATCH_FOLDER}, there, or `pip install torchvision` to have "
-    f"the batches fetched"
+    f"Put cifar10_train.npz and cifar10_test.npz, or the folder {BATCH_FOLDER}, there, or `pip install torchvision` to "
+    f"have the batches fetched"
 )
 
 
@@ -53,7 +53,7 @@ def _has_none(folder: Path) -> bool:
 
 def _read_jpeg(path: Path) -> tuple[Array, Array]:
     try:
-        from PIL import Image, UnidentifiedImageError
+        import PIL  # noqa: F401 - asked here, before the long loop, whether it is there
     except ImportError as error:
         raise DataError(f"{path}: holds JPEG images; `pip install pillow` to read them") from error
     jpeg, offsets, labels = read_npz(path, ("jpeg", "offsets", "labels"))
@@ -66,12 +66,23 @@ def _read_jpeg(path: Path) -> tuple[Array, Array]:
     stream = memoryview(jpeg.tobytes())
     images = np.empty((len(labels), 3, 32, 32), np.uint8)
     for i in range(len(labels)):
-        try:
-            with Image.open(io.BytesIO(stream[bounds[i] : bounds[i + 1]])) as image:
-                images[i] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-        except (OSError, UnidentifiedImageError, ValueError) as error:
-            raise DataError(f"{path}: image {i} is damaged ({error}); copy or download the file again") from error
+        images[i] = _decode(path, i, bytes(stream[bounds[i] : bounds[i + 1]]))
     return images, labels
+
+
+def _decode(path: Path, number: int, jpeg: bytes) -> Array:
+    """Image ``[3, 32, 32]`` number ``number`` of ``path``."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(jpeg)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: image {number} is damaged ({error}); copy or download the file again") from error
+    if pixels.shape != (32, 32, 3):
+        raise DataError(f"{path}: image {number} has shape {list(pixels.shape)}, must be [32, 32, 3]; replace the file")
+    channels_first: Array = pixels.transpose(2, 0, 1)
+    return channels_first
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -58,8 +58,8 @@ def read_idx(path: Path, *, dimensions: int) -> Array:
     magic = bytes((0, 0, 8, dimensions))
     if raw[:4] != magic:
         raise DataError(
-            f"{path}: starts with {raw[:4].hex(' ') or 'nothing'}, an IDX file of {dimensions}-d bytes with {magic.hex(' ')}; "
-            f"it is another file: replace it"
+            f"{path}: starts with {raw[:4].hex(' ') or 'nothing'}, an IDX file of {dimensions}-d bytes with "
+            f"{magic.hex(' ')}; it is another file: replace it"
         )
     header = 4 + 4 * dimensions
     if len(raw) < header:
@@ -70,7 +70,8 @@ def read_idx(path: Path, *, dimensions: int) -> Array:
         raise DataError(
             f"{path}: {len(raw)} bytes, its header {list(shape)} asks for {wanted}; copy or download it again"
         )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+    values: Array = np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+    return values
 
 
 def _locate(data: Path | None, name: str) -> Path:

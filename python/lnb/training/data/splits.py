@@ -23,8 +23,8 @@ class Split(Protocol):
 class ImageSplit:
     """Images ``[N, C, H, W]`` uint8 with labels ``[N]`` or ``[N, H, W]`` uint8; batches are float32 and int64.
 
-    A batch is ``(x - mean) / std`` per channel, where ``x`` is ``pixel / white``, or ``1 - pixel / white`` if ``invert``:
-    the constants stay those of the images that are not inverted, as for a network that meets inverted images unprepared.
+    A batch is ``(x - mean) / std`` per channel, where ``x`` is ``pixel / white``, or ``1 - pixel / white`` if
+    ``invert``: the constants stay those of the images that are not inverted, so that the network sees the inversion.
     """
 
     images: Tensor
