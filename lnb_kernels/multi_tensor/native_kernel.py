@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ _NAMES = {
     torch.bfloat16: "BFLOAT16",
     torch.float16: "FLOAT16",
 }
+
+_Members: TypeAlias = dict[tuple[torch.dtype, torch.dtype], Sequence[int]]
 
 
 @dataclass
@@ -126,9 +128,7 @@ def _partition(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[list[_Group]
     if len(x_dtypes) == len(y_dtypes) == 1 and all(map(_contiguous, xs)) and all(map(_contiguous, ys)):
         # The usual case: one group, in the caller's order.
         rest: list[int] = []
-        members: dict[tuple[torch.dtype, torch.dtype], Sequence[int]] = {
-            (x_dtypes.pop(), y_dtypes.pop()): range(len(xs))
-        }
+        members: _Members = {(x_dtypes.pop(), y_dtypes.pop()): range(len(xs))}
     else:
         members, rest = _sort_out(xs, ys)
     native = _native.module()
@@ -144,9 +144,7 @@ def _partition(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[list[_Group]
     return groups, rest
 
 
-def _sort_out(
-    xs: Sequence[Tensor], ys: Sequence[Tensor]
-) -> tuple[dict[tuple[torch.dtype, torch.dtype], Sequence[int]], list[int]]:
+def _sort_out(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[_Members, list[int]]:
     members: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
     rest: list[int] = []
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
