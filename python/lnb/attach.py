@@ -36,9 +36,10 @@ class ProbedLinear(ProbedLayer, nn.Linear):
     """An attached ``nn.Linear``."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """``nn.Linear``'s forward, with the layer's moment probe."""
         capture = self._lnb_capture
-        output = lk.linear(input, self.weight, self.bias, probe=capture.probe_for(input))
-        capture.keep(input, output)
+        output = lk.linear(input, self.weight, self.bias, probe=capture.probe_for(self.weight))
+        capture.keep(self.weight, input, output)
         return output
 
 
@@ -46,6 +47,7 @@ class ProbedConv2d(ProbedLayer, nn.Conv2d):
     """An attached ``nn.Conv2d``. With a ``padding_mode`` other than zeros, its input is the padded one."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """``nn.Conv2d``'s forward, with the layer's moment probes."""
         capture = self._lnb_capture
         padding: Any = self.padding
         if self.padding_mode != "zeros":
@@ -59,10 +61,10 @@ class ProbedConv2d(ProbedLayer, nn.Conv2d):
             padding,
             self.dilation,
             self.groups,
-            probe=capture.probe_for(input),
-            channel_probe=capture.channel_probe_for(input),
+            probe=capture.probe_for(self.weight),
+            channel_probe=capture.channel_probe_for(self.weight),
         )
-        capture.keep(input, output)
+        capture.keep(self.weight, input, output)
         return output
 
 

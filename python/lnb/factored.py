@@ -1,13 +1,14 @@
 """The metric of a layer as a cached factor: centred, in diagonal blocks, refreshed when the second moment is.
 
-With ``S = E[x~ x~'] + ridge diag(1..1, 0)``, ``x~ = [x 1]``, ``mu = E[x]`` and the covariance ``C = E[x x'] - mu mu' + ridge I``,
-block elimination of the last row and column of ``S`` gives, for every row ``(w, b)`` of a gradient,
+With ``S = E[x~ x~'] + ridge diag(1..1, 0)``, ``x~ = [x 1]``, ``mu = E[x]`` and the covariance
+``C = E[x x'] - mu mu' + ridge I``, block elimination of the last row and column of ``S`` gives, for every row ``(w, b)`` of a
+gradient, exactly
 
-    ``h_w = C^-1 (w - b mu)``,    ``h_b = b - mu' h_w``        (``h = S^-1 (w, b)``, exactly)
+    ``h_w = C^-1 (w - b mu)``,    ``h_b = b - mu' h_w``        (``h = S^-1 (w, b)``)
 
-so only ``C`` is factored: ``C = L L'``, and ``C^-1`` or ``L^-1`` is kept. A layer without a bias has ``C = E[x x'] + ridge I`` and ``mu = 0``.
-For wide inputs ``C`` is cut into equal diagonal blocks; the mean stays exact, so that the step still does not depend
-on an offset of the inputs.
+so only ``C = L L'`` is factored, and ``C^-1`` or ``L^-1`` is kept. A layer without a bias has ``C = E[x x'] + ridge I`` and
+``mu = 0``. For wide inputs ``C`` is cut into equal diagonal blocks; the mean stays exact, so that the step still does not
+depend on an offset of the inputs.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Factor:
         count, size = blocks.shape[-3], blocks.shape[-1]
         if count == 1:
             return rows @ blocks.squeeze(-3)
-        cut = rows.unflatten(-1, (count, size)).movedim(-2, -3)  # [..., blocks, m, size]
+        cut: Tensor = rows.unflatten(-1, (count, size)).movedim(-2, -3)  # [..., blocks, m, size]
         return (cut @ blocks).movedim(-3, -2).flatten(-2)
 
 
@@ -100,11 +101,10 @@ def factorize(
         scale = (diagonal + added.squeeze(-1)).clamp(min=torch.finfo(eye.dtype).tiny).sqrt()
         second = torch.where(failed_again, torch.diag_embed(scale), second)
         lower = torch.where(failed, second, lower)
+    mean_kept = mean if with_bias else None
     if inverse:
-        matrix = torch.cholesky_inverse(lower)
-    else:
-        matrix = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
-    return Factor(matrix, mean if with_bias else None)
+        return Factor(torch.cholesky_inverse(lower), mean_kept)
+    return Factor(torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False), mean_kept)
 
 
 def _try_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,9 @@ def diagonal_blocks(matrix: Tensor, blocks: int) -> Tensor:
     if blocks == 1:
         return matrix.unsqueeze(-3)
     size = matrix.shape[-1] // blocks
-    cut = matrix.unflatten(-1, (blocks, size)).unflatten(-3, (blocks, size))  # [..., blocks, size, blocks, size]
+    cut: Tensor = matrix.unflatten(-1, (blocks, size)).unflatten(
+        -3, (blocks, size)
+    )  # [..., blocks, size, blocks, size]
     return cut.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 

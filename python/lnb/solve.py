@@ -36,10 +36,8 @@ def solve(
     for members in _same_shape(gradients, factors):
         gradient = _stack([gradients[i] for i in members])
         factor = _stack_factors([factors[i] for i in members])
-        if config.trust_region == "spectral":
-            matrices = spectral_direction(gradient, factor)
-        else:
-            matrices = factor.solve(gradient)
+        spectral = config.trust_region == "spectral"
+        matrices = spectral_direction(gradient, factor) if spectral else factor.solve(gradient)
         products = (matrices * gradient).sum(dim=(-3, -2, -1))
         found.update(zip(members, map(Direction, matrices.unbind(), products.unbind()), strict=True))
     return [found[i] for i in range(len(works))]

@@ -55,7 +55,8 @@ def sums_from_inputs(block: Block, inputs: list[Tensor], dtype: torch.dtype) -> 
             count += wide.shape[0]
         total = wide.sum(positions) if total is None else total + wide.sum(positions)
         square = wide.square().sum(positions) if square is None else square + wide.square().sum(positions)
-    assert total is not None and square is not None
+    assert total is not None
+    assert square is not None
     counted = torch.full((), float(count), dtype=dtype, device=total.device)
     return FeatureSums(block.per_column(total), block.per_column(square), counted)
 
@@ -94,4 +95,5 @@ def average_second_moment(work: BlockWork, verdict: Verdict, decay: float) -> Te
         state["moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
     verdict.commit(state["moment_step"], state["moment_step"] + 1, also=rows > 0)
     verdict.commit(state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - decay), also=rows > 0)
-    return state["second_moment"] / bias_correction(decay, state["moment_step"].clamp(min=1)).to(mean.dtype)
+    average: Tensor = state["second_moment"]
+    return average / bias_correction(decay, state["moment_step"].clamp(min=1)).to(mean.dtype)
