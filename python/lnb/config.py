@@ -165,15 +165,15 @@ def check_group(group: dict[str, Any]) -> None:
 PRESETS: dict[str, Config] = {
     "paper": Config(),
     "fast": Config(
-        momentum=0.95,
+        momentum=0.9,
         nesterov=True,
-        ridge=0.01,
+        ridge=0.2,
         ridge_mode="relative",
         weight_decay=0.0,
         solver="cholesky",
         trust_region="spectral",
         refresh_every=10,
-        b_s=0.5,
+        b_s=0.9,
         others="adamw",
         others_lr=0.15,
     ),

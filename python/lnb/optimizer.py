@@ -11,13 +11,24 @@ from torch.optim import Optimizer
 
 from lnb import update
 from lnb.attach import attach
-from lnb.blocks import take_inventory
+from lnb.blocks import Block, take_inventory
 from lnb.config import Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.schedule import is_refresh_step
-from lnb.serialization import FORMAT, check_state, restore_exactly
+from lnb.serialization import (
+    FORMAT,
+    check_state,
+    follow_parameters,
+    restored_groups,
+    restored_state,
+    saved_settings,
+)
 from lnb.verdict import Verdict
-from lnb.work import check_finite, collect, has_statistics
+from lnb.work import check_finite, collect, has_statistics, mark_zeroed
+
+_PER_GROUP = ("params", "lr", "weight_decay", "ridge")
+# what torch itself and its schedulers write into groups, so that a group can be moved between optimizers
+_FROM_ELSEWHERE = ("param_names", "initial_lr", "max_lr", "min_lr", "swa_lr", "differentiable")
 
 
 class LNB(Optimizer):
@@ -59,7 +70,7 @@ class LNB(Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        lr: float | Tensor = 0.1,
+        lr: float | Tensor = 0.05,
         preset: str = "fast",
         *,
         params: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
@@ -79,6 +90,7 @@ class LNB(Optimizer):
         self._exclude = exclude
         self._counters: dict[str, Tensor | int] = {"steps": 0, "skipped_steps": 0}
         self._step_index = 0
+        self._zeroed: dict[Tensor, tuple[int, int]] = {}
         attach(model, exclude)
         self._inventory = take_inventory(model, exclude)
         if not self._inventory.blocks:
@@ -88,7 +100,6 @@ class LNB(Optimizer):
                 f"weight); use another optimizer for it, or see why:\n{reasons or '  it has no parameters'}"
             )
         super().__init__(list(model.parameters()) if params is None else params, defaults)
-        self._switch_captures()
 
     @property
     def config(self) -> Config:
@@ -101,18 +112,19 @@ class LNB(Optimizer):
         """Add parameters with their own ``lr``, ``weight_decay`` or ``ridge``. Nothing is added if a value is wrong."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group={param_group!r} must be a dict, not {type(param_group).__name__}")
-        allowed = {"params", "param_names", *self.defaults}
         for name in param_group:
-            if name not in allowed and name != "initial_lr":
-                raise ValueError(
-                    f"param group: {name!r} cannot be set per group; what can is {', '.join(sorted(self.defaults))}"
-                )
-        check_group({**self.defaults, **{k: v for k, v in param_group.items() if k in self.defaults}})
+            if name not in _PER_GROUP and name not in _FROM_ELSEWHERE:
+                raise ValueError(f"param group: {name!r} cannot be set per group; what can is {', '.join(_PER_GROUP)}")
+        if "params" not in param_group:
+            raise ValueError(f"param_group with keys {sorted(param_group)} must have 'params': what to optimize")
+        check_group({**self.defaults, **param_group})
+        before = len(self.param_groups)
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
-            if parameter.is_complex():
-                self.param_groups.pop()
-                raise TypeError("params: complex parameters are not supported; view them as real")
+            if not parameter.is_floating_point():
+                del self.param_groups[before:]
+                raise TypeError(f"params: a parameter is {parameter.dtype}; only real floating-point ones can be optimized")
+        self._switch_captures()
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -142,7 +154,8 @@ class LNB(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             check_group(group)
-        work = collect(self._inventory.blocks, self.param_groups, self.state)
+        work = collect(self._model, self._inventory.blocks, self.param_groups, self.state, self._zeroed)
+        follow_parameters(self.state)
         rejected = False
         if work.parameters:
             verdict = check_finite(work, wait=self._strict)
@@ -167,17 +180,27 @@ class LNB(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and forget the inputs that came with them."""
         super().zero_grad(set_to_none)
+        self._zeroed = {}
+        for block in self._optimized_blocks():
+            zeros = mark_zeroed(block.weight)
+            if zeros is not None:
+                self._zeroed[block.weight] = zeros
         self._clear_captures()
 
     def _clear_captures(self) -> None:
-        for block in self._inventory.blocks:
+        for block in self._optimized_blocks():
             for capture in block.captures:
                 capture.clear()
+
+    def _optimized_blocks(self) -> list[Block]:
+        """The claimed layers whose weight is in a parameter group: another optimizer may own the others."""
+        optimized = {parameter for group in self.param_groups for parameter in group["params"]}
+        return [block for block in self._inventory.blocks if block.weight in optimized]
 
     def _switch_captures(self) -> None:
         config = self._config
         due = is_refresh_step(self._step_index, config.refresh_every)
-        for block in self._inventory.blocks:
+        for block in self._optimized_blocks():
             moments, channels, inputs = config.needs(due or not has_statistics(self.state.get(block.weight)))
             for capture in block.captures:
                 capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs)
@@ -193,7 +216,8 @@ class LNB(Optimizer):
     def _row(self, parameter: nn.Parameter) -> CoverageRow:
         name = self._inventory.names.get(parameter, "(added)")
         metric, reason = self._metric(parameter)
-        return CoverageRow(name, tuple(parameter.shape), metric, reason)
+        lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
+        return CoverageRow(name, () if lazy else tuple(parameter.shape), metric, reason)
 
     def _metric(self, parameter: nn.Parameter) -> tuple[str, str]:
         optimized = {p for group in getattr(self, "param_groups", ()) for p in group["params"]}
@@ -217,22 +241,36 @@ class LNB(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict, with ``lnb_format``; tensors are shared with the optimizer, as torch does."""
-        return {**super().state_dict(), "lnb_format": FORMAT, "lnb_step": self._step_index}
+        own = {"lnb_format": FORMAT, "lnb_step": self._step_index, "lnb_settings": saved_settings(self._config)}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, bit for bit. Settings other than the groups' stay as constructed.
 
         Raises:
             TypeError: it is not such a dict.
-            ValueError: it belongs to another model, and nothing was changed.
+            ValueError: it belongs to another model or another kind of metric, and nothing was changed.
         """
-        check_state(state_dict, self.param_groups, self._inventory.blocks, self._inventory.names)
-        super().load_state_dict(state_dict)
-        restore_exactly(state_dict, self.param_groups, self.state)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        check_state(state_dict, self.param_groups, self._inventory, self._config)
+        self.__setstate__(
+            {
+                "state": restored_state(state_dict, self.param_groups),
+                "param_groups": restored_groups(state_dict, self.param_groups),
+            }
+        )
         self._step_index = state_dict["lnb_step"]
         self._clear_captures()
         self._switch_captures()
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_model", "_config", "_strict", "_exclude", "_counters", "_inventory", "_step_index")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._zeroed = {}
+        self._switch_captures()
