@@ -21,12 +21,18 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ProbedLayer(nn.Module):
-    """What attached layers share: the capture, and pickling by the original class."""
+    """What attached layers share: a capture for each weight, by the weight's name, and pickling by the original class."""
 
-    _lnb_capture: Capture
+    _lnb_captures: dict[str, Capture]
 
     def _get_name(self) -> str:
         return original_class(self).__name__
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, capture in self._lnb_captures.items():
+            capture.follow(getattr(self, name))
+        return moved
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _rebuild, (original_class(self),), self.__dict__
@@ -37,7 +43,7 @@ class ProbedLinear(ProbedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``nn.Linear``'s forward, with the layer's moment probe."""
-        capture = self._lnb_capture
+        capture = self._lnb_captures["weight"]
         output = lk.linear(input, self.weight, self.bias, probe=capture.probe_for(self.weight))
         capture.keep(self.weight, input, output)
         return output
@@ -48,7 +54,7 @@ class ProbedConv2d(ProbedLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """``nn.Conv2d``'s forward, with the layer's moment probes."""
-        capture = self._lnb_capture
+        capture = self._lnb_captures["weight"]
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -134,7 +140,7 @@ def attach(model: M, exclude: Iterable[nn.Module] = ()) -> M:
     for module in model.modules():
         if id(module) in left_alone or isinstance(module, ProbedLayer) or unsupported_reason(module) is not None:
             continue
-        object.__setattr__(module, "_lnb_capture", Capture.for_layer(module))
+        object.__setattr__(module, "_lnb_captures", {"weight": Capture.for_layer(module)})
         object.__setattr__(module, "__class__", probed_class(type(module)))
     return model
 
@@ -148,6 +154,6 @@ def detach(model: M) -> M:
     for module in model.modules():
         if isinstance(module, ProbedLayer):
             original = original_class(module)
-            object.__delattr__(module, "_lnb_capture")
+            object.__delattr__(module, "_lnb_captures")
             object.__setattr__(module, "__class__", original)
     return model

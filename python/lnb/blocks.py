@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lnb.attach import ProbedLayer, unsupported_reason
+from lnb.attach import ProbedLayer, original_class, unsupported_reason
 from lnb.capture import Capture
 
 
@@ -24,6 +24,7 @@ class Block:
     weight: nn.Parameter
     bias: nn.Parameter | None
     modules: list[nn.Module]
+    paths: list[str]
     groups: int = 1
     taps: int = 1
     shape: tuple[int, int, int] = field(init=False)  # groups, rows, d_in
@@ -55,7 +56,28 @@ class Block:
     @property
     def captures(self) -> list[Capture]:
         """What the layers of this block captured; empty for a layer that was detached since."""
-        return [module._lnb_capture for module in self.modules if isinstance(module, ProbedLayer)]
+        return [module._lnb_captures["weight"] for module in self.modules if isinstance(module, ProbedLayer)]
+
+    def change(self) -> str | None:
+        """What was done to the layer since it was claimed that its metric cannot follow, or None."""
+        for module, path in zip(self.modules, self.paths, strict=True):
+            if not isinstance(module, ProbedLayer):
+                return f"layer {path!r} was detached"
+            for role, parameter in (("weight", self.weight), ("bias", self.bias)):
+                if module._parameters.get(role) is not parameter:
+                    return f"the {role} of layer {path!r} was re-assigned"
+        return None
+
+    def replacement(self, model: nn.Module) -> str | None:
+        """Which layer of this block stands no longer in ``model`` because another took its place, or None.
+
+        A layer that was removed altogether, or put inside another module, is none.
+        """
+        for module, path in zip(self.modules, self.paths, strict=True):
+            current = _find(model, path)
+            if current is not None and current is not module and module not in set(model.modules()):
+                return f"layer {path!r} was replaced by another {type(current).__name__}"
+        return None
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """Tensors of the shapes of the weight (and the bias) as one matrix ``[groups, rows, columns]``."""
@@ -89,6 +111,7 @@ def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inven
     names = {parameter: name for name, parameter in model.named_parameters()}
     excluded = {id(inner) for module in exclude for inner in module.modules()}
     users = _users(model)
+    paths = {module: path for path, module in model.named_modules()}
     blocks: list[Block] = []
     reasons: dict[nn.Parameter, str] = {}
     for parameter, uses in users.items():
@@ -98,7 +121,7 @@ def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inven
             continue
         modules = [module for module, _ in uses]
         if uses[0][1] == "weight":
-            blocks.append(_block(names, parameter, modules))
+            blocks.append(_block(names, parameter, modules, [paths[module] for module in modules]))
     return Inventory(blocks, names, reasons)
 
 
@@ -144,8 +167,17 @@ def _geometry(conv: nn.Module) -> tuple[object, ...]:
     return tuple(getattr(conv, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode"))
 
 
-def _block(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[nn.Module]) -> Block:
+def _find(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at ``path``; None where there is none."""
+    module: nn.Module | None = model
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
+
+
+def _block(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[nn.Module], paths: list[str]) -> Block:
     first = modules[0]
     groups = first.groups if isinstance(first, nn.Conv2d) else 1
     taps = weight[0, 0].numel() if isinstance(first, nn.Conv2d) else 1
-    return Block(names[weight].rpartition(".")[0] or type(first).__name__, weight, first.bias, modules, groups, taps)  # type: ignore[arg-type]
+    name = names[weight].rpartition(".")[0] or original_class(first).__name__
+    return Block(name, weight, first.bias, modules, paths, groups, taps)  # type: ignore[arg-type]

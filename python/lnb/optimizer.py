@@ -123,7 +123,9 @@ class LNB(Optimizer):
         for parameter in self.param_groups[-1]["params"]:
             if not parameter.is_floating_point():
                 del self.param_groups[before:]
-                raise TypeError(f"params: a parameter is {parameter.dtype}; only real floating-point ones can be optimized")
+                raise TypeError(
+                    f"params: a parameter is {parameter.dtype}; only real floating-point ones can be optimized"
+                )
         self._switch_captures()
 
     # -- the step -----------------------------------------------------------------------------------------------------
@@ -251,6 +253,8 @@ class LNB(Optimizer):
             TypeError: it is not such a dict.
             ValueError: it belongs to another model or another kind of metric, and nothing was changed.
         """
+        if isinstance(state_dict, dict):
+            state_dict = state_dict.copy()  # hooks may write to it
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         check_state(state_dict, self.param_groups, self._inventory, self._config)
