@@ -16,6 +16,9 @@ NATIVE_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name 
 # The source folder must not shadow the installed wheel, and threads must not fight over the cores.
 RUN := PYTHONPATH= OMP_NUM_THREADS=1
 
+# A wheel without the native module is good enough for the demo, but not for the tests.
+test pytest bench: export LNB_NATIVE := required
+
 .PHONY: demo test lint types pytest bench clean
 
 demo: $(VENV)/.run $(VENV)/.wheel

@@ -11,8 +11,10 @@ Metadata is in pyproject.toml. Environment variables of the build:
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,6 +64,9 @@ class BuildNative(build_ext):
 
 def build(folder: Path, target: Path) -> dict[str, Any]:
     """Configure and compile in ``folder``, put the module at ``target``, and tell what was built."""
+    ninja = shutil.which(tool("ninja", "BIN_DIR"))
+    if ninja is None:
+        raise NativeBuildError("ninja is not installed where the package is built", "")
     settings = {
         "CMAKE_BUILD_TYPE": "Release",
         "Python_EXECUTABLE": sys.executable,
@@ -70,10 +75,11 @@ def build(folder: Path, target: Path) -> dict[str, Any]:
         "LNB_CUDA_ARCHS": os.environ.get("LNB_CUDA_ARCHS", ""),
         "LNB_WERROR": "ON" if os.environ.get("LNB_WERROR", "0") == "1" else "OFF",
         "pybind11_DIR": pybind11_folder(),
+        "CMAKE_MAKE_PROGRAM": ninja,
     }
-    cmake = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
+    cmake = [tool("cmake", "CMAKE_BIN_DIR"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
     call("configuring the native build failed", [*cmake, *(f"-D{name}={value}" for name, value in settings.items())])
-    call("compiling the native module failed", ["cmake", "--build", str(folder), "--target", "install"])
+    call("compiling the native module failed", [cmake[0], "--build", str(folder), "--target", "install"])
     built = [path for path in (folder / "out").iterdir() if path.name.startswith("_native_module")]
     if len(built) != 1:
         raise NativeBuildError(f"the native build made {[path.name for path in built]}, not one module", "")
@@ -100,6 +106,15 @@ def summary(log: str) -> str:
         if "CMake Error" in line or "error:" in line or line.startswith("FAILED"):
             return " ".join(part for part in lines[i : i + 6] if part)[:400]
     return (lines[-1] if lines else "no output")[:400]
+
+
+def tool(package: str, folder_name: str) -> str:
+    """The program that the Python package of this name ships, else the one on PATH: that may be old, or absent."""
+    try:
+        folder: str = getattr(importlib.import_module(package), folder_name)
+    except ImportError:
+        return package
+    return str(Path(folder, package))
 
 
 def pybind11_folder() -> str:

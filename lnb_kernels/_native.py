@@ -68,8 +68,8 @@ def _missing() -> str:
     if info["built"]:
         return f"the file of {MODULE} is missing although it was built; remedy: {_REINSTALL}"
     return (
-        f"the native module was not built: {info['reason']}; remedy: install a C++17 compiler (g++ or clang++), "
-        f"then {_REINSTALL}"
+        f"the native module was not built: {info['reason']}; remedy: put that right (the build needs a C++17 compiler, "
+        f"g++ or clang++; CMake and ninja come with it), then {_REINSTALL}"
     )
 
 

@@ -66,8 +66,8 @@ def report() -> Report:
 
 def _serving(route: _backend.OpRoutes, device: str) -> Serving:
     backend = _backend.candidate(route, torch.device(device), torch.float32, _backend.get_backend())
-    if backend == "native" and (failure := _native.failure()) is not None:
-        return Serving(route.op, device, "reference", failure)
+    if backend == "native" and _native.failure() is not None:
+        return Serving(route.op, device, "reference", "the native module is not loaded")
     if backend != "reference":
         return Serving(route.op, device, backend, f"fastest that runs on {device}")
     if route.broken:
