@@ -32,7 +32,10 @@ def average_gradients(work: Work, verdict: Verdict, config: Config) -> dict[nn.P
         ok = verdict.on(device)
         raw = [state["momentum"] for state in states]
         gradients = [cast(Tensor, parameter.grad) for parameter in members]
-        torch._foreach_add_([state["step"] for state in states], 1.0 if ok is None else ok.float())
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(
+            steps, 1.0 if ok is None else [ok.float()] * len(steps)
+        )  # a lone tensor may be read by the host
         multi_tensor.ema_(raw, gradients, config.momentum, ok)
         corrections = bias_correction(config.momentum, torch.stack([state["step"] for state in states])).unbind()
         corrected = [m / c.to(m.dtype) for m, c in zip(raw, corrections, strict=True)]

@@ -82,8 +82,8 @@ class Capture:
         return None if self.channel_probe is None else self.channel_probe.grad
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is switched off, since what it would gather is read by no optimizer (one copied with it switches it on)."""
-        return {**self.__dict__, "moments_on": False, "channels_on": False, "inputs_on": False}
+        """A copy is empty, as gradients are not copied either, and switched off, until an optimizer switches it on."""
+        return Capture(self.probe_shape, self.channels).__dict__
 
     def clear(self) -> None:
         """Forget everything gathered so far."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.blocks import Block
+from lnb.capture import statistics_dtype
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
 
@@ -134,7 +135,8 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     """Whether every gradient and second moment of the step is finite.
 
     NaN or inf in an input always reaches the layer's gradient or the sums and squares in its second moment, whose other
-    entries are bounded by those (Cauchy-Schwarz): gradients, last rows and diagonals are all that must be read.
+    entries are bounded by those (Cauchy-Schwarz): gradients, last rows and diagonals are all that must be read. Of kept
+    inputs it is the sum of all squares.
     """
     read: list[Tensor] = [parameter.grad for parameter in work.parameters if parameter.grad is not None]
     for block in work.blocks:
@@ -142,6 +144,7 @@ def check_finite(work: Work, wait: bool) -> Verdict:
             read += [block.moments[:, -1], block.moments.diagonal(dim1=-2, dim2=-1).contiguous()]
         if block.channels is not None:
             read.append(block.channels)
+        read += [torch.linalg.vector_norm(x, dtype=statistics_dtype(x.dtype)).square() for x in block.inputs]
     device = read[0].device
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in read:
