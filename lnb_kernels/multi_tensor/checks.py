@@ -70,12 +70,16 @@ def writable(op: str, name: str, values: Sequence[Tensor]) -> None:
         RuntimeError: autograd is recording and would miss the write.
     """
     for i, value in enumerate(values):
-        if torch._debug_has_internal_overlap(value) == 1:
+        if not value.is_contiguous() and _expanded(value):
             raise ValueError(f"{op}: {name}[{i}] has entries that share memory; use .contiguous() to write to it")
     if len({id(value) for value in values}) != len(values):
         raise ValueError(f"{op}: {name} holds one tensor twice; each may be written once")
     if torch.is_grad_enabled() and any(value.requires_grad for value in values):
         raise RuntimeError(f"{op}: {name} require grad and are written in place; call it under torch.no_grad()")
+
+
+def _expanded(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def flag(op: str, ok: Tensor | None, values: Sequence[Tensor]) -> None:
