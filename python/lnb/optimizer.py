@@ -45,10 +45,14 @@ class LNB(Optimizer):
 
     * *Gradient accumulation*: several backward passes before ``step()`` add their rows to one second moment.
     * *A layer used more than once* in a forward pass, or parameters shared by several layers: the rows of all uses count.
-    * *No gradient* (``grad is None``: frozen, or not reached): the parameter and its state stay untouched.
+    * *No gradient* (``grad is None``: frozen, or not reached): the parameter and its state stay untouched. So they do
+      where ``zero_grad(set_to_none=False)`` of this optimizer left zeros that no backward pass added to.
     * *Frozen bias*: the metric is that of the weight alone. *Frozen weight*: the bias moves like an other parameter.
     * *Eval mode* makes no difference: what counts is whether a backward pass went through the layer.
-    * *A batch without rows*: statistics stay as they are and the layer does not move.
+    * *A batch without rows*: statistics stay as they are. A layer does not move, except that with a cached factor
+      (``solver="cholesky"``) it goes on along its gradient average; weight decay acts as always.
+    * *A model changed after attaching*: ``model.to(...)`` takes probes and state along; a claimed layer that was
+      replaced, detached, or got another parameter is an error at the next step.
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`.
 
     Args:

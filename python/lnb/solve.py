@@ -60,10 +60,10 @@ def _refresh(work: BlockWork, verdict: Verdict, config: Config) -> Factor:
         for name, value in (("factor", fresh.matrix), ("factor_mean", fresh.mean)):
             if value is None:
                 state.pop(name, None)
-            elif name not in state or verdict.known:
-                state[name] = value
-            else:
-                verdict.commit(state[name], value)
+                continue
+            if name not in state:  # zero, a layer that does not move, until there are rows to learn from
+                state[name] = torch.zeros_like(value)
+            verdict.commit(state[name], value, also=work.moments[0, -1, -1] > 0)
     mean = state.get("factor_mean")
     if not work.with_bias:
         mean = None  # the bias was frozen since the last refresh
