@@ -8,6 +8,7 @@ accumulation, checkpointing and repeated use.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
@@ -135,14 +136,35 @@ def attach(model: M, exclude: Iterable[nn.Module] = ()) -> M:
 
     Returns:
         ``model``.
+
+    Raises:
+        TypeError: ``model`` or an entry of ``exclude`` is no module.
     """
+    attach_layers(model, exclude)
+    return model
+
+
+def attach_layers(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> list[nn.Module]:
+    """:func:`attach`; returns the layers that were not attached before."""
+    require_module("model", model)
+    exclude = list(exclude)
+    for module in exclude:
+        require_module("exclude", module)
     left_alone = {id(inner) for module in exclude for inner in module.modules()}
+    attached = []
     for module in model.modules():
         if id(module) in left_alone or isinstance(module, ProbedLayer) or unsupported_reason(module) is not None:
             continue
         object.__setattr__(module, "_lnb_captures", {"weight": Capture.for_layer(module)})
         object.__setattr__(module, "__class__", probed_class(type(module)))
-    return model
+        attached.append(module)
+    return attached
+
+
+def require_module(name: str, value: object) -> None:
+    """Require a ``torch.nn.Module``."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name}={reprlib.repr(value)} must be a torch.nn.Module, not {type(value).__name__}")
 
 
 def detach(model: M) -> M:
@@ -151,9 +173,15 @@ def detach(model: M) -> M:
     Returns:
         ``model``.
     """
+    require_module("model", model)
     for module in model.modules():
-        if isinstance(module, ProbedLayer):
-            original = original_class(module)
-            object.__delattr__(module, "_lnb_captures")
-            object.__setattr__(module, "__class__", original)
+        detach_layer(module)
     return model
+
+
+def detach_layer(module: nn.Module) -> None:
+    """Undo what :func:`attach` did to one layer, if it did anything."""
+    if isinstance(module, ProbedLayer):
+        original = original_class(module)
+        object.__delattr__(module, "_lnb_captures")
+        object.__setattr__(module, "__class__", original)

@@ -57,17 +57,17 @@ class Capture:
 
     def probe_for(self, weight: Tensor) -> Tensor | None:
         """The probe to hand to the layer's op; None while it is switched off, or ``weight`` is frozen or a stand-in."""
-        live = self.moments_on and weight.requires_grad and _fits(self.probe, weight)
+        live = self.moments_on and weight.requires_grad and _fits(self.probe, weight) and not _transformed()
         return self.probe if live else None
 
     def channel_probe_for(self, weight: Tensor) -> Tensor | None:
         """The probe of the per-channel moments of a convolution's unpadded input; None like :meth:`probe_for`'s."""
-        live = self.channels_on and weight.requires_grad and _fits(self.channel_probe, weight)
+        live = self.channels_on and weight.requires_grad and _fits(self.channel_probe, weight) and not _transformed()
         return self.channel_probe if live else None
 
     def keep(self, weight: Tensor, input: Tensor, output: Tensor) -> None:
         """Keep ``input`` until the step, if a backward pass reaches ``output`` and inputs are switched on."""
-        if self.inputs_on and weight.requires_grad and output.requires_grad:
+        if self.inputs_on and weight.requires_grad and output.requires_grad and not _transformed():
             kept = input.detach()
             output.register_hook(lambda gradient: self.inputs.append(kept))
 
@@ -111,3 +111,10 @@ def _fits(probe: Tensor | None, weight: Tensor) -> bool:
 def _input_like(x: Tensor, weight: Tensor) -> Tensor:
     same = statistics_dtype(x.dtype) == statistics_dtype(weight.dtype)
     return x.to(weight.device, x.dtype if same else weight.dtype)
+
+
+def _transformed() -> bool:
+    """Whether the layer runs under ``torch.func`` or forward-mode differentiation, whose results reach no ``grad``."""
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0

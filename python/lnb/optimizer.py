@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lnb import update
-from lnb.attach import attach
+from lnb.attach import attach_layers, detach_layer, require_module
 from lnb.blocks import Block, take_inventory
 from lnb.config import Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
@@ -82,11 +82,12 @@ class LNB(Optimizer):
         strict: bool = False,
         **settings: Any,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model={model!r} must be a torch.nn.Module, not {type(model).__name__}")
+        require_module("model", model)
         config = resolve_config(preset, settings)
         defaults = {"lr": lr, "weight_decay": config.weight_decay, "ridge": config.ridge}
         check_group(defaults)
+        if isinstance(exclude, nn.Module):
+            raise TypeError(f"exclude={type(exclude).__name__}(...) must be a list of modules, not a module")
         exclude = list(exclude)
         self._model = model
         self._config = config
@@ -95,15 +96,23 @@ class LNB(Optimizer):
         self._counters: dict[str, Tensor | int] = {"steps": 0, "skipped_steps": 0}
         self._step_index = 0
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
-        attach(model, exclude)
-        self._inventory = take_inventory(model, exclude)
+        attached = attach_layers(model, exclude)
+        try:
+            self._inventory = take_inventory(model, exclude)
+            self._require_blocks()
+            super().__init__(list(model.parameters()) if params is None else params, defaults)
+        except Exception:
+            for module in attached:
+                detach_layer(module)
+            raise
+
+    def _require_blocks(self) -> None:
         if not self._inventory.blocks:
             reasons = "\n".join(f"  {self._row(parameter)}" for parameter in self._inventory.names)
             raise ValueError(
-                f"model={type(model).__name__} has no layer that LNB can claim (nn.Linear or nn.Conv2d that owns its "
+                f"model={type(self._model).__name__} has no layer that LNB can claim (nn.Linear or nn.Conv2d that owns its "
                 f"weight); use another optimizer for it, or see why:\n{reasons or '  it has no parameters'}"
             )
-        super().__init__(list(model.parameters()) if params is None else params, defaults)
 
     @property
     def config(self) -> Config:
