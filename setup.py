@@ -83,9 +83,10 @@ def build(folder: Path, target: Path) -> dict[str, Any]:
     built = [path for path in (folder / "out").iterdir() if path.name.startswith("_native_module")]
     if len(built) != 1:
         raise NativeBuildError(f"the native build made {[path.name for path in built]}, not one module", "")
-    target.write_bytes(built[0].read_bytes())
+    module = built[0].read_bytes()
+    target.write_bytes(module)
     info: dict[str, Any] = json.loads((folder / "build_info.json").read_text(encoding="utf-8"))
-    return info
+    return info | {"bytes": len(module)}
 
 
 def call(what: str, command: list[str]) -> None:

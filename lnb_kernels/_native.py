@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -49,6 +50,9 @@ def failure() -> str | None:
 def _load() -> tuple[Any, str | None]:
     """The module, or why there is none."""
     try:
+        cut = _cut_short()
+        if cut is not None:
+            return None, _unloadable(cut)
         loaded = importlib.import_module(MODULE)
     except ModuleNotFoundError as error:
         return None, _missing() if error.name == MODULE else _unloadable(str(error))
@@ -61,6 +65,16 @@ def _load() -> tuple[Any, str | None]:
         except ValueError as error:
             return None, f"{ISA_VARIABLE}={isa!r}: {error}; remedy: unset {ISA_VARIABLE} or set it to one of these"
     return loaded, None
+
+
+def _cut_short() -> str | None:
+    """What is wrong with the file's size, if anything. To load a file that was cut short can kill the process."""
+    spec = importlib.util.find_spec(MODULE)
+    expected = build_info().get("bytes")
+    if spec is None or spec.origin is None or expected is None:
+        return None
+    size = Path(spec.origin).stat().st_size
+    return None if size == expected else f"{spec.origin} has {size} bytes instead of {expected}"
 
 
 def _missing() -> str:

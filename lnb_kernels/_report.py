@@ -94,7 +94,7 @@ def _native_state() -> dict[str, Any]:
     if failure is not None:
         return {"loaded": False, "failure": failure}
     module = _native.module()
-    build = {key: value for key, value in _native.build_info().items() if key not in ("built", "reason")}
+    build = {key: value for key, value in _native.build_info().items() if key not in ("built", "reason", "bytes")}
     return {"loaded": True, "cpu_isa": module.isa(), "threads": module.threading(), **build}
 
 

@@ -52,7 +52,7 @@ def assert_lists_close(actual: Sequence[Tensor], truth: Sequence[Tensor], plain:
     )
 
 
-@pytest.mark.parametrize(("x_dtype", "y_dtype"), itertools.product(DTYPES, DTYPES))
+@pytest.mark.parametrize(("x_dtype", "y_dtype"), list(itertools.product(DTYPES, DTYPES)))
 def test_values(backend: str, x_dtype: torch.dtype, y_dtype: torch.dtype) -> None:
     xs, ys = fill(SHAPES, x_dtype), fill(SHAPES, y_dtype)
     scales = torch.rand(len(xs))
