@@ -174,6 +174,7 @@ PRESETS: dict[str, Config] = {
         trust_region="spectral",
         refresh_every=10,
         b_s=0.9,
+        block_size=160,
         others="adamw",
         others_lr=0.15,
     ),
