@@ -238,8 +238,9 @@ def test_random_lists_threads_and_instruction_sets(
         native.select_isa(usual)
         torch.set_num_threads(usual_threads)
     for x, right in zip(xs, expected, strict=True):
-        # Two roundings of a 16-bit average may fall to either side.
-        torch.testing.assert_close(x, right, rtol=2 * torch.finfo(x.dtype).eps, atol=2 * torch.finfo(x.dtype).eps)
+        # Each of two updates rounds numbers of size up to 5, and fuses a multiplication with an addition or does not.
+        unit = torch.finfo(x.dtype).eps
+        torch.testing.assert_close(x, right, rtol=2 * unit, atol=10 * unit)
     torch.testing.assert_close(products, reference.dot(xs, ys), rtol=1e-4, atol=1e-3)
 
 
