@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lnb_kernels as lk
+from lnb.attention import attend, attention_captures, captures_now, is_regular
 from lnb.capture import Capture
 
 M = TypeVar("M", bound=nn.Module)
@@ -75,15 +78,55 @@ class ProbedConv2d(ProbedLayer, nn.Conv2d):
         return output
 
 
-_PROBED: dict[type[nn.Module], type[ProbedLayer]] = {nn.Linear: ProbedLinear, nn.Conv2d: ProbedConv2d}
+class ProbedMultiheadAttention(ProbedLayer, nn.MultiheadAttention):
+    """An attached ``nn.MultiheadAttention``; its ``out_proj`` is attached as the linear layer that it is."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The original's result, by the original unless the inputs of a projection are captured."""
+        out = self.out_proj
+        captures = captures_now(self._lnb_captures, self)
+        captures = captures or (isinstance(out, ProbedLayer) and captures_now(out._lnb_captures, out))
+        arguments = query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        regular = is_regular(self, query, key, value, key_padding_mask, attn_mask, is_causal)
+        if not (captures and regular and torch.is_grad_enabled()):
+            return nn.MultiheadAttention.forward(self, *arguments)
+        project = ProbedLinear.forward if isinstance(out, ProbedLinear) else nn.Linear.forward
+        return attend(self, self._lnb_captures, partial(project, out), *arguments)  # type: ignore[arg-type]
+
+
+_PROBED: dict[type[nn.Module], type[ProbedLayer]] = {
+    nn.Linear: ProbedLinear,
+    nn.Conv2d: ProbedConv2d,
+    nn.MultiheadAttention: ProbedMultiheadAttention,
+}
+_BASES = tuple(_PROBED)
 
 
 def probed_class(cls: type[nn.Module]) -> type[ProbedLayer]:
-    """The attached form of ``cls``, a ``nn.Linear`` or ``nn.Conv2d`` or a subclass that keeps its ``forward``."""
+    """The attached form of ``cls``, one of the layers above or a subclass that keeps its ``forward``."""
     if cls not in _PROBED:
-        base = ProbedLinear if issubclass(cls, nn.Linear) else ProbedConv2d
+        base = next(_PROBED[base] for base in _BASES if issubclass(cls, base))
         _PROBED[cls] = cast("type[ProbedLayer]", type(f"Probed{cls.__name__}", (base, cls), {}))
     return _PROBED[cls]
+
+
+def weight_roles(module: nn.Module) -> dict[str, str | None]:
+    """The weights of a layer's linear maps, each with its bias, if that is its own, by their names."""
+    if not isinstance(module, nn.MultiheadAttention):
+        return {"weight": "bias"}
+    if module._parameters.get("in_proj_weight") is not None:
+        return {"in_proj_weight": "in_proj_bias"}
+    return {"q_proj_weight": None, "k_proj_weight": None, "v_proj_weight": None}
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
@@ -104,28 +147,28 @@ def _rebuild(cls: type[nn.Module]) -> ProbedLayer:
 def unsupported_reason(module: nn.Module) -> str | None:
     """Why a layer's inputs cannot be captured, or None if they can."""
     cls = original_class(module)
-    if isinstance(module, nn.Linear):
-        base: type[nn.Module] = nn.Linear
-    elif isinstance(module, nn.Conv2d):
-        base = nn.Conv2d
-    else:
-        return f"{cls.__name__} is not a linear or 2-d convolution layer"
+    base = next((base for base in _BASES if isinstance(module, base)), None)
+    if base is None:
+        return f"{cls.__name__} is not a linear, 2-d convolution or attention layer"
     forward: Callable[..., Any] = cls.forward
     if forward is not base.forward:
         return f"{cls.__name__} has its own forward"
     if isinstance(module, nn.Conv2d) and cls._conv_forward is not nn.Conv2d._conv_forward:  # type: ignore[attr-defined]
         return f"{cls.__name__} has its own _conv_forward"
-    if "weight" not in module._parameters:
+    weights = [module._parameters.get(name) for name in weight_roles(module)]
+    if any(weight is None for weight in weights):
         return "its weight is computed from other parameters (parametrization, weight norm or pruning)"
-    if isinstance(module.weight, nn.parameter.UninitializedParameter):
+    if any(isinstance(weight, nn.parameter.UninitializedParameter) for weight in weights):
         return "its shape is not known yet: run one forward pass before attaching"
-    if module.weight.is_complex():
+    if any(weight is not None and weight.is_complex() for weight in weights):
         return "its weight is complex"
     return None
 
 
 def attach(model: M, exclude: Iterable[nn.Module] = ()) -> M:
-    """Make every ``nn.Linear`` and ``nn.Conv2d`` of ``model`` able to report its inputs' second moment.
+    """Make the linear, convolution and attention layers of ``model`` able to report their inputs' second moments.
+
+    These are ``nn.Linear``, ``nn.Conv2d`` and ``nn.MultiheadAttention``, and subclasses that keep their ``forward``.
 
     Parameters, their names, ``state_dict`` keys, ``isinstance`` and results stay as they are. :class:`lnb.LNB` calls
     this itself. Attaching twice changes nothing.
@@ -153,12 +196,21 @@ def attach_layers(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> list[n
     left_alone = {id(inner) for module in exclude for inner in module.modules()}
     attached = []
     for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention) and unsupported_reason(module) is not None:
+            left_alone.add(id(module.out_proj))  # its forward is never called
+    for module in model.modules():
         if id(module) in left_alone or isinstance(module, ProbedLayer) or unsupported_reason(module) is not None:
             continue
-        object.__setattr__(module, "_lnb_captures", {"weight": Capture.for_layer(module)})
+        object.__setattr__(module, "_lnb_captures", _captures(module))
         object.__setattr__(module, "__class__", probed_class(type(module)))
         attached.append(module)
     return attached
+
+
+def _captures(module: nn.Module) -> dict[str, Capture]:
+    if isinstance(module, nn.MultiheadAttention):
+        return attention_captures(module)
+    return {"weight": Capture.for_layer(module)}
 
 
 def require_module(name: str, value: object) -> None:

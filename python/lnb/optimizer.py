@@ -39,7 +39,8 @@ class LNB(Optimizer):
     the functions that the layer computes, instead of in the space of its parameters (D. Munoz, "Simple Linear Neuron
     Boosting", arXiv:2502.01131). All parameters move by ``theta <- theta - lr (h / z + weight_decay theta)``.
 
-    ``nn.Linear`` and ``nn.Conv2d`` layers are claimed (see :meth:`coverage`); for other parameters ``h = g~``.
+    ``nn.Linear``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`); for
+    other parameters ``h = g~``.
 
     What happens in the cases that training loops meet:
 
@@ -110,8 +111,9 @@ class LNB(Optimizer):
         if not self._inventory.blocks:
             reasons = "\n".join(f"  {self._row(parameter)}" for parameter in self._inventory.names)
             raise ValueError(
-                f"model={type(self._model).__name__} has no layer that LNB can claim (nn.Linear or nn.Conv2d that owns its "
-                f"weight); use another optimizer for it, or see why:\n{reasons or '  it has no parameters'}"
+                f"model={type(self._model).__name__} has no layer that LNB can claim (nn.Linear, nn.Conv2d or "
+                f"nn.MultiheadAttention that owns its weights); use another optimizer for it, or see why:\n"
+                f"{reasons or '  it has no parameters'}"
             )
 
     @property
@@ -242,7 +244,7 @@ class LNB(Optimizer):
             return "none", "frozen (requires_grad is False)"
         for block in self._inventory.blocks:
             if parameter is block.weight or parameter is block.bias:
-                kind = "convolution" if block.is_convolution else "linear layer"
+                kind = block.kind
                 if parameter is block.bias and not (block.weight.requires_grad and block.weight in optimized):
                     return self._config.others, f"bias of {kind} {block.name!r} whose weight does not move"
                 return "second moment", f"{kind} {block.name!r}: {block.describe()}"
