@@ -13,10 +13,12 @@ import lnb
 
 Batch = tuple[Tensor, Tensor]
 
-# Every route of the statistics: second moments with CG, kept inputs, cached factors on a refresh schedule.
+# Every route of the statistics: second moments with CG, kept inputs, factors of each step's own second moment, factors
+# of an average on a refresh schedule.
 MODES: dict[str, dict[str, Any]] = {
     "paper": {"preset": "paper", "lr": 0.05},
     "matrix-free": {"preset": "paper", "lr": 0.05, "solver": "matrix_free"},
+    "factored": {"preset": "paper", "lr": 0.05, "solver": "cholesky"},
     "fast": {"preset": "fast", "lr": 0.02},
 }
 

@@ -171,7 +171,7 @@ def test_a_batch_without_rows_moves_no_layer(mode: str, steps: int) -> None:
     optimizer.zero_grad()
     model(torch.zeros(0, 2, 4, 4)).sum().backward()
     optimizer.step()
-    if mode != "fast" or steps == 0:
+    if mode not in ("factored", "fast") or steps == 0:
         assert moved(model, before) <= {"4.weight", "4.bias"}  # the norm follows its gradient average
     if steps:
         after = [{k: v for k, v in copied(state).items() if k in statistics} for state in optimizer.state.values()]
