@@ -69,9 +69,7 @@ class Factor:
         return (cut @ blocks).movedim(-3, -2).flatten(-2)
 
 
-def factorize(
-    second_moment: Tensor, ridge: float, relative: bool, with_bias: bool, blocks: int, inverse: bool
-) -> Factor:
+def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, blocks: int, inverse: bool) -> Factor:
     """Factor the metric.
 
     A factorisation that fails (the covariance is not positive definite in this precision) is repeated with a ridge
@@ -80,9 +78,7 @@ def factorize(
 
     Args:
         second_moment: ``E[x~ x~']``, ``[groups, d_in+1, d_in+1]``, last entry 1.
-        ridge: added to the diagonal of the covariance.
-        relative: ``ridge`` is a multiple of the mean diagonal: of the covariance where there is a bias (so that an
-            offset of the inputs does not change it), else of the second moment.
+        ridge: added to the diagonal of the covariance: a number, or one per group ``[groups, 1, 1]``.
         with_bias: whether the bias takes part.
         blocks: number of diagonal blocks; divides ``d_in``.
         inverse: keep ``C^-1`` instead of ``L^-1``.
@@ -92,7 +88,7 @@ def factorize(
     covariance = diagonal_blocks(covariance, blocks)
     diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     average = diagonal.mean(dim=(-2, -1), keepdim=True).unsqueeze(-1)
-    added = ridge * average if relative else torch.full_like(average, ridge)
+    added = torch.zeros_like(average) + (ridge if isinstance(ridge, float) else ridge.unsqueeze(-1))
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     covariance = covariance + added * eye
     lower, failed = _try_cholesky(covariance)

@@ -14,7 +14,7 @@ from lnb.capture import statistics_dtype
 from lnb.config import Config, check_group
 
 FORMAT = 1
-_COUNTS = ("step", "moment_step")
+_COUNTS = ("step", "moment_step", "second_moment_step")
 
 
 def saved_settings(config: Config) -> dict[str, Any]:

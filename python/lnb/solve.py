@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lnb.config import Config
 from lnb.factored import Factor, block_count, factorize
 from lnb.metric import solve_block
-from lnb.statistics import average_second_moment
+from lnb.statistics import average_second_moment, ridge_of
 from lnb.trust_region import spectral_direction
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
@@ -18,10 +18,11 @@ from lnb.work import BlockWork
 
 @dataclass(frozen=True)
 class Direction:
-    """One layer's ``h`` ``[groups, rows, columns]`` and ``<h, g~>`` ``[]``."""
+    """One layer's ``h`` ``[groups, rows, columns]``, ``<h, g~>`` ``[]``, and CG's last residual norms where there are any."""
 
     matrix: Tensor
     product: Tensor
+    residual: Tensor | None = None
 
 
 def solve(
@@ -44,19 +45,19 @@ def solve(
 
 
 def _iterate(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Config) -> Direction:
-    matrix = solve_block(work, gradient, verdict, config)
-    return Direction(matrix, (matrix * gradient).sum())
+    matrix, residual = solve_block(work, gradient, verdict, config)
+    return Direction(matrix, (matrix * gradient).sum(), residual)
 
 
 def _refresh(work: BlockWork, verdict: Verdict, config: Config) -> Factor:
     """The layer's factor, made anew if this step gathered its second moment."""
     state = work.state
     if work.moments is not None:
-        second_moment = average_second_moment(work, verdict, config.b_s)
+        second_moment = average_second_moment(work, verdict, config.b_s, keep=config.b_s > 0)
         blocks = block_count(work.block.d_in, config.block_size)
         spectral = config.trust_region == "spectral"
-        relative = config.ridge_mode == "relative"
-        fresh = factorize(second_moment, work.ridge, relative, work.with_bias, blocks, inverse=not spectral)
+        ridge = ridge_of(second_moment, work.ridge, config.ridge_mode == "relative", work.with_bias)
+        fresh = factorize(second_moment, ridge, work.with_bias, blocks, inverse=not spectral)
         for name, value in (("factor", fresh.matrix), ("factor_mean", fresh.mean)):
             if value is None:
                 state.pop(name, None)

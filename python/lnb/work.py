@@ -155,4 +155,4 @@ def check_finite(work: Work, wait: bool) -> Verdict:
 
 def has_statistics(state: dict[str, Any] | None) -> bool:
     """Whether a layer's state holds statistics to step with, so that it can wait for the next refresh."""
-    return state is not None and ("factor" in state or "second_moment" in state)
+    return state is not None and not {"factor", "second_moment", "mean"}.isdisjoint(state)

@@ -7,6 +7,7 @@ import torch
 
 import lnb_kernels as lk
 from lnb.factored import Factor, block_count, diagonal_blocks, factorize
+from lnb.statistics import ridge_of
 
 D, ROWS, N = 12, 5, 40
 
@@ -33,7 +34,7 @@ def x() -> torch.Tensor:
 def test_solve_is_linalg_solve(x: torch.Tensor, with_bias: bool, ridge: float) -> None:
     s = moment(x)
     g = torch.randn(1, ROWS, D + with_bias, dtype=torch.float64)
-    factor = factorize(s, ridge, relative=False, with_bias=with_bias, blocks=1, inverse=True)
+    factor = factorize(s, ridge, with_bias=with_bias, blocks=1, inverse=True)
     truth = torch.linalg.solve(dense_metric(s, ridge, with_bias), g[0].mT).mT
     assert torch.allclose(factor.solve(g)[0], truth, rtol=1e-9, atol=1e-12)
 
@@ -42,14 +43,14 @@ def test_solve_is_linalg_solve(x: torch.Tensor, with_bias: bool, ridge: float) -
 def test_whiten_then_unwhiten_is_solve(x: torch.Tensor, with_bias: bool) -> None:
     s = moment(x)
     g = torch.randn(1, ROWS, D + with_bias, dtype=torch.float64)
-    factor = factorize(s, 0.1, relative=False, with_bias=with_bias, blocks=1, inverse=False)
+    factor = factorize(s, 0.1, with_bias=with_bias, blocks=1, inverse=False)
     truth = torch.linalg.solve(dense_metric(s, 0.1, with_bias), g[0].mT).mT
     assert torch.allclose(factor.unwhiten(factor.whiten(g))[0], truth, rtol=1e-9, atol=1e-12)
 
 
 def test_a_whitened_step_changes_outputs_by_its_own_size(x: torch.Tensor) -> None:
     """``E ||D x~||^2 = ||Q||_F^2`` for ``D = Q L~^-1`` without a ridge: the inputs of the white layer are white."""
-    factor = factorize(moment(x), 0.0, relative=False, with_bias=True, blocks=1, inverse=False)
+    factor = factorize(moment(x), 0.0, with_bias=True, blocks=1, inverse=False)
     q = torch.randn(1, ROWS, D + 1, dtype=torch.float64)
     d = factor.unwhiten(q)[0]
     change = x @ d[:, :-1].mT + d[:, -1]
@@ -67,7 +68,7 @@ def test_blocks_solve_the_block_diagonal_covariance_with_the_exact_mean(
     metric = s[0].clone()
     metric[:-1, :-1] = covariance + torch.outer(mean, mean) + 0.1 * torch.eye(D, dtype=torch.float64)
     g = torch.randn(1, ROWS, D + 1, dtype=torch.float64)
-    factor = factorize(s, 0.1, relative=False, with_bias=True, blocks=blocks, inverse=inverse)
+    factor = factorize(s, 0.1, with_bias=True, blocks=blocks, inverse=inverse)
     solved = factor.solve(g) if inverse else factor.unwhiten(factor.whiten(g))
     assert torch.allclose(solved[0], torch.linalg.solve(metric, g[0].mT).mT, rtol=1e-9, atol=1e-12)
 
@@ -79,7 +80,8 @@ def test_an_offset_of_the_inputs_does_not_change_the_function_step(x: torch.Tens
 
     def change(inputs: torch.Tensor) -> torch.Tensor:
         rows = torch.cat([inputs, torch.ones(N, 1, dtype=torch.float64)], dim=1)
-        factor = factorize(moment(inputs), 0.2, relative, with_bias=True, blocks=1, inverse=True)
+        s = moment(inputs)
+        factor = factorize(s, ridge_of(s, 0.2, relative, True), with_bias=True, blocks=1, inverse=True)
         return rows @ factor.solve((error.mT @ rows / N).unsqueeze(0))[0].mT
 
     assert torch.allclose(change(x), change(5.0 - x), rtol=1e-9, atol=1e-9)
@@ -89,7 +91,7 @@ def test_a_failed_factorisation_gets_a_larger_ridge() -> None:
     x = torch.randn(3, D, dtype=torch.float64)  # fewer rows than inputs: singular
     s = moment(x)
     s[0, :-1, :-1] -= 1e-3 * torch.eye(D, dtype=torch.float64)  # and now indefinite
-    factor = factorize(s, 0.0, relative=False, with_bias=True, blocks=1, inverse=True)
+    factor = factorize(s, 0.0, with_bias=True, blocks=1, inverse=True)
     mean = s[0, -1, :-1]
     covariance = s[0, :-1, :-1] - torch.outer(mean, mean)
     larger = covariance.diagonal().clamp(min=0).mean() + torch.finfo(torch.float64).eps
@@ -100,7 +102,7 @@ def test_a_failed_factorisation_gets_a_larger_ridge() -> None:
 def test_an_indefinite_metric_falls_back_to_its_diagonal() -> None:
     s = torch.eye(3, dtype=torch.float64).unsqueeze(0)
     s[0, 0, 1] = s[0, 1, 0] = 50.0
-    factor = factorize(s, 0.0, relative=False, with_bias=False, blocks=1, inverse=True)
+    factor = factorize(s, 0.0, with_bias=False, blocks=1, inverse=True)
     assert torch.allclose(factor.matrix[0, 0], torch.eye(2, dtype=torch.float64))
 
 
@@ -120,7 +122,7 @@ def test_block_count(d_in: int, limit: int | None, blocks: int) -> None:
 
 
 def test_layers_are_batched_like_single_ones(x: torch.Tensor) -> None:
-    factors = [factorize(moment(x * k), 0.1, False, True, 2, inverse=False) for k in (1.0, 2.0)]
+    factors = [factorize(moment(x * k), 0.1, True, 2, inverse=False) for k in (1.0, 2.0)]
     g = torch.randn(2, 1, ROWS, D + 1, dtype=torch.float64)
     means = torch.stack([f.mean for f in factors if f.mean is not None])
     both = Factor(torch.stack([f.matrix for f in factors]), means)

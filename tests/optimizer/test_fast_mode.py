@@ -154,3 +154,84 @@ def test_a_refresh_without_rows_keeps_the_factor() -> None:
     assert torch.equal(before["second_moment"], after["second_moment"])
     assert torch.allclose(before["factor"], after["factor"])
     assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("ridge_mode", ["absolute", "relative"])
+@pytest.mark.parametrize(("refresh_every", "b_s"), [(3, 0.0), (1, 0.5), (3, 0.5)])
+def test_remembered_moments_serve_cholesky_and_converged_pcg_alike(
+    ridge_mode: str, refresh_every: int, b_s: float
+) -> None:
+    results = []
+    for solver, iterations in (("cholesky", 2), ("pcg", 200)):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.Tanh(), nn.Linear(8, 3, bias=False)).double()
+        settings = {"refresh_every": refresh_every, "b_s": b_s, "ridge_mode": ridge_mode, "cg_iterations": iterations}
+        optimizer = lnb.LNB(net, 0.1, "paper", solver=solver, **settings)  # type: ignore[arg-type]
+        train(net, optimizer, [(x.double(), y) for x, y in batches(7)])
+        results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert torch.allclose(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def test_arrow_steps_between_refreshes() -> None:
+    net = model()
+    train(net, lnb.LNB(net, 0.01, "paper", solver="arrow", refresh_every=4), batches(9))
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "factored"),
+    [({}, False), ({"b_s": 0.5}, True), ({"refresh_every": 2}, True), ({"trust_region": "spectral"}, True)],
+)
+def test_solver_auto(settings: dict[str, object], factored: bool) -> None:
+    assert lnb.LNB(nn.Linear(3, 2), preset="paper", solver="auto", **settings).config.factored is factored  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("solver", ["matrix_free", "dual"])
+@pytest.mark.parametrize("settings", [{"refresh_every": 2}, {"b_s": 0.5}, {"ridge_mode": "relative"}])
+def test_inputs_alone_refuse_what_needs_a_second_moment(solver: str, settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"solver='{solver}' keeps no second moment"):
+        lnb.LNB(nn.Linear(3, 2), preset="paper", solver=solver, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+def test_dual_agrees_with_cholesky(rows: int) -> None:
+    """With fewer rows than inputs and with more; linear and grouped, strided, padded, dilated convolution layers."""
+    results = []
+    for solver in ("dual", "cholesky"):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2),
+            nn.Tanh(),
+            nn.Conv2d(6, 3, 2, padding="same", bias=False),
+            nn.Flatten(),
+            nn.Linear(48, 5),
+        ).double()
+        optimizer = lnb.LNB(net, 0.1, "paper", solver=solver)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            for _ in range(2):  # two micro-batches
+                net(torch.randn(rows, 4, 8, 8, generator=generator, dtype=torch.float64)).square().mean().backward()
+            optimizer.step()
+        results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert torch.allclose(results[0], results[1], rtol=1e-8, atol=1e-10)
+
+
+def test_dual_needs_a_ridge() -> None:
+    with pytest.raises(ValueError, match="solver='dual' needs ridge > 0"):
+        lnb.LNB(nn.Linear(3, 2), preset="paper", solver="dual", ridge=0.0)
+
+
+def test_dual_serves_packed_attention() -> None:
+    results = []
+    for solver in ("dual", "cholesky"):
+        torch.manual_seed(0)
+        net = nn.MultiheadAttention(8, 2, batch_first=True).double()
+        optimizer = lnb.LNB(net, 0.1, "paper", solver=solver)
+        x = torch.randn(3, 5, 8, dtype=torch.float64)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(x, x, x)[0].square().mean().backward()
+            optimizer.step()
+        results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert torch.allclose(results[0], results[1], rtol=1e-8, atol=1e-10)

@@ -50,7 +50,7 @@ def test_spectral_direction_is_the_svd_solution() -> None:
     root = vectors @ torch.diag(values.rsqrt()) @ vectors.mT  # another factor of the same metric
     u, _, vh = torch.linalg.svd(g[0] @ root, full_matrices=False)
     exact = u @ vh @ root * math.sqrt(9 / 7)
-    found = spectral_direction(g, factorize(s, 0.1, relative=False, with_bias=True, blocks=1, inverse=False))[0]
+    found = spectral_direction(g, factorize(s, 0.1, with_bias=True, blocks=1, inverse=False))[0]
     white = found @ torch.linalg.inv(root) / math.sqrt(9 / 7)
     singular = torch.linalg.svdvals(white)
     assert bool((singular > 0.65).all())
