@@ -54,6 +54,9 @@ def pairs(op: str, name: str, values: Sequence[Tensor], other_name: str, others:
     if not values:
         return
     same_device(op, f"{other_name}[0]", others[0], f"{name}[0]", values[0])
+    shapes, other_shapes = [value.shape for value in values], [other.shape for other in others]
+    if shapes == other_shapes:
+        return
     for i, (value, other) in enumerate(zip(values, others, strict=True)):
         if value.shape != other.shape:
             raise ValueError(
@@ -69,8 +72,9 @@ def writable(op: str, name: str, values: Sequence[Tensor]) -> None:
         ValueError: entries of one tensor share memory (``expand``), or a tensor stands in the list twice.
         RuntimeError: autograd is recording and would miss the write.
     """
-    for i, value in enumerate(values):
-        if not value.is_contiguous() and _expanded(value):
+    contiguous = all(map(Tensor.is_contiguous, values))
+    for i, value in enumerate(() if contiguous else values):
+        if _expanded(value):
             raise ValueError(f"{op}: {name}[{i}] has entries that share memory; use .contiguous() to write to it")
     if len({id(value) for value in values}) != len(values):
         raise ValueError(f"{op}: {name} holds one tensor twice; each may be written once")

@@ -125,7 +125,7 @@ def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with
 def _partition(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[list[_Group], list[int]]:
     """Groups that the native kernels take, and the positions of the pairs that they do not."""
     x_dtypes, y_dtypes = {x.dtype for x in xs}, {y.dtype for y in ys}
-    if len(x_dtypes) == len(y_dtypes) == 1 and all(map(_contiguous, xs)) and all(map(_contiguous, ys)):
+    if len(x_dtypes) == len(y_dtypes) == 1 and all(map(Tensor.is_contiguous, (*xs, *ys))):
         # The usual case: one group, in the caller's order.
         rest: list[int] = []
         members: _Members = {(x_dtypes.pop(), y_dtypes.pop()): range(len(xs))}
@@ -137,8 +137,10 @@ def _partition(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[list[_Group]
         types = getattr(native.Type, _NAMES[x_dtype]), getattr(native.Type, _NAMES[y_dtype])
         if native.supported(*types):
             of_x, of_y = _at(xs, positions), _at(ys, positions)
-            sizes = [x.numel() for x in of_x]
-            groups.append(_Group(positions, types, [x.data_ptr() for x in of_x], [y.data_ptr() for y in of_y], sizes))
+            sizes = list(map(Tensor.numel, of_x))
+            groups.append(
+                _Group(positions, types, list(map(Tensor.data_ptr, of_x)), list(map(Tensor.data_ptr, of_y)), sizes)
+            )
         else:
             rest = [*rest, *positions]
     return groups, rest
@@ -150,15 +152,11 @@ def _sort_out(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[_Members, lis
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         # Memory order is free where it is the same on both sides and has no gaps, as in channels_last.
         same_order = x.stride() == y.stride() and torch._debug_has_internal_overlap(x) == 0
-        if same_order or (_contiguous(x) and _contiguous(y)):
+        if same_order or (x.is_contiguous() and y.is_contiguous()):
             members.setdefault((x.dtype, y.dtype), []).append(i)
         else:
             rest.append(i)
     return dict(members), rest
-
-
-def _contiguous(tensor: Tensor) -> bool:
-    return tensor.is_contiguous()
 
 
 def _require_disjoint(
