@@ -153,9 +153,8 @@ MODELS = {"transformer": transformer, "unet": unet, "mlp": mlp}
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW fused": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True),
     "paper": lambda m: lnb.LNB(m, 0.02, "paper"),
-    "paper, bf16 moments": lambda m: lnb.LNB(m, 0.02, "paper", moment_dtype=torch.bfloat16),
     "fast": lambda m: lnb.LNB(m, 0.01),
-    "fast, layer region": lambda m: lnb.LNB(m, 0.01, trust_region="layer", block_size=512),
+    "fast, layer region": lambda m: lnb.LNB(m, 0.01, trust_region="layer"),
     "Muon": lambda m: _muon(m),
     "paper, matrix-free": lambda m: lnb.LNB(m, 0.02, "paper", solver="matrix_free"),
     "paper, autodiff": autodiff_step,

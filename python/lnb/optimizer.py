@@ -14,6 +14,7 @@ from lnb.attach import attach_layers, detach_layer, require_module
 from lnb.blocks import Block, take_inventory
 from lnb.config import Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
+from lnb.diagnostics import LayerRecords
 from lnb.schedule import is_refresh_step
 from lnb.serialization import (
     FORMAT,
@@ -96,6 +97,7 @@ class LNB(Optimizer):
         self._exclude = exclude
         self._counters: dict[str, Tensor | int] = {"steps": 0, "skipped_steps": 0}
         self._step_index = 0
+        self._records = LayerRecords()
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         attached = attach_layers(model, exclude)
         try:
@@ -178,7 +180,8 @@ class LNB(Optimizer):
             verdict = check_finite(work, wait=self._strict)
             rejected = verdict.rejected
             if not rejected:
-                verdict, _ = update.run(work, verdict, self._config)
+                verdict, directions = update.run(work, verdict, self._config)
+                self._records.record(self._step_index, work.blocks, directions)
             self._count(verdict)
             self._step_index += 1
         self._clear_captures()
@@ -250,9 +253,23 @@ class LNB(Optimizer):
                 return "second moment", f"{kind} {block.name!r}: {block.describe()}"
         return self._config.others, self._inventory.reasons.get(parameter, "not a parameter of the attached model")
 
-    def diagnostics(self) -> dict[str, float]:
-        """Counters since construction: ``steps``, and ``skipped_steps`` that met NaN or inf. Waits for the device."""
-        return {name: int(value) for name, value in self._counters.items()}
+    def diagnostics(self, layers: bool = False) -> dict[str, float]:
+        """Figures to log, for example with ``SummaryWriter.add_scalar(name, value, step)`` each. Waits for the device.
+
+        Args:
+            layers: add the last step's figures of every layer, as ``layer/<name>/<figure>``: ``gain`` ``<h, g~>``;
+                ``step_norm``, its root, the size of the direction in the metric; ``residual`` of the conjugate gradients;
+                ``condition``, a lower bound of the condition number of the cached factor's matrix; ``refresh_age`` in steps.
+
+        Returns:
+            Counters since construction: ``steps``, and ``skipped_steps`` that met NaN or inf; then the layers' figures.
+        """
+        found: dict[str, float] = {name: int(value) for name, value in self._counters.items()}
+        if layers:
+            states = {block.name: self.state.get(block.weight, {}) for block in self._inventory.blocks}
+            factors = {name: state["factor"] for name, state in states.items() if "factor" in state}
+            found |= self._records.read(self._step_index, factors)
+        return found
 
     # -- saving and copying -------------------------------------------------------------------------------------------
 
@@ -286,7 +303,7 @@ class LNB(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_config", "_strict", "_exclude", "_counters", "_inventory", "_step_index")
+        own = ("_model", "_config", "_strict", "_exclude", "_counters", "_inventory", "_step_index", "_records")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
