@@ -115,6 +115,23 @@ class Config:
         """Whether second moments are remembered from step to step."""
         return self.refresh_every > 1 or self.b_s > 0
 
+    @property
+    def keeps_second_moment(self) -> bool:
+        """Whether the state holds the averaged second moment."""
+        if self.factored:
+            return self.b_s > 0
+        return self.solver in ("auto", "pcg") and self.averaged
+
+    @property
+    def keeps_direction(self) -> bool:
+        """Whether the state holds the previous solution, to start conjugate gradients from."""
+        return not self.factored and self.solver in ("auto", "pcg", "matrix_free")
+
+    @property
+    def keeps_feature_moments(self) -> bool:
+        """Whether the state holds the averages of the features' means and mean squares."""
+        return not self.factored and self.solver != "dual"
+
     def needs(self, refresh: bool) -> tuple[bool, bool, bool]:
         """What a backward pass must leave: the second moment, the channel moments, the inputs.
 

@@ -15,6 +15,7 @@ from lnb.blocks import Block, take_inventory
 from lnb.config import Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
+from lnb.plan import Plan, plan_block
 from lnb.schedule import is_refresh_step
 from lnb.serialization import (
     FORMAT,
@@ -252,6 +253,10 @@ class LNB(Optimizer):
                     return self._config.others, f"bias of {kind} {block.name!r} whose weight does not move"
                 return "second moment", f"{kind} {block.name!r}: {block.describe()}"
         return self._config.others, self._inventory.reasons.get(parameter, "not a parameter of the attached model")
+
+    def plan(self) -> Plan:
+        """What a step does for every claimed layer and what it costs, by arithmetic; print it, or read its rows."""
+        return Plan(tuple(plan_block(block, self._config) for block in self._optimized_blocks()))
 
     def diagnostics(self, layers: bool = False) -> dict[str, float]:
         """Figures to log, for example with ``SummaryWriter.add_scalar(name, value, step)`` each. Waits for the device.
