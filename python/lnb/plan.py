@@ -57,7 +57,7 @@ class Plan:
         return sum(row.state_bytes for row in self.rows)
 
     def __str__(self) -> str:
-        table = [
+        table: list[tuple[str, ...]] = [
             ("layer", "shape", "statistics", "solver", "MFLOP/step", "MFLOP/refresh", "kFLOP/row", "state MB", "why")
         ]
         for row in self.rows:
