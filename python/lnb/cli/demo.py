@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -92,8 +91,6 @@ def run_demo(out: Path, seed: int, console: Console) -> None:
     from lnb.cli.figure import check_writable, draw
 
     check_writable(out)
-    # At this size threads gain nothing, and they wait for each other forever where the cores are busy.
-    torch.set_num_threads(1)
     curves: dict[str, list[Curve]] = {}
     with one_thread(), progress(console) as bars:
         for scene in SCENES:
