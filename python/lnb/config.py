@@ -14,7 +14,7 @@ CG_SCOPES = ("layer", "neuron")
 TRUST_REGIONS = ("global", "layer", "spectral", "rms")
 RIDGE_MODES = ("absolute", "relative")
 OTHERS = ("identity", "adamw")
-MOMENT_DTYPES = (None, torch.float32, torch.bfloat16)
+MOMENT_DTYPES = (None, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Config:
             Wider layers are cut into the fewest equal blocks; the mean of the inputs stays exact.
         others_lr: what ``lr`` is multiplied by for ``others="adamw"``.
         b_others: decay of the mean square of the gradient for ``others="adamw"``, in [0, 1).
-        moment_dtype: dtype in which activations enter the second-moment product (sums are always float32 or wider);
-            None for the activations' own.
+        moment_dtype: dtype of the second-moment product: None or float32, which give the same for every dtype of the
+            activations (float64 activations keep float64).
     """
 
     momentum: float = 0.9
@@ -101,7 +101,9 @@ class Config:
                 f"{self.refresh_every}, {self.b_s} and {self.ridge_mode!r}"
             )
         if self.moment_dtype not in MOMENT_DTYPES:
-            raise ValueError(f"moment_dtype={self.moment_dtype!r} must be None, torch.float32 or torch.bfloat16")
+            raise ValueError(
+                f"moment_dtype={self.moment_dtype!r} must be None or torch.float32: products in lower precision are not available"
+            )
 
     @property
     def factored(self) -> bool:

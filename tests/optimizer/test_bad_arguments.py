@@ -43,6 +43,7 @@ NAN = float("nan")
         ({"ridge_mode": 3}, ValueError, "ridge_mode=3 must be one of absolute, relative"),
         ({"others": "sgd"}, ValueError, "others='sgd' must be one of identity, adamw"),
         ({"moment_dtype": torch.int32}, ValueError, "moment_dtype=torch.int32"),
+        ({"moment_dtype": torch.bfloat16}, ValueError, "moment_dtype=torch.bfloat16"),
         ({"nesterov": 1}, TypeError, "nesterov=1 must be True or False"),
         ({"betas": (0.9, 0.99)}, TypeError, "LNB has no setting 'betas'; its settings are"),
         ({"params": []}, ValueError, "empty parameter list"),
