@@ -1,0 +1,40 @@
+"""The calls that are inspected and costed: every kernel in every configuration that the heuristics ship."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+def _meta(*shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _second_moment(n: int, d: int, dtype: torch.dtype, weighted: bool = False) -> Callable[[], Any]:
+    from lnb_kernels.second_moment.triton_kernel import second_moment
+
+    return lambda: second_moment(_meta(n, d, dtype=dtype), _meta(n) if weighted else None)
+
+
+def _linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[], Any]:
+    from lnb_kernels.linear.triton_kernel import linear_backward
+
+    def call() -> Any:
+        return linear_backward(_meta(n, m, dtype=dtype), _meta(n, d, dtype=dtype), _meta(m, d, dtype=dtype), [False, True, True, True])
+
+    return call
+
+
+def cases() -> dict[str, Callable[[], Any]]:
+    """Name of each case and the call."""
+    table: dict[str, Callable[[], Any]] = {}
+    for dtype, tag in ((BF16, "bf16"), (FP32, "fp32")):
+        for d in (16, 32, 64, 1024, 2048):
+            table[f"second_moment/{tag}/d{d}"] = _second_moment(16384, d, dtype)
+        table[f"second_moment/{tag}/d2048/weighted"] = _second_moment(16384, 2048, dtype, weighted=True)
+        table[f"linear_backward/{tag}/d2048"] = _linear_backward(16384, 2048, 2048, dtype)
+    return table
