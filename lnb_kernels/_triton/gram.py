@@ -29,15 +29,15 @@ from lnb_kernels._triton.offsets import lower_tile, offset64
 @triton.jit
 def _product(
     a_ptr, b_ptr, w_ptr, a_col, b_col, a_width, b_width, start, stop,
-    stride_ar, stride_ac, stride_br, stride_bc, stride_w,
+    stride_ar, stride_br, stride_c, stride_w,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
 ):  # fmt: skip
     """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_D, BLOCK_D]`` fp32."""
     lane = tl.arange(0, BLOCK_N)
     a_cols = a_col + tl.arange(0, BLOCK_D)
     b_cols = b_col + tl.arange(0, BLOCK_D)
-    a_ptrs = a_ptr + offset64(start, stride_ar) + offset64(lane, stride_ar)[:, None] + offset64(a_cols, stride_ac)[None, :]
-    b_ptrs = b_ptr + offset64(start, stride_br) + offset64(lane, stride_br)[:, None] + offset64(b_cols, stride_bc)[None, :]
+    a_ptrs = a_ptr + offset64(start, stride_ar) + offset64(lane, stride_ar)[:, None] + offset64(a_cols, stride_c)[None, :]
+    b_ptrs = b_ptr + offset64(start, stride_br) + offset64(lane, stride_br)[:, None] + offset64(b_cols, stride_c)[None, :]
     acc = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
     for row in range(start, stop, BLOCK_N):
         live = lane < stop - row
@@ -57,9 +57,9 @@ def _product(
 @triton.jit
 def _column_sums(
     a_ptr, w_ptr, cols, width, start, stop, stride_ar, stride_ac, stride_w,
-    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
 ):  # fmt: skip
-    """``sum over rows start..stop of w_n a_n`` for the columns ``cols``; column ``width`` is all ones if ``HAS_ONES``."""
+    """``sum over rows start..stop of w_n a_n`` for the columns ``cols``; column ``width`` is all ones."""
     lane = tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for row in range(start, stop, BLOCK_N):
@@ -67,8 +67,7 @@ def _column_sums(
         live = rows < stop
         offsets = offset64(rows, stride_ar)[:, None] + offset64(cols, stride_ac)[None, :]
         a = tl.load(a_ptr + offsets, mask=live[:, None] & (cols < width)[None, :], other=0.0).to(tl.float32)
-        if HAS_ONES:
-            a = tl.where((cols == width)[None, :] & live[:, None], 1.0, a)
+        a = tl.where((cols == width)[None, :] & live[:, None], 1.0, a)
         if HAS_WEIGHTS:
             w = tl.load(w_ptr + offset64(rows, stride_w), mask=live, other=0.0).to(tl.float32)
             a *= w[:, None]
@@ -77,16 +76,24 @@ def _column_sums(
 
 
 @triton.jit
-def _store_symmetric(acc, s_ptr, c_ptr, rows, cols, d, alpha, beta, stride_sr, stride_cr, HAS_C: tl.constexpr):
-    """Store a lower tile of ``alpha acc + beta C`` and its mirror image; of a diagonal tile only the lower half counts."""
-    mask = (cols[None, :] <= rows[:, None]) & (rows < d)[:, None]
+def _store_symmetric(
+    acc, s_ptr, c_ptr, row, col, d, alpha, beta, stride_sr, stride_cr,
+    HAS_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Store a lower tile of ``alpha acc + beta C`` and its mirror image; of a diagonal tile only the lower half counts.
+
+    Offsets inside a tile are int32 to save registers: 128 rows of a square matrix that fits any memory are below 2^31 elements.
+    """
+    i, j = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    mask = (col + j[None, :] <= row + i[:, None]) & (row + i < d)[:, None]
     value = alpha * acc
     if HAS_C:
-        c = tl.load(c_ptr + offset64(rows, stride_cr)[:, None] + cols[None, :], mask=mask, other=0.0)
+        c = tl.load(c_ptr + offset64(row, stride_cr) + col + i[:, None] * stride_cr + j[None, :], mask=mask, other=0.0)
         value += beta * c.to(tl.float32)
     value = value.to(s_ptr.dtype.element_ty)
-    tl.store(s_ptr + offset64(rows, stride_sr)[:, None] + cols[None, :], value, mask=mask)
-    tl.store(s_ptr + offset64(cols, stride_sr)[:, None] + rows[None, :], tl.trans(value), mask=tl.trans(mask))
+    tl.store(s_ptr + offset64(row, stride_sr) + col + i[:, None] * stride_sr + j[None, :], value, mask=mask)
+    mirror = s_ptr + offset64(col, stride_sr) + row + j[:, None] * stride_sr + i[None, :]
+    tl.store(mirror, tl.trans(value), mask=tl.trans(mask))
 
 
 @triton.jit
@@ -107,16 +114,19 @@ def _finish(
     HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Store rows ``row .. row + ROWS`` of finished tile ``(i, j)``: of ``G'X`` where ``kind`` is 0, else of ``S``."""
-    rows = i * BLOCK_D + row + tl.arange(0, ROWS)
-    cols = j * BLOCK_D + tl.arange(0, BLOCK_D)
+    first_row, first_col = i * BLOCK_D + row, j * BLOCK_D
+    in_s = True
     if HAS_G:
+        in_s = kind == 1
         if kind == 0:
-            mask = (rows < m)[:, None] & (cols < d)[None, :]
-            tl.store(gw_ptr + offset64(rows, d)[:, None] + cols[None, :], acc.to(gw_ptr.dtype.element_ty), mask=mask)
-        else:
-            _store_symmetric(acc, s_ptr, c_ptr, rows, cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
-    else:
-        _store_symmetric(acc, s_ptr, c_ptr, rows, cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
+            rows, cols = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+            mask = (first_row + rows < m)[:, None] & (first_col + cols < d)[None, :]
+            base = gw_ptr + offset64(first_row, d) + first_col
+            tl.store(base + rows[:, None] * d + cols[None, :], acc.to(gw_ptr.dtype.element_ty), mask=mask)
+    if in_s:
+        _store_symmetric(
+            acc, s_ptr, c_ptr, first_row, first_col, d, alpha, beta, stride_sr, stride_cr, HAS_C, ROWS, BLOCK_D
+        )
 
 
 @triton.jit
@@ -155,13 +165,13 @@ def _locate(tile, g_tiles, g_blocks, HAS_G: tl.constexpr):
 def gram_kernel(
     x_ptr, g_ptr, w_ptr, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
     n_rows, d, m, tiles, rows_per_split, alpha, beta,
-    stride_xb, stride_xr, stride_xc, stride_gr, stride_gc, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
+    stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile (or one block of column sums) of one split of one matrix; grid ``(tiles + sum blocks, splits, batch)``.
 
-    ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` and ``w`` ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1,
+    ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w`` ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1,
     d or d+1]``. With ``SPLIT`` the result goes to ``partial`` ``[batch, splits, tiles, BLOCK_D, BLOCK_D]`` and
     ``sums`` ``[batch, splits, sum blocks, BLOCK_D]`` for :func:`gram_finish_kernel`, else straight to its place.
     """
@@ -178,22 +188,15 @@ def gram_kernel(
     slot = batch * tl.num_programs(1) + split
     if tile < tiles:
         kind, i, j = _locate(tile, g_tiles, g_blocks, HAS_G)
+        a_ptr, a_width, stride_ar = x_ptr, d, stride_xr
         if HAS_G:
+            # One loop for both kinds of tile: a second one would have pipeline buffers of its own in shared memory.
             if kind == 0:
-                acc = _product(
-                    g_ptr, x_ptr, w_ptr, i * BLOCK_D, j * BLOCK_D, m, d, start, stop,
-                    stride_gr, stride_gc, stride_xr, stride_xc, stride_w, BLOCK_D, BLOCK_N, PRECISION, False,
-                )  # fmt: skip
-            else:
-                acc = _product(
-                    x_ptr, x_ptr, w_ptr, i * BLOCK_D, j * BLOCK_D, d, d, start, stop,
-                    stride_xr, stride_xc, stride_xr, stride_xc, stride_w, BLOCK_D, BLOCK_N, PRECISION, False,
-                )  # fmt: skip
-        else:
-            acc = _product(
-                x_ptr, x_ptr, w_ptr, i * BLOCK_D, j * BLOCK_D, d, d, start, stop,
-                stride_xr, stride_xc, stride_xr, stride_xc, stride_w, BLOCK_D, BLOCK_N, PRECISION, HAS_WEIGHTS,
-            )  # fmt: skip
+                a_ptr, a_width, stride_ar = g_ptr, m, stride_gr
+        acc = _product(
+            a_ptr, x_ptr, w_ptr, i * BLOCK_D, j * BLOCK_D, a_width, d, start, stop,
+            stride_ar, stride_xr, stride_xc, stride_w, BLOCK_D, BLOCK_N, PRECISION, HAS_WEIGHTS,
+        )  # fmt: skip
         if SPLIT:
             lane = tl.arange(0, BLOCK_D)
             base = partial_ptr + offset64(offset64(slot, tiles) + tile, BLOCK_D * BLOCK_D)
@@ -206,22 +209,17 @@ def gram_kernel(
     elif HAS_ONES:
         block = tile - tiles
         lane = tl.arange(0, BLOCK_D)
+        x_block = block
+        a_ptr, width, stride_ar = x_ptr, d, stride_xr
         if HAS_G:
+            x_block = block - g_blocks
             if block < g_blocks:
-                sums = _column_sums(
-                    g_ptr, w_ptr, block * BLOCK_D + lane, m, start, stop, stride_gr, stride_gc, stride_w,
-                    BLOCK_D, BLOCK_N, False, False,
-                )  # fmt: skip
-            else:
-                sums = _column_sums(
-                    x_ptr, w_ptr, (block - g_blocks) * BLOCK_D + lane, d, start, stop, stride_xr, stride_xc, stride_w,
-                    BLOCK_D, BLOCK_N, False, True,
-                )  # fmt: skip
-        else:
-            sums = _column_sums(
-                x_ptr, w_ptr, block * BLOCK_D + lane, d, start, stop, stride_xr, stride_xc, stride_w,
-                BLOCK_D, BLOCK_N, HAS_WEIGHTS, True,
-            )  # fmt: skip
+                x_block = block
+                a_ptr, width, stride_ar = g_ptr, m, stride_gr
+        sums = _column_sums(
+            a_ptr, w_ptr, x_block * BLOCK_D + lane, width, start, stop, stride_ar, stride_xc, stride_w,
+            BLOCK_D, BLOCK_N, HAS_WEIGHTS,
+        )  # fmt: skip
         if SPLIT:
             blocks = tl.num_programs(0) - tiles
             tl.store(sums_ptr + offset64(offset64(slot, blocks) + block, BLOCK_D) + lane, sums)

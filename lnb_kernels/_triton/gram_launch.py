@@ -44,17 +44,19 @@ class GramPlan:
 def tile_config(d: int, itemsize: int, arch: Arch) -> tuple[int, int, int, int]:
     """``(block_d, block_n, num_warps, num_stages)``, the shipped configurations of the product loop.
 
-    128 x 128 tiles keep 64 (8 warps) accumulators per thread and reuse each loaded row 128 times, which is what the
-    tensor cores need against L2; a matrix smaller than that gets the next power of two. The depth of the pipeline is what fits
-    shared memory, at most 4; on AMD 2, as its loads are pipelined through registers.
+    128 x 128 tiles keep 64 accumulators per thread (8 warps) and use each loaded row 128 times, which is what the tensor
+    cores need against L2; a smaller matrix gets the next power of two. The depth of the pipeline is what lets two programs share a
+    multiprocessor, at most 4; on AMD 2, as its loads are pipelined through registers.
     """
     block_d = min(128, max(16, 1 << (d - 1).bit_length()))
     block_n = 64 if itemsize == 2 else 32
+    if block_d == 128 and arch.name == "sm_80":
+        block_n //= 2
     num_warps = {16: 1, 32: 2, 64: 4, 128: 8}[block_d]
     if arch.name == "gfx942":
         return block_d, block_n, num_warps, 2
     stage_bytes = 2 * block_n * block_d * itemsize
-    return block_d, block_n, num_warps, max(2, min(4, arch.shared_bytes // stage_bytes - 1))
+    return block_d, block_n, num_warps, max(2, min(4, arch.shared_bytes // (2 * stage_bytes)))
 
 
 def _split_rows(n: int, tiles: int, batch: int, block_d: int, block_n: int, arch: Arch) -> tuple[int, int]:
@@ -110,7 +112,7 @@ def launch_gram(
     """``s <- alpha [X 1]'[X 1] + beta c`` and, with ``g``, ``grad_weight <- G'X`` and ``grad_bias <- sum G``.
 
     Args:
-        x: ``[batch, n, d]`` in any strides; ``g`` ``[n, m]`` and ``weights`` ``[n]`` only with ``batch`` 1.
+        x: ``[batch, n, d]`` in any strides; ``g`` ``[n, m]``, last stride as of ``x``, and ``weights`` ``[n]`` only with ``batch`` 1.
         s: result ``[batch, size, size]``, ``size = d + ones``, unit stride in the last dimension; ``c`` likewise, may be ``s``.
         grad_weight, grad_bias: contiguous ``[m, d]`` and ``[m]``, needed with ``g``.
         plan: the launch geometry; None takes :func:`gram_plan`'s.
@@ -132,11 +134,12 @@ def launch_gram(
     w_or_x = x[0, :, 0] if weights is None else weights
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
     c_or_s = s if c is None else c
+    stride_c = x.stride(2) if d > 1 else g_or_x.stride(1)  # the stride of a dimension of size 1 means nothing
     with on_device(x):
         gram_kernel[(plan.tiles + sum_blocks, plan.splits, batch)](
             x, g_or_x, w_or_x, s, c_or_s, out_weight, out_bias, partial, sums,
             n, d, m, plan.tiles, plan.rows_per_split, alpha, beta,
-            x.stride(0), x.stride(1), x.stride(2), g_or_x.stride(0), g_or_x.stride(1), w_or_x.stride(0),
+            x.stride(0), x.stride(1), stride_c, g_or_x.stride(0), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
             HAS_G=g is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones, HAS_C=c is not None, SPLIT=split,
             BLOCK_D=plan.block_d, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),

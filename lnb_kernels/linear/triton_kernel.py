@@ -25,6 +25,8 @@ def linear_backward(
     if not fusable:
         return reference.linear_backward(grad, x, weight, mask)
     rows, g = x.reshape(n, d), grad.reshape(n, m)
+    if d > 1 and m > 1 and rows.stride(1) != g.stride(1):
+        rows, g = rows.contiguous(), g.contiguous()
     grad_weight = x.new_empty((m, d))
     grad_bias = x.new_empty((m,))
     s = x.new_empty((d + 1, d + 1), dtype=torch.float32)
