@@ -24,18 +24,18 @@ DTYPES = (torch.float32, *HALF)
 
 
 def assert_as_accurate(
-    actual: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, factor: float = 2.0, what: str = "result"
+    actual: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, what: str = "result", factor: float = 2.0, ulps: float = 4.0
 ) -> None:
     """The error of ``actual`` against the float64 ``truth`` is at most ``factor`` times that of ``plain`` PyTorch.
 
     Errors are relative to the size of ``truth`` as a whole (Frobenius norm). A few units of roundoff of the output are
-    allowed in any case: where plain PyTorch happens to be exact, the order of additions may still differ.
+    allowed (``ulps``) in any case: where plain PyTorch happens to be exact, the order of additions may still differ.
     """
     assert actual.shape == truth.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
     assert bool(torch.isfinite(actual).all()), f"{what}: not finite, so some element was not written"
     size = truth.norm().clamp(min=1e-30)
     error = ((actual.double() - truth).norm() / size).item()
-    allowed = factor * ((plain.double() - truth).norm() / size).item() + 4 * torch.finfo(actual.dtype).eps
+    allowed = factor * ((plain.double() - truth).norm() / size).item() + ulps * torch.finfo(actual.dtype).eps
     assert error <= allowed, f"{what}: error {error:.3e}, allowed {allowed:.3e}"
 
 
