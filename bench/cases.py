@@ -29,6 +29,22 @@ def _linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[],
     return call
 
 
+def _pcg(m: int, d: int, batch: int, scope: str, warm: bool = True) -> Callable[[], Any]:
+    from lnb_kernels.pcg.triton_kernel import pcg
+
+    def call() -> Any:
+        s, g, mu = _meta(batch, d + 1, d + 1), _meta(batch, m, d + 1), _meta(batch, d)
+        return pcg(s, g, _meta(batch, m, d + 1) if warm else None, mu, _meta(batch, d), 2, 0.1, scope, 2)
+
+    return call
+
+
+def _cov_matvec(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[], Any]:
+    from lnb_kernels.cov_matvec.triton_kernel import cov_matvec
+
+    return lambda: cov_matvec(_meta(n, d, dtype=dtype), _meta(m, d + 1), 0.1)
+
+
 def cases() -> dict[str, Callable[[], Any]]:
     """Name of each case and the call."""
     table: dict[str, Callable[[], Any]] = {}
@@ -37,4 +53,11 @@ def cases() -> dict[str, Callable[[], Any]]:
             table[f"second_moment/{tag}/d{d}"] = _second_moment(16384, d, dtype)
         table[f"second_moment/{tag}/d2048/weighted"] = _second_moment(16384, 2048, dtype, weighted=True)
         table[f"linear_backward/{tag}/d2048"] = _linear_backward(16384, 2048, 2048, dtype)
+        for d, m in ((16, 10), (512, 32), (1024, 10)):
+            table[f"cov_matvec/{tag}/d{d}/m{m}"] = _cov_matvec(65536, d, m, dtype)
+    table["pcg/neuron/d64/m10"] = _pcg(10, 64, 1, "neuron", warm=False)
+    table["pcg/neuron/d512/m512/batch8"] = _pcg(512, 512, 8, "neuron")
+    table["pcg/neuron/d2048/m2048"] = _pcg(2048, 2048, 1, "neuron")
+    table["pcg/layer/d2048/m2048"] = _pcg(2048, 2048, 1, "layer")
+    table["pcg/layer/d512/m10"] = _pcg(10, 512, 1, "layer", warm=False)
     return table

@@ -51,7 +51,7 @@ def _hip_figures(assembly: str) -> dict[str, int]:
     def value(key: str) -> int:
         return int(re.search(rf"\.{key}:\s+(\d+)", assembly).group(1))
 
-    spills = value("vgpr_spill_count") + value("sgpr_spill_count")
+    spills = value("vgpr_spill_count")  # spilled scalar registers go to lanes of vector registers, not to memory
     return {"registers": value("vgpr_count"), "spills": spills, "tensor_core": len(TENSOR_CORE.findall(assembly)), "async_copies": 0}
 
 

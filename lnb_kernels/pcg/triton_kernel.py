@@ -36,22 +36,22 @@ LAUNCH_SECONDS = 4e-6  # of a dependent launch, for the crossover
 
 @triton.jit
 def _product(
-    v_ptr, p_ptr, beta, s_ptr, row, col, m, size, inverse_count, stride_s,
+    v_ptr, p_ptr, beta, s_ptr, col, left, size, inverse_count, stride_s,
     COMBINE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``(v S / N)[rows, cols]``, or of ``v + beta p`` with ``COMBINE``: ``[BLOCK_M, BLOCK_C]``."""
-    rows = row + tl.arange(0, BLOCK_M)
+    """``(v S / N)[:, cols]`` of the first ``BLOCK_M`` of ``left`` rows, or of ``v + beta p`` with ``COMBINE``."""
+    lane = tl.arange(0, BLOCK_M)
     cols = col + tl.arange(0, BLOCK_C)
     k_lane = tl.arange(0, BLOCK_K)
-    row_offsets = offset64(rows, size)[:, None] + k_lane[None, :]
+    inner = lane[:, None] * size + k_lane[None, :]
     s_ptrs = s_ptr + offset64(k_lane, stride_s)[:, None] + cols[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     for k in range(0, size, BLOCK_K):
         live = k_lane < size - k
-        mask = (rows < m)[:, None] & live[None, :]
-        v = tl.load(v_ptr + row_offsets + k, mask=mask, other=0.0)
+        mask = (lane < left)[:, None] & live[None, :]
+        v = tl.load(v_ptr + inner + k, mask=mask, other=0.0)
         if COMBINE:
-            v += beta[:, None] * tl.load(p_ptr + row_offsets + k, mask=mask, other=0.0)
+            v += beta[:, None] * tl.load(p_ptr + inner + k, mask=mask, other=0.0)
         s = tl.load(s_ptrs, mask=live[:, None] & (cols < size)[None, :], other=0.0)
         acc = tl.dot(v, s, acc, input_precision=PRECISION)
         s_ptrs += offset64(BLOCK_K, stride_s)
@@ -81,20 +81,21 @@ def _solve_chunk(r, cols, offset, solved, mu_ptr, var_ptr, d, ARROW: tl.constexp
 
 @triton.jit
 def _solve_sums(
-    r_ptr, row, m, size, mu_ptr, var_ptr, d,
+    r_ptr, left, size, mu_ptr, var_ptr, d,
     ARROW: tl.constexpr, BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """``(bias of r, bias of z, <r, z>)`` of each row, ``z = P r``: the sums over features that ``P`` needs."""
-    rows = row + tl.arange(0, BLOCK_M)
-    base = r_ptr + offset64(rows, size)
+    lane = tl.arange(0, BLOCK_M)
+    live = lane < left
+    base = r_ptr + lane * size
     offset = tl.zeros((BLOCK_M,), tl.float32)
     if BIAS:
-        offset = tl.load(base + d, mask=rows < m, other=0.0)
+        offset = tl.load(base + d, mask=live, other=0.0)
     coupled = tl.zeros((BLOCK_M,), tl.float32)
     rz = tl.zeros((BLOCK_M,), tl.float32)
     for col in range(0, size, BLOCK_C):
         cols = col + tl.arange(0, BLOCK_C)
-        r = tl.load(base[:, None] + cols[None, :], mask=(rows < m)[:, None] & (cols < size)[None, :], other=0.0)
+        r = tl.load(base[:, None] + cols[None, :], mask=live[:, None] & (cols < size)[None, :], other=0.0)
         z = _solve_chunk(r, cols, offset, offset, mu_ptr, var_ptr, d, ARROW, BIAS)
         if ARROW and BIAS:
             mu = tl.load(mu_ptr + cols, mask=cols < d, other=0.0)[None, :]
@@ -127,19 +128,22 @@ def pcg_rows_kernel(
     """
     row = tl.program_id(0) * BLOCK_M
     batch = tl.program_id(1)
-    rows = row + tl.arange(0, BLOCK_M)
-    live = rows < m
+    lane = tl.arange(0, BLOCK_M)
+    left = m - row
+    live = lane < left
     s_ptr += offset64(batch, stride_sb)
     mu_ptr += offset64(batch, d)
     var_ptr += offset64(batch, d)
-    base = offset64(batch, m) * size
-    h_ptr += base
-    r_ptr += base
-    p_ptr += base
-    ap_ptr += base
-    norms_ptr += offset64(batch, m) + rows
-    offsets = offset64(rows, size)[:, None]
-    inverse_count = _inverse_count(s_ptr, size - 1 if BIAS else d, stride_s)
+    first = offset64(offset64(batch, m) + row, size)  # every vector from the first row of this program on
+    g_ptr += first
+    h0_ptr += first
+    h_ptr += first
+    r_ptr += first
+    p_ptr += first
+    ap_ptr += first
+    norms_ptr += offset64(batch, m) + row + lane
+    offsets = lane[:, None] * size
+    inverse_count = _inverse_count(s_ptr, d, stride_s)
     zeros = tl.zeros((BLOCK_M,), tl.float32)
     gg = zeros
     rr = zeros
@@ -147,14 +151,14 @@ def pcg_rows_kernel(
         cols = col + tl.arange(0, BLOCK_C)
         mask = live[:, None] & (cols < size)[None, :]
         inner = offsets + cols[None, :]
-        g = tl.load(g_ptr + base + inner, mask=mask, other=0.0)
+        g = tl.load(g_ptr + inner, mask=mask, other=0.0)
         gg += tl.sum(g * g, 1)
         h = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
         r = g
         if HAS_H0:
-            h = tl.load(h0_ptr + base + inner, mask=mask, other=0.0)
+            h = tl.load(h0_ptr + inner, mask=mask, other=0.0)
             r -= _product(
-                h0_ptr + base, h0_ptr, zeros, s_ptr, row, col, m, size, inverse_count, stride_s,
+                h0_ptr, h0_ptr, zeros, s_ptr, col, left, size, inverse_count, stride_s,
                 False, BLOCK_M, BLOCK_C, BLOCK_K, PRECISION,
             ) + tl.where((cols < d)[None, :], ridge, 0.0) * h  # fmt: skip
         rr += tl.sum(r * r, 1)
@@ -162,7 +166,7 @@ def pcg_rows_kernel(
         tl.store(r_ptr + inner, r, mask=mask)
     tl.store(norms_ptr, tl.sqrt(rr), mask=live)
     tl.debug_barrier()
-    offset, solved, rz = _solve_sums(r_ptr, row, m, size, mu_ptr, var_ptr, d, ARROW, BIAS, BLOCK_M, BLOCK_C)
+    offset, solved, rz = _solve_sums(r_ptr, left, size, mu_ptr, var_ptr, d, ARROW, BIAS, BLOCK_M, BLOCK_C)
     beta = zeros
     for k in range(iterations):
         for col in range(0, size, BLOCK_C):
@@ -181,7 +185,7 @@ def pcg_rows_kernel(
             inner = offsets + cols[None, :]
             p = tl.load(p_ptr + inner, mask=mask, other=0.0)
             ap = _product(
-                p_ptr, p_ptr, zeros, s_ptr, row, col, m, size, inverse_count, stride_s,
+                p_ptr, p_ptr, zeros, s_ptr, col, left, size, inverse_count, stride_s,
                 False, BLOCK_M, BLOCK_C, BLOCK_K, PRECISION,
             ) + tl.where((cols < d)[None, :], ridge, 0.0) * p  # fmt: skip
             pap += tl.sum(p * ap, 1)
@@ -204,7 +208,7 @@ def pcg_rows_kernel(
         tl.store(norms_ptr, tl.sqrt(rr), mask=live)
         tl.debug_barrier()
         rz_old = rz
-        offset, solved, rz = _solve_sums(r_ptr, row, m, size, mu_ptr, var_ptr, d, ARROW, BIAS, BLOCK_M, BLOCK_C)
+        offset, solved, rz = _solve_sums(r_ptr, left, size, mu_ptr, var_ptr, d, ARROW, BIAS, BLOCK_M, BLOCK_C)
         beta = tl.where(active, rz / tl.where(active, rz_old, 1.0), 0.0)
 
 
@@ -250,12 +254,17 @@ def pcg_product_kernel(
     row = tl.program_id(0) * BLOCK_M
     col = tl.program_id(1) * BLOCK_C
     batch = tl.program_id(2)
-    rows = row + tl.arange(0, BLOCK_M)
+    lane = tl.arange(0, BLOCK_M)
+    rows = row + lane
     cols = col + tl.arange(0, BLOCK_C)
     mask = (rows < m)[:, None] & (cols < size)[None, :]
     s_ptr += offset64(batch, stride_sb)
-    base = offset64(batch, m) * size
-    inner = base + offset64(rows, size)[:, None] + cols[None, :]
+    first = offset64(offset64(batch, m) + row, size)  # every vector from the first row of this program on
+    v_ptr += first
+    p_ptr += first
+    p_new_ptr += first
+    out_ptr += first
+    inner = lane[:, None] * size + cols[None, :]
     unit = batch // per_unit
     beta = tl.zeros((BLOCK_M,), tl.float32)
     if MODE == 2:
@@ -267,7 +276,7 @@ def pcg_product_kernel(
         _, active = _step(rz_old, pap, rr, gg, STOP)
         beta = tl.where(active, rz / tl.where(active, rz_old, 1.0), 0.0)
     product = _product(
-        v_ptr + base, p_ptr + base, beta, s_ptr, row, col, m, size, _inverse_count(s_ptr, d, stride_s), stride_s,
+        v_ptr, p_ptr, beta, s_ptr, col, m - row, size, _inverse_count(s_ptr, d, stride_s), stride_s,
         MODE == 2, BLOCK_M, BLOCK_C, BLOCK_K, PRECISION,
     )  # fmt: skip
     p = tl.load(v_ptr + inner, mask=mask, other=0.0)
@@ -297,10 +306,17 @@ def pcg_update_kernel(
     """
     row = tl.program_id(0) * BLOCK_M
     batch = tl.program_id(1)
-    rows = row + tl.arange(0, BLOCK_M)
+    lane = tl.arange(0, BLOCK_M)
+    rows = row + lane
     live = rows < m
-    base = offset64(batch, m) * size
-    offsets = base + offset64(rows, size)[:, None]
+    first = offset64(offset64(batch, m) + row, size)  # every vector from the first row of this program on
+    g_ptr += first
+    h_ptr += first
+    r_ptr += first
+    z_ptr += first
+    p_ptr += first
+    ap_ptr += first
+    offsets = lane[:, None] * size
     mu_ptr += offset64(batch, d)
     var_ptr += offset64(batch, d)
     slot = batch * tl.num_programs(0) + tl.program_id(0)
@@ -334,7 +350,7 @@ def pcg_update_kernel(
     if FIRST:
         _store_partial(gg_ptr, gg_new, slot, index, live, NEURON)
     tl.debug_barrier()
-    offset, solved, rz = _solve_sums(r_ptr + base, row, m, size, mu_ptr, var_ptr, d, ARROW, BIAS, BLOCK_M, BLOCK_C)
+    offset, solved, rz = _solve_sums(r_ptr, m - row, size, mu_ptr, var_ptr, d, ARROW, BIAS, BLOCK_M, BLOCK_C)
     _store_partial(rz_new_ptr, rz, slot, index, live, NEURON)
     for col in range(0, size, BLOCK_C):
         cols = col + tl.arange(0, BLOCK_C)
@@ -476,7 +492,7 @@ class _Problem:
             pcg_update_kernel[grid_u](
                 self.g, h, r, z, direction, ap, self.mu, self.var, rz[last], pap[last], rr[last], gg, rz[k], rr[k], *sizes,
                 FIRST=k == 0, ARROW=self.arrow, BIAS=self.size > self.d, **scope,
-                BLOCK_M=block_u, BLOCK_C=128, num_warps=4,
+                BLOCK_M=block_u, BLOCK_C=64, num_warps=4,
             )  # fmt: skip
 
         if self.h0 is not None:
