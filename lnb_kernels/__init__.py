@@ -6,6 +6,7 @@ Every function works on any device through plain PyTorch; Triton and native kern
 
 from __future__ import annotations
 
+from lnb_kernels import multi_tensor
 from lnb_kernels._backend import get_backend, set_backend
 
 # Functions share names with the packages they live in: these imports bind the functions over the packages, which
@@ -28,6 +29,7 @@ __all__ = [
     "cov_matvec",
     "get_backend",
     "linear",
+    "multi_tensor",
     "pcg",
     "second_moment",
     "set_backend",

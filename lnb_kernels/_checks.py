@@ -73,7 +73,7 @@ def pair(op: str, name: str, value: int | Sequence[int], minimum: int) -> tuple[
     """
     if isinstance(value, int) and not isinstance(value, bool):
         values: tuple[int, ...] = (value, value)
-    elif isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, int) for v in value):
+    elif isinstance(value, Sequence) and all(isinstance(entry, int) for entry in value):
         values = tuple(value)
     else:
         raise TypeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}")

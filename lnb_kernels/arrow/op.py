@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lnb_kernels import _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.arrow import reference
 
 _backend.register("arrow_solve", reference.arrow_solve)
@@ -14,7 +14,7 @@ _backend.register("arrow_solve", reference.arrow_solve)
 
 @torch.library.custom_op("lnb_kernels::arrow_solve", mutates_args=())
 def _arrow_solve(v: torch.Tensor, mu: torch.Tensor, var: torch.Tensor, bias: bool) -> torch.Tensor:
-    solved: torch.Tensor = _backend.call("arrow_solve", v, v, mu, var, bias)
+    solved: torch.Tensor = _autocast.call("arrow_solve", v, v, mu, var, bias)
     return solved
 
 
@@ -24,7 +24,7 @@ def _(v: torch.Tensor, mu: torch.Tensor, var: torch.Tensor, bias: bool) -> torch
 
 
 def _save(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool], output: torch.Tensor) -> None:
-    v, mu, var, bias = inputs
+    _, mu, var, bias = inputs
     ctx.save_for_backward(mu, var, output)
     ctx.bias = bias
 
@@ -58,9 +58,9 @@ _arrow_solve.register_autograd(_backward, setup_context=_save)
 def arrow_solve(v: torch.Tensor, mu: torch.Tensor, var: torch.Tensor, bias: bool = True) -> torch.Tensor:
     """Solve with the arrow matrix ``A = [[diag(var) + mu mu', mu], [mu', 1]]`` for each row ``(w, b)`` of ``v``.
 
-    ``A`` is the second moment of ``[x 1]`` where features have mean ``mu`` and covariance ``diag(var)``. Its exact inverse costs
-    one pass (D. Munoz, arXiv:2502.01131): ``w1 = (w - mu b) / var``, ``b1 = b - sum(mu w1)``. Without a bias the
-    matrix is ``diag(var + mu^2)``: ``w1 = w / (var + mu^2)``.
+    ``A`` is the second moment of ``[x 1]`` where features have mean ``mu`` and covariance ``diag(var)``. Its exact
+    inverse costs one pass (D. Munoz, arXiv:2502.01131): ``w1 = (w - mu b) / var``, ``b1 = b - sum(mu w1)``. Without a
+    bias the matrix is ``diag(var + mu^2)``: ``w1 = w / (var + mu^2)``.
 
     Args:
         v: rows to solve for, ``[..., m, d+1]`` with ``bias`` (last entry ``b``), else ``[..., m, d]``; or one row, 1-D.

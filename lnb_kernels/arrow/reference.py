@@ -14,7 +14,7 @@ def arrow_solve(v: torch.Tensor, mu: torch.Tensor, var: torch.Tensor, bias: bool
     if v.dim() > 1:
         mean, variance = mean.unsqueeze(-2), variance.unsqueeze(-2)  # [..., 1, d], shared by the m output rows
     if not bias:
-        return (rows / (variance + mean * mean)).to(v.dtype)
+        return (rows / (variance + mean * mean)).to(v.dtype).contiguous()
     weight, offset = rows[..., :-1], rows[..., -1:]
     weight = (weight - mean * offset) / variance
     offset = offset - (mean * weight).sum(-1, keepdim=True)

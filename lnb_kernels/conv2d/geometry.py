@@ -52,15 +52,13 @@ class Geometry:
         return Geometry((kh, kw), (sh, sw), (left, right, top, bottom), (dh, dw), groups)
 
     def split_padding(self) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-        """``(symmetric, extra)``: the padding a convolution takes, and the rest (``F.pad`` order) to be added before."""
+        """``(symmetric, extra)``: the padding a convolution takes, and the rest (``F.pad`` order) to add before."""
         left, right, top, bottom = self.padding
         across, down = min(left, right), min(top, bottom)
         return (down, across), (left - across, right - across, top - down, bottom - down)
 
 
-def geometry(
-    op: str, kernel_size: Pair, stride: Pair, padding: Pair | str, dilation: Pair, groups: int
-) -> Geometry:
+def geometry(op: str, kernel_size: Pair, stride: Pair, padding: Pair | str, dilation: Pair, groups: int) -> Geometry:
     """Check the arguments of a convolution and resolve ``"same"`` and ``"valid"``.
 
     Raises:
@@ -106,7 +104,8 @@ def check_input(op: str, x: object, conv: Geometry) -> torch.Tensor:
         raise ValueError(f"{op}: groups={conv.groups} does not divide the {channels} channels of x")
     if min(conv.output(height, width)) < 1:
         raise ValueError(
-            f"{op}: x of {height} x {width} pixels, padded by {conv.padding}, is smaller than the kernel's extent {conv.extent}"
+            f"{op}: x of {height} x {width} pixels, padded by {conv.padding}, is smaller than the extent "
+            f"{conv.extent} of the kernel"
         )
     return image
 

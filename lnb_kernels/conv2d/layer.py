@@ -2,72 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _backend, _checks
-from lnb_kernels.conv2d.geometry import Geometry, Pair, geometry, pad_extra
+from lnb_kernels import _autocast, _backend, _checks
+from lnb_kernels._library import below_autograd, define
+from lnb_kernels.conv2d import reference
+from lnb_kernels.conv2d.geometry import Geometry, Pair, check_input, geometry, pad_extra
+from lnb_kernels.conv2d.op import patch_moment
+
+_backend.register("conv2d_backward", reference.conv2d_backward)
 
 
-def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, conv: Geometry) -> torch.Tensor:
+def _convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    probe: torch.Tensor | None,
+    channel_probe: torch.Tensor | None,
+    code: list[int],
+    positions: int,
+) -> torch.Tensor:
+    conv = Geometry.decode(code)
     return F.conv2d(x, weight, bias, conv.stride, conv.split_padding()[0], conv.dilation, conv.groups)
 
 
-def conv2d_backward_reference(
+def _backward_kernel(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
 ) -> list[torch.Tensor]:
-    """The wanted ones of: gradients of ``x``, ``weight``, bias; ``S``; channel moments."""
-    conv = Geometry.decode(code)
-    results = []
-    if any(mask[:3]):
-        grads = torch.ops.aten.convolution_backward(
-            grad, x, weight, [weight.shape[0]], conv.stride, conv.split_padding()[0], conv.dilation, False, (0, 0),
-            conv.groups, mask[:3],
-        )  # fmt: skip
-        results += [value for value, wanted in zip(grads, mask[:3], strict=True) if wanted]
-    if mask[3]:
-        results.append(_backend.call("conv2d_second_moment", x, x, code))
-    if mask[4]:
-        results.append(channel_moments(x, positions))
+    results: list[torch.Tensor] = _autocast.call("conv2d_backward", x, grad, x, weight, code, positions, mask)
     return results
 
 
-def channel_moments(x: torch.Tensor, positions: int) -> torch.Tensor:
-    """``[3, C]``: sum of ``x``, sum of ``x^2`` and ``positions`` for each channel of ``[B, C, H, W]``."""
-    values = x.to(_checks.accumulation_dtype(x.dtype))
-    moments = values.new_empty(3, x.shape[1])
-    moments[0] = values.sum((0, 2, 3))
-    moments[1] = values.square().sum((0, 2, 3))
-    moments[2] = positions
-    return moments
-
-
-_backend.register("conv2d_backward", conv2d_backward_reference)
-
-
-@torch.library.custom_op("lnb_kernels::conv2d_backward", mutates_args=())
-def _conv2d_backward(
+def _backward_fake(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
 ) -> list[torch.Tensor]:
-    results: list[torch.Tensor] = _backend.call("conv2d_backward", x, grad, x, weight, code, positions, mask)
-    return results
-
-
-@_conv2d_backward.register_fake
-def _(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
-) -> list[torch.Tensor]:
-    conv = Geometry.decode(code)
-    results = []
-    if any(mask[:3]):
-        grads = torch.ops.aten.convolution_backward(
-            grad, x, weight, [weight.shape[0]], conv.stride, conv.split_padding()[0], conv.dilation, False, (0, 0),
-            conv.groups, mask[:3],
-        )  # fmt: skip
-        results += [value for value, wanted in zip(grads, mask[:3], strict=True) if wanted]
+    results = reference.layer_gradients(grad, x, weight, code, mask)
     accumulate = _checks.accumulation_dtype(x.dtype)
+    conv = Geometry.decode(code)
     size = conv.features(x.shape[1]) + 1
     if mask[3]:
         results.append(x.new_empty((conv.groups, size, size), dtype=accumulate))
@@ -76,46 +51,67 @@ def _(
     return results
 
 
-@torch.library.custom_op("lnb_kernels::conv2d", mutates_args=())
-def _conv2d(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    probe: torch.Tensor | None,
-    channel_probe: torch.Tensor | None,
-    code: list[int],
-    positions: int,
-) -> torch.Tensor:
-    return _convolve(x, weight, bias, Geometry.decode(code))
+class _Conv2dBackward(torch.autograd.Function):
+    """The second derivative of the layer: that of the three gradients and of both moments, recomputed."""
+
+    @staticmethod
+    def forward(
+        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
+    ) -> tuple[torch.Tensor, ...]:
+        with below_autograd():
+            return tuple(torch.ops.lnb_kernels.conv2d_backward(grad, x, weight, code, positions, mask))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.code, ctx.positions, ctx.mask = inputs[3:]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        with torch.enable_grad():
+            grad, x, weight = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
+            results = reference.layer_gradients(grad, x, weight, ctx.code, ctx.mask)
+            if ctx.mask[3]:
+                results.append(patch_moment(x, ctx.code))
+            if ctx.mask[4]:
+                results.append(reference.channel_moments(x, ctx.positions))
+            grads = torch.autograd.grad(results, (grad, x, weight), upstream, allow_unused=True)
+        return (*grads, None, None, None)
 
 
-@_conv2d.register_fake
-def _(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    probe: torch.Tensor | None,
-    channel_probe: torch.Tensor | None,
-    code: list[int],
-    positions: int,
-) -> torch.Tensor:
-    return _convolve(x, weight, bias, Geometry.decode(code))
+_conv2d_backward: Callable[..., list[torch.Tensor]] = define(
+    "conv2d_backward(Tensor grad, Tensor x, Tensor weight, SymInt[] code, SymInt positions, bool[] mask) -> Tensor[]",
+    _backward_kernel,
+    _backward_fake,
+    _Conv2dBackward,
+)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, weight, _, _, _, ctx.code, ctx.positions = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+class _Conv2d(torch.autograd.Function):
     """The layer's gradients and, for the probes, their moments by definition: these do not depend on ``grad``."""
-    x, weight = ctx.saved_tensors
-    mask = list(ctx.needs_input_grad[:5])
-    results = iter(_conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask))
-    return (*(next(results) if wanted else None for wanted in mask), None, None)
+
+    forward = staticmethod(_convolve)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, weight, _, _, _, ctx.code, ctx.positions = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad[:5])
+        results = iter(_conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask))
+        return (*(next(results) if wanted else None for wanted in mask), None, None)
 
 
-_conv2d.register_autograd(_backward, setup_context=_save)
+_conv2d: Callable[..., torch.Tensor] = define(
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? probe, Tensor? channel_probe, SymInt[] code, "
+    "SymInt positions) -> Tensor",
+    _convolve,
+    _convolve,
+    _Conv2d,
+)
 
 
 def conv2d(
@@ -131,9 +127,10 @@ def conv2d(
 ) -> torch.Tensor:
     """``F.conv2d`` whose backward pass gives ``probe`` the second moment of the patches as its gradient.
 
-    The probes do not change the output. The gradient of ``probe`` is DEFINED as :func:`lnb_kernels.conv2d_second_moment` of ``x``, that of
-    ``channel_probe`` as the rows (sum of ``x``, sum of ``x^2``, count) per input channel over batch and all positions of the
-    unpadded ``x``; neither depends on the output's gradient. Autograd adds them over uses and micro-batches.
+    The probes do not change the output. The gradient of ``probe`` is DEFINED as
+    :func:`lnb_kernels.conv2d_second_moment` of ``x``, that of ``channel_probe`` as the rows (sum of ``x``, sum of
+    ``x^2``, count) per input channel over batch and all positions of the unpadded ``x``; neither depends on the
+    output's gradient. Autograd adds them over uses and micro-batches.
 
     Args:
         x: ``[B, C, H, W]`` or ``[C, H, W]``.
@@ -142,7 +139,8 @@ def conv2d(
         stride, padding, dilation, groups: as of ``F.conv2d``.
         probe: ``[groups, D+1, D+1]``, ``D = C/groups * kh * kw``, or None.
         channel_probe: ``[3, C]`` or None.
-            Probes that are None or do not require a gradient cost nothing; without any this is a plain ``F.conv2d`` call.
+            Probes that are None or do not require a gradient cost nothing; without any this is a plain ``F.conv2d``
+            call.
 
     Returns:
         ``[B, m, H_out, W_out]`` or ``[m, H_out, W_out]``.
@@ -154,14 +152,11 @@ def conv2d(
     live = probe is not None and probe.requires_grad
     channel_live = channel_probe is not None and channel_probe.requires_grad
     if not (live or channel_live) or not torch.is_grad_enabled():
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     conv = geometry("conv2d", tuple(weight.shape[2:]), stride, padding, dilation, groups)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    channels = x.shape[-3]
+    x, weight, bias = _autocast.cast_layer(x, weight, bias)
+    image = check_input("conv2d", x, conv)
+    channels = image.shape[1]
     if probe is not None and live:
         size = conv.features(channels) + 1
         _checks.floating_tensor("conv2d", "probe", probe)
@@ -171,7 +166,6 @@ def conv2d(
         _checks.floating_tensor("conv2d", "channel_probe", channel_probe)
         _checks.shape_is("conv2d", "channel_probe", channel_probe, (3, channels), "[3, C] of x")
         _checks.same_device("conv2d", "channel_probe", channel_probe, "x", x)
-    image = x if x.dim() == 4 else x.unsqueeze(0)
     positions = image.shape[0] * image.shape[2] * image.shape[3]
     image, symmetric = pad_extra(image, conv)
     rest = Geometry(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry, Pair, check_input, geometry, pad_extra
 
@@ -17,7 +17,7 @@ _backend.register("conv2d_cov_matvec", reference.conv2d_cov_matvec)
 
 @torch.library.custom_op("lnb_kernels::conv2d_second_moment", mutates_args=())
 def _conv2d_second_moment(x: torch.Tensor, code: list[int]) -> torch.Tensor:
-    s: torch.Tensor = _backend.call("conv2d_second_moment", x, x, code)
+    s: torch.Tensor = _autocast.call("conv2d_second_moment", x, x, code)
     return s
 
 
@@ -51,9 +51,9 @@ def _fold(
     grad: torch.Tensor, weight: torch.Tensor, image: torch.Tensor, padding: tuple[int, int], conv: Geometry
 ) -> torch.Tensor:
     """The input gradient of a convolution with ``weight``."""
-    folded: torch.Tensor = torch.nn.grad.conv2d_input(
-        image.shape, weight, grad, conv.stride, padding, conv.dilation, conv.groups
-    )
+    folded: torch.Tensor = torch.ops.aten.convolution_backward(
+        grad, image, weight, None, conv.stride, padding, conv.dilation, False, (0, 0), conv.groups, (True, False, False)
+    )[0]
     return folded
 
 
@@ -68,7 +68,7 @@ _conv2d_second_moment.register_autograd(_moment_backward, setup_context=_save_mo
 
 @torch.library.custom_op("lnb_kernels::conv2d_cov_matvec", mutates_args=())
 def _conv2d_cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float, code: list[int]) -> torch.Tensor:
-    product: torch.Tensor = _backend.call("conv2d_cov_matvec", x, x, v, ridge, code)
+    product: torch.Tensor = _autocast.call("conv2d_cov_matvec", x, x, v, ridge, code)
     return product
 
 
@@ -112,6 +112,12 @@ def _matvec_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None,
 _conv2d_cov_matvec.register_autograd(_matvec_backward, setup_context=_save_matvec)
 
 
+def patch_moment(x: torch.Tensor, code: list[int]) -> torch.Tensor:
+    """The op behind :func:`conv2d_second_moment`, for checked ``[B, C, H, W]`` and an encoded geometry."""
+    s: torch.Tensor = _conv2d_second_moment(x, code)
+    return s
+
+
 def conv2d_second_moment(
     x: torch.Tensor,
     kernel_size: Pair,
@@ -122,15 +128,17 @@ def conv2d_second_moment(
 ) -> torch.Tensor:
     """Second moment of the patches that a 2-D convolution sees, with a column of ones, per group.
 
-    Rows are the ``N = B * H_out * W_out`` output positions; a row is the zero-padded patch in the order of ``weight.flatten(1)``
-    (channel, kernel row, kernel column), then 1.
+    Rows are the ``N = B * H_out * W_out`` output positions; a row is the zero-padded patch in the order of
+    ``weight.flatten(1)`` (channel, kernel row, kernel column), then 1.
 
     Args:
         x: ``[B, C, H, W]`` or ``[C, H, W]``, float64, float32, bfloat16 or float16.
-        kernel_size, stride, padding, dilation, groups: as of ``F.conv2d``; padding also ``"same"`` (stride 1) or ``"valid"``.
+        kernel_size, stride, padding, dilation, groups: as of ``F.conv2d``; padding also ``"same"`` (stride 1) or
+            ``"valid"``.
 
     Returns:
-        ``S`` ``[groups, D+1, D+1]``, ``D = C/groups * kh * kw``, float32 (float64 for float64 ``x``). Differentiable in ``x``.
+        ``S`` ``[groups, D+1, D+1]``, ``D = C/groups * kh * kw``, float32 (float64 for float64 ``x``). Differentiable
+        in ``x``.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -138,8 +146,7 @@ def conv2d_second_moment(
     """
     conv = geometry("conv2d_second_moment", kernel_size, stride, padding, dilation, groups)
     image = check_input("conv2d_second_moment", x, conv)
-    s: torch.Tensor = _conv2d_second_moment(image, conv.encode())
-    return s
+    return patch_moment(image, conv.encode())
 
 
 def conv2d_cov_matvec(
@@ -154,12 +161,14 @@ def conv2d_cov_matvec(
 ) -> torch.Tensor:
     """``(P~'P~ / N + ridge diag(1..1, 0)) v`` over patch rows ``P`` of a convolution, per output channel, matrix-free.
 
-    ``P~`` is ``P``, or ``[P 1]`` where rows of ``v`` have ``D + 1`` entries. Costs one convolution and one weight gradient.
+    ``P~`` is ``P``, or ``[P 1]`` where rows of ``v`` have ``D + 1`` entries. Costs one convolution and one weight
+    gradient.
 
     Args:
         x: ``[B, C, H, W]`` or ``[C, H, W]``.
         v: ``[m, D]`` or ``[m, D+1]``, ``D = C/groups * kh * kw``, one row per output channel of all groups, in order.
-        kernel_size, stride, padding, dilation, groups: as of ``F.conv2d``; padding also ``"same"`` (stride 1) or ``"valid"``.
+        kernel_size, stride, padding, dilation, groups: as of ``F.conv2d``; padding also ``"same"`` (stride 1) or
+            ``"valid"``.
         ridge: finite number >= 0, added to the diagonal of the weights.
 
     Returns:
@@ -177,7 +186,8 @@ def conv2d_cov_matvec(
     d = conv.features(image.shape[1])
     if v.dim() != 2 or v.shape[1] not in (d, d + 1) or v.shape[0] % conv.groups:
         raise ValueError(
-            f"{op}: v has shape {tuple(v.shape)}; allowed is [m, D={d}] or [m, D+1={d + 1}], m a multiple of groups={groups}"
+            f"{op}: v has shape {tuple(v.shape)}; allowed is [m, D={d}] or [m, D+1={d + 1}], "
+            f"m a multiple of groups={groups}"
         )
     product: torch.Tensor = _conv2d_cov_matvec(image, v, _checks.non_negative(op, "ridge", ridge), conv.encode())
     return product

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from lnb_kernels import _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks
+from lnb_kernels._rows import as_rows
 from lnb_kernels.cov_matvec import reference
 
 _backend.register("cov_matvec", reference.cov_matvec)
@@ -14,7 +15,7 @@ _backend.register("cov_matvec", reference.cov_matvec)
 
 @torch.library.custom_op("lnb_kernels::cov_matvec", mutates_args=())
 def _cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float) -> torch.Tensor:
-    product: torch.Tensor = _backend.call("cov_matvec", x, x, v, ridge)
+    product: torch.Tensor = _autocast.call("cov_matvec", x, x, v, ridge)
     return product
 
 
@@ -36,9 +37,9 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.
     if ctx.needs_input_grad[0]:
         d = x.shape[-1]
         accumulate = _checks.accumulation_dtype(torch.promote_types(x.dtype, v.dtype))
-        rows = x.reshape(-1, d).to(accumulate)
-        left = v.reshape(-1, v.shape[-1]).to(accumulate)
-        right = grad.reshape(-1, v.shape[-1]).to(accumulate)
+        rows = as_rows(x).to(accumulate)
+        left = as_rows(v).to(accumulate)
+        right = as_rows(grad).to(accumulate)
         left_rows, right_rows = rows @ left[:, :d].t(), rows @ right[:, :d].t()  # [N, m]
         if v.shape[-1] > d:
             left_rows, right_rows = left_rows + left[:, d], right_rows + right[:, d]
@@ -55,8 +56,8 @@ _cov_matvec.register_autograd(_backward, setup_context=_save)
 def cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float = 0.0) -> torch.Tensor:
     """``(X~'X~ / N + ridge diag(1..1, 0)) v`` for each row of ``v``, without forming the matrix.
 
-    ``X~`` is ``X``, or ``[X 1]`` where rows of ``v`` have ``d + 1`` entries; the bias entry (the last) is not regularised. Costs ``4 N d m``
-    FLOPs. With zero rows the product is ``ridge v`` (and 0 on the bias).
+    ``X~`` is ``X``, or ``[X 1]`` where rows of ``v`` have ``d + 1`` entries; the bias entry (the last) is not
+    regularised. Costs ``4 N d m`` FLOPs. With zero rows the product is ``ridge v`` (and 0 on the bias).
 
     Args:
         x: feature rows ``[..., d]``; all leading dimensions are rows.

@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 
 from lnb_kernels._checks import accumulation_dtype
+from lnb_kernels._rows import as_rows
 
 
 def cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float = 0.0) -> torch.Tensor:
     """See :func:`lnb_kernels.cov_matvec`; accumulated in float32 or wider, returned in the dtype of ``v``."""
     d = x.shape[-1]
     accumulate = accumulation_dtype(torch.promote_types(x.dtype, v.dtype))
-    rows = x.reshape(-1, d).to(accumulate)  # [N, d]
-    vectors = v.reshape(-1, v.shape[-1]).to(accumulate)  # [m, d or d+1]
+    rows = as_rows(x).to(accumulate)  # [N, d]
+    vectors = as_rows(v).to(accumulate)  # [m, d or d+1]
     weight = vectors[:, :d]
     projected = rows @ weight.t()  # [N, m]
-    out = torch.empty_like(vectors)
+    out = vectors.new_empty(vectors.shape)
     if vectors.shape[1] > d:
         projected += vectors[:, d]
         out[:, d] = projected.sum(0)

@@ -7,99 +7,106 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks
+from lnb_kernels._library import below_autograd, define
+from lnb_kernels._rows import as_rows
 from lnb_kernels.linear import reference
-from lnb_kernels.second_moment.op import second_moment
 
 _backend.register("linear_backward", reference.linear_backward)
 
 
-@torch.library.custom_op("lnb_kernels::linear_backward", mutates_args=())
-def _linear_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
-) -> list[torch.Tensor]:
-    results: list[torch.Tensor] = _backend.call("linear_backward", x, grad, x, weight, mask)
+def _backward_kernel(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
+    if _row_major(x, weight):
+        results: list[torch.Tensor] = _autocast.call("linear_backward", x, grad, x, weight, mask)
+        return results
+    with _autocast.disabled(x.device):
+        return reference.linear_backward(grad, x, weight, mask)
+
+
+def _row_major(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether autograd would return row-major gradients, the only layout that kernels write."""
+    return weight.stride() == (weight.shape[1], 1) and (x.dim() != 2 or x.stride() != (1, x.shape[0]))
+
+
+def _backward_fake(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
+    results = reference.linear_backward(grad, x, weight, [*mask[:3], False])
+    if mask[3]:
+        d = x.shape[-1]
+        results.append(x.new_empty((d + 1, d + 1), dtype=_checks.accumulation_dtype(x.dtype)))
     return results
 
 
-@_linear_backward.register_fake
-def _(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
-    d = x.shape[-1]
-    shapes = (x.shape, weight.shape, weight.shape[:1], (d + 1, d + 1))
-    dtypes = (x.dtype, x.dtype, x.dtype, _checks.accumulation_dtype(x.dtype))
-    return [
-        x.new_empty(shape, dtype=dtype) for shape, dtype, wanted in zip(shapes, dtypes, mask, strict=True) if wanted
-    ]
+class _LinearBackward(torch.autograd.Function):
+    """Derivative of ``(G W, G'X, sum G, S)``: the second derivative of the layer."""
+
+    @staticmethod
+    def forward(
+        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
+    ) -> tuple[torch.Tensor, ...]:
+        with below_autograd():
+            return tuple(torch.ops.lnb_kernels.linear_backward(grad, x, weight, mask))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.mask = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad, x, weight = ctx.saved_tensors
+        values = iter(upstream)
+        g, rows = as_rows(grad), as_rows(x)
+        for_grad, for_x, for_weight = torch.zeros_like(g), torch.zeros_like(rows), torch.zeros_like(weight)
+        if ctx.mask[0]:
+            u = next(values).reshape(rows.shape)
+            for_grad = for_grad + u @ weight.t()
+            for_weight = for_weight + g.t() @ u
+        if ctx.mask[1]:
+            u = next(values)
+            for_grad = for_grad + rows @ u.t()
+            for_x = for_x + g @ u
+        if ctx.mask[2]:
+            for_grad = for_grad + next(values)
+        if ctx.mask[3]:
+            u = next(values)
+            u = (u + u.t()).to(x.dtype)
+            for_x = for_x + rows @ u[:-1, :-1] + u[-1, :-1]
+        return for_grad.reshape(grad.shape), for_x.reshape(x.shape), for_weight, None
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
-    grad, x, weight, mask = inputs
-    ctx.save_for_backward(grad, x, weight)
-    ctx.mask = mask
+_linear_backward = define(
+    "linear_backward(Tensor grad, Tensor x, Tensor weight, bool[] mask) -> Tensor[]",
+    _backward_kernel,
+    _backward_fake,
+    _LinearBackward,
+)
 
 
-def _double_backward(ctx: Any, upstream: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
-    """Derivative of ``(G W, G'X, sum G, S)``, the second derivative of the layer."""
-    grad, x, weight = ctx.saved_tensors
-    for_grad: torch.Tensor | None = None
-    for_x: torch.Tensor | None = None
-    for_weight: torch.Tensor | None = None
-    values = iter(upstream)
-    g = grad.reshape(-1, grad.shape[-1])
-    rows = x.reshape(-1, x.shape[-1])
+class _Linear(torch.autograd.Function):
+    """``(G W, G'X, sum G)`` and, for the probe, ``S`` by definition: it does not depend on ``G``."""
 
-    def add(total: torch.Tensor | None, term: torch.Tensor) -> torch.Tensor:
-        return term if total is None else total + term
+    @staticmethod
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, weight, bias)
 
-    if ctx.mask[0]:
-        u = next(values).reshape(-1, x.shape[-1])
-        for_grad = add(for_grad, u @ weight.t())
-        for_weight = add(for_weight, g.t() @ u)
-    if ctx.mask[1]:
-        u = next(values)
-        for_grad = add(for_grad, rows @ u.t())
-        for_x = add(for_x, g @ u)
-    if ctx.mask[2]:
-        for_grad = add(for_grad, next(values).expand_as(g))
-    if ctx.mask[3]:
-        u = next(values)
-        u = (u + u.t()).to(x.dtype)
-        for_x = add(for_x, rows @ u[:-1, :-1] + u[-1, :-1])
-    return (
-        None if for_grad is None else for_grad.reshape(grad.shape),
-        None if for_x is None else for_x.reshape(x.shape),
-        for_weight,
-        None,
-    )
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad)
+        results = iter(_linear_backward(grad, x, weight, mask))
+        return tuple(next(results) if wanted else None for wanted in mask)
 
 
-_linear_backward.register_autograd(_double_backward, setup_context=_save_backward)
-
-
-@torch.library.custom_op("lnb_kernels::linear", mutates_args=())
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor) -> torch.Tensor:
-    return F.linear(x, weight, bias)
-
-
-@_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor) -> torch.Tensor:
-    return F.linear(x, weight, bias)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, weight, _, _ = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """``(G W, G'X, sum G)`` and, for the probe, ``S`` by definition: it does not depend on ``grad``."""
-    x, weight = ctx.saved_tensors
-    mask = list(ctx.needs_input_grad)
-    results = iter(_linear_backward(grad, x, weight, mask))
-    return tuple(next(results) if wanted else None for wanted in mask)
-
-
-_linear.register_autograd(_backward, setup_context=_save)
+_linear = define(
+    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor probe) -> Tensor",
+    _Linear.forward,
+    _Linear.forward,
+    _Linear,
+)
 
 
 def linear(
@@ -107,10 +114,11 @@ def linear(
 ) -> torch.Tensor:
     """``F.linear(x, weight, bias)`` whose backward pass gives ``probe`` the second moment of ``x`` as its gradient.
 
-    The probe does not change the output. Its gradient is DEFINED as ``S = [X 1]'[X 1]`` (:func:`lnb_kernels.second_moment`) of the rows of
-    ``x``, whatever the output's gradient is (so a loss scale does not scale it); autograd then adds it over
-    micro-batches and over uses of a shared layer, and computes it once under activation checkpointing.
-    Output and the gradients of ``x``, ``weight`` and ``bias`` are those of ``F.linear``.
+    The probe does not change the output. Its gradient is DEFINED as ``S = [X 1]'[X 1]``
+    (:func:`lnb_kernels.second_moment`) of the rows of ``x``, whatever the output's gradient is (so a loss scale does
+    not scale it); autograd then adds it over micro-batches and over uses of a shared layer, and computes it once
+    under activation checkpointing. Output and the gradients of ``x``, ``weight`` and ``bias`` are those of
+    ``F.linear``.
 
     Args:
         x: ``[..., d]``.
@@ -132,10 +140,6 @@ def linear(
     size = weight.shape[-1] + 1
     _checks.shape_is("linear", "probe", probe, (size, size), "d+1 of weight [m, d]")
     _checks.same_device("linear", "probe", probe, "x", x)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    x, weight, bias = _autocast.cast_layer(x, weight, bias)
     y: torch.Tensor = _linear(x, weight, bias, probe)
     return y

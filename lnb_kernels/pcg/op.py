@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lnb_kernels import _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.pcg import reference
 
 SCOPES = ("layer", "neuron")
@@ -26,7 +26,7 @@ def _pcg(
     scope: str,
     layer_dims: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    h, norms = _backend.call("pcg", g, s, g, h0, mu, var, iterations, ridge, scope, layer_dims)
+    h, norms = _autocast.call("pcg", g, s, g, h0, mu, var, iterations, ridge, scope, layer_dims)
     return h, norms
 
 
@@ -60,7 +60,7 @@ def _backward(ctx: Any, grad_h: torch.Tensor, grad_norms: torch.Tensor) -> tuple
             None if saved is None else saved.detach().requires_grad_(wants)
             for saved, wants in zip(ctx.saved_tensors, wanted, strict=True)
         ]
-        outputs = reference.pcg_moment(*inputs, *ctx.options)
+        outputs = reference.pcg_moment(*inputs, *ctx.options)  # type: ignore[arg-type]
         variables = [value for value in inputs if value is not None and value.requires_grad]
         grads = iter(torch.autograd.grad(outputs, variables, (grad_h, grad_norms), allow_unused=True))
     return (*(next(grads) if wants else None for wants in wanted), None, None, None, None)
@@ -100,31 +100,32 @@ def pcg(
     """Solve ``A h = g`` approximately by ``iterations`` steps of preconditioned conjugate gradients.
 
     From ``r = g - A h``, ``z = P r``, ``p = z``, each step does
-    ``alpha = <r, z> / <p, A p>``, ``h += alpha p``, ``r -= alpha A p``, ``z = P r``, ``beta = <r, z>_new / <r, z>_old``, ``p = z + beta p``,
-    where ``<.,.>`` sums over one scope unit. A unit stops (``alpha = 0``) where ``||r|| <= 1e-5 ||g||`` or ``<p, A p>`` is not positive;
-    this is a mask, so no value is read back from the device.
+    ``alpha = <r, z> / <p, A p>``, ``h += alpha p``, ``r -= alpha A p``, ``z = P r``, ``beta = <r, z>_new / <r,
+    z>_old``, ``p = z + beta p``, where ``<.,.>`` sums over one scope unit. A unit stops (``alpha = 0``) where ``||r||
+    <= 1e-5 ||g||`` or ``<p, A p>`` is not positive; this is a mask, so no value is read back from the device.
 
     Cost: ``iterations`` products with ``A`` for ``h0=None``, one more (the first residual) with ``h0``.
 
     Args:
-        matvec_or_s: a second moment ``S`` ``[..., D+1, D+1]`` with the ones column, whose last entry is the row count ``N``: then
-            ``A = S/N + ridge diag(1..1, 0)`` if ``g`` has ``D+1`` columns, ``S[:D, :D]/N + ridge I`` if it has ``D``.
-            Or a callable ``v -> A v`` that maps tensors of ``g``'s shape and includes any ridge.
-        g: right-hand sides, one per output row: ``[..., m, D]`` or ``[..., m, D+1]``. Leading dimensions (layers, groups) are
-            independent; those of ``S`` broadcast to them.
+        matvec_or_s: a second moment ``S`` ``[..., D+1, D+1]`` with the ones column, whose last entry is the row count
+            ``N``: then ``A = S/N + ridge diag(1..1, 0)`` if ``g`` has ``D+1`` columns, ``S[:D, :D]/N + ridge I`` if
+            it has ``D``. Or a callable ``v -> A v`` that maps tensors of ``g``'s shape and includes any ridge.
+        g: right-hand sides, one per output row: ``[..., m, D]`` or ``[..., m, D+1]``. Leading dimensions (layers,
+            groups) are independent; those of ``S`` broadcast to them.
         h0: where to start, shape of ``g``; None is zero.
         arrow: None (no preconditioner) or ``(mu, var)``, each ``[..., D]``: ``P`` is :func:`lnb_kernels.arrow_solve`.
         iterations: number of steps, >= 0.
         ridge: finite number >= 0; must be 0 with a callable.
-        scope: ``"layer"``: one ``alpha`` and ``beta`` per layer; ``"neuron"``: one per row, for which the error in ``A``'s
-            norm after k steps is never above that of ``"layer"``.
+        scope: ``"layer"``: one ``alpha`` and ``beta`` per layer; ``"neuron"``: one per row, for which the error in
+            ``A``'s norm after k steps is never above that of ``"layer"``.
         layer_dims: how many trailing dimensions of ``g`` form one layer for scope ``"layer"``: 2, or 3 to include a
             dimension of convolution groups.
         bias: whether rows of ``g`` end with a bias entry, for ``arrow`` with a callable; None takes it from the shapes.
 
     Returns:
-        ``(h, residual_norms)``: ``h`` has shape and dtype of ``g``; ``residual_norms`` ``[iterations+1, units...]`` holds ``||r||`` after
-        0, 1, ... steps per scope unit, in float32 or wider. The form with ``S`` is differentiable in every tensor.
+        ``(h, residual_norms)``: ``h`` has shape and dtype of ``g``; ``residual_norms`` ``[iterations+1, units...]``
+        holds ``||r||`` after 0, 1, ... steps per scope unit, in float32 or wider. The form with ``S`` is
+        differentiable in every tensor.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -139,7 +140,9 @@ def pcg(
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise ValueError(f"{op}: iterations={iterations!r} is not allowed; it must be an int >= 0")
     if layer_dims not in (2, 3) or layer_dims > g.dim():
-        raise ValueError(f"{op}: layer_dims={layer_dims!r} is not allowed for g of {g.dim()} dimensions; it must be 2 or 3")
+        raise ValueError(
+            f"{op}: layer_dims={layer_dims!r} is not allowed for g of {g.dim()} dimensions; it must be 2 or 3"
+        )
     ridge = _checks.non_negative(op, "ridge", ridge)
     if h0 is not None:
         _checks.floating_tensor(op, "h0", h0)
@@ -151,7 +154,9 @@ def pcg(
         _batch_check(op, s, g)
         has_bias = g.shape[-1] == s.shape[-1]
         if bias is not None and bias != has_bias:
-            raise ValueError(f"{op}: bias={bias!r} contradicts the shapes: g has {g.shape[-1]} columns, S {s.shape[-1]}")
+            raise ValueError(
+                f"{op}: bias={bias!r} contradicts the shapes: g has {g.shape[-1]} columns, S {s.shape[-1]}"
+            )
     elif callable(matvec_or_s):
         if ridge != 0.0:
             raise ValueError(f"{op}: ridge={ridge!r} is not allowed with a callable, which must include it; use 0.0")

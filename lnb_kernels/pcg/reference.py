@@ -70,7 +70,7 @@ def iterate(
     if h0 is None:
         h, r = torch.zeros_like(target), target
     else:
-        h = h0.to(target.dtype)
+        h = h0.to(target.dtype, copy=True)
         r = target - matvec(h)
     threshold = STOP * dot(target, target).sqrt()
     norms = [dot(r, r).sqrt()]
@@ -89,4 +89,4 @@ def iterate(
             rz = dot(r, z)
             p = z + torch.where(active, rz / torch.where(active, rz_old, 1), 0) * p
     residual_norms = torch.stack(norms)
-    return h.to(g.dtype), residual_norms.reshape(iterations + 1, *g.shape[: g.dim() - len(dims)])
+    return h.to(g.dtype).contiguous(), residual_norms.reshape(iterations + 1, *g.shape[: g.dim() - len(dims)])

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lnb_kernels import _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.second_moment import reference
 
 _backend.register("second_moment", reference.second_moment)
@@ -14,7 +14,7 @@ _backend.register("second_moment", reference.second_moment)
 
 @torch.library.custom_op("lnb_kernels::second_moment", mutates_args=())
 def _second_moment(x: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    s: torch.Tensor = _backend.call("second_moment", x, x, weights)
+    s: torch.Tensor = _autocast.call("second_moment", x, x, weights)
     return s
 
 
@@ -51,8 +51,8 @@ _second_moment.register_autograd(_backward, setup_context=_save)
 def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Second moment of the rows of ``x`` with a column of ones: ``S = sum_i w_i [x_i 1]' [x_i 1]``.
 
-    ``S`` holds ``X'X``, the sums of the features (its last row and column), their squares (its diagonal) and the number of rows (its
-    last entry; the sum of the weights where they are given). It adds over disjoint sets of rows.
+    ``S`` holds ``X'X``, the sums of the features (its last row and column), their squares (its diagonal) and the
+    number of rows (its last entry; the sum of the weights where they are given). It adds over disjoint sets of rows.
 
     Args:
         x: rows ``[..., d]``, any leading dimensions (all of them are rows), float64, float32, bfloat16 or float16.

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from lnb_kernels._checks import accumulation_dtype
+from lnb_kernels._rows import as_rows
+from lnb_kernels.second_moment.gram import add_gram_, block_edges, mirror_
+
+_SMALL = 1 << 15  # elements below which a copy with the column of ones costs less than the calls it saves
 
 
 def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]``, accumulated in float32 (float64 for float64 ``x``)."""
     d = x.shape[-1]
     accumulate = accumulation_dtype(x.dtype)
-    rows = x.reshape(-1, d).to(accumulate)  # [N, d]
+    rows = as_rows(x).to(accumulate)  # [N, d]
+    if weights is None and 0 < rows.numel() < _SMALL:
+        rows = F.pad(rows, (0, 1), value=1.0)
+        return torch.mm(rows.t(), rows)
     s = rows.new_empty(d + 1, d + 1)
     if weights is None:
         weighted = rows
@@ -20,6 +28,8 @@ def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch
         w = weights.reshape(-1, 1).to(accumulate)  # [N, 1]
         weighted = rows * w
         s[d, d] = w.sum()
-    torch.mm(weighted.t(), rows, out=s[:d, :d])
+    edges = block_edges(rows.t())
+    add_gram_(s[:d, :d], weighted.t(), rows.t(), edges, beta=0.0)
+    mirror_(s[:d, :d], edges)
     s[d, :d] = s[:d, d] = weighted.sum(0)
     return s

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

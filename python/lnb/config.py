@@ -39,6 +39,11 @@ class Config:
         b_s: decay of the average of the second moment, in [0, 1).
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
         others: the rule for parameters of no claimed layer, ``"identity"`` or ``"adamw"``.
+        nesterov: look one step ahead in the gradient average, as Nesterov's momentum does.
+        block_size: inputs of one diagonal block of the metric where the solver is ``"cholesky"``; None for one block.
+            Wider layers are cut into the fewest equal blocks; the mean of the inputs stays exact.
+        others_lr: what ``lr`` is multiplied by for ``others="adamw"``.
+        b_others: decay of the mean square of the gradient for ``others="adamw"``, in [0, 1).
         moment_dtype: dtype in which activations enter the second-moment product (sums are always float32 or wider);
             None for the activations' own.
     """
@@ -58,12 +63,16 @@ class Config:
     b_s: float = 0.0
     ridge_mode: str = "absolute"
     others: str = "identity"
+    nesterov: bool = False
+    block_size: int | None = None
+    others_lr: float = 1.0
+    b_others: float = 0.99
     moment_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        for name in ("momentum", "b_mu", "b_nu", "shrinkage", "b_s"):
+        for name in ("momentum", "b_mu", "b_nu", "shrinkage", "b_s", "b_others"):
             check_number(name, getattr(self, name), low=0.0, high=1.0)
-        for name in ("ridge", "weight_decay"):
+        for name in ("ridge", "weight_decay", "others_lr"):
             check_number(name, getattr(self, name), low=0.0)
         check_number("min_norm", self.min_norm, low=0.0, low_allowed=False)
         for name in ("cg_iterations", "refresh_every"):
@@ -73,14 +82,31 @@ class Config:
         check_choice("trust_region", self.trust_region, TRUST_REGIONS)
         check_choice("ridge_mode", self.ridge_mode, RIDGE_MODES)
         check_choice("others", self.others, OTHERS)
+        if self.block_size is not None:
+            check_count("block_size", self.block_size)
+        if not isinstance(self.nesterov, bool):
+            raise TypeError(f"nesterov={self.nesterov!r} must be True or False")
+        if self.trust_region == "spectral" and not self.factored:
+            raise ValueError(
+                f"trust_region='spectral' needs a factor of the metric: solver={self.solver!r} must be 'cholesky' or 'auto'"
+            )
         if self.moment_dtype not in MOMENT_DTYPES:
             raise ValueError(f"moment_dtype={self.moment_dtype!r} must be None, torch.float32 or torch.bfloat16")
 
+    @property
+    def factored(self) -> bool:
+        """Whether the metric is kept as a factor, and not solved by iteration."""
+        return self.solver == "cholesky"
 
-PRESETS: dict[str, Config] = {
-    "paper": Config(),
-    "fast": Config(),
-}
+    def needs(self, refresh: bool) -> tuple[bool, bool, bool]:
+        """What a backward pass must leave: the second moment, the channel moments, the inputs.
+
+        Args:
+            refresh: the step gathers statistics.
+        """
+        if self.solver == "matrix_free":
+            return False, False, True
+        return refresh, refresh and not self.factored, False
 
 
 def resolve_config(preset: str, overrides: dict[str, Any]) -> Config:
@@ -134,3 +160,21 @@ def check_group(group: dict[str, Any]) -> None:
         check_number("lr", lr, low=0.0, where=where)
     check_number("weight_decay", group["weight_decay"], low=0.0, where=where)
     check_number("ridge", group["ridge"], low=0.0, where=where)
+
+
+PRESETS: dict[str, Config] = {
+    "paper": Config(),
+    "fast": Config(
+        momentum=0.95,
+        nesterov=True,
+        ridge=0.01,
+        ridge_mode="relative",
+        weight_decay=0.0,
+        solver="cholesky",
+        trust_region="spectral",
+        refresh_every=10,
+        b_s=0.5,
+        others="adamw",
+        others_lr=0.15,
+    ),
+}

@@ -15,7 +15,7 @@ from lnb.statistics import bias_correction, shrunk_variance, sums_from_inputs, s
 from lnb.verdict import Verdict
 
 if TYPE_CHECKING:
-    from lnb.update import BlockWork
+    from lnb.work import BlockWork
 
 
 def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Config) -> Tensor:
@@ -40,7 +40,7 @@ def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Con
         h0=_previous_direction(work, gradient),
         arrow=(mean, variance),
         iterations=config.cg_iterations,
-        ridge=work.ridge,
+        ridge=work.ridge if work.moments is not None else 0.0,  # a matvec includes it
         scope=config.cg_scope,
         layer_dims=3,
     )
@@ -67,7 +67,7 @@ def _update_feature_moments(
     verdict.commit(state["moment_step"], state["moment_step"] + 1, also=has_rows)
     averages = []
     for name, decay, total in (("mean", config.b_mu, sums.total), ("mean_square", config.b_nu, sums.square)):
-        verdict.commit(state[name], torch.lerp(total / rows, state[name], decay), also=has_rows)
+        verdict.commit(state[name], torch.lerp(state[name], total / rows, 1 - decay), also=has_rows)
         averages.append(state[name] / bias_correction(decay, state["moment_step"].clamp(min=1)).to(like.dtype))
     return averages[0], averages[1], has_rows
 

@@ -14,8 +14,10 @@ from lnb.attach import attach
 from lnb.blocks import take_inventory
 from lnb.config import Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
+from lnb.schedule import is_refresh_step
 from lnb.serialization import FORMAT, check_state, restore_exactly
 from lnb.verdict import Verdict
+from lnb.work import check_finite, collect, has_statistics
 
 
 class LNB(Optimizer):
@@ -76,6 +78,7 @@ class LNB(Optimizer):
         self._strict = strict
         self._exclude = exclude
         self._counters: dict[str, Tensor | int] = {"steps": 0, "skipped_steps": 0}
+        self._step_index = 0
         attach(model, exclude)
         self._inventory = take_inventory(model, exclude)
         if not self._inventory.blocks:
@@ -139,14 +142,15 @@ class LNB(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             check_group(group)
-        work = update.collect(self._inventory.blocks, self.param_groups, self.state)
+        work = collect(self._inventory.blocks, self.param_groups, self.state)
         rejected = False
         if work.parameters:
-            verdict = update.check_finite(work, wait=self._strict)
+            verdict = check_finite(work, wait=self._strict)
             rejected = verdict.rejected
             if not rejected:
-                verdict = update.run(work, verdict, self._config)
+                verdict, _ = update.run(work, verdict, self._config)
             self._count(verdict)
+            self._step_index += 1
         self._clear_captures()
         self._switch_captures()
         if rejected and self._strict:
@@ -171,10 +175,12 @@ class LNB(Optimizer):
                 capture.clear()
 
     def _switch_captures(self) -> None:
-        matrix_free = self._config.solver in ("matrix_free",)
+        config = self._config
+        due = is_refresh_step(self._step_index, config.refresh_every)
         for block in self._inventory.blocks:
+            moments, channels, inputs = config.needs(due or not has_statistics(self.state.get(block.weight)))
             for capture in block.captures:
-                capture.switch(block.weight, moments=not matrix_free, channels=not matrix_free, inputs=matrix_free)
+                capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs)
 
     # -- reports ------------------------------------------------------------------------------------------------------
 
@@ -211,7 +217,7 @@ class LNB(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict, with ``lnb_format``; tensors are shared with the optimizer, as torch does."""
-        return {**super().state_dict(), "lnb_format": FORMAT}
+        return {**super().state_dict(), "lnb_format": FORMAT, "lnb_step": self._step_index}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, bit for bit. Settings other than the groups' stay as constructed.
@@ -223,8 +229,10 @@ class LNB(Optimizer):
         check_state(state_dict, self.param_groups, self._inventory.blocks, self._inventory.names)
         super().load_state_dict(state_dict)
         restore_exactly(state_dict, self.param_groups, self.state)
+        self._step_index = state_dict["lnb_step"]
         self._clear_captures()
+        self._switch_captures()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_config", "_strict", "_exclude", "_counters", "_inventory")
+        own = ("_model", "_config", "_strict", "_exclude", "_counters", "_inventory", "_step_index")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}

@@ -63,11 +63,15 @@ def _shapes(key: str, parameter: nn.Parameter, block: Block | None) -> list[tupl
     """The shapes that state ``key`` of ``parameter`` may have."""
     if key in ("step", "moment_step"):
         return [()]
-    if key == "momentum":
+    if key in ("momentum", "gradient_square"):
         return [tuple(parameter.shape)]
     if block is None:
         return []
     groups, rows, d_in = block.shape
     if key == "direction":
         return [(groups, rows, d_in), (groups, rows, d_in + 1)]
+    if key == "second_moment":
+        return [(groups, d_in + 1, d_in + 1)]
+    if key == "factor":
+        return [(groups, blocks, d_in // blocks, d_in // blocks) for blocks in range(1, d_in + 1) if d_in % blocks == 0]
     return [(groups, d_in)]

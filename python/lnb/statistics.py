@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lnb.blocks import Block
+from lnb.verdict import Verdict
+from lnb.work import BlockWork
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,22 @@ def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tens
     """
     variance = (mean_square - mean.square()).clamp(min=0)
     return torch.lerp(variance, variance.mean().expand_as(variance), shrinkage)
+
+
+def average_second_moment(work: BlockWork, verdict: Verdict, decay: float) -> Tensor:
+    """Update the average of ``E[x~ x~']`` with this step's rows; return it, ``[groups, d_in+1, d_in+1]``, last entry 1.
+
+    A step without rows changes nothing. With ``decay`` 0 there is nothing to remember, and no state is kept.
+    """
+    assert work.moments is not None
+    rows = work.moments[0, -1, -1]
+    mean = work.moments / rows.clamp(min=1)
+    if decay == 0:
+        return mean
+    state = work.state
+    if "second_moment" not in state:
+        state["second_moment"] = torch.zeros_like(mean)
+        state["moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
+    verdict.commit(state["moment_step"], state["moment_step"] + 1, also=rows > 0)
+    verdict.commit(state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - decay), also=rows > 0)
+    return state["second_moment"] / bias_correction(decay, state["moment_step"].clamp(min=1)).to(mean.dtype)

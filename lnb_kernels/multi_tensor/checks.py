@@ -1,0 +1,123 @@
+"""Argument checks of the multi-tensor ops. They read metadata only, and run before anything is written.
+
+A model has hundreds of tensors, so the usual case is decided by a few set comprehensions; the tensor at fault is looked
+for only once one is known to exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lnb_kernels._checks import floating_tensor, same_device
+
+_DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+
+
+def tensors(op: str, name: str, values: Sequence[Tensor]) -> None:
+    """``values`` is a list of dense floating tensors on one device.
+
+    Raises:
+        TypeError: it is no list or tuple, or holds something else.
+        ValueError: the devices differ.
+    """
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{op}: {name} must be a list of tensors, got {type(values).__name__}")
+    if (
+        {type(value) for value in values} <= _PLAIN
+        and {value.dtype for value in values} <= _DTYPES
+        and {value.layout for value in values} <= {torch.strided}
+        and len({value.device for value in values}) <= 1
+    ):
+        return
+    for i, value in enumerate(values):
+        floating_tensor(op, f"{name}[{i}]", value)
+        same_device(op, f"{name}[{i}]", value, f"{name}[0]", values[0])
+
+
+def pairs(op: str, name: str, values: Sequence[Tensor], other_name: str, others: Sequence[Tensor]) -> None:
+    """Both lists are as :func:`tensors` wants them, equally long, and pairwise of one shape.
+
+    Raises:
+        TypeError: as :func:`tensors`.
+        ValueError: lengths, shapes or devices differ.
+    """
+    tensors(op, name, values)
+    tensors(op, other_name, others)
+    if len(values) != len(others):
+        raise ValueError(
+            f"{op}: {other_name} has {len(others)} tensors and {name} has {len(values)}; allowed is as many"
+        )
+    if not values:
+        return
+    same_device(op, f"{other_name}[0]", others[0], f"{name}[0]", values[0])
+    for i, (value, other) in enumerate(zip(values, others, strict=True)):
+        if value.shape != other.shape:
+            raise ValueError(
+                f"{op}: {other_name}[{i}] has shape {tuple(other.shape)}, allowed is the shape of {name}[{i}], "
+                f"{tuple(value.shape)}"
+            )
+
+
+def writable(op: str, name: str, values: Sequence[Tensor]) -> None:
+    """Each tensor may be written in place.
+
+    Raises:
+        ValueError: entries of one tensor share memory (``expand``), or a tensor stands in the list twice.
+        RuntimeError: autograd is recording and would miss the write.
+    """
+    for i, value in enumerate(values):
+        if torch._debug_has_internal_overlap(value) == 1:
+            raise ValueError(f"{op}: {name}[{i}] has entries that share memory; use .contiguous() to write to it")
+    if len({id(value) for value in values}) != len(values):
+        raise ValueError(f"{op}: {name} holds one tensor twice; each may be written once")
+    if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+        raise RuntimeError(f"{op}: {name} require grad and are written in place; call it under torch.no_grad()")
+
+
+def flag(op: str, ok: Tensor | None, values: Sequence[Tensor]) -> None:
+    """``ok`` is None or a bool tensor ``[]`` beside the tensors."""
+    if ok is None:
+        return
+    if not isinstance(ok, Tensor) or ok.dtype != torch.bool:
+        raise TypeError(f"{op}: ok must be None or a bool tensor [], got {getattr(ok, 'dtype', type(ok).__name__)}")
+    if ok.dim() != 0:
+        raise ValueError(f"{op}: ok has shape {tuple(ok.shape)}, allowed is []")
+    if values:
+        same_device(op, "ok", ok, "the first tensor", values[0])
+
+
+def rate(op: str, name: str, value: float | Tensor) -> tuple[float, Tensor | None]:
+    """A number, or a 0-dim tensor that stays on its device: ``(number, tensor or None)``.
+
+    Raises:
+        TypeError: neither.
+        ValueError: a tensor with dimensions, or a number that is not finite.
+    """
+    if isinstance(value, Tensor):
+        floating_tensor(op, name, value)
+        if value.dim() != 0:
+            raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, allowed is [] or a number")
+        return 0.0, value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number or a 0-dim tensor, got {value!r}")
+    if not abs(value) < float("inf"):
+        raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be finite")
+    return float(value), None
+
+
+def share(op: str, name: str, value: float) -> float:
+    """A number in [0, 1].
+
+    Raises:
+        TypeError: no number.
+        ValueError: outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number in [0, 1], got {value!r}")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be in [0, 1]")
+    return float(value)

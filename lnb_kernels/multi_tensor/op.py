@@ -1,0 +1,200 @@
+"""The ops ``lnb_kernels::multi_tensor_*``: schemas, fakes and dispatch.
+
+They are registered with :class:`torch.library.Library` itself: on a list of 200 tensors ``custom_op`` costs five times
+as much. None has a derivative; written tensors get their version counters bumped, as with every in-place op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lnb_kernels import _backend, _checks
+from lnb_kernels._library import below_autograd
+from lnb_kernels.multi_tensor import checks, reference
+
+_LIBRARY = torch.library.Library("lnb_kernels", "FRAGMENT")
+_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+
+
+def _define(schema: str, fake: Callable[..., Any], *, writes: bool) -> Callable[..., Any]:
+    """Register ``lnb_kernels::multi_tensor_<schema>`` and its routes; the first argument is a list of tensors."""
+    name = "multi_tensor_" + schema.partition("(")[0]
+    short = name.removeprefix("multi_tensor_")
+    _backend.register(
+        name,
+        getattr(reference, short),
+        native=f"lnb_kernels.multi_tensor.native_kernel:{short}",
+        native_dtypes=_DTYPES,
+    )
+
+    def kernel(tensors: Sequence[Tensor], *args: Any) -> Any:
+        return _backend.call(name, tensors[0], tensors, *args)
+
+    _LIBRARY.define("multi_tensor_" + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lnb_kernels::{name}", fake, lib=_LIBRARY)
+    overload: Callable[..., Any] = getattr(torch.ops.lnb_kernels, name).default
+
+    def without_derivative(tensors: Sequence[Tensor], *args: Any) -> Any:
+        if writes:
+            torch.autograd.graph.increment_version(tensors)
+        with below_autograd():
+            return overload(tensors, *args)
+
+    _LIBRARY.impl(name, without_derivative, "Autograd")
+    return overload
+
+
+def _dot_like(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    wide = any(t.dtype == torch.float64 for t in (*xs, *ys))
+    return xs[0].new_empty(len(xs), dtype=torch.float64 if wide else torch.float32)
+
+
+_all_finite = _define(
+    "all_finite(Tensor[] tensors) -> Tensor", lambda tensors: tensors[0].new_empty((), dtype=torch.bool), writes=False
+)
+_ema = _define(
+    "ema_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor? ok) -> ()",
+    lambda averages, values, beta, ok: None,
+    writes=True,
+)
+_ema_squared_norms = _define(
+    "ema_squared_norms_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor? ok) -> Tensor",
+    lambda averages, values, beta, ok: _dot_like(averages, averages),
+    writes=True,
+)
+_dot = _define("dot(Tensor[] xs, Tensor[] ys) -> Tensor", _dot_like, writes=False)
+_apply = _define(
+    "apply_(Tensor(a!)[] params, Tensor[] directions, Tensor scales, float lr, Tensor? lr_tensor, "
+    "float weight_decay, Tensor? weight_decay_tensor, Tensor? ok) -> ()",
+    lambda params, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, ok: None,
+    writes=True,
+)
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether no entry of any tensor is NaN or infinite.
+
+    Args:
+        tensors: floating tensors of any shapes and dtypes, on one device.
+
+    Returns:
+        A bool tensor ``[]`` on that device (the CPU for an empty list, which is finite). The host does not wait for it.
+
+    Raises:
+        TypeError: not a list of dense floating tensors.
+        ValueError: more than one device.
+    """
+    checks.tensors("multi_tensor.all_finite", "tensors", tensors)
+    if not tensors:
+        return torch.ones((), dtype=torch.bool)
+    finite: Tensor = _all_finite(tensors)
+    return finite
+
+
+def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None = None) -> None:
+    """Moving averages, in place: ``average <- beta average + (1 - beta) value``.
+
+    Args:
+        averages: tensors to update; no two may share memory.
+        values: as many tensors of the same shapes, of any dtypes. Arithmetic is in float32, or float64 where one of the
+            pair is float64.
+        beta: share of the old average, in [0, 1].
+        ok: bool tensor ``[]`` on the same device. Nothing is written where it is False; the host does not wait for it.
+
+    Raises:
+        TypeError: not lists of dense floating tensors.
+        ValueError: lengths, shapes or devices do not fit, written tensors share memory, or ``beta`` is outside [0, 1].
+        RuntimeError: a written tensor requires grad while autograd records.
+    """
+    op = "multi_tensor.ema_"
+    _check_ema(op, averages, values, ok)
+    beta = checks.share(op, "beta", beta)
+    if averages:
+        _ema(averages, values, beta, ok)
+
+
+def ema_squared_norms_(
+    averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None = None
+) -> Tensor:
+    """:func:`ema_` followed by ``dot(averages, averages)``, reading each tensor once.
+
+    A parameter whose direction is its averaged gradient needs just this number for the step's norm.
+
+    Returns:
+        ``[n]``, squared Euclidean norms of the averages as they are after the call; dtype as for :func:`dot`.
+    """
+    op = "multi_tensor.ema_squared_norms_"
+    _check_ema(op, averages, values, ok)
+    beta = checks.share(op, "beta", beta)
+    if not averages:
+        return torch.empty(0)
+    norms: Tensor = _ema_squared_norms(averages, values, beta, ok)
+    return norms
+
+
+def dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    """Dot products ``sum(x * y)`` of pairs of tensors, the same bits in every run.
+
+    Args:
+        xs: tensors of any shapes and dtypes, on one device.
+        ys: as many tensors of the same shapes.
+
+    Returns:
+        ``[n]`` in float32, or float64 if any tensor is float64. Not differentiable.
+
+    Raises:
+        TypeError: not lists of dense floating tensors.
+        ValueError: lengths, shapes or devices do not fit.
+    """
+    checks.pairs("multi_tensor.dot", "xs", xs, "ys", ys)
+    if not xs:
+        return torch.empty(0)
+    products: Tensor = _dot(xs, ys)
+    return products
+
+
+def apply_(
+    params: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    scales: Tensor,
+    lr: float | Tensor,
+    weight_decay: float | Tensor,
+    ok: Tensor | None = None,
+) -> None:
+    """The step with decoupled weight decay, in place: ``p <- p - lr (scale direction + weight_decay p)``.
+
+    Args:
+        params: tensors to update; no two may share memory.
+        directions: as many tensors of the same shapes.
+        scales: ``[n]``, one factor per tensor, on the same device.
+        lr: learning rate, a number or a tensor ``[]`` (read on its device: a captured CUDA graph follows its changes).
+        weight_decay: likewise.
+        ok: bool tensor ``[]`` on the same device. Nothing is written where it is False; the host does not wait for it.
+
+    Raises:
+        TypeError: not lists of dense floating tensors.
+        ValueError: lengths, shapes or devices do not fit, written tensors share memory, or a rate is not finite.
+        RuntimeError: a written tensor requires grad while autograd records.
+    """
+    op = "multi_tensor.apply_"
+    checks.pairs(op, "params", params, "directions", directions)
+    checks.writable(op, "params", params)
+    checks.flag(op, ok, params)
+    _checks.floating_tensor(op, "scales", scales)
+    if scales.shape != (len(params),):
+        raise ValueError(f"{op}: scales has shape {tuple(scales.shape)}, allowed is one per tensor, ({len(params)},)")
+    rates = (*checks.rate(op, "lr", lr), *checks.rate(op, "weight_decay", weight_decay))
+    if params:
+        _checks.same_device(op, "scales", scales, "params[0]", params[0])
+        _apply(params, directions, scales, *rates, ok)
+
+
+def _check_ema(op: str, averages: Sequence[Tensor], values: Sequence[Tensor], ok: Tensor | None) -> None:
+    checks.pairs(op, "averages", averages, "values", values)
+    checks.writable(op, "averages", averages)
+    checks.flag(op, ok, averages)

@@ -1,0 +1,81 @@
+"""What each multi-tensor op computes, in plain PyTorch: any dtype, layout and device, no host synchronisation.
+
+Arithmetic is in float32, or float64 where a float64 tensor takes part; what is written is rounded once, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether no entry is NaN or infinite: the largest absolute value of each tensor is finite."""
+    filled = [tensor for tensor in tensors if tensor.numel()]
+    if not filled:
+        return torch.ones((), dtype=torch.bool, device=tensors[0].device if tensors else None)
+    largest = torch._foreach_norm(filled, math.inf)
+    return torch.stack([norm.isfinite() for norm in largest]).all()
+
+
+def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
+    """``average <- beta average + (1 - beta) value`` where ``ok``."""
+    if not averages:
+        return
+    new = torch._foreach_mul(_wide(averages, values), beta)
+    torch._foreach_add_(new, _wide(values, averages), alpha=1.0 - beta)
+    _write(averages, new, ok)
+
+
+def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> Tensor:
+    """:func:`ema_`, then ``dot(averages, averages)``."""
+    ema_(averages, values, beta, ok)
+    return dot(averages, averages)
+
+
+def dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    """``sum(x * y)`` of each pair, ``[n]``."""
+    if not xs:
+        return torch.empty(0)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in (*xs, *ys)) else torch.float32
+    products = torch._foreach_mul(_wide(xs, ys), _wide(ys, xs))
+    return torch.stack([product.sum(dtype=dtype) for product in products])
+
+
+def apply_(
+    params: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    scales: Tensor,
+    lr: float,
+    lr_tensor: Tensor | None,
+    weight_decay: float,
+    weight_decay_tensor: Tensor | None,
+    ok: Tensor | None,
+) -> None:
+    """``p <- p - lr (scale direction + weight_decay p)`` where ``ok``; a rate's tensor stands in for its number."""
+    if not params:
+        return
+    rate = lr if lr_tensor is None else lr_tensor
+    decay = weight_decay if weight_decay_tensor is None else weight_decay_tensor
+    wide = _wide(params, directions)
+    steps = [d * s.to(d.dtype) for d, s in zip(_wide(directions, params), scales.unbind(), strict=True)]
+    new = [p - rate * (step + decay * p) for p, step in zip(wide, steps, strict=True)]
+    _write(params, new, ok)
+
+
+def _wide(tensors: Sequence[Tensor], partners: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor in the dtype of its pair's arithmetic."""
+    return [
+        tensor.to(torch.promote_types(torch.promote_types(tensor.dtype, partner.dtype), torch.float32))
+        for tensor, partner in zip(tensors, partners, strict=True)
+    ]
+
+
+def _write(targets: Sequence[Tensor], new: Sequence[Tensor], ok: Tensor | None) -> None:
+    """Copy ``new`` into ``targets`` where ``ok``: selected, not multiplied, so that a NaN in ``new`` cannot leak."""
+    if ok is not None:
+        new = [torch.where(ok, n.to(t.dtype), t) for t, n in zip(targets, new, strict=True)]
+    torch._foreach_copy_(list(targets), list(new))

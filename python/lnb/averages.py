@@ -1,0 +1,74 @@
+"""The averages of gradients that a step starts from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lnb.capture import statistics_dtype
+from lnb.config import Config
+from lnb.statistics import bias_correction
+from lnb.verdict import Verdict
+from lnb.work import Work
+from lnb_kernels import multi_tensor
+
+_ADAM_EPSILON = 1e-8
+
+
+def average_gradients(work: Work, verdict: Verdict, config: Config) -> dict[nn.Parameter, Tensor]:
+    """Update the gradient averages; return ``g~`` per moving parameter, in the statistics' dtype.
+
+    ``m <- b m + (1 - b) grad``; ``g~ = m / (1 - b^t)``, or with Nesterov's look-ahead ``b m / (1 - b^t) + (1 - b) grad``.
+    """
+    averages: dict[nn.Parameter, Tensor] = {}
+    for device, members in _by_device(work.parameters).items():
+        states = [work.states[parameter] for parameter in members]
+        for parameter, state in zip(members, states, strict=True):
+            if "momentum" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+                state["momentum"] = _zeros_like(parameter)
+        ok = verdict.on(device)
+        raw = [state["momentum"] for state in states]
+        gradients = [parameter.grad for parameter in members]
+        torch._foreach_add_([state["step"] for state in states], 1.0 if ok is None else ok.float())
+        multi_tensor.ema_(raw, gradients, config.momentum, ok)
+        corrections = bias_correction(config.momentum, torch.stack([state["step"] for state in states])).unbind()
+        corrected = [m / c.to(m.dtype) for m, c in zip(raw, corrections, strict=True)]
+        if config.nesterov:
+            corrected = [
+                torch.lerp(g.to(m.dtype), m, config.momentum)  # type: ignore[union-attr]
+                for g, m in zip(gradients, corrected, strict=True)
+            ]
+        averages.update(zip(members, corrected, strict=True))
+    return averages
+
+
+def adam_directions(work: Work, averages: dict[nn.Parameter, Tensor], verdict: Verdict, decay: float) -> list[Tensor]:
+    """Adam's direction ``g~ / (sqrt(v / (1 - b^t)) + eps)`` of every other parameter, updating ``v``, the mean square."""
+    directions: dict[nn.Parameter, Tensor] = {}
+    for device, members in _by_device(work.others).items():
+        states = [work.states[parameter] for parameter in members]
+        for parameter, state in zip(members, states, strict=True):
+            if "gradient_square" not in state:
+                state["gradient_square"] = _zeros_like(parameter)
+        raw = [state["gradient_square"] for state in states]
+        squares = [parameter.grad.to(v.dtype).square() for parameter, v in zip(members, raw, strict=True)]  # type: ignore[union-attr]
+        multi_tensor.ema_(raw, squares, decay, verdict.on(device))
+        corrections = bias_correction(decay, torch.stack([state["step"] for state in states]).clamp(min=1)).unbind()
+        for parameter, v, correction in zip(members, raw, corrections, strict=True):
+            size = (v / correction.to(v.dtype)).sqrt_().add_(_ADAM_EPSILON)
+            directions[parameter] = averages[parameter] / size
+    return [directions[parameter] for parameter in work.others]
+
+
+def _by_device(parameters: list[nn.Parameter]) -> dict[torch.device, list[nn.Parameter]]:
+    found: dict[torch.device, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        found.setdefault(parameter.device, []).append(parameter)
+    return found
+
+
+def _zeros_like(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(
+        parameter, dtype=statistics_dtype(parameter.dtype), memory_format=torch.contiguous_format, requires_grad=False
+    )

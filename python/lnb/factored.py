@@ -1,0 +1,133 @@
+"""The metric of a layer as a cached factor: centred, in diagonal blocks, refreshed when the second moment is.
+
+With ``S = E[x~ x~'] + ridge diag(1..1, 0)``, ``x~ = [x 1]``, ``mu = E[x]`` and the covariance ``C = E[x x'] - mu mu' + ridge I``,
+block elimination of the last row and column of ``S`` gives, for every row ``(w, b)`` of a gradient,
+
+    ``h_w = C^-1 (w - b mu)``,    ``h_b = b - mu' h_w``        (``h = S^-1 (w, b)``, exactly)
+
+so only ``C`` is factored: ``C = L L'``, and ``C^-1`` or ``L^-1`` is kept. A layer without a bias has ``C = E[x x'] + ridge I`` and ``mu = 0``.
+For wide inputs ``C`` is cut into equal diagonal blocks; the mean stays exact, so that the step still does not depend
+on an offset of the inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Factor:
+    """``L^-1`` or ``C^-1``, and ``mu``, of one or more layers (leading dimensions ``...``).
+
+    Attributes:
+        matrix: ``[..., blocks, size, size]``, ``blocks * size = d_in``: ``L^-1`` for :meth:`whiten` and :meth:`unwhiten`,
+            ``C^-1`` for :meth:`solve`.
+        mean: ``mu``, ``[..., d_in]``; None for layers without a bias.
+    """
+
+    matrix: Tensor
+    mean: Tensor | None
+
+    def solve(self, gradient: Tensor) -> Tensor:
+        """``h = g~ S^-1``, ``[..., rows, columns]``, with ``matrix = C^-1``."""
+        if self.mean is None:
+            return self._by_blocks(gradient, self.matrix)
+        return self._with_bias(self._by_blocks(self._centre(gradient), self.matrix), gradient[..., -1:])
+
+    def whiten(self, gradient: Tensor) -> Tensor:
+        """``g~ L~^-T``, ``[..., rows, columns]``: the gradient with respect to the layer as a function of white inputs."""
+        if self.mean is None:
+            return self._by_blocks(gradient, self.matrix.mT)
+        return torch.cat([self._by_blocks(self._centre(gradient), self.matrix.mT), gradient[..., -1:]], dim=-1)
+
+    def unwhiten(self, white: Tensor) -> Tensor:
+        """``D~ L~^-1``, ``[..., rows, columns]``: a step of the white layer as one of the layer."""
+        if self.mean is None:
+            return self._by_blocks(white, self.matrix)
+        return self._with_bias(self._by_blocks(white[..., :-1], self.matrix), white[..., -1:])
+
+    def _centre(self, gradient: Tensor) -> Tensor:
+        """``w - b mu`` of every row."""
+        assert self.mean is not None
+        return torch.addcmul(gradient[..., :-1], gradient[..., -1:], self.mean.unsqueeze(-2), value=-1)
+
+    def _with_bias(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """``(w, b - mu' w)`` of every row."""
+        assert self.mean is not None
+        return torch.cat([weight, bias - weight @ self.mean.unsqueeze(-1)], dim=-1)
+
+    def _by_blocks(self, rows: Tensor, blocks: Tensor) -> Tensor:
+        """``rows [..., m, d_in]`` times the block-diagonal matrix ``blocks [..., blocks, size, size]``."""
+        count, size = blocks.shape[-3], blocks.shape[-1]
+        if count == 1:
+            return rows @ blocks.squeeze(-3)
+        cut = rows.unflatten(-1, (count, size)).movedim(-2, -3)  # [..., blocks, m, size]
+        return (cut @ blocks).movedim(-3, -2).flatten(-2)
+
+
+def factorize(
+    second_moment: Tensor, ridge: float, relative: bool, with_bias: bool, blocks: int, inverse: bool
+) -> Factor:
+    """Factor the metric.
+
+    A factorisation that fails (the covariance is not positive definite in this precision) is repeated with a ridge
+    that is larger by the mean diagonal, then replaced by the diagonal alone; on accelerators all three are computed
+    and the choice is made on the device.
+
+    Args:
+        second_moment: ``E[x~ x~']``, ``[groups, d_in+1, d_in+1]``, last entry 1.
+        ridge: added to the diagonal of the covariance.
+        relative: ``ridge`` is a multiple of the mean diagonal: of the covariance where there is a bias (so that an
+            offset of the inputs does not change it), else of the second moment.
+        with_bias: whether the bias takes part.
+        blocks: number of diagonal blocks; divides ``d_in``.
+        inverse: keep ``C^-1`` instead of ``L^-1``.
+    """
+    product, mean = second_moment[..., :-1, :-1], second_moment[..., -1, :-1]
+    covariance = product - mean.unsqueeze(-1) * mean.unsqueeze(-2) if with_bias else product
+    covariance = diagonal_blocks(covariance, blocks)
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
+    average = diagonal.mean(dim=(-2, -1), keepdim=True).unsqueeze(-1)
+    added = ridge * average if relative else torch.full_like(average, ridge)
+    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    covariance = covariance + added * eye
+    lower, failed = _try_cholesky(covariance)
+    if covariance.device.type != "cpu" or bool(failed.any()):
+        second, failed_again = _try_cholesky(covariance + (average + torch.finfo(eye.dtype).eps) * eye)
+        scale = (diagonal + added.squeeze(-1)).clamp(min=torch.finfo(eye.dtype).tiny).sqrt()
+        second = torch.where(failed_again, torch.diag_embed(scale), second)
+        lower = torch.where(failed, second, lower)
+    if inverse:
+        matrix = torch.cholesky_inverse(lower)
+    else:
+        matrix = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
+    return Factor(matrix, mean if with_bias else None)
+
+
+def _try_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor, and where it failed ``[..., 1, 1]``."""
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    failed = (info != 0) | ~torch.isfinite(lower).all(dim=(-2, -1))
+    return lower, failed.unsqueeze(-1).unsqueeze(-1)
+
+
+def diagonal_blocks(matrix: Tensor, blocks: int) -> Tensor:
+    """The diagonal blocks ``[..., blocks, size, size]`` of ``[..., d, d]``."""
+    if blocks == 1:
+        return matrix.unsqueeze(-3)
+    size = matrix.shape[-1] // blocks
+    cut = matrix.unflatten(-1, (blocks, size)).unflatten(-3, (blocks, size))  # [..., blocks, size, blocks, size]
+    return cut.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
+def block_count(d_in: int, limit: int | None) -> int:
+    """The fewest equal blocks of at most ``limit`` inputs; 1 where ``d_in`` has no divisor that gives half of it."""
+    if limit is None or d_in <= limit:
+        return 1
+    for blocks in range(-(-d_in // limit), d_in // max(1, limit // 2) + 1):
+        if d_in % blocks == 0:
+            return blocks
+    return 1

@@ -1,0 +1,36 @@
+"""Training runs as a library: tasks on real data, one loop for every optimizer, runs on disk that survive a kill.
+
+task = make_task("digits")
+trainer = Trainer(task, OptimizerConfig("lnb", lr=0.1), LoopConfig(steps=200))
+for record in train(trainer):
+    print(record)
+"""
+
+from __future__ import annotations
+
+from lnb.training.errors import CheckpointError, DataError, Diverged, TrainingError
+from lnb.training.loop import LoopConfig, Record, Trainer
+from lnb.training.optimizers import DEFAULT_LR, OPTIMIZERS, SCHEDULES, OptimizerConfig
+from lnb.training.run_folder import RunFolder, train
+from lnb.training.tasks import MODELS, TASKS, Task, TaskOptions, make_task
+
+__all__ = [
+    "DEFAULT_LR",
+    "MODELS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "TASKS",
+    "CheckpointError",
+    "DataError",
+    "Diverged",
+    "LoopConfig",
+    "OptimizerConfig",
+    "Record",
+    "RunFolder",
+    "Task",
+    "TaskOptions",
+    "Trainer",
+    "TrainingError",
+    "make_task",
+    "train",
+]

@@ -1,0 +1,91 @@
+"""MNIST from IDX files, plain or gzip-compressed."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lnb.training.data.fetch import fetch_with_torchvision
+from lnb.training.data.files import Array, cache_folder, check_labels, data_folder, find
+from lnb.training.data.splits import ImageSplit
+from lnb.training.errors import DataError
+
+FOLDERS = ("mnist", "MNIST/raw", ".")
+REMEDY = "Put the four MNIST IDX files (plain or .gz) there, or `pip install torchvision` to have them fetched"
+
+
+def load_mnist(data: Path | None = None, *, invert: bool = False) -> tuple[ImageSplit, ImageSplit]:
+    """Training (60,000) and test (10,000) images ``[N, 1, 28, 28]``, pixels in [0, 1] without standardisation.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    splits = []
+    for prefix in ("train", "t10k"):
+        image_file = _locate(data, f"{prefix}-images-idx3-ubyte")
+        label_file = _locate(data, f"{prefix}-labels-idx1-ubyte")
+        images, labels = read_idx(image_file, dimensions=3), read_idx(label_file, dimensions=1)
+        if images.shape[1:] != (28, 28):
+            raise DataError(f"{image_file}: images of {images.shape[1]}x{images.shape[2]} pixels, must be 28x28")
+        if len(images) != len(labels):
+            raise DataError(
+                f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file}; replace both"
+            )
+        check_labels(label_file, labels, 10)
+        splits.append(ImageSplit(torch.from_numpy(images[:, None]), torch.from_numpy(labels), invert=invert))
+    return splits[0], splits[1]
+
+
+def read_idx(path: Path, *, dimensions: int) -> Array:
+    """An IDX file of unsigned bytes (magic 0, 0, 8, ``dimensions``; big-endian sizes; data) as a writable array.
+
+    Raises:
+        DataError: the file cannot be read or is not such a file; the message says which part is wrong.
+    """
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}); copy or download it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    magic = bytes((0, 0, 8, dimensions))
+    if raw[:4] != magic:
+        raise DataError(
+            f"{path}: starts with {raw[:4].hex(' ') or 'nothing'}, an IDX file of {dimensions}-d bytes with "
+            f"{magic.hex(' ')}; it is another file: replace it"
+        )
+    header = 4 + 4 * dimensions
+    if len(raw) < header:
+        raise DataError(f"{path}: truncated inside its header; copy or download it again")
+    shape = struct.unpack(f">{dimensions}I", raw[4:header])
+    wanted = header + int(np.prod(shape, dtype=np.int64))
+    if len(raw) != wanted:
+        raise DataError(
+            f"{path}: {len(raw)} bytes, its header {list(shape)} asks for {wanted}; copy or download it again"
+        )
+    values: Array = np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+    return values
+
+
+def _locate(data: Path | None, name: str) -> Path:
+    candidates = [f"{folder}/{name}{suffix}" for folder in FOLDERS for suffix in (".gz", "")]
+    folder = data_folder(data)
+    path = find(folder, candidates)
+    if path is not None:
+        return path
+    if folder is not None:
+        raise DataError(f"{folder / FOLDERS[0] / name}.gz: no such file. {REMEDY} (without --data and LNB_DATA)")
+    path = find(cache_folder(), candidates)
+    if path is None:
+        fetch_with_torchvision("MNIST", name, REMEDY)
+        path = find(cache_folder(), candidates)
+    if path is None:
+        raise DataError(f"{cache_folder() / FOLDERS[1] / name}: not there after torchvision fetched MNIST. {REMEDY}")
+    return path

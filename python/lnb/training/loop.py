@@ -1,0 +1,218 @@
+"""The one training loop: a stream of metric records, which may be stopped at any step and resumed bit for bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lnb.training.batches import Batcher
+from lnb.training.errors import CheckpointError, Diverged
+from lnb.training.optimizers import OptimizerConfig, build_optimizer
+from lnb.training.tasks import Task
+
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how a run trains.
+
+    Attributes:
+        steps: number of optimizer steps, >= 1.
+        batch_size: examples per step; None for the task's default.
+        seed: of the initial parameters and the data order.
+        schedule: ``"constant"`` or ``"cosine"``.
+        clip_norm: gradients are scaled down to this global norm; None: never.
+        log_every: a training record is made every so many steps, with the mean loss of these.
+        evaluate_every: the test split is evaluated every so many steps; None: once per epoch, but not
+            more often than ``log_every``. Step 0 and the last step are always evaluated.
+        device: where the model lives.
+    """
+
+    steps: int
+    batch_size: int | None = None
+    seed: int = 0
+    schedule: str = "constant"
+    clip_norm: float | None = None
+    log_every: int = 10
+    evaluate_every: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value!r} must be at least 1")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm!r} must be above 0")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One point of a metric series.
+
+    Attributes:
+        step: optimizer steps made.
+        epoch: passes over the training examples made.
+        split: ``"train"`` (mean loss since the last such record) or ``"test"``.
+        values: figures of merit by name.
+        seconds: time spent training, without evaluation; the only field that differs when a run is repeated.
+    """
+
+    step: int
+    epoch: float
+    split: str
+    values: dict[str, float]
+    seconds: float
+
+
+class Trainer:
+    """A model, its optimizer and the position in the run.
+
+    Args:
+        task: data, model and objective.
+        optimizer: which optimizer.
+        config: length, seed and the rest.
+
+    Raises:
+        ValueError: a setting is not allowed.
+    """
+
+    def __init__(self, task: Task, optimizer: OptimizerConfig, config: LoopConfig) -> None:
+        self.task, self.config, self.optimizer_name = task, config, optimizer.name
+        self._identity = {
+            "task": task.name,
+            "optimizer": optimizer.name,
+            "seed": config.seed,
+            "schedule": config.schedule,
+        }
+        self.device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        self.model: nn.Module = task.build().to(self.device)
+        self.optimizer = build_optimizer(optimizer, self.model, config.schedule, config.steps)
+        self.batcher = Batcher(len(task.train), config.batch_size or task.batch_size, config.seed)
+        self.step = 0
+        self.seconds = 0.0
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._loss_count = 0
+
+    def train_step(self) -> None:
+        """Make one optimizer step."""
+        inputs, targets = self.task.train.batch(self.batcher.indices(self.step), self.device)
+        self.optimizer.zero_grad()
+        loss = self.task.objective.loss(self.model(inputs), targets)
+        loss.backward()
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self._loss_sum += loss.detach()
+        self._loss_count += 1
+        self.step += 1
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The figures of merit on the test split."""
+        objective, split = self.task.objective, self.task.test
+        self.model.eval()
+        sums = []
+        for start in range(0, len(split), EVALUATION_BATCH):
+            indices = torch.arange(start, min(start + EVALUATION_BATCH, len(split)))
+            inputs, targets = split.batch(indices, self.device)
+            sums.append(objective.sums(self.model(inputs), targets))
+        self.model.train()
+        return objective.summary(torch.stack(sums).sum(0).cpu())
+
+    def records(self, after_step: Callable[[], None] | None = None) -> Iterator[Record]:
+        """Train to the end of the run, from wherever it stands.
+
+        Args:
+            after_step: called after every step, when all records of the step have been taken: the moment to save.
+
+        Raises:
+            Diverged: the training loss is not finite; at most ``log_every`` steps after it happened.
+        """
+        config = self.config
+        evaluate_every = config.evaluate_every or max(self.batcher.per_epoch, config.log_every)
+        if self.step == 0:
+            yield self._record("test", self.evaluate())
+        while self.step < config.steps:
+            started = time.perf_counter()
+            self.train_step()
+            last = self.step == config.steps
+            values = self._training_values() if last or self.step % config.log_every == 0 else None
+            self.seconds += time.perf_counter() - started
+            if values is not None:
+                yield self._record("train", values)
+            if last or self.step % evaluate_every == 0:
+                yield self._record("test", self.evaluate())
+            if after_step is not None:
+                after_step()
+
+    def _training_values(self) -> dict[str, float]:
+        loss = float(self._loss_sum) / self._loss_count
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {self.step}: the run has diverged; lower the learning rate")
+        self._loss_sum.zero_()
+        self._loss_count = 0
+        return {"loss": loss, "lr": self.optimizer.lr}
+
+    def _record(self, split: str, values: dict[str, float]) -> Record:
+        return Record(self.step, self.step / self.batcher.per_epoch, split, values, self.seconds)
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on: tensors, numbers and strings only.
+
+        Model, optimizers, schedules, torch's random state, the position in the data order, and the open loss mean.
+        """
+        accelerators = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        return {
+            "identity": self._identity,
+            "order": self._order(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": {"cpu": torch.get_rng_state(), "cuda": accelerators},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken; nothing changes if it does not fit.
+
+        Raises:
+            CheckpointError: it is of another task, optimizer, model or data order; the message says what differs.
+        """
+        for kind, mine in (("identity", self._identity), ("order", self._order())):
+            for name, value in mine.items():
+                if state[kind].get(name) != value:
+                    raise CheckpointError(
+                        f"{name} is {state[kind].get(name)!r} in the checkpoint and {value!r} in this run"
+                    )
+        saved, model = state["model"], self.model.state_dict()
+        for name in [*model, *saved]:
+            shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (saved, model)]
+            if shapes[0] != shapes[1]:
+                raise CheckpointError(
+                    f"parameter {name!r} is {shapes[0]} in the checkpoint and {shapes[1]} in this run's model"
+                )
+        self.model.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self._loss_sum.copy_(state["loss_sum"])
+        self._loss_count = state["loss_count"]
+        torch.set_rng_state(state["random"]["cpu"].cpu())
+        if self.device.type == "cuda" and state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all([random.cpu() for random in state["random"]["cuda"]])
+
+    def _order(self) -> dict[str, int]:
+        """What decides the data order, besides the step."""
+        return {"examples": self.batcher.examples, "batch_size": self.batcher.batch_size}

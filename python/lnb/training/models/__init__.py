@@ -1,0 +1,11 @@
+"""Small models of the usual kinds, built of plain ``torch.nn`` layers."""
+
+from __future__ import annotations
+
+from lnb.training.models.factors import Factors
+from lnb.training.models.gpt import GPT
+from lnb.training.models.mlp import MLP
+from lnb.training.models.unet import UNet
+from lnb.training.models.vit import ViT
+
+__all__ = ["GPT", "MLP", "Factors", "UNet", "ViT"]

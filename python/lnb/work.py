@@ -1,0 +1,126 @@
+"""What one step works on: the parameters with gradients, their statistics, and whether all of it is finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lnb.blocks import Block
+from lnb.verdict import Verdict
+from lnb_kernels import multi_tensor
+
+
+@dataclass(eq=False)
+class BlockWork:
+    """One layer's share of a step."""
+
+    block: Block
+    parameters: list[nn.Parameter]  # the weight, and the bias where it moves with it
+    state: dict[str, Any]  # the weight's state
+    ridge: float
+    moments: Tensor | None  # [groups, D+1, D+1] of this step
+    channels: Tensor | None  # [3, C] of this step
+    inputs: list[Tensor]
+
+    @property
+    def with_bias(self) -> bool:
+        """Whether the bias is a column of this step's matrices."""
+        return len(self.parameters) == 2
+
+
+@dataclass(eq=False)
+class Work:
+    """Everything that one step reads and changes."""
+
+    blocks: list[BlockWork] = field(default_factory=list)
+    others: list[nn.Parameter] = field(default_factory=list)
+    groups: dict[nn.Parameter, dict[str, Any]] = field(default_factory=dict)
+    states: Any = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Every parameter that moves: those of the blocks, then the others."""
+        return [parameter for work in self.blocks for parameter in work.parameters] + self.others
+
+
+def collect(blocks: Iterable[Block], param_groups: list[dict[str, Any]], states: Any) -> Work:
+    """Find what has a gradient, and read what the captures hold. Nothing is changed.
+
+    Raises:
+        RuntimeError: a claimed layer has a gradient, but no backward pass went through its forward.
+        TypeError: a gradient is sparse or complex.
+    """
+    groups = {parameter: group for group in param_groups for parameter in group["params"]}
+    moving = {parameter: None for parameter in groups if parameter.grad is not None}
+    for parameter in moving:
+        if parameter.grad is not None and (parameter.grad.is_sparse or parameter.grad.is_complex()):
+            raise TypeError(
+                f"a gradient of shape {tuple(parameter.shape)} is sparse or complex; LNB needs dense, real ones"
+            )
+    work = Work(groups=groups, states=states)
+    for block in blocks:
+        if block.weight not in moving:
+            continue
+        parameters = [parameter for parameter in block.parameters if parameter in moving]
+        found = _read_captures(block)
+        work.blocks.append(BlockWork(block, parameters, states[block.weight], groups[block.weight]["ridge"], *found))
+        for parameter in parameters:
+            del moving[parameter]
+    work.others = list(moving)
+    return work
+
+
+def _read_captures(block: Block) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """What every layer of ``block`` captured, added up."""
+    moments: Tensor | None = None
+    channels: Tensor | None = None
+    inputs: list[Tensor] = []
+    for capture in block.captures:
+        if capture.moments is not None:
+            more = capture.moments.reshape(block.groups, *capture.moments.shape[-2:])
+            moments = more if moments is None else moments + more
+        if capture.channel_moments is not None:
+            channels = capture.channel_moments if channels is None else channels + capture.channel_moments
+        inputs += capture.inputs
+    if not block.captures:
+        raise RuntimeError(
+            f"step(): layer {block.name!r} was detached or replaced since LNB attached to it; make a new LNB, or attach "
+            f"the layer again with lnb.attach(model). Nothing was changed"
+        )
+    expected = any(capture.moments_on or capture.inputs_on for capture in block.captures)
+    if expected and moments is None and not inputs:
+        raise RuntimeError(
+            f"step(): layer {block.name!r} has a gradient, but its input was not seen since the last step. Call the layer "
+            f"itself in the forward pass (not F.linear or F.conv2d on its weight), call backward() before step(), and reset "
+            f"gradients with zero_grad() to None; or pass exclude=[that layer] to LNB. Nothing was changed"
+        )
+    return moments, channels, inputs
+
+
+def check_finite(work: Work, wait: bool) -> Verdict:
+    """Whether every gradient and second moment of the step is finite.
+
+    NaN or inf in an input always reaches the layer's gradient or the sums and squares in its second moment, whose other
+    entries are bounded by those (Cauchy-Schwarz): gradients, last rows and diagonals are all that must be read.
+    """
+    read: list[Tensor] = [parameter.grad for parameter in work.parameters if parameter.grad is not None]
+    for block in work.blocks:
+        if block.moments is not None:
+            read += [block.moments[:, -1], block.moments.diagonal(dim1=-2, dim2=-1).contiguous()]
+        if block.channels is not None:
+            read.append(block.channels)
+    device = read[0].device
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in read:
+        by_device.setdefault(tensor.device, []).append(tensor)
+    ok = torch.stack([multi_tensor.all_finite(tensors).to(device) for tensors in by_device.values()]).all()
+    return Verdict(ok, wait)
+
+
+def has_statistics(state: dict[str, Any] | None) -> bool:
+    """Whether a layer's state holds statistics to step with, so that it can wait for the next refresh."""
+    return state is not None and ("factor" in state or "second_moment" in state)
