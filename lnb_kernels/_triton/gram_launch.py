@@ -79,9 +79,11 @@ def _split_rows(n: int, tiles: int, batch: int, block_d: int, block_n: int, arch
     return max(1, math.ceil(n / rows_per_split)), rows_per_split
 
 
-def gram_plan(n: int, d: int, m: int, itemsize: int, arch: Arch, batch: int = 1) -> GramPlan:
+def gram_plan(
+    n: int, d: int, m: int, itemsize: int, arch: Arch, batch: int = 1, max_block: int = 128
+) -> GramPlan:
     """The launch of ``[G | X 1]'X`` for ``X`` ``[n, d]``, ``G`` ``[n, m]`` (``m`` 0: none), ``batch`` matrices ``X``."""
-    block_d, block_n, num_warps, num_stages = tile_config(max(d, 1), itemsize, arch)
+    block_d, block_n, num_warps, num_stages = tile_config(min(d, max_block), itemsize, arch)
     d_blocks, g_blocks = math.ceil(d / block_d), math.ceil(m / block_d)
     tiles = d_blocks * (d_blocks + 1) // 2 + g_blocks * d_blocks
     splits, rows_per_split = _split_rows(n, tiles, batch, block_d, block_n, arch)
