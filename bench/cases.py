@@ -45,6 +45,19 @@ def _cov_matvec(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[], Any]
     return lambda: cov_matvec(_meta(n, d, dtype=dtype), _meta(m, d + 1), 0.1)
 
 
+def _conv2d(b: int, c: int, size: int, kernel: int, stride: int, groups: int, dtype: torch.dtype) -> Callable[[], Any]:
+    from lnb_kernels.conv2d.geometry import Geometry
+    from lnb_kernels.conv2d.triton_kernel import conv2d_second_moment
+
+    code = Geometry((kernel, kernel), (stride, stride), (kernel // 2,) * 4, (1, 1), groups).encode()
+
+    def call() -> Any:
+        x = _meta(b, c, size, size, dtype=dtype)
+        return conv2d_second_moment(x.to(memory_format=torch.channels_last) if c >= 16 else x, code)
+
+    return call
+
+
 def cases() -> dict[str, Callable[[], Any]]:
     """Name of each case and the call."""
     table: dict[str, Callable[[], Any]] = {}
@@ -55,6 +68,12 @@ def cases() -> dict[str, Callable[[], Any]]:
         table[f"linear_backward/{tag}/d2048"] = _linear_backward(16384, 2048, 2048, dtype)
         for d, m in ((16, 10), (512, 32), (1024, 10)):
             table[f"cov_matvec/{tag}/d{d}/m{m}"] = _cov_matvec(65536, d, m, dtype)
+        for c, groups in ((16, 1), (32, 1), (256, 1), (256, 8)):
+            table[f"conv2d_second_moment/{tag}/3x3/c{c}/g{groups}"] = _conv2d(32, c, 56, 3, 1, groups, dtype)
+        table[f"conv2d_second_moment/{tag}/7x7/c3/stride2"] = _conv2d(32, 3, 224, 7, 2, 1, dtype)
+        table[f"conv2d_second_moment/{tag}/3x3/depthwise"] = _conv2d(32, 128, 56, 3, 1, 128, dtype)
+        table[f"conv2d_second_moment/{tag}/3x3/c3"] = _conv2d(32, 3, 64, 3, 1, 1, dtype)
+    table["pcg/neuron/d128/m2048/batch4"] = _pcg(2048, 128, 4, "neuron")
     table["pcg/neuron/d64/m10"] = _pcg(10, 64, 1, "neuron", warm=False)
     table["pcg/neuron/d512/m512/batch8"] = _pcg(512, 512, 8, "neuron")
     table["pcg/neuron/d2048/m2048"] = _pcg(2048, 2048, 1, "neuron")

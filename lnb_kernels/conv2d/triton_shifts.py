@@ -135,16 +135,16 @@ def assemble_kernel(
         tl.store(s_ptr + rows[:, None] * (d + 1) + cols[None, :], total, mask=mask)
         tl.store(s_ptr + cols[:, None] * (d + 1) + rows[None, :], tl.trans(total), mask=tl.trans(mask))
     else:
-        cols = (tile - tiles) * BLOCK + lane
-        live = cols < d
-        total = tl.where(cols == d, count, 0.0)
+        entries = (tile - tiles) * BLOCK + lane
+        live = entries < d
+        sums = tl.where(entries == d, count, 0.0)
         for cell in range(cells):
-            unit = tl.where(cell == 0, 0, interiors - 1 + cell)
-            weight = tl.load(inside_ptr + cols % (KH * KW) * cells + cell, mask=live, other=0.0)
-            base = offset64(unit * groups + group, channels)
-            total += tl.load(sums_ptr + base + cols // (KH * KW), mask=live & (weight > 0.0), other=0.0)
-        tl.store(s_ptr + d * (d + 1) + cols, total, mask=cols <= d)
-        tl.store(s_ptr + cols * (d + 1) + d, total, mask=live)
+            slot = tl.where(cell == 0, 0, interiors - 1 + cell)
+            member = tl.load(inside_ptr + entries % (KH * KW) * cells + cell, mask=live, other=0.0)
+            first = offset64(slot * groups + group, channels)
+            sums += tl.load(sums_ptr + first + entries // (KH * KW), mask=live & (member > 0.0), other=0.0)
+        tl.store(s_ptr + d * (d + 1) + entries, sums, mask=entries <= d)
+        tl.store(s_ptr + entries * (d + 1) + d, sums, mask=live)
 
 
 def cell_count(conv: Geometry, height: int, width: int) -> int:

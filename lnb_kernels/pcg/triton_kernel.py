@@ -31,6 +31,7 @@ from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.precision import input_precision
 from lnb_kernels.pcg import reference
 
+ROWS = 16  # of one program of the one-launch kernel: more of them spill registers
 LAUNCH_SECONDS = 4e-6  # of a dependent launch, for the crossover
 
 
@@ -360,26 +361,17 @@ def pcg_update_kernel(
         tl.store(z_ptr + offsets + cols[None, :], z, mask=mask)
 
 
-def rows_per_program(m: int, batch: int, arch: Arch) -> int:
-    """Rows of one program of the one-launch kernel: more rows read ``S`` less often, fewer occupy more multiprocessors."""
-    rows = 16
-    while rows < 64 and math.ceil(m / rows) * batch > 2 * arch.multiprocessors:
-        rows *= 2
-    return rows
-
-
 def one_launch_pays(m: int, size: int, batch: int, arch: Arch) -> bool:
     """Whether one launch for all iterations beats two launches per iteration: predicted time of one iteration.
 
     A program has the tensor cores and L2 share of one multiprocessor; the two-phase form has all of them but pays two launches. L2 is
     taken at 1.6 times the rate of memory, half of the tf32 peak is taken as reachable.
     """
-    rows = rows_per_program(m, batch, arch)
-    waves = math.ceil(math.ceil(m / rows) * batch / arch.multiprocessors)
+    waves = math.ceil(math.ceil(m / ROWS) * batch / arch.multiprocessors)
     rate = (arch.tf32_rate or arch.ieee_rate) / 2
     per_multiprocessor = 1 / arch.multiprocessors
     one = waves * max(
-        2 * rows * size * size / (rate * per_multiprocessor), 4 * size * size / (1.6 * arch.memory_rate * per_multiprocessor)
+        2 * ROWS * size * size / (rate * per_multiprocessor), 4 * size * size / (1.6 * arch.memory_rate * per_multiprocessor)
     )
     two = 2 * LAUNCH_SECONDS + max(2 * batch * m * size * size / rate, 4 * batch * size * size / arch.memory_rate)
     return one <= two
@@ -452,13 +444,12 @@ class _Problem:
         """All iterations in one launch, scope "neuron"."""
         h, r, p, ap = (torch.empty_like(self.g) for _ in range(4))
         norms = self.g.new_empty((self.iterations + 1, self.batch * self.m))
-        block_m = rows_per_program(self.m, self.batch, arch)
-        pcg_rows_kernel[(triton.cdiv(self.m, block_m), self.batch)](
+        pcg_rows_kernel[(triton.cdiv(self.m, ROWS), self.batch)](
             self.s, self.g, self.g if self.h0 is None else self.h0, self.mu, self.var, h, r, p, ap, norms,
             self.m, self.d, self.size, self.iterations, self.batch * self.m, self.ridge,
             self.s.stride(0), self.s.stride(1),
             HAS_H0=self.h0 is not None, ARROW=self.arrow, BIAS=self.size > self.d, STOP=reference.STOP,
-            BLOCK_M=block_m, BLOCK_C=64, BLOCK_K=32, PRECISION=input_precision(arch), num_warps=4, num_stages=2,
+            BLOCK_M=ROWS, BLOCK_C=32, BLOCK_K=32, PRECISION=input_precision(arch), num_warps=4, num_stages=2,
         )  # fmt: skip
         return h, norms
 
