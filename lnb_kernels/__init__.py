@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lnb_kernels import multi_tensor
 from lnb_kernels._backend import get_backend, set_backend
+from lnb_kernels._report import report
 
 # Functions share names with the packages they live in: these imports bind the functions over the packages, which
 # stay reachable by `from lnb_kernels.<op> import ...`.
@@ -31,6 +32,7 @@ __all__ = [
     "linear",
     "multi_tensor",
     "pcg",
+    "report",
     "second_moment",
     "set_backend",
 ]

@@ -30,6 +30,7 @@ class OpRoutes:
     reference: Callable[..., Any]
     kernels: dict[str, str] = field(default_factory=dict)  # backend -> "module:function"
     native_dtypes: frozenset[torch.dtype] = frozenset({torch.float32})
+    native_devices: frozenset[str] = frozenset({"cpu"})
     triton_dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
     loaded: dict[str, Callable[..., Any]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # backend -> why it was given up
@@ -37,6 +38,7 @@ class OpRoutes:
 
 _routes: dict[str, OpRoutes] = {}
 _backend = "auto"
+_reported: set[str] = set()
 
 
 def register(
@@ -46,10 +48,11 @@ def register(
     triton: str | None = None,
     native: str | None = None,
     native_dtypes: frozenset[torch.dtype] = frozenset({torch.float32}),
+    native_devices: frozenset[str] = frozenset({"cpu"}),
 ) -> None:
     """Declare the implementations of ``op``. Called once per op, from its ``op.py``."""
     kernels = {name: where for name, where in (("triton", triton), ("native", native)) if where is not None}
-    _routes[op] = OpRoutes(op, reference, kernels, native_dtypes)
+    _routes[op] = OpRoutes(op, reference, kernels, native_dtypes, native_devices)
 
 
 def routes() -> dict[str, OpRoutes]:
@@ -92,7 +95,7 @@ def candidate(route: OpRoutes, device: torch.device, dtype: torch.dtype, backend
     on_gpu = device.type == "cuda"
     sees = {
         "triton": (on_gpu or (backend == "triton" and triton_interpreted())) and dtype in route.triton_dtypes,
-        "native": device.type in ("cpu", "cuda") and dtype in route.native_dtypes,
+        "native": device.type in route.native_devices and dtype in route.native_dtypes,
     }
     if backend == "reference":
         return "reference"
@@ -126,7 +129,7 @@ def load(route: OpRoutes, backend: str) -> Callable[..., Any]:
 def call(op: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Run ``op`` by the backend that serves ``tensor``'s device and dtype.
 
-    Under ``auto`` a kernel that cannot be loaded or compiled is given up once, with one warning that names it, and the
+    Under ``auto`` a kernel that cannot be loaded or compiled is given up, with one warning that says why, and the
     reference takes over. Under an explicit backend the error is raised.
     """
     route = _routes[op]
@@ -141,14 +144,16 @@ def call(op: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if _backend != "auto" or not _is_kernel_failure(error):
             raise
         route.broken[backend] = str(error)
-        warnings.warn(
-            f"lnb_kernels: the {backend} kernel of {op!r} cannot run here and the reference takes over: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        if str(error) not in _reported:  # one missing module is one warning, however many ops it serves
+            _reported.add(str(error))
+            warnings.warn(
+                f"lnb_kernels: the {backend} kernel of {op!r} cannot run here and the reference takes over: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return route.reference(*args, **kwargs)
 
 
 def _is_kernel_failure(error: Exception) -> bool:
-    """Whether ``error`` means that a kernel does not load or compile here (as opposed to a fault in the user's call)."""
+    """Whether a kernel does not load or compile here, as opposed to a fault in the user's call."""
     return isinstance(error, KernelUnavailable) or type(error).__module__.partition(".")[0] == "triton"

@@ -54,6 +54,9 @@ def pairs(op: str, name: str, values: Sequence[Tensor], other_name: str, others:
     if not values:
         return
     same_device(op, f"{other_name}[0]", others[0], f"{name}[0]", values[0])
+    shapes, other_shapes = [value.shape for value in values], [other.shape for other in others]
+    if shapes == other_shapes:
+        return
     for i, (value, other) in enumerate(zip(values, others, strict=True)):
         if value.shape != other.shape:
             raise ValueError(
@@ -69,13 +72,18 @@ def writable(op: str, name: str, values: Sequence[Tensor]) -> None:
         ValueError: entries of one tensor share memory (``expand``), or a tensor stands in the list twice.
         RuntimeError: autograd is recording and would miss the write.
     """
-    for i, value in enumerate(values):
-        if torch._debug_has_internal_overlap(value) == 1:
+    contiguous = all(map(Tensor.is_contiguous, values))
+    for i, value in enumerate(() if contiguous else values):
+        if _expanded(value):
             raise ValueError(f"{op}: {name}[{i}] has entries that share memory; use .contiguous() to write to it")
     if len({id(value) for value in values}) != len(values):
         raise ValueError(f"{op}: {name} holds one tensor twice; each may be written once")
     if torch.is_grad_enabled() and any(value.requires_grad for value in values):
         raise RuntimeError(f"{op}: {name} require grad and are written in place; call it under torch.no_grad()")
+
+
+def _expanded(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def flag(op: str, ok: Tensor | None, values: Sequence[Tensor]) -> None:

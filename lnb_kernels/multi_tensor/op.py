@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lnb_kernels import _backend, _checks
-from lnb_kernels._library import below_autograd
 from lnb_kernels.multi_tensor import checks, reference
 
 _LIBRARY = torch.library.Library("lnb_kernels", "FRAGMENT")
@@ -32,20 +31,16 @@ def _define(schema: str, fake: Callable[..., Any], *, writes: bool) -> Callable[
     )
 
     def kernel(tensors: Sequence[Tensor], *args: Any) -> Any:
+        if writes:
+            torch.autograd.graph.increment_version(tensors)
         return _backend.call(name, tensors[0], tensors, *args)
 
     _LIBRARY.define("multi_tensor_" + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lnb_kernels::{name}", fake, lib=_LIBRARY)
+    # No stop at autograd on the way: that would turn both lists into Python objects once more.
+    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     overload: Callable[..., Any] = getattr(torch.ops.lnb_kernels, name).default
-
-    def without_derivative(tensors: Sequence[Tensor], *args: Any) -> Any:
-        if writes:
-            torch.autograd.graph.increment_version(tensors)
-        with below_autograd():
-            return overload(tensors, *args)
-
-    _LIBRARY.impl(name, without_derivative, "Autograd")
     return overload
 
 

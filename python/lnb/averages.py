@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -29,15 +31,17 @@ def average_gradients(work: Work, verdict: Verdict, config: Config) -> dict[nn.P
                 state["momentum"] = _zeros_like(parameter)
         ok = verdict.on(device)
         raw = [state["momentum"] for state in states]
-        gradients = [parameter.grad for parameter in members]
-        torch._foreach_add_([state["step"] for state in states], 1.0 if ok is None else ok.float())
+        gradients = [cast(Tensor, parameter.grad) for parameter in members]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(
+            steps, 1.0 if ok is None else [ok.float()] * len(steps)
+        )  # a lone tensor may be read by the host
         multi_tensor.ema_(raw, gradients, config.momentum, ok)
         corrections = bias_correction(config.momentum, torch.stack([state["step"] for state in states])).unbind()
         corrected = [m / c.to(m.dtype) for m, c in zip(raw, corrections, strict=True)]
         if config.nesterov:
             corrected = [
-                torch.lerp(g.to(m.dtype), m, config.momentum)  # type: ignore[union-attr]
-                for g, m in zip(gradients, corrected, strict=True)
+                torch.lerp(g.to(m.dtype), m, config.momentum) for g, m in zip(gradients, corrected, strict=True)
             ]
         averages.update(zip(members, corrected, strict=True))
     return averages
@@ -52,7 +56,7 @@ def adam_directions(work: Work, averages: dict[nn.Parameter, Tensor], verdict: V
             if "gradient_square" not in state:
                 state["gradient_square"] = _zeros_like(parameter)
         raw = [state["gradient_square"] for state in states]
-        squares = [parameter.grad.to(v.dtype).square() for parameter, v in zip(members, raw, strict=True)]  # type: ignore[union-attr]
+        squares = [cast(Tensor, p.grad).to(v.dtype).square() for p, v in zip(members, raw, strict=True)]
         multi_tensor.ema_(raw, squares, decay, verdict.on(device))
         corrections = bias_correction(decay, torch.stack([state["step"] for state in states]).clamp(min=1)).unbind()
         for parameter, v, correction in zip(members, raw, corrections, strict=True):

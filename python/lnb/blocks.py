@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lnb.attach import ProbedLayer, unsupported_reason
+from lnb.attach import ProbedLayer, original_class, unsupported_reason, weight_roles
 from lnb.capture import Capture
 
 
@@ -24,8 +24,11 @@ class Block:
     weight: nn.Parameter
     bias: nn.Parameter | None
     modules: list[nn.Module]
+    paths: list[str]
     groups: int = 1
     taps: int = 1
+    weight_role: str = "weight"
+    bias_role: str | None = "bias"
     shape: tuple[int, int, int] = field(init=False)  # groups, rows, d_in
 
     def __post_init__(self) -> None:
@@ -43,6 +46,13 @@ class Block:
         return isinstance(self.modules[0], nn.Conv2d)
 
     @property
+    def kind(self) -> str:
+        """What the layer is, in words."""
+        if self.is_convolution:
+            return "convolution"
+        return "linear layer" if self.weight_role == "weight" else "in-projection"
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """The weight, and the bias where it takes part in the metric."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
@@ -50,12 +60,35 @@ class Block:
     def describe(self) -> str:
         """The size of the metric, in words."""
         inputs = f"{self.d_in} inputs" + (" and the bias" if self.bias is not None else "")
-        return f"{self.groups} groups of {inputs}" if self.groups > 1 else inputs
+        if self.groups == 1:
+            return inputs
+        return f"{self.groups} {'groups' if self.is_convolution else 'matrices'} of {inputs}"
 
     @property
     def captures(self) -> list[Capture]:
         """What the layers of this block captured; empty for a layer that was detached since."""
-        return [module._lnb_capture for module in self.modules if isinstance(module, ProbedLayer)]
+        return [module._lnb_captures[self.weight_role] for module in self.modules if isinstance(module, ProbedLayer)]
+
+    def change(self) -> str | None:
+        """What was done to the layer since it was claimed that its metric cannot follow, or None."""
+        for module, path in zip(self.modules, self.paths, strict=True):
+            if not isinstance(module, ProbedLayer):
+                return f"layer {path!r} was detached"
+            for role, parameter in ((self.weight_role, self.weight), (self.bias_role, self.bias)):
+                if role is not None and module._parameters.get(role) is not parameter:
+                    return f"the {role} of layer {path!r} was re-assigned"
+        return None
+
+    def replacement(self, model: nn.Module) -> str | None:
+        """Which layer of this block stands no longer in ``model`` because another took its place, or None.
+
+        A layer that was removed altogether, or put inside another module, is none.
+        """
+        for module, path in zip(self.modules, self.paths, strict=True):
+            current = _find(model, path)
+            if current is not None and current is not module and module not in set(model.modules()):
+                return f"layer {path!r} was replaced by another {type(current).__name__}"
+        return None
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """Tensors of the shapes of the weight (and the bias) as one matrix ``[groups, rows, columns]``."""
@@ -89,6 +122,7 @@ def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inven
     names = {parameter: name for name, parameter in model.named_parameters()}
     excluded = {id(inner) for module in exclude for inner in module.modules()}
     users = _users(model)
+    paths = {module: path for path, module in model.named_modules()}
     blocks: list[Block] = []
     reasons: dict[nn.Parameter, str] = {}
     for parameter, uses in users.items():
@@ -97,8 +131,8 @@ def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inven
             reasons[parameter] = reason
             continue
         modules = [module for module, _ in uses]
-        if uses[0][1] == "weight":
-            blocks.append(_block(names, parameter, modules))
+        if uses[0][1] in weight_roles(uses[0][0]):
+            blocks.append(_block(names, parameter, modules, [paths[module] for module in modules]))
     return Inventory(blocks, names, reasons)
 
 
@@ -123,17 +157,23 @@ def _reason_against(
         if id(module) in excluded:
             return "excluded"
         if not isinstance(module, ProbedLayer):
-            other = unsupported_reason(module) or f"its {type(module).__name__} was not attached"
+            other = (
+                unsupported_reason(module) or f"its {type(module).__name__} belongs to a module that does not call it"
+            )
             return other if len(uses) == 1 else f"shared with a layer that is not claimed: {other}"
     first, role = uses[0]
-    weight, bias = first._parameters.get("weight"), first._parameters.get("bias")
     if any(name != role for _, name in uses):
         return "used both as a weight and as a bias"
     if len({type(module) for module, _ in uses}) > 1:
         return "shared by layers of different types"
-    if any(m._parameters.get("bias") is not bias or m._parameters.get("weight") is not weight for m, _ in uses):
+    pair = next((pair for pair in weight_roles(first).items() if role in pair), None)
+    if pair is None:
+        return "not the weight of a linear map, nor the bias of a single one"
+    weight, bias = _pair(first, pair)
+    others = [_pair(module, pair) for module, _ in uses]
+    if weight is None or any(w is not weight or b is not bias for w, b in others):
         return "shared by layers whose other parameter differs"
-    if weight is None or (bias is not None and {m for m, _ in users[weight]} != {m for m, _ in users[bias]}):
+    if bias is not None and {m for m, _ in users[weight]} != {m for m, _ in users[bias]}:
         return "shared by layers whose other parameter differs"
     if isinstance(first, nn.Conv2d) and any(_geometry(m) != _geometry(first) for m, _ in uses):
         return "shared by convolutions of different geometry"
@@ -144,8 +184,30 @@ def _geometry(conv: nn.Module) -> tuple[object, ...]:
     return tuple(getattr(conv, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode"))
 
 
-def _block(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[nn.Module]) -> Block:
+def _find(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at ``path``; None where there is none."""
+    module: nn.Module | None = model
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
+
+
+def _pair(module: nn.Module, roles: tuple[str, str | None]) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+    """The weight and the bias of a layer that have the names ``roles``."""
+    weight, bias = (None if role is None else module._parameters.get(role) for role in roles)
+    return weight, bias
+
+
+def _block(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[nn.Module], paths: list[str]) -> Block:
     first = modules[0]
-    groups = first.groups if isinstance(first, nn.Conv2d) else 1
-    taps = weight[0, 0].numel() if isinstance(first, nn.Conv2d) else 1
-    return Block(names[weight].rpartition(".")[0] or type(first).__name__, weight, first.bias, modules, groups, taps)  # type: ignore[arg-type]
+    name, _, role = names[weight].rpartition(".")
+    bias_role = weight_roles(first)[role]
+    bias = None if bias_role is None else first._parameters[bias_role]
+    groups, taps = 1, 1
+    if isinstance(first, nn.Conv2d):
+        groups, taps = first.groups, weight[0, 0].numel()
+    if role == "in_proj_weight":
+        groups = 3  # query, key and value
+    if role != "weight":
+        name = names[weight]
+    return Block(name or original_class(first).__name__, weight, bias, modules, paths, groups, taps, role, bias_role)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,35 +40,34 @@ class Capture:
         return cls((d_in + 1, d_in + 1), None)
 
     def switch(self, weight: Tensor, *, moments: bool, channels: bool, inputs: bool) -> None:
-        """Choose what the next backward pass leaves: the second moment, per-channel moments, the inputs.
-
-        The probes are made here, like the layer's ``weight``, so that a compiled forward only reads them.
-        """
+        """Choose what the next backward pass leaves: the second moment, per-channel moments, the inputs."""
         self.moments_on, self.channels_on, self.inputs_on = moments, channels and self.channels is not None, inputs
-        if self.moments_on and (self.probe is None or not _matches(self.probe, weight)):
-            self.probe = _new_probe(self.probe_shape, weight)
-        if self.channels_on and (self.channel_probe is None or not _matches(self.channel_probe, weight)):
-            self.channel_probe = _new_probe((3, cast(int, self.channels)), weight)
+        self.follow(weight)
 
-    def probe_for(self, input: Tensor) -> Tensor | None:
-        """The probe to hand to the layer's op with ``input``; None while it is switched off."""
-        if not self.moments_on:
-            return None
-        if self.probe is None or not _matches(self.probe, input):
-            self.probe = _new_probe(self.probe_shape, input)
-        return self.probe
+    def follow(self, weight: Tensor) -> None:
+        """Bring the probes that are switched on to the device and dtype of ``weight``, with what they gathered.
 
-    def channel_probe_for(self, input: Tensor) -> Tensor | None:
-        """The probe of the per-channel moments of a convolution's unpadded input; None while it is switched off."""
-        if not self.channels_on:
-            return None
-        if self.channel_probe is None or not _matches(self.channel_probe, input):
-            self.channel_probe = _new_probe((3, cast(int, self.channels)), input)
-        return self.channel_probe
+        They are made here and not in the forward pass, so that a compiled forward only reads them.
+        """
+        if self.moments_on:
+            self.probe = _probe_like(self.probe, self.probe_shape, weight)
+        if self.channels_on:
+            self.channel_probe = _probe_like(self.channel_probe, (3, cast(int, self.channels)), weight)
+        self.inputs[:] = [_input_like(x, weight) for x in self.inputs]
 
-    def keep(self, input: Tensor, output: Tensor) -> None:
+    def probe_for(self, weight: Tensor) -> Tensor | None:
+        """The probe to hand to the layer's op; None while it is switched off, or ``weight`` is frozen or a stand-in."""
+        live = self.moments_on and weight.requires_grad and _fits(self.probe, weight) and not _transformed()
+        return self.probe if live else None
+
+    def channel_probe_for(self, weight: Tensor) -> Tensor | None:
+        """The probe of the per-channel moments of a convolution's unpadded input; None like :meth:`probe_for`'s."""
+        live = self.channels_on and weight.requires_grad and _fits(self.channel_probe, weight) and not _transformed()
+        return self.channel_probe if live else None
+
+    def keep(self, weight: Tensor, input: Tensor, output: Tensor) -> None:
         """Keep ``input`` until the step, if a backward pass reaches ``output`` and inputs are switched on."""
-        if self.inputs_on and output.requires_grad:
+        if self.inputs_on and weight.requires_grad and output.requires_grad and not _transformed():
             kept = input.detach()
             output.register_hook(lambda gradient: self.inputs.append(kept))
 
@@ -82,6 +81,10 @@ class Capture:
         """Sums, squares and counts per channel gathered since the last :meth:`clear`, ``[3, C]``."""
         return None if self.channel_probe is None else self.channel_probe.grad
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is empty, as gradients are not copied either, and switched off, until an optimizer switches it on."""
+        return Capture(self.probe_shape, self.channels).__dict__
+
     def clear(self) -> None:
         """Forget everything gathered so far."""
         for probe in (self.probe, self.channel_probe):
@@ -90,10 +93,28 @@ class Capture:
         self.inputs.clear()
 
 
-def _new_probe(shape: tuple[int, ...], input: Tensor) -> Tensor:
-    zero = torch.zeros((), device=input.device, dtype=statistics_dtype(input.dtype))
-    return zero.expand(shape).requires_grad_()
+def _probe_like(probe: Tensor | None, shape: tuple[int, ...], weight: Tensor) -> Tensor:
+    """``probe`` if it fits ``weight``, else a new one that takes over its gradient."""
+    if probe is not None and _fits(probe, weight):
+        return probe
+    dtype = statistics_dtype(weight.dtype)
+    fresh = torch.zeros((), device=weight.device, dtype=dtype).expand(shape).requires_grad_()
+    if probe is not None and probe.grad is not None:
+        fresh.grad = probe.grad.to(weight.device, dtype)
+    return fresh
 
 
-def _matches(probe: Tensor, input: Tensor) -> bool:
-    return probe.device == input.device and probe.dtype == statistics_dtype(input.dtype)
+def _fits(probe: Tensor | None, weight: Tensor) -> bool:
+    return probe is not None and probe.device == weight.device and probe.dtype == statistics_dtype(weight.dtype)
+
+
+def _input_like(x: Tensor, weight: Tensor) -> Tensor:
+    same = statistics_dtype(x.dtype) == statistics_dtype(weight.dtype)
+    return x.to(weight.device, x.dtype if same else weight.dtype)
+
+
+def _transformed() -> bool:
+    """Whether the layer runs under ``torch.func`` or forward-mode differentiation, whose results reach no ``grad``."""
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0

@@ -32,7 +32,10 @@ class Config:
         cg_iterations: conjugate-gradient iterations per step, >= 1.
         min_norm: least value of the step norm ``z``, > 0.
         weight_decay: decoupled weight decay, >= 0.
-        solver: how ``metric h = g~`` is solved, one of ``SOLVERS``.
+        solver: how ``metric h = g~`` is solved: ``"pcg"`` (conjugate gradients on the second moment), ``"matrix_free"``
+            (the same from the kept inputs), ``"dual"`` (exactly, from the kept inputs, in the space of samples where these
+            are fewer than inputs), ``"cholesky"`` (a cached factor), ``"arrow"`` (the preconditioner alone), or ``"auto"``:
+            cholesky where second moments are remembered or the trust region needs a factor, else pcg.
         cg_scope: what shares one CG step length: the whole ``"layer"``, or each ``"neuron"`` (output row) its own.
         trust_region: what the step is normalised by, one of ``TRUST_REGIONS``.
         refresh_every: the second moment is gathered on every ``refresh_every``-th step, >= 1.
@@ -90,13 +93,44 @@ class Config:
             raise ValueError(
                 f"trust_region='spectral' needs a factor of the metric: solver={self.solver!r} must be 'cholesky' or 'auto'"
             )
+        if self.solver == "dual" and self.ridge == 0:
+            raise ValueError("solver='dual' needs ridge > 0, not 0: with fewer rows than inputs the metric is singular")
+        if self.solver in ("matrix_free", "dual") and (self.averaged or self.ridge_mode == "relative"):
+            raise ValueError(
+                f"solver={self.solver!r} keeps no second moment: refresh_every must be 1, b_s 0 and ridge_mode 'absolute', not "
+                f"{self.refresh_every}, {self.b_s} and {self.ridge_mode!r}"
+            )
         if self.moment_dtype not in MOMENT_DTYPES:
             raise ValueError(f"moment_dtype={self.moment_dtype!r} must be None, torch.float32 or torch.bfloat16")
 
     @property
     def factored(self) -> bool:
         """Whether the metric is kept as a factor, and not solved by iteration."""
+        if self.solver == "auto":
+            return self.trust_region == "spectral" or self.averaged
         return self.solver == "cholesky"
+
+    @property
+    def averaged(self) -> bool:
+        """Whether second moments are remembered from step to step."""
+        return self.refresh_every > 1 or self.b_s > 0
+
+    @property
+    def keeps_second_moment(self) -> bool:
+        """Whether the state holds the averaged second moment."""
+        if self.factored:
+            return self.b_s > 0
+        return self.solver in ("auto", "pcg") and self.averaged
+
+    @property
+    def keeps_direction(self) -> bool:
+        """Whether the state holds the previous solution, to start conjugate gradients from."""
+        return not self.factored and self.solver in ("auto", "pcg", "matrix_free")
+
+    @property
+    def keeps_feature_moments(self) -> bool:
+        """Whether the state holds the averages of the features' means and mean squares."""
+        return not self.factored and self.solver != "dual"
 
     def needs(self, refresh: bool) -> tuple[bool, bool, bool]:
         """What a backward pass must leave: the second moment, the channel moments, the inputs.
@@ -104,7 +138,7 @@ class Config:
         Args:
             refresh: the step gathers statistics.
         """
-        if self.solver == "matrix_free":
+        if self.solver in ("matrix_free", "dual"):
             return False, False, True
         return refresh, refresh and not self.factored, False
 
@@ -165,15 +199,16 @@ def check_group(group: dict[str, Any]) -> None:
 PRESETS: dict[str, Config] = {
     "paper": Config(),
     "fast": Config(
-        momentum=0.95,
+        momentum=0.9,
         nesterov=True,
-        ridge=0.01,
+        ridge=0.2,
         ridge_mode="relative",
         weight_decay=0.0,
         solver="cholesky",
         trust_region="spectral",
         refresh_every=10,
-        b_s=0.5,
+        b_s=0.9,
+        block_size=160,
         others="adamw",
         others_lr=0.15,
     ),

@@ -1,13 +1,14 @@
 """The metric of a layer as a cached factor: centred, in diagonal blocks, refreshed when the second moment is.
 
-With ``S = E[x~ x~'] + ridge diag(1..1, 0)``, ``x~ = [x 1]``, ``mu = E[x]`` and the covariance ``C = E[x x'] - mu mu' + ridge I``,
-block elimination of the last row and column of ``S`` gives, for every row ``(w, b)`` of a gradient,
+With ``S = E[x~ x~'] + ridge diag(1..1, 0)``, ``x~ = [x 1]``, ``mu = E[x]`` and the covariance
+``C = E[x x'] - mu mu' + ridge I``, block elimination of the last row and column of ``S`` gives, for every row ``(w, b)`` of a
+gradient, exactly
 
-    ``h_w = C^-1 (w - b mu)``,    ``h_b = b - mu' h_w``        (``h = S^-1 (w, b)``, exactly)
+    ``h_w = C^-1 (w - b mu)``,    ``h_b = b - mu' h_w``        (``h = S^-1 (w, b)``)
 
-so only ``C`` is factored: ``C = L L'``, and ``C^-1`` or ``L^-1`` is kept. A layer without a bias has ``C = E[x x'] + ridge I`` and ``mu = 0``.
-For wide inputs ``C`` is cut into equal diagonal blocks; the mean stays exact, so that the step still does not depend
-on an offset of the inputs.
+so only ``C = L L'`` is factored, and ``C^-1`` or ``L^-1`` is kept. A layer without a bias has ``C = E[x x'] + ridge I`` and
+``mu = 0``. For wide inputs ``C`` is cut into equal diagonal blocks; the mean stays exact, so that the step still does not
+depend on an offset of the inputs.
 """
 
 from __future__ import annotations
@@ -64,13 +65,11 @@ class Factor:
         count, size = blocks.shape[-3], blocks.shape[-1]
         if count == 1:
             return rows @ blocks.squeeze(-3)
-        cut = rows.unflatten(-1, (count, size)).movedim(-2, -3)  # [..., blocks, m, size]
+        cut: Tensor = rows.unflatten(-1, (count, size)).movedim(-2, -3)  # [..., blocks, m, size]
         return (cut @ blocks).movedim(-3, -2).flatten(-2)
 
 
-def factorize(
-    second_moment: Tensor, ridge: float, relative: bool, with_bias: bool, blocks: int, inverse: bool
-) -> Factor:
+def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, blocks: int, inverse: bool) -> Factor:
     """Factor the metric.
 
     A factorisation that fails (the covariance is not positive definite in this precision) is repeated with a ridge
@@ -79,9 +78,7 @@ def factorize(
 
     Args:
         second_moment: ``E[x~ x~']``, ``[groups, d_in+1, d_in+1]``, last entry 1.
-        ridge: added to the diagonal of the covariance.
-        relative: ``ridge`` is a multiple of the mean diagonal: of the covariance where there is a bias (so that an
-            offset of the inputs does not change it), else of the second moment.
+        ridge: added to the diagonal of the covariance: a number, or one per group ``[groups, 1, 1]``.
         with_bias: whether the bias takes part.
         blocks: number of diagonal blocks; divides ``d_in``.
         inverse: keep ``C^-1`` instead of ``L^-1``.
@@ -91,7 +88,7 @@ def factorize(
     covariance = diagonal_blocks(covariance, blocks)
     diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     average = diagonal.mean(dim=(-2, -1), keepdim=True).unsqueeze(-1)
-    added = ridge * average if relative else torch.full_like(average, ridge)
+    added = torch.zeros_like(average) + (ridge if isinstance(ridge, float) else ridge.unsqueeze(-1))
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     covariance = covariance + added * eye
     lower, failed = _try_cholesky(covariance)
@@ -100,11 +97,10 @@ def factorize(
         scale = (diagonal + added.squeeze(-1)).clamp(min=torch.finfo(eye.dtype).tiny).sqrt()
         second = torch.where(failed_again, torch.diag_embed(scale), second)
         lower = torch.where(failed, second, lower)
+    mean_kept = mean if with_bias else None
     if inverse:
-        matrix = torch.cholesky_inverse(lower)
-    else:
-        matrix = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
-    return Factor(matrix, mean if with_bias else None)
+        return Factor(torch.cholesky_inverse(lower), mean_kept)
+    return Factor(torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False), mean_kept)
 
 
 def _try_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +115,9 @@ def diagonal_blocks(matrix: Tensor, blocks: int) -> Tensor:
     if blocks == 1:
         return matrix.unsqueeze(-3)
     size = matrix.shape[-1] // blocks
-    cut = matrix.unflatten(-1, (blocks, size)).unflatten(-3, (blocks, size))  # [..., blocks, size, blocks, size]
+    cut: Tensor = matrix.unflatten(-1, (blocks, size)).unflatten(
+        -3, (blocks, size)
+    )  # [..., blocks, size, blocks, size]
     return cut.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 

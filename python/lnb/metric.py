@@ -11,14 +11,23 @@ from torch import Tensor, nn
 import lnb_kernels as lk
 from lnb.blocks import Block
 from lnb.config import Config
-from lnb.statistics import bias_correction, shrunk_variance, sums_from_inputs, sums_from_moments
+from lnb.dual import solve_dual
+from lnb.factored import factorize
+from lnb.statistics import (
+    average_second_moment,
+    bias_correction,
+    ridge_of,
+    shrunk_variance,
+    sums_from_inputs,
+    sums_from_moments,
+)
 from lnb.verdict import Verdict
 
 if TYPE_CHECKING:
     from lnb.work import BlockWork
 
 
-def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Config) -> Tensor:
+def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Config) -> tuple[Tensor, Tensor | None]:
     """The direction ``h`` of one layer.
 
     Args:
@@ -28,36 +37,50 @@ def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Con
         config: the optimizer's settings.
 
     Returns:
-        ``h``, of the shape of ``gradient``; zero for a batch without rows.
+        ``h``, of the shape of ``gradient``, zero for a batch without rows; and the norms of CG's last residual, one for the
+        layer or one per neuron, None without CG.
     """
+    if config.solver == "dual":
+        if work.inputs:
+            return solve_dual(work.block, work.inputs, gradient, work.ridge), None
+        second_moment = average_second_moment(work, verdict, 0.0, keep=False)  # of a packed in-projection
+        return factorize(second_moment, work.ridge, work.with_bias, 1, inverse=True).solve(gradient), None
     mean, mean_square, has_rows = _update_feature_moments(work, gradient, verdict, config)
     variance = shrunk_variance(mean, mean_square, config.shrinkage)
     if config.solver == "arrow":
-        return torch.where(has_rows, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0)
-    solution, _ = lk.pcg(
-        _operator(work, has_rows),
+        return torch.where(has_rows, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0), None
+    operator, ridge = _operator(work, has_rows, verdict, config)
+    solution, residuals = lk.pcg(
+        operator,
         gradient,
         h0=_previous_direction(work, gradient),
         arrow=(mean, variance),
         iterations=config.cg_iterations,
-        ridge=work.ridge if work.moments is not None else 0.0,  # a matvec includes it
+        ridge=ridge,
         scope=config.cg_scope,
         layer_dims=3,
     )
     solution = torch.where(has_rows, solution, 0.0)
     _keep_direction(work, solution, has_rows, verdict)
-    return solution
+    return solution, residuals[-1]
 
 
 def _update_feature_moments(
     work: BlockWork, like: Tensor, verdict: Verdict, config: Config
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Update ``mu`` and ``nu``; return them bias-corrected ``[groups, d_in]``, and whether the batch had rows ``[]``."""
+    state = work.state
+    if work.moments is None and not work.inputs:  # between two refreshes
+        steps = state["moment_step"]
+        mean, square = (
+            state[name] / bias_correction(decay, steps.clamp(min=1)).to(like.dtype)
+            for name, decay in (("mean", config.b_mu), ("mean_square", config.b_nu))
+        )
+        return mean, square, steps > 0
     if work.moments is not None:
         sums = sums_from_moments(work.block, work.moments, work.channels)
     else:
         sums = sums_from_inputs(work.block, work.inputs, like.dtype)
-    state = work.state
     if "mean" not in state:
         state["moment_step"] = torch.zeros((), dtype=torch.float32, device=like.device)
         state["mean"] = torch.zeros_like(sums.total)
@@ -72,11 +95,24 @@ def _update_feature_moments(
     return averages[0], averages[1], has_rows
 
 
-def _operator(work: BlockWork, has_rows: Tensor) -> Tensor | Callable[[Tensor], Tensor]:
-    """The metric, as the second moment or as a product with the kept inputs."""
-    if work.moments is not None:
-        empty = torch.eye(work.moments.shape[-1], dtype=work.moments.dtype, device=work.moments.device)
-        return torch.where(has_rows, work.moments, empty)
+def _operator(
+    work: BlockWork, has_rows: Tensor, verdict: Verdict, config: Config
+) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+    """The metric, as the second moment or as a product with the kept inputs; and the ridge still to be added to it."""
+    relative = config.ridge_mode == "relative"
+    if not work.inputs:
+        if config.averaged or relative:
+            moments = average_second_moment(work, verdict, config.b_s, keep=config.averaged)
+        else:
+            assert work.moments is not None
+            moments = work.moments
+        empty = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+        moments = torch.where(has_rows, moments, empty)
+        if not relative:
+            return moments, work.ridge
+        weights = torch.ones(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+        weights[-1] = 0
+        return moments + ridge_of(moments, work.ridge, True, work.with_bias) * weights.diag(), 0.0
     block, inputs, ridge = work.block, work.inputs, work.ridge
     rows = [_rows(block, x) for x in inputs]
     total = max(1, sum(rows))
@@ -91,7 +127,7 @@ def _operator(work: BlockWork, has_rows: Tensor) -> Tensor | Callable[[Tensor], 
             else shares[0].reshape(direction.shape)
         )
 
-    return matvec
+    return matvec, 0.0
 
 
 def _rows(block: Block, x: Tensor) -> int:

@@ -10,14 +10,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lnb import update
-from lnb.attach import attach
-from lnb.blocks import take_inventory
+from lnb.attach import attach_layers, detach_layer, require_module
+from lnb.blocks import Block, take_inventory
 from lnb.config import Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
+from lnb.diagnostics import LayerRecords
+from lnb.plan import Plan, plan_block
 from lnb.schedule import is_refresh_step
-from lnb.serialization import FORMAT, check_state, restore_exactly
+from lnb.serialization import (
+    FORMAT,
+    check_state,
+    follow_parameters,
+    restored_groups,
+    restored_state,
+    saved_settings,
+)
 from lnb.verdict import Verdict
-from lnb.work import check_finite, collect, has_statistics
+from lnb.work import check_finite, collect, has_statistics, mark_zeroed
+
+_PER_GROUP = ("params", "lr", "weight_decay", "ridge")
+# what torch itself and its schedulers write into groups, so that a group can be moved between optimizers
+_FROM_ELSEWHERE = ("param_names", "initial_lr", "max_lr", "min_lr", "swa_lr", "differentiable")
 
 
 class LNB(Optimizer):
@@ -28,16 +41,21 @@ class LNB(Optimizer):
     the functions that the layer computes, instead of in the space of its parameters (D. Munoz, "Simple Linear Neuron
     Boosting", arXiv:2502.01131). All parameters move by ``theta <- theta - lr (h / z + weight_decay theta)``.
 
-    ``nn.Linear`` and ``nn.Conv2d`` layers are claimed (see :meth:`coverage`); for other parameters ``h = g~``.
+    ``nn.Linear``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`); for
+    other parameters ``h = g~``.
 
     What happens in the cases that training loops meet:
 
     * *Gradient accumulation*: several backward passes before ``step()`` add their rows to one second moment.
     * *A layer used more than once* in a forward pass, or parameters shared by several layers: the rows of all uses count.
-    * *No gradient* (``grad is None``: frozen, or not reached): the parameter and its state stay untouched.
+    * *No gradient* (``grad is None``: frozen, or not reached): the parameter and its state stay untouched. So they do
+      where ``zero_grad(set_to_none=False)`` of this optimizer left zeros that no backward pass added to.
     * *Frozen bias*: the metric is that of the weight alone. *Frozen weight*: the bias moves like an other parameter.
     * *Eval mode* makes no difference: what counts is whether a backward pass went through the layer.
-    * *A batch without rows*: statistics stay as they are and the layer does not move.
+    * *A batch without rows*: statistics stay as they are. A layer does not move, except that with a cached factor
+      (``solver="cholesky"``) it goes on along its gradient average; weight decay acts as always.
+    * *A model changed after attaching*: ``model.to(...)`` takes probes and state along; a claimed layer that was
+      replaced, detached, or got another parameter is an error at the next step.
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`.
 
     Args:
@@ -59,7 +77,7 @@ class LNB(Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        lr: float | Tensor = 0.1,
+        lr: float | Tensor = 0.05,
         preset: str = "fast",
         *,
         params: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
@@ -67,11 +85,12 @@ class LNB(Optimizer):
         strict: bool = False,
         **settings: Any,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model={model!r} must be a torch.nn.Module, not {type(model).__name__}")
+        require_module("model", model)
         config = resolve_config(preset, settings)
         defaults = {"lr": lr, "weight_decay": config.weight_decay, "ridge": config.ridge}
         check_group(defaults)
+        if isinstance(exclude, nn.Module):
+            raise TypeError(f"exclude={type(exclude).__name__}(...) must be a list of modules, not a module")
         exclude = list(exclude)
         self._model = model
         self._config = config
@@ -79,16 +98,26 @@ class LNB(Optimizer):
         self._exclude = exclude
         self._counters: dict[str, Tensor | int] = {"steps": 0, "skipped_steps": 0}
         self._step_index = 0
-        attach(model, exclude)
-        self._inventory = take_inventory(model, exclude)
+        self._records = LayerRecords()
+        self._zeroed: dict[Tensor, tuple[int, int]] = {}
+        attached = attach_layers(model, exclude)
+        try:
+            self._inventory = take_inventory(model, exclude)
+            self._require_blocks()
+            super().__init__(list(model.parameters()) if params is None else params, defaults)
+        except Exception:
+            for module in attached:
+                detach_layer(module)
+            raise
+
+    def _require_blocks(self) -> None:
         if not self._inventory.blocks:
             reasons = "\n".join(f"  {self._row(parameter)}" for parameter in self._inventory.names)
             raise ValueError(
-                f"model={type(model).__name__} has no layer that LNB can claim (nn.Linear or nn.Conv2d that owns its "
-                f"weight); use another optimizer for it, or see why:\n{reasons or '  it has no parameters'}"
+                f"model={type(self._model).__name__} has no layer that LNB can claim (nn.Linear, nn.Conv2d or "
+                f"nn.MultiheadAttention that owns its weights); use another optimizer for it, or see why:\n"
+                f"{reasons or '  it has no parameters'}"
             )
-        super().__init__(list(model.parameters()) if params is None else params, defaults)
-        self._switch_captures()
 
     @property
     def config(self) -> Config:
@@ -101,18 +130,21 @@ class LNB(Optimizer):
         """Add parameters with their own ``lr``, ``weight_decay`` or ``ridge``. Nothing is added if a value is wrong."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group={param_group!r} must be a dict, not {type(param_group).__name__}")
-        allowed = {"params", "param_names", *self.defaults}
         for name in param_group:
-            if name not in allowed and name != "initial_lr":
-                raise ValueError(
-                    f"param group: {name!r} cannot be set per group; what can is {', '.join(sorted(self.defaults))}"
-                )
-        check_group({**self.defaults, **{k: v for k, v in param_group.items() if k in self.defaults}})
+            if name not in _PER_GROUP and name not in _FROM_ELSEWHERE:
+                raise ValueError(f"param group: {name!r} cannot be set per group; what can is {', '.join(_PER_GROUP)}")
+        if "params" not in param_group:
+            raise ValueError(f"param_group with keys {sorted(param_group)} must have 'params': what to optimize")
+        check_group({**self.defaults, **param_group})
+        before = len(self.param_groups)
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
-            if parameter.is_complex():
-                self.param_groups.pop()
-                raise TypeError("params: complex parameters are not supported; view them as real")
+            if not parameter.is_floating_point():
+                del self.param_groups[before:]
+                raise TypeError(
+                    f"params: a parameter is {parameter.dtype}; only real floating-point ones can be optimized"
+                )
+        self._switch_captures()
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -142,13 +174,15 @@ class LNB(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             check_group(group)
-        work = collect(self._inventory.blocks, self.param_groups, self.state)
+        work = collect(self._model, self._inventory.blocks, self.param_groups, self.state, self._zeroed)
+        follow_parameters(self.state)
         rejected = False
         if work.parameters:
             verdict = check_finite(work, wait=self._strict)
             rejected = verdict.rejected
             if not rejected:
-                verdict, _ = update.run(work, verdict, self._config)
+                verdict, directions = update.run(work, verdict, self._config)
+                self._records.record(self._step_index, work.blocks, directions)
             self._count(verdict)
             self._step_index += 1
         self._clear_captures()
@@ -167,17 +201,27 @@ class LNB(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and forget the inputs that came with them."""
         super().zero_grad(set_to_none)
+        self._zeroed = {}
+        for block in self._optimized_blocks():
+            zeros = mark_zeroed(block.weight)
+            if zeros is not None:
+                self._zeroed[block.weight] = zeros
         self._clear_captures()
 
     def _clear_captures(self) -> None:
-        for block in self._inventory.blocks:
+        for block in self._optimized_blocks():
             for capture in block.captures:
                 capture.clear()
+
+    def _optimized_blocks(self) -> list[Block]:
+        """The claimed layers whose weight is in a parameter group: another optimizer may own the others."""
+        optimized = {parameter for group in self.param_groups for parameter in group["params"]}
+        return [block for block in self._inventory.blocks if block.weight in optimized]
 
     def _switch_captures(self) -> None:
         config = self._config
         due = is_refresh_step(self._step_index, config.refresh_every)
-        for block in self._inventory.blocks:
+        for block in self._optimized_blocks():
             moments, channels, inputs = config.needs(due or not has_statistics(self.state.get(block.weight)))
             for capture in block.captures:
                 capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs)
@@ -193,7 +237,8 @@ class LNB(Optimizer):
     def _row(self, parameter: nn.Parameter) -> CoverageRow:
         name = self._inventory.names.get(parameter, "(added)")
         metric, reason = self._metric(parameter)
-        return CoverageRow(name, tuple(parameter.shape), metric, reason)
+        lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
+        return CoverageRow(name, () if lazy else tuple(parameter.shape), metric, reason)
 
     def _metric(self, parameter: nn.Parameter) -> tuple[str, str]:
         optimized = {p for group in getattr(self, "param_groups", ()) for p in group["params"]}
@@ -203,36 +248,70 @@ class LNB(Optimizer):
             return "none", "frozen (requires_grad is False)"
         for block in self._inventory.blocks:
             if parameter is block.weight or parameter is block.bias:
-                kind = "convolution" if block.is_convolution else "linear layer"
+                kind = block.kind
                 if parameter is block.bias and not (block.weight.requires_grad and block.weight in optimized):
                     return self._config.others, f"bias of {kind} {block.name!r} whose weight does not move"
                 return "second moment", f"{kind} {block.name!r}: {block.describe()}"
         return self._config.others, self._inventory.reasons.get(parameter, "not a parameter of the attached model")
 
-    def diagnostics(self) -> dict[str, float]:
-        """Counters since construction: ``steps``, and ``skipped_steps`` that met NaN or inf. Waits for the device."""
-        return {name: int(value) for name, value in self._counters.items()}
+    def plan(self) -> Plan:
+        """What a step does for every claimed layer and what it costs, by arithmetic; print it, or read its rows."""
+        return Plan(tuple(plan_block(block, self._config) for block in self._optimized_blocks()))
+
+    def diagnostics(self, layers: bool = False) -> dict[str, float]:
+        """Figures to log, for example with ``SummaryWriter.add_scalar(name, value, step)`` each. Waits for the device.
+
+        Args:
+            layers: add the last step's figures of every layer, as ``layer/<name>/<figure>``: ``gain`` ``<h, g~>``;
+                ``step_norm``, its root, the size of the direction in the metric; ``residual`` of the conjugate gradients;
+                ``condition``, a lower bound of the condition number of the cached factor's matrix; ``refresh_age`` in steps.
+
+        Returns:
+            Counters since construction: ``steps``, and ``skipped_steps`` that met NaN or inf; then the layers' figures.
+        """
+        found: dict[str, float] = {name: int(value) for name, value in self._counters.items()}
+        if layers:
+            states = {block.name: self.state.get(block.weight, {}) for block in self._inventory.blocks}
+            factors = {name: state["factor"] for name, state in states.items() if "factor" in state}
+            found |= self._records.read(self._step_index, factors)
+        return found
 
     # -- saving and copying -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict, with ``lnb_format``; tensors are shared with the optimizer, as torch does."""
-        return {**super().state_dict(), "lnb_format": FORMAT, "lnb_step": self._step_index}
+        own = {"lnb_format": FORMAT, "lnb_step": self._step_index, "lnb_settings": saved_settings(self._config)}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, bit for bit. Settings other than the groups' stay as constructed.
 
         Raises:
             TypeError: it is not such a dict.
-            ValueError: it belongs to another model, and nothing was changed.
+            ValueError: it belongs to another model or another kind of metric, and nothing was changed.
         """
-        check_state(state_dict, self.param_groups, self._inventory.blocks, self._inventory.names)
-        super().load_state_dict(state_dict)
-        restore_exactly(state_dict, self.param_groups, self.state)
+        if isinstance(state_dict, dict):
+            state_dict = state_dict.copy()  # hooks may write to it
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        check_state(state_dict, self.param_groups, self._inventory, self._config)
+        self.__setstate__(
+            {
+                "state": restored_state(state_dict, self.param_groups),
+                "param_groups": restored_groups(state_dict, self.param_groups),
+            }
+        )
         self._step_index = state_dict["lnb_step"]
         self._clear_captures()
         self._switch_captures()
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_config", "_strict", "_exclude", "_counters", "_inventory", "_step_index")
+        own = ("_model", "_config", "_strict", "_exclude", "_counters", "_inventory", "_step_index", "_records")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._zeroed = {}
+        self._switch_captures()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lnb.config import Config
 from lnb.factored import Factor, block_count, factorize
 from lnb.metric import solve_block
-from lnb.statistics import average_second_moment
+from lnb.statistics import average_second_moment, ridge_of
 from lnb.trust_region import spectral_direction
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
@@ -18,10 +18,11 @@ from lnb.work import BlockWork
 
 @dataclass(frozen=True)
 class Direction:
-    """One layer's ``h`` ``[groups, rows, columns]`` and ``<h, g~>`` ``[]``."""
+    """One layer's ``h`` ``[groups, rows, columns]``, ``<h, g~>`` ``[]``, and CG's last residual norms where there are any."""
 
     matrix: Tensor
     product: Tensor
+    residual: Tensor | None = None
 
 
 def solve(
@@ -36,36 +37,34 @@ def solve(
     for members in _same_shape(gradients, factors):
         gradient = _stack([gradients[i] for i in members])
         factor = _stack_factors([factors[i] for i in members])
-        if config.trust_region == "spectral":
-            matrices = spectral_direction(gradient, factor)
-        else:
-            matrices = factor.solve(gradient)
+        spectral = config.trust_region == "spectral"
+        matrices = spectral_direction(gradient, factor) if spectral else factor.solve(gradient)
         products = (matrices * gradient).sum(dim=(-3, -2, -1))
         found.update(zip(members, map(Direction, matrices.unbind(), products.unbind()), strict=True))
     return [found[i] for i in range(len(works))]
 
 
 def _iterate(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Config) -> Direction:
-    matrix = solve_block(work, gradient, verdict, config)
-    return Direction(matrix, (matrix * gradient).sum())
+    matrix, residual = solve_block(work, gradient, verdict, config)
+    return Direction(matrix, (matrix * gradient).sum(), residual)
 
 
 def _refresh(work: BlockWork, verdict: Verdict, config: Config) -> Factor:
     """The layer's factor, made anew if this step gathered its second moment."""
     state = work.state
     if work.moments is not None:
-        second_moment = average_second_moment(work, verdict, config.b_s)
+        second_moment = average_second_moment(work, verdict, config.b_s, keep=config.b_s > 0)
         blocks = block_count(work.block.d_in, config.block_size)
         spectral = config.trust_region == "spectral"
-        relative = config.ridge_mode == "relative"
-        fresh = factorize(second_moment, work.ridge, relative, work.with_bias, blocks, inverse=not spectral)
+        ridge = ridge_of(second_moment, work.ridge, config.ridge_mode == "relative", work.with_bias)
+        fresh = factorize(second_moment, ridge, work.with_bias, blocks, inverse=not spectral)
         for name, value in (("factor", fresh.matrix), ("factor_mean", fresh.mean)):
             if value is None:
                 state.pop(name, None)
-            elif name not in state or verdict.known:
-                state[name] = value
-            else:
-                verdict.commit(state[name], value)
+                continue
+            if name not in state:  # zero, a layer that does not move, until there are rows to learn from
+                state[name] = torch.zeros_like(value)
+            verdict.commit(state[name], value, also=work.moments[0, -1, -1] > 0)
     mean = state.get("factor_mean")
     if not work.with_bias:
         mean = None  # the bias was frozen since the last refresh

@@ -55,7 +55,8 @@ def sums_from_inputs(block: Block, inputs: list[Tensor], dtype: torch.dtype) -> 
             count += wide.shape[0]
         total = wide.sum(positions) if total is None else total + wide.sum(positions)
         square = wide.square().sum(positions) if square is None else square + wide.square().sum(positions)
-    assert total is not None and square is not None
+    assert total is not None
+    assert square is not None
     counted = torch.full((), float(count), dtype=dtype, device=total.device)
     return FeatureSums(block.per_column(total), block.per_column(square), counted)
 
@@ -78,20 +79,53 @@ def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tens
     return torch.lerp(variance, variance.mean().expand_as(variance), shrinkage)
 
 
-def average_second_moment(work: BlockWork, verdict: Verdict, decay: float) -> Tensor:
+def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep: bool) -> Tensor:
     """Update the average of ``E[x~ x~']`` with this step's rows; return it, ``[groups, d_in+1, d_in+1]``, last entry 1.
 
-    A step without rows changes nothing. With ``decay`` 0 there is nothing to remember, and no state is kept.
+    A step without rows, and one that gathered nothing, leaves the average as it is.
+
+    Args:
+        work: the layer, its state and its second moment of this step.
+        verdict: whether state may change.
+        decay: of the average.
+        keep: remember the average for later steps; without it (and ``decay`` 0) this step's rows are all there is.
     """
-    assert work.moments is not None
+    state = work.state
+    if work.moments is None:
+        kept: Tensor = state["second_moment"]
+        return kept / bias_correction(decay, state["second_moment_step"].clamp(min=1)).to(kept.dtype)
     rows = work.moments[0, -1, -1]
     mean = work.moments / rows.clamp(min=1)
-    if decay == 0:
+    if not keep:
         return mean
-    state = work.state
     if "second_moment" not in state:
         state["second_moment"] = torch.zeros_like(mean)
-        state["moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
-    verdict.commit(state["moment_step"], state["moment_step"] + 1, also=rows > 0)
+        state["second_moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
+    verdict.commit(state["second_moment_step"], state["second_moment_step"] + 1, also=rows > 0)
     verdict.commit(state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - decay), also=rows > 0)
-    return state["second_moment"] / bias_correction(decay, state["moment_step"].clamp(min=1)).to(mean.dtype)
+    average: Tensor = state["second_moment"]
+    return average / bias_correction(decay, state["second_moment_step"].clamp(min=1)).to(mean.dtype)
+
+
+def ridge_of(second_moment: Tensor, ridge: float, relative: bool, with_bias: bool) -> float | Tensor:
+    """What is added to the diagonal of the metric: ``ridge``, or ``ridge`` times the mean diagonal.
+
+    The mean is that of the covariance where there is a bias, so that an offset of the inputs does not change it, and of
+    the second moment otherwise.
+
+    Args:
+        second_moment: ``E[x~ x~']``, ``[..., d_in+1, d_in+1]``.
+        ridge: the setting.
+        relative: whether it is a multiple.
+        with_bias: whether the bias takes part in the metric.
+
+    Returns:
+        A number, or one value per layer ``[..., 1, 1]``.
+    """
+    if not relative:
+        return ridge
+    diagonal = second_moment.diagonal(dim1=-2, dim2=-1)[..., :-1]
+    if with_bias:
+        diagonal = (diagonal - second_moment[..., -1, :-1].square()).clamp(min=0)
+    average: Tensor = diagonal.mean(dim=-1)
+    return ridge * average.unsqueeze(-1).unsqueeze(-1)

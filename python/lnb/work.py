@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.blocks import Block
+from lnb.capture import statistics_dtype
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
 
@@ -20,11 +21,17 @@ class BlockWork:
 
     block: Block
     parameters: list[nn.Parameter]  # the weight, and the bias where it moves with it
-    state: dict[str, Any]  # the weight's state
+    states: Any  # of all parameters
     ridge: float
     moments: Tensor | None  # [groups, D+1, D+1] of this step
     channels: Tensor | None  # [3, C] of this step
     inputs: list[Tensor]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The weight's state."""
+        found: dict[str, Any] = self.states[self.block.weight]
+        return found
 
     @property
     def with_bias(self) -> bool:
@@ -47,11 +54,25 @@ class Work:
         return [parameter for work in self.blocks for parameter in work.parameters] + self.others
 
 
-def collect(blocks: Iterable[Block], param_groups: list[dict[str, Any]], states: Any) -> Work:
+def collect(
+    model: nn.Module,
+    blocks: Iterable[Block],
+    param_groups: list[dict[str, Any]],
+    states: Any,
+    zeroed: dict[Tensor, tuple[int, int]],
+) -> Work:
     """Find what has a gradient, and read what the captures hold. Nothing is changed.
 
+    Args:
+        model: what LNB was attached to.
+        blocks: its claimed layers.
+        param_groups: the optimizer's.
+        states: the state of every parameter.
+        zeroed: gradients that were filled with zeros, by parameter (:func:`mark_zeroed`). A layer whose gradient is
+            still that one was reached by no backward pass and has, in effect, no gradient.
+
     Raises:
-        RuntimeError: a claimed layer has a gradient, but no backward pass went through its forward.
+        RuntimeError: a claimed layer has a gradient, but no backward pass went through its forward; or it was changed.
         TypeError: a gradient is sparse or complex.
     """
     groups = {parameter: group for group in param_groups for parameter in group["params"]}
@@ -63,15 +84,36 @@ def collect(blocks: Iterable[Block], param_groups: list[dict[str, Any]], states:
             )
     work = Work(groups=groups, states=states)
     for block in blocks:
-        if block.weight not in moving:
+        if block.weight not in groups:
             continue
-        parameters = [parameter for parameter in block.parameters if parameter in moving]
         found = _read_captures(block)
-        work.blocks.append(BlockWork(block, parameters, states[block.weight], groups[block.weight]["ridge"], *found))
+        seen = found[0] is not None or bool(found[2])
+        if not seen and mark_zeroed(block.weight) == zeroed.get(block.weight, ()):
+            for parameter in block.parameters:
+                moving.pop(parameter, None)
+        reached = block.weight in moving
+        change = block.change() or (None if reached and seen else block.replacement(model))
+        if change is not None:
+            raise RuntimeError(f"step(): {change} since LNB attached to it; make a new LNB. Nothing was changed")
+        if not reached:
+            continue
+        if not seen and any(capture.moments_on or capture.inputs_on for capture in block.captures):
+            raise RuntimeError(
+                f"step(): layer {block.name!r} has a gradient, but its input was not seen since the last step. Call the layer "
+                f"itself in the forward pass (not F.linear or F.conv2d on its weight), call backward() before step(), and reset "
+                f"gradients with the optimizer's zero_grad(); or pass exclude=[that layer] to LNB. Nothing was changed"
+            )
+        parameters = [parameter for parameter in block.parameters if parameter in moving]
+        work.blocks.append(BlockWork(block, parameters, states, groups[block.weight]["ridge"], *found))
         for parameter in parameters:
             del moving[parameter]
     work.others = list(moving)
     return work
+
+
+def mark_zeroed(parameter: Tensor) -> tuple[int, int] | None:
+    """What identifies the gradient of ``parameter`` with its present content; None without one."""
+    return None if parameter.grad is None else (id(parameter.grad), parameter.grad._version)
 
 
 def _read_captures(block: Block) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
@@ -86,18 +128,6 @@ def _read_captures(block: Block) -> tuple[Tensor | None, Tensor | None, list[Ten
         if capture.channel_moments is not None:
             channels = capture.channel_moments if channels is None else channels + capture.channel_moments
         inputs += capture.inputs
-    if not block.captures:
-        raise RuntimeError(
-            f"step(): layer {block.name!r} was detached or replaced since LNB attached to it; make a new LNB, or attach "
-            f"the layer again with lnb.attach(model). Nothing was changed"
-        )
-    expected = any(capture.moments_on or capture.inputs_on for capture in block.captures)
-    if expected and moments is None and not inputs:
-        raise RuntimeError(
-            f"step(): layer {block.name!r} has a gradient, but its input was not seen since the last step. Call the layer "
-            f"itself in the forward pass (not F.linear or F.conv2d on its weight), call backward() before step(), and reset "
-            f"gradients with zero_grad() to None; or pass exclude=[that layer] to LNB. Nothing was changed"
-        )
     return moments, channels, inputs
 
 
@@ -105,7 +135,8 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     """Whether every gradient and second moment of the step is finite.
 
     NaN or inf in an input always reaches the layer's gradient or the sums and squares in its second moment, whose other
-    entries are bounded by those (Cauchy-Schwarz): gradients, last rows and diagonals are all that must be read.
+    entries are bounded by those (Cauchy-Schwarz): gradients, last rows and diagonals are all that must be read. Of kept
+    inputs it is the sum of all squares.
     """
     read: list[Tensor] = [parameter.grad for parameter in work.parameters if parameter.grad is not None]
     for block in work.blocks:
@@ -113,6 +144,7 @@ def check_finite(work: Work, wait: bool) -> Verdict:
             read += [block.moments[:, -1], block.moments.diagonal(dim1=-2, dim2=-1).contiguous()]
         if block.channels is not None:
             read.append(block.channels)
+        read += [torch.linalg.vector_norm(x, dtype=statistics_dtype(x.dtype)).square() for x in block.inputs]
     device = read[0].device
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in read:
@@ -123,4 +155,4 @@ def check_finite(work: Work, wait: bool) -> Verdict:
 
 def has_statistics(state: dict[str, Any] | None) -> bool:
     """Whether a layer's state holds statistics to step with, so that it can wait for the next refresh."""
-    return state is not None and ("factor" in state or "second_moment" in state)
+    return state is not None and not {"factor", "second_moment", "mean"}.isdisjoint(state)

@@ -12,7 +12,7 @@ from lnb.training import TrainingError
 if TYPE_CHECKING:
     from lnb.cli.demo import Curve, Scene
 
-COLOURS = {"LNB": "#c2410c", "AdamW": "#1d4ed8"}
+COLOURS = {"LNB": "#c2410c", "LNB (paper)": "#d97706", "AdamW": "#1d4ed8"}
 INK, FAINT = "#1f2937", "#9ca3af"
 LABELS = {"accuracy": "test accuracy", "relative_error": "relative error"}
 

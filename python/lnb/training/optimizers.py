@@ -181,4 +181,4 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, nn.Module], list[Optimizer]]] =
     "muon": _muon,
     "sgd": _sgd,
 }
-DEFAULT_LR = {"lnb": 0.1, "lnb-paper": 0.1, "adamw": 1e-3, "muon": 3e-3, "sgd": 0.05}
+DEFAULT_LR = {"lnb": 0.05, "lnb-paper": 0.1, "adamw": 1e-3, "muon": 3e-3, "sgd": 0.05}

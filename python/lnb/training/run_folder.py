@@ -89,7 +89,7 @@ class RunFolder:
         return description
 
     def append(self, record: Record) -> None:
-        """Add a line to the metric series, on the disk when this returns.
+        """Add a line to the metric series; it outlives a kill of the process, and a power failure once :meth:`save` ran.
 
         Raises:
             TrainingError: it cannot be written.
@@ -97,12 +97,27 @@ class RunFolder:
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(record)) + "\n")
-                file.flush()
+        except OSError as error:
+            raise self._cannot_append(error) from error
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint, after the metric series has reached the disk: a resumed series has no gaps.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be written; the one before it is intact.
+            TrainingError: the series cannot be written.
+        """
+        try:
+            with self.metrics.open("a") as file:
                 os.fsync(file.fileno())
         except OSError as error:
-            raise TrainingError(
-                f"{self.metrics}: cannot be written ({error.strerror or error}). Make room, then go on with --resume"
-            ) from error
+            raise self._cannot_append(error) from error
+        save_checkpoint(self.checkpoint, trainer.state_dict())
+
+    def _cannot_append(self, error: OSError) -> TrainingError:
+        return TrainingError(
+            f"{self.metrics}: cannot be written ({error.strerror or error}). Make room, then go on with --resume"
+        )
 
     def records(self) -> Iterator[Record]:
         """The metric series; a last line that a kill cut off is left out.
@@ -149,8 +164,6 @@ class RunFolder:
 def train(trainer: Trainer, folder: RunFolder | None = None, *, checkpoint_every: int = 100) -> Iterator[Record]:
     """Train to the end of the run; with a ``folder``, keep the records and checkpoints there.
 
-    A record is on disk before the checkpoint of its step, so that a series resumed from a checkpoint has no gaps.
-
     Args:
         trainer: fresh, or brought to a checkpoint by :meth:`RunFolder.rewind`.
         folder: where the run lives; None for a run in memory.
@@ -171,7 +184,7 @@ def train(trainer: Trainer, folder: RunFolder | None = None, *, checkpoint_every
 
     def save() -> None:
         if trainer.step % checkpoint_every == 0 or trainer.step == trainer.config.steps:
-            save_checkpoint(folder.checkpoint, trainer.state_dict())
+            folder.save(trainer)
 
     for record in trainer.records(after_step=save):
         folder.append(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickle
 from pathlib import Path
@@ -93,6 +94,8 @@ class _ArraysOnly(pickle.Unpickler):
             return np.zeros(0).__reduce__()[0]  # NumPy moved the function between its versions
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):
+            return codecs.encode  # how Python 3 writes bytes in the pickle protocol of Python 2
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a CIFAR-10 batch")
 
 

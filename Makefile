@@ -1,0 +1,64 @@
+# make demo   train on real images next to AdamW, with live curves
+# make test   lint, types, and every test, against the built wheel
+# make bench  microbenchmarks of the kernels
+# Each makes its environment in .venv first, and again when requirements or sources change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+JOBS ?= 2
+
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard README.md) \
+  $(shell find csrc lnb_kernels python -type f -not -name '*.so' -not -name '_build_info.json' -not -path '*__pycache__*' -not -path '*.egg-info*')
+NATIVE_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+# The source folder must not shadow the installed wheel, and threads must not fight over the cores.
+RUN := PYTHONPATH= OMP_NUM_THREADS=1
+
+# A wheel without the native module is good enough for the demo, but not for the tests.
+test pytest bench: export LNB_NATIVE := required
+
+.PHONY: demo test lint types pytest bench clean
+
+demo: $(VENV)/.run $(VENV)/.wheel
+	$(BIN)/lnb demo
+
+test: lint types pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+pytest: $(VENV)/.test $(VENV)/.wheel
+	$(RUN) LNB_TEST_INSTALLED=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+bench: $(VENV)/.test $(VENV)/.wheel
+	PYTHONPATH= $(BIN)/pytest bench/micro --benchmark-only $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find lnb_kernels -name '*.so' -delete -o -name '_build_info.json' -delete
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements/run.txt requirements/build.txt | $(VENV)/bin/python
+	$(PIP) install --quiet -r requirements/build.txt -r requirements/run.txt
+	touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.run
+	$(PIP) install --quiet -r requirements/test.txt
+	touch $@
+
+# build/ is removed because setuptools would pack what an earlier build left there.
+$(VENV)/.wheel: $(SOURCES) $(VENV)/.run
+	rm -rf build dist
+	LNB_WERROR=1 $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(PIP) install --quiet --no-deps --force-reinstall dist/*.whl
+	touch $@

@@ -1,0 +1,232 @@
+"""The time of a whole training step (forward, backward, update), relative to ``AdamW(fused=True)``.
+
+All optimizers of a model take turns, one step each, in one run; per round the ratio to AdamW's step of the same round is
+taken, and the table gives the median ratio with the quartiles. Every optimizer trains its own copy of the model on the same
+batch; a row whose loss is not finite, or did not fall, shows no time.
+
+    python bench/step_overhead.py [--rounds 15] [--threads 2] [--model mlp] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lnb
+from lnb.training.models import MLP, UNet
+from lnb.training.models.transformer import Block
+
+
+class Stepper:
+    """One optimizer on its own copy of a model."""
+
+    def __init__(self, model: nn.Module, make: Callable[[nn.Module], torch.optim.Optimizer], batch: Batch) -> None:
+        self.model, self.batch = copy.deepcopy(model), batch
+        self.optimizer = make(self.model)
+        self.losses: list[float] = []
+
+    def step(self) -> float:
+        """Make one training step; return its seconds."""
+        inputs, loss_fn = self.batch
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        loss = loss_fn(self.model(inputs))
+        loss.backward()
+        self.optimizer.step()
+        seconds = time.perf_counter() - start
+        self.losses.append(loss.item())
+        return seconds
+
+    @property
+    def trained(self) -> bool:
+        """Whether the times mean anything."""
+        return all(map(math.isfinite, self.losses)) and self.losses[-1] < self.losses[0]
+
+
+Batch = tuple[Tensor, Callable[[Tensor], Tensor]]
+
+
+class AutodiffLNB(lnb.LNB):
+    """Paper mode with its covariance products by automatic differentiation, as the published implementation makes them.
+
+    Every product ``X~'X~ v`` is a forward-mode derivative of the layer followed by a reverse-mode one.
+    """
+
+    def __init__(self, model: nn.Module, lr: float) -> None:
+        super().__init__(model, lr, "paper", solver="matrix_free")
+
+
+def autodiff_product(x: Tensor, v: Tensor, ridge: float) -> Tensor:
+    """``(X~'X~/N + ridge) v`` of a linear layer, by ``jvp`` and ``vjp``."""
+    has_bias = v.shape[-1] == x.shape[-1] + 1
+    rows = x.reshape(-1, x.shape[-1])
+
+    def layer(weight: Tensor) -> Tensor:
+        return F.linear(rows, weight[:, : rows.shape[1]], weight[:, -1] if has_bias else None)
+
+    zero = torch.zeros_like(v)
+    _, tangent = torch.func.jvp(layer, (zero,), (v,))
+    _, pull = torch.func.vjp(layer, zero)
+    product: Tensor = pull(tangent)[0] / rows.shape[0]
+    weights = product[:, :-1] if has_bias else product
+    weights += ridge * (v[:, :-1] if has_bias else v)
+    return product
+
+
+def autodiff_conv_product(
+    x: Tensor,
+    v: Tensor,
+    kernel: tuple[int, int],
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: int,
+    ridge: float,
+) -> Tensor:
+    """The same of a convolution."""
+    size = x.shape[1] // groups * kernel[0] * kernel[1]
+    has_bias = v.shape[-1] == size + 1
+
+    def layer(weight: Tensor) -> Tensor:
+        w = weight[:, :size].reshape(-1, x.shape[1] // groups, *kernel)
+        return F.conv2d(x, w, weight[:, -1] if has_bias else None, stride, padding, dilation, groups)  # type: ignore[arg-type]
+
+    zero = torch.zeros_like(v)
+    _, tangent = torch.func.jvp(layer, (zero,), (v,))
+    _, pull = torch.func.vjp(layer, zero)
+    product: Tensor = pull(tangent)[0] / (tangent.numel() // tangent.shape[1])
+    product[:, :size] += ridge * v[:, :size]
+    return product
+
+
+def autodiff_step(model: nn.Module) -> torch.optim.Optimizer:
+    """Paper mode whose products go through :func:`autodiff_product`."""
+    optimizer = AutodiffLNB(model, 0.02)
+    plain = optimizer.step
+
+    def step() -> None:
+        import lnb_kernels as lk
+
+        saved = lk.cov_matvec, lk.conv2d_cov_matvec
+        lk.cov_matvec, lk.conv2d_cov_matvec = autodiff_product, autodiff_conv_product  # type: ignore[assignment]
+        try:
+            plain()
+        finally:
+            lk.cov_matvec, lk.conv2d_cov_matvec = saved  # type: ignore[assignment]
+
+    optimizer.step = step  # type: ignore[method-assign, assignment]
+    return optimizer
+
+
+def transformer() -> tuple[nn.Module, Batch]:
+    """Two blocks, d=512, 16 x 512 tokens."""
+    x = torch.randn(16, 512, 512)
+    target = torch.randn(16, 512, 512)
+    return nn.Sequential(Block(512, 8, True), Block(512, 8, True)), (x, lambda y: F.mse_loss(y, target))
+
+
+def unet() -> tuple[nn.Module, Batch]:
+    """16 base channels, images of 64 x 64, batch 8, 11 classes."""
+    target = torch.randint(0, 11, (8, 64, 64))
+    return UNet(3, 11, width=16), (torch.rand(8, 3, 64, 64), lambda y: F.cross_entropy(y, target))
+
+
+def mlp() -> tuple[nn.Module, Batch]:
+    """784-800-10, batch 1000."""
+    target = torch.randint(0, 10, (1000,))
+    return MLP(784, 10, width=800), (torch.rand(1000, 784), lambda y: F.cross_entropy(y, target))
+
+
+MODELS = {"transformer": transformer, "unet": unet, "mlp": mlp}
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "AdamW fused": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True),
+    "paper": lambda m: lnb.LNB(m, 0.02, "paper"),
+    "fast": lambda m: lnb.LNB(m, 0.01),
+    "fast, layer region": lambda m: lnb.LNB(m, 0.01, trust_region="layer"),
+    "Muon": lambda m: _muon(m),
+    "paper, matrix-free": lambda m: lnb.LNB(m, 0.02, "paper", solver="matrix_free"),
+    "paper, autodiff": autodiff_step,
+}
+
+
+def _muon(model: nn.Module) -> torch.optim.Optimizer:
+    from lnb.training.optimizers import OptimizerConfig, build_optimizer
+
+    return build_optimizer(OptimizerConfig("muon", lr=1e-3), model, "constant", 1)  # type: ignore[return-value]
+
+
+def measure(name: str, rounds: int) -> dict[str, dict[str, float]]:
+    """The ratios of every optimizer on one model."""
+    torch.manual_seed(0)
+    model, batch = MODELS[name]()
+    steppers = {label: Stepper(model, make, batch) for label, make in OPTIMIZERS.items()}
+    for stepper in steppers.values():
+        stepper.step()
+    seconds: dict[str, list[float]] = {label: [] for label in steppers}
+    for _ in range(rounds):
+        for label, stepper in steppers.items():
+            seconds[label].append(stepper.step())
+    base = seconds["AdamW fused"]
+    rows = {}
+    for label, stepper in steppers.items():
+        if not stepper.trained:
+            rows[label] = {"ratio": math.nan}
+            continue
+        # A refresh falls on every tenth step, so ratios of means over whole cycles stand beside the median.
+        ratios = sorted(t / b for t, b in zip(seconds[label], base, strict=True))
+        quarter = len(ratios) // 4
+        rows[label] = {
+            "ratio": statistics.median(ratios),
+            "low": ratios[quarter],
+            "high": ratios[-1 - quarter],
+            "mean_ratio": sum(seconds[label]) / sum(base),
+            "ms": 1e3 * statistics.median(seconds[label]),
+        }
+    return rows
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", choices=list(MODELS), action="append")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results = {}
+    for name in arguments.model or MODELS:
+        results[name] = measure(name, arguments.rounds)
+        print(f"\n{name}: {MODELS[name].__doc__}")
+        print(f"{'':24}{'median':>8}{'quartiles':>16}{'mean':>8}{'ms':>9}")
+        for label, row in results[name].items():
+            if math.isnan(row["ratio"]):
+                print(f"{label:24}  no time: it did not train")
+                continue
+            spread = f"{row['low']:.2f}-{row['high']:.2f}"
+            print(f"{label:24}{row['ratio']:8.2f}{spread:>16}{row['mean_ratio']:8.2f}{row['ms']:9.1f}", flush=True)
+    if arguments.json:
+        facts = {
+            "date": date.today().isoformat(),
+            "torch": torch.__version__,
+            "cpu": platform.processor() or platform.machine(),
+        }
+        arguments.json.write_text(
+            json.dumps({**facts, "threads": arguments.threads, "results": results}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

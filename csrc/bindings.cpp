@@ -1,0 +1,162 @@
+// The module `lnb_kernels._native_module`: pointers and sizes in, nothing of torch. Python code does the checks that
+// need to know tensors; what is checked here is what would crash.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/multi_tensor.h"
+#include "cpu/parallel.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Addresses = std::vector<uintptr_t>;
+using Sizes = std::vector<int64_t>;
+
+constexpr int64_t kWidth[lnb::kTypes] = {8, 4, 2, 2};
+
+std::string label(const char* list, size_t i) {
+    return std::string(list) + "[" + std::to_string(i) + "]";
+}
+
+void check_addresses(const char* list, const Addresses& addresses, const Sizes& sizes, lnb::Type type) {
+    const int64_t width = kWidth[static_cast<int>(type)];
+    if (addresses.size() != sizes.size()) throw std::invalid_argument(std::string(list) + ": one size per address");
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        if (sizes[i] < 0) throw std::invalid_argument(label(list, i) + " has a negative size");
+        if (sizes[i] == 0) continue;
+        if (addresses[i] == 0) throw std::invalid_argument(label(list, i) + " has entries but a null pointer");
+        if (addresses[i] % width != 0) throw std::invalid_argument(label(list, i) + " is not aligned to its dtype");
+    }
+}
+
+struct Extent {
+    uintptr_t begin, end;
+    const char* list;
+    size_t index;
+    bool written;
+};
+
+void add_extents(std::vector<Extent>& extents, const char* list, const Addresses& addresses, const Sizes& bytes,
+                 bool written) {
+    if (addresses.size() != bytes.size()) throw std::invalid_argument(std::string(list) + ": one size per address");
+    for (size_t i = 0; i < bytes.size(); ++i) {
+        if (bytes[i] > 0) {
+            extents.push_back({addresses[i], addresses[i] + static_cast<uintptr_t>(bytes[i]), list, i, written});
+        }
+    }
+}
+
+// Writing to memory that is also read or written through another tensor gives results that depend on timing.
+void require_disjoint_writes(const char* written_name, const Addresses& written, const Sizes& written_bytes,
+                             const char* read_name, const Addresses& read, const Sizes& read_bytes) {
+    std::vector<Extent> extents;
+    add_extents(extents, written_name, written, written_bytes, true);
+    add_extents(extents, read_name, read, read_bytes, false);
+    std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+    const Extent* reach = nullptr;          // of all so far, the one that ends last
+    const Extent* written_reach = nullptr;  // the same among those written
+    for (const Extent& extent : extents) {
+        const Extent* other = extent.written ? reach : written_reach;
+        if (other != nullptr && other->end > extent.begin) {
+            throw std::invalid_argument(label(extent.list, extent.index) + " and " + label(other->list, other->index) +
+                                        " overlap in memory, and one of them is written; give each its own memory");
+        }
+        if (reach == nullptr || extent.end > reach->end) reach = &extent;
+        if (extent.written && (written_reach == nullptr || extent.end > written_reach->end)) written_reach = &extent;
+    }
+}
+
+std::vector<lnb::Pair> pairs(const char* x_name, const Addresses& x, lnb::Type x_type, const char* y_name,
+                             const Addresses& y, lnb::Type y_type, const Sizes& sizes) {
+    if (!lnb::supported(x_type, y_type)) throw std::invalid_argument("no kernel for this pair of dtypes");
+    check_addresses(x_name, x, sizes, x_type);
+    check_addresses(y_name, y, sizes, y_type);
+    std::vector<lnb::Pair> result(sizes.size());
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        result[i] = {reinterpret_cast<void*>(x[i]), reinterpret_cast<const void*>(y[i]), sizes[i]};
+    }
+    return result;
+}
+
+template <typename F>
+void without_gil(F f) {
+    const py::gil_scoped_release release;
+    f();
+}
+
+std::vector<double> ema(const Addresses& averages, lnb::Type average_type, const Addresses& values,
+                        lnb::Type value_type, const Sizes& sizes, double beta, bool with_norms, int threads) {
+    const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes);
+    std::vector<double> norms(with_norms ? work.size() : 0);
+    without_gil([&] {
+        lnb::ema(work.data(), static_cast<int64_t>(work.size()), average_type, value_type, beta,
+                 with_norms ? norms.data() : nullptr, threads);
+    });
+    return norms;
+}
+
+std::vector<double> dot(const Addresses& xs, lnb::Type x_type, const Addresses& ys, lnb::Type y_type,
+                        const Sizes& sizes, int threads) {
+    const auto work = pairs("xs", xs, x_type, "ys", ys, y_type, sizes);
+    std::vector<double> products(work.size());
+    without_gil(
+        [&] { lnb::dot(work.data(), static_cast<int64_t>(work.size()), x_type, y_type, products.data(), threads); });
+    return products;
+}
+
+void apply(const Addresses& params, lnb::Type param_type, const Addresses& directions, lnb::Type direction_type,
+           const Sizes& sizes, const std::vector<double>& scales, double lr, double weight_decay, int threads) {
+    const auto work = pairs("params", params, param_type, "directions", directions, direction_type, sizes);
+    if (scales.size() != work.size()) throw std::invalid_argument("scales: one per tensor");
+    without_gil([&] {
+        lnb::apply(work.data(), static_cast<int64_t>(work.size()), param_type, direction_type, scales.data(), lr,
+                   weight_decay, threads);
+    });
+}
+
+bool all_finite(const Addresses& tensors, lnb::Type type, const Sizes& sizes, int threads) {
+    const auto work = pairs("tensors", tensors, type, "tensors", tensors, type, sizes);
+    bool finite = true;
+    without_gil([&] { finite = lnb::all_finite(work.data(), static_cast<int64_t>(work.size()), type, threads); });
+    return finite;
+}
+
+std::vector<std::string> isas() {
+    const char* names[lnb::kMaxIsas];
+    const int count = lnb::available_isas(names);
+    return {names, names + count};
+}
+
+void select_isa(const std::string& name) {
+    if (lnb::select_isa(name.c_str())) return;
+    std::string message = "instruction set '" + name + "' is not available on this CPU; allowed are";
+    for (const auto& isa : isas()) message += " " + isa;
+    throw std::invalid_argument(message);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native_module, m) {
+    py::enum_<lnb::Type>(m, "Type")
+        .value("FLOAT64", lnb::Type::kFloat64)
+        .value("FLOAT32", lnb::Type::kFloat32)
+        .value("BFLOAT16", lnb::Type::kBFloat16)
+        .value("FLOAT16", lnb::Type::kFloat16);
+    m.def("supported", &lnb::supported);
+    m.def("require_disjoint_writes", &require_disjoint_writes);
+    m.def("ema", &ema);
+    m.def("dot", &dot);
+    m.def("apply", &apply);
+    m.def("all_finite", &all_finite);
+    m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");
+    m.def("isa", &lnb::selected_isa, "The instruction set in use.");
+    m.def("select_isa", &select_isa);
+    m.def("threading", &lnb::threading, "'openmp' (torch's threads) or 'pool' (sleeping threads of this module).");
+}

@@ -1,0 +1,196 @@
+#include "multi_tensor.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "multi_tensor_isa.h"
+#include "parallel.h"
+
+namespace lnb {
+namespace {
+
+struct Isa {
+    const char* name;
+    const Loops* loops;
+    bool (*runs_here)();
+};
+
+bool always() {
+    return true;
+}
+#ifdef LNB_X86
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+constexpr Isa kIsas[] = {
+#ifdef LNB_X86
+    {"avx512", &avx512_loops, has_avx512},
+    {"avx2", &avx2_loops, has_avx2},
+#endif
+    {"portable", &portable_loops, always},
+};
+
+const Isa* best() {
+    return std::find_if(std::begin(kIsas), std::end(kIsas), [](const Isa& isa) { return isa.runs_here(); });
+}
+
+std::atomic<const Isa*>& selected() {
+    static std::atomic<const Isa*> isa{best()};
+    return isa;
+}
+
+const Loops& loops() {
+    return *selected().load()->loops;
+}
+
+// A run of consecutive elements of one tensor: short enough for partial sums to be accurate and for threads to finish
+// together, long enough (64 KiB of float32) for the memory prefetchers.
+struct Run {
+    int64_t tensor, begin, size;
+};
+constexpr int64_t kRun = 16384;
+
+// Runs, grouped into parts of about kRun elements: hundreds of small tensors do not cost hundreds of hand-outs.
+struct Partition {
+    std::vector<Run> runs;
+    std::vector<int64_t> parts;  // first run of each part, and the end
+
+    Partition(const Pair* pairs, int64_t count) {
+        int64_t room = 0;
+        for (int64_t tensor = 0; tensor < count; ++tensor) {
+            for (int64_t begin = 0; begin < pairs[tensor].size; begin += kRun) {
+                const int64_t size = std::min(kRun, pairs[tensor].size - begin);
+                if (size > room) {
+                    parts.push_back(static_cast<int64_t>(runs.size()));
+                    room = kRun;
+                }
+                room -= size;
+                runs.push_back({tensor, begin, size});
+            }
+        }
+        parts.push_back(static_cast<int64_t>(runs.size()));
+    }
+
+    // Calls f(index of run, run) for every run; each part in one thread.
+    template <typename F>
+    void for_each(int threads, F f) const {
+        struct Context {
+            const Partition* self;
+            F* f;
+        } context{this, &f};
+        const auto body = [](void* memory, int64_t part) {
+            const auto& [self, function] = *static_cast<Context*>(memory);
+            for (int64_t i = self->parts[part]; i < self->parts[part + 1]; ++i) (*function)(i, self->runs[i]);
+        };
+        parallel_for(static_cast<int64_t>(parts.size()) - 1, threads, body, &context);
+    }
+
+    // totals[tensor] <- sum of the tensor's runs, in their order.
+    void add_up(const std::vector<double>& sums, int64_t count, double* totals) const {
+        std::fill_n(totals, count, 0.0);
+        for (size_t i = 0; i < runs.size(); ++i) totals[runs[i].tensor] += sums[i];
+    }
+};
+
+constexpr int64_t kWidth[kTypes] = {8, 4, 2, 2};  // bytes of an element
+
+char* at(void* memory, int64_t element, Type type) {
+    return static_cast<char*>(memory) + element * kWidth[static_cast<int>(type)];
+}
+const char* at(const void* memory, int64_t element, Type type) {
+    return static_cast<const char*>(memory) + element * kWidth[static_cast<int>(type)];
+}
+
+template <typename Table>
+auto entry(const Table& table, Type x, Type y) {
+    return table[static_cast<int>(x)][static_cast<int>(y)];
+}
+
+}  // namespace
+
+bool supported(Type x, Type y) {
+    return entry(loops().ema, x, y) != nullptr;
+}
+
+void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, double* norms, int threads) {
+    const Partition work(pairs, count);
+    if (norms == nullptr) {
+        const auto loop = entry(loops().ema, x, y);
+        work.for_each(threads, [=](int64_t, const Run& run) {
+            const Pair& pair = pairs[run.tensor];
+            loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size, beta);
+        });
+        return;
+    }
+    std::vector<double> sums(work.runs.size());
+    const auto loop = entry(loops().ema_norm, x, y);
+    work.for_each(threads, [=, &sums](int64_t i, const Run& run) {
+        const Pair& pair = pairs[run.tensor];
+        sums[i] = loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size, beta);
+    });
+    work.add_up(sums, count, norms);
+}
+
+void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int threads) {
+    const Partition work(pairs, count);
+    std::vector<double> sums(work.runs.size());
+    const auto loop = entry(loops().dot, x, y);
+    work.for_each(threads, [=, &sums](int64_t i, const Run& run) {
+        const Pair& pair = pairs[run.tensor];
+        sums[i] = loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size);
+    });
+    work.add_up(sums, count, products);
+}
+
+void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scales, double lr, double decay,
+           int threads) {
+    const auto loop = entry(loops().apply, x, y);
+    Partition(pairs, count).for_each(threads, [=](int64_t, const Run& run) {
+        const Pair& pair = pairs[run.tensor];
+        loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size, lr * scales[run.tensor], lr * decay);
+    });
+}
+
+bool all_finite(const Pair* pairs, int64_t count, Type x, int threads) {
+    const auto loop = loops().finite[static_cast<int>(x)];
+    std::atomic<bool> finite{true};
+    Partition(pairs, count).for_each(threads, [=, &finite](int64_t, const Run& run) {
+        if (finite.load(std::memory_order_relaxed) && !loop(at(pairs[run.tensor].x, run.begin, x), run.size)) {
+            finite.store(false, std::memory_order_relaxed);
+        }
+    });
+    return finite;
+}
+
+int available_isas(const char* names[kMaxIsas]) {
+    int count = 0;
+    for (const Isa& isa : kIsas) {
+        if (isa.runs_here()) names[count++] = isa.name;
+    }
+    return count;
+}
+
+const char* selected_isa() {
+    return selected().load()->name;
+}
+
+bool select_isa(const char* name) {
+    for (const Isa& isa : kIsas) {
+        if (std::strcmp(isa.name, name) == 0 && isa.runs_here()) {
+            selected() = &isa;
+            return true;
+        }
+    }
+    return false;
+}
+
+}  // namespace lnb

@@ -1,0 +1,42 @@
+// Whole-model updates: each call works through lists of tensors, in parts of equal work over the threads.
+#pragma once
+
+#include <cstdint>
+
+namespace lnb {
+
+enum class Type : int { kFloat64, kFloat32, kBFloat16, kFloat16 };
+constexpr int kTypes = 4;
+
+// Two dense tensors of one shape and memory order. `x` is written by ema and apply; memory that is written overlaps
+// nothing else of the call.
+struct Pair {
+    void* x;
+    const void* y;
+    int64_t size;
+};
+
+// Whether the functions below take `x` and `y` of these types: both float64, or neither.
+bool supported(Type x, Type y);
+
+// x <- beta x + (1 - beta) y. With `norms` [count], also norms[i] <- sum(x_i * x_i) of the new x.
+void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, double* norms, int threads);
+
+// products[i] <- sum(x_i * y_i), accumulated in float64 in an order that depends on the sizes alone.
+void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int threads);
+
+// x <- x - lr (scales[i] y + decay x).
+void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scales, double lr, double decay,
+           int threads);
+
+// Whether no entry of any x is NaN or infinite; y is not read.
+bool all_finite(const Pair* pairs, int64_t count, Type x, int threads);
+
+// The instruction sets compiled in that this CPU runs, best first, and the one in use. `select_isa` returns false for
+// a name not among them.
+constexpr int kMaxIsas = 3;
+int available_isas(const char* names[kMaxIsas]);
+const char* selected_isa();
+bool select_isa(const char* name);
+
+}  // namespace lnb

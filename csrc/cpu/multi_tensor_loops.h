@@ -1,0 +1,105 @@
+// The loops themselves. Included once by each multi_tensor_<isa>.cpp, which is compiled for that instruction set; all
+// names are local to the file, so that the linker cannot merge code of different instruction sets.
+//
+// `omp simd` is a promise to the vectoriser only (-fopenmp-simd): iterations are independent, and sums may be reordered
+// into lanes. No OpenMP runtime is involved.
+
+#include "float16.h"
+#include "multi_tensor_isa.h"
+
+namespace lnb {
+namespace {
+
+template <typename X, typename Y>
+struct PairLoops {
+    using Real = decltype(widen(X{}) + widen(Y{}));
+
+    static void ema(void* x_memory, const void* y_memory, int64_t size, double beta) {
+        auto* x = static_cast<X*>(x_memory);
+        const auto* y = static_cast<const Y*>(y_memory);
+        const auto keep = static_cast<Real>(beta), take = static_cast<Real>(1.0 - beta);
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) narrow(keep * widen(x[i]) + take * widen(y[i]), x[i]);
+    }
+
+    static double ema_norm(void* x_memory, const void* y_memory, int64_t size, double beta) {
+        auto* x = static_cast<X*>(x_memory);
+        const auto* y = static_cast<const Y*>(y_memory);
+        const auto keep = static_cast<Real>(beta), take = static_cast<Real>(1.0 - beta);
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < size; ++i) {
+            X rounded;
+            narrow(keep * widen(x[i]) + take * widen(y[i]), rounded);
+            x[i] = rounded;
+            const double value = widen(rounded);
+            sum += value * value;
+        }
+        return sum;
+    }
+
+    static double dot(const void* x_memory, const void* y_memory, int64_t size) {
+        const auto* x = static_cast<const X*>(x_memory);
+        const auto* y = static_cast<const Y*>(y_memory);
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < size; ++i) sum += static_cast<double>(widen(x[i])) * static_cast<double>(widen(y[i]));
+        return sum;
+    }
+
+    static void apply(void* x_memory, const void* y_memory, int64_t size, double step, double decay) {
+        auto* x = static_cast<X*>(x_memory);
+        const auto* y = static_cast<const Y*>(y_memory);
+        const auto s = static_cast<Real>(step), d = static_cast<Real>(decay);
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) {
+            // The small change is formed first: 1 - decay would lose the decay's low bits.
+            const Real old = widen(x[i]);
+            narrow(old - (s * widen(y[i]) + d * old), x[i]);
+        }
+    }
+};
+
+// An entry is NaN or infinite if and only if all its exponent bits are set.
+template <typename Bits>
+bool finite(const void* memory, int64_t size, Bits exponent) {
+    const auto* x = static_cast<const Bits*>(memory);
+    Bits special = 0;
+#pragma omp simd reduction(| : special)
+    for (int64_t i = 0; i < size; ++i) special |= static_cast<Bits>((x[i] & exponent) == exponent);
+    return special == 0;
+}
+
+bool finite64(const void* x, int64_t size) {
+    return finite<uint64_t>(x, size, 0x7ff0000000000000u);
+}
+bool finite32(const void* x, int64_t size) {
+    return finite<uint32_t>(x, size, 0x7f800000u);
+}
+bool finite_bf16(const void* x, int64_t size) {
+    return finite<uint16_t>(x, size, 0x7f80u);
+}
+bool finite16(const void* x, int64_t size) {
+    return finite<uint16_t>(x, size, 0x7c00u);
+}
+
+// One row of a table: x of type X, y of each type in the order of `Type`.
+#define LNB_ROW(loop, X) {nullptr, &PairLoops<X, float>::loop, &PairLoops<X, BFloat16>::loop, &PairLoops<X, Half>::loop}
+#define LNB_TABLE(loop)                                                \
+    {                                                                  \
+        {&PairLoops<double, double>::loop, nullptr, nullptr, nullptr}, \
+        LNB_ROW(loop, float),                                          \
+        LNB_ROW(loop, BFloat16),                                       \
+        LNB_ROW(loop, Half),                                           \
+    }
+#define LNB_LOOPS                                    \
+    {                                                \
+        LNB_TABLE(ema),                              \
+        LNB_TABLE(ema_norm),                         \
+        LNB_TABLE(dot),                              \
+        LNB_TABLE(apply),                            \
+        {finite64, finite32, finite_bf16, finite16}, \
+    }
+
+}  // namespace
+}  // namespace lnb

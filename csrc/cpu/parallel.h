@@ -1,0 +1,19 @@
+// Threads for the CPU kernels, without a pool that spins next to torch's.
+#pragma once
+
+#include <cstdint>
+
+namespace lnb {
+
+// Calls body(context, part) once for every part in [0, parts), on at most `threads` threads, and returns when all calls
+// have returned. Parts are taken in increasing order as threads become free. `body` must not throw.
+//
+// The threads are torch's own OpenMP team where that runtime is in the process: after a torch op its threads still spin
+// for milliseconds, and any other thread would compete with them for the cores. Otherwise, and in a forked child (where
+// an inherited OpenMP team hangs), a pool of sleeping threads serves.
+void parallel_for(int64_t parts, int threads, void (*body)(void* context, int64_t part), void* context);
+
+// "openmp", or "pool": which threads parallel_for uses in this process.
+const char* threading();
+
+}  // namespace lnb

@@ -1,0 +1,49 @@
+#include "sleeping_pool.h"
+
+#include <system_error>
+#include <thread>
+
+namespace lnb {
+
+void SleepingPool::run(void (*work)(void*), void* context, int helpers) {
+    const std::unique_lock<std::mutex> only_caller(callers_, std::try_to_lock);
+    if (!only_caller.owns_lock()) {
+        work(context);
+        return;
+    }
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        grow(helpers);
+        work_ = work;
+        context_ = context;
+        wanted_ = helpers;
+    }
+    wake_.notify_all();
+    work(context);
+    std::unique_lock<std::mutex> lock(mutex_);
+    wanted_ = 0;
+    done_.wait(lock, [this] { return working_ == 0; });
+}
+
+void SleepingPool::grow(int helpers) {
+    try {
+        for (; size_ < helpers; ++size_) std::thread([this] { serve(); }).detach();
+    } catch (const std::system_error&) {
+        // The process may start no more threads: those there are, and the caller, do all the work.
+    }
+}
+
+void SleepingPool::serve() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+        wake_.wait(lock, [this] { return wanted_ > 0; });
+        --wanted_;
+        ++working_;
+        lock.unlock();
+        work_(context_);
+        lock.lock();
+        if (--working_ == 0) done_.notify_one();
+    }
+}
+
+}  // namespace lnb

@@ -1,0 +1,251 @@
+"""``nn.MultiheadAttention`` whose in- and out-projections report the second moments of their inputs.
+
+``nn.MultiheadAttention.forward`` reads its weights itself and calls no layer, so the forward pass is written out here: the
+same operations in the same order, which makes results and gradients those of the original bit for bit. Where nothing
+is captured (evaluation, no gradients, no optimizer, frozen weights) the original runs, with its fused fast path.
+
+The packed weight ``in_proj_weight`` is three matrices, and each gets the metric of its own input: one second moment
+serves all three in self-attention, and two or three are gathered where query, key and value differ.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lnb_kernels as lk
+from lnb.capture import Capture
+
+# which of the rows of query, key and value an in-projection's second moment belongs to
+_SERVES = {"qkv": (0, 1, 2), "q": (0,), "k": (1,), "v": (2,), "kv": (1, 2)}
+
+
+class PackedCapture(Capture):
+    """The captures of a packed in-projection: one for each set of matrices that can share an input."""
+
+    def __init__(self, d_in: int) -> None:
+        super().__init__((d_in + 1, d_in + 1), None)
+        self.parts = {name: Capture(self.probe_shape, None) for name in _SERVES}
+
+    def switch(self, weight: Tensor, *, moments: bool, channels: bool, inputs: bool) -> None:
+        """Switch all parts. They gather second moments also where inputs are wanted, which do not stack."""
+        self.moments_on = moments or inputs
+        for part in self.parts.values():
+            part.switch(weight, moments=self.moments_on, channels=False, inputs=False)
+
+    def follow(self, weight: Tensor) -> None:
+        """Bring the probes to the device and dtype of ``weight``."""
+        for part in self.parts.values():
+            part.follow(weight)
+
+    @property
+    def moments(self) -> Tensor | None:
+        """The second moments of the inputs of query, key and value, ``[3, D+1, D+1]``.
+
+        Those of keys and values are scaled to the number of rows of the queries: one count serves all three.
+        """
+        found = {name: part.moments for name, part in self.parts.items() if part.moments is not None}
+        if found.keys() <= {"qkv"}:
+            return found["qkv"].expand(3, -1, -1) if found else None
+        each = [_total([s for name, s in found.items() if i in _SERVES[name]]) for i in range(3)]
+        zero = torch.zeros_like(next(iter(found.values())))
+        stacked = torch.stack([zero if s is None else s for s in each])
+        count = stacked[:, -1, -1]
+        return stacked * (count[0] / count.clamp(min=1)).reshape(3, 1, 1)
+
+    def clear(self) -> None:
+        """Forget everything gathered so far."""
+        for part in self.parts.values():
+            part.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return PackedCapture(self.probe_shape[0] - 1).__dict__
+
+
+def _total(moments: list[Tensor]) -> Tensor | None:
+    return torch.stack(moments).sum(0) if moments else None
+
+
+def attention_captures(attention: nn.MultiheadAttention) -> dict[str, Capture]:
+    """A capture for each in-projection weight of ``attention``, by its name."""
+    if attention._qkv_same_embed_dim:
+        return {"in_proj_weight": PackedCapture(attention.embed_dim)}
+    captures = {}
+    for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        d_in = getattr(attention, name).shape[1]
+        captures[name] = Capture((d_in + 1, d_in + 1), None)
+    return captures
+
+
+def captures_now(captures: dict[str, Capture], module: nn.Module) -> bool:
+    """Whether a forward pass with gradients would gather anything."""
+    return any(
+        (capture.moments_on or capture.inputs_on) and getattr(module, name).requires_grad
+        for name, capture in captures.items()
+    )
+
+
+def is_regular(
+    attention: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+) -> bool:
+    """Whether the arguments are valid. If not, the original forward is to run, and to say why."""
+    if any(x.is_nested or x.dim() != query.dim() for x in (query, key, value)) or query.dim() not in (2, 3):
+        return False
+    if is_causal and attn_mask is None:
+        return False
+    if key.shape[:-1] != value.shape[:-1] or query.shape[-1] != attention.embed_dim:
+        return False
+    if key.shape[-1] != attention.kdim or value.shape[-1] != attention.vdim:
+        return False
+    position, batch = (1, 0) if attention.batch_first else (0, 1)
+    if query.dim() == 2:
+        length, sources, samples, mask_shape = query.shape[0], key.shape[0], 1, key.shape[:1]
+    else:
+        if query.shape[batch] != key.shape[batch]:
+            return False
+        length, sources, samples = query.shape[position], key.shape[position], query.shape[batch]
+        mask_shape = torch.Size((samples, sources))
+    for mask in (key_padding_mask, attn_mask):
+        if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+            return False
+    if key_padding_mask is not None and key_padding_mask.shape != mask_shape:
+        return False
+    allowed = ((length, sources), (samples * attention.num_heads, length, sources))
+    return attn_mask is None or tuple(attn_mask.shape) in allowed
+
+
+def attend(
+    attention: nn.MultiheadAttention,
+    captures: dict[str, Capture],
+    out_projection: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    need_weights: bool,
+    attn_mask: Tensor | None,
+    average_attn_weights: bool,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """``nn.MultiheadAttention.forward`` on regular arguments, capturing the inputs of its projections.
+
+    Args:
+        attention: the module.
+        captures: what :func:`attention_captures` made for it.
+        out_projection: applies the out-projection to ``[L * N, E]``.
+        query: and the others: see ``nn.MultiheadAttention``.
+    """
+    batched = query.dim() == 3
+    batch_first = attention.batch_first and batched
+    padding = _added(key_padding_mask, query.dtype)
+    mask = _added(attn_mask, query.dtype)
+    if is_causal and padding is None and not need_weights:
+        mask = None  # the attention kernel masks by itself
+    is_causal = is_causal and padding is None and mask is None
+
+    # How many products project the inputs depends on which of them are one: the layout is changed as torch changes it.
+    if not batched:
+        query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+    elif batch_first:
+        own_query, own_value = key is not query, value is not key
+        key = key.transpose(1, 0)
+        query = query.transpose(1, 0) if own_query or own_value else key
+        value = value.transpose(1, 0) if own_value else key
+    q, k, v = _project(attention, captures, query, key, value)
+
+    length, samples, width = q.shape
+    heads = attention.num_heads
+    mask = mask.unsqueeze(0) if mask is not None and mask.dim() == 2 else mask
+    if attention.bias_k is not None and attention.bias_v is not None:
+        k = torch.cat([k, attention.bias_k.repeat(1, samples, 1)])
+        v = torch.cat([v, attention.bias_v.repeat(1, samples, 1)])
+        mask, padding = _one_more_source(mask), _one_more_source(padding)
+    q, k, v = (x.reshape(x.shape[0], samples * heads, -1).transpose(0, 1) for x in (q, k, v))  # [N * H, L, E / H]
+    if attention.add_zero_attn:
+        k, v = (torch.cat([x, x.new_zeros(x.shape[0], 1, x.shape[2])], dim=1) for x in (k, v))
+        mask, padding = _one_more_source(mask), _one_more_source(padding)
+    sources = k.shape[1]
+    if padding is not None:
+        spread = padding.view(samples, 1, 1, sources).expand(-1, heads, -1, -1).reshape(samples * heads, 1, sources)
+        mask = spread if mask is None else mask + spread
+    dropout = attention.dropout if attention.training else 0.0
+
+    weights: Tensor | None = None
+    if need_weights:
+        scaled = q * math.sqrt(1.0 / q.shape[-1])
+        scores = torch.bmm(scaled, k.mT) if mask is None else torch.baddbmm(mask, scaled, k.mT)
+        weights = F.softmax(scores, dim=-1)
+        if dropout > 0:
+            weights = F.dropout(weights, dropout)
+        mixed = torch.bmm(weights, v).transpose(0, 1).reshape(length * samples, width)
+        weights = weights.view(samples, heads, length, sources)
+        weights = weights.mean(dim=1) if average_attn_weights else weights
+    else:
+        if mask is not None:
+            one = mask.shape[0] == 1
+            mask = mask.unsqueeze(0) if one else mask.view(samples, heads, -1, sources)
+        q, k, v = (x.view(samples, heads, x.shape[1], -1) for x in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
+        mixed = mixed.permute(2, 0, 1, 3).reshape(length * samples, width)
+    output = cast(Tensor, out_projection(mixed)).view(length, samples, -1)
+    if not batched:
+        return output.squeeze(1), None if weights is None else weights.squeeze(0)
+    return (output.transpose(1, 0) if batch_first else output), weights
+
+
+def _project(
+    attention: nn.MultiheadAttention, captures: dict[str, Capture], query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three in-projections ``[L, N, E]``, in as few products as the sameness of the inputs allows."""
+    bias = attention.in_proj_bias
+    width = attention.embed_dim
+    if not attention._qkv_same_embed_dim:
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        outputs = []
+        for x, name, b in zip((query, key, value), captures, biases, strict=True):
+            weight = getattr(attention, name)
+            outputs.append(lk.linear(x, weight, b, probe=captures[name].probe_for(weight)))
+            captures[name].keep(weight, x, outputs[-1])
+        return outputs[0], outputs[1], outputs[2]
+    weight = attention.in_proj_weight
+    parts = cast(PackedCapture, captures["in_proj_weight"]).parts
+
+    def project(x: Tensor, name: str, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        output = lk.linear(x, w, b, probe=parts[name].probe_for(weight))
+        count = len(_SERVES[name])
+        return output.unflatten(-1, (count, width)).movedim(-2, 0).contiguous().unbind(0) if count > 1 else (output,)
+
+    if key is not value:
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        inputs = zip((query, key, value), "qkv", weight.chunk(3), biases, strict=True)
+        q, k, v = (project(*each)[0] for each in inputs)
+        return q, k, v
+    if query is key:
+        q, k, v = project(query, "qkv", weight, bias)
+        return q, k, v
+    weights, sizes = weight.split([width, 2 * width]), [width, 2 * width]
+    split = (None, None) if bias is None else bias.split(sizes)
+    (q,) = project(query, "q", weights[0], split[0])
+    k, v = project(key, "kv", weights[1], split[1])
+    return q, k, v
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as what is added to the scores: ``-inf`` where a boolean one is True."""
+    if mask is None or mask.is_floating_point():
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
+
+
+def _one_more_source(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else F.pad(mask, (0, 1))

@@ -1,0 +1,55 @@
+"""What the last step did, layer by layer: kept on the device, read only when asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lnb.solve import Direction
+from lnb.work import BlockWork
+
+
+class LayerRecords:
+    """The last step's figures of every layer. Recording reads nothing from the device."""
+
+    def __init__(self) -> None:
+        self._products: dict[str, Tensor] = {}
+        self._residuals: dict[str, Tensor] = {}
+        self._refreshed: dict[str, int] = {}
+
+    def record(self, step: int, works: list[BlockWork], directions: list[Direction]) -> None:
+        """Keep the figures of step number ``step``."""
+        for work, direction in zip(works, directions, strict=True):
+            name = work.block.name
+            self._products[name] = direction.product
+            if direction.residual is not None:
+                self._residuals[name] = direction.residual
+            if work.moments is not None or work.inputs:
+                self._refreshed[name] = step
+
+    def read(self, step: int, factors: dict[str, Tensor]) -> dict[str, float]:
+        """The figures by ``layer/<name>/<figure>``, for :meth:`lnb.LNB.diagnostics`. Waits for the device.
+
+        Args:
+            step: number of steps made.
+            factors: the cached ``L^-1`` or ``C^-1`` of layers that have one, ``[.., size, size]``.
+        """
+        found: dict[str, float] = {}
+        for name, product in self._products.items():
+            found[f"layer/{name}/gain"] = float(product)
+            found[f"layer/{name}/step_norm"] = float(product.clamp(min=0).sqrt())
+            if name in self._residuals:
+                found[f"layer/{name}/residual"] = float(torch.linalg.vector_norm(self._residuals[name]))
+            if name in self._refreshed:
+                found[f"layer/{name}/refresh_age"] = step - 1 - self._refreshed[name]
+            if name in factors:
+                diagonal = factors[name].diagonal(dim1=-2, dim2=-1)
+                spread = diagonal.amax(-1) / diagonal.amin(-1).clamp(min=torch.finfo(diagonal.dtype).tiny)
+                found[f"layer/{name}/condition"] = float(spread.max())
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies start without figures: they have made no step."""
+        return {"_products": {}, "_residuals": {}, "_refreshed": {}}

@@ -1,0 +1,75 @@
+"""The metric solved in the space of samples: cheaper than in the space of inputs where a batch has fewer rows than inputs."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lnb.blocks import Block
+
+
+def solve_dual(block: Block, inputs: list[Tensor], gradient: Tensor, ridge: float) -> Tensor:
+    """``h = g~ (X~'X~/N + ridge diag(1..1, 0))^-1`` from the rows ``X`` themselves.
+
+    With the rows centred where there is a bias (``Xc = X - mu``, see :mod:`lnb.factored` for the bias) and ``r`` the ridge,
+
+        ``(Xc'Xc/N + r)^-1 = (I - Xc' (Xc Xc'/N + r)^-1 Xc / N) / r``        (Woodbury)
+
+    so that the matrix factored is ``[N, N]``. With at least as many rows as inputs the ``[d_in, d_in]`` one is taken.
+
+    Args:
+        block: the layer.
+        inputs: what its forward passes saw since the last step.
+        gradient: ``g~``, ``[groups, rows, columns]``.
+        ridge: ``r > 0``.
+
+    Returns:
+        ``h``, of the shape of ``gradient``; zero without rows.
+    """
+    x = input_rows(block, inputs, gradient.dtype)  # [groups or 1, N, d_in]
+    count = x.shape[-2]
+    if count == 0:
+        return torch.zeros_like(gradient)
+    with_bias = gradient.shape[-1] == x.shape[-1] + 1
+    weight = gradient
+    if with_bias:
+        mean = x.mean(dim=-2, keepdim=True)
+        x = x - mean
+        weight = gradient[..., :-1] - gradient[..., -1:] * mean
+    if count < x.shape[-1]:
+        kernel = x @ x.mT / count
+        kernel.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        outputs = weight @ x.mT  # [groups, rows, N]
+        weight = (weight - torch.cholesky_solve(outputs.mT, _factor(kernel)).mT @ x / count) / ridge
+    else:
+        covariance = x.mT @ x / count
+        covariance.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        weight = torch.cholesky_solve(weight.mT, _factor(covariance)).mT
+    if not with_bias:
+        return weight
+    return torch.cat([weight, gradient[..., -1:] - (weight * mean).sum(-1, keepdim=True)], dim=-1)
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    """The Cholesky factor; positive definite by the ridge, so that no error is looked for."""
+    lower: Tensor = torch.linalg.cholesky_ex(matrix).L
+    return lower
+
+
+def input_rows(block: Block, inputs: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """The rows that a layer saw, ``[groups or 1, N, d_in]``; of a convolution the patches."""
+    if not block.is_convolution:
+        return torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs]).to(dtype).unsqueeze(0)
+    conv = cast(nn.Conv2d, block.modules[0])
+    pieces = []
+    for x in inputs:
+        images = x.to(dtype).reshape(-1, *x.shape[-3:])
+        padding = conv._reversed_padding_repeated_twice if conv.padding_mode == "zeros" else [0, 0, 0, 0]
+        patches: Tensor = F.unfold(
+            F.pad(images, padding), conv.kernel_size, conv.dilation, 0, conv.stride
+        )  # [n, C kh kw, p]
+        pieces.append(patches.unflatten(1, (block.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2))
+    return torch.cat(pieces, dim=1)

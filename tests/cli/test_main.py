@@ -1,0 +1,59 @@
+"""``python -m lnb`` without what it needs, and the demo with shortened scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from lnb.cli import demo
+from lnb.cli.app import app
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_a_missing_extra_is_explained(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; import runpy; runpy.run_module('lnb', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert f"needs the package {package!r}" in result.stderr
+    assert "-m pip install 'lnb-kernels[cli]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_as_a_module() -> None:
+    result = subprocess.run([sys.executable, "-m", "lnb", "--version"], capture_output=True, text=True, timeout=60)
+    assert result.stdout.startswith("lnb ")
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = tuple(dataclasses.replace(scene, steps=20) for scene in demo.SCENES)
+    monkeypatch.setattr(demo, "SCENES", scenes)
+    out = tmp_path / "curves.png"
+    result = CliRunner().invoke(app, ["demo", "--out", str(out)], env={"COLUMNS": "100"})
+    assert result.exit_code == 0, result.output
+    for word in ("digits, inverted", "AdamW", "LNB", "matrix", "steps", "never", "learning rate"):
+        assert word in result.output
+    with Image.open(out) as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 100
+
+
+def test_demo_refuses_a_place_it_cannot_write_before_it_trains(tmp_path: Path) -> None:
+    for out, message in ((tmp_path / "no" / "a.png", "does not exist"), (tmp_path / "a.doc", "not a picture format")):
+        result = CliRunner().invoke(app, ["demo", "--out", str(out)])
+        assert result.exit_code == 1
+        assert message in " ".join(result.output.split())
+
+
+def test_steps_to_target() -> None:
+    curve = demo.Curve("LNB", "accuracy", True, [0, 5, 10], [0.1, 0.9, 0.8])
+    assert curve.steps_to(0.85) == 5
+    assert curve.steps_to(0.95) is None
+    error = demo.Curve("LNB", "relative_error", False, [0, 5, 10], [1.0, 0.2, 0.3])
+    assert error.steps_to(0.25) == 5
+    assert error.steps_to(0.1) is None

@@ -1,0 +1,385 @@
+"""Multi-tensor ops: every backend, dtype, layout and instruction set against float64; checks; determinism."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import DTYPES, assert_close_to_reference
+from torch import Tensor
+
+import lnb_kernels as lk
+from lnb_kernels import _native, multi_tensor
+from lnb_kernels.multi_tensor import native_kernel, reference
+
+SHAPES = [(3, 5), (), (0,), (1,), (17,), (4, 3, 2, 2), (16384,), (16385,), (50001,)]
+WHERE_NATIVE = pytest.param(
+    "native", marks=pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
+)
+needs_native = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
+
+
+@pytest.fixture(params=["reference", WHERE_NATIVE])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    lk.set_backend(request.param)
+    yield request.param
+    lk.set_backend("auto")
+
+
+def fill(shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> list[Tensor]:
+    return [torch.randn(tuple(shape)).to(dtype) for shape in shapes]
+
+
+def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
+
+
+def doubles(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.double() for tensor in tensors]
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def assert_lists_close(actual: Sequence[Tensor], truth: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+    assert_close_to_reference(
+        flat(actual), flat(truth), flat([p.to(a.dtype) for a, p in zip(actual, plain, strict=True)])
+    )
+
+
+@pytest.mark.parametrize(("x_dtype", "y_dtype"), list(itertools.product(DTYPES, DTYPES)))
+def test_values(backend: str, x_dtype: torch.dtype, y_dtype: torch.dtype) -> None:
+    xs, ys = fill(SHAPES, x_dtype), fill(SHAPES, y_dtype)
+    scales = torch.rand(len(xs))
+    wide = torch.promote_types(torch.promote_types(x_dtype, y_dtype), torch.float32)
+
+    averages = copies(xs)
+    multi_tensor.ema_(averages, ys, 0.9)
+    truth = [0.9 * x + (1 - 0.9) * y for x, y in zip(doubles(xs), doubles(ys), strict=True)]
+    assert_lists_close(
+        averages, truth, [0.9 * x.to(wide) + (1 - 0.9) * y.to(wide) for x, y in zip(xs, ys, strict=True)]
+    )
+
+    again = copies(xs)
+    norms = multi_tensor.ema_squared_norms_(again, ys, 0.9)
+    assert_lists_close(again, truth, [0.9 * x.to(wide) + (1 - 0.9) * y.to(wide) for x, y in zip(xs, ys, strict=True)])
+    assert_close_to_reference(
+        norms,
+        torch.stack([a.double().square().sum() for a in again]),
+        torch.stack([a.to(norms.dtype).square().sum() for a in again]),
+    )
+
+    products = multi_tensor.dot(xs, ys)
+    assert products.dtype == (torch.float64 if torch.float64 in (x_dtype, y_dtype) else torch.float32)
+    truth_products = torch.stack([(x * y).sum() for x, y in zip(doubles(xs), doubles(ys), strict=True)])
+    assert_close_to_reference(
+        products, truth_products, torch.stack([(x.to(wide) * y.to(wide)).sum() for x, y in zip(xs, ys, strict=True)])
+    )
+
+    params = copies(xs)
+    multi_tensor.apply_(params, ys, scales, 0.1, 0.01)
+    truth = [x - 0.1 * (s * y + 0.01 * x) for x, y, s in zip(doubles(xs), doubles(ys), scales.double(), strict=True)]
+    plain = [x.to(wide) - 0.1 * (s * y.to(wide) + 0.01 * x.to(wide)) for x, y, s in zip(xs, ys, scales, strict=True)]
+    assert_lists_close(params, truth, plain)
+
+
+def test_mixed_dtypes_in_one_list(backend: str) -> None:
+    xs = [torch.randn(100, dtype=torch.float64).to(d) for d in DTYPES]
+    ys = [torch.randn(100, dtype=torch.float64).to(d) for d in reversed(DTYPES)]
+    products = multi_tensor.dot(xs, ys)
+    assert products.dtype == torch.float64
+    torch.testing.assert_close(
+        products,
+        torch.stack([(x.double() * y.double()).sum() for x, y in zip(xs, ys, strict=True)]),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+    before = copies(xs)
+    multi_tensor.ema_(xs, ys, 0.5)
+    for x, old, y in zip(xs, before, ys, strict=True):
+        torch.testing.assert_close(x, (0.5 * old.double() + 0.5 * y.double()).to(x.dtype))
+
+
+@pytest.mark.parametrize("bits", range(0, 65536, 4096))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@needs_native
+def test_every_16_bit_value_is_read_and_written_as_torch_does(dtype: torch.dtype, bits: int) -> None:
+    """beta = 1 copies bit for bit; beta = 0 rounds float32 values around each 16-bit number."""
+    lk.set_backend("native")
+    try:
+        every = torch.arange(bits, bits + 4096, dtype=torch.int32).to(torch.int16).view(dtype)
+        finite = every[every.isfinite()]
+        if finite.numel() == 0:
+            finite = torch.zeros(1, dtype=dtype)
+        wide = torch.zeros(finite.shape)
+        multi_tensor.ema_([wide], [finite], 0.0)
+        assert torch.equal(wide, finite.float())
+        up = torch.nextafter(wide, torch.tensor(float("inf")))
+        between = torch.cat((wide, up, wide * (1 + 2.0**-9), wide * (1 + 2.0**-12), wide * 3e4, wide * 1e-6))
+        between = between[between.isfinite()]
+        narrow = torch.zeros(between.shape, dtype=dtype)
+        multi_tensor.ema_([narrow], [between], 0.0)
+        assert torch.equal(narrow, between.to(dtype))
+    finally:
+        lk.set_backend("auto")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_finite_finds_one_bad_entry_anywhere(backend: str, dtype: torch.dtype) -> None:
+    tensors = fill(SHAPES, dtype)
+    largest = torch.finfo(dtype).max
+    tensors[-1][7], tensors[-1][8] = largest, -largest
+    assert multi_tensor.all_finite(tensors)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for position in (0, 16383, 16384, 50000):
+            tensors[-1][position] = bad
+            assert not multi_tensor.all_finite(tensors), (bad, position)
+            tensors[-1][position] = 0.0
+    result = multi_tensor.all_finite([])
+    assert result.dtype == torch.bool
+    assert result.shape == ()
+    assert result
+
+
+def test_ok_false_writes_nothing_even_from_nan(backend: str) -> None:
+    xs = fill(SHAPES, torch.float32)
+    before = copies(xs)
+    bad = [torch.full_like(x, float("nan")) for x in xs]
+    no, yes = torch.tensor(False), torch.tensor(True)
+    multi_tensor.ema_(xs, bad, 0.9, no)
+    multi_tensor.apply_(xs, bad, torch.ones(len(xs)), 0.1, 0.1, no)
+    norms = multi_tensor.ema_squared_norms_(xs, bad, 0.9, no)
+    assert all(torch.equal(x, old) for x, old in zip(xs, before, strict=True))
+    torch.testing.assert_close(norms, torch.stack([x.square().sum() for x in xs]))
+    ones = [torch.ones_like(x) for x in xs]
+    multi_tensor.ema_(xs, ones, 0.0, yes)
+    assert all(torch.equal(x, one) for x, one in zip(xs, ones, strict=True))
+
+
+def test_rates_as_tensors_equal_rates_as_numbers(backend: str) -> None:
+    xs, ys, scales = fill(SHAPES, torch.float32), fill(SHAPES, torch.float32), torch.rand(len(SHAPES))
+    numbers, tensors = copies(xs), copies(xs)
+    multi_tensor.apply_(numbers, ys, scales, 0.125, 0.25)
+    multi_tensor.apply_(tensors, ys, scales, torch.tensor(0.125), torch.tensor(0.25, dtype=torch.float64))
+    assert all(torch.equal(a, b) for a, b in zip(numbers, tensors, strict=True))
+
+
+def strided(kind: str) -> tuple[list[Tensor], list[Tensor]]:
+    x, y = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)
+    last = torch.channels_last
+    return {
+        "both channels_last": ([x.to(memory_format=last)], [y.to(memory_format=last)]),
+        "one channels_last": ([x], [y.to(memory_format=last)]),
+        "columns": ([x[..., ::2], x[..., 1::2]], [y[..., ::2], y[..., 1::2]]),
+        "transposed": ([x[0, 0].T], [y[0, 0]]),
+        "expanded values": ([x], [y[:1].expand(2, 6, 4, 4)]),
+        "dense among strided": ([x[0], x[1, ..., ::2]], [y[0], y[1, ..., ::2]]),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["both channels_last", "one channels_last", "columns", "transposed", "expanded values", "dense among strided"],
+)
+def test_layouts(backend: str, kind: str) -> None:
+    xs, ys = strided(kind)
+    truth = [0.9 * x.double() + (1 - 0.9) * y.double() for x, y in zip(xs, ys, strict=True)]
+    torch.testing.assert_close(
+        multi_tensor.dot(xs, ys).double(),
+        torch.stack([(x.double() * y.double()).sum() for x, y in zip(xs, ys, strict=True)]),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    assert multi_tensor.all_finite(xs)
+    norms = multi_tensor.ema_squared_norms_(xs, ys, 0.9)
+    for x, right in zip(xs, truth, strict=True):
+        torch.testing.assert_close(x.double(), right, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(norms, torch.stack([t.square().sum() for t in truth]).float())
+    multi_tensor.apply_(xs, ys, torch.ones(len(xs)), 0.5, 0.0)
+    for x, y, right in zip(xs, ys, truth, strict=True):
+        torch.testing.assert_close(x.double(), right - 0.5 * y.double(), rtol=1e-6, atol=1e-6)
+
+
+@needs_native
+@given(
+    sizes=st.lists(st.one_of(st.integers(0, 40), st.integers(16000, 17000)), min_size=1, max_size=12),
+    dtypes=st.lists(st.sampled_from(DTYPES), min_size=2, max_size=2),
+    threads=st.integers(1, 4),
+    isa=st.sampled_from(["avx512", "avx2", "portable"]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_random_lists_threads_and_instruction_sets(
+    sizes: list[int], dtypes: list[torch.dtype], threads: int, isa: str, seed: int
+) -> None:
+    native = _native.module()
+    usual, usual_threads = native.isa(), torch.get_num_threads()
+    if isa not in native.isas():
+        isa = "portable"
+    torch.manual_seed(seed)
+    xs = [torch.randn(n).to(dtypes[i % 2]) for i, n in enumerate(sizes)]
+    ys = [torch.randn(n).to(dtypes[0]) for n in sizes]
+    expected, scales = copies(xs), torch.rand(len(xs))
+    reference.ema_(expected, ys, 0.75, None)
+    reference.apply_(expected, ys, scales, 0.5, None, 0.125, None, None)
+    try:
+        native.select_isa(isa)
+        torch.set_num_threads(threads)
+        native_kernel.ema_(xs, ys, 0.75, None)
+        native_kernel.apply_(xs, ys, scales, 0.5, None, 0.125, None, None)
+        products = native_kernel.dot(xs, ys)
+        assert native_kernel.all_finite(xs)
+    finally:
+        native.select_isa(usual)
+        torch.set_num_threads(usual_threads)
+    for x, right in zip(xs, expected, strict=True):
+        # Each of two updates rounds numbers of size up to 5, and fuses a multiplication with an addition or does not.
+        unit = torch.finfo(x.dtype).eps
+        torch.testing.assert_close(x, right, rtol=2 * unit, atol=10 * unit)
+    torch.testing.assert_close(products, reference.dot(xs, ys), rtol=1e-4, atol=1e-3)
+
+
+@needs_native
+def test_dot_has_the_same_bits_with_any_number_of_threads() -> None:
+    xs, ys = fill([(100_003,), (7,), (33_000,)], torch.float32), fill([(100_003,), (7,), (33_000,)], torch.float32)
+    usual = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 2, 1):
+            torch.set_num_threads(threads)
+            results.append(native_kernel.dot(xs, ys))
+    finally:
+        torch.set_num_threads(usual)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_version_counters_of_written_tensors_move(backend: str) -> None:
+    xs, ys = fill([(3,), (4,)], torch.float32), fill([(3,), (4,)], torch.float32)
+    versions = [x._version for x in xs]
+    multi_tensor.ema_(xs, ys, 0.9)
+    assert all(x._version > version for x, version in zip(xs, versions, strict=True))
+    versions, read = [x._version for x in xs], [y._version for y in ys]
+    multi_tensor.apply_(xs, ys, torch.ones(2), 0.1, 0.0)
+    assert all(x._version > version for x, version in zip(xs, versions, strict=True))
+    assert [y._version for y in ys] == read
+
+
+@pytest.mark.parametrize("name", ["all_finite", "ema_", "ema_squared_norms_", "dot", "apply_"])
+def test_opcheck(backend: str, name: str) -> None:
+    xs, ys = fill([(3, 4), (5,), (0,)], torch.float32), fill([(3, 4), (5,), (0,)], torch.bfloat16)
+    arguments = {
+        "all_finite": (xs,),
+        "ema_": (xs, ys, 0.9, torch.tensor(True)),
+        "ema_squared_norms_": (xs, ys, 0.9, None),
+        "dot": (xs, ys),
+        "apply_": (xs, ys, torch.ones(3), 0.1, None, 0.0, torch.tensor(0.1), None),
+    }[name]
+    torch.library.opcheck(getattr(torch.ops.lnb_kernels, "multi_tensor_" + name).default, arguments)
+
+
+def test_compiled_function_updates_in_place() -> None:
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def update(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+        multi_tensor.ema_(xs, ys, 0.5)
+        return multi_tensor.dot(xs, ys)
+
+    xs, ys = fill([(3,), (4,)], torch.float32), fill([(3,), (4,)], torch.float32)
+    expected = [0.5 * x + 0.5 * y for x, y in zip(xs, ys, strict=True)]
+    products = update(xs, ys)
+    for x, right in zip(xs, expected, strict=True):
+        torch.testing.assert_close(x, right)
+    torch.testing.assert_close(products, torch.stack([(x * y).sum() for x, y in zip(expected, ys, strict=True)]))
+
+
+A, B = torch.zeros(3), torch.ones(3)
+BAD_CALLS = [
+    (lambda: multi_tensor.ema_(A, [B], 0.9), TypeError, "averages must be a list"),
+    (lambda: multi_tensor.ema_([A], [B, B], 0.9), ValueError, "values has 2 tensors"),
+    (lambda: multi_tensor.ema_([A], [torch.ones(4)], 0.9), ValueError, r"values\[0\] has shape \(4,\)"),
+    (lambda: multi_tensor.ema_([A], [B.int()], 0.9), TypeError, r"values\[0\] has dtype torch.int32"),
+    (lambda: multi_tensor.ema_([A], [B.to_sparse()], 0.9), TypeError, "layout"),
+    (lambda: multi_tensor.ema_([A], [B.to("meta")], 0.9), ValueError, "meta"),
+    (lambda: multi_tensor.ema_([A], [B], 1.5), ValueError, "beta=1.5"),
+    (lambda: multi_tensor.ema_([A], [B], "0.9"), TypeError, "beta"),
+    (lambda: multi_tensor.ema_([A], [B], 0.9, torch.ones(())), TypeError, "ok must be"),
+    (lambda: multi_tensor.ema_([A], [B], 0.9, torch.ones(2, dtype=torch.bool)), ValueError, "ok has shape"),
+    (lambda: multi_tensor.ema_([A, A], [B, B], 0.9), ValueError, "twice"),
+    (lambda: multi_tensor.ema_([torch.zeros(1).expand(3)], [B], 0.9), ValueError, "share memory"),
+    (lambda: multi_tensor.ema_([A.clone().requires_grad_()], [B], 0.9), RuntimeError, "no_grad"),
+    (lambda: multi_tensor.apply_([A], [B], torch.ones(2), 0.1, 0.0), ValueError, "scales has shape"),
+    (lambda: multi_tensor.apply_([A], [B], torch.ones(1), float("nan"), 0.0), ValueError, "lr=nan"),
+    (lambda: multi_tensor.apply_([A], [B], torch.ones(1), 0.1, torch.ones(2)), ValueError, "weight_decay has shape"),
+    (lambda: multi_tensor.apply_([A], [B], torch.ones(1), True, 0.0), TypeError, "lr must be"),
+    (lambda: multi_tensor.dot([A], [None]), TypeError, r"ys\[0\] must be a torch.Tensor"),
+    (lambda: multi_tensor.all_finite([A, 1.0]), TypeError, r"tensors\[1\]"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS)
+def test_bad_input_is_named_and_changes_nothing(backend: str, call, error, message) -> None:
+    with pytest.raises(error, match=message):
+        call()
+    assert torch.equal(A, torch.zeros(3))
+    assert torch.equal(B, torch.ones(3))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("xs", "ys", "message"),
+    [
+        (lambda m: [m[:10], m[5:15]], lambda m: [torch.ones(10), torch.ones(10)], r"averages\[1\] and averages\[0\]"),
+        (lambda m: [m[:10]], lambda m: [m[9:19]], r"values\[0\] and averages\[0\]"),
+        (lambda m: [m[:10]], lambda m: [m[:10]], "overlap"),
+        (lambda m: [m[:10], m[50:60]], lambda m: [torch.ones(10).half(), m[0:10]], r"values\[1\]"),
+    ],
+)
+def test_written_memory_that_overlaps_is_refused_before_any_write(xs, ys, message: str) -> None:
+    memory = torch.zeros(100)
+    lk.set_backend("native")
+    try:
+        with pytest.raises(ValueError, match=message):
+            multi_tensor.ema_(xs(memory), ys(memory), 0.5)
+    finally:
+        lk.set_backend("auto")
+    assert torch.equal(memory, torch.zeros(100))
+
+
+def test_adjacent_views_of_one_buffer_are_no_overlap(backend: str) -> None:
+    memory = torch.zeros(30)
+    multi_tensor.ema_([memory[:10], memory[10:20], memory[20:]], [torch.ones(10)] * 3, 0.0)
+    assert torch.equal(memory, torch.ones(30))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("address", "size", "message"),
+    [(0, 4, "null pointer"), (1026, 4, "not aligned"), (1024, -1, "negative size")],
+)
+def test_bindings_refuse_addresses_that_would_crash(address: int, size: int, message: str) -> None:
+    native = _native.module()
+    kind = native.Type.FLOAT32
+    with pytest.raises(ValueError, match=message):
+        native.dot([address], kind, [address], kind, [size], 1)
+    with pytest.raises(ValueError, match="one size per address"):
+        native.dot([1024, 1024], kind, [1024, 1024], kind, [0], 1)
+    with pytest.raises(ValueError, match="no kernel for this pair"):
+        native.dot([], kind, [], native.Type.FLOAT64, [], 1)
+    with pytest.raises(ValueError, match="allowed are"):
+        native.select_isa("mmx")
+
+
+@needs_native
+@pytest.mark.slow
+def test_more_than_two_to_the_31_elements() -> None:
+    size = 2**31 + 17
+    x = torch.zeros(size, dtype=torch.bfloat16)
+    y = torch.zeros(size, dtype=torch.bfloat16)
+    y[-1] = 2.0
+    native_kernel.ema_([x], [y], 0.5, None)
+    assert x[-1] == 1.0
+    assert native_kernel.dot([x], [y]) == 2.0

@@ -1,0 +1,130 @@
+"""The cached factor of a layer's metric against dense linear algebra."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lnb_kernels as lk
+from lnb.factored import Factor, block_count, diagonal_blocks, factorize
+from lnb.statistics import ridge_of
+
+D, ROWS, N = 12, 5, 40
+
+
+def moment(x: torch.Tensor) -> torch.Tensor:
+    return (lk.second_moment(x) / x.shape[0]).unsqueeze(0)
+
+
+def dense_metric(s: torch.Tensor, ridge: float, with_bias: bool) -> torch.Tensor:
+    size = D + 1 if with_bias else D
+    metric = s[0, :size, :size].clone()
+    metric.diagonal()[:D] += ridge
+    return metric
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    mixing = torch.randn(D, D, dtype=torch.float64)
+    return torch.randn(N, D, dtype=torch.float64) @ mixing + 3.0
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_solve_is_linalg_solve(x: torch.Tensor, with_bias: bool, ridge: float) -> None:
+    s = moment(x)
+    g = torch.randn(1, ROWS, D + with_bias, dtype=torch.float64)
+    factor = factorize(s, ridge, with_bias=with_bias, blocks=1, inverse=True)
+    truth = torch.linalg.solve(dense_metric(s, ridge, with_bias), g[0].mT).mT
+    assert torch.allclose(factor.solve(g)[0], truth, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_whiten_then_unwhiten_is_solve(x: torch.Tensor, with_bias: bool) -> None:
+    s = moment(x)
+    g = torch.randn(1, ROWS, D + with_bias, dtype=torch.float64)
+    factor = factorize(s, 0.1, with_bias=with_bias, blocks=1, inverse=False)
+    truth = torch.linalg.solve(dense_metric(s, 0.1, with_bias), g[0].mT).mT
+    assert torch.allclose(factor.unwhiten(factor.whiten(g))[0], truth, rtol=1e-9, atol=1e-12)
+
+
+def test_a_whitened_step_changes_outputs_by_its_own_size(x: torch.Tensor) -> None:
+    """``E ||D x~||^2 = ||Q||_F^2`` for ``D = Q L~^-1`` without a ridge: the inputs of the white layer are white."""
+    factor = factorize(moment(x), 0.0, with_bias=True, blocks=1, inverse=False)
+    q = torch.randn(1, ROWS, D + 1, dtype=torch.float64)
+    d = factor.unwhiten(q)[0]
+    change = x @ d[:, :-1].mT + d[:, -1]
+    assert torch.allclose(change.square().sum(1).mean(), q.square().sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4])
+@pytest.mark.parametrize("inverse", [True, False])
+def test_blocks_solve_the_block_diagonal_covariance_with_the_exact_mean(
+    x: torch.Tensor, blocks: int, inverse: bool
+) -> None:
+    s = moment(x)
+    mean = s[0, -1, :-1]
+    covariance = torch.block_diag(*diagonal_blocks(s[0, :-1, :-1] - torch.outer(mean, mean), blocks))
+    metric = s[0].clone()
+    metric[:-1, :-1] = covariance + torch.outer(mean, mean) + 0.1 * torch.eye(D, dtype=torch.float64)
+    g = torch.randn(1, ROWS, D + 1, dtype=torch.float64)
+    factor = factorize(s, 0.1, with_bias=True, blocks=blocks, inverse=inverse)
+    solved = factor.solve(g) if inverse else factor.unwhiten(factor.whiten(g))
+    assert torch.allclose(solved[0], torch.linalg.solve(metric, g[0].mT).mT, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_an_offset_of_the_inputs_does_not_change_the_function_step(x: torch.Tensor, relative: bool) -> None:
+    """The step of a layer with a bias, as a change of its outputs, is the same for ``x`` and ``c - x``."""
+    error = torch.randn(N, ROWS, dtype=torch.float64)
+
+    def change(inputs: torch.Tensor) -> torch.Tensor:
+        rows = torch.cat([inputs, torch.ones(N, 1, dtype=torch.float64)], dim=1)
+        s = moment(inputs)
+        factor = factorize(s, ridge_of(s, 0.2, relative, True), with_bias=True, blocks=1, inverse=True)
+        return rows @ factor.solve((error.mT @ rows / N).unsqueeze(0))[0].mT
+
+    assert torch.allclose(change(x), change(5.0 - x), rtol=1e-9, atol=1e-9)
+
+
+def test_a_failed_factorisation_gets_a_larger_ridge() -> None:
+    x = torch.randn(3, D, dtype=torch.float64)  # fewer rows than inputs: singular
+    s = moment(x)
+    s[0, :-1, :-1] -= 1e-3 * torch.eye(D, dtype=torch.float64)  # and now indefinite
+    factor = factorize(s, 0.0, with_bias=True, blocks=1, inverse=True)
+    mean = s[0, -1, :-1]
+    covariance = s[0, :-1, :-1] - torch.outer(mean, mean)
+    larger = covariance.diagonal().clamp(min=0).mean() + torch.finfo(torch.float64).eps
+    truth = torch.linalg.inv(covariance + larger * torch.eye(D, dtype=torch.float64))
+    assert torch.allclose(factor.matrix[0, 0], truth, rtol=1e-8)
+
+
+def test_an_indefinite_metric_falls_back_to_its_diagonal() -> None:
+    s = torch.eye(3, dtype=torch.float64).unsqueeze(0)
+    s[0, 0, 1] = s[0, 1, 0] = 50.0
+    factor = factorize(s, 0.0, with_bias=False, blocks=1, inverse=True)
+    assert torch.allclose(factor.matrix[0, 0], torch.eye(2, dtype=torch.float64))
+
+
+def test_diagonal_blocks_are_cut_from_the_diagonal() -> None:
+    matrix = torch.arange(36.0).reshape(1, 6, 6)
+    blocks = diagonal_blocks(matrix, 3)
+    for i in range(3):
+        assert torch.equal(blocks[0, i], matrix[0, 2 * i : 2 * i + 2, 2 * i : 2 * i + 2])
+
+
+@pytest.mark.parametrize(
+    ("d_in", "limit", "blocks"),
+    [(512, None, 1), (512, 512, 1), (2048, 512, 4), (784, 256, 4), (787, 256, 1), (9, 4, 3)],
+)
+def test_block_count(d_in: int, limit: int | None, blocks: int) -> None:
+    assert block_count(d_in, limit) == blocks
+
+
+def test_layers_are_batched_like_single_ones(x: torch.Tensor) -> None:
+    factors = [factorize(moment(x * k), 0.1, True, 2, inverse=False) for k in (1.0, 2.0)]
+    g = torch.randn(2, 1, ROWS, D + 1, dtype=torch.float64)
+    means = torch.stack([f.mean for f in factors if f.mean is not None])
+    both = Factor(torch.stack([f.matrix for f in factors]), means)
+    for i, factor in enumerate(factors):
+        assert torch.allclose(both.whiten(g)[i], factor.whiten(g[i]), rtol=1e-12)

@@ -1,0 +1,69 @@
+"""The plan against what a step really keeps and computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import lnb
+
+SETTINGS = [
+    {"preset": "paper"},
+    {"preset": "paper", "refresh_every": 3},
+    {"preset": "paper", "solver": "matrix_free"},
+    {"preset": "paper", "solver": "dual"},
+    {"preset": "paper", "solver": "arrow"},
+    {"preset": "paper", "solver": "cholesky"},
+    {"preset": "paper", "solver": "auto", "b_s": 0.5},
+    {},
+    {"block_size": 4},
+    {"trust_region": "layer", "b_s": 0.0},
+]
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(4, 6, 3, groups=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 2, bias=False),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+    )
+
+
+def step(model: nn.Module, optimizer: lnb.LNB) -> None:
+    optimizer.zero_grad()
+    model(torch.randn(8, 4, 4, 4)).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_state_bytes_are_what_the_state_holds(settings: dict[str, object]) -> None:
+    model = net()
+    optimizer = lnb.LNB(model, 0.01, **settings)  # type: ignore[arg-type]
+    step(model, optimizer)
+    held = {id(t): t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)}
+    assert optimizer.plan().state_bytes == sum(t.numel() * t.element_size() for t in held.values())
+
+
+@pytest.mark.parametrize("settings", [{}, {"trust_region": "layer"}, {"block_size": None}], ids=str)
+def test_flops_between_refreshes_are_those_of_the_products(settings: dict[str, object]) -> None:
+    """torch's own count of matrix-product FLOPs of a step; the mean of the bias column is not in the plan."""
+    model = nn.Sequential(nn.Linear(300, 40, bias=False), nn.Tanh(), nn.Linear(40, 30, bias=False))
+    optimizer = lnb.LNB(model, 0.01, **settings)  # type: ignore[arg-type]
+    for _ in range(12):
+        optimizer.zero_grad()
+        model(torch.randn(8, 300)).square().mean().backward()
+        with FlopCounterMode(display=False) as counter:
+            optimizer.step()
+    assert counter.get_total_flops() == sum(row.solve_flops for row in optimizer.plan())
+
+
+def test_it_prints_every_layer() -> None:
+    model = net()
+    text = str(lnb.LNB(model).plan())
+    for name in ("0", "2", "4"):
+        assert any(line.startswith(f"{name} ") for line in text.splitlines())
+    assert "state of all layers" in text
