@@ -24,7 +24,9 @@ def _linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[],
     from lnb_kernels.linear.triton_kernel import linear_backward
 
     def call() -> Any:
-        return linear_backward(_meta(n, m, dtype=dtype), _meta(n, d, dtype=dtype), _meta(m, d, dtype=dtype), [False, True, True, True])
+        return linear_backward(
+            _meta(n, m, dtype=dtype), _meta(n, d, dtype=dtype), _meta(m, d, dtype=dtype), [False, True, True, True]
+        )
 
     return call
 

@@ -25,7 +25,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 os.environ.pop("TRITON_INTERPRET", None)
 
 TABLE = Path(__file__).with_name("codegen.json")
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32), "gfx942": ("hip", "gfx942", 64)}
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|UTCIMMA|DMMA)\b|\bv_mfma_\w+")
 GROWTH = 1.10
 
@@ -40,11 +45,18 @@ def _cuda_figures(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run([_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
         sass = subprocess.run([_tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True).stdout
     registers = int(re.search(r"REG:(\d+)", usage).group(1))
     spills = len(re.findall(r"\b(?:STL|LDL)\b", sass))
-    return {"registers": registers, "spills": spills, "tensor_core": len(TENSOR_CORE.findall(sass)), "async_copies": len(re.findall(r"\b(?:LDGSTS|UTMALDG)\b", sass))}
+    return {
+        "registers": registers,
+        "spills": spills,
+        "tensor_core": len(TENSOR_CORE.findall(sass)),
+        "async_copies": len(re.findall(r"\b(?:LDGSTS|UTMALDG)\b", sass)),
+    }
 
 
 def _hip_figures(assembly: str) -> dict[str, int]:
@@ -52,7 +64,12 @@ def _hip_figures(assembly: str) -> dict[str, int]:
         return int(re.search(rf"\.{key}:\s+(\d+)", assembly).group(1))
 
     spills = value("vgpr_spill_count")  # spilled scalar registers go to lanes of vector registers, not to memory
-    return {"registers": value("vgpr_count"), "spills": spills, "tensor_core": len(TENSOR_CORE.findall(assembly)), "async_copies": 0}
+    return {
+        "registers": value("vgpr_count"),
+        "spills": spills,
+        "tensor_core": len(TENSOR_CORE.findall(assembly)),
+        "async_copies": 0,
+    }
 
 
 def measure(job: tuple[str, str]) -> dict[str, dict[str, Any]]:
@@ -69,7 +86,9 @@ def measure(job: tuple[str, str]) -> dict[str, dict[str, Any]]:
     for launch in record(cases()[case], ARCHS[target]):
         source = triton.compiler.ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
         compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=launch.options)
-        figures = _cuda_figures(compiled.asm["cubin"]) if "cubin" in compiled.asm else _hip_figures(compiled.asm["amdgcn"])
+        figures = (
+            _cuda_figures(compiled.asm["cubin"]) if "cubin" in compiled.asm else _hip_figures(compiled.asm["amdgcn"])
+        )
         rows[f"{case}/{launch.name}/{target}"] = {**figures, "shared_bytes": compiled.metadata.shared}
     return rows
 
@@ -124,7 +143,11 @@ def main() -> int:
         return 0
     table = json.loads(TABLE.read_text())
     problems = violations(measured, table["rows"])
-    missing = set() if options.only else {k for k in set(table["rows"]) - set(measured) if k.rsplit("/", 1)[1] in options.targets}
+    missing = (
+        set()
+        if options.only
+        else {k for k in set(table["rows"]) - set(measured) if k.rsplit("/", 1)[1] in options.targets}
+    )
     problems += [f"{key}: recorded, but no longer shipped; run bench/codegen.py" for key in sorted(missing)]
     print(f"{len(measured)} kernels checked, {len(problems)} violations")
     print(*problems, sep="\n")

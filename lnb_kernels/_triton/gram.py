@@ -36,8 +36,12 @@ def _product(
     lane = tl.arange(0, BLOCK_N)
     a_cols = a_col + tl.arange(0, BLOCK_D)
     b_cols = b_col + tl.arange(0, BLOCK_D)
-    a_ptrs = a_ptr + offset64(start, stride_ar) + offset64(lane, stride_ar)[:, None] + offset64(a_cols, stride_c)[None, :]
-    b_ptrs = b_ptr + offset64(start, stride_br) + offset64(lane, stride_br)[:, None] + offset64(b_cols, stride_c)[None, :]
+    a_ptrs = (
+        a_ptr + offset64(start, stride_ar) + offset64(lane, stride_ar)[:, None] + offset64(a_cols, stride_c)[None, :]
+    )
+    b_ptrs = (
+        b_ptr + offset64(start, stride_br) + offset64(lane, stride_br)[:, None] + offset64(b_cols, stride_c)[None, :]
+    )
     acc = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
     for row in range(start, stop, BLOCK_N):
         live = lane < stop - row

@@ -79,9 +79,7 @@ def _split_rows(n: int, tiles: int, batch: int, block_d: int, block_n: int, arch
     return max(1, math.ceil(n / rows_per_split)), rows_per_split
 
 
-def gram_plan(
-    n: int, d: int, m: int, itemsize: int, arch: Arch, batch: int = 1, max_block: int = 128
-) -> GramPlan:
+def gram_plan(n: int, d: int, m: int, itemsize: int, arch: Arch, batch: int = 1, max_block: int = 128) -> GramPlan:
     """The launch of ``[G | X 1]'X`` for ``X`` ``[n, d]``, ``G`` ``[n, m]`` (``m`` 0: none), ``batch`` matrices ``X``."""
     block_d, block_n, num_warps, num_stages = tile_config(min(d, max_block), itemsize, arch)
     d_blocks, g_blocks = math.ceil(d / block_d), math.ceil(m / block_d)

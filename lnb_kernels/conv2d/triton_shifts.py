@@ -176,7 +176,9 @@ def _tables(
         step = math.ceil(math.ceil(pixels / splits) / block) * block if index == 0 else pixels
         units += [(y, h, x, w, start, min(start + step, pixels)) for start in range(0, pixels, step)]
     inside = [
-        [float(y0 <= y < y1 and x0 <= x < x1) for y, _, x, _ in cells] for y0, y1 in row_ranges for x0, x1 in column_ranges
+        [float(y0 <= y < y1 and x0 <= x < x1) for y, _, x, _ in cells]
+        for y0, y1 in row_ranges
+        for x0, x1 in column_ranges
     ]
     return (
         torch.tensor(units, dtype=torch.int32, device=device),

@@ -64,7 +64,9 @@ def cov_matvec_kernel(
                 cols = col + chunk
                 mask = live[:, None] & (cols < d)[None, :]
                 x = tl.load(x_rows[:, None] + offset64(cols, stride_xc)[None, :], mask=mask, other=0.0)
-                v = tl.load(v_base[None, :] + cols[:, None], mask=(neuron < m)[None, :] & (cols < d)[:, None], other=0.0)
+                v = tl.load(
+                    v_base[None, :] + cols[:, None], mask=(neuron < m)[None, :] & (cols < d)[:, None], other=0.0
+                )
                 y = tl.dot(x.to(tl.float32), v.to(tl.float32), y, input_precision=PRECISION)
             acc_bias += tl.sum(y, 0)
             tl.store(y_ptrs + row * BLOCK_M, y)

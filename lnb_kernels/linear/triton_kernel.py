@@ -16,9 +16,7 @@ from lnb_kernels.linear import reference
 
 
 @compiles_or_unavailable("linear_backward")
-def linear_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
-) -> list[torch.Tensor]:
+def linear_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
     """The wanted ones of ``[G W, G'X, sum G, [X 1]'[X 1]]``; fused where both ``G'X`` and ``S`` are wanted."""
     d, m, n = x.shape[-1], grad.shape[-1], x.shape[:-1].numel()
     fusable = mask[1] and mask[3] and grad.dtype == x.dtype and 0 < n <= gram_launch.MAX_ROWS and d > 0 and m > 0
@@ -30,8 +28,6 @@ def linear_backward(
     grad_weight = x.new_empty((m, d))
     grad_bias = x.new_empty((m,))
     s = x.new_empty((d + 1, d + 1), dtype=torch.float32)
-    gram_launch.launch_gram(
-        rows.unsqueeze(0), s.unsqueeze(0), g=g, grad_weight=grad_weight, grad_bias=grad_bias
-    )
+    gram_launch.launch_gram(rows.unsqueeze(0), s.unsqueeze(0), g=g, grad_weight=grad_weight, grad_bias=grad_bias)
     grad_x = [g.mm(weight).view(x.shape)] if mask[0] else []
     return [*grad_x, grad_weight, *([grad_bias] if mask[2] else []), s]

@@ -371,7 +371,8 @@ def one_launch_pays(m: int, size: int, batch: int, arch: Arch) -> bool:
     rate = (arch.tf32_rate or arch.ieee_rate) / 2
     per_multiprocessor = 1 / arch.multiprocessors
     one = waves * max(
-        2 * ROWS * size * size / (rate * per_multiprocessor), 4 * size * size / (1.6 * arch.memory_rate * per_multiprocessor)
+        2 * ROWS * size * size / (rate * per_multiprocessor),
+        4 * size * size / (1.6 * arch.memory_rate * per_multiprocessor),
     )
     two = 2 * LAUNCH_SECONDS + max(2 * batch * m * size * size / rate, 4 * batch * size * size / arch.memory_rate)
     return one <= two
@@ -470,7 +471,9 @@ class _Problem:
         sizes = (self.m, self.d, self.size, per_unit, row_count, product_count, self.batch * self.m)
         scope = {"NEURON": neuron, "STOP": reference.STOP}
 
-        def product(mode: int, k: int, v: torch.Tensor, old: torch.Tensor, new_p: torch.Tensor, out: torch.Tensor) -> None:
+        def product(
+            mode: int, k: int, v: torch.Tensor, old: torch.Tensor, new_p: torch.Tensor, out: torch.Tensor
+        ) -> None:
             last = max(k - 1, 0)
             pcg_product_kernel[grid_p](
                 self.s, v, old, new_p, out, rz[k], rz[last], pap[last], rr[last], gg, pap[min(k, len(pap) - 1)],

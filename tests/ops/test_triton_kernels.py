@@ -6,11 +6,10 @@ import itertools
 
 import pytest
 import torch
-import triton_interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import assert_close_to_reference, layouts
-from triton_support import DEVICE, DTYPES
+from triton_support import DEVICE, DTYPES, triton_interpreter
 
 from lnb_kernels import _backend
 from lnb_kernels._triton import gram_launch, offsets
@@ -133,7 +132,12 @@ def test_pcg(
     monkeypatch.setattr(pcg_kernel, "one_launch_pays", lambda *_: one_launch)
     x = rand(*lead, 3 * d + 5, d) + 0.3
     rows = torch.cat((x, torch.ones_like(x[..., :1])), -1)
-    for bias, warm, arrow, iterations in [(1, True, True, 2), (0, True, True, 2), (1, False, False, 2), (1, False, True, 0)]:
+    for bias, warm, arrow, iterations in [
+        (1, True, True, 2),
+        (0, True, True, 2),
+        (1, False, False, 2),
+        (1, False, True, 0),
+    ]:
         g = rand(*lead, m, d + bias)
         args = [
             rows.mT @ rows, g, torch.randn_like(g) if warm else None,
