@@ -3,7 +3,8 @@
     python bench/codegen.py             # write bench/codegen.json
     python bench/codegen.py --check     # compile again, compare with it, exit 1 on a violated budget
 
-For each case of ``cases.py`` and each architecture: registers, spilled bytes, shared memory, and the number of tensor-core
+For each case of ``cases.py`` and each architecture: registers, spilled bytes, shared memory, and the number of
+tensor-core
 instructions (HMMA, HGMMA, UTCHMMA and the tf32 forms; MFMA on AMD). Budgets: no spills, tensor-core instructions
 where the recorded code has them, registers at most 10% above the recorded number.
 """

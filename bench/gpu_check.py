@@ -3,8 +3,8 @@
     python bench/gpu_check.py              # all of it; report in bench/gpu_report.json
     python bench/gpu_check.py --dry-run    # every step up to where hardware is needed
 
-Works offline on a machine with torch, triton, pybind11, cmake, ninja and nvcc. A step that fails is recorded and the next one runs; the exit
-status is 1 if any failed. A kernel whose result is wrong gets no time.
+Works offline on a machine with torch, triton, pybind11, cmake, ninja and nvcc. A step that fails is recorded and the
+next one runs; the exit status is 1 if any failed. A kernel whose result is wrong gets no time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "python")]
 
-import torch
-import torch.nn.functional as F
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 
 LIMIT = 570.0  # seconds for everything
 STARTED = time.monotonic()
@@ -92,24 +92,28 @@ def kernels(device: str, small: bool) -> list[dict[str, Any]]:
         rows.append(entry)
 
     n = 256 if small else 16384
+
+    def products(d: int, dtype: torch.dtype) -> None:
+        x = torch.randn(n, d, device=device, dtype=dtype)
+        g = torch.randn(n, d, device=device, dtype=dtype)
+        w = torch.randn(d, d, device=device, dtype=dtype)
+        v = torch.randn(10, d, device=device, dtype=dtype)
+        tag = f"{str(dtype)[6:]}/d{d}"
+        square = x.double().t() @ x.double()
+        row(f"second_moment/{tag} against X'X", lambda: lk.second_moment(x)[:-1, :-1], lambda: x.t() @ x, square)
+        mask = [False, True, True, True]
+        row(
+            f"linear_backward/{tag} against G'X",
+            lambda: _linear_backward(g, x, w, mask)[0], lambda: g.t() @ x, g.double().t() @ x.double(),
+        )  # fmt: skip
+        row(
+            f"cov_matvec/m10/{tag} against two products",
+            lambda: lk.cov_matvec(x, v), lambda: (x @ v.t()).t() @ x / n, v.double() @ square / n,
+        )  # fmt: skip
+
     for dtype in (torch.bfloat16, torch.float32):
         for d in (32, 64) if small else (256, 1024, 2048, 4096):
-            x = torch.randn(n, d, device=device, dtype=dtype)
-            g = torch.randn(n, d, device=device, dtype=dtype)
-            w = torch.randn(d, d, device=device, dtype=dtype)
-            v = torch.randn(10, d, device=device, dtype=dtype)
-            tag = f"{str(dtype)[6:]}/d{d}"
-            square = x.double().t() @ x.double()
-            row(f"second_moment/{tag} against X'X", lambda: lk.second_moment(x)[:-1, :-1], lambda: x.t() @ x, square)
-            mask = [False, True, True, True]
-            row(
-                f"linear_backward/{tag} against G'X",
-                lambda: _linear_backward(g, x, w, mask)[0], lambda: g.t() @ x, g.double().t() @ x.double(),
-            )  # fmt: skip
-            row(
-                f"cov_matvec/m10/{tag} against two products",
-                lambda: lk.cov_matvec(x, v), lambda: (x @ v.t()).t() @ x / n, v.double() @ square / n,
-            )  # fmt: skip
+            products(d, dtype)
     c, size = (16, 12) if small else (128, 56)
     image = torch.randn(2 if small else 32, c, size, size, device=device, dtype=torch.bfloat16)
     patches = F.unfold(image.float(), 3, padding=1).transpose(0, 1).flatten(1)
@@ -130,7 +134,7 @@ def steps(device: str, small: bool) -> list[dict[str, Any]]:
     for name in ("adamw", "lnb"):
         torch.manual_seed(0)
         model = torch.nn.Sequential(
-            torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, 10)
+            torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, 10)  # noqa: E501
         ).to(device)  # fmt: skip
         x, y = torch.randn(batch, width, device=device), torch.randint(10, (batch,), device=device)
         fused = torch.optim.AdamW(model.parameters(), fused=device == "cuda") if name == "adamw" else None

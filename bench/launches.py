@@ -1,7 +1,9 @@
 """Record what the launchers would launch, without a GPU: kernels, grids, constants and argument types.
 
-The launchers run on meta tensors with the heuristics of a chosen architecture, and Triton's launch is replaced by a recorder. So the
-code that is inspected (``codegen.py``) and costed (``roofline.py``) is that of the shipped configurations by construction.
+The launchers run on meta tensors with the heuristics of a chosen architecture, and Triton's launch is replaced by a
+recorder. So the
+code that is inspected (``codegen.py``) and costed (``roofline.py``) is that of the shipped configurations by
+construction.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from lnb_kernels._triton import arch as arches
+from lnb_kernels._triton import arch as arches  # noqa: E402
 
 TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"

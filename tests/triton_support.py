@@ -13,7 +13,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
-import triton_interpreter
+import triton_interpreter  # noqa: E402 - it imports triton
 
 if DEVICE == "cpu":
     triton_interpreter.install()

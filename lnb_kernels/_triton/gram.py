@@ -1,20 +1,25 @@
 """The Gram kernel: every symmetric product ``X'X`` of this library, alone or stacked under ``G'X``.
 
-``second_moment``, the fused backward pass of a linear layer, and the symmetric products of Newton-Schulz iterations are this
+``second_moment``, the fused backward pass of a linear layer, and the symmetric products of Newton-Schulz iterations
+are this
 kernel with other strides and epilogues. The equation, with rows ``x_n`` (and ``g_n``) and weights ``w_n``:
 
     S = alpha * sum_n w_n [x_n 1]' [x_n 1] + beta * C,      W = sum_n g_n' x_n,      b = sum_n g_n
 
-Tile scheme. A program owns one ``BLOCK_D x BLOCK_D`` tile of the stacked product and one slice of the rows (a *split*). Of ``S``
-only tiles on and below the diagonal exist; the epilogue stores each twice, mirrored, so ``S`` is symmetric to the bit. The ones
-column is no column of a tile (``d`` is usually a multiple of 128 and a 129th column would cost a row of tiles): programs after the last tile sum columns
+Tile scheme. A program owns one ``BLOCK_D x BLOCK_D`` tile of the stacked product and one slice of the rows (a
+*split*). Of ``S``
+only tiles on and below the diagonal exist; the epilogue stores each twice, mirrored, so ``S`` is symmetric to the bit.
+The ones
+column is no column of a tile (``d`` is usually a multiple of 128 and a 129th column would cost a row of tiles):
+programs after the last tile sum columns
 instead. Tiles of one split are neighbours in the grid, so that its rows of ``X`` and ``G`` stay in L2 for all of them.
 
 Splits. Partial tiles go to a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are
 deterministic, no float atomics. With one split the epilogue runs at once and there is no workspace.
 
 Cost with ``nb = ceil(d / BLOCK_D)``, ``mb = ceil(m / BLOCK_D)``, ``T = nb (nb + 1) / 2 + mb nb`` tiles:
-FLOPs ``2 N BLOCK_D^2 T`` (against ``2 N d^2`` of the full square); bytes from L2 ``2 N BLOCK_D T * size``, from memory at least
+FLOPs ``2 N BLOCK_D^2 T`` (against ``2 N d^2`` of the full square); bytes from L2 ``2 N BLOCK_D T * size``, from memory
+at least
 ``N (d + m) * size``; workspace traffic ``8 BLOCK_D^2 T splits``.
 """
 
@@ -86,7 +91,8 @@ def _store_symmetric(
 ):  # fmt: skip
     """Store a lower tile of ``alpha acc + beta C`` and its mirror image; of a diagonal tile only the lower half counts.
 
-    Offsets inside a tile are int32 to save registers: 128 rows of a square matrix that fits any memory are below 2^31 elements.
+    Offsets inside a tile are int32 to save registers: 128 rows of a square matrix that fits any memory are below 2^31
+    elements.
     """
     i, j = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
     mask = (col + j[None, :] <= row + i[:, None]) & (row + i < d)[:, None]
@@ -175,7 +181,8 @@ def gram_kernel(
 ):  # fmt: skip
     """One tile (or one block of column sums) of one split of one matrix; grid ``(tiles + sum blocks, splits, batch)``.
 
-    ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w`` ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1,
+    ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
+    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1,
     d or d+1]``. With ``SPLIT`` the result goes to ``partial`` ``[batch, splits, tiles, BLOCK_D, BLOCK_D]`` and
     ``sums`` ``[batch, splits, sum blocks, BLOCK_D]`` for :func:`gram_finish_kernel`, else straight to its place.
     """
@@ -193,7 +200,7 @@ def gram_kernel(
     if tile < tiles:
         kind, i, j = _locate(tile, g_tiles, g_blocks, HAS_G)
         a_ptr, a_width, stride_ar = x_ptr, d, stride_xr
-        if HAS_G:
+        if HAS_G:  # noqa: SIM102 - the outer condition is a constant of the compiler, the inner one is not
             # One loop for both kinds of tile: a second one would have pipeline buffers of its own in shared memory.
             if kind == 0:
                 a_ptr, a_width, stride_ar = g_ptr, m, stride_gr
@@ -242,7 +249,8 @@ def gram_finish_kernel(
 ):  # fmt: skip
     """Add the splits of ``ROWS`` rows of one tile in order and store them; grid ``(tiles BLOCK_D / ROWS + sum blocks, batch)``.
 
-    ``CHUNK`` splits are loaded at a time to keep enough loads in flight. Bytes: ``4 splits`` per element of a tile read, ``8`` written.
+    ``CHUNK`` splits are loaded at a time to keep enough loads in flight. Bytes: ``4 splits`` per element of a tile
+    read, ``8`` written.
     """
     program = tl.program_id(0)
     batch = tl.program_id(1)

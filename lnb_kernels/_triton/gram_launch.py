@@ -44,8 +44,10 @@ class GramPlan:
 def tile_config(d: int, itemsize: int, arch: Arch) -> tuple[int, int, int, int]:
     """``(block_d, block_n, num_warps, num_stages)``, the shipped configurations of the product loop.
 
-    128 x 128 tiles keep 64 accumulators per thread (8 warps) and use each loaded row 128 times, which is what the tensor
-    cores need against L2; a smaller matrix gets the next power of two. The depth of the pipeline is what lets two programs share a
+    128 x 128 tiles keep 64 accumulators per thread (8 warps) and use each loaded row 128 times, which is what the
+    tensor
+    cores need against L2; a smaller matrix gets the next power of two. The depth of the pipeline is what lets two
+    programs share a
     multiprocessor, at most 4; on AMD 2, as its loads are pipelined through registers.
     """
     block_d = min(128, max(16, 1 << (d - 1).bit_length()))
@@ -62,8 +64,10 @@ def tile_config(d: int, itemsize: int, arch: Arch) -> tuple[int, int, int, int]:
 def _split_rows(n: int, tiles: int, batch: int, block_d: int, block_n: int, arch: Arch) -> tuple[int, int]:
     """``(splits, rows_per_split)``: the number of splits whose predicted time is least.
 
-    In units of the time of one ``block_n`` step of one tile: ``waves * steps per split`` for the products, plus reading and
-    writing each partial tile, ``8 block_d^2`` bytes against ``4 block_d block_n`` per step, by all multiprocessors together.
+    In units of the time of one ``block_n`` step of one tile: ``waves * steps per split`` for the products, plus
+    reading and
+    writing each partial tile, ``8 block_d^2`` bytes against ``4 block_d block_n`` per step, by all multiprocessors
+    together.
     """
     steps = max(1, math.ceil(n / block_n))
     slots = arch.multiprocessors * (2 if block_d == 128 else 4)
@@ -71,7 +75,7 @@ def _split_rows(n: int, tiles: int, batch: int, block_d: int, block_n: int, arch
     best = (math.inf, 1)
     for splits in range(1, min(steps, limit, max(1, 8 * slots // (tiles * batch))) + 1):
         programs = tiles * batch * splits
-        time = math.ceil(programs / slots) * (math.ceil(steps / splits) + 4)
+        time: float = math.ceil(programs / slots) * (math.ceil(steps / splits) + 4)
         if splits > 1:
             time += 2 * block_d / block_n * programs / slots + 8
         best = min(best, (time, splits))
@@ -112,8 +116,10 @@ def launch_gram(
     """``s <- alpha [X 1]'[X 1] + beta c`` and, with ``g``, ``grad_weight <- G'X`` and ``grad_bias <- sum G``.
 
     Args:
-        x: ``[batch, n, d]`` in any strides; ``g`` ``[n, m]``, last stride as of ``x``, and ``weights`` ``[n]`` only with ``batch`` 1.
-        s: result ``[batch, size, size]``, ``size = d + ones``, unit stride in the last dimension; ``c`` likewise, may be ``s``.
+        x: ``[batch, n, d]`` in any strides; ``g`` ``[n, m]``, last stride as of ``x``, and ``weights`` ``[n]`` only
+        with ``batch`` 1.
+        s: result ``[batch, size, size]``, ``size = d + ones``, unit stride in the last dimension; ``c`` likewise, may
+        be ``s``.
         grad_weight, grad_bias: contiguous ``[m, d]`` and ``[m]``, needed with ``g``.
         plan: the launch geometry; None takes :func:`gram_plan`'s.
     """

@@ -23,7 +23,8 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager[Any]:
 def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Turn a failure to compile or load ``kernel`` into :class:`KernelUnavailable`, which lets the reference take over.
 
-    Triton reports such failures by many types, plain ``RuntimeError`` among them. What the user's call or the device caused passes
+    Triton reports such failures by many types, plain ``RuntimeError`` among them. What the user's call or the device
+    caused passes
     unchanged: wrong arguments, memory, and errors of the CUDA driver (after which no kernel can be trusted).
     """
 
@@ -39,7 +40,7 @@ def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[
                 if isinstance(error, torch.AcceleratorError) or text.startswith(("Triton Error [CUDA]", "CUDA error")):
                     raise
                 raise KernelUnavailable(
-                    f"Triton kernel {kernel} does not compile here: {type(error).__name__}: {text.splitlines()[0] if text else ''}; "
+                    f"Triton kernel {kernel} does not compile here: {type(error).__name__}: {text.splitlines()[0] if text else ''}; "  # noqa: E501
                     "remedy: set TRITON_CACHE_DIR to a writable folder and check that the triton version fits torch, or "
                     'lnb_kernels.set_backend("reference")'
                 ) from error

@@ -2,12 +2,16 @@
 
     out = X~'(X~ v') / N + ridge v        X~ = X or [X 1], v [m, d or d+1]
 
-Tile scheme. A program owns a slice of the rows and takes it slab by slab. For the rows of a slab it forms ``y = x v' + v_b`` (kept in
-scratch), then adds ``y' x`` to its partial result, chunk by chunk of the features; the second use of a row comes from L2, as all slabs in
-flight fit half of it. :func:`finish_kernel` adds the partial results in a fixed order, divides by ``N`` and regularises. Products
+Tile scheme. A program owns a slice of the rows and takes it slab by slab. For the rows of a slab it forms
+``y = x v' + v_b`` (kept in
+scratch), then adds ``y' x`` to its partial result, chunk by chunk of the features; the second use of a row comes from
+L2, as all slabs in
+flight fit half of it. :func:`finish_kernel` adds the partial results in a fixed order, divides by ``N`` and
+regularises. Products
 run in tf32 arithmetic (16-bit ``x`` is exact in it) under the precision of :mod:`lnb_kernels._triton.precision`.
 
-Bytes: ``N d size`` from memory; from L2 ``2 N d size``, and ``8 m d`` per slab for the partial result; ``4 splits m d`` to finish. FLOPs:
+Bytes: ``N d size`` from memory; from L2 ``2 N d size``, and ``8 m d`` per slab for the partial result;
+``4 splits m d`` to finish. FLOPs:
 ``4 N d m`` with ``m`` rounded up to a power of two. Many neurons, or rows too wide for slabs, go to two plain products
 (:func:`lnb_kernels._triton.crossover.fused_matvec_pays`).
 """
@@ -38,7 +42,8 @@ def cov_matvec_kernel(
 ):  # fmt: skip
     """Partial ``X~'(X~ v')`` of one slice of the rows; grid ``(splits,)``.
 
-    ``partial`` ``[splits, m, size]``, scratch ``y`` ``[splits, slab, BLOCK_M]``, fp32; ``slab`` a multiple of ``BLOCK_N``.
+    ``partial`` ``[splits, m, size]``, scratch ``y`` ``[splits, slab, BLOCK_M]``, fp32; ``slab`` a multiple of
+    ``BLOCK_N``.
     """
     split = tl.program_id(0)
     start = split * rows_per_split
@@ -142,7 +147,7 @@ def finish(partial: torch.Tensor, v: torch.Tensor, d: int, count: int, ridge: fl
 
 @compiles_or_unavailable("cov_matvec")
 def cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float = 0.0) -> torch.Tensor:
-    """``(X~'X~ / N + ridge diag(1..1, 0)) v`` for ``x`` ``[.., d]`` and ``v`` ``[.., d or d+1]``; see :func:`lnb_kernels.cov_matvec`."""
+    """``(X~'X~ / N + ridge diag(1..1, 0)) v`` for ``x`` ``[.., d]`` and ``v`` ``[.., d or d+1]``."""
     n, d, size = x.shape[:-1].numel(), x.shape[-1], v.shape[-1]
     m = v.shape[:-1].numel()
     if v.dtype == torch.float64 or not 0 < n <= MAX_ROWS or d == 0 or not fused_matvec_pays(d, m):

@@ -3,14 +3,19 @@
 For rows ``g`` of ``[m, size]``, ``A = S / N + ridge diag(1..1, 0)`` and the arrow preconditioner ``P``
 (:func:`lnb_kernels.arrow_solve`), fused into the vector work:
 
-    ap = p A,  alpha = <r, z> / <p, ap>,  h += alpha p,  r -= alpha ap,  z = P r,  beta = <r, z> / <r, z>_old,  p = z + beta p
+    ap = p A,  alpha = <r, z> / <p, ap>,  h += alpha p,  r -= alpha ap,  z = P r,  beta = <r, z> / <r, z>_old,  p = z +
+    beta p
 
-*One launch* (scope "neuron"): given ``S``, rows do not depend on each other. A program owns ``BLOCK_M`` rows and runs all iterations;
-its vectors live in a scratch buffer that stays in L1/L2, and a barrier of the program orders the phases. Per iteration and program:
+*One launch* (scope "neuron"): given ``S``, rows do not depend on each other. A program owns ``BLOCK_M`` rows and runs
+all iterations;
+its vectors live in a scratch buffer that stays in L1/L2, and a barrier of the program orders the phases. Per iteration
+and program:
 ``2 BLOCK_M size^2`` FLOPs and ``4 size^2`` bytes of ``S`` from L2.
 
-*Two phases* (both scopes): a product kernel over tiles of ``ap``, which forms ``p`` on the fly and writes partial ``<p, ap>``, and an
-update kernel over blocks of rows, which adds these in a fixed order. Two launches per iteration, ``2 m size^2`` FLOPs spread over the
+*Two phases* (both scopes): a product kernel over tiles of ``ap``, which forms ``p`` on the fly and writes partial
+``<p, ap>``, and an
+update kernel over blocks of rows, which adds these in a fixed order. Two launches per iteration, ``2 m size^2`` FLOPs
+spread over the
 whole GPU. :func:`one_launch_pays` is the crossover.
 
 Units that are done are switched off by ``alpha = 0``, never by a branch; results are deterministic.
@@ -73,7 +78,7 @@ def _solve_chunk(r, cols, offset, solved, mu_ptr, var_ptr, d, ARROW: tl.constexp
     if ARROW:
         mu = tl.load(mu_ptr + cols, mask=cols < d, other=0.0)[None, :]
         var = tl.load(var_ptr + cols, mask=cols < d, other=1.0)[None, :]
-        if BIAS:
+        if BIAS:  # noqa: SIM108 - a constant of the compiler
             z = tl.where((cols == d)[None, :], solved[:, None], (r - mu * offset[:, None]) / var)
         else:
             z = r / (var + mu * mu)
@@ -125,7 +130,8 @@ def pcg_rows_kernel(
 ):  # fmt: skip
     """All iterations of ``BLOCK_M`` rows, one ``alpha`` and ``beta`` per row; grid ``(row blocks, batch)``.
 
-    ``g, h0, h, r, p, ap``: ``[batch, m, size]`` fp32 contiguous; ``norms`` ``[iterations + 1, batch m]``; ``mu, var`` ``[batch, d]``.
+    ``g, h0, h, r, p, ap``: ``[batch, m, size]`` fp32 contiguous; ``norms`` ``[iterations + 1, batch m]``; ``mu, var``
+    ``[batch, d]``.
     """
     row = tl.program_id(0) * BLOCK_M
     batch = tl.program_id(1)
@@ -248,7 +254,8 @@ def pcg_product_kernel(
 ):  # fmt: skip
     """One tile of ``out = p A`` with ``p = v + beta p_old``; grid ``(row blocks, column blocks, batch)``.
 
-    ``MODE`` 0: ``out -= v A``, the first residual (``out`` holds ``g``). 1: first iteration, ``p = v``. 2: ``beta = rz / rz_old`` where
+    ``MODE`` 0: ``out -= v A``, the first residual (``out`` holds ``g``). 1: first iteration, ``p = v``. 2:
+    ``beta = rz / rz_old`` where
     the last step was active. Modes 1 and 2 store ``p`` (to another buffer: other programs still read the old one)
     and partial ``<p, p A>``.
     """
@@ -301,7 +308,7 @@ def pcg_update_kernel(
     FIRST: tl.constexpr, NEURON: tl.constexpr, ARROW: tl.constexpr, BIAS: tl.constexpr, STOP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """``h += alpha p, r -= alpha ap, z = P r`` on ``BLOCK_M`` rows, partial ``<r, r>`` and ``<r, z>``; grid ``(row blocks, batch)``.
+    """``h += alpha p, r -= alpha ap, z = P r`` on ``BLOCK_M`` rows; partial ``<r, r>``, ``<r, z>``; grid ``(row blocks, batch)``.
 
     ``FIRST`` skips the step: it only makes ``z`` of the first residual, and partial ``<g, g>``.
     """
@@ -364,7 +371,8 @@ def pcg_update_kernel(
 def one_launch_pays(m: int, size: int, batch: int, arch: Arch) -> bool:
     """Whether one launch for all iterations beats two launches per iteration: predicted time of one iteration.
 
-    A program has the tensor cores and L2 share of one multiprocessor; the two-phase form has all of them but pays two launches. L2 is
+    A program has the tensor cores and L2 share of one multiprocessor; the two-phase form has all of them but pays two
+    launches. L2 is
     taken at 1.6 times the rate of memory, half of the tf32 peak is taken as reachable.
     """
     waves = math.ceil(math.ceil(m / ROWS) * batch / arch.multiprocessors)
