@@ -464,7 +464,8 @@ class _Problem:
 
     def by_phases(self, arch: Arch, neuron: bool, units: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A product and an update per iteration, either scope; ``units`` equal parts of the batch share a step."""
-        block_p, block_u, block_c = (16 if self.m <= 16 else 64), 16, 64
+        block_p, block_u = (16 if self.m <= 16 else 64), 16
+        block_c = 32 if arch.name == "sm_80" else 64  # wider tiles spill there
         grid_p = (triton.cdiv(self.m, block_p), triton.cdiv(self.size, block_c), self.batch)
         grid_u = (triton.cdiv(self.m, block_u), self.batch)
         per_unit = 1 if neuron else self.batch // units
