@@ -1,6 +1,7 @@
 # make demo   train on real images next to AdamW, with live curves
 # make test   lint, types, and every test, against the built wheel
 # make bench  microbenchmarks of the kernels
+# make gpu    on a machine with a GPU, offline: build, tests on hardware, times
 # Each makes its environment in .venv first, and again when requirements or sources change.
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ RUN := PYTHONPATH= OMP_NUM_THREADS=1
 # A wheel without the native module is good enough for the demo, but not for the tests.
 test pytest bench: export LNB_NATIVE := required
 
-.PHONY: demo test lint types pytest bench clean
+.PHONY: demo test lint types pytest bench gpu clean
 
 demo: $(VENV)/.run $(VENV)/.wheel
 	$(BIN)/lnb demo
@@ -39,6 +40,10 @@ pytest: $(VENV)/.test $(VENV)/.wheel
 
 bench: $(VENV)/.test $(VENV)/.wheel
 	PYTHONPATH= $(BIN)/pytest bench/micro --benchmark-only $(ARGS)
+
+# No environment of its own: it must work offline, with the torch and triton that the machine has.
+gpu:
+	$(PYTHON) bench/gpu_check.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

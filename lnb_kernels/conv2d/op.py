@@ -11,7 +11,11 @@ from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry, Pair, check_input, geometry, pad_extra
 
-_backend.register("conv2d_second_moment", reference.conv2d_second_moment)
+_backend.register(
+    "conv2d_second_moment",
+    reference.conv2d_second_moment,
+    triton="lnb_kernels.conv2d.triton_kernel:conv2d_second_moment",
+)
 _backend.register("conv2d_cov_matvec", reference.conv2d_cov_matvec)
 
 

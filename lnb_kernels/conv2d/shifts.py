@@ -40,7 +40,8 @@ def _axis(size: int, taps: int, dilation: int, before: int, outputs: int) -> tup
     return max(start for start, _ in ranges), min(stop for _, stop in ranges), tuple(ranges)
 
 
-def _axes(conv: Geometry, height: int, width: int) -> tuple[tuple[int, int, tuple[Range, ...]], ...]:
+def axes(conv: Geometry, height: int, width: int) -> tuple[tuple[int, int, tuple[Range, ...]], ...]:
+    """``(low, high, ranges)`` of the rows and of the columns of the image."""
     left, _, top, _ = conv.padding
     rows, columns = conv.output(height, width)
     return (
@@ -51,7 +52,7 @@ def _axes(conv: Geometry, height: int, width: int) -> tuple[tuple[int, int, tupl
 
 def has_interior(conv: Geometry, height: int, width: int) -> bool:
     """Whether some pixel is visited by every tap; the decomposition is of no use otherwise."""
-    return all(low < high for low, high, _ in _axes(conv, height, width))
+    return all(low < high for low, high, _ in axes(conv, height, width))
 
 
 @functools.lru_cache(maxsize=256)
@@ -60,7 +61,7 @@ def _membership(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(taps x cells, kh x height, kw x width)`` 0/1 matrices: cells inside ``R_a``, and the lines each tap visits."""
     cells, lines = [], []
-    for (low, high, ranges), size in zip(_axes(conv, height, width), (height, width), strict=True):
+    for (low, high, ranges), size in zip(axes(conv, height, width), (height, width), strict=True):
         line = torch.zeros(len(ranges), size)
         for tap, (start, stop) in enumerate(ranges):
             line[tap, start:stop] = 1
@@ -106,7 +107,7 @@ def _cell_products(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
     """``T_s(K)`` of every cell and shift, ``[cells, C, C/groups, kh, 2 kw - 1]``, cells as in ``_membership``."""
     height, width = x.shape[2:]
     (kh, kw), (dh, dw) = conv.kernel, conv.dilation
-    (low_y, high_y, _), (low_x, high_x, _) = _axes(conv, height, width)
+    (low_y, high_y, _), (low_x, high_x, _) = axes(conv, height, width)
     reach_y, reach_x = dh * (kh - 1), dw * (kw - 1)
     padded = F.pad(x, (reach_x, reach_x, 0, reach_y))
 

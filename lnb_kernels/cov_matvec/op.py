@@ -10,7 +10,7 @@ from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels._rows import as_rows
 from lnb_kernels.cov_matvec import reference
 
-_backend.register("cov_matvec", reference.cov_matvec)
+_backend.register("cov_matvec", reference.cov_matvec, triton="lnb_kernels.cov_matvec.triton_kernel:cov_matvec")
 
 
 @torch.library.custom_op("lnb_kernels::cov_matvec", mutates_args=())

@@ -12,7 +12,9 @@ from lnb_kernels._library import below_autograd, define
 from lnb_kernels._rows import as_rows
 from lnb_kernels.linear import reference
 
-_backend.register("linear_backward", reference.linear_backward)
+_backend.register(
+    "linear_backward", reference.linear_backward, triton="lnb_kernels.linear.triton_kernel:linear_backward"
+)
 
 
 def _backward_kernel(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from lnb_kernels.pcg import reference
 
 SCOPES = ("layer", "neuron")
 
-_backend.register("pcg", reference.pcg_moment)
+_backend.register("pcg", reference.pcg_moment, triton="lnb_kernels.pcg.triton_kernel:pcg")
 
 
 @torch.library.custom_op("lnb_kernels::pcg", mutates_args=())

@@ -9,7 +9,9 @@ import torch
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.second_moment import reference
 
-_backend.register("second_moment", reference.second_moment)
+_backend.register(
+    "second_moment", reference.second_moment, triton="lnb_kernels.second_moment.triton_kernel:second_moment"
+)
 
 
 @torch.library.custom_op("lnb_kernels::second_moment", mutates_args=())

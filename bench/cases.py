@@ -1,0 +1,84 @@
+"""The calls that are inspected and costed: every kernel in every configuration that the heuristics ship."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+def _meta(*shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _second_moment(n: int, d: int, dtype: torch.dtype, weighted: bool = False) -> Callable[[], Any]:
+    from lnb_kernels.second_moment.triton_kernel import second_moment
+
+    return lambda: second_moment(_meta(n, d, dtype=dtype), _meta(n) if weighted else None)
+
+
+def _linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[], Any]:
+    from lnb_kernels.linear.triton_kernel import linear_backward
+
+    def call() -> Any:
+        return linear_backward(
+            _meta(n, m, dtype=dtype), _meta(n, d, dtype=dtype), _meta(m, d, dtype=dtype), [False, True, True, True]
+        )
+
+    return call
+
+
+def _pcg(m: int, d: int, batch: int, scope: str, warm: bool = True) -> Callable[[], Any]:
+    from lnb_kernels.pcg.triton_kernel import pcg
+
+    def call() -> Any:
+        s, g, mu = _meta(batch, d + 1, d + 1), _meta(batch, m, d + 1), _meta(batch, d)
+        return pcg(s, g, _meta(batch, m, d + 1) if warm else None, mu, _meta(batch, d), 2, 0.1, scope, 2)
+
+    return call
+
+
+def _cov_matvec(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[], Any]:
+    from lnb_kernels.cov_matvec.triton_kernel import cov_matvec
+
+    return lambda: cov_matvec(_meta(n, d, dtype=dtype), _meta(m, d + 1), 0.1)
+
+
+def _conv2d(b: int, c: int, size: int, kernel: int, stride: int, groups: int, dtype: torch.dtype) -> Callable[[], Any]:
+    from lnb_kernels.conv2d.geometry import Geometry
+    from lnb_kernels.conv2d.triton_kernel import conv2d_second_moment
+
+    code = Geometry((kernel, kernel), (stride, stride), (kernel // 2,) * 4, (1, 1), groups).encode()
+
+    def call() -> Any:
+        x = _meta(b, c, size, size, dtype=dtype)
+        return conv2d_second_moment(x.to(memory_format=torch.channels_last) if c >= 16 else x, code)
+
+    return call
+
+
+def cases() -> dict[str, Callable[[], Any]]:
+    """Name of each case and the call."""
+    table: dict[str, Callable[[], Any]] = {}
+    for dtype, tag in ((BF16, "bf16"), (FP32, "fp32")):
+        for d in (16, 32, 64, 1024, 2048):
+            table[f"second_moment/{tag}/d{d}"] = _second_moment(16384, d, dtype)
+        table[f"second_moment/{tag}/d2048/weighted"] = _second_moment(16384, 2048, dtype, weighted=True)
+        table[f"linear_backward/{tag}/d2048"] = _linear_backward(16384, 2048, 2048, dtype)
+        for d, m in ((16, 10), (512, 32), (1024, 10)):
+            table[f"cov_matvec/{tag}/d{d}/m{m}"] = _cov_matvec(65536, d, m, dtype)
+        for c, groups in ((16, 1), (32, 1), (256, 1), (256, 8)):
+            table[f"conv2d_second_moment/{tag}/3x3/c{c}/g{groups}"] = _conv2d(32, c, 56, 3, 1, groups, dtype)
+        table[f"conv2d_second_moment/{tag}/7x7/c3/stride2"] = _conv2d(32, 3, 224, 7, 2, 1, dtype)
+        table[f"conv2d_second_moment/{tag}/3x3/depthwise"] = _conv2d(32, 128, 56, 3, 1, 128, dtype)
+        table[f"conv2d_second_moment/{tag}/3x3/c3"] = _conv2d(32, 3, 64, 3, 1, 1, dtype)
+    table["pcg/neuron/d128/m2048/batch4"] = _pcg(2048, 128, 4, "neuron")
+    table["pcg/neuron/d64/m10"] = _pcg(10, 64, 1, "neuron", warm=False)
+    table["pcg/neuron/d512/m512/batch8"] = _pcg(512, 512, 8, "neuron")
+    table["pcg/neuron/d2048/m2048"] = _pcg(2048, 2048, 1, "neuron")
+    table["pcg/layer/d2048/m2048"] = _pcg(2048, 2048, 1, "layer")
+    table["pcg/layer/d512/m10"] = _pcg(10, 512, 1, "layer", warm=False)
+    return table

@@ -1,0 +1,210 @@
+"""Everything that needs a GPU, in one command: tests on hardware, compute-sanitizer, and times.
+
+    python bench/gpu_check.py              # all of it; report in bench/gpu_report.json
+    python bench/gpu_check.py --dry-run    # every step up to where hardware is needed
+
+Works offline on a machine with torch, triton, pybind11, cmake, ninja and nvcc. A step that fails is recorded and the
+next one runs; the exit status is 1 if any failed. A kernel whose result is wrong gets no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "python")]
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+LIMIT = 570.0  # seconds for everything
+STARTED = time.monotonic()
+
+
+def left(most: float) -> float:
+    """Seconds that a step may still take."""
+    return max(1.0, min(most, LIMIT - (time.monotonic() - STARTED)))
+
+
+def command(words: list[str], seconds: float) -> dict[str, Any]:
+    """Run a command in the source tree; its last lines, and whether it succeeded."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "LNB_NATIVE": "required"}
+    environment.pop("TRITON_INTERPRET", None)
+    try:
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=left(seconds), check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"ok": False, "output": str(error)}
+    return {"ok": done.returncode == 0, "output": (done.stdout + done.stderr)[-4000:]}
+
+
+def milliseconds(call: Callable[[], Any], device: str) -> float:
+    """Median of 20 runs after 5 to warm up, by CUDA events on a GPU; one run of the clock elsewhere."""
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+    for _ in range(5):
+        call()
+    times = []
+    for _ in range(20):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return sorted(times)[len(times) // 2]
+
+
+def error(actual: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((actual.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
+
+
+def kernels(device: str, small: bool) -> list[dict[str, Any]]:
+    """Each kernel against the library product it replaces; ``small`` shrinks the shapes for a dry run."""
+    import lnb_kernels as lk
+    from lnb_kernels.linear.op import _linear_backward
+
+    rows: list[dict[str, Any]] = []
+
+    def row(
+        name: str, ours: Callable[[], torch.Tensor], plain: Callable[[], torch.Tensor], truth: torch.Tensor
+    ) -> None:
+        entry: dict[str, Any] = {"kernel": name, "error": error(ours(), truth)}
+        entry["correct"] = entry["error"] < 2e-2
+        if entry["correct"]:
+            entry |= {"ms": milliseconds(ours, device), "plain_ms": milliseconds(plain, device)}
+            entry["ratio"] = entry["ms"] / entry["plain_ms"]
+        rows.append(entry)
+
+    n = 256 if small else 16384
+
+    def products(d: int, dtype: torch.dtype) -> None:
+        x = torch.randn(n, d, device=device, dtype=dtype)
+        g = torch.randn(n, d, device=device, dtype=dtype)
+        w = torch.randn(d, d, device=device, dtype=dtype)
+        v = torch.randn(10, d, device=device, dtype=dtype)
+        tag = f"{str(dtype)[6:]}/d{d}"
+        square = x.double().t() @ x.double()
+        row(f"second_moment/{tag} against X'X", lambda: lk.second_moment(x)[:-1, :-1], lambda: x.t() @ x, square)
+        mask = [False, True, True, True]
+        row(
+            f"linear_backward/{tag} against G'X",
+            lambda: _linear_backward(g, x, w, mask)[0], lambda: g.t() @ x, g.double().t() @ x.double(),
+        )  # fmt: skip
+        row(
+            f"cov_matvec/m10/{tag} against two products",
+            lambda: lk.cov_matvec(x, v), lambda: (x @ v.t()).t() @ x / n, v.double() @ square / n,
+        )  # fmt: skip
+
+    for dtype in (torch.bfloat16, torch.float32):
+        for d in (32, 64) if small else (256, 1024, 2048, 4096):
+            products(d, dtype)
+    c, size = (16, 12) if small else (128, 56)
+    image = torch.randn(2 if small else 32, c, size, size, device=device, dtype=torch.bfloat16)
+    patches = F.unfold(image.float(), 3, padding=1).transpose(0, 1).flatten(1)
+    truth = patches @ patches.t() if small else torch.cat([part @ patches.t() for part in patches.split(128)])
+    row(
+        f"conv2d_second_moment/3x3/c{c} against unfold and product",
+        lambda: lk.conv2d_second_moment(image, 3, padding=1)[0, :-1, :-1],
+        lambda: (lambda p: p @ p.t())(F.unfold(image, 3, padding=1).transpose(0, 1).flatten(1)), truth,
+    )  # fmt: skip
+    return rows
+
+
+def steps(device: str, small: bool) -> list[dict[str, Any]]:
+    """Forward, backward and step of an MLP: LNB against fused AdamW."""
+    import lnb
+
+    width, batch, rows = (32, 16, []) if small else (2048, 8192, [])
+    for name in ("adamw", "lnb"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, 10)  # noqa: E501
+        ).to(device)  # fmt: skip
+        x, y = torch.randn(batch, width, device=device), torch.randint(10, (batch,), device=device)
+        fused = torch.optim.AdamW(model.parameters(), fused=device == "cuda") if name == "adamw" else None
+        optimizer: Any = fused or lnb.LNB(model, lr=0.01)
+
+        def step(model: Any = model, optimizer: Any = optimizer, x: Any = x, y: Any = y) -> None:
+            optimizer.zero_grad()
+            with torch.autocast(device, torch.bfloat16):
+                loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+
+        rows.append({"optimizer": name, "ms": milliseconds(step, device)})
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--dry-run", action="store_true", help="on the CPU, small shapes, no build and only one test file"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "gpu_report.json")
+    options = parser.parse_args()
+    dry = options.dry_run
+    if not dry and not torch.cuda.is_available():
+        print("no GPU is visible to torch; use --dry-run to rehearse without one", file=sys.stderr)
+        return 2
+    device = "cpu" if dry else "cuda"
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    plan: dict[str, Callable[[], Any]] = {}
+    if not dry:
+        plan["build"] = lambda: command([sys.executable, "setup.py", "build_ext", "--inplace"], 180)
+    hardware_tests = ["tests/ops/test_triton_kernels.py", *(["-k", "geometry or routes"] if dry else [])]
+    plan["kernels"] = lambda: kernels(device, dry)
+    plan["steps"] = lambda: steps(device, dry)
+    plan["tests"] = lambda: command([*pytest, *hardware_tests], 240)
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer and not dry:
+        plan["sanitizer"] = lambda: command(
+            [sanitizer, "--error-exitcode", "9", *pytest, *hardware_tests, "-k", "7-7 or average"], 120
+        )
+    if not dry:
+        plan["all tests"] = lambda: command([*pytest, "tests/ops", "tests/optimizer"], 300)
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "torch": torch.__version__, "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dry_run": dry, "results": {}, "failures": [],
+    }  # fmt: skip
+    for name, run in plan.items():
+        try:
+            result = run()
+        except Exception:
+            result = {"ok": False, "output": traceback.format_exc()}
+        report["results"][name] = result
+        rows = result if isinstance(result, list) else []
+        if isinstance(result, dict) and not result["ok"]:
+            report["failures"].append(f"{name}: {result['output'][-600:]}")
+        for entry in rows:
+            print(
+                name,
+                *(f"{key}={value:.4g}" if isinstance(value, float) else f"{value}" for key, value in entry.items()),
+            )
+            if not entry.get("correct", True):
+                report["failures"].append(f"{entry['kernel']}: error {entry['error']:.3g}, so no time is given")
+        print(f"{name}: done after {time.monotonic() - STARTED:.0f} s", flush=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{len(report['failures'])} failures; report in {options.out}")
+    print(*report["failures"], sep="\n")
+    return 1 if report["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

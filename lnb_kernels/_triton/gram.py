@@ -1,0 +1,287 @@
+"""The Gram kernel: every symmetric product ``X'X`` of this library, alone or stacked under ``G'X``.
+
+``second_moment``, the fused backward pass of a linear layer, and the symmetric products of Newton-Schulz iterations
+are this
+kernel with other strides and epilogues. The equation, with rows ``x_n`` (and ``g_n``) and weights ``w_n``:
+
+    S = alpha * sum_n w_n [x_n 1]' [x_n 1] + beta * C,      W = sum_n g_n' x_n,      b = sum_n g_n
+
+Tile scheme. A program owns one ``BLOCK_D x BLOCK_D`` tile of the stacked product and one slice of the rows (a
+*split*). Of ``S``
+only tiles on and below the diagonal exist; the epilogue stores each twice, mirrored, so ``S`` is symmetric to the bit.
+The ones
+column is no column of a tile (``d`` is usually a multiple of 128 and a 129th column would cost a row of tiles):
+programs after the last tile sum columns
+instead. Tiles of one split are neighbours in the grid, so that its rows of ``X`` and ``G`` stay in L2 for all of them.
+
+Splits. Partial tiles go to a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are
+deterministic, no float atomics. With one split the epilogue runs at once and there is no workspace.
+
+Cost with ``nb = ceil(d / BLOCK_D)``, ``mb = ceil(m / BLOCK_D)``, ``T = nb (nb + 1) / 2 + mb nb`` tiles:
+FLOPs ``2 N BLOCK_D^2 T`` (against ``2 N d^2`` of the full square); bytes from L2 ``2 N BLOCK_D T * size``, from memory
+at least
+``N (d + m) * size``; workspace traffic ``8 BLOCK_D^2 T splits``.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lnb_kernels._triton.offsets import lower_tile, offset64
+
+
+@triton.jit
+def _product(
+    a_ptr, b_ptr, w_ptr, a_col, b_col, a_width, b_width, start, stop,
+    stride_ar, stride_br, stride_c, stride_w,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+):  # fmt: skip
+    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_D, BLOCK_D]`` fp32."""
+    lane = tl.arange(0, BLOCK_N)
+    a_cols = a_col + tl.arange(0, BLOCK_D)
+    b_cols = b_col + tl.arange(0, BLOCK_D)
+    a_ptrs = (
+        a_ptr + offset64(start, stride_ar) + offset64(lane, stride_ar)[:, None] + offset64(a_cols, stride_c)[None, :]
+    )
+    b_ptrs = (
+        b_ptr + offset64(start, stride_br) + offset64(lane, stride_br)[:, None] + offset64(b_cols, stride_c)[None, :]
+    )
+    acc = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
+    for row in range(start, stop, BLOCK_N):
+        live = lane < stop - row
+        a = tl.load(a_ptrs, mask=live[:, None] & (a_cols < a_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
+        b = tl.load(b_ptrs, mask=live[:, None] & (b_cols < b_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
+        if HAS_WEIGHTS:
+            w = tl.load(w_ptr + offset64(row + lane, stride_w), mask=live, other=0.0).to(tl.float32)
+            # 16-bit rows are exact in tf32, the weighted ones are not exact in 16 bits: so the product runs in (tf)32.
+            a = a.to(tl.float32) * w[:, None]
+            b = b.to(tl.float32)
+        acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
+        a_ptrs += offset64(BLOCK_N, stride_ar)
+        b_ptrs += offset64(BLOCK_N, stride_br)
+    return acc
+
+
+@triton.jit
+def _column_sums(
+    a_ptr, w_ptr, cols, width, start, stop, stride_ar, stride_ac, stride_w,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+):  # fmt: skip
+    """``sum over rows start..stop of w_n a_n`` for the columns ``cols``; column ``width`` is all ones."""
+    lane = tl.arange(0, BLOCK_N)
+    acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for row in range(start, stop, BLOCK_N):
+        rows = row + lane
+        live = rows < stop
+        offsets = offset64(rows, stride_ar)[:, None] + offset64(cols, stride_ac)[None, :]
+        a = tl.load(a_ptr + offsets, mask=live[:, None] & (cols < width)[None, :], other=0.0).to(tl.float32)
+        a = tl.where((cols == width)[None, :] & live[:, None], 1.0, a)
+        if HAS_WEIGHTS:
+            w = tl.load(w_ptr + offset64(rows, stride_w), mask=live, other=0.0).to(tl.float32)
+            a *= w[:, None]
+        acc += a
+    return tl.sum(acc, 0)  # [BLOCK_D]
+
+
+@triton.jit
+def _store_symmetric(
+    acc, s_ptr, c_ptr, row, col, d, alpha, beta, stride_sr, stride_cr,
+    HAS_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Store a lower tile of ``alpha acc + beta C`` and its mirror image; of a diagonal tile only the lower half counts.
+
+    Offsets inside a tile are int32 to save registers: 128 rows of a square matrix that fits any memory are below 2^31
+    elements.
+    """
+    i, j = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    mask = (col + j[None, :] <= row + i[:, None]) & (row + i < d)[:, None]
+    value = alpha * acc
+    if HAS_C:
+        c = tl.load(c_ptr + offset64(row, stride_cr) + col + i[:, None] * stride_cr + j[None, :], mask=mask, other=0.0)
+        value += beta * c.to(tl.float32)
+    value = value.to(s_ptr.dtype.element_ty)
+    tl.store(s_ptr + offset64(row, stride_sr) + col + i[:, None] * stride_sr + j[None, :], value, mask=mask)
+    mirror = s_ptr + offset64(col, stride_sr) + row + j[:, None] * stride_sr + i[None, :]
+    tl.store(mirror, tl.trans(value), mask=tl.trans(mask))
+
+
+@triton.jit
+def _store_sums(sums, s_ptr, c_ptr, cols, d, alpha, beta, stride_sr, stride_cr, HAS_C: tl.constexpr):
+    """Store column sums as the last row and column of ``S``; entry ``d`` is the row count."""
+    mask = cols <= d
+    value = alpha * sums
+    if HAS_C:
+        value += beta * tl.load(c_ptr + offset64(d, stride_cr) + cols, mask=mask, other=0.0).to(tl.float32)
+    value = value.to(s_ptr.dtype.element_ty)
+    tl.store(s_ptr + offset64(d, stride_sr) + cols, value, mask=mask)
+    tl.store(s_ptr + offset64(cols, stride_sr) + d, value, mask=mask & (cols < d))
+
+
+@triton.jit
+def _finish(
+    acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
+    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Store rows ``row .. row + ROWS`` of finished tile ``(i, j)``: of ``G'X`` where ``kind`` is 0, else of ``S``."""
+    first_row, first_col = i * BLOCK_D + row, j * BLOCK_D
+    in_s = True
+    if HAS_G:
+        in_s = kind == 1
+        if kind == 0:
+            rows, cols = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+            mask = (first_row + rows < m)[:, None] & (first_col + cols < d)[None, :]
+            base = gw_ptr + offset64(first_row, d) + first_col
+            tl.store(base + rows[:, None] * d + cols[None, :], acc.to(gw_ptr.dtype.element_ty), mask=mask)
+    if in_s:
+        _store_symmetric(
+            acc, s_ptr, c_ptr, first_row, first_col, d, alpha, beta, stride_sr, stride_cr, HAS_C, ROWS, BLOCK_D
+        )
+
+
+@triton.jit
+def _finish_sums(
+    sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr,
+    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Store finished column sums of ``G`` (the first ``g_blocks`` blocks) or of ``[X 1]``."""
+    cols = tl.arange(0, BLOCK_D)
+    if HAS_G:
+        if block < g_blocks:
+            out = block * BLOCK_D + cols
+            tl.store(gb_ptr + out, sums.to(gb_ptr.dtype.element_ty), mask=out < m)
+        else:
+            x_cols = (block - g_blocks) * BLOCK_D + cols
+            _store_sums(sums, s_ptr, c_ptr, x_cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
+    else:
+        _store_sums(sums, s_ptr, c_ptr, block * BLOCK_D + cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
+
+
+@triton.jit
+def _locate(tile, g_tiles, g_blocks, HAS_G: tl.constexpr):
+    """``(kind, i, j)`` of a tile: 0 for ``G'X``, column by column of ``X``; 1 for the lower triangle of ``S``."""
+    kind = 1
+    i, j = lower_tile(tile)
+    if HAS_G:
+        if tile < g_tiles:
+            kind = 0
+            i, j = tile % g_blocks, tile // g_blocks
+        else:
+            i, j = lower_tile(tile - g_tiles)
+    return kind, i, j
+
+
+@triton.jit
+def gram_kernel(
+    x_ptr, g_ptr, w_ptr, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
+    n_rows, d, m, tiles, rows_per_split, alpha, beta,
+    stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
+    HAS_G: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile (or one block of column sums) of one split of one matrix; grid ``(tiles + sum blocks, splits, batch)``.
+
+    ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
+    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1,
+    d or d+1]``. With ``SPLIT`` the result goes to ``partial`` ``[batch, splits, tiles, BLOCK_D, BLOCK_D]`` and
+    ``sums`` ``[batch, splits, sum blocks, BLOCK_D]`` for :func:`gram_finish_kernel`, else straight to its place.
+    """
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    batch = tl.program_id(2)
+    g_blocks = tl.cdiv(m, BLOCK_D)
+    g_tiles = g_blocks * tl.cdiv(d, BLOCK_D)
+    start = split * rows_per_split
+    stop = start + tl.minimum(rows_per_split, n_rows - start)
+    x_ptr += offset64(batch, stride_xb)
+    s_ptr += offset64(batch, stride_sb)
+    c_ptr += offset64(batch, stride_cb)
+    slot = batch * tl.num_programs(1) + split
+    if tile < tiles:
+        kind, i, j = _locate(tile, g_tiles, g_blocks, HAS_G)
+        a_ptr, a_width, stride_ar = x_ptr, d, stride_xr
+        if HAS_G:  # noqa: SIM102 - the outer condition is a constant of the compiler, the inner one is not
+            # One loop for both kinds of tile: a second one would have pipeline buffers of its own in shared memory.
+            if kind == 0:
+                a_ptr, a_width, stride_ar = g_ptr, m, stride_gr
+        acc = _product(
+            a_ptr, x_ptr, w_ptr, i * BLOCK_D, j * BLOCK_D, a_width, d, start, stop,
+            stride_ar, stride_xr, stride_xc, stride_w, BLOCK_D, BLOCK_N, PRECISION, HAS_WEIGHTS,
+        )  # fmt: skip
+        if SPLIT:
+            lane = tl.arange(0, BLOCK_D)
+            base = partial_ptr + offset64(offset64(slot, tiles) + tile, BLOCK_D * BLOCK_D)
+            tl.store(base + lane[:, None] * BLOCK_D + lane[None, :], acc)
+        else:
+            _finish(
+                acc, kind, i, j, 0, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
+                HAS_G, HAS_C, BLOCK_D, BLOCK_D,
+            )  # fmt: skip
+    elif HAS_ONES:
+        block = tile - tiles
+        lane = tl.arange(0, BLOCK_D)
+        x_block = block
+        a_ptr, width, stride_ar = x_ptr, d, stride_xr
+        if HAS_G:
+            x_block = block - g_blocks
+            if block < g_blocks:
+                x_block = block
+                a_ptr, width, stride_ar = g_ptr, m, stride_gr
+        sums = _column_sums(
+            a_ptr, w_ptr, x_block * BLOCK_D + lane, width, start, stop, stride_ar, stride_xc, stride_w,
+            BLOCK_D, BLOCK_N, HAS_WEIGHTS,
+        )  # fmt: skip
+        if SPLIT:
+            blocks = tl.num_programs(0) - tiles
+            tl.store(sums_ptr + offset64(offset64(slot, blocks) + block, BLOCK_D) + lane, sums)
+        else:
+            _finish_sums(
+                sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr,
+                HAS_G, HAS_C, BLOCK_D,
+            )  # fmt: skip
+
+
+@triton.jit
+def gram_finish_kernel(
+    s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
+    d, m, tiles, sum_blocks, splits, alpha, beta, stride_sb, stride_sr, stride_cb, stride_cr,
+    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Add the splits of ``ROWS`` rows of one tile in order and store them; grid ``(tiles BLOCK_D / ROWS + sum blocks, batch)``.
+
+    ``CHUNK`` splits are loaded at a time to keep enough loads in flight. Bytes: ``4 splits`` per element of a tile
+    read, ``8`` written.
+    """
+    program = tl.program_id(0)
+    batch = tl.program_id(1)
+    s_ptr += offset64(batch, stride_sb)
+    c_ptr += offset64(batch, stride_cb)
+    g_blocks = tl.cdiv(m, BLOCK_D)
+    parts = BLOCK_D // ROWS
+    chunk = tl.arange(0, CHUNK)
+    lane = tl.arange(0, BLOCK_D)
+    first = offset64(batch, splits)
+    if program < tiles * parts:
+        tile = program // parts
+        row = program % parts * ROWS
+        kind, i, j = _locate(tile, g_blocks * tl.cdiv(d, BLOCK_D), g_blocks, HAS_G)
+        inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_D + lane[None, :]
+        acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+        for split in range(0, splits, CHUNK):
+            slots = offset64(first + split + chunk, tiles) + tile
+            ptrs = partial_ptr + offset64(slots, BLOCK_D * BLOCK_D)[:, None, None] + inner[None, :, :]
+            acc += tl.sum(tl.load(ptrs, mask=(split + chunk < splits)[:, None, None], other=0.0), 0)
+        _finish(
+            acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
+            HAS_G, HAS_C, BLOCK_D, ROWS,
+        )  # fmt: skip
+    else:
+        block = program - tiles * parts
+        sums = tl.zeros((BLOCK_D,), tl.float32)
+        for split in range(0, splits, CHUNK):
+            slots = offset64(first + split + chunk, sum_blocks) + block
+            ptrs = sums_ptr + offset64(slots, BLOCK_D)[:, None] + lane[None, :]
+            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < splits)[:, None], other=0.0), 0)
+        _finish_sums(
+            sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr, HAS_G, HAS_C, BLOCK_D
+        )

@@ -1,0 +1,53 @@
+"""Convolution statistics on the GPU: which kernel serves which convolution.
+
+=====================================  =====================================================================
+1x1, stride 1, no padding, one group   the Gram kernel on pixels (:mod:`lnb_kernels.second_moment.triton_kernel`)
+stride 1, at least 16 channels         shifted products (:mod:`lnb_kernels.conv2d.triton_shifts`)
+all others                             implicit im2col (:mod:`lnb_kernels.conv2d.triton_patches`)
+=====================================  =====================================================================
+
+:func:`lnb_kernels._triton.crossover.shifts_pay` is the rule between the last two.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lnb_kernels._triton.crossover import shifts_pay
+from lnb_kernels._triton.gram_launch import MAX_ROWS
+from lnb_kernels._triton.launch import compiles_or_unavailable
+from lnb_kernels.conv2d import reference
+from lnb_kernels.conv2d.geometry import Geometry
+from lnb_kernels.conv2d.shifts import has_interior
+from lnb_kernels.conv2d.triton_patches import second_moment_by_patches
+from lnb_kernels.conv2d.triton_shifts import cell_count, second_moment_by_shifts
+from lnb_kernels.second_moment.triton_kernel import second_moment
+
+
+def route(x: torch.Tensor, conv: Geometry) -> str:
+    """``"pixels"``, ``"shifts"`` or ``"patches"``; ``"reference"`` for empty inputs and images of 2^31 elements."""
+    batch, channels, height, width = x.shape
+    out_height, out_width = conv.output(height, width)
+    span = 1 + sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    if x.numel() == 0 or span > MAX_ROWS or batch * max(out_height * out_width, height * width) > MAX_ROWS:
+        return "reference"
+    plain = conv.stride == (1, 1) and conv.groups == 1 and not any(conv.padding)
+    if conv.kernel == (1, 1) and plain:
+        return "pixels"
+    per_group = channels // conv.groups
+    by_shifts = conv.stride == (1, 1) and has_interior(conv, height, width)
+    return "shifts" if by_shifts and shifts_pay(per_group, conv.kernel, cell_count(conv, height, width)) else "patches"
+
+
+@compiles_or_unavailable("conv2d_second_moment")
+def conv2d_second_moment(x: torch.Tensor, code: list[int]) -> torch.Tensor:
+    """``S`` ``[groups, D+1, D+1]`` fp32 of ``x`` ``[B, C, H, W]``; see :func:`lnb_kernels.conv2d_second_moment`."""
+    conv = Geometry.decode(code)
+    match route(x, conv):
+        case "pixels":
+            return second_moment(x.permute(0, 2, 3, 1)).unsqueeze(0)
+        case "shifts":
+            return second_moment_by_shifts(x, conv)
+        case "patches":
+            return second_moment_by_patches(x, conv)
+    return reference.conv2d_second_moment(x, code)

@@ -1,0 +1,36 @@
+"""Backward pass of a linear layer on the GPU: ``[G | X 1]'X`` in one launch.
+
+Weight gradient, bias gradient and second moment multiply by the same ``X``; tiles of one split of the rows are
+neighbours in the
+grid, so ``X`` comes from memory once for all three. Equation, tile scheme, bytes and FLOPs:
+:mod:`lnb_kernels._triton.gram`. At ``m = d``
+(``d`` >> 128) the launch issues ``3 N d^2`` FLOPs where the weight gradient alone issues ``2 N d^2``. ``G W`` shares
+no operand product
+with these and stays a plain product of the vendor's library.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lnb_kernels._triton import gram_launch
+from lnb_kernels._triton.launch import compiles_or_unavailable
+from lnb_kernels.linear import reference
+
+
+@compiles_or_unavailable("linear_backward")
+def linear_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
+    """The wanted ones of ``[G W, G'X, sum G, [X 1]'[X 1]]``; fused where both ``G'X`` and ``S`` are wanted."""
+    d, m, n = x.shape[-1], grad.shape[-1], x.shape[:-1].numel()
+    fusable = mask[1] and mask[3] and grad.dtype == x.dtype and 0 < n <= gram_launch.MAX_ROWS and d > 0 and m > 0
+    if not fusable:
+        return reference.linear_backward(grad, x, weight, mask)
+    rows, g = x.reshape(n, d), grad.reshape(n, m)
+    if d > 1 and m > 1 and rows.stride(1) != g.stride(1):
+        rows, g = rows.contiguous(), g.contiguous()
+    grad_weight = x.new_empty((m, d))
+    grad_bias = x.new_empty((m,))
+    s = x.new_empty((d + 1, d + 1), dtype=torch.float32)
+    gram_launch.launch_gram(rows.unsqueeze(0), s.unsqueeze(0), g=g, grad_weight=grad_weight, grad_bias=grad_bias)
+    grad_x = [g.mm(weight).view(x.shape)] if mask[0] else []
+    return [*grad_x, grad_weight, *([grad_bias] if mask[2] else []), s]

@@ -1,0 +1,201 @@
+"""The Triton kernels against the references, in the interpreter or on a GPU."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import assert_close_to_reference, layouts
+from triton_support import DEVICE, DTYPES, triton_interpreter
+
+from lnb_kernels import _backend
+from lnb_kernels._triton import gram_launch, offsets
+from lnb_kernels._triton.arch import ARCHS
+from lnb_kernels.conv2d import triton_kernel as conv_kernel
+from lnb_kernels.conv2d.geometry import Geometry
+from lnb_kernels.conv2d.patches import conv2d_second_moment_by_patches
+from lnb_kernels.conv2d.triton_patches import second_moment_by_patches
+from lnb_kernels.conv2d.triton_shifts import second_moment_by_shifts
+from lnb_kernels.cov_matvec import reference as cov_reference
+from lnb_kernels.cov_matvec import triton_kernel as cov_kernel
+from lnb_kernels.linear import reference as linear_reference
+from lnb_kernels.linear import triton_kernel as linear_kernel
+from lnb_kernels.pcg import reference as pcg_reference
+from lnb_kernels.pcg import triton_kernel as pcg_kernel
+from lnb_kernels.second_moment import reference as moment_reference
+from lnb_kernels.second_moment import triton_kernel as moment_kernel
+
+
+def rand(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape).to(DEVICE, dtype)
+
+
+def test_bf16_of_the_interpreter_rounds_as_torch_does() -> None:
+    values = torch.cat((torch.randn(1000), torch.tensor([0.0, -0.0, float("inf"), 1.00390625, 3.4e38])))
+    bits = triton_interpreter.narrow(values.numpy())
+    expected = values.to(torch.bfloat16)
+    assert torch.equal(torch.from_numpy(triton_interpreter.widen(bits)), expected.float())
+
+
+def test_offsets_are_widened_before_the_multiply() -> None:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def store_offset(out_ptr, index, stride, offset64: tl.constexpr):
+        tl.store(out_ptr, offset64(index, stride))
+
+    out = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    store_offset[(1,)](out, 2**31 - 2, 8191, offsets.offset64)
+    assert out.item() == (2**31 - 2) * 8191
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (7, 7), (123, 123), (50, 300), (507, 40)])
+def test_second_moment(n: int, d: int, dtype: torch.dtype) -> None:
+    x, w = rand(n, d, dtype=dtype), rand(n).abs()
+    for args in ((x,), (x, w)):
+        actual = moment_kernel.second_moment(*args)
+        truth = moment_reference.second_moment(*(value.double() for value in args))
+        assert_close_to_reference(actual, truth, moment_reference.second_moment(*args))
+        assert torch.equal(actual, actual.t())
+
+
+def test_second_moment_of_every_layout_and_of_nothing() -> None:
+    values = torch.randn(37, 21)
+    expected = moment_reference.second_moment(values)
+    for name, x in layouts(values):
+        torch.testing.assert_close(moment_kernel.second_moment(x.to(DEVICE)).cpu(), expected, msg=name)
+    assert torch.equal(moment_kernel.second_moment(rand(0, 5)), torch.zeros(6, 6, device=DEVICE))
+    assert moment_kernel.second_moment(rand(4, 0)).item() == 4
+
+
+def test_average_and_row_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, s = rand(70, 19), moment_reference.second_moment(rand(9, 19))
+    expected = 0.9 * s + 0.1 * moment_reference.second_moment(x)
+    monkeypatch.setattr(gram_launch, "MAX_ROWS", 32)
+    moment_kernel.second_moment_ema_(s, x, 0.9)
+    torch.testing.assert_close(s, expected)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 40), st.integers(0, 90))
+def test_second_moment_adds_over_rows_in_any_order(n: int, d: int, cut: int) -> None:
+    x = rand(n, d)
+    whole = moment_kernel.second_moment(x)
+    parts = moment_kernel.second_moment(x[:cut]) + moment_kernel.second_moment(x[cut:])
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moment_kernel.second_moment(x.flip(0)), whole, rtol=1e-4, atol=1e-4)
+    assert torch.linalg.eigvalsh(whole.double()).min() >= -1e-4 * whole.norm()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("n", [1, 1000, 2**31 - 2**17])
+@pytest.mark.parametrize("d", [8, 784, 8192])
+def test_launch_geometry_covers_every_row_once(arch: str, n: int, d: int) -> None:
+    plan = gram_launch.gram_plan(n, d, d, 2, ARCHS[arch])
+    assert plan.rows_per_split % plan.block_n == 0
+    assert (plan.splits - 1) * plan.rows_per_split < n <= plan.splits * plan.rows_per_split
+    assert 4 * plan.splits * plan.tiles * plan.block_d**2 <= gram_launch.WORKSPACE_BYTES or plan.splits == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "d", "m"), [(7, 1, 5), (9, 6, 1), (123, 140, 33)])
+def test_linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> None:
+    grad, x, weight = rand(n, m, dtype=dtype), rand(n, d, dtype=dtype), rand(m, d, dtype=dtype)
+    for g in (grad, grad.t().contiguous().t()):
+        actual = linear_kernel.linear_backward(g, x, weight, [True] * 4)
+        plain = linear_reference.linear_backward(grad, x, weight, [True] * 4)
+        truth = linear_reference.linear_backward(grad.double(), x.double(), weight.double(), [True] * 4)
+        for got, reference, exact in zip(actual, plain, truth, strict=True):
+            assert_close_to_reference(got, exact, reference)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "d", "m"), [(1, 1, 1), (7, 7, 3), (123, 123, 20), (1300, 70, 10)])
+@pytest.mark.parametrize("bias", [0, 1])
+def test_cov_matvec(n: int, d: int, m: int, bias: int, dtype: torch.dtype) -> None:
+    x, v = rand(n, d, dtype=dtype), rand(m, d + bias, dtype=dtype)
+    actual = cov_kernel.cov_matvec(x, v, 0.3)
+    truth = cov_reference.cov_matvec(x.double(), v.double(), 0.3)
+    assert_close_to_reference(actual, truth, cov_reference.cov_matvec(x, v, 0.3))
+
+
+@pytest.mark.parametrize(("scope", "one_launch"), [("layer", False), ("neuron", False), ("neuron", True)])
+@pytest.mark.parametrize(("lead", "m", "d"), [((), 5, 7), ((2,), 20, 33), ((2, 2), 17, 40)])
+def test_pcg(
+    lead: tuple[int, ...], m: int, d: int, scope: str, one_launch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pcg_kernel, "one_launch_pays", lambda *_: one_launch)
+    x = rand(*lead, 3 * d + 5, d) + 0.3
+    rows = torch.cat((x, torch.ones_like(x[..., :1])), -1)
+    for bias, warm, arrow, iterations in [
+        (1, True, True, 2),
+        (0, True, True, 2),
+        (1, False, False, 2),
+        (1, False, True, 0),
+    ]:
+        g = rand(*lead, m, d + bias)
+        args = [
+            rows.mT @ rows, g, torch.randn_like(g) if warm else None,
+            x.mean(-2) if arrow else None, x.var(-2) if arrow else None,
+        ]  # fmt: skip
+        rest = (iterations, 0.1, scope, 3 if scope == "layer" and len(lead) == 2 else 2)
+        actual = pcg_kernel.pcg(*args, *rest)
+        plain = pcg_reference.pcg_moment(*args, *rest)
+        truth = pcg_reference.pcg_moment(*(None if value is None else value.double() for value in args), *rest)
+        for got, reference, exact in zip(actual, plain, truth, strict=True):
+            assert got.shape == exact.shape
+            assert_close_to_reference(got, exact, reference, factor=4.0)
+
+
+GEOMETRIES = [
+    (2, 3, 6, 5, Geometry((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1)),
+    (2, 4, 6, 5, Geometry((3, 3), (2, 1), (1, 0, 2, 1), (1, 2), 2)),
+    (2, 4, 7, 7, Geometry((3, 2), (1, 1), (1, 0, 2, 1), (2, 1), 2)),
+    (2, 6, 6, 6, Geometry((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 6)),
+    (2, 4, 6, 6, Geometry((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize(("b", "c", "h", "w", "conv"), GEOMETRIES)
+def test_conv2d_second_moment(b: int, c: int, h: int, w: int, conv: Geometry, dtype: torch.dtype) -> None:
+    x = rand(b, c, h, w, dtype=dtype)
+    truth, plain = conv2d_second_moment_by_patches(x.double(), conv), conv2d_second_moment_by_patches(x.float(), conv)
+    results = [conv_kernel.conv2d_second_moment(x, conv.encode())]
+    results.append(second_moment_by_patches(x.contiguous(memory_format=torch.channels_last), conv))
+    if conv.stride == (1, 1):
+        results.append(second_moment_by_shifts(x, conv))
+    for actual in results:
+        assert_close_to_reference(actual, truth, plain)
+        assert torch.equal(actual, actual.mT)
+
+
+def test_routes_of_convolutions() -> None:
+    def route(channels: int, kernel: int, stride: int = 1, groups: int = 1) -> str:
+        conv = Geometry((kernel, kernel), (stride, stride), (kernel // 2,) * 4, (1, 1), groups)
+        return conv_kernel.route(torch.empty(2, channels, 32, 32), conv)
+
+    assert [route(64, 3), route(64, 1), route(3, 3), route(64, 3, 2), route(64, 3, 1, 64)] == [
+        "shifts", "pixels", "patches", "patches", "patches"
+    ]  # fmt: skip
+
+
+def test_a_kernel_that_does_not_compile_falls_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("PassManager::run failed")
+
+    monkeypatch.setattr(gram_launch, "launch_gram", broken)
+    monkeypatch.setattr(_backend, "candidate", lambda route, *_: "reference" if route.broken else "triton")
+    route = _backend.routes()["second_moment"]
+    monkeypatch.setattr(route, "broken", {})
+    x = rand(5, 3)
+    with pytest.warns(RuntimeWarning, match="second_moment"):
+        result = _backend.call("second_moment", x, x, None)
+    assert torch.equal(result, moment_reference.second_moment(x))
+    assert torch.equal(_backend.call("second_moment", x, x, None), result)
+    assert list(itertools.chain(route.broken)) == ["triton"]
