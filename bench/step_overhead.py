@@ -25,8 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lnb
+import lnb_kernels as lk
 from lnb.training.models import MLP, UNet
 from lnb.training.models.transformer import Block
+from lnb.training.optimizers import OptimizerConfig, build_optimizer
+
+Batch = tuple[Tensor, Callable[[Tensor], Tensor]]
 
 
 class Stepper:
@@ -53,19 +57,6 @@ class Stepper:
     def trained(self) -> bool:
         """Whether the times mean anything."""
         return all(map(math.isfinite, self.losses)) and self.losses[-1] < self.losses[0]
-
-
-Batch = tuple[Tensor, Callable[[Tensor], Tensor]]
-
-
-class AutodiffLNB(lnb.LNB):
-    """Paper mode with its covariance products by automatic differentiation, as the published implementation makes them.
-
-    Every product ``X~'X~ v`` is a forward-mode derivative of the layer followed by a reverse-mode one.
-    """
-
-    def __init__(self, model: nn.Module, lr: float) -> None:
-        super().__init__(model, lr, "paper", solver="matrix_free")
 
 
 def autodiff_product(x: Tensor, v: Tensor, ridge: float) -> Tensor:
@@ -112,13 +103,14 @@ def autodiff_conv_product(
 
 
 def autodiff_step(model: nn.Module) -> torch.optim.Optimizer:
-    """Paper mode whose products go through :func:`autodiff_product`."""
-    optimizer = AutodiffLNB(model, 0.02)
+    """Paper mode with its covariance products by automatic differentiation, as the published implementation makes them.
+
+    Every product ``X~'X~ v`` is a forward-mode derivative of the layer followed by a reverse-mode one.
+    """
+    optimizer = lnb.LNB(model, 0.02, "paper", solver="matrix_free")
     plain = optimizer.step
 
     def step() -> None:
-        import lnb_kernels as lk
-
         saved = lk.cov_matvec, lk.conv2d_cov_matvec
         lk.cov_matvec, lk.conv2d_cov_matvec = autodiff_product, autodiff_conv_product  # type: ignore[assignment]
         try:
@@ -155,16 +147,10 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "paper": lambda m: lnb.LNB(m, 0.02, "paper"),
     "fast": lambda m: lnb.LNB(m, 0.01),
     "fast, layer region": lambda m: lnb.LNB(m, 0.01, trust_region="layer"),
-    "Muon": lambda m: _muon(m),
+    "Muon": lambda m: build_optimizer(OptimizerConfig("muon", lr=1e-3), m, "constant", 1),  # type: ignore[dict-item]
     "paper, matrix-free": lambda m: lnb.LNB(m, 0.02, "paper", solver="matrix_free"),
     "paper, autodiff": autodiff_step,
 }
-
-
-def _muon(model: nn.Module) -> torch.optim.Optimizer:
-    from lnb.training.optimizers import OptimizerConfig, build_optimizer
-
-    return build_optimizer(OptimizerConfig("muon", lr=1e-3), model, "constant", 1)  # type: ignore[return-value]
 
 
 def measure(name: str, rounds: int) -> dict[str, dict[str, float]]:

@@ -88,7 +88,7 @@ def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, blo
     covariance = diagonal_blocks(covariance, blocks)
     diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     average = diagonal.mean(dim=(-2, -1), keepdim=True).unsqueeze(-1)
-    added = torch.zeros_like(average) + (ridge if isinstance(ridge, float) else ridge.unsqueeze(-1))
+    added = torch.zeros_like(average) + (ridge.unsqueeze(-1) if isinstance(ridge, Tensor) else ridge)
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     covariance = covariance + added * eye
     lower, failed = _try_cholesky(covariance)

@@ -71,28 +71,27 @@ def _update_feature_moments(
     """Update ``mu`` and ``nu``; return them bias-corrected ``[groups, d_in]``, and whether the batch had rows ``[]``."""
     state = work.state
     if work.moments is None and not work.inputs:  # between two refreshes
-        steps = state["moment_step"]
-        mean, square = (
-            state[name] / bias_correction(decay, steps.clamp(min=1)).to(like.dtype)
-            for name, decay in (("mean", config.b_mu), ("mean_square", config.b_nu))
-        )
-        return mean, square, steps > 0
-    if work.moments is not None:
-        sums = sums_from_moments(work.block, work.moments, work.channels)
+        has_rows = state["moment_step"] > 0
     else:
-        sums = sums_from_inputs(work.block, work.inputs, like.dtype)
-    if "mean" not in state:
-        state["moment_step"] = torch.zeros((), dtype=torch.float32, device=like.device)
-        state["mean"] = torch.zeros_like(sums.total)
-        state["mean_square"] = torch.zeros_like(sums.total)
-    has_rows = sums.count > 0
-    rows = sums.count.clamp(min=1)
-    verdict.commit(state["moment_step"], state["moment_step"] + 1, also=has_rows)
-    averages = []
-    for name, decay, total in (("mean", config.b_mu, sums.total), ("mean_square", config.b_nu, sums.square)):
-        verdict.commit(state[name], torch.lerp(state[name], total / rows, 1 - decay), also=has_rows)
-        averages.append(state[name] / bias_correction(decay, state["moment_step"].clamp(min=1)).to(like.dtype))
-    return averages[0], averages[1], has_rows
+        if work.moments is not None:
+            sums = sums_from_moments(work.block, work.moments, work.channels)
+        else:
+            sums = sums_from_inputs(work.block, work.inputs, like.dtype)
+        if "mean" not in state:
+            state["moment_step"] = torch.zeros((), dtype=torch.float32, device=like.device)
+            state["mean"] = torch.zeros_like(sums.total)
+            state["mean_square"] = torch.zeros_like(sums.total)
+        has_rows = sums.count > 0
+        rows = sums.count.clamp(min=1)
+        verdict.commit(state["moment_step"], state["moment_step"] + 1, also=has_rows)
+        for name, decay, total in (("mean", config.b_mu, sums.total), ("mean_square", config.b_nu, sums.square)):
+            verdict.commit(state[name], torch.lerp(state[name], total / rows, 1 - decay), also=has_rows)
+    steps = state["moment_step"].clamp(min=1)
+    mean, mean_square = (
+        state[name] / bias_correction(decay, steps).to(like.dtype)
+        for name, decay in (("mean", config.b_mu), ("mean_square", config.b_nu))
+    )
+    return mean, mean_square, has_rows
 
 
 def _operator(

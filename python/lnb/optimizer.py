@@ -95,7 +95,6 @@ class LNB(Optimizer):
         self._model = model
         self._config = config
         self._strict = strict
-        self._exclude = exclude
         self._counters: dict[str, Tensor | int] = {"steps": 0, "skipped_steps": 0}
         self._step_index = 0
         self._records = LayerRecords()
@@ -308,7 +307,7 @@ class LNB(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_config", "_strict", "_exclude", "_counters", "_inventory", "_step_index", "_records")
+        own = ("_model", "_config", "_strict", "_counters", "_inventory", "_step_index", "_records")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

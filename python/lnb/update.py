@@ -32,52 +32,38 @@ def run(work: Work, verdict: Verdict, config: Config) -> tuple[Verdict, list[Dir
         others = adam_directions(work, averages, verdict, config.b_others)
     else:
         others = [averages[parameter] for parameter in work.others]
-    scales, verdict = _scales(work, solved, directions, others, verdict, config)
+    scales, verdict = _scales(work, solved, others, verdict, config)
     if not verdict.rejected:
         _apply(work, directions + others, scales, verdict)
     return verdict, solved
 
 
 def _scales(
-    work: Work,
-    solved: list[Direction],
-    directions: list[Tensor],
-    others: list[Tensor],
-    verdict: Verdict,
-    config: Config,
+    work: Work, solved: list[Direction], others: list[Tensor], verdict: Verdict, config: Config
 ) -> tuple[list[Tensor], Verdict]:
     """What every parameter's direction is multiplied by, in the order of ``work.parameters``.
 
     A direction with NaN or inf makes its product with ``g~`` NaN or inf: no other check of the directions is needed.
     """
     device = work.parameters[0].device
-    adam = config.others == "adamw"
-    own = [direction.product for direction in solved]
-    if not adam:
-        own += [direction.square().sum() for direction in others]
-    products = (
-        torch.stack([product.to(device, torch.float64) for product in own]) if own else torch.ones(1, device=device)
-    )
-    verdict = verdict.narrow(products.isfinite().all())
-    if config.trust_region == "global":
-        each = layer_scale(products.sum(), config.min_norm).expand_as(products)
-    elif config.trust_region == "rms":
-        each = products
-    else:
-        each = layer_scale(products, config.min_norm)
-        if config.trust_region == "spectral":
-            each = torch.cat([torch.ones_like(each[: len(solved)]), each[len(solved) :]])
+    in_region = [direction.matrix for direction in solved] + ([] if config.others == "adamw" else others)
+    own = [direction.product for direction in solved] + [rest.square().sum() for rest in in_region[len(solved) :]]
     scales: list[Tensor] = []
-    if config.trust_region == "rms":
-        scales = rms_scale([direction.matrix for direction in solved])
-    else:
-        scales = list(each[: len(solved)].unbind())
-    per_part = [scale for scale, w in zip(scales, work.blocks, strict=True) for _ in w.parameters]
-    if adam:
-        return per_part + [torch.full((), config.others_lr, device=d.device) for d in others], verdict
-    if config.trust_region == "rms":
-        return per_part + (rms_scale(others) if others else []), verdict
-    return per_part + list(each[len(solved) :].unbind()), verdict
+    if own:
+        products = torch.stack([product.to(device, torch.float64) for product in own])
+        verdict = verdict.narrow(products.isfinite().all())
+        if config.trust_region == "rms":
+            scales = rms_scale(in_region)
+        elif config.trust_region == "global":
+            scales = [layer_scale(products.sum(), config.min_norm)] * len(own)
+        else:
+            scales = list(layer_scale(products, config.min_norm).unbind())
+    of_blocks, of_others = scales[: len(solved)], scales[len(solved) :]
+    if config.trust_region == "spectral":  # the size is in the direction
+        of_blocks = [torch.ones_like(scale) for scale in of_blocks]
+    if config.others == "adamw":
+        of_others = [torch.full((), config.others_lr, device=direction.device) for direction in others]
+    return [scale for scale, w in zip(of_blocks, work.blocks, strict=True) for _ in w.parameters] + of_others, verdict
 
 
 def _apply(work: Work, directions: list[Tensor], scales: list[Tensor], verdict: Verdict) -> None:

@@ -235,3 +235,16 @@ def test_dual_serves_packed_attention() -> None:
             optimizer.step()
         results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
     assert torch.allclose(results[0], results[1], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "pcg", "dual", "matrix_free"])
+def test_a_whole_number_is_a_ridge(solver: str) -> None:
+    results = []
+    for ridge in (1, 1.0):
+        torch.manual_seed(0)
+        net = nn.Linear(6, 3)
+        optimizer = lnb.LNB(net, 0.1, "paper", solver=solver, ridge=ridge)
+        net(torch.randn(9, 6)).square().mean().backward()
+        optimizer.step()
+        results.append(net.weight.detach().clone())
+    assert torch.equal(*results)
