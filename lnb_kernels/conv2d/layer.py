@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _autocast, _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks, _sampling
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry, Pair, check_input, geometry, pad_extra
@@ -25,20 +25,46 @@ def _convolve(
     channel_probe: torch.Tensor | None,
     code: list[int],
     positions: int,
+    start: torch.Tensor | None,
+    every: int,
+    moment_dtype: torch.dtype | None,
 ) -> torch.Tensor:
     conv = Geometry.decode(code)
     return F.conv2d(x, weight, bias, conv.stride, conv.split_padding()[0], conv.dilation, conv.groups)
 
 
 def _backward_kernel(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    code: list[int],
+    positions: int,
+    mask: list[bool],
+    start: torch.Tensor | None,
+    every: int,
+    moment_dtype: torch.dtype | None,
 ) -> list[torch.Tensor]:
-    results: list[torch.Tensor] = _autocast.call("conv2d_backward", x, grad, x, weight, code, positions, mask)
+    if mask[3] and (start is not None or moment_dtype is not None):  # S reads other images than the weight gradient
+        rest = [*mask[:3], False, mask[4]]
+        results: list[torch.Tensor] = _autocast.call("conv2d_backward", x, grad, x, weight, code, positions, rest)
+        images, scale = _sampling.read(x, start, every, moment_dtype)
+        s = _autocast.call("conv2d_second_moment", images, images, code)
+        results.insert(sum(mask[:3]), s.to(_checks.accumulation_dtype(x.dtype)).mul_(scale))
+        return results
+    results = _autocast.call("conv2d_backward", x, grad, x, weight, code, positions, mask)
     return results
 
 
 def _backward_fake(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    code: list[int],
+    positions: int,
+    mask: list[bool],
+    start: torch.Tensor | None,
+    every: int,
+    moment_dtype: torch.dtype | None,
 ) -> list[torch.Tensor]:
     results = reference.layer_gradients(grad, x, weight, code, mask)
     accumulate = _checks.accumulation_dtype(x.dtype)
@@ -56,31 +82,46 @@ class _Conv2dBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        code: list[int],
+        positions: int,
+        mask: list[bool],
+        start: torch.Tensor | None,
+        every: int,
+        moment_dtype: torch.dtype | None,
     ) -> tuple[torch.Tensor, ...]:
         with below_autograd():
-            return tuple(torch.ops.lnb_kernels.conv2d_backward(grad, x, weight, code, positions, mask))
+            return tuple(
+                torch.ops.lnb_kernels.conv2d_backward(
+                    grad, x, weight, code, positions, mask, start, every, moment_dtype
+                )
+            )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.code, ctx.positions, ctx.mask = inputs[3:]
+        ctx.save_for_backward(*inputs[:3], inputs[6])
+        ctx.code, ctx.positions, ctx.mask, ctx.every = *inputs[3:6], inputs[7]
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         with torch.enable_grad():
-            grad, x, weight = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
+            *saved, start = ctx.saved_tensors
+            grad, x, weight = (tensor.detach().requires_grad_() for tensor in saved)
             results = reference.layer_gradients(grad, x, weight, ctx.code, ctx.mask)
             if ctx.mask[3]:
-                results.append(patch_moment(x, ctx.code))
+                images, scale = _sampling.read(x, start, ctx.every, None)
+                results.append(patch_moment(images, ctx.code) * scale)
             if ctx.mask[4]:
                 results.append(reference.channel_moments(x, ctx.positions))
             grads = torch.autograd.grad(results, (grad, x, weight), upstream, allow_unused=True)
-        return (*grads, None, None, None)
+        return (*grads, *[None] * 6)
 
 
 _conv2d_backward: Callable[..., list[torch.Tensor]] = define(
-    "conv2d_backward(Tensor grad, Tensor x, Tensor weight, SymInt[] code, SymInt positions, bool[] mask) -> Tensor[]",
+    "conv2d_backward(Tensor grad, Tensor x, Tensor weight, SymInt[] code, SymInt positions, bool[] mask, "
+    "Tensor? start, SymInt every, ScalarType? moment_dtype) -> Tensor[]",
     _backward_kernel,
     _backward_fake,
     _Conv2dBackward,
@@ -94,20 +135,22 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, weight, _, _, _, ctx.code, ctx.positions = inputs
-        ctx.save_for_backward(x, weight)
+        x, weight, _, _, _, ctx.code, ctx.positions, start, ctx.every, ctx.moment_dtype = inputs
+        ctx.save_for_backward(x, weight, start)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, start = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:5])
-        results = iter(_conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask))
-        return (*(next(results) if wanted else None for wanted in mask), None, None)
+        results = iter(
+            _conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask, start, ctx.every, ctx.moment_dtype)
+        )
+        return (*(next(results) if wanted else None for wanted in mask), *[None] * 5)
 
 
 _conv2d: Callable[..., torch.Tensor] = define(
     "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? probe, Tensor? channel_probe, SymInt[] code, "
-    "SymInt positions) -> Tensor",
+    "SymInt positions, Tensor? start, SymInt every, ScalarType? moment_dtype) -> Tensor",
     _convolve,
     _convolve,
     _Conv2d,
@@ -124,6 +167,8 @@ def conv2d(
     groups: int = 1,
     probe: torch.Tensor | None = None,
     channel_probe: torch.Tensor | None = None,
+    sample: tuple[torch.Tensor, int] | None = None,
+    moment_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """``F.conv2d`` whose backward pass gives ``probe`` the second moment of the patches as its gradient.
 
@@ -141,6 +186,9 @@ def conv2d(
         channel_probe: ``[3, C]`` or None.
             Probes that are None or do not require a gradient cost nothing; without any this is a plain ``F.conv2d``
             call.
+        sample: ``(start, every)``: as for :func:`lnb_kernels.linear`, with one of every ``every`` images read.
+            The channel moments read every image.
+        moment_dtype: as for :func:`lnb_kernels.linear`.
 
     Returns:
         ``[B, m, H_out, W_out]`` or ``[m, H_out, W_out]``.
@@ -166,12 +214,24 @@ def conv2d(
         _checks.floating_tensor("conv2d", "channel_probe", channel_probe)
         _checks.shape_is("conv2d", "channel_probe", channel_probe, (3, channels), "[3, C] of x")
         _checks.same_device("conv2d", "channel_probe", channel_probe, "x", x)
+    chosen = _sampling.check("conv2d", sample, image)
+    _sampling.check_dtype("conv2d", moment_dtype)
+    start, every = (None, 1) if chosen is None else chosen
     positions = image.shape[0] * image.shape[2] * image.shape[3]
     image, symmetric = pad_extra(image, conv)
     rest = Geometry(
         conv.kernel, conv.stride, (symmetric[1], symmetric[1], symmetric[0], symmetric[0]), conv.dilation, conv.groups
     )
     y: torch.Tensor = _conv2d(
-        image, weight, bias, probe if live else None, channel_probe if channel_live else None, rest.encode(), positions
+        image,
+        weight,
+        bias,
+        probe if live else None,
+        channel_probe if channel_live else None,
+        rest.encode(),
+        positions,
+        start,
+        every,
+        moment_dtype,
     )
     return y if x.dim() == 4 else y.squeeze(0)

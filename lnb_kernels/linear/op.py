@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _autocast, _backend, _checks
+from lnb_kernels import _autocast, _backend, _checks, _sampling
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels._rows import as_rows
 from lnb_kernels.linear import reference
@@ -17,7 +17,20 @@ _backend.register(
 )
 
 
-def _backward_kernel(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
+def _backward_kernel(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mask: list[bool],
+    start: torch.Tensor | None,
+    every: int,
+    moment_dtype: torch.dtype | None,
+) -> list[torch.Tensor]:
+    if mask[3] and (start is not None or moment_dtype is not None):  # S reads other rows than the weight gradient
+        gradients = _backward_kernel(grad, x, weight, [*mask[:3], False], None, 1, None) if any(mask[:3]) else []
+        rows, scale = _sampling.read(as_rows(x), start, every, moment_dtype)
+        s = _autocast.call("second_moment", rows, rows, None)
+        return [*gradients, s.to(_checks.accumulation_dtype(x.dtype)).mul_(scale)]
     if _row_major(x, weight):
         results: list[torch.Tensor] = _autocast.call("linear_backward", x, grad, x, weight, mask)
         return results
@@ -30,7 +43,15 @@ def _row_major(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return weight.stride() == (weight.shape[1], 1) and (x.dim() != 2 or x.stride() != (1, x.shape[0]))
 
 
-def _backward_fake(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
+def _backward_fake(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mask: list[bool],
+    start: torch.Tensor | None,
+    every: int,
+    moment_dtype: torch.dtype | None,
+) -> list[torch.Tensor]:
     results = reference.linear_backward(grad, x, weight, [*mask[:3], False])
     if mask[3]:
         d = x.shape[-1]
@@ -43,19 +64,25 @@ class _LinearBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        mask: list[bool],
+        start: torch.Tensor | None,
+        every: int,
+        moment_dtype: torch.dtype | None,
     ) -> tuple[torch.Tensor, ...]:
         with below_autograd():
-            return tuple(torch.ops.lnb_kernels.linear_backward(grad, x, weight, mask))
+            return tuple(torch.ops.lnb_kernels.linear_backward(grad, x, weight, mask, start, every, moment_dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.mask = inputs[3]
+        ctx.save_for_backward(*inputs[:3], inputs[4])
+        ctx.mask, ctx.every = inputs[3], inputs[5]
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad, x, weight = ctx.saved_tensors
+        grad, x, weight, start = ctx.saved_tensors
         values = iter(upstream)
         g, rows = as_rows(grad), as_rows(x)
         for_grad, for_x, for_weight = torch.zeros_like(g), torch.zeros_like(rows), torch.zeros_like(weight)
@@ -72,12 +99,19 @@ class _LinearBackward(torch.autograd.Function):
         if ctx.mask[3]:
             u = next(values)
             u = (u + u.t()).to(x.dtype)
-            for_x = for_x + rows @ u[:-1, :-1] + u[-1, :-1]
-        return for_grad.reshape(grad.shape), for_x.reshape(x.shape), for_weight, None
+            pulled = rows @ u[:-1, :-1] + u[-1, :-1]
+            if start is not None and ctx.every > 1:
+                sample = _sampling.Sample(start, ctx.every)
+                read = rows.new_zeros(rows.shape[0], 1)
+                read[sample.indices(rows.shape[0])] = sample.scale(rows.shape[0])
+                pulled = pulled * read
+            for_x = for_x + pulled
+        return for_grad.reshape(grad.shape), for_x.reshape(x.shape), for_weight, None, None, None, None
 
 
 _linear_backward = define(
-    "linear_backward(Tensor grad, Tensor x, Tensor weight, bool[] mask) -> Tensor[]",
+    "linear_backward(Tensor grad, Tensor x, Tensor weight, bool[] mask, Tensor? start, SymInt every, "
+    "ScalarType? moment_dtype) -> Tensor[]",
     _backward_kernel,
     _backward_fake,
     _LinearBackward,
@@ -88,23 +122,33 @@ class _Linear(torch.autograd.Function):
     """``(G W, G'X, sum G)`` and, for the probe, ``S`` by definition: it does not depend on ``G``."""
 
     @staticmethod
-    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, probe: torch.Tensor) -> torch.Tensor:
+    def forward(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        probe: torch.Tensor,
+        start: torch.Tensor | None,
+        every: int,
+        moment_dtype: torch.dtype | None,
+    ) -> torch.Tensor:
         return F.linear(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_backward(*inputs[:2], inputs[4])
+        ctx.every, ctx.moment_dtype = inputs[5:]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        mask = list(ctx.needs_input_grad)
-        results = iter(_linear_backward(grad, x, weight, mask))
-        return tuple(next(results) if wanted else None for wanted in mask)
+        x, weight, start = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad[:4])
+        results = iter(_linear_backward(grad, x, weight, mask, start, ctx.every, ctx.moment_dtype))
+        return (*(next(results) if wanted else None for wanted in mask), None, None, None)
 
 
 _linear = define(
-    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor probe) -> Tensor",
+    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor probe, Tensor? start, SymInt every, "
+    "ScalarType? moment_dtype) -> Tensor",
     _Linear.forward,
     _Linear.forward,
     _Linear,
@@ -112,7 +156,12 @@ _linear = define(
 
 
 def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, probe: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    probe: torch.Tensor | None = None,
+    sample: tuple[torch.Tensor, int] | None = None,
+    moment_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """``F.linear(x, weight, bias)`` whose backward pass gives ``probe`` the second moment of ``x`` as its gradient.
 
@@ -128,13 +177,18 @@ def linear(
         bias: ``[m]`` or None.
         probe: ``[d+1, d+1]`` or None. None, or a probe that does not require a gradient, is a plain ``F.linear`` call.
             An expanded scalar (all strides 0) takes no memory.
+        sample: ``(start, every)``: the second moment is estimated from one of every ``every`` rows, scaled to all of them;
+            ``start`` is a tensor ``[]`` on the device of ``x``, and the estimate is unbiased if it is uniform in [0, 1).
+            None reads every row.
+        moment_dtype: dtype to which rows are rounded for the second moment, whose sums stay in float32 (float64 for
+            float64 ``x``); None keeps that of ``x``.
 
     Returns:
         ``[..., m]``.
 
     Raises:
-        TypeError: ``probe`` is no dense floating tensor.
-        ValueError: ``probe`` has another shape or device.
+        TypeError: ``probe`` is no dense floating tensor, or ``sample`` no such pair.
+        ValueError: ``probe`` or the start has another shape or device, or a value is not allowed.
     """
     if probe is None or not torch.is_grad_enabled() or not probe.requires_grad:
         return F.linear(x, weight, bias)
@@ -142,6 +196,9 @@ def linear(
     size = weight.shape[-1] + 1
     _checks.shape_is("linear", "probe", probe, (size, size), "d+1 of weight [m, d]")
     _checks.same_device("linear", "probe", probe, "x", x)
+    chosen = _sampling.check("linear", sample, x)
+    _sampling.check_dtype("linear", moment_dtype)
     x, weight, bias = _autocast.cast_layer(x, weight, bias)
-    y: torch.Tensor = _linear(x, weight, bias, probe)
+    start, every = (None, 1) if chosen is None else chosen
+    y: torch.Tensor = _linear(x, weight, bias, probe, start, every, moment_dtype)
     return y

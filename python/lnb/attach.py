@@ -48,7 +48,7 @@ class ProbedLinear(ProbedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``nn.Linear``'s forward, with the layer's moment probe."""
         capture = self._lnb_captures["weight"]
-        output = lk.linear(input, self.weight, self.bias, probe=capture.probe_for(self.weight))
+        output = lk.linear(input, self.weight, self.bias, probe=capture.probe_for(self.weight), **capture.reading)
         capture.keep(self.weight, input, output)
         return output
 
@@ -73,6 +73,7 @@ class ProbedConv2d(ProbedLayer, nn.Conv2d):
             self.groups,
             probe=capture.probe_for(self.weight),
             channel_probe=capture.channel_probe_for(self.weight),
+            **capture.reading,
         )
         capture.keep(self.weight, input, output)
         return output

@@ -37,6 +37,11 @@ class PackedCapture(Capture):
         for part in self.parts.values():
             part.switch(weight, moments=self.moments_on, channels=False, inputs=False)
 
+    def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
+        """Choose it for all parts."""
+        for part in self.parts.values():
+            part.read(weight, start, sample_every, moment_dtype)
+
     def follow(self, weight: Tensor) -> None:
         """Bring the probes to the device and dtype of ``weight``."""
         for part in self.parts.values():
@@ -214,14 +219,15 @@ def _project(
         outputs = []
         for x, name, b in zip((query, key, value), captures, biases, strict=True):
             weight = getattr(attention, name)
-            outputs.append(lk.linear(x, weight, b, probe=captures[name].probe_for(weight)))
-            captures[name].keep(weight, x, outputs[-1])
+            capture = captures[name]
+            outputs.append(lk.linear(x, weight, b, probe=capture.probe_for(weight), **capture.reading))
+            capture.keep(weight, x, outputs[-1])
         return outputs[0], outputs[1], outputs[2]
     weight = attention.in_proj_weight
     parts = cast(PackedCapture, captures["in_proj_weight"]).parts
 
     def project(x: Tensor, name: str, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-        output = lk.linear(x, w, b, probe=parts[name].probe_for(weight))
+        output = lk.linear(x, w, b, probe=parts[name].probe_for(weight), **parts[name].reading)
         count = len(_SERVES[name])
         return output.unflatten(-1, (count, width)).movedim(-2, 0).contiguous().unbind(0) if count > 1 else (output,)
 

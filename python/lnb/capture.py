@@ -29,6 +29,9 @@ class Capture:
         self.channels_on = False
         self.inputs_on = False
         self.inputs: list[Tensor] = []
+        self.start: Tensor | None = None
+        self.sample_every = 1
+        self.moment_dtype: torch.dtype | None = None
 
     @classmethod
     def for_layer(cls, module: nn.Module) -> Capture:
@@ -44,6 +47,22 @@ class Capture:
         self.moments_on, self.channels_on, self.inputs_on = moments, channels and self.channels is not None, inputs
         self.follow(weight)
 
+    def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
+        """Choose what second moments are taken of: one of ``sample_every`` rows (images) from ``start``, and their dtype."""
+        self.sample_every, self.moment_dtype = sample_every, moment_dtype
+        if sample_every == 1:
+            self.start = None
+            return
+        if self.start is None or self.start.device != weight.device:
+            self.start = torch.zeros((), device=weight.device)
+        self.start.fill_(start)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The keyword arguments of the layer's op that say what its second moment is taken of."""
+        sample = None if self.start is None else (self.start, self.sample_every)
+        return {"sample": sample, "moment_dtype": self.moment_dtype}
+
     def follow(self, weight: Tensor) -> None:
         """Bring the probes that are switched on to the device and dtype of ``weight``, with what they gathered.
 
@@ -53,6 +72,8 @@ class Capture:
             self.probe = _probe_like(self.probe, self.probe_shape, weight)
         if self.channels_on:
             self.channel_probe = _probe_like(self.channel_probe, (3, cast(int, self.channels)), weight)
+        if self.start is not None:
+            self.start = self.start.to(weight.device)
         self.inputs[:] = [_input_like(x, weight) for x in self.inputs]
 
     def probe_for(self, weight: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ CG_SCOPES = ("layer", "neuron")
 TRUST_REGIONS = ("global", "layer", "spectral", "rms")
 RIDGE_MODES = ("absolute", "relative")
 OTHERS = ("identity", "adamw")
-MOMENT_DTYPES = (None, torch.float32)
+MOMENT_DTYPES = (None, torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class Config:
             Wider layers are cut into the fewest equal blocks; the mean of the inputs stays exact.
         others_lr: what ``lr`` is multiplied by for ``others="adamw"``.
         b_others: decay of the mean square of the gradient for ``others="adamw"``, in [0, 1).
-        moment_dtype: dtype of the second-moment product: None or float32, which give the same for every dtype of the
-            activations (float64 activations keep float64).
+        sample_every: second moments are estimated, without bias, from one of every ``sample_every`` rows (convolution:
+            images); the rows change from refresh to refresh. >= 1.
+        moment_dtype: dtype to which activations are rounded for second-moment products, None (their own), float32 or
+            bfloat16; sums are in float32 (float64 for float64 activations).
     """
 
     momentum: float = 0.9
@@ -70,6 +72,7 @@ class Config:
     block_size: int | None = None
     others_lr: float = 1.0
     b_others: float = 0.99
+    sample_every: int = 1
     moment_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class Config:
         for name in ("ridge", "weight_decay", "others_lr"):
             check_number(name, getattr(self, name), low=0.0)
         check_number("min_norm", self.min_norm, low=0.0, low_allowed=False)
-        for name in ("cg_iterations", "refresh_every"):
+        for name in ("cg_iterations", "refresh_every", "sample_every"):
             check_count(name, getattr(self, name))
         check_choice("solver", self.solver, SOLVERS)
         check_choice("cg_scope", self.cg_scope, CG_SCOPES)
@@ -101,9 +104,7 @@ class Config:
                 f"{self.refresh_every}, {self.b_s} and {self.ridge_mode!r}"
             )
         if self.moment_dtype not in MOMENT_DTYPES:
-            raise ValueError(
-                f"moment_dtype={self.moment_dtype!r} must be None or torch.float32: products in lower precision are not available"
-            )
+            raise ValueError(f"moment_dtype={self.moment_dtype!r} must be None, torch.float32 or torch.bfloat16")
 
     @property
     def factored(self) -> bool:

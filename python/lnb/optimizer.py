@@ -16,7 +16,7 @@ from lnb.config import Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
 from lnb.plan import Plan, plan_block
-from lnb.schedule import is_refresh_step
+from lnb.schedule import is_refresh_step, sample_start
 from lnb.serialization import (
     FORMAT,
     check_state,
@@ -224,6 +224,8 @@ class LNB(Optimizer):
             moments, channels, inputs = config.needs(due or not has_statistics(self.state.get(block.weight)))
             for capture in block.captures:
                 capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs)
+                if moments:
+                    capture.read(block.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
 
     # -- reports ------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lnb_kernels as lk
 from lnb_kernels.conv2d.geometry import geometry
 
+WHOLE = (None, 1, None)  # every image, in its own dtype
+
 # kernel, stride, padding, dilation, groups
 GEOMETRIES: list[tuple[Any, ...]] = [
     ((3, 3), 1, 1, 1, 1),
@@ -139,7 +141,7 @@ def test_only_wanted_gradients_are_computed(wanted: tuple[bool, bool, bool]) -> 
     assert count.seen.count("lnb_kernels.conv2d_backward.default") == 1
     code = geometry("test", 3, 1, 1, 1, 1).encode()
     grads = torch.ops.lnb_kernels.conv2d_backward(
-        y.detach(), x.detach(), weight.detach(), code, 60, [*wanted, False, True]
+        y.detach(), x.detach(), weight.detach(), code, 60, [*wanted, False, True], *WHOLE
     )
     assert len(grads) == sum(wanted) + 1
     assert grads[-1].shape == channels.shape
@@ -168,16 +170,17 @@ def test_the_moments_can_be_differentiated() -> None:
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("how", [WHOLE, (torch.tensor(0.6), 2, torch.bfloat16)], ids=["whole", "sampled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(dtype: torch.dtype) -> None:
+def test_opcheck(dtype: torch.dtype, how: tuple[Any, ...]) -> None:
     ops = torch.ops.lnb_kernels
     x, weight, bias = (torch.randn(s).to(dtype).requires_grad_() for s in ((2, 4, 6, 5), (4, 2, 2, 3), (4,)))
     code = geometry("test", (2, 3), 1, 1, 1, 2).encode()
-    opcheck(ops.conv2d.default, (x, weight, bias, *probes((2, 3), 2), code, 60))
-    opcheck(ops.conv2d.default, (x.detach(), weight, None, None, probes((2, 3), 2)[1], code, 60))
+    opcheck(ops.conv2d.default, (x, weight, bias, *probes((2, 3), 2), code, 60, *how))
+    opcheck(ops.conv2d.default, (x.detach(), weight, None, None, probes((2, 3), 2)[1], code, 60, *how))
     y = torch.nn.functional.conv2d(x, weight, bias, 1, 1, 1, 2).detach()
     for mask in ([True] * 5, [False, True, False, True, False], [False] * 5):
-        opcheck(ops.conv2d_backward.default, (torch.randn_like(y), x, weight, code, 60, mask))
+        opcheck(ops.conv2d_backward.default, (torch.randn_like(y), x, weight, code, 60, mask, *how))
 
 
 def test_bad_arguments_are_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lnb_kernels as lk
 
 Tensors = list[torch.Tensor]
+WHOLE = (None, 1, None)  # every row, in its own dtype
 
 
 def probe(d: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -115,7 +117,9 @@ def test_only_wanted_gradients_are_computed(wanted: tuple[bool, bool, bool]) -> 
         y.backward(torch.ones_like(y))
     assert [t.grad is not None for t in (x, weight, bias, p)] == [*wanted, True]
     assert count.seen.count("lnb_kernels.linear_backward.default") == 1
-    grads = torch.ops.lnb_kernels.linear_backward(torch.ones(5, 3), x.detach(), weight.detach(), [*wanted, True])
+    grads = torch.ops.lnb_kernels.linear_backward(
+        torch.ones(5, 3), x.detach(), weight.detach(), [*wanted, True], *WHOLE
+    )
     assert len(grads) == sum(wanted) + 1
 
 
@@ -137,17 +141,18 @@ def test_the_second_moment_can_be_differentiated() -> None:
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("how", [WHOLE, (torch.tensor(0.6), 2, torch.bfloat16)], ids=["whole", "sampled"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)], ids=str)
-def test_opcheck(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_opcheck(shape: tuple[int, ...], dtype: torch.dtype, how: tuple[Any, ...]) -> None:
     x, weight, bias = (torch.randn(s).to(dtype).requires_grad_() for s in (shape, (5, 4), (5,)))
     ops = torch.ops.lnb_kernels
-    opcheck(ops.linear.default, (x, weight, bias, probe(4)))
-    opcheck(ops.linear.default, (x.detach(), weight, None, probe(4)))
+    opcheck(ops.linear.default, (x, weight, bias, probe(4), *how))
+    opcheck(ops.linear.default, (x.detach(), weight, None, probe(4), *how))
     grad = torch.randn(*shape[:-1], 5).to(dtype)
     for mask in ([True] * 4, [False, True, False, True], [False] * 4):
-        opcheck(ops.linear_backward.default, (grad, x, weight, mask))
-    opcheck(ops.linear_backward.default, (grad, x.detach(), weight.detach().t().contiguous().t(), [True] * 4))
+        opcheck(ops.linear_backward.default, (grad, x, weight, mask, *how))
+    opcheck(ops.linear_backward.default, (grad, x.detach(), weight.detach().t().contiguous().t(), [True] * 4, *how))
 
 
 def test_bad_probes_are_named() -> None:
