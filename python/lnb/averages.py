@@ -23,7 +23,7 @@ def average_gradients(work: Work, verdict: Verdict, config: Config) -> dict[nn.P
     ``m <- b m + (1 - b) grad``; ``g~ = m / (1 - b^t)``, or with Nesterov's look-ahead ``b m / (1 - b^t) + (1 - b) grad``.
     """
     averages: dict[nn.Parameter, Tensor] = {}
-    for device, members in _by_device(work.parameters).items():
+    for device, members in by_device(work.parameters).items():
         states = [work.states[parameter] for parameter in members]
         for parameter, state in zip(members, states, strict=True):
             if "momentum" not in state:
@@ -37,12 +37,12 @@ def average_gradients(work: Work, verdict: Verdict, config: Config) -> dict[nn.P
             steps, 1.0 if ok is None else [ok.float()] * len(steps)
         )  # a lone tensor may be read by the host
         multi_tensor.ema_(raw, gradients, config.momentum, ok)
-        corrections = bias_correction(config.momentum, torch.stack([state["step"] for state in states])).unbind()
-        corrected = [m / c.to(m.dtype) for m, c in zip(raw, corrections, strict=True)]
+        corrections = bias_correction(config.momentum, torch.stack(steps))
+        shares = (config.momentum if config.nesterov else 1.0) / corrections
+        corrected = torch._foreach_mul(raw, [s.to(m.dtype) for m, s in zip(raw, shares.unbind(), strict=True)])
         if config.nesterov:
-            corrected = [
-                torch.lerp(g.to(m.dtype), m, config.momentum) for g, m in zip(gradients, corrected, strict=True)
-            ]
+            wide = [g.to(m.dtype) for g, m in zip(gradients, raw, strict=True)]
+            torch._foreach_add_(corrected, wide, alpha=1 - config.momentum)
         averages.update(zip(members, corrected, strict=True))
     return averages
 
@@ -50,7 +50,7 @@ def average_gradients(work: Work, verdict: Verdict, config: Config) -> dict[nn.P
 def adam_directions(work: Work, averages: dict[nn.Parameter, Tensor], verdict: Verdict, decay: float) -> list[Tensor]:
     """Adam's direction ``g~ / (sqrt(v / (1 - b^t)) + eps)`` of every other parameter, updating ``v``, the mean square."""
     directions: dict[nn.Parameter, Tensor] = {}
-    for device, members in _by_device(work.others).items():
+    for device, members in by_device(work.others).items():
         states = [work.states[parameter] for parameter in members]
         for parameter, state in zip(members, states, strict=True):
             if "gradient_square" not in state:
@@ -65,7 +65,8 @@ def adam_directions(work: Work, averages: dict[nn.Parameter, Tensor], verdict: V
     return [directions[parameter] for parameter in work.others]
 
 
-def _by_device(parameters: list[nn.Parameter]) -> dict[torch.device, list[nn.Parameter]]:
+def by_device(parameters: list[nn.Parameter]) -> dict[torch.device, list[nn.Parameter]]:
+    """The parameters of every device, in their order."""
     found: dict[torch.device, list[nn.Parameter]] = {}
     for parameter in parameters:
         found.setdefault(parameter.device, []).append(parameter)

@@ -103,6 +103,11 @@ class Block:
             return [matrix.reshape(self.weight.shape)]
         return [matrix[..., :-1].reshape(self.weight.shape), matrix[..., -1].reshape(-1)]
 
+    def shaped(self, parts: list[Tensor]) -> list[Tensor]:
+        """Matrices ``[groups, rows, d_in]`` (and ``[groups, rows, 1]``) in the shapes of the weight (and the bias)."""
+        weight = parts[0].reshape(self.weight.shape)
+        return [weight, parts[1].reshape(-1)] if len(parts) == 2 else [weight]
+
     def per_column(self, per_channel: Tensor) -> Tensor:
         """A value per input channel ``[C]`` as one per column of the weight ``[groups, d_in]``."""
         return per_channel.reshape(self.groups, -1).repeat_interleave(self.taps, dim=-1)

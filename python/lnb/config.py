@@ -11,7 +11,8 @@ import torch
 
 SOLVERS = ("auto", "pcg", "cholesky", "arrow", "matrix_free", "dual")
 CG_SCOPES = ("layer", "neuron")
-TRUST_REGIONS = ("global", "layer", "spectral", "rms")
+TRUST_REGIONS = ("global", "layer", "neuron", "balanced", "spectral", "rms")
+WITH_FACTOR = ("balanced", "spectral")
 RIDGE_MODES = ("absolute", "relative")
 OTHERS = ("identity", "adamw")
 MOMENT_DTYPES = (None, torch.float32, torch.bfloat16)
@@ -43,8 +44,9 @@ class Config:
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
         others: the rule for parameters of no claimed layer, ``"identity"`` or ``"adamw"``.
         nesterov: look one step ahead in the gradient average, as Nesterov's momentum does.
-        block_size: inputs of one diagonal block of the metric where the solver is ``"cholesky"``; None for one block.
-            Wider layers are cut into the fewest equal blocks; the mean of the inputs stays exact.
+        block_size: inputs of one diagonal block of the metric where the solver is ``"cholesky"``, and neurons of one block
+            where the trust region is ``"balanced"``; None for one block. Wider layers are cut into the fewest equal
+            blocks; the mean of the inputs stays exact.
         others_lr: what ``lr`` is multiplied by for ``others="adamw"``.
         b_others: decay of the mean square of the gradient for ``others="adamw"``, in [0, 1).
         sample_every: second moments are estimated, without bias, from one of every ``sample_every`` rows (convolution:
@@ -92,9 +94,10 @@ class Config:
             check_count("block_size", self.block_size)
         if not isinstance(self.nesterov, bool):
             raise TypeError(f"nesterov={self.nesterov!r} must be True or False")
-        if self.trust_region == "spectral" and not self.factored:
+        if self.trust_region in WITH_FACTOR and not self.factored:
             raise ValueError(
-                f"trust_region='spectral' needs a factor of the metric: solver={self.solver!r} must be 'cholesky' or 'auto'"
+                f"trust_region={self.trust_region!r} needs a factor of the metric: solver={self.solver!r} must be 'cholesky' "
+                f"or 'auto'"
             )
         if self.solver == "dual" and self.ridge == 0:
             raise ValueError("solver='dual' needs ridge > 0, not 0: with fewer rows than inputs the metric is singular")
@@ -110,7 +113,7 @@ class Config:
     def factored(self) -> bool:
         """Whether the metric is kept as a factor, and not solved by iteration."""
         if self.solver == "auto":
-            return self.trust_region == "spectral" or self.averaged
+            return self.trust_region in WITH_FACTOR or self.averaged
         return self.solver == "cholesky"
 
     @property
@@ -208,7 +211,7 @@ PRESETS: dict[str, Config] = {
         ridge_mode="relative",
         weight_decay=0.0,
         solver="cholesky",
-        trust_region="spectral",
+        trust_region="balanced",
         refresh_every=10,
         b_s=0.9,
         block_size=160,

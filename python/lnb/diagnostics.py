@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,15 +16,15 @@ class LayerRecords:
     """The last step's figures of every layer. Recording reads nothing from the device."""
 
     def __init__(self) -> None:
-        self._products: dict[str, Tensor] = {}
+        self._products: dict[str, tuple[Tensor, int]] = {}  # a vector and the layer's place in it
         self._residuals: dict[str, Tensor] = {}
         self._refreshed: dict[str, int] = {}
 
-    def record(self, step: int, works: list[BlockWork], directions: list[Direction]) -> None:
-        """Keep the figures of step number ``step``."""
-        for work, direction in zip(works, directions, strict=True):
+    def record(self, step: int, works: list[BlockWork], directions: list[Direction], products: Tensor) -> None:
+        """Keep the figures of step number ``step``; ``products`` are the layers' ``<h, g~>`` ``[layers]``."""
+        for i, (work, direction) in enumerate(zip(works, directions, strict=True)):
             name = work.block.name
-            self._products[name] = direction.product
+            self._products[name] = products, i
             if direction.residual is not None:
                 self._residuals[name] = direction.residual
             if work.moments is not None or work.inputs:
@@ -37,9 +38,10 @@ class LayerRecords:
             factors: the cached ``L^-1`` or ``C^-1`` of layers that have one, ``[.., size, size]``.
         """
         found: dict[str, float] = {}
-        for name, product in self._products.items():
-            found[f"layer/{name}/gain"] = float(product)
-            found[f"layer/{name}/step_norm"] = float(product.clamp(min=0).sqrt())
+        for name, (products, i) in self._products.items():
+            gain = float(products[i])
+            found[f"layer/{name}/gain"] = gain
+            found[f"layer/{name}/step_norm"] = math.sqrt(max(0.0, gain))
             if name in self._residuals:
                 found[f"layer/{name}/residual"] = float(torch.linalg.vector_norm(self._residuals[name]))
             if name in self._refreshed:

@@ -32,11 +32,16 @@ class Factor:
     matrix: Tensor
     mean: Tensor | None
 
-    def solve(self, gradient: Tensor) -> Tensor:
-        """``h = g~ S^-1``, ``[..., rows, columns]``, with ``matrix = C^-1``."""
-        if self.mean is None:
-            return self._by_blocks(gradient, self.matrix)
-        return self._with_bias(self._by_blocks(self._centre(gradient), self.matrix), gradient[..., -1:])
+    def solve(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``h = g~ S^-1`` of weight ``[..., rows, d_in]`` and bias ``[..., rows, 1]``, with ``matrix = C^-1``."""
+        if bias is None or self.mean is None:
+            return self.solve_centred(weight), None
+        step = self.solve_centred(torch.addcmul(weight, bias, self.mean.unsqueeze(-2), value=-1))
+        return step, bias - step @ self.mean.unsqueeze(-1)
+
+    def solve_centred(self, weight: Tensor) -> Tensor:
+        """``w C^-1`` of rows ``[..., rows, d_in]`` from which the bias's share of the mean is taken."""
+        return self._by_blocks(weight, self.matrix)
 
     def whiten(self, gradient: Tensor) -> Tensor:
         """``g~ L~^-T``, ``[..., rows, columns]``: the gradient with respect to the layer as a function of white inputs."""

@@ -44,7 +44,9 @@ def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Con
         if work.inputs:
             return solve_dual(work.block, work.inputs, gradient, work.ridge), None
         second_moment = average_second_moment(work, verdict, 0.0, keep=False)  # of a packed in-projection
-        return factorize(second_moment, work.ridge, work.with_bias, 1, inverse=True).solve(gradient), None
+        factor = factorize(second_moment, work.ridge, work.with_bias, 1, inverse=True)
+        solved, bias = factor.solve(gradient[..., : work.block.d_in], gradient[..., -1:] if work.with_bias else None)
+        return (solved if bias is None else torch.cat([solved, bias], dim=-1)), None
     mean, mean_square, has_rows = _update_feature_moments(work, gradient, verdict, config)
     variance = shrunk_variance(mean, mean_square, config.shrinkage)
     if config.solver == "arrow":

@@ -180,8 +180,8 @@ class LNB(Optimizer):
             verdict = check_finite(work, wait=self._strict)
             rejected = verdict.rejected
             if not rejected:
-                verdict, directions = update.run(work, verdict, self._config)
-                self._records.record(self._step_index, work.blocks, directions)
+                verdict, directions, products = update.run(work, verdict, self._config)
+                self._records.record(self._step_index, work.blocks, directions, products)
             self._count(verdict)
             self._step_index += 1
         self._clear_captures()

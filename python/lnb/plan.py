@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from lnb.blocks import Block
 from lnb.capture import statistics_dtype
-from lnb.config import Config
+from lnb.config import WITH_FACTOR, Config
 from lnb.factored import block_count
-from lnb.orthogonalize import STEPS
+from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,21 @@ def plan_block(block: Block, config: Config) -> PlanRow:
     count = block_count(d_in, config.block_size)
     size = d_in // count
     spectral = config.trust_region == "spectral"
-    solve = refresh = 0
-    per_row = groups * (d_in + 1) ** 2  # one half of the symmetric product, two operations each
+    solve = refresh = kept = 0
+    per_row = groups * (d_in + 1) ** 2 // config.sample_every  # one half of the symmetric product, two operations each
+    if config.factored and config.trust_region == "balanced":
+        outputs = block_count(rows, config.block_size)
+        side = rows // outputs
+        solve += 2 * numbers * side
+        refresh += groups * (outputs * INVERSE_ROOT_FLOPS * side**3 + 2 * rows * columns * (size + side))
+        kept += groups * outputs * side**2 * (2 if config.b_s > 0 else 1)
     if config.factored:
         solver = "factor" if count == 1 else f"factor, {count} blocks of {size}"
-        solve = (2 if spectral else 1) * 2 * numbers * size
-        refresh = groups * count * size**3
-        numbers += groups * count * size**2 + groups * (columns - d_in) * d_in
-        reason = "the trust region needs a factor" if spectral else "a factor serves until the next refresh"
+        solve += (2 if spectral else 1) * 2 * numbers * size
+        refresh += groups * count * size**3
+        kept += groups * count * size**2 + groups * (columns - d_in) * d_in
+        needed = config.trust_region in WITH_FACTOR
+        reason = "the trust region needs a factor" if needed else "a factor serves until the next refresh"
     elif config.solver == "arrow":
         solver, solve, reason = "arrow", 6 * numbers, "the preconditioner alone was asked for"
     elif config.solver == "dual":
@@ -106,14 +113,14 @@ def plan_block(block: Block, config: Config) -> PlanRow:
         short, long = sorted((rows, columns))
         solve += groups * STEPS * (4 * short * short * long + 2 * short**3)
     if config.keeps_second_moment:
-        numbers += groups * (d_in + 1) ** 2
+        kept += groups * (d_in + 1) ** 2
         scalars += 1
     if config.keeps_direction:
-        numbers += groups * rows * columns
+        kept += groups * rows * columns
     if config.keeps_feature_moments:
-        numbers += 2 * groups * d_in
+        kept += 2 * groups * d_in
         scalars += 1
-    state = item * numbers + scalar * scalars
+    state = item * (numbers + kept) + scalar * scalars
     return PlanRow(block.name, block.shape, _statistics(config), solver, solve, refresh, per_row, state, reason)
 
 

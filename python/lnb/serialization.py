@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lnb.blocks import Block, Inventory
 from lnb.capture import statistics_dtype
-from lnb.config import Config, check_group
+from lnb.config import WITH_FACTOR, Config, check_group
 
 FORMAT = 1
 _COUNTS = ("step", "moment_step", "second_moment_step")
@@ -19,7 +19,8 @@ _COUNTS = ("step", "moment_step", "second_moment_step")
 
 def saved_settings(config: Config) -> dict[str, Any]:
     """The settings that decide what a layer's state means."""
-    return {"solver": config.solver, "spectral": config.trust_region == "spectral"}
+    region = config.trust_region if config.trust_region in WITH_FACTOR else "any other"
+    return {"solver": config.solver, "trust_region": region}
 
 
 def check_state(state_dict: Any, param_groups: list[dict[str, Any]], inventory: Inventory, config: Config) -> None:
@@ -123,6 +124,7 @@ def _shapes(key: str, parameter: nn.Parameter, block: Block | None) -> list[tupl
         return [(groups, rows, d_in), (groups, rows, d_in + 1)]
     if key == "second_moment":
         return [(groups, d_in + 1, d_in + 1)]
-    if key == "factor":
-        return [(groups, blocks, d_in // blocks, d_in // blocks) for blocks in range(1, d_in + 1) if d_in % blocks == 0]
+    if key in ("factor", "output_factor", "output_moment"):
+        side = d_in if key == "factor" else rows
+        return [(groups, blocks, side // blocks, side // blocks) for blocks in range(1, side + 1) if side % blocks == 0]
     return [(groups, d_in)]

@@ -7,21 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lnb.balance import balanced_direction, neuron_scale, output_moment
 from lnb.config import Config
 from lnb.factored import Factor, block_count, factorize
 from lnb.metric import solve_block
+from lnb.orthogonalize import inverse_root
 from lnb.statistics import average_second_moment, ridge_of
 from lnb.trust_region import spectral_direction
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
 
+# On the CPU, layers of one shape are solved in one call up to this many entries: above, stacking them costs more than the
+# calls it saves.
+_STACKED = 1 << 15
+
 
 @dataclass(frozen=True)
 class Direction:
-    """One layer's ``h`` ``[groups, rows, columns]``, ``<h, g~>`` ``[]``, and CG's last residual norms where there are any."""
+    """One layer's ``h``, one tensor for each of its moving parameters; and CG's last residual norms where there are any."""
 
-    matrix: Tensor
-    product: Tensor
+    parts: list[Tensor]
     residual: Tensor | None = None
 
 
@@ -29,63 +34,127 @@ def solve(
     works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, config: Config
 ) -> list[Direction]:
     """The directions of all layers, in the order of ``works``; their statistics are updated."""
-    gradients = [work.block.join([averages[p] for p in work.parameters]) for work in works]
     if not config.factored:
-        return [_iterate(work, gradient, verdict, config) for work, gradient in zip(works, gradients, strict=True)]
-    factors = [_refresh(work, verdict, config) for work in works]
-    found: dict[int, Direction] = {}
-    for members in _same_shape(gradients, factors):
-        gradient = _stack([gradients[i] for i in members])
-        factor = _stack_factors([factors[i] for i in members])
-        spectral = config.trust_region == "spectral"
-        matrices = spectral_direction(gradient, factor) if spectral else factor.solve(gradient)
-        products = (matrices * gradient).sum(dim=(-3, -2, -1))
-        found.update(zip(members, map(Direction, matrices.unbind(), products.unbind()), strict=True))
-    return [found[i] for i in range(len(works))]
+        return [_iterate(work, averages, verdict, config) for work in works]
+    gradients = [_matrices(work, averages) for work in works]
+    factors = [_refresh(work, gradient, verdict, config) for work, gradient in zip(works, gradients, strict=True)]
+    found: dict[int, list[Tensor]] = {}
+    for members in _batches(gradients, factors):
+        weight = _stack([gradients[i][0] for i in members])
+        bias = (
+            None
+            if gradients[members[0]][1] is None
+            else _stack([b for i in members if (b := gradients[i][1]) is not None])
+        )
+        factor = Factor(
+            _stack([factors[i][0].matrix for i in members]),
+            None if bias is None else _stack([mean for i in members if (mean := factors[i][0].mean) is not None]),
+        )
+        output = [left for i in members if (left := factors[i][1]) is not None]
+        steps = _direction(weight, bias, factor, _stack(output) if output else None, config)
+        for k, i in enumerate(members):
+            found[i] = [step[k] for step in steps if step is not None]
+    return [Direction(works[i].block.shaped(found[i])) for i in range(len(works))]
 
 
-def _iterate(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Config) -> Direction:
+def _direction(
+    weight: Tensor, bias: Tensor | None, factor: Factor, output_factor: Tensor | None, config: Config
+) -> tuple[Tensor, Tensor | None]:
+    """The direction of layers ``[layers, groups, rows, d_in]`` with their biases ``[layers, groups, rows, 1]``."""
+    if output_factor is not None:
+        return balanced_direction(weight, bias, factor, output_factor)
+    if config.trust_region == "spectral":
+        if bias is None:
+            return spectral_direction(weight, factor), None
+        joined = spectral_direction(torch.cat([weight, bias], dim=-1), factor)
+        return joined[..., :-1], joined[..., -1:]
+    step, step_bias = factor.solve(weight, bias)
+    if config.trust_region == "neuron":
+        products = (step * weight).sum(-1, keepdim=True)
+        if bias is not None and step_bias is not None:
+            scale = neuron_scale(products + step_bias * bias)
+            return step * scale, step_bias * scale
+        return step * neuron_scale(products), None
+    return step, step_bias
+
+
+def _iterate(work: BlockWork, averages: dict[nn.Parameter, Tensor], verdict: Verdict, config: Config) -> Direction:
+    gradient = work.block.join([averages[parameter] for parameter in work.parameters])
     matrix, residual = solve_block(work, gradient, verdict, config)
-    return Direction(matrix, (matrix * gradient).sum(), residual)
+    if config.trust_region == "neuron":
+        matrix = matrix * neuron_scale((matrix * gradient).sum(-1, keepdim=True))
+    return Direction(work.block.split(matrix), residual)
 
 
-def _refresh(work: BlockWork, verdict: Verdict, config: Config) -> Factor:
-    """The layer's factor, made anew if this step gathered its second moment."""
+def _matrices(work: BlockWork, averages: dict[nn.Parameter, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """``g~`` of the weight ``[groups, rows, d_in]`` and of the bias ``[groups, rows, 1]``."""
+    groups, rows, d_in = work.block.shape
+    weight, *bias = (averages[parameter] for parameter in work.parameters)
+    return weight.reshape(groups, rows, d_in), bias[0].reshape(groups, rows, 1) if bias else None
+
+
+def _refresh(
+    work: BlockWork, gradient: tuple[Tensor, Tensor | None], verdict: Verdict, config: Config
+) -> tuple[Factor, Tensor | None]:
+    """The layer's factor and that of its outputs, made anew if this step gathered its second moment."""
     state = work.state
+    balanced = config.trust_region == "balanced"
     if work.moments is not None:
         second_moment = average_second_moment(work, verdict, config.b_s, keep=config.b_s > 0)
         blocks = block_count(work.block.d_in, config.block_size)
         spectral = config.trust_region == "spectral"
         ridge = ridge_of(second_moment, work.ridge, config.ridge_mode == "relative", work.with_bias)
         fresh = factorize(second_moment, ridge, work.with_bias, blocks, inverse=not spectral)
-        for name, value in (("factor", fresh.matrix), ("factor_mean", fresh.mean)):
-            if value is None:
-                state.pop(name, None)
-                continue
-            if name not in state:  # zero, a layer that does not move, until there are rows to learn from
-                state[name] = torch.zeros_like(value)
-            verdict.commit(state[name], value, also=work.moments[0, -1, -1] > 0)
+        _keep(work, "factor", fresh.matrix, verdict)
+        _keep(work, "factor_mean", fresh.mean, verdict)
+        if balanced:
+            _keep(work, "output_factor", _output_factor(work, gradient, fresh, verdict, config), verdict)
     mean = state.get("factor_mean")
     if not work.with_bias:
         mean = None  # the bias was frozen since the last refresh
     elif mean is None:
         mean = state["factor"].new_zeros(work.block.shape[0], work.block.d_in)  # or thawed
-    return Factor(state["factor"], mean)
+    return Factor(state["factor"], mean), state["output_factor"] if balanced else None
 
 
-def _same_shape(gradients: list[Tensor], factors: list[Factor]) -> list[list[int]]:
-    """Which layers can be solved in one batch."""
+def _output_factor(
+    work: BlockWork, gradient: tuple[Tensor, Tensor | None], factor: Factor, verdict: Verdict, config: Config
+) -> Tensor:
+    """``P^(-1/2)`` of the averaged second moment of the neurons' gradients.
+
+    The average is not corrected for its start at zero: its scale has no effect on a direction that is scaled row by row.
+    """
+    moment = output_moment(*gradient, factor, block_count(work.block.shape[1], config.block_size))
+    if config.b_s > 0:
+        kept = work.state.get("output_moment", torch.zeros_like(moment))
+        moment = torch.lerp(kept, moment, 1 - config.b_s)
+        _keep(work, "output_moment", moment, verdict)
+    return inverse_root(moment)
+
+
+def _keep(work: BlockWork, name: str, value: Tensor | None, verdict: Verdict) -> None:
+    """Remember ``value`` as the layer's ``name``, if this step had rows; at first there is zero: a layer that stands still."""
+    assert work.moments is not None
+    state = work.state
+    if value is None:
+        state.pop(name, None)
+        return
+    if name not in state:
+        state[name] = torch.zeros_like(value)
+    verdict.commit(state[name], value, also=work.moments[0, -1, -1] > 0)
+
+
+def _batches(
+    gradients: list[tuple[Tensor, Tensor | None]], factors: list[tuple[Factor, Tensor | None]]
+) -> list[list[int]]:
+    """Which layers are solved in one call: those of one shape."""
     batches: dict[tuple[object, ...], list[int]] = {}
-    for i, (gradient, factor) in enumerate(zip(gradients, factors, strict=True)):
-        key = gradient.shape, gradient.dtype, gradient.device, factor.matrix.shape, factor.mean is None
-        batches.setdefault(key, []).append(i)
+    for i, ((weight, bias), (factor, output)) in enumerate(zip(gradients, factors, strict=True)):
+        shapes = weight.shape, bias is None, factor.matrix.shape, None if output is None else output.shape
+        alone = i if weight.device.type == "cpu" and weight.numel() > _STACKED else None
+        batches.setdefault((*shapes, weight.dtype, weight.device, alone), []).append(i)
     return list(batches.values())
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
-
-
-def _stack_factors(factors: list[Factor]) -> Factor:
-    means = [factor.mean for factor in factors if factor.mean is not None]
-    return Factor(_stack([factor.matrix for factor in factors]), _stack(means) if means else None)

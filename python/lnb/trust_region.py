@@ -5,6 +5,8 @@ With the metric ``M = E[x~ x~'] + ridge = L L'`` a step ``D`` of a layer changes
 
 * ``"global"``: the sum over all layers is 1 (the paper's rule);
 * ``"layer"``: it is 1 for each layer;
+* ``"neuron"``: it is 1 for each neuron, a row of ``D``, see :mod:`lnb.balance`;
+* ``"balanced"``: the same, and neurons move independently;
 * ``"spectral"``: every singular value of ``D L`` is ``sqrt(max(1, rows/columns))``, see :func:`spectral_direction`;
 * ``"rms"``: the root mean square of each parameter's step is 0.2, as large as AdamW's usually is, so that an ``lr`` found
   for AdamW carries over. The bias, which no ridge holds back, is scaled with its layer.
@@ -49,8 +51,12 @@ def layer_scale(products: Tensor, min_norm: float) -> Tensor:
     return products.clamp(min=0).sqrt().clamp(min=min_norm).reciprocal()
 
 
-def rms_scale(directions: list[Tensor]) -> list[Tensor]:
-    """What brings each direction to AdamW's usual root mean square; 0 for a zero direction."""
-    norms = torch._foreach_norm(directions)
-    wanted = [ADAMW_RMS * math.sqrt(direction.numel()) for direction in directions]
-    return [torch.where(n > 0, size / n, 0.0) for n, size in zip(norms, wanted, strict=True)]
+def rms_scale(squares: Tensor, sizes: list[int]) -> Tensor:
+    """What brings each direction to AdamW's usual root mean square; 0 for a zero direction.
+
+    Args:
+        squares: ``||D||^2`` of each direction, ``[n]``.
+        sizes: its number of entries.
+    """
+    wanted = ADAMW_RMS * torch.tensor(sizes, dtype=squares.dtype, device=squares.device).sqrt()
+    return torch.where(squares > 0, wanted * squares.rsqrt(), 0.0)

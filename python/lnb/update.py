@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lnb.averages import adam_directions, average_gradients
+from lnb.averages import adam_directions, average_gradients, by_device
 from lnb.config import Config
 from lnb.solve import Direction, solve
 from lnb.trust_region import layer_scale, rms_scale
@@ -18,62 +18,92 @@ from lnb.work import Work
 from lnb_kernels import multi_tensor
 
 
-def run(work: Work, verdict: Verdict, config: Config) -> tuple[Verdict, list[Direction]]:
+def run(work: Work, verdict: Verdict, config: Config) -> tuple[Verdict, list[Direction], Tensor]:
     """Make the step, as far as ``verdict`` allows.
 
     Returns:
-        The verdict, narrowed by the directions being finite, and the layers' directions.
+        The verdict, narrowed by the directions being finite; the layers' directions; and their ``<h, g~>`` ``[layers]``.
     """
     averages = average_gradients(work, verdict, config)
     solved = solve(work.blocks, averages, verdict, config)
-    directions = [part for w, d in zip(work.blocks, solved, strict=True) for part in w.block.split(d.matrix)]
-    adam = config.others == "adamw"
-    if adam:
+    if config.others == "adamw":
         others = adam_directions(work, averages, verdict, config.b_others)
     else:
         others = [averages[parameter] for parameter in work.others]
-    scales, verdict = _scales(work, solved, others, verdict, config)
+    directions = [part for direction in solved for part in direction.parts] + others
+    products = _products(work, directions, averages)
+    scales, verdict = _scales(work, directions, products, verdict, config)
     if not verdict.rejected:
-        _apply(work, directions + others, scales, verdict)
-    return verdict, solved
+        _apply(work, directions, scales, verdict)
+    return verdict, solved, products[: len(solved)]
+
+
+def _products(work: Work, directions: list[Tensor], averages: dict[nn.Parameter, Tensor]) -> Tensor:
+    """``<h, g~>`` of every layer, then of every other parameter, ``[layers + others]``, float64 where the device has it.
+
+    A direction with NaN or inf makes its product NaN or inf: no other check of the directions is needed.
+    """
+    owners = _owners(work)
+    count = len(work.blocks) + len(work.others)
+    device = work.parameters[0].device
+    total = torch.zeros(count, dtype=_widest(device), device=device)
+    for members in by_device(work.parameters).values():
+        chosen = set(members)
+        triples = [t for t in zip(work.parameters, directions, owners, strict=True) if t[0] in chosen]
+        dots = multi_tensor.dot([d for _, d, _ in triples], [averages[p] for p, _, _ in triples])
+        index = torch.tensor([owner for _, _, owner in triples], device=device)
+        total.index_add_(0, index, dots.to(device, total.dtype))
+    return total
+
+
+def _owners(work: Work) -> list[int]:
+    """For each of ``work.parameters``, which layer it is of; every other parameter is a layer of its own."""
+    of_blocks = [i for i, block in enumerate(work.blocks) for _ in block.parameters]
+    return of_blocks + list(range(len(work.blocks), len(work.blocks) + len(work.others)))
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _scales(
-    work: Work, solved: list[Direction], others: list[Tensor], verdict: Verdict, config: Config
-) -> tuple[list[Tensor], Verdict]:
-    """What every parameter's direction is multiplied by, in the order of ``work.parameters``.
-
-    A direction with NaN or inf makes its product with ``g~`` NaN or inf: no other check of the directions is needed.
-    """
-    device = work.parameters[0].device
-    in_region = [direction.matrix for direction in solved] + ([] if config.others == "adamw" else others)
-    own = [direction.product for direction in solved] + [rest.square().sum() for rest in in_region[len(solved) :]]
-    scales: list[Tensor] = []
-    if own:
-        products = torch.stack([product.to(device, torch.float64) for product in own])
-        verdict = verdict.narrow(products.isfinite().all())
-        if config.trust_region == "rms":
-            scales = rms_scale(in_region)
-        elif config.trust_region == "global":
-            scales = [layer_scale(products.sum(), config.min_norm)] * len(own)
-        else:
-            scales = list(layer_scale(products, config.min_norm).unbind())
-    of_blocks, of_others = scales[: len(solved)], scales[len(solved) :]
-    if config.trust_region == "spectral":  # the size is in the direction
-        of_blocks = [torch.ones_like(scale) for scale in of_blocks]
+    work: Work, directions: list[Tensor], products: Tensor, verdict: Verdict, config: Config
+) -> tuple[Tensor, Verdict]:
+    """What every parameter's direction is multiplied by, in the order of ``work.parameters``."""
+    verdict = verdict.narrow(products.isfinite().all())
+    layers = len(work.blocks)
+    in_region = layers if config.others == "adamw" else len(products)
+    region, owners = config.trust_region, _owners(work)
+    scales = torch.ones_like(products)
+    if region == "rms":
+        squares = torch.zeros_like(products)
+        sizes = [0] * len(products)
+        norms = torch.stack([n.to(products) for n in torch._foreach_norm(directions)])
+        squares.index_add_(0, torch.tensor(owners, device=products.device), norms.square())
+        for owner, direction in zip(owners, directions, strict=True):
+            sizes[owner] += direction.numel()
+        scales = rms_scale(squares, sizes)
+    elif region == "global":
+        scales = layer_scale(products[:in_region].sum(), config.min_norm).expand(len(products)).clone()
+    else:
+        scales = layer_scale(products, config.min_norm)
+        if region != "layer":  # the size is in the direction
+            scales[:layers] = 1
     if config.others == "adamw":
-        of_others = [torch.full((), config.others_lr, device=direction.device) for direction in others]
-    return [scale for scale, w in zip(of_blocks, work.blocks, strict=True) for _ in w.parameters] + of_others, verdict
+        scales[layers:] = config.others_lr
+    return scales[torch.tensor(owners, device=scales.device)], verdict
 
 
-def _apply(work: Work, directions: list[Tensor], scales: list[Tensor], verdict: Verdict) -> None:
+def _apply(work: Work, directions: list[Tensor], scales: Tensor, verdict: Verdict) -> None:
     """``theta <- theta - lr (scale h + weight_decay theta)``, one call per parameter group and device."""
-    batches: dict[tuple[int, torch.device], list[tuple[nn.Parameter, Tensor, Tensor]]] = {}
-    for parameter, direction, scale in zip(work.parameters, directions, scales, strict=True):
+    batches: dict[tuple[int, torch.device], list[tuple[nn.Parameter, Tensor, int]]] = {}
+    for i, (parameter, direction) in enumerate(zip(work.parameters, directions, strict=True)):
         key = id(work.groups[parameter]), parameter.device
-        batches.setdefault(key, []).append((parameter, direction, scale))
+        batches.setdefault(key, []).append((parameter, direction, i))
     for (_, device), triples in batches.items():
         group = work.groups[triples[0][0]]
-        parameters, steps, factors = map(list, zip(*triples, strict=True))
-        stacked = torch.stack([factor.to(device, steps[0].dtype) for factor in factors])
-        multi_tensor.apply_(parameters, steps, stacked, group["lr"], group["weight_decay"], verdict.on(device))
+        parameters, steps, positions = map(list, zip(*triples, strict=True))
+        chosen = scales if len(batches) == 1 else scales[torch.tensor(positions, device=scales.device)]
+        multi_tensor.apply_(
+            parameters, steps, chosen.to(device, steps[0].dtype), group["lr"], group["weight_decay"], verdict.on(device)
+        )

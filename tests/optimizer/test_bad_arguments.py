@@ -39,7 +39,11 @@ NAN = float("nan")
         ({"refresh_every": 0}, ValueError, "refresh_every=0"),
         ({"solver": "lu"}, ValueError, "solver='lu' must be one of auto, pcg, cholesky, arrow, matrix_free, dual"),
         ({"cg_scope": "row"}, ValueError, "cg_scope='row' must be one of layer, neuron"),
-        ({"trust_region": "none"}, ValueError, "trust_region='none' must be one of global, layer, spectral, rms"),
+        (
+            {"trust_region": "none"},
+            ValueError,
+            "trust_region='none' must be one of global, layer, neuron, balanced, spectral, rms",
+        ),
         ({"ridge_mode": 3}, ValueError, "ridge_mode=3 must be one of absolute, relative"),
         ({"others": "sgd"}, ValueError, "others='sgd' must be one of identity, adamw"),
         ({"moment_dtype": torch.int32}, ValueError, "moment_dtype=torch.int32"),

@@ -19,6 +19,7 @@ SETTINGS = [
     {"preset": "paper", "solver": "auto", "b_s": 0.5},
     {},
     {"block_size": 4},
+    {"trust_region": "spectral"},
     {"trust_region": "layer", "b_s": 0.0},
 ]
 
@@ -48,7 +49,9 @@ def test_state_bytes_are_what_the_state_holds(settings: dict[str, object]) -> No
     assert optimizer.plan().state_bytes == sum(t.numel() * t.element_size() for t in held.values())
 
 
-@pytest.mark.parametrize("settings", [{}, {"trust_region": "layer"}, {"block_size": None}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"trust_region": "layer"}, {"trust_region": "spectral"}, {"block_size": None}], ids=str
+)
 def test_flops_between_refreshes_are_those_of_the_products(settings: dict[str, object]) -> None:
     """torch's own count of matrix-product FLOPs of a step; the mean of the bias column is not in the plan."""
     model = nn.Sequential(nn.Linear(300, 40, bias=False), nn.Tanh(), nn.Linear(40, 30, bias=False))

@@ -1,0 +1,86 @@
+"""The trust region ``"balanced"``: every neuron moves by ``lr``, and independently of the others.
+
+The spectral step is ``D = orth(M) L^-1 = (M M')^(-1/2) M L^-1`` with ``M = g~ L^-T``, the gradient of a layer whose inputs are
+white (:func:`lnb.trust_region.spectral_direction`). Its orthogonalisation costs ``20 min(m, d)`` operations per weight and
+step, more than the layer itself where a batch has fewer than ``4 min(m, d)`` rows. Only ``P = M M'``, the second moment of
+the neurons' gradients, has to be inverted, and like the second moment of the inputs it changes slowly: here it is averaged
+over refreshes, cut into diagonal blocks of neurons, and kept as ``P^(-1/2)``. What remains per step is
+``W = P^(-1/2) M``, so ``D = P^(-1/2) g~ C^-1``: two block products, ``2 (b_out + b_in)`` operations per weight.
+
+An average cannot fit every step, so each neuron's row is then scaled to ``||W_i|| = 1``: its pre-activation changes by
+``lr`` root mean square, for every shape of layer. Where ``P`` is this step's own, in one block, and ``m <= d``, this is the
+spectral step. Without ``P`` (trust region ``"neuron"``) neurons that see the same gradient all move the same way, and their
+common direction moves by up to ``sqrt(m) lr``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lnb.factored import Factor
+
+
+def neuron_scale(products: Tensor) -> Tensor:
+    """``1 / sqrt(<h_i, g~_i>)`` of every neuron; 0 where that is not positive: such a row is no descent direction."""
+    return torch.where(products > 0, products.rsqrt(), 0.0)
+
+
+def output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, blocks: int) -> Tensor:
+    """The diagonal blocks of ``M M' = g~ S^-1 g~'``, of mean diagonal 1.
+
+    Args:
+        weight: gradient ``[..., rows, d_in]``.
+        bias: gradient ``[..., rows, 1]``, or None.
+        factor: of the layer's metric, with ``C^-1``.
+        blocks: number of diagonal blocks; divides ``rows``.
+
+    Returns:
+        ``[..., blocks, size, size]``; zero for a zero gradient.
+    """
+    solved, solved_bias = factor.solve(weight, bias)
+    moment = _cut(solved, blocks) @ _cut(weight, blocks).mT
+    if bias is not None and solved_bias is not None:
+        moment = moment + _cut(solved_bias, blocks) @ _cut(bias, blocks).mT
+    moment = (moment + moment.mT) / 2
+    average = moment.diagonal(dim1=-2, dim2=-1).mean(dim=(-2, -1)).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
+    return moment / average.clamp(min=torch.finfo(moment.dtype).tiny)
+
+
+def balanced_direction(
+    weight: Tensor, bias: Tensor | None, factor: Factor, output_factor: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """``P^(-1/2) g~ S^-1`` with every row of unit size in the metric.
+
+    Args:
+        weight: ``g~`` of the weight, ``[..., rows, d_in]``.
+        bias: ``[..., rows, 1]``, or None.
+        factor: of the layer's metric, with ``C^-1``.
+        output_factor: ``P^(-1/2)``, ``[..., blocks, size, size]``.
+
+    Returns:
+        The directions of weight and bias, in the shapes of the gradients.
+    """
+    mixed = _mix(output_factor, weight)
+    if bias is None or factor.mean is None:
+        step = factor.solve_centred(mixed)
+        return step.mul_(neuron_scale((step * mixed).sum(-1, keepdim=True))), None
+    mixed_bias = _mix(output_factor, bias)
+    mixed.addcmul_(mixed_bias, factor.mean.unsqueeze(-2), value=-1)  # centred
+    step = factor.solve_centred(mixed)
+    step_bias = mixed_bias - step @ factor.mean.unsqueeze(-1)
+    # <(h_w, h_b), (w, b)> = <h_w, w - b mu> + b^2
+    scale = neuron_scale((step * mixed).sum(-1, keepdim=True) + mixed_bias.square())
+    return step.mul_(scale), step_bias.mul_(scale)
+
+
+def _mix(output_factor: Tensor, rows: Tensor) -> Tensor:
+    """The block-diagonal ``output_factor`` times ``[..., rows, n]``."""
+    product: Tensor = output_factor @ _cut(rows, output_factor.shape[-3])
+    return product.flatten(-3, -2)
+
+
+def _cut(rows: Tensor, blocks: int) -> Tensor:
+    """``[..., rows, n]`` as ``[..., blocks, size, n]``."""
+    cut: Tensor = rows.unflatten(-2, (blocks, rows.shape[-2] // blocks))
+    return cut

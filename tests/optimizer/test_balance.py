@@ -1,0 +1,169 @@
+"""The trust regions of single neurons: against dense linear algebra, and against the spectral step that one amortises."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import lnb
+from lnb.balance import balanced_direction, neuron_scale, output_moment
+from lnb.factored import Factor, factorize
+from lnb.orthogonalize import INVERSE_ROOT_FLOPS, inverse_root, orthogonalize
+from lnb.trust_region import spectral_direction
+
+D, ROWS, N = 9, 6, 50
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(N, D, dtype=torch.float64) @ torch.randn(D, D, dtype=torch.float64) + 2.0
+
+
+def metric(x: torch.Tensor, with_bias: bool) -> tuple[torch.Tensor, Factor]:
+    """The dense metric, ``[D, D]`` or ``[D+1, D+1]``, and its factor with ``C^-1``."""
+    rows = torch.cat([x, torch.ones(N, 1, dtype=torch.float64)], dim=1)
+    s = (rows.mT @ rows / N).unsqueeze(0)
+    size = D + with_bias
+    dense = s[0, :size, :size].clone()
+    dense.diagonal()[:D] += 0.1
+    return dense, factorize(s, 0.1, with_bias=with_bias, blocks=1, inverse=True)
+
+
+def gradient(with_bias: bool, rows: int = ROWS) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weight = torch.randn(1, rows, D, dtype=torch.float64)
+    return weight, torch.randn(1, rows, 1, dtype=torch.float64) if with_bias else None
+
+
+def joined(parts: tuple[torch.Tensor, torch.Tensor | None]) -> torch.Tensor:
+    return torch.cat([part for part in parts if part is not None], dim=-1)[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 9), (2, 3, 7, 12)], ids=str)
+def test_inverse_root_is_that_of_orthogonalize(shape: tuple[int, ...]) -> None:
+    matrix = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(inverse_root(matrix @ matrix.mT) @ matrix, orthogonalize(matrix), rtol=1e-8, atol=1e-8)
+
+
+def test_inverse_root_is_near_the_exact_one() -> None:
+    matrix = torch.randn(8, 40, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+    exact = vectors @ torch.diag(values.rsqrt()) @ vectors.mT
+    found = inverse_root(matrix @ matrix.mT)
+    ratio = torch.linalg.eigvals(torch.linalg.solve(exact, found)).real
+    assert bool(((ratio > 0.65) & (ratio < 1.25)).all())
+
+
+def test_inverse_root_of_zero_is_finite() -> None:
+    assert bool(inverse_root(torch.zeros(2, 3, 3)).isfinite().all())
+
+
+def test_inverse_root_flops() -> None:
+    with FlopCounterMode(display=False) as counter:
+        inverse_root(torch.eye(10).unsqueeze(0))
+    assert counter.get_total_flops() == INVERSE_ROOT_FLOPS * 1000
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_output_moment_is_the_gradients_second_moment_in_the_white_space(with_bias: bool) -> None:
+    dense, factor = metric(inputs(), with_bias)
+    g = gradient(with_bias)
+    whole = joined(g) @ torch.linalg.solve(dense, joined(g).mT)
+    for blocks in (1, 2, 3):
+        size = ROWS // blocks
+        cut = torch.stack([whole[i : i + size, i : i + size] for i in range(0, ROWS, size)])
+        torch.testing.assert_close(output_moment(*g, factor, blocks)[0], cut / whole.diagonal().mean())
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_balanced_direction_is_the_formula(with_bias: bool, blocks: int) -> None:
+    dense, factor = metric(inputs(), with_bias)
+    g = gradient(with_bias)
+    root = torch.randn(1, blocks, ROWS // blocks, ROWS // blocks, dtype=torch.float64)
+    root = root @ root.mT
+    step = torch.block_diag(*root[0]) @ joined(g) @ torch.linalg.inv(dense)
+    sizes = (step @ dense * step).sum(1, keepdim=True).sqrt()
+    torch.testing.assert_close(joined(balanced_direction(*g, factor, root)), step / sizes)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_with_its_own_moment_it_is_the_spectral_step(with_bias: bool) -> None:
+    """``m <= d``: rows of ``orth(M)`` have unit size, up to the band of the Newton-Schulz steps."""
+    x = inputs()
+    dense, factor = metric(x, with_bias)
+    g = gradient(with_bias)
+    ours = joined(balanced_direction(*g, factor, inverse_root(output_moment(*g, factor, 1))))
+    rows = torch.cat([x, torch.ones(N, 1, dtype=torch.float64)], dim=1)
+    lower = factorize((rows.mT @ rows / N).unsqueeze(0), 0.1, with_bias=with_bias, blocks=1, inverse=False)
+    spectral = spectral_direction(joined(g).unsqueeze(0), lower)[0]
+    sizes = (spectral @ dense * spectral).sum(1, keepdim=True).sqrt()
+    torch.testing.assert_close(ours, spectral / sizes, rtol=1e-6, atol=1e-8)
+    assert bool(((sizes > 0.65) & (sizes < 1.25)).all())
+
+
+def test_rows_that_are_no_descent_direction_stand_still() -> None:
+    assert neuron_scale(torch.tensor([4.0, 0.0, -1.0])).tolist() == [0.5, 0.0, 0.0]
+
+
+def one_step(trust_region: str, rows: int, **settings: object) -> tuple[torch.Tensor, nn.Linear]:
+    """The change of every output, root mean square over the batch, ``[rows]``."""
+    layer = nn.Linear(24, rows).double()
+    before = copy.deepcopy(layer)
+    x = torch.randn(200, 24, dtype=torch.float64) + 2.0
+    defaults = {"ridge": 0.0, "weight_decay": 0.0, "nesterov": False}
+    optimizer = lnb.LNB(layer, 0.1, "fast", trust_region=trust_region, **{**defaults, **settings})  # type: ignore[arg-type]
+    (layer(x) * torch.randn(200, rows, dtype=torch.float64)).mean().backward()
+    optimizer.step()
+    return (layer(x) - before(x)).square().mean(0).sqrt().detach(), layer
+
+
+@pytest.mark.parametrize("trust_region", ["neuron", "balanced"])
+@pytest.mark.parametrize("rows", [1, 8, 24, 300])
+def test_lr_is_the_change_of_every_output_whatever_the_width(trust_region: str, rows: int) -> None:
+    change, _ = one_step(trust_region, rows)
+    torch.testing.assert_close(change, torch.full((rows,), 0.1, dtype=torch.float64))
+
+
+def test_neuron_region_bounds_every_neuron_of_the_conjugate_gradients_too() -> None:
+    change, _ = one_step("neuron", 8, solver="pcg", cg_iterations=60, b_s=0.0, refresh_every=1, ridge_mode="absolute")
+    torch.testing.assert_close(change, torch.full((8,), 0.1, dtype=torch.float64), rtol=1e-4, atol=0.0)
+
+
+def test_balanced_neurons_move_independently() -> None:
+    """Neurons that see one common gradient move together in the neuron region, and hardly in the balanced one."""
+
+    def common(trust_region: str) -> float:
+        torch.manual_seed(2)
+        layer = nn.Linear(24, 16).double()
+        before = copy.deepcopy(layer)
+        x = torch.randn(400, 24, dtype=torch.float64)
+        error = torch.randn(400, 1, dtype=torch.float64) + 0.3 * torch.randn(400, 16, dtype=torch.float64)
+        optimizer = lnb.LNB(layer, 0.1, trust_region=trust_region, ridge=0.0)
+        (layer(x) * error).mean().backward()
+        optimizer.step()
+        return torch.linalg.matrix_norm(layer(x) - before(x), 2).item() / 20  # per unit of the largest direction
+
+    assert common("neuron") > 0.25
+    assert common("balanced") < 0.14
+
+
+def test_a_zero_gradient_moves_nothing_and_stays_finite() -> None:
+    layer = nn.Linear(4, 3)
+    before = copy.deepcopy(layer)
+    optimizer = lnb.LNB(layer, 0.1)
+    for factor in (0.0, 0.0, 1.0):
+        optimizer.zero_grad()
+        (layer(torch.randn(20, 4)) * factor).square().mean().backward()
+        optimizer.step()
+        if factor == 0.0:
+            assert torch.equal(layer.weight, before.weight)
+    assert bool(layer.weight.isfinite().all())
+    assert not torch.equal(layer.weight, before.weight)
+
+
+def test_balanced_needs_a_factor() -> None:
+    with pytest.raises(ValueError, match=r"trust_region='balanced'.*solver='pcg'"):
+        lnb.LNB(nn.Linear(3, 2), solver="pcg")
