@@ -214,7 +214,7 @@ PRESETS: dict[str, Config] = {
         trust_region="balanced",
         refresh_every=10,
         b_s=0.9,
-        block_size=160,
+        block_size=128,
         others="adamw",
         others_lr=0.15,
     ),
