@@ -4,7 +4,11 @@ All optimizers of a model take turns, one step each, in one run; per round the r
 taken, and the table gives the median ratio with the quartiles. Every optimizer trains its own copy of the model on the same
 batch; a row whose loss is not finite, or did not fall, shows no time.
 
-    python bench/step_overhead.py [--rounds 15] [--threads 2] [--model mlp] [--json FILE]
+The column "floor" is arithmetic, not a measurement: the matrix-product FLOPs of a step between refreshes (of every step, where
+each is a refresh) over those of forward and backward, all at one rate. What a row loses to memory traffic and small calls is
+the distance to it.
+
+    python bench/step_overhead.py [--rounds 20] [--threads 2] [--model mlp] [--json FILE]
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import lnb
 import lnb_kernels as lk
@@ -144,20 +149,55 @@ def mlp() -> tuple[nn.Module, Batch]:
 MODELS = {"transformer": transformer, "unet": unet, "mlp": mlp}
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW fused": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True),
-    "paper": lambda m: lnb.LNB(m, 0.02, "paper"),
     "fast": lambda m: lnb.LNB(m, 0.01),
-    "fast, layer region": lambda m: lnb.LNB(m, 0.01, trust_region="layer"),
+    "fast, spectral region": lambda m: lnb.LNB(m, 0.01, trust_region="spectral"),
+    "paper": lambda m: lnb.LNB(m, 0.02, "paper"),
+    "paper, bf16 moments": lambda m: lnb.LNB(m, 0.02, "paper", moment_dtype=torch.bfloat16),
     "Muon": lambda m: build_optimizer(OptimizerConfig("muon", lr=1e-3), m, "constant", 1),  # type: ignore[dict-item]
     "paper, matrix-free": lambda m: lnb.LNB(m, 0.02, "paper", solver="matrix_free"),
     "paper, autodiff": autodiff_step,
 }
 
 
-def measure(name: str, rounds: int) -> dict[str, dict[str, float]]:
+def product_flops(model: nn.Module, batch: Batch) -> tuple[int, dict[str, int]]:
+    """FLOPs of the products of forward and backward, and the rows that every layer sees, by its name."""
+    rows: dict[str, int] = {}
+
+    def count(name: str, layer: nn.Module, output: Tensor) -> None:
+        rows[name] = output.numel() // (output.shape[1] if isinstance(layer, nn.Conv2d) else output.shape[-1])
+
+    handles = [
+        layer.register_forward_hook(lambda layer, args, output, name=name: count(name, layer, output))
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d))
+    ]
+    inputs, loss_fn = batch
+    with FlopCounterMode(display=False) as counter:
+        loss_fn(model(inputs)).backward()
+    for handle in handles:
+        handle.remove()
+    model.zero_grad()
+    return counter.get_total_flops(), rows
+
+
+def floor(optimizer: torch.optim.Optimizer, flops: int, rows: dict[str, int]) -> float:
+    """The least ratio that the optimizer's own products allow; NaN where they are not known."""
+    if not isinstance(optimizer, lnb.LNB):
+        return math.nan
+    extra = 0
+    for row in optimizer.plan():
+        extra += row.solve_flops
+        if optimizer.config.refresh_every == 1:
+            extra += row.refresh_flops + row.flops_per_row * rows[row.layer]
+    return 1 + extra / flops
+
+
+def measure(name: str, rounds: int, labels: list[str]) -> dict[str, dict[str, float]]:
     """The ratios of every optimizer on one model."""
     torch.manual_seed(0)
     model, batch = MODELS[name]()
-    steppers = {label: Stepper(model, make, batch) for label, make in OPTIMIZERS.items()}
+    flops, seen = product_flops(copy.deepcopy(model), batch)
+    steppers = {label: Stepper(model, make, batch) for label, make in OPTIMIZERS.items() if label in labels}
     for stepper in steppers.values():
         stepper.step()
     seconds: dict[str, list[float]] = {label: [] for label in steppers}
@@ -179,6 +219,7 @@ def measure(name: str, rounds: int) -> dict[str, dict[str, float]]:
             "high": ratios[-1 - quarter],
             "mean_ratio": sum(seconds[label]) / sum(base),
             "ms": 1e3 * statistics.median(seconds[label]),
+            "floor": floor(stepper.optimizer, flops, seen),
         }
     return rows
 
@@ -189,29 +230,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", choices=list(MODELS), action="append")
+    parser.add_argument("--row", choices=list(OPTIMIZERS), action="append", help="besides AdamW's; default all")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results = {}
     for name in arguments.model or MODELS:
-        results[name] = measure(name, arguments.rounds)
+        results[name] = measure(name, arguments.rounds, ["AdamW fused", *(arguments.row or OPTIMIZERS)])
         print(f"\n{name}: {MODELS[name].__doc__}")
-        print(f"{'':24}{'median':>8}{'quartiles':>16}{'mean':>8}{'ms':>9}")
+        print(f"{'':24}{'median':>8}{'quartiles':>16}{'mean':>8}{'ms':>9}{'floor':>8}")
         for label, row in results[name].items():
             if math.isnan(row["ratio"]):
                 print(f"{label:24}  no time: it did not train")
                 continue
             spread = f"{row['low']:.2f}-{row['high']:.2f}"
-            print(f"{label:24}{row['ratio']:8.2f}{spread:>16}{row['mean_ratio']:8.2f}{row['ms']:9.1f}", flush=True)
+            print(
+                f"{label:24}{row['ratio']:8.2f}{spread:>16}{row['mean_ratio']:8.2f}{row['ms']:9.1f}{row['floor']:8.2f}",
+                flush=True,
+            )
     if arguments.json:
         facts = {
             "date": date.today().isoformat(),
             "torch": torch.__version__,
             "cpu": platform.processor() or platform.machine(),
         }
-        arguments.json.write_text(
-            json.dumps({**facts, "threads": arguments.threads, "results": results}, indent=1) + "\n"
-        )
+        text = json.dumps({**facts, "threads": arguments.threads, "results": results}, indent=1)
+        arguments.json.write_text(text.replace("NaN", "null") + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Wall-clock to a validation value: LNB and Muon against the best value that a tuned AdamW reaches in its budget.
+"""Time to a validation value: LNB and Muon against the best value that a tuned AdamW reaches in its budget.
 
-Per task and optimizer the learning rate is the best of a grid of four on the first seed, by the final value; all runs have
-the same steps and a cosine schedule. The target is the median over seeds of the best value that AdamW reached. Per seed the
-time to target is the training time (evaluation excluded) at the first evaluation that meets it; a run that never does
-counts as infinite. Runs are interleaved over optimizers, so that a busy machine disturbs all alike.
+Per task and optimizer the learning rate is tuned on the first seed, by the final value in the full budget, over a grid of four
+that is extended while its best value is at an edge. The target is the median over seeds of the best value that AdamW reached
+in the full budget. Time to target is training time (evaluation excluded) until the first evaluation that meets it, the
+shortest over schedules: a user who wants to be at the target soon lets the cosine end there, so every optimizer, AdamW too, is
+also run in 1/2, 1/4, 1/8 and 1/16 of the budget. A run that never meets the target counts as infinite. Runs are interleaved
+over optimizers, so that a busy machine disturbs all alike; ``--clock cpu`` counts processor time instead (with one thread).
 
-    python bench/time_to_target.py --data DIR [--task mnist ...] [--seeds 3] [--threads 2] [--json FILE]
+    python bench/time_to_target.py --data DIR [--task mnist ...] [--seeds 3] [--threads 2] [--clock cpu] [--json FILE]
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -28,8 +31,10 @@ from lnb.training.loop import Trainer
 GRIDS = {
     "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
     "muon": (3e-3, 1e-2, 2e-2, 4e-2),
-    "lnb": (0.02, 0.05, 0.1, 0.2),
+    "lnb": (0.02, 0.035, 0.05, 0.1),
 }
+SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -48,82 +53,120 @@ class Cell:
         """Whether ``a`` is at least as good as ``b``."""
         return a >= b if self.higher_is_better else a <= b
 
+    def best(self, values: list[float]) -> float:
+        """The best of ``values``; the worst there can be if there are none."""
+        return max(values, default=-math.inf) if self.higher_is_better else min(values, default=math.inf)
+
 
 CELLS = {
     "mnist": Cell("mnist", 120, 1000, 12, "accuracy", True),
     "mnist-inverted": Cell("mnist", 120, 1000, 12, "accuracy", True, {"invert": True}),
     "camvid": Cell("camvid", 100, 8, 10, "pixel_accuracy", True, {"size": 64}),
     "shakespeare": Cell("shakespeare", 300, 32, 10, "loss", False, {"width": 64, "depth": 2, "context": 64}),
-    "cifar10": Cell("cifar10", 200, 128, 8, "accuracy", True, {"width": 64, "depth": 3}),
+    "cifar10": Cell("cifar10", 160, 128, 8, "accuracy", True, {"width": 64, "depth": 2}),
 }
 
 Curve = list[tuple[float, float]]  # seconds of training, validation value
 
 
-def run(task: Task, cell: Cell, optimizer: str, lr: float, seed: int) -> Curve:
-    """One training run; its curve is empty if it diverged."""
-    config = LoopConfig(
-        steps=cell.steps,
-        batch_size=cell.batch_size,
-        seed=seed,
-        schedule="cosine",
-        log_every=cell.steps,
-        evaluate_every=cell.steps // cell.evaluations,
-    )
-    curve: Curve = []
-    try:
-        for record in Trainer(task, OptimizerConfig(optimizer, lr=lr), config).records():
-            if record.split == "test":
-                curve.append((record.seconds, record.values[cell.metric]))
-    except TrainingError:
-        return []
-    return curve if all(math.isfinite(value) for _, value in curve) else []
+class Study:
+    """All runs of one task."""
+
+    def __init__(self, cell: Cell, task: Task, clock: str) -> None:
+        self.cell, self.task, self.clock = cell, task, clock
+        self.curves: dict[tuple[str, float, int, float], Curve] = {}  # by optimizer, lr, seed, share of the budget
+
+    def run(self, optimizer: str, lr: float, seed: int, share: float) -> Curve:
+        """One training run, made once; its curve is empty if it diverged."""
+        key = (optimizer, lr, seed, share)
+        if key not in self.curves:
+            self.curves[key] = self._train(*key)
+        return self.curves[key]
+
+    def _train(self, optimizer: str, lr: float, seed: int, share: float) -> Curve:
+        cell = self.cell
+        steps = max(1, round(cell.steps * share))
+        config = LoopConfig(
+            steps=steps,
+            batch_size=cell.batch_size,
+            seed=seed,
+            schedule="cosine",
+            log_every=steps,
+            evaluate_every=max(1, steps // cell.evaluations),
+        )
+        curve: Curve = []
+        try:
+            trainer = Trainer(self.task, OptimizerConfig(optimizer, lr=lr), config, CLOCKS[self.clock])
+            for record in trainer.records():
+                if record.split == "test":
+                    curve.append((record.seconds, record.values[cell.metric]))
+        except TrainingError:
+            return []
+        return curve if all(math.isfinite(value) for _, value in curve) else []
+
+    def final(self, optimizer: str, lr: float) -> float:
+        """The final value of the first seed in the full budget."""
+        curve = self.run(optimizer, lr, 0, 1.0)
+        return self.cell.best([curve[-1][1]] if curve else [])
+
+    def tune(self) -> dict[str, float]:
+        """The best rate of every optimizer."""
+        grids = {optimizer: list(grid) for optimizer, grid in GRIDS.items()}
+        for i in range(4):
+            for optimizer, grid in grids.items():
+                self.final(optimizer, grid[i])
+        tuned = {}
+        for optimizer, grid in grids.items():
+            for _ in range(3):
+                values = [self.final(optimizer, lr) for lr in grid]
+                best = grid[values.index(self.cell.best(values))]
+                if best == grid[0]:
+                    grid.insert(0, best / 3)
+                elif best == grid[-1]:
+                    grid.append(best * 3)
+                else:
+                    break
+            tuned[optimizer] = best
+        return tuned
+
+    def seconds_to(self, optimizer: str, lr: float, seed: int, target: float) -> tuple[float, float]:
+        """The shortest time to ``target`` over all schedules, and that schedule's share of the budget."""
+        found = []
+        for share in SHARES:
+            curve = self.run(optimizer, lr, seed, share)
+            met = [seconds for seconds, value in curve if self.cell.better(value, target)]
+            found.append((met[0] if met else math.inf, share))
+        return min(found)
 
 
-def seconds_to(curve: Curve, target: float, cell: Cell) -> float:
-    """Training time at the first evaluation that meets ``target``."""
-    return next((seconds for seconds, value in curve if cell.better(value, target)), math.inf)
-
-
-def study(name: str, data: Path | None, seeds: int) -> dict[str, Any]:
+def study(name: str, data: Path | None, seeds: int, clock: str) -> dict[str, Any]:
     """Tune, repeat and compare on one task."""
     cell = CELLS[name]
-    task = make_task(cell.task, TaskOptions(data=data, **cell.options))
-    curves: dict[tuple[str, float, int], Curve] = {}
-    for i in range(4):
-        for optimizer, grid in GRIDS.items():
-            curves[optimizer, grid[i], 0] = run(task, cell, optimizer, grid[i], 0)
-    sign = 1 if cell.higher_is_better else -1
-    worst = -math.inf
-    tuned = {
-        optimizer: max(
-            grid, key=lambda lr: sign * curves[optimizer, lr, 0][-1][1] if curves[optimizer, lr, 0] else worst
-        )
-        for optimizer, grid in GRIDS.items()
-    }
-    for seed in range(1, seeds):
-        for optimizer, lr in tuned.items():
-            curves[optimizer, lr, seed] = run(task, cell, optimizer, lr, seed)
-    chosen = {optimizer: [curves[optimizer, lr, seed] for seed in range(seeds)] for optimizer, lr in tuned.items()}
-    best = max if cell.higher_is_better else min
-    target = statistics.median(best(value for _, value in curve) for curve in chosen["adamw"])
-    base = statistics.median(seconds_to(curve, target, cell) for curve in chosen["adamw"])
+    runs = Study(cell, make_task(cell.task, TaskOptions(data=data, **cell.options)), clock)
+    tuned = runs.tune()
+    for seed in range(seeds):
+        for share in SHARES:
+            for optimizer, lr in tuned.items():
+                runs.run(optimizer, lr, seed, share)
+    best = [cell.best([v for _, v in runs.run("adamw", tuned["adamw"], seed, 1.0)]) for seed in range(seeds)]
+    target = statistics.median(best)
     rows = {}
-    for optimizer, runs in chosen.items():
-        times = [seconds_to(curve, target, cell) for curve in runs]
+    for optimizer, lr in tuned.items():
+        times = [runs.seconds_to(optimizer, lr, seed, target) for seed in range(seeds)]
+        full = [runs.run(optimizer, lr, seed, 1.0) for seed in range(seeds)]
         rows[optimizer] = {
-            "lr": tuned[optimizer],
-            "final": [curve[-1][1] if curve else None for curve in runs],
-            "seconds": [curve[-1][0] if curve else None for curve in runs],
-            "seconds_to_target": [t if math.isfinite(t) else None for t in times],
-            "ratio": statistics.median(times) / base if math.isfinite(base) else math.nan,
+            "lr": lr,
+            "final": [curve[-1][1] if curve else None for curve in full],
+            "seconds": [curve[-1][0] if curve else None for curve in full],
+            "seconds_to_target": [seconds if math.isfinite(seconds) else None for seconds, _ in times],
+            "budget_share": [share for _, share in times],
+            "median": statistics.median(seconds for seconds, _ in times),
         }
-    return {
-        "cell": cell.__dict__,
-        "target": target,
-        "optimizers": rows,
-        "curves": {str(key): c for key, c in curves.items()},
-    }
+    base = rows["adamw"]["median"]
+    for row in rows.values():
+        row["ratio"] = row["median"] / base if math.isfinite(base) else math.nan
+    curves = {str(key): [(round(s, 4), v) for s, v in curve] for key, curve in runs.curves.items()}
+    return {"cell": cell.__dict__, "target": target, "optimizers": rows, "curves": curves}
 
 
 def main() -> None:
@@ -133,25 +176,32 @@ def main() -> None:
     parser.add_argument("--task", choices=list(CELLS), action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.clock == "cpu" and arguments.threads != 1:
+        parser.error("--clock cpu adds up the time of all threads: use it with --threads 1")
     torch.set_num_threads(arguments.threads)
-    facts = {"date": date.today().isoformat(), "torch": torch.__version__, "machine": platform.machine()}
+    facts = {
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "threads": arguments.threads,
+        "clock": arguments.clock,
+        "seeds": arguments.seeds,
+    }
     results: dict[str, Any] = {}
     for name in arguments.task or CELLS:
-        results[name] = study(name, arguments.data, arguments.seeds)
+        results[name] = study(name, arguments.data, arguments.seeds, arguments.clock)
         print(f"\n{name}: {CELLS[name].metric} {results[name]['target']:.4f}, the best of tuned AdamW")
         for optimizer, row in results[name]["optimizers"].items():
             final = ", ".join("diverged" if value is None else f"{value:.4f}" for value in row["final"])
             times = ", ".join("never" if t is None else f"{t:.1f} s" for t in row["seconds_to_target"])
             print(
-                f"  {optimizer:8} lr {row['lr']:<7g} final {final}   to target {times}   ratio {row['ratio']:.2f}",
+                f"  {optimizer:8} lr {row['lr']:<7.3g} final {final}   to target {times}   ratio {row['ratio']:.3f}",
                 flush=True,
             )
         if arguments.json:  # after every task: what is finished is kept
-            text = json.dumps(
-                {**facts, "threads": arguments.threads, "seeds": arguments.seeds, "results": results}, indent=1
-            )
+            text = json.dumps({**facts, "results": results}, indent=1)
             arguments.json.write_text(text.replace("NaN", "null").replace("Infinity", "null") + "\n")
 
 

@@ -79,12 +79,19 @@ class Trainer:
         task: data, model and objective.
         optimizer: which optimizer.
         config: length, seed and the rest.
+        clock: what ``seconds`` are read from; ``time.process_time`` on one thread is not disturbed by other processes.
 
     Raises:
         ValueError: a setting is not allowed.
     """
 
-    def __init__(self, task: Task, optimizer: OptimizerConfig, config: LoopConfig) -> None:
+    def __init__(
+        self,
+        task: Task,
+        optimizer: OptimizerConfig,
+        config: LoopConfig,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.task, self.config, self.optimizer_name = task, config, optimizer.name
         self._identity = {
             "task": task.name,
@@ -99,6 +106,7 @@ class Trainer:
         self.batcher = Batcher(len(task.train), config.batch_size or task.batch_size, config.seed)
         self.step = 0
         self.seconds = 0.0
+        self._clock = clock
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._loss_count = 0
 
@@ -142,11 +150,11 @@ class Trainer:
         if self.step == 0:
             yield self._record("test", self.evaluate())
         while self.step < config.steps:
-            started = time.perf_counter()
+            started = self._clock()
             self.train_step()
             last = self.step == config.steps
             values = self._training_values() if last or self.step % config.log_every == 0 else None
-            self.seconds += time.perf_counter() - started
+            self.seconds += self._clock() - started
             if values is not None:
                 yield self._record("train", values)
             if last or self.step % evaluate_every == 0:
