@@ -51,12 +51,12 @@ def layer_scale(products: Tensor, min_norm: float) -> Tensor:
     return products.clamp(min=0).sqrt().clamp(min=min_norm).reciprocal()
 
 
-def rms_scale(squares: Tensor, sizes: list[int]) -> Tensor:
+def rms_scale(squares: Tensor, sizes: Tensor) -> Tensor:
     """What brings each direction to AdamW's usual root mean square; 0 for a zero direction.
 
     Args:
         squares: ``||D||^2`` of each direction, ``[n]``.
-        sizes: its number of entries.
+        sizes: its number of entries, ``[n]``.
     """
-    wanted = ADAMW_RMS * torch.tensor(sizes, dtype=squares.dtype, device=squares.device).sqrt()
+    wanted = ADAMW_RMS * sizes.to(squares.dtype).sqrt()
     return torch.where(squares > 0, wanted * squares.rsqrt(), 0.0)

@@ -6,6 +6,8 @@ Notation: ``g~`` the averaged gradient, ``h`` the direction (``metric h = g~``),
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -51,15 +53,21 @@ def _products(work: Work, directions: list[Tensor], averages: dict[nn.Parameter,
         chosen = set(members)
         triples = [t for t in zip(work.parameters, directions, owners, strict=True) if t[0] in chosen]
         dots = multi_tensor.dot([d for _, d, _ in triples], [averages[p] for p, _, _ in triples])
-        index = torch.tensor([owner for _, _, owner in triples], device=device)
-        total.index_add_(0, index, dots.to(device, total.dtype))
+        total.index_add_(0, _index(tuple(owner for _, _, owner in triples), device), dots.to(device, total.dtype))
     return total
 
 
-def _owners(work: Work) -> list[int]:
+def _owners(work: Work) -> tuple[int, ...]:
     """For each of ``work.parameters``, which layer it is of; every other parameter is a layer of its own."""
     of_blocks = [i for i, block in enumerate(work.blocks) for _ in block.parameters]
-    return of_blocks + list(range(len(work.blocks), len(work.blocks) + len(work.others)))
+    return (*of_blocks, *range(len(work.blocks), len(work.blocks) + len(work.others)))
+
+
+@functools.lru_cache(maxsize=64)
+def _index(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """``values`` on ``device``, copied there once: a copy in every step would stall it, and cannot be captured in a graph."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 def _widest(device: torch.device) -> torch.dtype:
@@ -79,10 +87,10 @@ def _scales(
         squares = torch.zeros_like(products)
         sizes = [0] * len(products)
         norms = torch.stack([n.to(products) for n in torch._foreach_norm(directions)])
-        squares.index_add_(0, torch.tensor(owners, device=products.device), norms.square())
+        squares.index_add_(0, _index(owners, products.device), norms.square())
         for owner, direction in zip(owners, directions, strict=True):
             sizes[owner] += direction.numel()
-        scales = rms_scale(squares, sizes)
+        scales = rms_scale(squares, _index(tuple(sizes), products.device))
     elif region == "global":
         scales = layer_scale(products[:in_region].sum(), config.min_norm).expand(len(products)).clone()
     else:
@@ -91,7 +99,7 @@ def _scales(
             scales[:layers] = 1
     if config.others == "adamw":
         scales[layers:] = config.others_lr
-    return scales[torch.tensor(owners, device=scales.device)], verdict
+    return scales[_index(owners, scales.device)], verdict
 
 
 def _apply(work: Work, directions: list[Tensor], scales: Tensor, verdict: Verdict) -> None:
@@ -103,7 +111,7 @@ def _apply(work: Work, directions: list[Tensor], scales: Tensor, verdict: Verdic
     for (_, device), triples in batches.items():
         group = work.groups[triples[0][0]]
         parameters, steps, positions = map(list, zip(*triples, strict=True))
-        chosen = scales if len(batches) == 1 else scales[torch.tensor(positions, device=scales.device)]
+        chosen = scales if len(batches) == 1 else scales[_index(tuple(positions), scales.device)]
         multi_tensor.apply_(
             parameters, steps, chosen.to(device, steps[0].dtype), group["lr"], group["weight_decay"], verdict.on(device)
         )
