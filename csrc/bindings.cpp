@@ -9,8 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "cpu/multi_tensor.h"
 #include "cpu/parallel.h"
+#include "cpu/second_moment.h"
 
 namespace py = pybind11;
 
@@ -19,14 +21,12 @@ namespace {
 using Addresses = std::vector<uintptr_t>;
 using Sizes = std::vector<int64_t>;
 
-constexpr int64_t kWidth[lnb::kTypes] = {8, 4, 2, 2};
-
 std::string label(const char* list, size_t i) {
     return std::string(list) + "[" + std::to_string(i) + "]";
 }
 
 void check_addresses(const char* list, const Addresses& addresses, const Sizes& sizes, lnb::Type type) {
-    const int64_t width = kWidth[static_cast<int>(type)];
+    const int64_t width = lnb::kWidth[static_cast<int>(type)];
     if (addresses.size() != sizes.size()) throw std::invalid_argument(std::string(list) + ": one size per address");
     for (size_t i = 0; i < sizes.size(); ++i) {
         if (sizes[i] < 0) throw std::invalid_argument(label(list, i) + " has a negative size");
@@ -128,6 +128,25 @@ bool all_finite(const Addresses& tensors, lnb::Type type, const Sizes& sizes, in
     return finite;
 }
 
+void check_memory(const char* name, uintptr_t address, int64_t entries, lnb::Type type) {
+    if (entries > 0 && address == 0) throw std::invalid_argument(std::string(name) + " has entries but a null pointer");
+    if (entries > 0 && address % lnb::kWidth[static_cast<int>(type)] != 0) {
+        throw std::invalid_argument(std::string(name) + " is not aligned to its dtype");
+    }
+}
+
+// `stride` is in elements.
+void second_moment(uintptr_t x, lnb::Type type, int64_t rows, int64_t columns, int64_t stride, bool round, uintptr_t s,
+                   int threads) {
+    if (type == lnb::Type::kFloat64) throw std::invalid_argument("x: no kernel for float64");
+    if (rows < 0 || columns < 0 || stride < 0) throw std::invalid_argument("x has a negative size or stride");
+    check_memory("x", x, rows * columns, type);
+    check_memory("s", s, (columns + 1) * (columns + 1), lnb::Type::kFloat32);
+    const lnb::Rows all{reinterpret_cast<const void*>(x), type, rows, columns,
+                        stride * lnb::kWidth[static_cast<int>(type)]};
+    without_gil([&] { lnb::second_moment(all, round, reinterpret_cast<float*>(s), threads); });
+}
+
 std::vector<std::string> isas() {
     const char* names[lnb::kMaxIsas];
     const int count = lnb::available_isas(names);
@@ -155,8 +174,9 @@ PYBIND11_MODULE(_native_module, m) {
     m.def("dot", &dot);
     m.def("apply", &apply);
     m.def("all_finite", &all_finite);
+    m.def("second_moment", &second_moment);
     m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");
-    m.def("isa", &lnb::selected_isa, "The instruction set in use.");
+    m.def("isa", [] { return lnb::isa().name; }, "The instruction set in use.");
     m.def("select_isa", &select_isa);
     m.def("threading", &lnb::threading, "'openmp' (torch's threads) or 'pool' (sleeping threads of this module).");
 }
