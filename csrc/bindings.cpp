@@ -5,10 +5,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cpu/conv_moment.h"
 #include "cpu/isa.h"
 #include "cpu/multi_tensor.h"
 #include "cpu/parallel.h"
@@ -147,6 +149,38 @@ void second_moment(uintptr_t x, lnb::Type type, int64_t rows, int64_t columns, i
     without_gil([&] { lnb::second_moment(all, round, reinterpret_cast<float*>(s), threads); });
 }
 
+using Four = std::array<int64_t, 4>;
+
+// `shape` and `strides` (in elements) are [batch, channels, height, width]; `rows` and `columns` are those of ConvAxis.
+void conv_moment(uintptr_t x, lnb::Type type, const Four& shape, const Four& strides, const Four& rows,
+                 const Four& columns, int64_t groups, bool round, uintptr_t s, int threads) {
+    if (type == lnb::Type::kFloat64) throw std::invalid_argument("x: no kernel for float64");
+    for (int i = 0; i < 4; ++i) {
+        if (shape[i] < 0 || strides[i] < 0) throw std::invalid_argument("x has a negative size or stride");
+    }
+    for (const auto& [taps, dilation, before, outputs] : {rows, columns}) {
+        if (taps < 1 || dilation < 1 || before < 0 || outputs < 0) throw std::invalid_argument("no such convolution");
+    }
+    if (groups < 1 || shape[1] % groups != 0) throw std::invalid_argument("groups must divide the channels");
+    const int64_t width = lnb::kWidth[static_cast<int>(type)], d = shape[1] / groups * rows[0] * columns[0];
+    check_memory("x", x, shape[0] * shape[1] * shape[2] * shape[3], type);
+    check_memory("s", s, groups * (d + 1) * (d + 1), lnb::Type::kFloat32);
+    const lnb::Images images{reinterpret_cast<const void*>(x),
+                             type,
+                             shape[0],
+                             shape[1],
+                             shape[2],
+                             shape[3],
+                             strides[0] * width,
+                             strides[1] * width,
+                             strides[2] * width,
+                             strides[3] * width};
+    without_gil([&] {
+        lnb::conv_moment(images, {rows[0], rows[1], rows[2], rows[3]}, {columns[0], columns[1], columns[2], columns[3]},
+                         groups, round, reinterpret_cast<float*>(s), threads);
+    });
+}
+
 std::vector<std::string> isas() {
     const char* names[lnb::kMaxIsas];
     const int count = lnb::available_isas(names);
@@ -175,6 +209,7 @@ PYBIND11_MODULE(_native_module, m) {
     m.def("apply", &apply);
     m.def("all_finite", &all_finite);
     m.def("second_moment", &second_moment);
+    m.def("conv_moment", &conv_moment);
     m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");
     m.def("isa", [] { return lnb::isa().name; }, "The instruction set in use.");
     m.def("select_isa", &select_isa);

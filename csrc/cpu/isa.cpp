@@ -55,6 +55,12 @@ const Isa& isa() {
     return *selected().load();
 }
 
+Form best_form(Type type, bool round) {
+    if (!round && type != Type::kBFloat16) return Form::kFloat;
+    if (isa().tiles->multiply[static_cast<int>(Form::kPairs)] != nullptr) return Form::kPairs;
+    return round ? Form::kRounded : Form::kFloat;
+}
+
 int available_isas(const char* names[kMaxIsas]) {
     int count = 0;
     for (const Isa& isa : kIsas) {

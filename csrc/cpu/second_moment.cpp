@@ -11,6 +11,7 @@
 
 #include "isa.h"
 #include "parallel.h"
+#include "ranges.h"
 #include "tiles.h"
 #include "workspace.h"
 
@@ -25,25 +26,13 @@ constexpr int64_t kTileBlocks = 6;        // blocks along the side of a tile, at
 constexpr int64_t kSide = kTileBlocks * kBlock;
 constexpr int64_t kJobs = 16;  // parts of work to aim at; fewer tiles are split along the rows
 
-int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
-struct Range {
-    int64_t begin, end;
-};
-
-Range piece(int64_t size, int64_t pieces, int64_t i) {
-    return {size * i / pieces, size * (i + 1) / pieces};
-}
-
 class SecondMoment {
   public:
     SecondMoment(const Rows& x, bool round, float* s, int threads)
         : x_(x),
           s_(s),
           threads_(threads),
-          form_(form(x, round)),
+          form_(best_form(x.type, round)),
           rows_per_step_(form_ == Form::kPairs ? 2 : 1),
           steps_(ceil_div(x.rows, rows_per_step_)),
           blocks_(ceil_div(x.columns, kBlock)),
@@ -76,16 +65,11 @@ class SecondMoment {
         Range rows, columns;  // in blocks
     };
 
-    static Form form(const Rows& x, bool round) {
-        if (!round && x.type != Type::kBFloat16) return Form::kFloat;
-        if (isa().tiles->multiply[static_cast<int>(Form::kPairs)] != nullptr) return Form::kPairs;
-        return round ? Form::kRounded : Form::kFloat;
-    }
-
     static int64_t chunk_steps(int64_t steps, int64_t blocks) {
         const int64_t fitting = kChunkBytes / (std::max<int64_t>(blocks, 1) * kStepBytes);
         const int64_t most = std::max(fitting / kRun * kRun, kChunkSteps);
-        return std::min(steps, ceil_div(ceil_div(steps, ceil_div(steps, most)), kRun) * kRun);
+        const int64_t chunks = std::max<int64_t>(ceil_div(steps, most), 1);
+        return std::min(steps, ceil_div(ceil_div(steps, chunks), kRun) * kRun);
     }
 
     const char* block(int64_t i) const { return packed_.get() + i * chunk_ * kStepBytes; }
@@ -154,7 +138,7 @@ class SecondMoment {
         std::fill_n(sums, kSide * kSide, 0.0f);
         const int64_t columns = tile.columns.end - tile.columns.begin, groups = ceil_div(columns, kMaxBlocks);
         for (int64_t begin = steps.begin; begin < steps.end; begin += kRun) {
-            const Steps run{1, std::min(kRun, steps.end - begin), 0};
+            const Steps run{1, 0, 1, 0, std::min(kRun, steps.end - begin)};
             for (int64_t group = 0; group < groups; ++group) {
                 const Range right = piece(columns, groups, group);
                 const int64_t first = tile.columns.begin + right.begin;

@@ -2,7 +2,7 @@
 include(CheckCXXCompilerFlag)
 
 add_library(lnb_cpu STATIC
-  csrc/cpu/isa.cpp csrc/cpu/multi_tensor.cpp csrc/cpu/multi_tensor_portable.cpp csrc/cpu/parallel.cpp
+  csrc/cpu/conv_moment.cpp csrc/cpu/isa.cpp csrc/cpu/multi_tensor.cpp csrc/cpu/multi_tensor_portable.cpp csrc/cpu/parallel.cpp
   csrc/cpu/second_moment.cpp csrc/cpu/sleeping_pool.cpp csrc/cpu/tiles_portable.cpp)
 target_link_libraries(lnb_cpu PRIVATE lnb_warnings PUBLIC Threads::Threads ${CMAKE_DL_LIBS})
 

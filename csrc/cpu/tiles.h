@@ -23,9 +23,10 @@ enum class Form : int {
 };
 constexpr int kForms = 3;
 
-// Which steps a product sums over: `segments` of `count` consecutive ones, `stride` steps apart.
+// Which steps a product sums over: `count` consecutive ones, `segments` times, `planes` times; and how many steps lie
+// from one segment, or plane, to the next. For an image: pixels, rows and samples.
 struct Steps {
-    int64_t segments, count, stride;
+    int64_t planes, plane_stride, segments, segment_stride, count;
 };
 
 struct Tiles {
@@ -41,9 +42,16 @@ struct Tiles {
     using Pack = void (*)(const char* x, const char* y, int64_t row_stride, int64_t column_stride, int64_t columns,
                           int64_t steps, char* packed, float* sums);
     Pack pack[kForms][kTypes];  // null for float64
+
+    // Adds the columns' sums over the steps to sums[16]: in float32 along a segment, in float64 over segments.
+    void (*sum[kForms])(const char* packed, Steps steps, double* sums);
 };
 
 extern const Tiles portable_tiles;
+// The form in which features of this type are multiplied, on the instruction set in use; with `round`, they count as
+// rounded to bfloat16.
+Form best_form(Type type, bool round);
+
 #ifdef LNB_X86
 extern const Tiles avx2_tiles;
 extern const Tiles avx512_tiles;

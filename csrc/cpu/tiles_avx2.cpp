@@ -20,6 +20,6 @@ struct Vectors {
 
 }  // namespace
 
-const Tiles avx2_tiles = {{&multiply<Vectors>, &multiply<Vectors>, nullptr}, LNB_PACKS};
+const Tiles avx2_tiles = LNB_TILES(&multiply<Vectors>, nullptr);
 
 }  // namespace lnb

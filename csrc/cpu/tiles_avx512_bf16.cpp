@@ -14,6 +14,6 @@ struct PairVectors : Vectors {
 
 }  // namespace
 
-const Tiles avx512_bf16_tiles = {{&multiply<Vectors>, &multiply<Vectors>, &multiply<PairVectors>}, LNB_PACKS};
+const Tiles avx512_bf16_tiles = LNB_TILES(&multiply<Vectors>, &multiply<PairVectors>);
 
 }  // namespace lnb

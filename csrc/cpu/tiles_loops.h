@@ -8,6 +8,11 @@
 namespace lnb {
 namespace {
 
+// Where the i-th segment of all planes begins, in steps.
+int64_t segment_begin(Steps steps, int64_t i) {
+    return i / steps.segments * steps.plane_stride + i % steps.segments * steps.segment_stride;
+}
+
 // kRows rows of c against kBlocks blocks, all sums in registers. A `Vectors` has a vector type `Sum` of kLanes float
 // sums and an operand type `Step`; kLanes * kRegisters is the block.
 template <typename V, int kRows, int kBlocks>
@@ -20,9 +25,9 @@ void multiply_rows(const char* a, const char* b, int64_t b_stride, Steps steps, 
 #pragma GCC unroll 32
         for (int column = 0; column < kColumns; ++column) sums[row][column] = V::zero();
     }
-    for (int64_t segment = 0; segment < steps.segments; ++segment) {
-        const char* left = a + segment * steps.stride * kStepBytes;
-        const char* right = b + segment * steps.stride * kStepBytes;
+    for (int64_t i = 0; i < steps.planes * steps.segments; ++i) {
+        const int64_t offset = segment_begin(steps, i) * kStepBytes;
+        const char *left = a + offset, *right = b + offset;
         for (int64_t step = 0; step < steps.count; ++step, left += kStepBytes, right += kStepBytes) {
             typename V::Step columns[kColumns];
 #pragma GCC unroll 32
@@ -161,8 +166,34 @@ void pack(const char* x, const char* y, int64_t row_stride, int64_t column_strid
     }
 }
 
+template <bool kPairs>
+void sum(const char* packed, Steps steps, double* sums) {
+    for (int64_t i = 0; i < steps.planes * steps.segments; ++i) {
+        const char* step = packed + segment_begin(steps, i) * kStepBytes;
+        float segment[kBlock] = {};
+        for (const char* end = step + steps.count * kStepBytes; step < end; step += kStepBytes) {
+#pragma omp simd
+            for (int64_t column = 0; column < kBlock; ++column) {
+                if constexpr (kPairs) {
+                    const auto* entries = entry<BFloat16>(step, 0);
+                    segment[column] += widen(entries[2 * column]) + widen(entries[2 * column + 1]);
+                } else {
+                    segment[column] += entry<float>(step, 0)[column];
+                }
+            }
+        }
+        for (int64_t column = 0; column < kBlock; ++column) sums[column] += static_cast<double>(segment[column]);
+    }
+}
+
 #define LNB_PACK(form) {nullptr, &pack<float, form>, &pack<BFloat16, form>, &pack<Half, form>}
-#define LNB_PACKS {LNB_PACK(Form::kFloat), LNB_PACK(Form::kRounded), LNB_PACK(Form::kPairs)}
+#define LNB_TILES(multiply_floats, multiply_pairs)                                        \
+    {                                                                                     \
+        {multiply_floats, multiply_floats, multiply_pairs},                               \
+            {LNB_PACK(Form::kFloat), LNB_PACK(Form::kRounded), LNB_PACK(Form::kPairs)}, { \
+            &sum<false>, &sum<false>, &sum<true>                                          \
+        }                                                                                 \
+    }
 
 }  // namespace
 }  // namespace lnb

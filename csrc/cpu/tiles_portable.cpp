@@ -31,6 +31,6 @@ struct Vectors {
 
 }  // namespace
 
-const Tiles portable_tiles = {{&multiply<Vectors>, &multiply<Vectors>, nullptr}, LNB_PACKS};
+const Tiles portable_tiles = LNB_TILES(&multiply<Vectors>, nullptr);
 
 }  // namespace lnb
