@@ -19,8 +19,10 @@ def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype 
     With ``product=torch.bfloat16`` entries are rounded to bfloat16 on their way into the products.
     """
     conv = Geometry.decode(code)
-    if not pays(x, conv):
-        return reference.conv2d_second_moment(x if product is None else x.to(product), code)
+    if product == torch.float64 or not pays(x, conv):
+        return reference.conv2d_second_moment(x, code, product)
+    if product == torch.float16:
+        x = x.half()
     (kh, kw), (dh, dw), (left, _, top, _) = conv.kernel, conv.dilation, conv.padding
     rows, columns = conv.output(*x.shape[2:])
     size = conv.features(x.shape[1]) + 1
@@ -34,5 +36,9 @@ def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype 
 
 
 def pays(x: torch.Tensor, conv: Geometry) -> bool:
-    """Whether products of shifted channels beat explicit patches."""
-    return conv.stride == (1, 1)
+    """Whether products of shifted channels beat explicit patches.
+
+    They need stride 1. Blocks hold 16 channels of a group, so groups of one or two channels would leave them all but
+    empty.
+    """
+    return conv.stride == (1, 1) and (conv.groups == 1 or x.shape[1] // conv.groups > 2)

@@ -1,5 +1,4 @@
-"""Second moment of rows by the native CPU kernel: tiles of the lower triangle, threads over tiles, the same bits in
-every run.
+"""Second moment of rows by the native CPU kernel: threads over tiles of the lower triangle, the same bits in every run.
 
 Half of the products of ``X'X`` are formed. bfloat16 rows are multiplied by AVX512-BF16 where the CPU has it, and as
 float32 otherwise.
@@ -22,10 +21,13 @@ def second_moment(
     """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]`` fp32, from ``x`` ``[..., d]`` fp32, bf16 or fp16.
 
     Rows may lie any distance apart (a view of every n-th row is read in place). With ``product=torch.bfloat16`` rows
-    are rounded to bfloat16 on their way into the product, without a copy of ``x`` in that dtype.
+    are rounded to bfloat16 on their way into the product, without a copy of ``x`` in that dtype. Weighted rows go by the
+    reference.
     """
-    if weights is not None:
-        return reference.second_moment(x if product is None else x.to(product), weights)
+    if weights is not None or product == torch.float64:
+        return reference.second_moment(x, weights, product)
+    if product == torch.float16:
+        x = x.half()
     rows = as_rows(x)
     if rows.stride(1) != 1 or rows.stride(0) < 0:
         rows = rows.contiguous()
