@@ -27,7 +27,7 @@
 namespace lnb {
 namespace {
 
-constexpr int64_t kRun = 256;              // about as many steps are summed in registers
+constexpr int64_t kRun = 128;              // about as many pixels are summed in registers; more would lose digits
 constexpr int64_t kSideBlocks = 4;         // channel blocks along the side of a tile, at most
 constexpr int64_t kUnionFloats = 1 << 21;  // of all U of one pair of tiles, where tiles of one block allow it
 
@@ -211,9 +211,10 @@ class ConvMoment {
     // sums [side, side] <- T of one shift, over one cell of all samples.
     void sum_cell(int64_t group, Range i, Range j, Range rows, Range columns, int64_t shift, float* sums) const {
         const auto multiply = isa().tiles->multiply[static_cast<int>(form_)];
-        const int64_t columns_at_once = std::min(columns.size(), 2 * kRun);
-        const int64_t rows_at_once = std::clamp<int64_t>(kRun / columns_at_once, 1, rows.size());
-        const int64_t planes_at_once = std::clamp<int64_t>(kRun / (columns_at_once * rows_at_once), 1, planes_);
+        const int64_t run = kRun / samples_per_plane_;
+        const int64_t columns_at_once = ceil_div(columns.size(), ceil_div(columns.size(), run));
+        const int64_t rows_at_once = std::clamp<int64_t>(run / columns_at_once, 1, rows.size());
+        const int64_t planes_at_once = std::clamp<int64_t>(run / (columns_at_once * rows_at_once), 1, planes_);
         const int64_t groups = ceil_div(j.size(), kMaxBlocks);
         const bool symmetric = shift == 0 && i.begin == j.begin;
         std::fill_n(sums, side() * side(), 0.0f);

@@ -18,7 +18,7 @@
 namespace lnb {
 namespace {
 
-constexpr int64_t kRun = 128;             // steps whose sum stays in registers
+constexpr int64_t kRun = 128;             // rows whose sum stays in registers; longer sums would lose digits
 constexpr int64_t kPackSteps = 64;        // steps packed by one part
 constexpr int64_t kChunkBytes = 3 << 19;  // 1.5 MiB
 constexpr int64_t kChunkSteps = 512;      // at least, so that S is not written too often
@@ -135,16 +135,17 @@ class SecondMoment {
     // sums [kSide, kSide] <- the tile's sum over the steps.
     void sum(const Tile& tile, Range steps, float* sums) const {
         const auto multiply = isa().tiles->multiply[static_cast<int>(form_)];
+        const int64_t run = kRun / rows_per_step_;
         std::fill_n(sums, kSide * kSide, 0.0f);
         const int64_t columns = tile.columns.end - tile.columns.begin, groups = ceil_div(columns, kMaxBlocks);
-        for (int64_t begin = steps.begin; begin < steps.end; begin += kRun) {
-            const Steps run{1, 0, 1, 0, std::min(kRun, steps.end - begin)};
+        for (int64_t begin = steps.begin; begin < steps.end; begin += run) {
+            const Steps part{1, 0, 1, 0, std::min(run, steps.end - begin)};
             for (int64_t group = 0; group < groups; ++group) {
                 const Range right = piece(columns, groups, group);
                 const int64_t first = tile.columns.begin + right.begin;
                 for (int64_t row = std::max(tile.rows.begin, first); row < tile.rows.end; ++row) {
                     multiply(block(row) + begin * kStepBytes, block(first) + begin * kStepBytes, chunk_ * kStepBytes,
-                             static_cast<int>(right.end - right.begin), run,
+                             static_cast<int>(right.size()), part,
                              sums + (row - tile.rows.begin) * kBlock * kSide + right.begin * kBlock, kSide);
                 }
             }
