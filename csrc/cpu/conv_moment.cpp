@@ -124,6 +124,7 @@ class ConvMoment {
     }
 
     void pack() {
+        if (x_.data == nullptr) return;  // an empty batch
         const auto pack = isa().tiles->pack[static_cast<int>(form_)][static_cast<int>(x_.type)];
         const bool one_run = x_.row_stride == x_.width * x_.pixel_stride;
         const int64_t runs = one_run ? 1 : x_.height, steps = one_run ? pixels_ : x_.width;
