@@ -93,9 +93,17 @@ void without_gil(F f) {
     f();
 }
 
+Sizes bytes(const Sizes& sizes, lnb::Type type) {
+    Sizes result(sizes);
+    for (int64_t& size : result) size *= lnb::kWidth[static_cast<int>(type)];
+    return result;
+}
+
 std::vector<double> ema(const Addresses& averages, lnb::Type average_type, const Addresses& values,
                         lnb::Type value_type, const Sizes& sizes, double beta, bool with_norms, int threads) {
     const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes);
+    require_disjoint_writes("averages", averages, bytes(sizes, average_type), "values", values,
+                            bytes(sizes, value_type));
     std::vector<double> norms(with_norms ? work.size() : 0);
     without_gil([&] {
         lnb::ema(work.data(), static_cast<int64_t>(work.size()), average_type, value_type, beta,
@@ -117,6 +125,8 @@ void apply(const Addresses& params, lnb::Type param_type, const Addresses& direc
            const Sizes& sizes, const std::vector<double>& scales, double lr, double weight_decay, int threads) {
     const auto work = pairs("params", params, param_type, "directions", directions, direction_type, sizes);
     if (scales.size() != work.size()) throw std::invalid_argument("scales: one per tensor");
+    require_disjoint_writes("params", params, bytes(sizes, param_type), "directions", directions,
+                            bytes(sizes, direction_type));
     without_gil([&] {
         lnb::apply(work.data(), static_cast<int64_t>(work.size()), param_type, direction_type, scales.data(), lr,
                    weight_decay, threads);

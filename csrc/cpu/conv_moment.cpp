@@ -124,7 +124,6 @@ class ConvMoment {
     }
 
     void pack() {
-        if (x_.data == nullptr) return;  // an empty batch
         const auto pack = isa().tiles->pack[static_cast<int>(form_)][static_cast<int>(x_.type)];
         const bool one_run = x_.row_stride == x_.width * x_.pixel_stride;
         const int64_t runs = one_run ? 1 : x_.height, steps = one_run ? pixels_ : x_.width;
@@ -133,11 +132,11 @@ class ConvMoment {
             const int64_t sample = plane * samples_per_plane_;
             const auto* x = static_cast<const char*>(x_.data) + sample * x_.batch_stride +
                             (group * channels_ + block * kBlock) * x_.channel_stride;
-            const char* y = samples_per_plane_ == 2 && sample + 1 < x_.batch ? x + x_.batch_stride : nullptr;
+            const bool two = samples_per_plane_ == 2 && sample + 1 < x_.batch;
             float unused[kBlock] = {};
             for (int64_t run = 0; run < runs; ++run) {
                 const int64_t offset = run * x_.row_stride;
-                pack(x + offset, y == nullptr ? nullptr : y + offset, x_.pixel_stride, x_.channel_stride,
+                pack(x + offset, two ? x + x_.batch_stride + offset : nullptr, x_.pixel_stride, x_.channel_stride,
                      channels_ - block * kBlock, steps, packed_.get() + (part * pixels_ + run * steps) * kStepBytes,
                      unused);
             }
