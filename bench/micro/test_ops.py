@@ -104,8 +104,8 @@ def conv2d_cov_matvec(device: str, dtype: torch.dtype, batch: int, channels: int
 def pcg(device: str, dtype: torch.dtype, d: int, m: int) -> Case:
     """As many iterations as make it a solution, against the exact solution."""
     x = rows(device, dtype, 4 * d, d)
-    s, g = x.t() @ x / (4 * d), rows(device, dtype, m, d)
-    damped = s + 0.5 * torch.eye(d, device=device)
+    s, g = lk.second_moment(x), rows(device, dtype, m, d)
+    damped = x.t() @ x / (4 * d) + 0.5 * torch.eye(d, device=device)
     plain = lambda: torch.linalg.solve(damped, g.t()).t()  # noqa: E731
     return Case(lambda: lk.pcg(s, g, iterations=16, ridge=0.5, scope="neuron")[0], plain, 1e-2)
 
