@@ -95,7 +95,9 @@ def _native_state() -> dict[str, Any]:
         return {"loaded": False, "failure": failure}
     module = _native.module()
     build = {key: value for key, value in _native.build_info().items() if key not in ("built", "reason", "bytes")}
-    return {"loaded": True, "cpu_isa": module.isa(), "threads": module.threading(), **build}
+    isa = module.isa()
+    pairs = "AVX512-BF16" if isa == "avx512_bf16" else f"float32 arithmetic: {isa} has no bfloat16 products"
+    return {"loaded": True, "cpu_isa": isa, "bfloat16": pairs, "threads": module.threading(), **build}
 
 
 def _triton_state() -> str:

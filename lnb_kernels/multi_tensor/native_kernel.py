@@ -162,8 +162,11 @@ def _sort_out(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[_Members, lis
 def _require_disjoint(
     native: Any, groups: list[_Group], x_name: str, xs: Sequence[Tensor], y_name: str, ys: Sequence[Tensor]
 ) -> None:
-    """Raise ``ValueError`` where memory that a native kernel writes is reached through another tensor too."""
-    if not groups:
+    """Raise ``ValueError`` where memory that a native kernel writes is reached through another tensor too.
+
+    The kernels look at the pairs of their own call before they write; here all groups are looked at together.
+    """
+    if len(groups) < 2:
         return
     x_bytes, y_bytes = [0] * len(xs), [0] * len(ys)
     x_addresses, y_addresses = [0] * len(xs), [0] * len(ys)
@@ -189,5 +192,5 @@ def _put(target: list[Any], positions: Sequence[int], values: Sequence[Any]) -> 
 
 
 def _vector(values: list[float], tensors: Sequence[Tensor]) -> Tensor:
-    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    wide = torch.float64 in {tensor.dtype for tensor in tensors}
     return torch.tensor(values, dtype=torch.float64 if wide else torch.float32)
