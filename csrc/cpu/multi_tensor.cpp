@@ -101,13 +101,11 @@ struct Partition {
     }
 };
 
-constexpr int64_t kWidth[kTypes] = {8, 4, 2, 2};  // bytes of an element
-
 char* at(void* memory, int64_t element, Type type) {
-    return static_cast<char*>(memory) + element * kWidth[static_cast<int>(type)];
+    return static_cast<char*>(memory) + element * width(type);
 }
 const char* at(const void* memory, int64_t element, Type type) {
-    return static_cast<const char*>(memory) + element * kWidth[static_cast<int>(type)];
+    return static_cast<const char*>(memory) + element * width(type);
 }
 
 template <typename Table>

@@ -3,10 +3,9 @@
 
 #include <cstdint>
 
-namespace lnb {
+#include "../types.h"
 
-enum class Type : int { kFloat64, kFloat32, kBFloat16, kFloat16 };
-constexpr int kTypes = 4;
+namespace lnb {
 
 // Two dense tensors of one shape and memory order. `x` is written by ema and apply; memory that is written overlaps
 // nothing else of the call.
