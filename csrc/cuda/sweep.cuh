@@ -28,14 +28,33 @@ __device__ __forceinline__ bool aligned(const T* address) {
     return reinterpret_cast<uintptr_t>(address) % (sizeof(T) * kSize) == 0;
 }
 
+// A pack as whole registers: of two 16-bit elements each, which the compiler else spreads over one register each.
+template <typename T, int kSize>
+struct alignas(sizeof(T) * kSize) Words {
+    uint32_t word[sizeof(T) * kSize / 4];
+};
+
 template <int kSize, typename T>
-__device__ __forceinline__ Pack<T, kSize> read_pack(const T* address) {
-    return read(reinterpret_cast<const Pack<T, kSize>*>(address));
+__device__ __forceinline__ Words<T, kSize> read_words(const T* address) {
+    return read(reinterpret_cast<const Words<T, kSize>*>(address));
+}
+
+template <typename T, int kSize>
+__device__ __forceinline__ Pack<T, kSize> unpack(const Words<T, kSize>& words) {
+    Pack<T, kSize> pack;
+    memcpy(&pack, &words, sizeof pack);
+    return pack;
 }
 
 template <int kSize, typename T>
 __device__ __forceinline__ void write_pack(T* address, const Pack<T, kSize>& pack) {
-    write(reinterpret_cast<Pack<T, kSize>*>(address), pack);
+    if constexpr (sizeof pack < 4) {
+        write(address, pack.value[0]);
+    } else {
+        Words<T, kSize> words;
+        memcpy(&words, &pack, sizeof words);
+        write(reinterpret_cast<Words<T, kSize>*>(address), words);
+    }
 }
 
 // Calls f(i, xs, ys) for every run of elements i, i + 1, ... that a thread takes: packs of kVector elements where
@@ -45,31 +64,31 @@ __device__ __forceinline__ void sweep(X* x, const Y* y, int64_t size, bool vecto
     constexpr int N = kVector<X, Y>;
     const int64_t packs = vectors ? size / N : 0;
     for (int64_t first = threadIdx.x; first < packs; first += kUnroll * kThreads) {
-        Pack<X, N> xs[kUnroll];
-        Pack<Y, N> ys[kUnroll];
+        Words<X, N> x_words[kUnroll];
+        Words<Y, N> y_words[kUnroll];
         // All loads before the first use: that many are in flight.
         LNB_UNROLL
         for (int u = 0; u < kUnroll; ++u) {
             const int64_t pack = first + u * kThreads;
             if (pack < packs) {
-                xs[u] = read_pack<N>(x + pack * N);
-                ys[u] = read_pack<N>(y + pack * N);
+                x_words[u] = read_words<N>(x + pack * N);
+                y_words[u] = read_words<N>(y + pack * N);
             }
         }
         LNB_UNROLL
         for (int u = 0; u < kUnroll; ++u) {
             const int64_t pack = first + u * kThreads;
             if (pack < packs) {
-                f(pack * N, xs[u], ys[u]);
-                if (write_x) write_pack<N>(x + pack * N, xs[u]);
+                Pack<X, N> xs = unpack(x_words[u]);
+                f(pack * N, xs, unpack(y_words[u]));
+                if (write_x) write_pack<N>(x + pack * N, xs);
             }
         }
     }
     for (int64_t i = packs * N + threadIdx.x; i < size; i += kThreads) {
-        Pack<X, 1> xs = read_pack<1>(x + i);
-        const Pack<Y, 1> ys = read_pack<1>(y + i);
-        f(i, xs, ys);
-        if (write_x) write_pack<1>(x + i, xs);
+        Pack<X, 1> xs{{read(x + i)}};
+        f(i, xs, Pack<Y, 1>{{read(y + i)}});
+        if (write_x) write(x + i, xs.value[0]);
     }
 }
 
@@ -79,18 +98,18 @@ __device__ __forceinline__ void sweep(const X* x, int64_t size, F& f) {
     constexpr int N = kVector<X, X>;
     const int64_t packs = aligned<N>(x) ? size / N : 0;
     for (int64_t first = threadIdx.x; first < packs; first += kUnroll * kThreads) {
-        Pack<X, N> xs[kUnroll];
+        Words<X, N> x_words[kUnroll];
         LNB_UNROLL
         for (int u = 0; u < kUnroll; ++u) {
             const int64_t pack = first + u * kThreads;
-            if (pack < packs) xs[u] = read_pack<N>(x + pack * N);
+            if (pack < packs) x_words[u] = read_words<N>(x + pack * N);
         }
         LNB_UNROLL
         for (int u = 0; u < kUnroll; ++u) {
-            if (first + u * kThreads < packs) f(xs[u]);
+            if (first + u * kThreads < packs) f(unpack(x_words[u]));
         }
     }
-    for (int64_t i = packs * N + threadIdx.x; i < size; i += kThreads) f(read_pack<1>(x + i));
+    for (int64_t i = packs * N + threadIdx.x; i < size; i += kThreads) f(Pack<X, 1>{{read(x + i)}});
 }
 
 }  // namespace lnb::cuda
