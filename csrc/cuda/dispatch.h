@@ -3,8 +3,8 @@
 
 #include <stdexcept>
 
-#include "portable.h"
 #include "../types.h"
+#include "portable.h"
 
 namespace lnb::cuda {
 

@@ -23,7 +23,7 @@ inline void require(cudaError_t error, const char* what) {
 
 // Queue kernel(arguments...) on the stream. An error is one of this launch, or of work before it on the device.
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), const Geometry& geometry, void* stream,
+void launch(const char* name, void (*kernel)(Parameters...), const Geometry& geometry, [[maybe_unused]] void* stream,
             const Arguments&... arguments) {
     if (geometry.blocks == 0) return;
 #ifdef LNB_CUSIM
@@ -36,7 +36,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const Geometry& geo
                 name);
     }
     kernel<<<static_cast<unsigned>(geometry.blocks), geometry.threads, geometry.shared_bytes,
-             static_cast<cudaStream_t>(stream)>>>(arguments...);
+             static_cast<cudaStream_t>(stream)> > >(arguments...);
 #endif
     require(cudaGetLastError(), name);
 }

@@ -1,7 +1,6 @@
-#include "multi_tensor.h"
-
 #include "dispatch.h"
 #include "launch.h"
+#include "multi_tensor.h"
 #include "sweep.cuh"
 #include "table.h"
 
@@ -85,7 +84,8 @@ struct FindSpecial {
 };
 
 template <typename Bits>
-__global__ void __launch_bounds__(kThreads, kBlocks) all_finite_kernel(LNB_PARAMETER(Table) table, Bits exponent, bool* finite) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    all_finite_kernel(LNB_PARAMETER(Table) table, Bits exponent, bool* finite) {
     const Piece piece = table.piece(blockIdx.x);
     const Bits* x = static_cast<const Bits*>(table.x[piece.tensor]) + piece.begin;
     FindSpecial<Bits> op{exponent, false};
@@ -104,8 +104,8 @@ template <typename X, typename Y, typename Copy>
 void start_apply(const Pair* pairs, int64_t count, const void* scales, Type scale_type, const Scalar& lr,
                  const Scalar& decay, const bool* ok, void* stream) {
     for_each_table(pairs, count, [&](const Table& table, int64_t blocks) {
-        launch("multi_tensor.apply", apply_kernel<X, Y, Copy>, {blocks, kThreads}, stream, table, scales, scale_type, lr,
-               decay, ok);
+        launch("multi_tensor.apply", apply_kernel<X, Y, Copy>, {blocks, kThreads}, stream, table, scales, scale_type,
+               lr, decay, ok);
     });
 }
 

@@ -36,8 +36,8 @@ struct Scalar {
     Type type;           // of what is at `device`
 };
 
-// Whether the functions below take `x` and `y` of these types: both float64; else float32, bfloat16 and float16, but not
-// the two 16-bit types together.
+// Whether the functions below take `x` and `y` of these types: both float64; else float32, bfloat16 and float16, but
+// not the two 16-bit types together.
 bool supported(Type x, Type y);
 
 // x <- beta x + (1 - beta) y, if ok is null or *ok. With `partials`, also the partial sums of x * x as x is afterwards.
@@ -53,8 +53,8 @@ void segment_sums(const int64_t* first, int64_t count, const double* partials, v
 void apply(const Pair* pairs, int64_t count, Type x, Type y, const void* scales, Type scale_type, const Scalar& lr,
            const Scalar& decay, const bool* ok, void* stream);
 
-// The same on float32 master weights `x`, whose new values are also rounded into the 16-bit parameters `copy`. `y` is of
-// type `copy_type` or float32.
+// The same on float32 master weights `x`, whose new values are also rounded into the 16-bit parameters `copy`. `y` is
+// of type `copy_type` or float32.
 void apply_master(const Pair* pairs, int64_t count, Type copy_type, Type y, const void* scales, Type scale_type,
                   const Scalar& lr, const Scalar& decay, const bool* ok, void* stream);
 

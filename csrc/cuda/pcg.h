@@ -1,9 +1,9 @@
 // Conjugate gradients on the GPU, over layers of different shapes in the same launches.
 //
-// For every row of a right-hand side g: from h = h0, r = g - A h, z = P r, p = z, each step does alpha = <r, z> / <p, A p>,
-// h += alpha p, r -= alpha A p, z = P r, beta = <r, z> / <r, z>_old, p = z + beta p. P is the arrow preconditioner: of a
-// row (w, b), w1 = (w - mu b) / var and b1 = b - sum(mu w1); without a bias, w1 = w / (var + mu^2). A scope unit - a row,
-// or all rows of a layer - is done where ||r|| <= stop ||g|| or <p, A p> <= 0: alpha is 0 then, on the device.
+// For every row of a right-hand side g: from h = h0, r = g - A h, z = P r, p = z, each step does alpha = <r, z> / <p, A
+// p>, h += alpha p, r -= alpha A p, z = P r, beta = <r, z> / <r, z>_old, p = z + beta p. P is the arrow preconditioner:
+// of a row (w, b), w1 = (w - mu b) / var and b1 = b - sum(mu w1); without a bias, w1 = w / (var + mu^2). A scope unit -
+// a row, or all rows of a layer - is done where ||r|| <= stop ||g|| or <p, A p> <= 0: alpha is 0 then, on the device.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace lnb::cuda {
 
 // --- All iterations in one launch, for an explicit A = S / N + ridge diag(1..1, 0) and a unit per row.
 
-constexpr int kRowColumns = 129;  // of g at most: 128 features and a bias
+constexpr int kRowColumns = 129;   // of g at most: 128 features and a bias
 constexpr int kRowProblems = 128;  // of one launch
 
 struct RowProblem {
@@ -47,10 +47,10 @@ struct VectorProblem {
 
 // Sums of one unit, or before they are added up, of one row.
 struct Sums {
-    double* gg;          // <g, g>
-    double* rr[2];       // <r, r>, before and after the step
-    double* rz[2];       // <r, z>, likewise
-    double* pap;         // <p, A p>
+    double* gg;     // <g, g>
+    double* rr[2];  // <r, r>, before and after the step
+    double* rz[2];  // <r, z>, likewise
+    double* pap;    // <p, A p>
 };
 
 enum class Phase : int {

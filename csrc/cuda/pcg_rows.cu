@@ -1,6 +1,6 @@
-// All iterations of small problems in one launch. A block owns 32 rows of one layer and keeps A in shared memory; a warp
-// owns 4 of the rows and keeps h, r and z in registers, lane l the columns l, l + 32, ... A product reads each entry of
-// A once for the 4 rows.
+// All iterations of small problems in one launch. A block owns 32 rows of one layer and keeps A in shared memory; a
+// warp owns 4 of the rows and keeps h, r and z in registers, lane l the columns l, l + 32, ... A product reads each
+// entry of A once for the 4 rows.
 #include <algorithm>
 #include <stdexcept>
 
@@ -239,8 +239,8 @@ void pcg_rows(const RowProblem* problems, int64_t count, int iterations, float r
     int columns = 0;
     const auto flush = [&] {
         const int64_t blocks = table.first_block[table.count];
-        launch("pcg_rows", pcg_rows_kernel, {blocks, kWarps * kWarp, shared_floats(columns) * sizeof(float)}, stream, table,
-               iterations, ridge, stop);
+        launch("pcg_rows", pcg_rows_kernel, {blocks, kWarps * kWarp, shared_floats(columns) * sizeof(float)}, stream,
+               table, iterations, ridge, stop);
         table.count = columns = 0;
     };
     for (const RowProblem* problem = problems; problem != problems + count; ++problem) {

@@ -1,5 +1,5 @@
-// The vectors' part of an iteration: one block per row, whose entries stay in registers between the phases that a launch
-// combines. So kStep, with one unit per row, reads and writes every vector once.
+// The vectors' part of an iteration: one block per row, whose entries stay in registers between the phases that a
+// launch combines. So kStep, with one unit per row, reads and writes every vector once.
 #include <algorithm>
 #include <stdexcept>
 
@@ -93,9 +93,8 @@ __device__ __forceinline__ Part<kOwn> precondition(const Row<kOwn>& row, const P
 }
 
 template <Phase kPhase, int kOwn, int kThreadsOfRow>
-__global__ void __launch_bounds__(kThreadsOfRow)
-    pcg_phase_kernel(LNB_PARAMETER(VectorTable) table, bool unit_per_row, const Sums units, const Sums rows,
-                     double stop) {
+__global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(VectorTable) table, bool unit_per_row,
+                                                                  const Sums units, const Sums rows, double stop) {
     constexpr bool kStart = kPhase == Phase::kStart, kStep = kPhase == Phase::kStep;
     int index = 0;
     while (static_cast<unsigned>(table.first_block[index + 1]) <= blockIdx.x) ++index;
@@ -189,8 +188,8 @@ void start(const char* name, const VectorProblem* problems, int64_t count, bool 
             table.problem[i] = problems[begin + i];
             table.first_block[i + 1] = table.first_block[i] + problems[begin + i].m;
         }
-        launch(name, pcg_phase_kernel<kPhase, kOwn, kThreadsOfRow>, {table.first_block[table.count], kThreadsOfRow}, stream,
-               table, unit_per_row, units, rows, stop);
+        launch(name, pcg_phase_kernel<kPhase, kOwn, kThreadsOfRow>, {table.first_block[table.count], kThreadsOfRow},
+               stream, table, unit_per_row, units, rows, stop);
     }
 }
 

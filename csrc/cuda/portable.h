@@ -16,7 +16,7 @@
 // An array that the threads of a block share.
 #define LNB_SHARED(T, name, count) __shared__ T name[count]
 // The array whose size the launch gives.
-#define LNB_DYNAMIC_SHARED(T, name)                        \
+#define LNB_DYNAMIC_SHARED(T, name)                         \
     extern __shared__ __align__(16) unsigned char memory[]; \
     T* const name = reinterpret_cast<T*>(memory)
 

@@ -1,4 +1,5 @@
-// Sums over the threads of a warp or a block, the same bits in every run: the order depends on the thread numbers alone.
+// Sums over the threads of a warp or a block, the same bits in every run: the order depends on the thread numbers
+// alone.
 #pragma once
 
 #include "portable.h"
@@ -17,8 +18,8 @@ __device__ __forceinline__ T warp_sum(T value) {  // the sum, in every lane
     return value;
 }
 
-// value[i] <- its sum over the block, in every thread. `scratch` [count * warps] is free for the next use after one more
-// barrier.
+// value[i] <- its sum over the block, in every thread. `scratch` [count * warps] is free for the next use after one
+// more barrier.
 template <int kCount, typename T>
 __device__ __forceinline__ void block_sums(T (&value)[kCount], T* scratch) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

@@ -1,6 +1,6 @@
-// Lists of tensors as kernel parameters: a launch carries a table of up to kTensors tensors, and each of its blocks works
-// on one piece of one tensor. So the number of launches is that of the tables, whatever the number of tensors in each,
-// nothing is copied to the device beforehand, and a captured CUDA graph holds all that it needs.
+// Lists of tensors as kernel parameters: a launch carries a table of up to kTensors tensors, and each of its blocks
+// works on one piece of one tensor. So the number of launches is that of the tables, whatever the number of tensors in
+// each, nothing is copied to the device beforehand, and a captured CUDA graph holds all that it needs.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace lnb::cuda {
 
 // Consecutive elements of one tensor, the work of one block.
 struct Piece {
-    int tensor;     // its place in the table
+    int tensor;      // its place in the table
     int64_t number;  // of the piece in the tensor
     int64_t begin, size;
 };
