@@ -35,8 +35,12 @@ void launch(const char* name, void (*kernel)(Parameters...), const Geometry& geo
                                      static_cast<int>(geometry.shared_bytes)),
                 name);
     }
-    kernel<<<static_cast<unsigned>(geometry.blocks), geometry.threads, geometry.shared_bytes,
-             static_cast<cudaStream_t>(stream)> > >(arguments...);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = static_cast<unsigned>(geometry.blocks);
+    config.blockDim = static_cast<unsigned>(geometry.threads);
+    config.dynamicSmemBytes = geometry.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    require(cudaLaunchKernelEx(&config, kernel, arguments...), name);
 #endif
     require(cudaGetLastError(), name);
 }
