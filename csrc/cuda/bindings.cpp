@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -114,16 +115,21 @@ void all_finite(const Addresses& tensors, Type type, const Sizes& sizes, uintptr
        [&](void* stream) { lnb::cuda::all_finite(work.data(), count(work), type, pointer<bool>(finite), stream); });
 }
 
-// s, g, h0, mu, var, h, norms, norm_stride, m, d, columns
-using RowProblem = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t,
-                              int32_t, int32_t, int32_t>;
+// Addresses and sizes of one layer, in the order of the structs' members.
+template <size_t kCount>
+using Fields = std::array<int64_t, kCount>;
 
-void pcg_rows(const std::vector<RowProblem>& problems, int iterations, double ridge, double stop, const Where& where) {
+template <typename T>
+T* pointer(int64_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void pcg_rows(const std::vector<Fields<11>>& problems, int iterations, double ridge, double stop, const Where& where) {
     std::vector<lnb::cuda::RowProblem> work;
     for (const auto& [s, g, h0, mu, var, h, norms, norm_stride, m, d, columns] : problems) {
         work.push_back({pointer<const float>(s), pointer<const float>(g), pointer<const float>(h0),
                         pointer<const float>(mu), pointer<const float>(var), pointer<float>(h), pointer<float>(norms),
-                        norm_stride, m, d, columns});
+                        norm_stride, static_cast<int32_t>(m), static_cast<int32_t>(d), static_cast<int32_t>(columns)});
     }
     on(where, [&](void* stream) {
         lnb::cuda::pcg_rows(work.data(), static_cast<int64_t>(work.size()), iterations, static_cast<float>(ridge),
@@ -131,12 +137,7 @@ void pcg_rows(const std::vector<RowProblem>& problems, int iterations, double ri
     });
 }
 
-// g, mu, var, h, r, p, ap, first_row, unit, m, d, columns
-using VectorProblem = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t,
-                                 int64_t, int32_t, int32_t, int32_t>;
-using Sums = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;  // gg, rr, rr, rz, rz, pap
-
-lnb::cuda::Sums sums(const Sums& addresses) {
+lnb::cuda::Sums sums(const Fields<6>& addresses) {
     const auto& [gg, old_rr, rr, old_rz, rz, pap] = addresses;
     return {pointer<double>(gg),
             {pointer<double>(old_rr), pointer<double>(rr)},
@@ -144,12 +145,13 @@ lnb::cuda::Sums sums(const Sums& addresses) {
             pointer<double>(pap)};
 }
 
-void pcg_phase(lnb::cuda::Phase phase, const std::vector<VectorProblem>& problems, bool unit_per_row, const Sums& units,
-               const Sums& rows, double stop, const Where& where) {
+void pcg_phase(lnb::cuda::Phase phase, const std::vector<Fields<12>>& problems, bool unit_per_row,
+               const Fields<6>& units, const Fields<6>& rows, double stop, const Where& where) {
     std::vector<lnb::cuda::VectorProblem> work;
     for (const auto& [g, mu, var, h, r, p, ap, first_row, unit, m, d, columns] : problems) {
         work.push_back({pointer<const float>(g), pointer<const float>(mu), pointer<const float>(var), pointer<float>(h),
-                        pointer<float>(r), pointer<float>(p), pointer<float>(ap), first_row, unit, m, d, columns});
+                        pointer<float>(r), pointer<float>(p), pointer<float>(ap), first_row, unit,
+                        static_cast<int32_t>(m), static_cast<int32_t>(d), static_cast<int32_t>(columns)});
     }
     on(where, [&](void* stream) {
         lnb::cuda::pcg_phase(phase, work.data(), static_cast<int64_t>(work.size()), unit_per_row, sums(units),

@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #include "../types.h"
-#include "portable.h"
+#include "element.cuh"
 
 namespace lnb::cuda {
 

@@ -199,9 +199,7 @@ void start(const char* name, const VectorProblem* problems, int64_t count, bool 
     int columns = 0;
     for (int64_t i = 0; i < count; ++i) columns = std::max<int>(columns, problems[i].columns);
     if (columns > kVectorColumns) throw std::invalid_argument("pcg_phase: g has too many columns");
-    const auto of_size = columns <= 128    ? start<kPhase, 4, 32>
-                         : columns <= 1024 ? start<kPhase, 8, 128>
-                                           : start<kPhase, 16, 256>;
+    const auto of_size = columns <= 1024 ? start<kPhase, 8, 128> : start<kPhase, 16, 256>;
     of_size(name, problems, count, unit_per_row, units, rows, stop, stream);
 }
 

@@ -6,8 +6,6 @@
 #include "simulator.h"
 #else
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #define LNB_UNROLL _Pragma("unroll")
@@ -21,36 +19,6 @@
     T* const name = reinterpret_cast<T*>(memory)
 
 namespace lnb::cuda {
-
-using BFloat16 = __nv_bfloat16;
-using Half = __half;
-
-__device__ __forceinline__ double widen(double x) {
-    return x;
-}
-__device__ __forceinline__ float widen(float x) {
-    return x;
-}
-__device__ __forceinline__ float widen(BFloat16 x) {
-    return __bfloat162float(x);
-}
-__device__ __forceinline__ float widen(Half x) {
-    return __half2float(x);
-}
-
-// Rounding to nearest, ties to even.
-__device__ __forceinline__ void narrow(double x, double& out) {
-    out = x;
-}
-__device__ __forceinline__ void narrow(float x, float& out) {
-    out = x;
-}
-__device__ __forceinline__ void narrow(float x, BFloat16& out) {
-    out = __float2bfloat16_rn(x);
-}
-__device__ __forceinline__ void narrow(float x, Half& out) {
-    out = __float2half_rn(x);
-}
 
 // Every access to tensors goes through these two: the simulator counts their bytes.
 template <typename T>

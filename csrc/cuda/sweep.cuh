@@ -1,7 +1,7 @@
 // One block's pass over its piece of a tensor pair, in 16-byte accesses with a scalar tail.
 #pragma once
 
-#include "portable.h"
+#include "element.cuh"
 #include "table.h"
 
 namespace lnb::cuda {

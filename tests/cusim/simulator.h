@@ -17,8 +17,6 @@
 #include <cstring>
 #include <functional>
 
-#include "cpu/float16.h"
-
 struct uint3 {
     unsigned x, y, z;
 };
@@ -110,11 +108,6 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
 constexpr int CUDART_VERSION = 0;
 
 namespace lnb::cuda {
-
-using lnb::BFloat16;
-using lnb::Half;
-using lnb::narrow;
-using lnb::widen;
 
 template <typename T>
 T read(const T* address) {
