@@ -50,11 +50,11 @@ def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], bet
     if rest:
         strided = at(averages, rest)
         reference.ema_(strided, at(values, rest), beta, ok)
-        sums.set(rest, reference.dot(strided, strided, None))
+        sums.set(rest, reference.dot(strided, strided))
     return sums.total(_sum_dtype(averages))
 
 
-def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None) -> Tensor:
+def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
     """As :func:`lnb_kernels.multi_tensor.reference.dot`."""
     native = _cuda.module(xs[0].device)
     groups, rest = partition(native, (xs, ys), native.supported)
@@ -62,7 +62,7 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
     for group in groups:
         native.dot(*_operands(group), sums.slots(group), sums.address, _cuda.where(xs[0]))
     if rest:
-        sums.set(rest, reference.dot(at(xs, rest), at(ys, rest), None))
+        sums.set(rest, reference.dot(at(xs, rest), at(ys, rest)))
     return sums.total(_sum_dtype((*xs, *ys)))
 
 

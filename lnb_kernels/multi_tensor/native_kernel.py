@@ -38,10 +38,10 @@ def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], bet
     """As :func:`lnb_kernels.multi_tensor.reference.ema_squared_norms_`."""
     if ok is None or ok:
         return _vector(_ema(averages, values, beta, with_norms=True), averages)
-    return dot(averages, averages, None)
+    return dot(averages, averages)
 
 
-def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None) -> Tensor:
+def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
     """As :func:`lnb_kernels.multi_tensor.reference.dot`."""
     native = _native.module()
     groups, rest = _partition(native, xs, ys)
@@ -50,7 +50,7 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
         found = native.dot(*_operands(group), torch.get_num_threads())
         put(products, group.positions, found)
     if rest:
-        put(products, rest, reference.dot(at(xs, rest), at(ys, rest), None).tolist())
+        put(products, rest, reference.dot(at(xs, rest), at(ys, rest)).tolist())
     if layers is not None:
         products = [sum(p for p, own in zip(products, layers, strict=True) if own == k) for k in range(max(layers) + 1)]
     return _vector(products, (*xs, *ys))
@@ -113,7 +113,7 @@ def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with
         strided = at(averages, rest)
         reference.ema_(strided, at(values, rest), beta, None)
         if with_norms:
-            put(norms, rest, reference.dot(strided, strided, None).tolist())
+            put(norms, rest, reference.dot(strided, strided).tolist())
     return norms
 
 

@@ -33,10 +33,10 @@ def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: 
 def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> Tensor:
     """:func:`ema_`, then ``dot(averages, averages)``."""
     ema_(averages, values, beta, ok)
-    return dot(averages, averages, None)
+    return dot(averages, averages)
 
 
-def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None) -> Tensor:
+def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
     """``sum(x * y)`` of each pair, ``[n]``; with ``layers``, of all pairs of each layer, ``[max(layers) + 1]``."""
     if not xs:
         return torch.empty(0)

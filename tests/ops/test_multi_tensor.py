@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from cusim.simulated import cuda_kernels_on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DTYPES, assert_close_to_reference
@@ -23,8 +24,12 @@ WHERE_NATIVE = pytest.param(
 needs_native = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
 
 
-@pytest.fixture(params=["reference", WHERE_NATIVE])
+@pytest.fixture(params=["reference", WHERE_NATIVE, "cuda"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "cuda":  # the CUDA kernels, simulated on the CPU
+        with cuda_kernels_on_cpu():
+            yield request.param
+        return
     lk.set_backend(request.param)
     yield request.param
     lk.set_backend("auto")
