@@ -134,8 +134,8 @@ def load(route: OpRoutes, backend: str) -> Callable[..., Any]:
 def call(op: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Run ``op`` by the backend that serves ``tensor``'s device and dtype.
 
-    Under ``auto`` a kernel that cannot be loaded or compiled is given up, with one warning that says why, and the
-    reference takes over. Under an explicit backend the error is raised.
+    Under ``auto`` a kernel that cannot be loaded or compiled is given up, with one warning that says why, and the next
+    best takes over, at last the reference. Under an explicit backend the error is raised.
     """
     route = _routes[op]
     backend = candidate(route, tensor.device, tensor.dtype, _backend)
@@ -156,7 +156,7 @@ def call(op: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return route.reference(*args, **kwargs)
+        return call(op, tensor, *args, **kwargs)  # by the next best
 
 
 def _is_kernel_failure(error: Exception) -> bool:
