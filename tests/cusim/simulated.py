@@ -16,6 +16,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ class Simulator:
     """The module, and what the simulator counts."""
 
     def __init__(self, path: Path) -> None:
-        spec = importlib.util.spec_from_file_location("_cuda_module", path)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
         self.module = importlib.util.module_from_spec(spec)
@@ -67,14 +68,15 @@ class Simulator:
 @functools.cache
 def simulator() -> Simulator:
     """The simulator, built on first use and kept for other test processes."""
-    return Simulator(build(sorted((CSRC / "cuda").glob("*.cu")), [CSRC / "cuda" / "bindings.cpp"], "_cuda_module"))
-
-
-def build(kernels: list[Path], bindings: list[Path], name: str) -> Path:
-    """Compile kernels for the simulator, and bindings as they are, into ``name``.so; processes that ask for the same share it."""
     sanitized = os.environ.get("LNB_CUSIM_SANITIZE") == "1"
-    sources = [(path, WARNINGS + (SANITIZE if sanitized else [])) for path in (*kernels, HERE / "simulator.cpp")]
-    sources += [(path, WARNINGS) for path in bindings]
+    kernels = sorted((CSRC / "cuda").glob("*.cu"))
+    return Simulator(build(kernels, [CSRC / "cuda" / "bindings.cpp"], "_cuda_module", sanitized))
+
+
+def build(kernels: list[Path], bindings: list[Path], name: str, sanitized: bool) -> Path:
+    """Compile kernels for the simulator, and bindings as they are, into ``name``.so. All test processes share it."""
+    options = SANITIZE if sanitized else WARNINGS
+    sources = [(path, options) for path in (*kernels, HERE / "simulator.cpp")] + [(path, []) for path in bindings]
     inputs = [path for folder in (CSRC, HERE) for path in sorted(folder.rglob("*")) if path.suffix in (".h", ".cuh")]
     digest = hashlib.sha256(repr((COMPILER, FLAGS, sources, sys.version)).encode())
     for path in (*inputs, *(source for source, _ in sources)):
@@ -97,15 +99,9 @@ def _compile(source: Path, options: list[str], folder: Path) -> Path:
     import pybind11
 
     out = folder / f"{source.name}.o"
-    python = ["-isystem", pybind11.get_include(), "-isystem", _python_headers()] if source.suffix == ".cpp" else []
-    _run([COMPILER, "-x", "c++", *FLAGS, *options, f"-I{HERE}", f"-I{CSRC}", *python, "-c", str(source), "-o", str(out)])
+    folders = [f"-I{HERE}", f"-I{CSRC}", "-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+    _run([COMPILER, "-x", "c++", *FLAGS, *options, *folders, "-c", str(source), "-o", str(out)])
     return out
-
-
-def _python_headers() -> str:
-    import sysconfig
-
-    return sysconfig.get_paths()["include"]
 
 
 def _run(command: list[str]) -> None:
