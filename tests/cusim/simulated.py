@@ -32,6 +32,7 @@ COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-DLNB_CUSIM"]
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+SANITIZED = os.environ.get("LNB_CUSIM_SANITIZE") == "1"
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 
 
@@ -68,9 +69,8 @@ class Simulator:
 @functools.cache
 def simulator() -> Simulator:
     """The simulator, built on first use and kept for other test processes."""
-    sanitized = os.environ.get("LNB_CUSIM_SANITIZE") == "1"
     kernels = sorted((CSRC / "cuda").glob("*.cu"))
-    return Simulator(build(kernels, [CSRC / "cuda" / "bindings.cpp"], "_cuda_module", sanitized))
+    return Simulator(build(kernels, [CSRC / "cuda" / "bindings.cpp"], "_cuda_module", SANITIZED))
 
 
 def build(kernels: list[Path], bindings: list[Path], name: str, sanitized: bool) -> Path:

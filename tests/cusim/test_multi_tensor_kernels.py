@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from cusim.simulated import ORDERS, Simulator, cuda_kernels_on_cpu
+from cusim.simulated import ORDERS, SANITIZED, Simulator, cuda_kernels_on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DTYPES, assert_close_to_reference
@@ -48,7 +48,7 @@ LISTS = {
 
 
 @given(**LISTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=6 if SANITIZED else 60, deadline=None)
 def test_random_lists(sizes: list[int], pair: tuple[torch.dtype, torch.dtype], shift: int, order: str, seed: int) -> None:
     torch.manual_seed(seed)
     xs = [offset(torch.randn(n).to(pair[0]), shift) for n in sizes]

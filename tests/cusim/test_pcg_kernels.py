@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cusim.simulated import ORDERS, Simulator, cuda_kernels_on_cpu
+from cusim.simulated import ORDERS, SANITIZED, Simulator, cuda_kernels_on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import assert_close_to_reference
@@ -66,7 +66,7 @@ COMMON = {"order": st.sampled_from(sorted(ORDERS)), "seed": st.integers(0, 2**31
 
 
 @given(m=st.integers(1, 40), d=st.integers(1, 128), layers=st.integers(1, 3), **FLAGS, **COMMON)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=6 if SANITIZED else 40, deadline=None)
 def test_small_problems_in_one_launch(
     m: int, d: int, layers: int, bias: bool, start: bool, arrow: bool, order: str, seed: int, iterations: int
 ) -> None:
@@ -79,7 +79,7 @@ def test_small_problems_in_one_launch(
 
 
 @given(m=st.integers(1, 12), d=st.sampled_from([1, 31, 128, 129, 300]), layers=st.integers(1, 3), **FLAGS, **COMMON)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=6 if SANITIZED else 30, deadline=None)
 @pytest.mark.parametrize("scope", ["neuron", "layer"])
 def test_vector_phases(
     scope: str, m: int, d: int, layers: int, bias: bool, start: bool, arrow: bool, order: str, seed: int, iterations: int
