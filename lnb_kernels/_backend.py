@@ -104,7 +104,9 @@ def candidate(route: OpRoutes, device: torch.device, dtype: torch.dtype, backend
     }
     if backend == "reference":
         return "reference"
-    order = {"triton": ("triton",), "native": ("native", "native-cuda")}.get(backend, ("native-cuda", "triton", "native"))
+    order = {"triton": ("triton",), "native": ("native", "native-cuda")}.get(
+        backend, ("native-cuda", "triton", "native")
+    )
     for name in order:
         if name in route.kernels and name not in route.broken and sees[name]:
             return name

@@ -177,7 +177,13 @@ class _Step:
         weight_decay: tuple[float, Tensor | None],
         ok: Tensor | None,
     ) -> None:
-        self.native, self.scales, self.lr, self.weight_decay, self.ok = native, scales.contiguous(), lr, weight_decay, ok
+        self.native, self.scales, self.lr, self.weight_decay, self.ok = (
+            native,
+            scales.contiguous(),
+            lr,
+            weight_decay,
+            ok,
+        )
 
     def arguments(self) -> tuple[Any, ...]:
         """The last arguments of the native functions."""

@@ -81,7 +81,10 @@ def _sort_out(lists: Sequence[Sequence[Tensor]]) -> tuple[dict[_Dtypes, Sequence
 
 
 def require_disjoint(
-    native: Any, groups: list[Group], written: tuple[str, Sequence[Tensor], int], read: tuple[str, Sequence[Tensor], int]
+    native: Any,
+    groups: list[Group],
+    written: tuple[str, Sequence[Tensor], int],
+    read: tuple[str, Sequence[Tensor], int],
 ) -> None:
     """Raise ``ValueError`` where memory that a native kernel writes is reached through another tensor too.
 

@@ -32,7 +32,9 @@ def pcg_rows(
 
 
 def pcg_rows_list(
-    problems: Sequence[tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]], iterations: int, ridge: float
+    problems: Sequence[tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]],
+    iterations: int,
+    ridge: float,
 ) -> list[tuple[Tensor, Tensor]]:
     """Problems ``(s, g, h0, mu, var)`` of any shapes up to 129 columns, in one launch for every 128 layers."""
     native = _cuda.module(problems[0][1].device)
@@ -166,4 +168,3 @@ def _addresses(moments: Tensor, batch: Sequence[int]) -> list[int]:
 
 def _offset(tensor: Tensor | None, bytes_: int) -> int:
     return 0 if tensor is None else tensor.data_ptr() + bytes_
-

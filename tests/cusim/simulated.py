@@ -99,7 +99,14 @@ def _compile(source: Path, options: list[str], folder: Path) -> Path:
     import pybind11
 
     out = folder / f"{source.name}.o"
-    folders = [f"-I{HERE}", f"-I{CSRC}", "-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+    folders = [
+        f"-I{HERE}",
+        f"-I{CSRC}",
+        "-isystem",
+        pybind11.get_include(),
+        "-isystem",
+        sysconfig.get_paths()["include"],
+    ]
     _run([COMPILER, "-x", "c++", *FLAGS, *options, *folders, "-c", str(source), "-o", str(out)])
     return out
 
@@ -112,7 +119,9 @@ def _run(command: list[str]) -> None:
 def sanitizer_environment() -> dict[str, str]:
     """What a process must be started with to load the sanitized module: the sanitizers come before anything else."""
     libraries = [
-        subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(
+            [COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
     return {

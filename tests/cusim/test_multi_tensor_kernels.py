@@ -1,4 +1,7 @@
-"""The CUDA multi-tensor kernels, simulated on the CPU, in three orders of threads. tests/ops/test_multi_tensor.py runs on them too."""
+"""The CUDA multi-tensor kernels, simulated on the CPU, in three orders of threads.
+
+tests/ops/test_multi_tensor.py runs on them too.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ LISTS = {
 
 @given(**LISTS)
 @settings(max_examples=6 if SANITIZED else 60, deadline=None)
-def test_random_lists(sizes: list[int], pair: tuple[torch.dtype, torch.dtype], shift: int, order: str, seed: int) -> None:
+def test_random_lists(
+    sizes: list[int], pair: tuple[torch.dtype, torch.dtype], shift: int, order: str, seed: int
+) -> None:
     torch.manual_seed(seed)
     xs = [offset(torch.randn(n).to(pair[0]), shift) for n in sizes]
     ys = [torch.randn(n).to(pair[1]) for n in sizes]
@@ -145,7 +150,9 @@ def test_overlapping_memory_is_refused_before_any_write(simulated: Simulator) ->
     scales = torch.ones(1)
     calls = {
         r"averages\[1\] and averages\[0\]": lambda: multi_tensor.ema_([memory[:10], memory[5:15]], [ones, ones], 0.5),
-        r"directions\[0\] and params\[0\]": lambda: multi_tensor.apply_([memory[:10]], [memory[9:19]], scales, 0.5, 0.0),
+        r"directions\[0\] and params\[0\]": lambda: multi_tensor.apply_(
+            [memory[:10]], [memory[9:19]], scales, 0.5, 0.0
+        ),
         r"directions\[0\] and masters\[0\]": lambda: multi_tensor.apply_master_(
             [masters[:10]], [ones], [masters[5:15]], scales, 0.5, 0.0
         ),
@@ -162,7 +169,9 @@ def test_overlapping_memory_is_refused_before_any_write(simulated: Simulator) ->
 @pytest.mark.parametrize(
     ("address", "size", "message"), [(0, 4, "null pointer"), (1026, 4, "not aligned"), (1024, -1, "negative size")]
 )
-def test_bindings_refuse_addresses_that_would_crash(simulated: Simulator, address: int, size: int, message: str) -> None:
+def test_bindings_refuse_addresses_that_would_crash(
+    simulated: Simulator, address: int, size: int, message: str
+) -> None:
     native = simulated.module
     kind, where = native.Type.FLOAT32, (0, 0)
     with pytest.raises(ValueError, match=message):
@@ -179,7 +188,9 @@ def test_offsets_beyond_two_to_the_31_elements(simulated: Simulator) -> None:
     """Only the last block runs, at the end of memory of which only the pages that it touches exist."""
     native = simulated.module
     size = 2**32 + 8192 + 5
-    with mmap.mmap(-1, 2 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)) as memory:
+    with mmap.mmap(
+        -1, 2 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    ) as memory:
         x = torch.frombuffer(memory, dtype=torch.bfloat16)
         x[-1], x[-6] = 3.0, 1.0
         blocks = -(-size // native.PIECE_SIZE)

@@ -82,7 +82,16 @@ def test_small_problems_in_one_launch(
 @settings(max_examples=6 if SANITIZED else 30, deadline=None)
 @pytest.mark.parametrize("scope", ["neuron", "layer"])
 def test_vector_phases(
-    scope: str, m: int, d: int, layers: int, bias: bool, start: bool, arrow: bool, order: str, seed: int, iterations: int
+    scope: str,
+    m: int,
+    d: int,
+    layers: int,
+    bias: bool,
+    start: bool,
+    arrow: bool,
+    order: str,
+    seed: int,
+    iterations: int,
 ) -> None:
     torch.manual_seed(seed)
     with cuda_kernels_on_cpu() as simulator:
