@@ -167,7 +167,7 @@ PYBIND11_MODULE(_cuda_module, m) {
         .value("FLOAT32", Type::kFloat32)
         .value("BFLOAT16", Type::kBFloat16)
         .value("FLOAT16", Type::kFloat16);
-    py::enum_<lnb::cuda::Phase>(m, "Phase")
+    py::enum_<lnb::cuda::Phase>(m, "Phase", py::module_local())
         .value("START", lnb::cuda::Phase::kStart)
         .value("PRODUCT", lnb::cuda::Phase::kProduct)
         .value("MOVE", lnb::cuda::Phase::kMove)

@@ -30,6 +30,9 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-DLNB_CUSIM"]
+FLAGS += [
+    "-Dlnb=simulated_lnb"
+]  # another namespace: types are others than those of the module for the GPU, in pybind11 too
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 SANITIZED = os.environ.get("LNB_CUSIM_SANITIZE") == "1"

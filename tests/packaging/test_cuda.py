@@ -45,7 +45,9 @@ def compiler(folder: Path, script: str) -> str:
 
 
 OLD = 'echo "Cuda compilation tools, release 11.8, V11.8.89"\n'
-BROKEN = 'case "$1" in --version) echo "release 13.0, V13.0.88";; *) echo "fatal error: no headers" >&2; exit 1;; esac\n'
+BROKEN = (
+    'case "$1" in --version) echo "release 13.0, V13.0.88";; *) echo "fatal error: no headers" >&2; exit 1;; esac\n'
+)
 
 
 @pytest.mark.parametrize(
