@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,8 @@ class _Vectors:
         scope: str,
         layer_dims: int,
     ) -> None:
-        self.native, self.iterations = _cuda.module(g.device), iterations
+        self.native: Any = _cuda.module(g.device)
+        self.iterations = iterations
         self.by_row = scope == "neuron"
         self.g = g.contiguous()
         self.h = torch.zeros_like(self.g) if h0 is None else h0.to(g.dtype, copy=True).contiguous()
@@ -106,11 +108,12 @@ class _Vectors:
         self.unit_shape = g.shape[:-1] if self.by_row else g.shape[: g.dim() - layer_dims]
         self.units = self.unit_shape.numel()
         self.rows = self.layers * self.m
-        double = {"dtype": torch.float64, "device": g.device}
-        self.gg, self.pap = torch.empty(self.units, **double), torch.empty(self.units, **double)
-        self.rr = torch.empty((iterations + 1, self.units), **double)
-        self.rz = torch.empty((iterations + 1, self.units), **double)
-        self.of_rows = torch.empty((3, self.rows), **double)  # sums of rows before they are added up
+        self.gg, self.pap = self._sums(self.units), self._sums(self.units)
+        self.rr, self.rz = self._sums(iterations + 1, self.units), self._sums(iterations + 1, self.units)
+        self.of_rows = self._sums(3, self.rows)  # before they are added up
+
+    def _sums(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64, device=self.g.device)
 
     def start(self, product: Tensor | None) -> None:
         """``r = g - A h``, ``p = P r``, from ``A h`` if ``h`` is not zero."""
@@ -128,7 +131,8 @@ class _Vectors:
 
     def norms(self) -> Tensor:
         """``||r||`` after 0, 1, ... steps."""
-        return self.rr.sqrt().float().reshape(self.iterations + 1, *self.unit_shape)
+        norms: Tensor = self.rr.sqrt().float()
+        return norms.reshape(self.iterations + 1, *self.unit_shape)
 
     def _phase(self, name: str, k: int, product: Tensor | None, totals: list[Tensor]) -> None:
         """Run one phase; what it sums over rows is then added up to ``totals``, the units' sums."""
