@@ -1,4 +1,4 @@
-"""Builds the native module with CMake where that can be done; without it the package is plain Python, and says why.
+"""Builds the native modules with CMake where that can be done; without it the package is plain Python, and says why.
 
 Metadata is in pyproject.toml. Environment variables of the build:
 
@@ -25,6 +25,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+MODULES = ("_native_module", "_cuda_module")  # the second one where there is nvcc
 BUILD_INFO = "_build_info.json"
 LOG_LIMIT = 4000  # characters of a failed build's log that the package keeps
 
@@ -45,15 +46,15 @@ class BuildNative(build_ext):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / BUILD_INFO).write_text(json.dumps(self.info, indent=1) + "\n", encoding="utf-8")
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
         wanted = choice("LNB_NATIVE", ("auto", "off", "required"))
         if wanted == "off":
             return
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
+        package = Path(self.get_ext_fullpath(f"lnb_kernels.{MODULES[0]}")).resolve().parent
+        package.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryDirectory(prefix="lnb-build-") as folder:  # a kept CMake cache names tools now gone
-                self.info = {"built": True} | build(Path(folder), target)
+                self.info = {"built": True} | build(Path(folder), package)
         except NativeBuildError as error:
             reason, log = error.args
             if wanted == "required":
@@ -62,8 +63,8 @@ class BuildNative(build_ext):
             print(f"lnb-kernels: no native module: {reason}. Plain PyTorch takes its place.", file=sys.stderr)
 
 
-def build(folder: Path, target: Path) -> dict[str, Any]:
-    """Configure and compile in ``folder``, put the module at ``target``, and tell what was built."""
+def build(folder: Path, package: Path) -> dict[str, Any]:
+    """Configure and compile in ``folder``, put the modules into ``package``, and tell what was built."""
     ninja = shutil.which(tool("ninja", "BIN_DIR"))
     if ninja is None:
         raise NativeBuildError("ninja is not installed where the package is built", "")
@@ -80,13 +81,14 @@ def build(folder: Path, target: Path) -> dict[str, Any]:
     cmake = [tool("cmake", "CMAKE_BIN_DIR"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
     call("configuring the native build failed", [*cmake, *(f"-D{name}={value}" for name, value in settings.items())])
     call("compiling the native module failed", [cmake[0], "--build", str(folder), "--target", "install"])
-    built = [path for path in (folder / "out").iterdir() if path.name.startswith("_native_module")]
-    if len(built) != 1:
-        raise NativeBuildError(f"the native build made {[path.name for path in built]}, not one module", "")
-    module = built[0].read_bytes()
-    target.write_bytes(module)
+    sizes = {}
+    for module in (folder / "out").iterdir():
+        shutil.copy(module, package)
+        sizes[module.name.partition(".")[0]] = module.stat().st_size
+    if MODULES[0] not in sizes:
+        raise NativeBuildError(f"the native build made {sorted(sizes)}, without {MODULES[0]}", "")
     info: dict[str, Any] = json.loads((folder / "build_info.json").read_text(encoding="utf-8"))
-    return info | {"bytes": len(module)}
+    return info | {"bytes": sizes}
 
 
 def call(what: str, command: list[str]) -> None:
@@ -135,6 +137,6 @@ def choice(variable: str, allowed: tuple[str, ...]) -> str:
 
 
 setup(
-    ext_modules=[Extension("lnb_kernels._native_module", sources=[], optional=True)],
+    ext_modules=[Extension(f"lnb_kernels.{name}", sources=[], optional=True) for name in MODULES],
     cmdclass={"build_ext": BuildNative},
 )

@@ -40,7 +40,7 @@ def left(most: float) -> float:
 
 def command(words: list[str], seconds: float) -> dict[str, Any]:
     """Run a command in the source tree; its last lines, and whether it succeeded."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "LNB_NATIVE": "required"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "LNB_NATIVE": "required", "LNB_CUDA": "on"}
     environment.pop("TRITON_INTERPRET", None)
     try:
         done = subprocess.run(
@@ -123,7 +123,32 @@ def kernels(device: str, small: bool) -> list[dict[str, Any]]:
         lambda: lk.conv2d_second_moment(image, 3, padding=1)[0, :-1, :-1],
         lambda: (lambda p: p @ p.t())(F.unfold(image, 3, padding=1).transpose(0, 1).flatten(1)), truth,
     )  # fmt: skip
+    rows += multi_tensor_rows(device, small)
     return rows
+
+
+def multi_tensor_rows(device: str, small: bool) -> list[dict[str, Any]]:
+    """The whole-model update of 200 tensors against what it replaces."""
+    from lnb_kernels import multi_tensor
+
+    sizes = [64] * 100 + [512 if small else 512 * 512] * 100
+    params, directions = ([torch.randn(n, device=device) for n in sizes] for _ in range(2))
+    scales, parts = torch.ones(len(sizes), device=device), [torch.zeros_like(p).requires_grad_() for p in params]
+    for part, direction in zip(parts, directions, strict=True):
+        part.grad = direction
+    adamw = torch.optim.AdamW(parts, fused=True)
+    truth = [p.double() - 0.1 * (d.double() + 0.01 * p.double()) for p, d in zip(params, directions, strict=True)]
+    multi_tensor.apply_(params, directions, scales, 0.1, 0.01)
+    entry: dict[str, Any] = {
+        "kernel": "multi_tensor.apply_ against fused AdamW",
+        "error": max(error(p, right) for p, right in zip(params, truth, strict=True)),
+    }
+    entry["correct"] = entry["error"] < 1e-6
+    if entry["correct"]:
+        ours = milliseconds(lambda: multi_tensor.apply_(params, directions, scales, 0.1, 0.01), device)
+        entry |= {"ms": ours, "plain_ms": milliseconds(adamw.step, device)}
+        entry["ratio"] = entry["ms"] / entry["plain_ms"]
+    return [entry]
 
 
 def steps(device: str, small: bool) -> list[dict[str, Any]]:
@@ -168,6 +193,9 @@ def main() -> int:
     if not dry:
         plan["build"] = lambda: command([sys.executable, "setup.py", "build_ext", "--inplace"], 180)
     hardware_tests = ["tests/ops/test_triton_kernels.py", *(["-k", "geometry or routes"] if dry else [])]
+    cuda_tests = ["tests/ops/test_cuda_kernels.py", "-m", "gpu"]
+    if not dry:
+        plan["CUDA module"] = lambda: command([*pytest, *cuda_tests], 120)
     plan["kernels"] = lambda: kernels(device, dry)
     plan["steps"] = lambda: steps(device, dry)
     plan["tests"] = lambda: command([*pytest, *hardware_tests], 240)
@@ -175,6 +203,9 @@ def main() -> int:
     if sanitizer and not dry:
         plan["sanitizer"] = lambda: command(
             [sanitizer, "--error-exitcode", "9", *pytest, *hardware_tests, "-k", "7-7 or average"], 120
+        )
+        plan["sanitizer, CUDA module"] = lambda: command(
+            [sanitizer, "--error-exitcode", "9", *pytest, *cuda_tests], 120
         )
     if not dry:
         plan["all tests"] = lambda: command([*pytest, "tests/ops", "tests/optimizer"], 300)

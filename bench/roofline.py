@@ -1,4 +1,6 @@
-"""Predicted times of the Gram kernels on an H100, from the launches they really make. A model, not a measurement.
+"""Predicted times of the Gram kernels on an H100, and bytes moved by the CUDA kernels, from the launches they really make.
+
+A model, not a measurement. The bytes are checked against what the kernels ask for in the tests' simulator of CUDA.
 
     python bench/roofline.py
 
@@ -63,7 +65,68 @@ def gram(n: int, d: int, m: int, arch: Arch, plan: GramPlan | None = None) -> Pr
     return Prediction(seconds, bound, floor)
 
 
+PIECE_SIZE, THREADS, TENSORS = 8192, 256, 320  # elements and threads of a block, tensors of a launch
+
+# op: how often x, y and the 16-bit copy of x are read; likewise written; whether the op has sums, and a scale per tensor
+MULTI_TENSOR = {
+    "all_finite": ((1, 0, 0), (0, 0, 0), False, False),
+    "ema_": ((1, 1, 0), (1, 0, 0), False, False),
+    "ema_squared_norms_": ((1, 1, 0), (1, 0, 0), True, False),
+    "dot": ((1, 1, 0), (0, 0, 0), True, False),
+    "apply_": ((1, 1, 0), (1, 0, 0), False, True),
+    "apply_master_": ((1, 1, 0), (1, 0, 1), False, True),
+}
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a call's launches read and write, and the least that it could: each tensor read once, written once.
+
+    ``repeated`` of the bytes read are what all threads of a block read alike, and only the first from memory.
+    """
+
+    launches: int
+    read: int
+    written: int
+    minimum: int
+    repeated: int = 0
+
+
+def multi_tensor(op: str, sizes: list[int], x_width: int, y_width: int) -> Traffic:
+    """A multi-tensor op on tensors of these sizes, of one dtype pair; element widths in bytes.
+
+    Every block reads and writes its piece once; with sums it writes a partial one, which a second launch reads; and each
+    of its threads reads its tensor's scale (from cache, but counted).
+    """
+    reads, writes, sums, scaled = MULTI_TENSOR[op]
+    widths = (x_width, y_width, 2)
+    elements = sum(sizes)
+    blocks = sum(math.ceil(size / PIECE_SIZE) for size in sizes)
+    read = elements * sum(times * width for times, width in zip(reads, widths, strict=True))
+    written = elements * sum(times * width for times, width in zip(writes, widths, strict=True))
+    minimum = read + written
+    launches = math.ceil(sum(size > 0 for size in sizes) / TENSORS)
+    if sums:
+        launches += math.ceil(len(sizes) / TENSORS)
+        read, written = read + 8 * blocks, written + 8 * blocks + 4 * len(sizes)
+    if scaled:
+        read += 4 * THREADS * blocks
+    return Traffic(launches, read, written, minimum)
+
+
+def pcg_step(m: int, columns: int) -> Traffic:
+    """All vectors of one step of CG with a unit per row: reads ``p, A p, h, r``, writes ``h, r, p`` and 3 sums of a row.
+
+    Each thread reads three sums of its row, one of them twice (from cache, but counted).
+    """
+    vector = 4 * m * columns
+    threads = 128 if columns <= 1024 else 256
+    shared = 8 * 4 * m
+    return Traffic(1, 4 * vector + threads * shared, 3 * vector + 8 * 3 * m, 7 * vector, (threads - 1) * shared)
+
+
 def main() -> None:
+    print_traffic()
     arch = ARCHS["sm_90"]
     print("PREDICTED by a model for H100, bf16; nothing here was measured\n")
     print(f"{'kernel':38s} {'us':>8s} {'bound':>11s} {'x floor':>8s} {'x library product':>18s}")
@@ -75,6 +138,21 @@ def main() -> None:
                 f"{f'{name} N={n} d={d}':38s} {1e6 * predicted.seconds:8.1f} {predicted.bound:>11s}"
                 f" {predicted.seconds / predicted.floor:8.2f} {predicted.seconds / library:18.2f}"
             )
+
+
+def print_traffic() -> None:
+    sizes = [768 * 768] * 150 + [768] * 150
+    print("Bytes of the CUDA kernels for 300 tensors of 88 M elements in all, and over the least possible\n")
+    for op in MULTI_TENSOR:
+        for label, x_width, y_width in (("float32", 4, 4), ("float32 and 16 bits", 4, 2), ("16 bits", 2, 2)):
+            if op == "apply_master_" and x_width == 2:
+                continue  # masters are float32
+            traffic = multi_tensor(op, sizes, x_width, y_width)
+            moved = traffic.read + traffic.written
+            print(
+                f"{op + ' ' + label:40s} {moved / 1e6:8.1f} MB {moved / traffic.minimum:6.3f}  {traffic.launches} launches"
+            )
+    print()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "address_checks.h"
 #include "cpu/conv_moment.h"
 #include "cpu/isa.h"
 #include "cpu/multi_tensor.h"
@@ -20,60 +20,10 @@ namespace py = pybind11;
 
 namespace {
 
-using Addresses = std::vector<uintptr_t>;
-using Sizes = std::vector<int64_t>;
-
-std::string label(const char* list, size_t i) {
-    return std::string(list) + "[" + std::to_string(i) + "]";
-}
-
-void check_addresses(const char* list, const Addresses& addresses, const Sizes& sizes, lnb::Type type) {
-    const int64_t width = lnb::kWidth[static_cast<int>(type)];
-    if (addresses.size() != sizes.size()) throw std::invalid_argument(std::string(list) + ": one size per address");
-    for (size_t i = 0; i < sizes.size(); ++i) {
-        if (sizes[i] < 0) throw std::invalid_argument(label(list, i) + " has a negative size");
-        if (sizes[i] == 0) continue;
-        if (addresses[i] == 0) throw std::invalid_argument(label(list, i) + " has entries but a null pointer");
-        if (addresses[i] % width != 0) throw std::invalid_argument(label(list, i) + " is not aligned to its dtype");
-    }
-}
-
-struct Extent {
-    uintptr_t begin, end;
-    const char* list;
-    size_t index;
-    bool written;
-};
-
-void add_extents(std::vector<Extent>& extents, const char* list, const Addresses& addresses, const Sizes& bytes,
-                 bool written) {
-    if (addresses.size() != bytes.size()) throw std::invalid_argument(std::string(list) + ": one size per address");
-    for (size_t i = 0; i < bytes.size(); ++i) {
-        if (bytes[i] > 0) {
-            extents.push_back({addresses[i], addresses[i] + static_cast<uintptr_t>(bytes[i]), list, i, written});
-        }
-    }
-}
-
-// Writing to memory that is also read or written through another tensor gives results that depend on timing.
-void require_disjoint_writes(const char* written_name, const Addresses& written, const Sizes& written_bytes,
-                             const char* read_name, const Addresses& read, const Sizes& read_bytes) {
-    std::vector<Extent> extents;
-    add_extents(extents, written_name, written, written_bytes, true);
-    add_extents(extents, read_name, read, read_bytes, false);
-    std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
-    const Extent* reach = nullptr;          // of all so far, the one that ends last
-    const Extent* written_reach = nullptr;  // the same among those written
-    for (const Extent& extent : extents) {
-        const Extent* other = extent.written ? reach : written_reach;
-        if (other != nullptr && other->end > extent.begin) {
-            throw std::invalid_argument(label(extent.list, extent.index) + " and " + label(other->list, other->index) +
-                                        " overlap in memory, and one of them is written; give each its own memory");
-        }
-        if (reach == nullptr || extent.end > reach->end) reach = &extent;
-        if (extent.written && (written_reach == nullptr || extent.end > written_reach->end)) written_reach = &extent;
-    }
-}
+using lnb::Addresses;
+using lnb::check_addresses;
+using lnb::require_disjoint_writes;
+using lnb::Sizes;
 
 std::vector<lnb::Pair> pairs(const char* x_name, const Addresses& x, lnb::Type x_type, const char* y_name,
                              const Addresses& y, lnb::Type y_type, const Sizes& sizes) {

@@ -24,16 +24,19 @@ class KernelUnavailable(RuntimeError):
 
 @dataclass
 class OpRoutes:
-    """The implementations of one op. A kernel is named ``"package.module:function"`` and imported lazily."""
+    """The implementations of one op. A kernel is named ``"package.module:function"`` and imported lazily.
+
+    The native backend has a kernel for the CPU, ``"native"``, and one for NVIDIA GPUs, ``"native-cuda"``: each can fail
+    without the other.
+    """
 
     op: str
     reference: Callable[..., Any]
-    kernels: dict[str, str] = field(default_factory=dict)  # backend -> "module:function"
+    kernels: dict[str, str] = field(default_factory=dict)  # triton, native, native-cuda -> "module:function"
     native_dtypes: frozenset[torch.dtype] = frozenset({torch.float32})
-    native_devices: frozenset[str] = frozenset({"cpu"})
     triton_dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
     loaded: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)  # backend -> why it was given up
+    broken: dict[str, str] = field(default_factory=dict)  # kernel -> why it was given up
 
 
 _routes: dict[str, OpRoutes] = {}
@@ -47,12 +50,13 @@ def register(
     *,
     triton: str | None = None,
     native: str | None = None,
+    native_cuda: str | None = None,
     native_dtypes: frozenset[torch.dtype] = frozenset({torch.float32}),
-    native_devices: frozenset[str] = frozenset({"cpu"}),
 ) -> None:
     """Declare the implementations of ``op``. Called once per op, from its ``op.py``."""
-    kernels = {name: where for name, where in (("triton", triton), ("native", native)) if where is not None}
-    _routes[op] = OpRoutes(op, reference, kernels, native_dtypes, native_devices)
+    named = {"triton": triton, "native": native, "native-cuda": native_cuda}
+    kernels = {name: where for name, where in named.items() if where is not None}
+    _routes[op] = OpRoutes(op, reference, kernels, native_dtypes)
 
 
 def routes() -> dict[str, OpRoutes]:
@@ -89,17 +93,20 @@ def triton_interpreted() -> bool:
 def candidate(route: OpRoutes, device: torch.device, dtype: torch.dtype, backend: str) -> str:
     """The backend to try first for one call, before anything is loaded. The rule that ``report`` prints.
 
-    ``auto`` takes Triton on CUDA and ROCm devices and the native module on the CPU, where the op has such a kernel
-    for this dtype. An explicit backend is taken wherever it can see the tensor.
+    ``auto`` takes the native module on the CPU, and on GPUs Triton; or on NVIDIA's, where an op has both, the CUDA kernel:
+    such an op has one because it is faster. An explicit backend is taken wherever it can see the tensor.
     """
     on_gpu = device.type == "cuda"
     sees = {
         "triton": (on_gpu or (backend == "triton" and triton_interpreted())) and dtype in route.triton_dtypes,
-        "native": device.type in route.native_devices and dtype in route.native_dtypes,
+        "native": device.type == "cpu" and dtype in route.native_dtypes,
+        "native-cuda": on_gpu and torch.version.hip is None and dtype in route.native_dtypes,
     }
     if backend == "reference":
         return "reference"
-    order = ("triton", "native") if backend == "auto" else (backend,)
+    order = {"triton": ("triton",), "native": ("native", "native-cuda")}.get(
+        backend, ("native-cuda", "triton", "native")
+    )
     for name in order:
         if name in route.kernels and name not in route.broken and sees[name]:
             return name
@@ -120,7 +127,7 @@ def load(route: OpRoutes, backend: str) -> Callable[..., Any]:
         try:
             kernel = getattr(importlib.import_module(module), function)
         except ImportError as error:
-            remedy = "pip install triton" if backend == "triton" else "reinstall lnb-kernels with a C++ compiler"
+            remedy = "pip install triton" if backend == "triton" else "reinstall lnb-kernels"
             raise KernelUnavailable(f"{backend} kernel of {route.op}: {error}; remedy: {remedy}") from error
         route.loaded[backend] = kernel
     return kernel
@@ -129,8 +136,8 @@ def load(route: OpRoutes, backend: str) -> Callable[..., Any]:
 def call(op: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Run ``op`` by the backend that serves ``tensor``'s device and dtype.
 
-    Under ``auto`` a kernel that cannot be loaded or compiled is given up, with one warning that says why, and the
-    reference takes over. Under an explicit backend the error is raised.
+    Under ``auto`` a kernel that cannot be loaded or compiled is given up, with one warning that says why, and the next
+    best takes over, at last the reference. Under an explicit backend the error is raised.
     """
     route = _routes[op]
     backend = candidate(route, tensor.device, tensor.dtype, _backend)
@@ -151,7 +158,7 @@ def call(op: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return route.reference(*args, **kwargs)
+        return call(op, tensor, *args, **kwargs)  # by the next best
 
 
 def _is_kernel_failure(error: Exception) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from lnb_kernels import _backend, _native
+from lnb_kernels import _backend, _cuda, _extension, _native
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ class Report:
     versions: dict[str, str]
     backend: str
     native: dict[str, Any]
+    cuda: dict[str, Any]
     triton: str
     ops: tuple[Serving, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as nested dicts and lists, for logs: keys ``versions, backend, native, triton, ops``."""
+        """The same as nested dicts and lists, for logs: keys ``versions, backend, native, cuda, triton, ops``."""
         return asdict(self) | {"ops": [asdict(serving) for serving in self.ops]}
 
     def __str__(self) -> str:
@@ -43,6 +44,7 @@ class Report:
             "lnb_kernels: " + ", ".join(f"{name} {version}" for name, version in self.versions.items()),
             f"chosen backend: {self.backend}",
             "native module: " + _describe(self.native),
+            "CUDA module: " + _describe(self.cuda),
             f"triton: {self.triton}",
             "",
             *("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows),
@@ -61,13 +63,19 @@ def report() -> Report:
     """
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     ops = [_serving(route, device) for route in _backend.routes().values() for device in devices]
-    return Report(_versions(), _backend.get_backend(), _native_state(), _triton_state(), tuple(ops))
+    return Report(_versions(), _backend.get_backend(), _native_state(), _cuda_state(), _triton_state(), tuple(ops))
 
 
 def _serving(route: _backend.OpRoutes, device: str) -> Serving:
     backend = _backend.candidate(route, torch.device(device), torch.float32, _backend.get_backend())
     if backend == "native" and _native.failure() is not None:
         return Serving(route.op, device, "reference", "the native module is not loaded")
+    if backend == "native-cuda":
+        failure = _cuda.failure_on(torch.cuda.current_device())
+        if failure is not None:
+            others = replace(route, kernels={k: v for k, v in route.kernels.items() if k != "native-cuda"})
+            fallback = _backend.candidate(others, torch.device(device), torch.float32, _backend.get_backend())
+            return Serving(route.op, device, fallback, failure)
     if backend != "reference":
         return Serving(route.op, device, backend, f"fastest that runs on {device}")
     if route.broken:
@@ -94,10 +102,19 @@ def _native_state() -> dict[str, Any]:
     if failure is not None:
         return {"loaded": False, "failure": failure}
     module = _native.module()
-    build = {key: value for key, value in _native.build_info().items() if key not in ("built", "reason", "bytes")}
+    build = {k: v for k, v in _extension.build_info().items() if k in ("compiler", "processor")}
     isa = module.isa()
     pairs = "AVX512-BF16" if isa == "avx512_bf16" else f"float32 arithmetic: {isa} has no bfloat16 products"
     return {"loaded": True, "cpu_isa": isa, "bfloat16": pairs, "threads": module.threading(), **build}
+
+
+def _cuda_state() -> dict[str, Any]:
+    """The CUDA module, without touching a device."""
+    failure = _cuda.failure()
+    if failure is not None:
+        return {"loaded": False, "failure": failure}
+    build = {k: v for k, v in _extension.build_info().get("cuda", {}).items() if k in ("compiler", "archs")}
+    return {"loaded": True, **build}
 
 
 def _triton_state() -> str:

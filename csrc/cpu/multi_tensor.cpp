@@ -65,10 +65,10 @@ struct Partition {
 };
 
 char* at(void* memory, int64_t element, Type type) {
-    return static_cast<char*>(memory) + element * kWidth[static_cast<int>(type)];
+    return static_cast<char*>(memory) + element * width(type);
 }
 const char* at(const void* memory, int64_t element, Type type) {
-    return static_cast<const char*>(memory) + element * kWidth[static_cast<int>(type)];
+    return static_cast<const char*>(memory) + element * width(type);
 }
 
 template <typename Table>

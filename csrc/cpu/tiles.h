@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "types.h"
+#include "../types.h"
 
 namespace lnb {
 

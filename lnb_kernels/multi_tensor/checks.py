@@ -98,6 +98,24 @@ def flag(op: str, ok: Tensor | None, values: Sequence[Tensor]) -> None:
         same_device(op, "ok", ok, "the first tensor", values[0])
 
 
+def layers(op: str, values: Sequence[int] | None, count: int) -> None:
+    """``values`` is None or ``count`` ints, each in ``[0, count)``.
+
+    Raises:
+        TypeError: no list or tuple of ints.
+        ValueError: another number of them, or one is out of range.
+    """
+    if values is None:
+        return
+    if not isinstance(values, (list, tuple)) or any(type(value) is not int for value in values):
+        raise TypeError(f"{op}: layers must be None or a list of ints, got {values!r}")
+    if len(values) != count:
+        raise ValueError(f"{op}: layers has {len(values)} entries, allowed is one per pair, {count}")
+    for value in values:
+        if not 0 <= value < count:
+            raise ValueError(f"{op}: layers has the entry {value}; allowed are ints in [0, {count})")
+
+
 def rate(op: str, name: str, value: float | Tensor) -> tuple[float, Tensor | None]:
     """A number, or a 0-dim tensor that stays on its device: ``(number, tensor or None)``.
 

@@ -19,20 +19,21 @@ _LIBRARY = torch.library.Library("lnb_kernels", "FRAGMENT")
 _DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
 
-def _define(schema: str, fake: Callable[..., Any], *, writes: bool) -> Callable[..., Any]:
-    """Register ``lnb_kernels::multi_tensor_<schema>`` and its routes; the first argument is a list of tensors."""
+def _define(schema: str, fake: Callable[..., Any], *, writes: int) -> Callable[..., Any]:
+    """Register ``lnb_kernels::multi_tensor_<schema>`` and its routes; it writes to its first ``writes`` lists of tensors."""
     name = "multi_tensor_" + schema.partition("(")[0]
     short = name.removeprefix("multi_tensor_")
     _backend.register(
         name,
         getattr(reference, short),
         native=f"lnb_kernels.multi_tensor.native_kernel:{short}",
+        native_cuda=f"lnb_kernels.multi_tensor.cuda_kernel:{short}",
         native_dtypes=_DTYPES,
     )
 
     def kernel(tensors: Sequence[Tensor], *args: Any) -> Any:
-        if writes:
-            torch.autograd.graph.increment_version(tensors)
+        for written in (tensors, *args)[:writes]:
+            torch.autograd.graph.increment_version(written)
         return _backend.call(name, tensors[0], tensors, *args)
 
     _LIBRARY.define("multi_tensor_" + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -44,30 +45,37 @@ def _define(schema: str, fake: Callable[..., Any], *, writes: bool) -> Callable[
     return overload
 
 
-def _dot_like(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+def _dot_like(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
     wide = any(t.dtype == torch.float64 for t in (*xs, *ys))
-    return xs[0].new_empty(len(xs), dtype=torch.float64 if wide else torch.float32)
+    size = len(xs) if layers is None else max(layers) + 1
+    return xs[0].new_empty(size, dtype=torch.float64 if wide else torch.float32)
 
 
 _all_finite = _define(
-    "all_finite(Tensor[] tensors) -> Tensor", lambda tensors: tensors[0].new_empty((), dtype=torch.bool), writes=False
+    "all_finite(Tensor[] tensors) -> Tensor", lambda tensors: tensors[0].new_empty((), dtype=torch.bool), writes=0
 )
 _ema = _define(
     "ema_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor? ok) -> ()",
     lambda averages, values, beta, ok: None,
-    writes=True,
+    writes=1,
 )
 _ema_squared_norms = _define(
     "ema_squared_norms_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor? ok) -> Tensor",
     lambda averages, values, beta, ok: _dot_like(averages, averages),
-    writes=True,
+    writes=1,
 )
-_dot = _define("dot(Tensor[] xs, Tensor[] ys) -> Tensor", _dot_like, writes=False)
+_dot = _define("dot(Tensor[] xs, Tensor[] ys, int[]? layers=None) -> Tensor", _dot_like, writes=0)
 _apply = _define(
     "apply_(Tensor(a!)[] params, Tensor[] directions, Tensor scales, float lr, Tensor? lr_tensor, "
     "float weight_decay, Tensor? weight_decay_tensor, Tensor? ok) -> ()",
     lambda params, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, ok: None,
-    writes=True,
+    writes=1,
+)
+_apply_master = _define(
+    "apply_master_(Tensor(a!)[] masters, Tensor(b!)[] params, Tensor[] directions, Tensor scales, float lr, "
+    "Tensor? lr_tensor, float weight_decay, Tensor? weight_decay_tensor, Tensor? ok) -> ()",
+    lambda masters, params, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, ok: None,
+    writes=2,
 )
 
 
@@ -132,24 +140,27 @@ def ema_squared_norms_(
     return norms
 
 
-def dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
-    """Dot products ``sum(x * y)`` of pairs of tensors, the same bits in every run.
+def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
+    """Dot products ``sum(x * y)`` of pairs of tensors, or of all pairs of a layer, the same bits in every run.
 
     Args:
         xs: tensors of any shapes and dtypes, on one device.
         ys: as many tensors of the same shapes.
+        layers: None, or one int in ``[0, n)`` per pair: the layer that its product counts for. ``[0] * n`` gives that of the
+            whole model.
 
     Returns:
-        ``[n]`` in float32, or float64 if any tensor is float64. Not differentiable.
+        ``[n]``, with ``layers`` ``[max(layers) + 1]``, in float32, or float64 if any tensor is float64. Not differentiable.
 
     Raises:
         TypeError: not lists of dense floating tensors.
         ValueError: lengths, shapes or devices do not fit.
     """
     checks.pairs("multi_tensor.dot", "xs", xs, "ys", ys)
+    checks.layers("multi_tensor.dot", layers, len(xs))
     if not xs:
         return torch.empty(0)
-    products: Tensor = _dot(xs, ys)
+    products: Tensor = _dot(xs, ys, layers)
     return products
 
 
@@ -179,14 +190,65 @@ def apply_(
     op = "multi_tensor.apply_"
     checks.pairs(op, "params", params, "directions", directions)
     checks.writable(op, "params", params)
-    checks.flag(op, ok, params)
-    _checks.floating_tensor(op, "scales", scales)
-    if scales.shape != (len(params),):
-        raise ValueError(f"{op}: scales has shape {tuple(scales.shape)}, allowed is one per tensor, ({len(params)},)")
-    rates = (*checks.rate(op, "lr", lr), *checks.rate(op, "weight_decay", weight_decay))
+    rates = _check_step(op, "params", params, scales, lr, weight_decay, ok)
     if params:
-        _checks.same_device(op, "scales", scales, "params[0]", params[0])
         _apply(params, directions, scales, *rates, ok)
+
+
+def apply_master_(
+    masters: Sequence[Tensor],
+    params: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    scales: Tensor,
+    lr: float | Tensor,
+    weight_decay: float | Tensor,
+    ok: Tensor | None = None,
+) -> None:
+    """:func:`apply_` to float32 master weights; each parameter becomes its master, rounded to its own dtype.
+
+    Steps too small for a 16-bit parameter then add up in its master.
+
+    Args:
+        masters: float32 tensors to update; no two may share memory.
+        params: as many tensors of the same shapes, overwritten.
+        directions: likewise, read.
+        scales, lr, weight_decay, ok: as for :func:`apply_`.
+
+    Raises:
+        TypeError: not lists of dense floating tensors, or a master is not float32.
+        ValueError: as :func:`apply_`.
+        RuntimeError: likewise.
+    """
+    op = "multi_tensor.apply_master_"
+    checks.pairs(op, "masters", masters, "directions", directions)
+    checks.pairs(op, "masters", masters, "params", params)
+    for i, master in enumerate(masters):
+        if master.dtype != torch.float32:
+            raise TypeError(f"{op}: masters[{i}] has dtype {master.dtype}; allowed is float32")
+    checks.writable(op, "masters", masters)
+    checks.writable(op, "params", params)
+    rates = _check_step(op, "masters", masters, scales, lr, weight_decay, ok)
+    if masters:
+        _apply_master(masters, params, directions, scales, *rates, ok)
+
+
+def _check_step(
+    op: str,
+    name: str,
+    written: Sequence[Tensor],
+    scales: Tensor,
+    lr: float | Tensor,
+    weight_decay: float | Tensor,
+    ok: Tensor | None,
+) -> tuple[float, Tensor | None, float, Tensor | None]:
+    """Check what the two forms of ``apply_`` share; returns the rates as the ops take them."""
+    checks.flag(op, ok, written)
+    _checks.floating_tensor(op, "scales", scales)
+    if scales.shape != (len(written),):
+        raise ValueError(f"{op}: scales has shape {tuple(scales.shape)}, allowed is one per tensor, ({len(written)},)")
+    if written:
+        _checks.same_device(op, "scales", scales, f"{name}[0]", written[0])
+    return (*checks.rate(op, "lr", lr), *checks.rate(op, "weight_decay", weight_decay))
 
 
 def _check_ema(op: str, averages: Sequence[Tensor], values: Sequence[Tensor], ok: Tensor | None) -> None:

@@ -36,13 +36,19 @@ def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], bet
     return dot(averages, averages)
 
 
-def dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
-    """``sum(x * y)`` of each pair, ``[n]``."""
+def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
+    """``sum(x * y)`` of each pair, ``[n]``; with ``layers``, of all pairs of each layer, ``[max(layers) + 1]``."""
     if not xs:
         return torch.empty(0)
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in (*xs, *ys)) else torch.float32
     products = torch._foreach_mul(_wide(xs, ys), _wide(ys, xs))
-    return torch.stack([product.sum(dtype=dtype) for product in products])
+    sums = torch.stack([product.sum(dtype=dtype) for product in products])
+    if layers is None:
+        return sums
+    members: list[list[Tensor]] = [[] for _ in range(max(layers) + 1)]
+    for layer, own in zip(layers, sums.unbind(), strict=True):
+        members[layer].append(own)
+    return torch.stack([torch.stack(own).sum() if own else sums.new_zeros(()) for own in members])
 
 
 def apply_(
@@ -64,6 +70,22 @@ def apply_(
     steps = [d * s.to(d.dtype) for d, s in zip(_wide(directions, params), scales.unbind(), strict=True)]
     new = [p - rate * (step + decay * p) for p, step in zip(wide, steps, strict=True)]
     _write(params, new, ok)
+
+
+def apply_master_(
+    masters: Sequence[Tensor],
+    params: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    scales: Tensor,
+    lr: float,
+    lr_tensor: Tensor | None,
+    weight_decay: float,
+    weight_decay_tensor: Tensor | None,
+    ok: Tensor | None,
+) -> None:
+    """:func:`apply_` to the masters, and where ``ok`` each parameter becomes its master, rounded."""
+    apply_(masters, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, ok)
+    _write(params, masters, ok)
 
 
 def _wide(tensors: Sequence[Tensor], partners: Sequence[Tensor]) -> list[Tensor]:

@@ -10,8 +10,18 @@ from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.pcg import reference
 
 SCOPES = ("layer", "neuron")
+ROW_COLUMNS = 129  # of g, for the kernel that does all iterations in one launch: 128 features and a bias
+VECTOR_COLUMNS = 4096  # of g, for the kernels that do the vectors' part of an iteration
 
 _backend.register("pcg", reference.pcg_moment, triton="lnb_kernels.pcg.triton_kernel:pcg")
+_backend.register(
+    "pcg_rows",
+    reference.pcg_moment,
+    triton="lnb_kernels.pcg.triton_kernel:pcg",
+    native_cuda="lnb_kernels.pcg.cuda_kernel:pcg_rows",
+    native_dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+)
+_backend.register("pcg_vectors", reference.iterate, native_cuda="lnb_kernels.pcg.cuda_kernel:iterate")
 
 
 @torch.library.custom_op("lnb_kernels::pcg", mutates_args=())
@@ -26,7 +36,10 @@ def _pcg(
     scope: str,
     layer_dims: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    h, norms = _autocast.call("pcg", g, s, g, h0, mu, var, iterations, ridge, scope, layer_dims)
+    tensors = (s, g, h0, mu, var)
+    few_columns = g.shape[-1] <= ROW_COLUMNS and all(t is None or t.dtype != torch.float64 for t in tensors)
+    route = "pcg_rows" if scope == "neuron" and few_columns and g.numel() else "pcg"
+    h, norms = _autocast.call(route, g, *tensors, iterations, ridge, scope, layer_dims)
     return h, norms
 
 
@@ -175,4 +188,10 @@ def pcg(
     if isinstance(matvec_or_s, torch.Tensor):
         h, norms = _pcg(matvec_or_s, g, h0, mu, var, iterations, ridge, scope, layer_dims)
         return h, norms
-    return reference.iterate(matvec_or_s, g, h0, mu, var, has_bias, iterations, scope, layer_dims)
+    options = (has_bias, iterations, scope, layer_dims)
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (g, h0, mu, var))
+    wide = any(t is not None and t.dtype == torch.float64 for t in (h0, mu, var))
+    if recorded or wide or g.shape[-1] > VECTOR_COLUMNS or not g.numel():
+        return reference.iterate(matvec_or_s, g, h0, mu, var, *options)
+    h, norms = _backend.call("pcg_vectors", g, matvec_or_s, g, h0, mu, var, *options)
+    return h, norms

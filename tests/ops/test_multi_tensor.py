@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from cusim.simulated import cuda_kernels_on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DTYPES, assert_close_to_reference
@@ -23,8 +24,12 @@ WHERE_NATIVE = pytest.param(
 needs_native = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
 
 
-@pytest.fixture(params=["reference", WHERE_NATIVE])
+@pytest.fixture(params=["reference", WHERE_NATIVE, "cuda"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "cuda":  # the CUDA kernels, simulated on the CPU
+        with cuda_kernels_on_cpu():
+            yield request.param
+        return
     lk.set_backend(request.param)
     yield request.param
     lk.set_backend("auto")
@@ -269,7 +274,28 @@ def test_version_counters_of_written_tensors_move(backend: str) -> None:
     assert [y._version for y in ys] == read
 
 
-@pytest.mark.parametrize("name", ["all_finite", "ema_", "ema_squared_norms_", "dot", "apply_"])
+def test_dot_adds_up_layers(backend: str) -> None:
+    xs, ys = fill(SHAPES, torch.float32), fill(SHAPES, torch.float32)
+    products = multi_tensor.dot(xs, ys)
+    layers = [4, 0, 0, 4, 1, 1, 1, 0, 6]
+    expected = [products[[i for i, own in enumerate(layers) if own == layer]].sum() for layer in range(7)]
+    torch.testing.assert_close(multi_tensor.dot(xs, ys, layers), torch.stack(expected), rtol=1e-5, atol=1e-4)
+    total = multi_tensor.dot(xs, ys, [0] * len(xs))
+    torch.testing.assert_close(total, products.sum()[None], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_too_small_for_a_parameter_add_up_in_its_master(backend: str, dtype: torch.dtype) -> None:
+    masters, ones = [torch.ones(9), torch.ones(2, 3).T], [torch.ones(9), torch.ones(3, 2)]
+    params = [master.to(dtype) for master in masters]
+    for _ in range(100):
+        multi_tensor.apply_master_(masters, params, ones, torch.ones(2), 1e-3, 0.0)
+    for master, param in zip(masters, params, strict=True):
+        torch.testing.assert_close(master, torch.full_like(master, 0.9), rtol=0, atol=1e-5)
+        assert torch.equal(param, master.to(dtype))
+
+
+@pytest.mark.parametrize("name", ["all_finite", "ema_", "ema_squared_norms_", "dot", "apply_", "apply_master_"])
 def test_opcheck(backend: str, name: str) -> None:
     xs, ys = fill([(3, 4), (5,), (0,)], torch.float32), fill([(3, 4), (5,), (0,)], torch.bfloat16)
     arguments = {
@@ -278,6 +304,7 @@ def test_opcheck(backend: str, name: str) -> None:
         "ema_squared_norms_": (xs, ys, 0.9, None),
         "dot": (xs, ys),
         "apply_": (xs, ys, torch.ones(3), 0.1, None, 0.0, torch.tensor(0.1), None),
+        "apply_master_": (xs, ys, copies(ys), torch.ones(3), 0.1, None, 0.0, None, None),
     }[name]
     torch.library.opcheck(getattr(torch.ops.lnb_kernels, "multi_tensor_" + name).default, arguments)
 
@@ -315,6 +342,15 @@ BAD_CALLS = [
     (lambda: multi_tensor.apply_([A], [B], torch.ones(1), float("nan"), 0.0), ValueError, "lr=nan"),
     (lambda: multi_tensor.apply_([A], [B], torch.ones(1), 0.1, torch.ones(2)), ValueError, "weight_decay has shape"),
     (lambda: multi_tensor.apply_([A], [B], torch.ones(1), True, 0.0), TypeError, "lr must be"),
+    (
+        lambda: multi_tensor.apply_master_([A.half()], [B], [B], torch.ones(1), 0.1, 0.0),
+        TypeError,
+        r"masters\[0\] has dtype",
+    ),
+    (lambda: multi_tensor.apply_master_([A], [B, B], [B], torch.ones(1), 0.1, 0.0), ValueError, "params has 2 tensors"),
+    (lambda: multi_tensor.dot([A], [B], [1]), ValueError, r"ints in \[0, 1\)"),
+    (lambda: multi_tensor.dot([A], [B], [0, 0]), ValueError, "layers has 2 entries"),
+    (lambda: multi_tensor.dot([A], [B], [0.5]), TypeError, "layers must be"),
     (lambda: multi_tensor.dot([A], [None]), TypeError, r"ys\[0\] must be a torch.Tensor"),
     (lambda: multi_tensor.all_finite([A, 1.0]), TypeError, r"tensors\[1\]"),
 ]

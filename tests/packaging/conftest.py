@@ -38,6 +38,7 @@ def run(tmp_path: Path) -> Run:
 
     def python(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LNB_NATIVE", "LNB_WERROR")}
+        environment["LNB_CUDA"] = "off"  # unless a test asks for it: nvcc takes most of a build's time
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=elsewhere,

@@ -112,7 +112,7 @@ def test_source_folder_without_a_build(package: Path, run) -> None:
 def test_damaged_file(package: Path, run, content: str) -> None:
     file = native_file(package)
     intact = file.read_bytes()
-    (package / "_build_info.json").write_text(f'{{"built": true, "bytes": {len(intact)}}}')
+    (package / "_build_info.json").write_text(f'{{"built": true, "bytes": {{"_native_module": {len(intact)}}}}}')
     file.write_bytes({"half": intact[: len(intact) // 2], "other": intact[::-1]}.get(content, content.encode()))
     failure, _, explicit, _ = probe(package, run)
     assert "damaged or made for another machine" in failure

@@ -120,9 +120,9 @@ def test_editable_install_builds_the_module_in_place(project: Path, run) -> None
 def test_these_tests_run_against_the_installed_wheel() -> None:
     import lnb
     import lnb_kernels
-    from lnb_kernels import _native
+    from lnb_kernels import _extension, _native
 
     for package in (lnb, lnb_kernels):
         assert "site-packages" in Path(package.__file__).parts, package.__file__
     assert _native.failure() is None
-    assert _native.build_info()["built"] is True
+    assert _extension.build_info()["built"] is True

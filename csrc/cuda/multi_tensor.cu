@@ -1,0 +1,153 @@
+#include "dispatch.h"
+#include "launch.h"
+#include "multi_tensor.h"
+#include "sweep.cuh"
+#include "table.h"
+
+namespace lnb::cuda {
+namespace {
+
+__device__ __forceinline__ double load(const void* address, Type type, int64_t i) {
+    switch (type) {
+        case Type::kFloat64:
+            return read(static_cast<const double*>(address) + i);
+        case Type::kFloat32:
+            return read(static_cast<const float*>(address) + i);
+        case Type::kBFloat16:
+            return widen(read(static_cast<const BFloat16*>(address) + i));
+        default:
+            return widen(read(static_cast<const Half*>(address) + i));
+    }
+}
+
+__device__ __forceinline__ double load(const Scalar& scalar) {
+    return scalar.device == nullptr ? scalar.value : load(scalar.device, scalar.type, 0);
+}
+
+// p <- p - (step d + decay p), formed in this order: 1 - decay would lose the decay's low bits. The new value is also
+// stored in `copy` where there is one.
+template <typename X, typename Y, typename Copy>
+struct Apply {
+    Real<X, Y> step, decay;
+    Copy* copy;
+
+    template <int N>
+    __device__ __forceinline__ void operator()(int64_t i, Pack<X, N>& xs, const Pack<Y, N>& ys) const {
+        Pack<Copy, N> copies;
+        LNB_UNROLL
+        for (int k = 0; k < N; ++k) {
+            const Real<X, Y> old = widen(xs.value[k]);
+            const Real<X, Y> fresh = old - (step * widen(ys.value[k]) + decay * old);
+            narrow(fresh, xs.value[k]);
+            if constexpr (kCopies) narrow(fresh, copies.value[k]);
+        }
+        if constexpr (kCopies) write_pack<N>(copy + i, copies);
+    }
+
+    static constexpr bool kCopies = !std::is_same_v<X, Copy>;
+};
+
+template <typename X, typename Y, typename Copy>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    apply_kernel(LNB_PARAMETER(Table) table, const void* scales, Type scale_type, const Scalar lr, const Scalar decay,
+                 const bool* ok) {
+    if (ok != nullptr && !read(ok)) return;
+    const Piece piece = table.piece(blockIdx.x);
+    X* x = static_cast<X*>(table.x[piece.tensor]) + piece.begin;
+    const Y* y = static_cast<const Y*>(table.y[piece.tensor]) + piece.begin;
+    const double rate = load(lr);
+    Apply<X, Y, Copy> op{
+        static_cast<Real<X, Y>>(rate * load(scales, scale_type, table.slot[piece.tensor])),
+        static_cast<Real<X, Y>>(rate * load(decay)),
+        nullptr,
+    };
+    constexpr int N = kVector<X, Y>;
+    bool vectors = aligned<N>(x) && aligned<N>(y);
+    if constexpr (op.kCopies) {
+        op.copy = static_cast<Copy*>(table.copy[piece.tensor]) + piece.begin;
+        vectors = vectors && aligned<N>(op.copy);
+    }
+    sweep(x, y, piece.size, vectors, true, op);
+}
+
+// The sign and the fraction do not matter: an entry is NaN or infinite if and only if all its exponent bits are set.
+template <typename Bits>
+struct FindSpecial {
+    Bits exponent;
+    bool found;
+
+    template <int N>
+    __device__ __forceinline__ void operator()(const Pack<Bits, N>& xs) {
+        LNB_UNROLL
+        for (int k = 0; k < N; ++k) found |= (xs.value[k] & exponent) == exponent;
+    }
+};
+
+template <typename Bits>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    all_finite_kernel(LNB_PARAMETER(Table) table, Bits exponent, bool* finite) {
+    const Piece piece = table.piece(blockIdx.x);
+    const Bits* x = static_cast<const Bits*>(table.x[piece.tensor]) + piece.begin;
+    FindSpecial<Bits> op{exponent, false};
+    sweep(x, piece.size, op);
+    if (op.found) write(finite, false);  // by any number of threads: all write the same
+}
+
+template <typename Bits>
+void start_all_finite(const Pair* pairs, int64_t count, Bits exponent, bool* finite, void* stream) {
+    for_each_table(pairs, count, [=](const Table& table, int64_t blocks) {
+        launch("multi_tensor.all_finite", all_finite_kernel<Bits>, {blocks, kThreads}, stream, table, exponent, finite);
+    });
+}
+
+template <typename X, typename Y, typename Copy>
+void start_apply(const Pair* pairs, int64_t count, const void* scales, Type scale_type, const Scalar& lr,
+                 const Scalar& decay, const bool* ok, void* stream) {
+    for_each_table(pairs, count, [&](const Table& table, int64_t blocks) {
+        launch("multi_tensor.apply", apply_kernel<X, Y, Copy>, {blocks, kThreads}, stream, table, scales, scale_type,
+               lr, decay, ok);
+    });
+}
+
+}  // namespace
+
+bool supported(Type x, Type y) {
+    return with_types(x, y, [](auto, auto) {});
+}
+
+void apply(const Pair* pairs, int64_t count, Type x, Type y, const void* scales, Type scale_type, const Scalar& lr,
+           const Scalar& decay, const bool* ok, void* stream) {
+    require_kernel(with_types(x, y, [&](auto x_value, auto y_value) {
+        using X = decltype(x_value);
+        start_apply<X, decltype(y_value), X>(pairs, count, scales, scale_type, lr, decay, ok, stream);
+    }));
+}
+
+void apply_master(const Pair* pairs, int64_t count, Type copy_type, Type y, const void* scales, Type scale_type,
+                  const Scalar& lr, const Scalar& decay, const bool* ok, void* stream) {
+    const auto start = [&](auto copy_value, auto y_value) {
+        start_apply<float, decltype(y_value), decltype(copy_value)>(pairs, count, scales, scale_type, lr, decay, ok,
+                                                                    stream);
+    };
+    const bool wide = y == Type::kFloat32;
+    if (copy_type == Type::kBFloat16 && wide) return start(BFloat16{}, float{});
+    if (copy_type == Type::kFloat16 && wide) return start(Half{}, float{});
+    if (copy_type == Type::kBFloat16 && y == copy_type) return start(BFloat16{}, BFloat16{});
+    if (copy_type == Type::kFloat16 && y == copy_type) return start(Half{}, Half{});
+    require_kernel(false);
+}
+
+void all_finite(const Pair* pairs, int64_t count, Type x, bool* finite, void* stream) {
+    switch (x) {
+        case Type::kFloat64:
+            return start_all_finite<uint64_t>(pairs, count, 0x7ff0000000000000u, finite, stream);
+        case Type::kFloat32:
+            return start_all_finite<uint32_t>(pairs, count, 0x7f800000u, finite, stream);
+        case Type::kBFloat16:
+            return start_all_finite<uint16_t>(pairs, count, 0x7f80u, finite, stream);
+        case Type::kFloat16:
+            return start_all_finite<uint16_t>(pairs, count, 0x7c00u, finite, stream);
+    }
+}
+
+}  // namespace lnb::cuda

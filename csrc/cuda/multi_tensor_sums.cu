@@ -1,0 +1,137 @@
+// The kernels that add up: averages with their norms, and dot products. Two stages, without atomics: blocks write
+// partial sums, and one more launch adds those of each tensor, layer or model in the order of their numbers.
+#include "dispatch.h"
+#include "launch.h"
+#include "multi_tensor.h"
+#include "reduce.cuh"
+#include "sweep.cuh"
+#include "table.h"
+
+namespace lnb::cuda {
+namespace {
+
+// Products of one pack are added in the pair's arithmetic, packs in double: as good as double throughout, at a fraction
+// of the double operations, which are slow on many GPUs.
+template <int N, typename X, typename Y>
+__device__ __forceinline__ double pack_dot(const Pack<X, N>& xs, const Pack<Y, N>& ys) {
+    Real<X, Y> sum = 0;
+    LNB_UNROLL
+    for (int k = 0; k < N; ++k) sum += widen(xs.value[k]) * widen(ys.value[k]);
+    return sum;
+}
+
+template <typename X, typename Y>
+struct Ema {
+    Real<X, Y> keep, take;
+    bool update, norm;
+    double sum;
+
+    template <int N>
+    __device__ __forceinline__ void operator()(int64_t, Pack<X, N>& xs, const Pack<Y, N>& ys) {
+        if (update) {
+            LNB_UNROLL
+            for (int k = 0; k < N; ++k) narrow(keep * widen(xs.value[k]) + take * widen(ys.value[k]), xs.value[k]);
+        }
+        if (norm) sum += pack_dot(xs, xs);
+    }
+};
+
+template <typename X, typename Y>
+struct Dot {
+    double sum;
+
+    template <int N>
+    __device__ __forceinline__ void operator()(int64_t, const Pack<X, N>& xs, const Pack<Y, N>& ys) {
+        sum += pack_dot(xs, ys);
+    }
+};
+
+__device__ __forceinline__ void write_block_sum(double sum, double* partial) {
+    LNB_SHARED(double, scratch, kThreads / kWarp);
+    double total[1] = {sum};
+    block_sums(total, scratch);
+    if (threadIdx.x == 0) write(partial, total[0]);
+}
+
+template <typename X, typename Y>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    ema_kernel(LNB_PARAMETER(Table) table, double beta, const bool* ok, double* partials) {
+    const bool update = ok == nullptr || read(ok);
+    const bool norm = partials != nullptr;
+    if (!update && !norm) return;
+    const Piece piece = table.piece(blockIdx.x);
+    X* x = static_cast<X*>(table.x[piece.tensor]) + piece.begin;
+    const Y* y = static_cast<const Y*>(table.y[piece.tensor]) + piece.begin;
+    constexpr int N = kVector<X, Y>;
+    Ema<X, Y> op{static_cast<Real<X, Y>>(beta), static_cast<Real<X, Y>>(1.0 - beta), update, norm, 0.0};
+    sweep(x, y, piece.size, aligned<N>(x) && aligned<N>(y), update, op);
+    if (norm) write_block_sum(op.sum, partials + table.slot[piece.tensor] + piece.number);
+}
+
+template <typename X, typename Y>
+__global__ void __launch_bounds__(kThreads, kBlocks) dot_kernel(LNB_PARAMETER(Table) table, double* partials) {
+    const Piece piece = table.piece(blockIdx.x);
+    X* x = static_cast<X*>(table.x[piece.tensor]) + piece.begin;
+    const Y* y = static_cast<const Y*>(table.y[piece.tensor]) + piece.begin;
+    constexpr int N = kVector<X, Y>;
+    Dot<X, Y> op{0.0};
+    sweep(x, y, piece.size, aligned<N>(x) && aligned<N>(y), false, op);
+    write_block_sum(op.sum, partials + table.slot[piece.tensor] + piece.number);
+}
+
+struct Segments {
+    int64_t first[kTensors + 1];
+};
+
+template <typename Out>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    segment_sums_kernel(LNB_PARAMETER(Segments) segments, const double* partials, Out* out) {
+    const int64_t begin = segments.first[blockIdx.x], end = segments.first[blockIdx.x + 1];
+    LNB_SHARED(double, scratch, kThreads / kWarp);
+    double total[1] = {0.0};
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) total[0] += read(partials + i);
+    block_sums(total, scratch);
+    if (threadIdx.x == 0) write(out + blockIdx.x, static_cast<Out>(total[0]));
+}
+
+template <typename Out>
+void start_segment_sums(const int64_t* first, int64_t count, const double* partials, Out* out, void* stream) {
+    for (int64_t begin = 0; begin < count; begin += kTensors) {
+        const int64_t blocks = std::min<int64_t>(kTensors, count - begin);
+        Segments segments;
+        std::copy_n(first + begin, blocks + 1, segments.first);
+        launch("multi_tensor.segment_sums", segment_sums_kernel<Out>, {blocks, kThreads}, stream, segments, partials,
+               out + begin);
+    }
+}
+
+}  // namespace
+
+void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, const bool* ok, double* partials,
+         void* stream) {
+    require_kernel(with_types(x, y, [&](auto x_value, auto y_value) {
+        const auto kernel = ema_kernel<decltype(x_value), decltype(y_value)>;
+        for_each_table(pairs, count, [&](const Table& table, int64_t blocks) {
+            launch("multi_tensor.ema", kernel, {blocks, kThreads}, stream, table, beta, ok, partials);
+        });
+    }));
+}
+
+void dot(const Pair* pairs, int64_t count, Type x, Type y, double* partials, void* stream) {
+    require_kernel(with_types(x, y, [&](auto x_value, auto y_value) {
+        const auto kernel = dot_kernel<decltype(x_value), decltype(y_value)>;
+        for_each_table(pairs, count, [&](const Table& table, int64_t blocks) {
+            launch("multi_tensor.dot", kernel, {blocks, kThreads}, stream, table, partials);
+        });
+    }));
+}
+
+void segment_sums(const int64_t* first, int64_t count, const double* partials, void* out, Type out_type, void* stream) {
+    if (out_type == Type::kFloat64) {
+        start_segment_sums(first, count, partials, static_cast<double*>(out), stream);
+    } else {
+        start_segment_sums(first, count, partials, static_cast<float*>(out), stream);
+    }
+}
+
+}  // namespace lnb::cuda

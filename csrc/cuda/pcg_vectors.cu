@@ -1,0 +1,227 @@
+// The vectors' part of an iteration: one block per row, whose entries stay in registers between the phases that a
+// launch combines. So kStep, with one unit per row, reads and writes every vector once.
+#include <algorithm>
+#include <stdexcept>
+
+#include "launch.h"
+#include "pcg.h"
+#include "reduce.cuh"
+
+namespace lnb::cuda {
+namespace {
+
+struct VectorTable {
+    VectorProblem problem[kVectorProblems];
+    int32_t first_block[kVectorProblems + 1];
+    int32_t count;
+};
+static_assert(sizeof(VectorTable) <= 32764, "CUDA's limit for kernel parameters");
+
+// A row's entries of one vector: thread t has t, t + threads, ...
+template <int kOwn>
+struct Part {
+    float value[kOwn];
+};
+
+template <int kOwn>
+struct Row {
+    int64_t begin;  // in the tensors
+    int columns, d;
+
+    __device__ __forceinline__ int column(int i) const { return i * blockDim.x + threadIdx.x; }
+
+    __device__ __forceinline__ Part<kOwn> load(const float* tensor) const {
+        Part<kOwn> part;
+        LNB_UNROLL
+        for (int i = 0; i < kOwn; ++i) part.value[i] = column(i) < columns ? read(tensor + begin + column(i)) : 0;
+        return part;
+    }
+
+    __device__ __forceinline__ void store(float* tensor, const Part<kOwn>& part) const {
+        LNB_UNROLL
+        for (int i = 0; i < kOwn; ++i) {
+            if (column(i) < columns) write(tensor + begin + column(i), part.value[i]);
+        }
+    }
+};
+
+template <int kOwn>
+__device__ __forceinline__ double dot(const Part<kOwn>& x, const Part<kOwn>& y) {
+    double sum = 0;
+    LNB_UNROLL
+    for (int i = 0; i < kOwn; ++i) sum += static_cast<double>(x.value[i]) * y.value[i];
+    return sum;
+}
+
+// P r. `scratch` [2 * warps] is shared; all threads call it.
+template <int kOwn>
+__device__ __forceinline__ Part<kOwn> precondition(const Row<kOwn>& row, const Part<kOwn>& r,
+                                                   const VectorProblem& problem, float* scratch) {
+    if (problem.mu == nullptr) return r;
+    Part<kOwn> z;
+    if (row.columns == row.d) {
+        LNB_UNROLL
+        for (int i = 0; i < kOwn; ++i) {
+            const int column = row.column(i);
+            const float mu = column < row.d ? read(problem.mu + column) : 0;
+            z.value[i] = column < row.d ? r.value[i] / (read(problem.var + column) + mu * mu) : 0;
+        }
+        return z;
+    }
+    float b[1] = {0};  // the row's last entry
+    LNB_UNROLL
+    for (int i = 0; i < kOwn; ++i) b[0] += row.column(i) == row.d ? r.value[i] : 0;
+    __syncthreads();  // scratch may still be read
+    block_sums(b, scratch);
+    float mu_z[1] = {0};
+    LNB_UNROLL
+    for (int i = 0; i < kOwn; ++i) {
+        const int column = row.column(i);
+        z.value[i] = 0;
+        if (column >= row.d) continue;
+        const float mu = read(problem.mu + column);
+        z.value[i] = (r.value[i] - mu * b[0]) / read(problem.var + column);
+        mu_z[0] += mu * z.value[i];
+    }
+    __syncthreads();
+    block_sums(mu_z, scratch);
+    LNB_UNROLL
+    for (int i = 0; i < kOwn; ++i) {
+        if (row.column(i) == row.d) z.value[i] = b[0] - mu_z[0];
+    }
+    return z;
+}
+
+template <Phase kPhase, int kOwn, int kThreadsOfRow>
+__global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(VectorTable) table, bool unit_per_row,
+                                                                  const Sums units, const Sums rows, double stop) {
+    constexpr bool kStart = kPhase == Phase::kStart, kStep = kPhase == Phase::kStep;
+    int index = 0;
+    while (static_cast<unsigned>(table.first_block[index + 1]) <= blockIdx.x) ++index;
+    const VectorProblem& problem = table.problem[index];
+    const int in_layer = static_cast<int>(blockIdx.x) - table.first_block[index];
+    const int64_t row_number = problem.first_row + in_layer;
+    const int64_t unit = problem.unit + (unit_per_row ? in_layer : 0);
+    const Row<kOwn> row{static_cast<int64_t>(in_layer) * problem.columns, problem.columns, problem.d};
+    LNB_SHARED(double, sums_scratch, 3 * kThreadsOfRow / kWarp);
+    LNB_SHARED(float, scratch, kThreadsOfRow / kWarp);
+
+    Part<kOwn> r, p, z;
+    if constexpr (kStart) {
+        const Part<kOwn> g = row.load(problem.g);
+        r = g;
+        if (problem.ap != nullptr) {
+            const Part<kOwn> ah = row.load(problem.ap);
+            LNB_UNROLL
+            for (int i = 0; i < kOwn; ++i) r.value[i] -= ah.value[i];
+        }
+        row.store(problem.r, r);
+        z = precondition(row, r, problem, scratch);
+        row.store(problem.p, z);
+        double sums[3] = {dot(g, g), dot(r, r), dot(r, z)};
+        block_sums(sums, sums_scratch);
+        if (threadIdx.x == 0) {
+            write(rows.gg + row_number, sums[0]);
+            write(rows.rr[1] + row_number, sums[1]);
+            write(rows.rz[1] + row_number, sums[2]);
+        }
+        return;
+    }
+
+    double pap[1], rz = 0;
+    bool active = false;
+    if constexpr (kPhase != Phase::kDirection) {
+        p = row.load(problem.p);
+        const Part<kOwn> ap = row.load(problem.ap);
+        if constexpr (kPhase != Phase::kMove) {
+            pap[0] = dot(p, ap);
+            block_sums(pap, sums_scratch);
+            if (threadIdx.x == 0) write(rows.pap + row_number, pap[0]);
+        } else {
+            pap[0] = read(units.pap + unit);
+        }
+        if constexpr (kPhase == Phase::kProduct) return;
+        active = read(units.rr[0] + unit) > stop * stop * read(units.gg + unit) && pap[0] > 0;
+        const auto alpha = static_cast<float>(active ? read(units.rz[0] + unit) / pap[0] : 0);
+        Part<kOwn> h = row.load(problem.h);
+        r = row.load(problem.r);
+        LNB_UNROLL
+        for (int i = 0; i < kOwn; ++i) {
+            h.value[i] += alpha * p.value[i];
+            r.value[i] -= alpha * ap.value[i];
+        }
+        row.store(problem.h, h);
+        row.store(problem.r, r);
+        z = precondition(row, r, problem, scratch);
+        double sums[2] = {dot(r, r), dot(r, z)};
+        __syncthreads();  // the scratch of pap may still be read
+        block_sums(sums, sums_scratch);
+        if (threadIdx.x == 0) {
+            write(rows.rr[1] + row_number, sums[0]);
+            write(rows.rz[1] + row_number, sums[1]);
+        }
+        rz = sums[1];
+    }
+    if constexpr (kPhase == Phase::kDirection) {
+        active = read(units.rr[0] + unit) > stop * stop * read(units.gg + unit) && read(units.pap + unit) > 0;
+        rz = read(units.rz[1] + unit);
+        p = row.load(problem.p);
+        r = row.load(problem.r);
+        z = precondition(row, r, problem, scratch);
+    }
+    if constexpr (kPhase == Phase::kDirection || kStep) {
+        const auto beta = static_cast<float>(active ? rz / read(units.rz[0] + unit) : 0);
+        LNB_UNROLL
+        for (int i = 0; i < kOwn; ++i) z.value[i] += beta * p.value[i];
+        row.store(problem.p, z);
+    }
+}
+
+template <Phase kPhase, int kOwn, int kThreadsOfRow>
+void start(const char* name, const VectorProblem* problems, int64_t count, bool unit_per_row, const Sums& units,
+           const Sums& rows, double stop, void* stream) {
+    for (int64_t begin = 0; begin < count; begin += kVectorProblems) {
+        VectorTable table;
+        table.count = static_cast<int32_t>(std::min<int64_t>(kVectorProblems, count - begin));
+        table.first_block[0] = 0;
+        for (int32_t i = 0; i < table.count; ++i) {
+            table.problem[i] = problems[begin + i];
+            table.first_block[i + 1] = table.first_block[i] + problems[begin + i].m;
+        }
+        launch(name, pcg_phase_kernel<kPhase, kOwn, kThreadsOfRow>, {table.first_block[table.count], kThreadsOfRow},
+               stream, table, unit_per_row, units, rows, stop);
+    }
+}
+
+template <Phase kPhase>
+void start(const char* name, const VectorProblem* problems, int64_t count, bool unit_per_row, const Sums& units,
+           const Sums& rows, double stop, void* stream) {
+    int columns = 0;
+    for (int64_t i = 0; i < count; ++i) columns = std::max<int>(columns, problems[i].columns);
+    if (columns > kVectorColumns) throw std::invalid_argument("pcg_phase: g has too many columns");
+    const auto of_size = columns <= 1024 ? start<kPhase, 8, 128> : start<kPhase, 16, 256>;
+    of_size(name, problems, count, unit_per_row, units, rows, stop, stream);
+}
+
+}  // namespace
+
+void pcg_phase(Phase phase, const VectorProblem* problems, int64_t count, bool unit_per_row, const Sums& units,
+               const Sums& rows, double stop, void* stream) {
+    const auto call = [&](auto of_phase, const char* name) {
+        of_phase(name, problems, count, unit_per_row, units, rows, stop, stream);
+    };
+    switch (phase) {
+        case Phase::kStart:
+            return call(start<Phase::kStart>, "pcg_phase.start");
+        case Phase::kProduct:
+            return call(start<Phase::kProduct>, "pcg_phase.product");
+        case Phase::kMove:
+            return call(start<Phase::kMove>, "pcg_phase.move");
+        case Phase::kDirection:
+            return call(start<Phase::kDirection>, "pcg_phase.direction");
+        case Phase::kStep:
+            return call(start<Phase::kStep>, "pcg_phase.step");
+    }
+}
+
+}  // namespace lnb::cuda

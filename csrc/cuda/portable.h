@@ -1,0 +1,35 @@
+// The one header through which kernels reach CUDA. Kernels keep to what the tests' simulator of CUDA (tests/cusim)
+// provides, so that the same sources run on a CPU.
+#pragma once
+
+#ifdef LNB_CUSIM
+#include "simulator.h"
+#else
+
+#include <cuda_runtime.h>
+
+#define LNB_UNROLL _Pragma("unroll")
+// A large kernel parameter that blocks read in place, from constant memory.
+#define LNB_PARAMETER(Struct) const __grid_constant__ Struct
+// An array that the threads of a block share.
+#define LNB_SHARED(T, name, count) __shared__ T name[count]
+// The array whose size the launch gives.
+#define LNB_DYNAMIC_SHARED(T, name)                         \
+    extern __shared__ __align__(16) unsigned char memory[]; \
+    T* const name = reinterpret_cast<T*>(memory)
+
+namespace lnb::cuda {
+
+// Every access to tensors goes through these two: the simulator counts their bytes.
+template <typename T>
+__device__ __forceinline__ T read(const T* address) {
+    return *address;
+}
+template <typename T>
+__device__ __forceinline__ void write(T* address, const T& value) {
+    *address = value;
+}
+
+}  // namespace lnb::cuda
+
+#endif

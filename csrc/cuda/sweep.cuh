@@ -1,0 +1,115 @@
+// One block's pass over its piece of a tensor pair, in 16-byte accesses with a scalar tail.
+#pragma once
+
+#include "element.cuh"
+#include "table.h"
+
+namespace lnb::cuda {
+
+constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // of these at once on a multiprocessor: at most 64 registers per thread
+constexpr int kUnroll = 4;  // vectors that a thread has in flight
+
+template <typename X, typename Y>
+using Real = decltype(widen(X{}) + widen(Y{}));  // of a pair's arithmetic
+
+template <typename T, int kSize>
+struct alignas(sizeof(T) * kSize) Pack {
+    T value[kSize];
+};
+
+// As many elements as make 16 bytes of the wider type. The narrower type's access is then of 8 bytes, and both are
+// contiguous over the threads of a warp.
+template <typename X, typename Y>
+constexpr int kVector = 16 / (sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y));
+
+template <int kSize, typename T>
+__device__ __forceinline__ bool aligned(const T* address) {
+    return reinterpret_cast<uintptr_t>(address) % (sizeof(T) * kSize) == 0;
+}
+
+// A pack as whole registers: of two 16-bit elements each, which the compiler else spreads over one register each.
+template <typename T, int kSize>
+struct alignas(sizeof(T) * kSize) Words {
+    uint32_t word[sizeof(T) * kSize / 4];
+};
+
+template <int kSize, typename T>
+__device__ __forceinline__ Words<T, kSize> read_words(const T* address) {
+    return read(reinterpret_cast<const Words<T, kSize>*>(address));
+}
+
+template <typename T, int kSize>
+__device__ __forceinline__ Pack<T, kSize> unpack(const Words<T, kSize>& words) {
+    Pack<T, kSize> pack;
+    memcpy(&pack, &words, sizeof pack);
+    return pack;
+}
+
+template <int kSize, typename T>
+__device__ __forceinline__ void write_pack(T* address, const Pack<T, kSize>& pack) {
+    if constexpr (sizeof pack < 4) {
+        write(address, pack.value[0]);
+    } else {
+        Words<T, kSize> words;
+        memcpy(&words, &pack, sizeof words);
+        write(reinterpret_cast<Words<T, kSize>*>(address), words);
+    }
+}
+
+// Calls f(i, xs, ys) for every run of elements i, i + 1, ... that a thread takes: packs of kVector elements where
+// `vectors` says that all pointers are aligned to them, else of one. With `write_x`, xs is then written back.
+template <typename X, typename Y, typename F>
+__device__ __forceinline__ void sweep(X* x, const Y* y, int64_t size, bool vectors, bool write_x, F& f) {
+    constexpr int N = kVector<X, Y>;
+    const int64_t packs = vectors ? size / N : 0;
+    for (int64_t first = threadIdx.x; first < packs; first += kUnroll * kThreads) {
+        Words<X, N> x_words[kUnroll];
+        Words<Y, N> y_words[kUnroll];
+        // All loads before the first use: that many are in flight.
+        LNB_UNROLL
+        for (int u = 0; u < kUnroll; ++u) {
+            const int64_t pack = first + u * kThreads;
+            if (pack < packs) {
+                x_words[u] = read_words<N>(x + pack * N);
+                y_words[u] = read_words<N>(y + pack * N);
+            }
+        }
+        LNB_UNROLL
+        for (int u = 0; u < kUnroll; ++u) {
+            const int64_t pack = first + u * kThreads;
+            if (pack < packs) {
+                Pack<X, N> xs = unpack(x_words[u]);
+                f(pack * N, xs, unpack(y_words[u]));
+                if (write_x) write_pack<N>(x + pack * N, xs);
+            }
+        }
+    }
+    for (int64_t i = packs * N + threadIdx.x; i < size; i += kThreads) {
+        Pack<X, 1> xs{{read(x + i)}};
+        f(i, xs, Pack<Y, 1>{{read(y + i)}});
+        if (write_x) write(x + i, xs.value[0]);
+    }
+}
+
+// The same for a tensor that is only read: calls f(xs).
+template <typename X, typename F>
+__device__ __forceinline__ void sweep(const X* x, int64_t size, F& f) {
+    constexpr int N = kVector<X, X>;
+    const int64_t packs = aligned<N>(x) ? size / N : 0;
+    for (int64_t first = threadIdx.x; first < packs; first += kUnroll * kThreads) {
+        Words<X, N> x_words[kUnroll];
+        LNB_UNROLL
+        for (int u = 0; u < kUnroll; ++u) {
+            const int64_t pack = first + u * kThreads;
+            if (pack < packs) x_words[u] = read_words<N>(x + pack * N);
+        }
+        LNB_UNROLL
+        for (int u = 0; u < kUnroll; ++u) {
+            if (first + u * kThreads < packs) f(unpack(x_words[u]));
+        }
+    }
+    for (int64_t i = packs * N + threadIdx.x; i < size; i += kThreads) f(Pack<X, 1>{{read(x + i)}});
+}
+
+}  // namespace lnb::cuda

@@ -1,0 +1,84 @@
+"""The CUDA module: loaded at its first use, never at import, and only then does it look for a driver.
+
+It brings its own CUDA runtime, so it loads on any machine; whether its kernels run is asked once per device.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from lnb_kernels import _extension
+from lnb_kernels._backend import KernelUnavailable
+
+_NAME = "_cuda_module"
+
+
+def module(device: torch.device) -> Any:
+    """The CUDA module, whose kernels run on ``device``.
+
+    Raises:
+        KernelUnavailable: it cannot be loaded, or has no code for the device, or the driver is too old for it; the
+            message gives cause and remedy.
+    """
+    failure = failure_on(_index(device))
+    if failure is not None:
+        raise KernelUnavailable(failure)
+    return _load()[0]
+
+
+def failure() -> str | None:
+    """Why the CUDA module does not load here, with the remedy; None where it does. No device is touched."""
+    return _load()[1]
+
+
+@functools.cache
+def failure_on(index: int) -> str | None:
+    """Why the kernels do not run on this device, with the remedy; None where they do."""
+    loaded, failure = _load()
+    if failure is not None:
+        return failure
+    cause: str = loaded.failure(index)
+    if not cause:
+        return None
+    archs = _extension.build_info().get("cuda", {}).get("archs", "unknown")
+    return (
+        f"the CUDA kernels do not run on device {index}: {cause}; they are built for architectures {archs} with CUDA "
+        f"{version(loaded)}; remedy: update the NVIDIA driver, or reinstall lnb-kernels from source with this machine's "
+        "nvcc and LNB_CUDA_ARCHS=native"
+    )
+
+
+def version(loaded: Any) -> str:
+    """Of the CUDA runtime in the module, like ``13.0``."""
+    number: int = loaded.runtime_version()
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def where(tensor: torch.Tensor) -> tuple[int, int]:
+    """The device to work on and the current stream there, as the module's functions take them."""
+    return _index(tensor.device), int(torch.cuda.current_stream(tensor.device).cuda_stream)
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> tuple[Any, str | None]:
+    loaded, failure = _extension.load(_NAME, "the CUDA module")
+    return loaded, _missing() if failure == "missing" else failure
+
+
+def _missing() -> str:
+    info = _extension.build_info()
+    cuda = info.get("cuda", {"built": False, "reason": info.get("reason", "the build did not say why")})
+    if cuda["built"]:
+        return _extension.lost(_NAME)
+    return (
+        f"the CUDA kernels were not built: {cuda['reason']}; remedy: install CUDA 12.1 or newer (its nvcc is found by "
+        "CUDA_HOME, on PATH, or after `pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl`), then "
+        f"{_extension.REINSTALL} --no-binary lnb-kernels"
+    )

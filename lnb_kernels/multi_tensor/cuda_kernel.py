@@ -1,0 +1,223 @@
+"""The multi-tensor ops by the CUDA kernels: one launch for all tensors of a dtype pair, up to a few hundred.
+
+The host reads nothing back and copies nothing to the device: flags, scales and rates are read there, addresses travel as
+kernel parameters, and scratch memory comes from PyTorch's allocator. So every call can be captured in a CUDA graph.
+
+Pairs that the kernels do not take - strides that differ or leave gaps, float64 or two 16-bit formats side by side - go to
+the reference, in the same call. All checks of memory come before the first write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lnb_kernels import _cuda
+from lnb_kernels.multi_tensor import reference
+from lnb_kernels.multi_tensor.grouping import Group, at, native_type, partition, require_disjoint
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """As :func:`lnb_kernels.multi_tensor.reference.all_finite`."""
+    native = _cuda.module(tensors[0].device)
+    groups, rest = partition(native, (tensors,), lambda _: True)
+    finite = torch.ones((), dtype=torch.bool, device=tensors[0].device)
+    for group in groups:
+        native.all_finite(group.addresses[0], group.types[0], group.sizes, finite.data_ptr(), _cuda.where(finite))
+    return finite & reference.all_finite(at(tensors, rest)) if rest else finite
+
+
+def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
+    """As :func:`lnb_kernels.multi_tensor.reference.ema_`."""
+    native = _cuda.module(averages[0].device)
+    groups, rest = _writable_pairs(native, ("averages", averages), ("values", values))
+    for group in groups:
+        native.ema(*_operands(group), [0] * len(group.sizes), beta, _address(ok), 0, _cuda.where(averages[0]))
+    if rest:
+        reference.ema_(at(averages, rest), at(values, rest), beta, ok)
+
+
+def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> Tensor:
+    """As :func:`lnb_kernels.multi_tensor.reference.ema_squared_norms_`."""
+    native = _cuda.module(averages[0].device)
+    groups, rest = _writable_pairs(native, ("averages", averages), ("values", values))
+    sums = _Sums(native, averages, rest, None)
+    for group in groups:
+        native.ema(*_operands(group), sums.slots(group), beta, _address(ok), sums.address, _cuda.where(averages[0]))
+    if rest:
+        strided = at(averages, rest)
+        reference.ema_(strided, at(values, rest), beta, ok)
+        sums.set(rest, reference.dot(strided, strided))
+    return sums.total(_sum_dtype(averages))
+
+
+def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
+    """As :func:`lnb_kernels.multi_tensor.reference.dot`."""
+    native = _cuda.module(xs[0].device)
+    groups, rest = partition(native, (xs, ys), native.supported)
+    sums = _Sums(native, xs, rest, layers)
+    for group in groups:
+        native.dot(*_operands(group), sums.slots(group), sums.address, _cuda.where(xs[0]))
+    if rest:
+        sums.set(rest, reference.dot(at(xs, rest), at(ys, rest)))
+    return sums.total(_sum_dtype((*xs, *ys)))
+
+
+def apply_(
+    params: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    scales: Tensor,
+    lr: float,
+    lr_tensor: Tensor | None,
+    weight_decay: float,
+    weight_decay_tensor: Tensor | None,
+    ok: Tensor | None,
+) -> None:
+    """As :func:`lnb_kernels.multi_tensor.reference.apply_`."""
+    native = _cuda.module(params[0].device)
+    groups, rest = _writable_pairs(native, ("params", params), ("directions", directions))
+    step = _Step(native, scales, (lr, lr_tensor), (weight_decay, weight_decay_tensor), ok)
+    for group in groups:
+        native.apply(*_operands(group), list(group.positions), *step.arguments())
+    if rest:
+        reference.apply_(
+            at(params, rest), at(directions, rest), step.scales_at(rest),
+            lr, lr_tensor, weight_decay, weight_decay_tensor, ok,
+        )  # fmt: skip
+
+
+def apply_master_(
+    masters: Sequence[Tensor],
+    params: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    scales: Tensor,
+    lr: float,
+    lr_tensor: Tensor | None,
+    weight_decay: float,
+    weight_decay_tensor: Tensor | None,
+    ok: Tensor | None,
+) -> None:
+    """As :func:`lnb_kernels.multi_tensor.reference.apply_master_`."""
+    native = _cuda.module(masters[0].device)
+    types = native.Type
+
+    def supported(_: Any, param: Any, direction: Any) -> bool:
+        return param in (types.BFLOAT16, types.FLOAT16) and direction in (types.FLOAT32, param)
+
+    groups, rest = partition(native, (masters, params, directions), supported)
+    require_disjoint(native, groups, ("masters", masters, 0), ("params", params, 1))
+    require_disjoint(native, groups, ("masters", masters, 0), ("directions", directions, 2))
+    require_disjoint(native, groups, ("params", params, 1), ("directions", directions, 2))
+    step = _Step(native, scales, (lr, lr_tensor), (weight_decay, weight_decay_tensor), ok)
+    for group in groups:
+        of_masters, of_params, of_directions = group.addresses
+        native.apply_master(
+            of_masters, of_params, group.types[1], of_directions, group.types[2], group.sizes, list(group.positions),
+            *step.arguments(),
+        )  # fmt: skip
+    if rest:
+        reference.apply_master_(
+            at(masters, rest), at(params, rest), at(directions, rest), step.scales_at(rest),
+            lr, lr_tensor, weight_decay, weight_decay_tensor, ok,
+        )  # fmt: skip
+
+
+class _Sums:
+    """Partial sums of a list of tensors on the device, those of a layer side by side, and their totals."""
+
+    def __init__(
+        self, native: Any, tensors: Sequence[Tensor], rest: Sequence[int], layers: Sequence[int] | None
+    ) -> None:
+        self.native, self.device = native, tensors[0].device
+        elsewhere = set(rest)  # these have one sum each, from the reference
+        own = range(len(tensors)) if layers is None else layers
+        members: list[list[int]] = [[] for _ in range(max(own) + 1)]
+        for position, layer in enumerate(own):
+            members[layer].append(position)
+        self.slot = [0] * len(tensors)  # of each tensor's first partial sum
+        self.first = [0]  # partial sum of each layer, and the end
+        end = 0
+        for of_layer in members:
+            for position in of_layer:
+                self.slot[position] = end
+                end += 1 if position in elsewhere else -(-tensors[position].numel() // native.PIECE_SIZE)
+            self.first.append(end)
+        self.partials = torch.empty(end, dtype=torch.float64, device=self.device)
+        self.address = self.partials.data_ptr()
+
+    def slots(self, group: Group) -> list[int]:
+        """Where the kernels write the sums of the group's tensors."""
+        return [self.slot[position] for position in group.positions]
+
+    def set(self, positions: Sequence[int], sums: Tensor) -> None:
+        """Take sums that were made elsewhere."""
+        for position, value in zip(positions, sums.unbind(), strict=True):
+            self.partials[self.slot[position]].copy_(value)
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """The sum of each layer, in the order of its partial sums."""
+        out = torch.empty(len(self.first) - 1, dtype=dtype, device=self.device)
+        self.native.segment_sums(
+            self.first, self.address, out.data_ptr(), native_type(self.native, dtype), _cuda.where(out)
+        )
+        return out
+
+
+class _Step:
+    """What the two forms of ``apply`` share. It keeps the tensors alive whose addresses it hands out."""
+
+    def __init__(
+        self,
+        native: Any,
+        scales: Tensor,
+        lr: tuple[float, Tensor | None],
+        weight_decay: tuple[float, Tensor | None],
+        ok: Tensor | None,
+    ) -> None:
+        self.native, self.scales, self.lr, self.weight_decay, self.ok = (
+            native,
+            scales.contiguous(),
+            lr,
+            weight_decay,
+            ok,
+        )
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The last arguments of the native functions."""
+        scale_type = native_type(self.native, self.scales.dtype)
+        rates = self._rate(*self.lr), self._rate(*self.weight_decay)
+        return self.scales.data_ptr(), scale_type, *rates, _address(self.ok), _cuda.where(self.scales)
+
+    def scales_at(self, positions: Sequence[int]) -> Tensor:
+        """The scales of some tensors, selected without an index that would have to be copied to the device."""
+        return torch.stack([self.scales[i] for i in positions])
+
+    def _rate(self, number: float, tensor: Tensor | None) -> tuple[float, int, Any]:
+        """A number, or where the kernel finds it. A rate on the CPU is read here: no device has to be waited for."""
+        if tensor is None or tensor.device != self.scales.device:
+            return number if tensor is None else float(tensor), 0, self.native.Type.FLOAT64
+        return 0.0, tensor.data_ptr(), native_type(self.native, tensor.dtype)
+
+
+def _writable_pairs(
+    native: Any, written: tuple[str, Sequence[Tensor]], read: tuple[str, Sequence[Tensor]]
+) -> tuple[list[Group], list[int]]:
+    groups, rest = partition(native, (written[1], read[1]), native.supported)
+    require_disjoint(native, groups, (*written, 0), (*read, 1))
+    return groups, rest
+
+
+def _operands(group: Group) -> tuple[Any, ...]:
+    """Addresses, types and sizes of a pair of lists, as every native function takes them first."""
+    return group.addresses[0], group.types[0], group.addresses[1], group.types[1], group.sizes
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _sum_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

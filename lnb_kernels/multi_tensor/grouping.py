@@ -1,0 +1,117 @@
+"""Which tensors of a call a native kernel takes together, and which are left to the reference.
+
+A kernel works on dense memory and one dtype per list. Lists are read side by side, so memory order is free where it is
+the same in all of them and has no gaps, as in channels_last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+_NAMES = {
+    torch.float64: "FLOAT64",
+    torch.float32: "FLOAT32",
+    torch.bfloat16: "BFLOAT16",
+    torch.float16: "FLOAT16",
+}
+_Dtypes: TypeAlias = tuple[torch.dtype, ...]
+
+
+@dataclass
+class Group:
+    """Tensors of one dtype per list, by their position in the caller's lists."""
+
+    positions: Sequence[int]
+    types: list[Any]  # of the native module, one per list
+    addresses: list[list[int]]  # one list per list
+    sizes: list[int]
+
+
+def native_type(native: Any, dtype: torch.dtype) -> Any:
+    """``dtype`` as the native module names it."""
+    return getattr(native.Type, _NAMES[dtype])
+
+
+def partition(
+    native: Any, lists: Sequence[Sequence[Tensor]], supported: Callable[..., bool]
+) -> tuple[list[Group], list[int]]:
+    """Groups that the native kernels take, and the positions of what they do not.
+
+    Args:
+        native: the module whose types the groups carry.
+        lists: equally long lists whose tensors agree in shape, position by position.
+        supported: whether there is a kernel for such types, one per list.
+    """
+    kinds = [{tensor.dtype for tensor in tensors} for tensors in lists]
+    if all(len(kind) == 1 for kind in kinds) and all(all(map(Tensor.is_contiguous, tensors)) for tensors in lists):
+        # The usual case: one group, in the caller's order.
+        rest: list[int] = []
+        members: dict[_Dtypes, Sequence[int]] = {tuple(kind.pop() for kind in kinds): range(len(lists[0]))}
+    else:
+        members, rest = _sort_out(lists)
+    groups = []
+    for dtypes, positions in members.items():
+        types = [native_type(native, dtype) for dtype in dtypes]
+        if supported(*types):
+            of_group = [at(tensors, positions) for tensors in lists]
+            sizes = list(map(Tensor.numel, of_group[0]))
+            addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in of_group]
+            groups.append(Group(positions, types, addresses, sizes))
+        else:
+            rest = [*rest, *positions]
+    return groups, rest
+
+
+def _sort_out(lists: Sequence[Sequence[Tensor]]) -> tuple[dict[_Dtypes, Sequence[int]], list[int]]:
+    members: dict[_Dtypes, list[int]] = {}
+    rest: list[int] = []
+    for i, tensors in enumerate(zip(*lists, strict=True)):
+        first = tensors[0]
+        same_order = all(tensor.stride() == first.stride() for tensor in tensors)
+        if (same_order and torch._debug_has_internal_overlap(first) == 0) or all(map(Tensor.is_contiguous, tensors)):
+            members.setdefault(tuple(tensor.dtype for tensor in tensors), []).append(i)
+        else:
+            rest.append(i)
+    return dict(members), rest
+
+
+def require_disjoint(
+    native: Any,
+    groups: list[Group],
+    written: tuple[str, Sequence[Tensor], int],
+    read: tuple[str, Sequence[Tensor], int],
+) -> None:
+    """Raise ``ValueError`` where memory that a native kernel writes is reached through another tensor too.
+
+    ``written`` and ``read`` are the name of a list, its tensors, and its place among the lists of the groups.
+    """
+    if not groups:
+        return
+    arguments: list[Any] = []
+    for name, tensors, place in (written, read):
+        addresses, extents = [0] * len(tensors), [0] * len(tensors)
+        for group in groups:
+            width = tensors[group.positions[0]].element_size()
+            put(addresses, group.positions, group.addresses[place])
+            put(extents, group.positions, [size * width for size in group.sizes])
+        arguments += [name, addresses, extents]
+    native.require_disjoint_writes(*arguments)
+
+
+def at(tensors: Sequence[Tensor], positions: Sequence[int]) -> Sequence[Tensor]:
+    """The tensors at these positions."""
+    return tensors if len(positions) == len(tensors) else [tensors[i] for i in positions]
+
+
+def put(target: list[Any], positions: Sequence[int], values: Sequence[Any]) -> None:
+    """``target[position] = value`` for each pair."""
+    if isinstance(positions, range):
+        target[:] = values
+    else:
+        for i, value in zip(positions, values, strict=True):
+            target[i] = value

@@ -1,0 +1,73 @@
+"""The machine code of the CUDA module as it is installed: no spills, registers in budget, 128-bit accesses, every architecture.
+
+cuobjdump comes with triton. Spilled registers would be stack or local memory, and STL and LDL instructions.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import lnb_kernels
+from lnb_kernels import _extension
+
+ARCHS = {"sm_80", "sm_90a", "sm_100a"}
+# Registers per thread: multi-tensor kernels run 4 blocks of 256 threads on a multiprocessor, the others at least 2.
+REGISTERS = {
+    "ema_kernel": 64, "dot_kernel": 64, "apply_kernel": 64, "all_finite_kernel": 64, "segment_sums_kernel": 64,
+    "pcg_rows_kernel": 128, "pcg_phase_kernel": 128, "probe_kernel": 16,
+}  # fmt: skip
+READS_BY_16_BYTES = {"ema_kernel", "dot_kernel", "apply_kernel", "all_finite_kernel"}
+WRITES_VECTORS = {"ema_kernel", "apply_kernel"}  # of 16 bytes, or of 8 where the written tensor is the narrower
+
+CUDA_BUILD = _extension.build_info().get("cuda", {"built": False, "reason": "nothing was built"})
+pytestmark = pytest.mark.skipif(
+    not CUDA_BUILD["built"], reason=f"THE CUDA KERNELS' CODE IS NOT CHECKED: {CUDA_BUILD.get('reason')}"
+)
+
+
+def module() -> Path:
+    [file] = Path(lnb_kernels.__file__).parent.glob("_cuda_module*.so")
+    return file
+
+
+def cuobjdump(*options: str) -> str:
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [str(tool) if tool.exists() else shutil.which("cuobjdump") or "cuobjdump", *options, str(module())]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def kernel_of(symbol: str) -> str:
+    [name] = [kernel for kernel in REGISTERS if kernel in symbol]
+    return name
+
+
+def test_module_has_code_for_every_architecture_and_ptx_for_later_ones() -> None:
+    if CUDA_BUILD["archs"] != "80 90a-real 100a-real":
+        pytest.skip(f"built for other architectures than the default: {CUDA_BUILD['archs']}")
+    assert set(re.findall(r"\.(sm_\w+)\.cubin", cuobjdump("-lelf"))) == ARCHS
+    assert set(re.findall(r"\.(sm_\w+)\.ptx", cuobjdump("-lptx"))) == {"sm_80"}
+
+
+def test_no_stack_no_local_memory_and_registers_in_budget() -> None:
+    usage = cuobjdump("-res-usage")
+    rows = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    assert {kernel_of(symbol) for symbol, *_ in rows} == set(REGISTERS)
+    for symbol, registers, stack, local in rows:
+        assert (int(stack), int(local)) == (0, 0), symbol
+        assert int(registers) <= REGISTERS[kernel_of(symbol)], (symbol, registers)
+
+
+def test_accesses_are_of_128_bits_and_none_goes_to_local_memory() -> None:
+    functions = re.split(r"Function : (\S+)", cuobjdump("-sass"))[1:]
+    assert len(functions) // 2 >= 40 * len(CUDA_BUILD["archs"].split())
+    for symbol, code in zip(functions[::2], functions[1::2], strict=True):
+        kernel = kernel_of(symbol)
+        assert not re.search(r"\b(STL|LDL)\b", code), symbol
+        assert bool(re.search(r"\bLDG\.E\.(\w+\.)*128", code)) >= (kernel in READS_BY_16_BYTES), symbol
+        assert bool(re.search(r"\bSTG\.E\.(\w+\.)*(64|128)", code)) >= (kernel in WRITES_VECTORS), symbol

@@ -1,0 +1,190 @@
+"""The CUDA kernels for conjugate gradients, simulated on the CPU, against float64 and in three orders of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cusim.simulated import ORDERS, SANITIZED, Simulator, cuda_kernels_on_cpu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import assert_close_to_reference
+from torch import Tensor
+
+import lnb_kernels as lk
+from lnb_kernels.pcg import cuda_kernel, reference
+
+
+@pytest.fixture
+def simulated() -> Iterator[Simulator]:
+    with cuda_kernels_on_cpu() as simulator:
+        yield simulator
+
+
+def problem(batch: tuple[int, ...], m: int, d: int, bias: bool, start: bool, arrow: bool) -> dict[str, Any]:
+    rows = torch.randn(*batch, 2 * d + 40, d) + 0.3
+    rows = torch.cat((rows, torch.ones(*rows.shape[:-1], 1)), -1)
+    s = rows.mT @ rows
+    count = s[..., -1:, -1]
+    mu = s[..., -1, :-1] / count
+    columns = d + bias
+    return {
+        "s": s,
+        "g": torch.randn(*batch, m, columns),
+        "h0": torch.randn(*batch, m, columns) if start else None,
+        "mu": mu if arrow else None,
+        "var": s.diagonal(dim1=-2, dim2=-1)[..., :-1] / count - mu**2 if arrow else None,
+    }
+
+
+def double(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if value is None else value.double() for name, value in tensors.items()}
+
+
+def check(solve: Any, tensors: dict[str, Any], iterations: int, ridge: float, scope: str, layer_dims: int = 2) -> None:
+    options = (iterations, ridge, scope, layer_dims)
+    actual = solve(*tensors.values(), *options)
+    truth = reference.pcg_moment(*double(tensors).values(), *options)
+    plain = reference.pcg_moment(*tensors.values(), *options)
+    for ours, right, torchs in zip(actual, truth, plain, strict=True):
+        assert_close_to_reference(ours, right, torchs)
+
+
+def by_phases(
+    s: Tensor, g: Tensor, h0: Any, mu: Any, var: Any, iterations: int, ridge: float, scope: str, layer_dims: int
+) -> Any:
+    """The iteration on the vector kernels, with the product by torch."""
+    a = reference.metric(s, g.shape[-1], ridge)
+    bias = g.shape[-1] == s.shape[-1]
+    return cuda_kernel.iterate(lambda v: v @ a, g, h0, mu, var, bias, iterations, scope, layer_dims)
+
+
+FLAGS = {"bias": st.booleans(), "start": st.booleans(), "arrow": st.booleans()}
+COMMON = {"order": st.sampled_from(sorted(ORDERS)), "seed": st.integers(0, 2**31 - 1), "iterations": st.integers(0, 3)}
+
+
+@given(m=st.integers(1, 40), d=st.integers(1, 128), layers=st.integers(1, 3), **FLAGS, **COMMON)
+@settings(max_examples=6 if SANITIZED else 40, deadline=None)
+def test_small_problems_in_one_launch(
+    m: int, d: int, layers: int, bias: bool, start: bool, arrow: bool, order: str, seed: int, iterations: int
+) -> None:
+    torch.manual_seed(seed)
+    with cuda_kernels_on_cpu() as simulator:
+        simulator.set(order, seed)
+        tensors = problem((layers,), m, d, bias, start, arrow)
+        check(cuda_kernel.pcg_rows, tensors, iterations, 0.1, "neuron")
+        assert simulator.launches == ["pcg_rows"]
+
+
+@given(m=st.integers(1, 12), d=st.sampled_from([1, 31, 128, 129, 300]), layers=st.integers(1, 3), **FLAGS, **COMMON)
+@settings(max_examples=6 if SANITIZED else 30, deadline=None)
+@pytest.mark.parametrize("scope", ["neuron", "layer"])
+def test_vector_phases(
+    scope: str,
+    m: int,
+    d: int,
+    layers: int,
+    bias: bool,
+    start: bool,
+    arrow: bool,
+    order: str,
+    seed: int,
+    iterations: int,
+) -> None:
+    torch.manual_seed(seed)
+    with cuda_kernels_on_cpu() as simulator:
+        simulator.set(order, seed)
+        check(by_phases, problem((layers,), m, d, bias, start, arrow), iterations, 0.1, scope)
+
+
+def test_rows_that_thread_blocks_share(simulated: Simulator) -> None:
+    check(by_phases, problem((1,), 3, 2000, True, True, True), 2, 0.1, "neuron")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_groups_of_one_layer_share_their_step(simulated: Simulator, order: str) -> None:
+    simulated.set(order)
+    check(by_phases, problem((2, 3), 4, 10, False, True, True), 2, 0.1, "layer", layer_dims=3)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_layers_of_different_shapes_in_one_launch(simulated: Simulator, order: str) -> None:
+    shapes = [((), 33, 128, True), ((2,), 5, 7, False), ((), 1, 1, True)]
+    problems = [problem(batch, m, d, bias, True, True) for batch, m, d, bias in shapes]
+    simulated.set(order)
+    results = cuda_kernel.pcg_rows_list([tuple(tensors.values()) for tensors in problems], 2, 0.1)
+    assert simulated.launches == ["pcg_rows"]
+    for tensors, (h, norms) in zip(problems, results, strict=True):
+        check(lambda *_, h=h, norms=norms: (h, norms), tensors, 2, 0.1, "neuron")
+
+
+def test_many_layers_take_one_launch_for_every_table(simulated: Simulator) -> None:
+    tensors = problem((130,), 1, 2, False, False, False)
+    check(cuda_kernel.pcg_rows, tensors, 1, 0.1, "neuron")
+    assert simulated.launches == ["pcg_rows"] * 2
+
+
+def test_launches_of_a_step_do_not_depend_on_the_number_of_layers(simulated: Simulator) -> None:
+    for layers in (1, 50):
+        for scope, expected in (
+            ("neuron", ["start", "step", "step"]),
+            ("layer", ["start", "product", "move", "direction", "product", "move"]),
+        ):
+            simulated.set()
+            by_phases(*problem((layers,), 2, 4, False, False, False).values(), 2, 0.1, scope, 2)
+            phases = [name.removeprefix("pcg_phase.") for name in simulated.launches if "pcg_phase" in name]
+            assert phases == expected
+
+
+def test_one_second_moment_for_several_layers(simulated: Simulator) -> None:
+    tensors = problem((3,), 4, 6, True, False, False)
+    tensors["s"] = tensors["s"][1:2]
+    check(cuda_kernel.pcg_rows, tensors, 2, 0.1, "neuron")
+
+
+@pytest.mark.parametrize("solve", [cuda_kernel.pcg_rows, by_phases])
+def test_a_finished_row_stays_and_the_others_go_on(simulated: Simulator, solve: Any) -> None:
+    tensors = problem((), 3, 6, True, True, False)
+    a = reference.metric(tensors["s"].double(), 7, 0.1)
+    tensors["h0"][1] = (tensors["g"][1].double() @ a.inverse()).float()  # the solution
+    tensors["g"][2] = tensors["h0"][2] = 0
+    h, norms = solve(*tensors.values(), 3, 0.1, "neuron", 2)
+    assert torch.equal(h[1:], tensors["h0"][1:])
+    assert torch.equal(h[2], torch.zeros(7))
+    assert norms[3, 0] < norms[0, 0]
+
+
+@pytest.mark.parametrize("solve", [cuda_kernel.pcg_rows, by_phases])
+def test_no_step_along_a_direction_without_curvature(simulated: Simulator, solve: Any) -> None:
+    s = torch.zeros(4, 4)
+    g = torch.ones(2, 3)
+    h, norms = solve(s, g, None, None, None, 2, 0.0, "neuron", 2)
+    assert torch.equal(h, torch.zeros(2, 3))
+    assert torch.equal(norms, torch.full((3, 2), 3**0.5))
+
+
+def test_pcg_uses_the_kernels(simulated: Simulator) -> None:
+    tensors = problem((), 5, 20, True, True, True)
+    s, g, h0, mu, var = tensors.values()
+    lk.pcg(s, g, h0, (mu, var), 2, 0.1, "neuron")
+    assert simulated.launches == ["pcg_rows"]
+    simulated.set()
+    lk.pcg(lambda v: v @ reference.metric(s, 21, 0.1), g, h0, (mu, var), 2, 0.0, "neuron")
+    assert simulated.launches == ["pcg_phase.start", "pcg_phase.step", "pcg_phase.step"]
+    simulated.set()
+    half = g.bfloat16()
+    h, norms = lk.pcg(s, half, h0, (mu, var), 2, 0.1, "neuron")
+    assert (h.dtype, norms.dtype) == (torch.bfloat16, torch.float32)
+    assert simulated.launches == ["pcg_rows"]
+
+
+def test_what_the_kernels_do_not_take_goes_elsewhere(simulated: Simulator) -> None:
+    wide = problem((), 2, 130, False, False, False)
+    lk.pcg(wide["s"], wide["g"], None, None, 1, 0.1, "neuron")
+    small = problem((), 2, 10, False, False, False)
+    lk.pcg(small["s"], small["g"], None, None, 1, 0.1, "layer")
+    lk.pcg(small["s"], small["g"][:0], None, None, 1, 0.1, "neuron")
+    lk.pcg(lambda v: v, small["g"].requires_grad_(), None, None, 1, 0.0, "neuron")
+    assert simulated.launches == []

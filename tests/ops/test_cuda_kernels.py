@@ -1,0 +1,105 @@
+"""The CUDA kernels on a GPU: results, CUDA graphs, streams. tests/cusim runs the same sources without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import DTYPES, assert_close_to_reference
+
+import lnb_kernels as lk
+from lnb_kernels import multi_tensor
+from lnb_kernels.multi_tensor import reference
+from lnb_kernels.pcg import reference as pcg_reference
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+SIZES = [3, 0, 8192, 20_001, 1_000_003]
+
+
+@pytest.fixture(autouse=True)
+def native_backend():
+    lk.set_backend("native")  # a kernel that does not load is an error, not a fallback
+    yield
+    lk.set_backend("auto")
+
+
+def tensors(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [torch.randn(n, device="cuda").to(dtype) for n in SIZES]
+
+
+def test_report_names_the_kernels() -> None:
+    served = {row.op: row.backend for row in lk.report().ops if row.device == "cuda"}
+    assert served["multi_tensor_apply_"] == served["pcg_rows"] == served["pcg_vectors"] == "native-cuda"
+
+
+@pytest.mark.parametrize("y_dtype", DTYPES)
+@pytest.mark.parametrize("x_dtype", DTYPES)
+def test_multi_tensor(x_dtype: torch.dtype, y_dtype: torch.dtype) -> None:
+    xs, ys, scales = tensors(x_dtype), tensors(y_dtype), torch.rand(len(SIZES), device="cuda")
+    expected = [x.clone() for x in xs]
+    norms = multi_tensor.ema_squared_norms_(xs, ys, 0.75)
+    torch.testing.assert_close(norms, multi_tensor.dot(xs, xs), rtol=1e-6, atol=0)
+    multi_tensor.apply_(xs, ys, scales, torch.tensor(0.5, device="cuda"), 0.125)
+    reference.ema_(expected, ys, 0.75, None)
+    reference.apply_(expected, ys, scales, 0.5, None, 0.125, None, None)
+    for x, right in zip(xs, expected, strict=True):
+        unit = torch.finfo(x.dtype).eps
+        torch.testing.assert_close(x, right, rtol=2 * unit, atol=10 * unit)
+    truth = torch.stack([(x.double() * y.double()).sum() for x, y in zip(xs, ys, strict=True)])
+    products = multi_tensor.dot(xs, ys)
+    assert_close_to_reference(products, truth, reference.dot(xs, ys))
+    assert torch.equal(products, multi_tensor.dot(xs, ys))
+    assert multi_tensor.all_finite(xs)
+    xs[-1][-1] = float("nan")
+    assert not multi_tensor.all_finite(xs)
+
+
+def test_cuda_graph_follows_its_tensors() -> None:
+    params, grads, averages = tensors(), tensors(), tensors()
+    masters, halves = tensors(), tensors(torch.bfloat16)
+    scales, lr = torch.rand(len(SIZES), device="cuda"), torch.tensor(0.5, device="cuda")
+
+    def step() -> torch.Tensor:
+        ok = multi_tensor.all_finite(grads)
+        multi_tensor.ema_(averages, grads, 0.9, ok)
+        multi_tensor.apply_(params, averages, scales, lr, 0.1, ok)
+        multi_tensor.apply_master_(masters, halves, averages, scales, lr, 0.1, ok)
+        return multi_tensor.dot(averages, grads, [0] * len(SIZES))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    state = [*params, *averages, *masters, *halves]
+    for rate in (0.25, 0.125):
+        lr.fill_(rate)
+        before = [tensor.clone() for tensor in state]
+        graph.replay()
+        replayed, result = [tensor.clone() for tensor in state], captured.clone()
+        for tensor, old in zip(state, before, strict=True):
+            tensor.copy_(old)
+        assert torch.equal(step(), result)
+        assert all(torch.equal(*pair) for pair in zip(state, replayed, strict=True))
+
+
+@pytest.mark.parametrize("scope", ["neuron", "layer"])
+@pytest.mark.parametrize("d", [1, 64, 128, 300, 4000])
+def test_pcg(d: int, scope: str) -> None:
+    rows = torch.randn(2 * d + 40, d + 1, device="cuda")
+    rows[:, -1] = 1
+    s, g, h0 = rows.t() @ rows, torch.randn(70, d + 1, device="cuda"), torch.randn(70, d + 1, device="cuda")
+    mu = s[-1, :-1] / s[-1, -1]
+    var = s.diagonal()[:-1] / s[-1, -1] - mu**2
+    options = (2, 0.1, scope, 2)
+    truth = pcg_reference.pcg_moment(s.double(), g.double(), h0.double(), mu.double(), var.double(), *options)
+    plain = pcg_reference.pcg_moment(s, g, h0, mu, var, *options)
+    a = pcg_reference.metric(s, d + 1, 0.1)
+    results = [lk.pcg(lambda v: v @ a, g, h0, (mu, var), 2, 0.0, scope)]
+    if d <= 128 and scope == "neuron":
+        results.append(lk.pcg(s, g, h0, (mu, var), 2, 0.1, scope))
+    for result in results:
+        for ours, right, torchs in zip(result, truth, plain, strict=True):
+            assert_close_to_reference(ours, right, torchs)
