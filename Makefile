@@ -1,6 +1,8 @@
 # make demo   train on real images next to AdamW, with live curves
 # make test   lint, types, and every test, against the built wheel
 # make bench  microbenchmarks of the kernels
+# make bench-compare BASE=a.json NEW=b.json
+#             fails where a benchmark got slower beyond its noise
 # make gpu    on a machine with a GPU, offline: build, tests on hardware, times
 # Each makes its environment in .venv first, and again when requirements or sources change.
 
@@ -20,7 +22,7 @@ RUN := PYTHONPATH= OMP_NUM_THREADS=1
 # A wheel without the native module is good enough for the demo, but not for the tests.
 test pytest bench: export LNB_NATIVE := required
 
-.PHONY: demo test lint types pytest bench gpu clean
+.PHONY: demo test lint types pytest bench bench-compare gpu clean
 
 demo: $(VENV)/.run $(VENV)/.wheel
 	$(BIN)/lnb demo
@@ -31,6 +33,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+	$(BIN)/cmake -S . -B build/tidy -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DLNB_CUDA=off \
+	  -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" > /dev/null
+	$(BIN)/clang-tidy -p build/tidy --quiet $(wildcard csrc/cpu/*.cpp)
 
 types: $(VENV)/.test
 	$(BIN)/mypy
@@ -40,6 +46,10 @@ pytest: $(VENV)/.test $(VENV)/.wheel
 
 bench: $(VENV)/.test $(VENV)/.wheel
 	PYTHONPATH= $(BIN)/pytest bench/micro --benchmark-only $(ARGS)
+
+# Fails where NEW is slower than BASE beyond noise; both are files of `make bench ARGS=--benchmark-json=FILE`.
+bench-compare:
+	$(PYTHON) bench/compare.py $(BASE) $(NEW) $(ARGS)
 
 # No environment of its own: it must work offline, with the torch and triton that the machine has.
 gpu:

@@ -4,13 +4,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "address_checks.h"
+#include "cpu/conv_moment.h"
+#include "cpu/isa.h"
 #include "cpu/multi_tensor.h"
 #include "cpu/parallel.h"
+#include "cpu/second_moment.h"
 
 namespace py = pybind11;
 
@@ -18,6 +22,7 @@ namespace {
 
 using lnb::Addresses;
 using lnb::check_addresses;
+using lnb::require_disjoint_writes;
 using lnb::Sizes;
 
 std::vector<lnb::Pair> pairs(const char* x_name, const Addresses& x, lnb::Type x_type, const char* y_name,
@@ -38,9 +43,17 @@ void without_gil(F f) {
     f();
 }
 
+Sizes bytes(const Sizes& sizes, lnb::Type type) {
+    Sizes result(sizes);
+    for (int64_t& size : result) size *= lnb::kWidth[static_cast<int>(type)];
+    return result;
+}
+
 std::vector<double> ema(const Addresses& averages, lnb::Type average_type, const Addresses& values,
                         lnb::Type value_type, const Sizes& sizes, double beta, bool with_norms, int threads) {
     const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes);
+    require_disjoint_writes("averages", averages, bytes(sizes, average_type), "values", values,
+                            bytes(sizes, value_type));
     std::vector<double> norms(with_norms ? work.size() : 0);
     without_gil([&] {
         lnb::ema(work.data(), static_cast<int64_t>(work.size()), average_type, value_type, beta,
@@ -62,6 +75,8 @@ void apply(const Addresses& params, lnb::Type param_type, const Addresses& direc
            const Sizes& sizes, const std::vector<double>& scales, double lr, double weight_decay, int threads) {
     const auto work = pairs("params", params, param_type, "directions", directions, direction_type, sizes);
     if (scales.size() != work.size()) throw std::invalid_argument("scales: one per tensor");
+    require_disjoint_writes("params", params, bytes(sizes, param_type), "directions", directions,
+                            bytes(sizes, direction_type));
     without_gil([&] {
         lnb::apply(work.data(), static_cast<int64_t>(work.size()), param_type, direction_type, scales.data(), lr,
                    weight_decay, threads);
@@ -73,6 +88,57 @@ bool all_finite(const Addresses& tensors, lnb::Type type, const Sizes& sizes, in
     bool finite = true;
     without_gil([&] { finite = lnb::all_finite(work.data(), static_cast<int64_t>(work.size()), type, threads); });
     return finite;
+}
+
+void check_memory(const char* name, uintptr_t address, int64_t entries, lnb::Type type) {
+    if (entries > 0 && address == 0) throw std::invalid_argument(std::string(name) + " has entries but a null pointer");
+    if (entries > 0 && address % lnb::kWidth[static_cast<int>(type)] != 0) {
+        throw std::invalid_argument(std::string(name) + " is not aligned to its dtype");
+    }
+}
+
+// `stride` is in elements.
+void second_moment(uintptr_t x, lnb::Type type, int64_t rows, int64_t columns, int64_t stride, bool round, uintptr_t s,
+                   int threads) {
+    if (type == lnb::Type::kFloat64) throw std::invalid_argument("x: no kernel for float64");
+    if (rows < 0 || columns < 0 || stride < 0) throw std::invalid_argument("x has a negative size or stride");
+    check_memory("x", x, rows * columns, type);
+    check_memory("s", s, (columns + 1) * (columns + 1), lnb::Type::kFloat32);
+    const lnb::Rows all{reinterpret_cast<const void*>(x), type, rows, columns,
+                        stride * lnb::kWidth[static_cast<int>(type)]};
+    without_gil([&] { lnb::second_moment(all, round, reinterpret_cast<float*>(s), threads); });
+}
+
+using Four = std::array<int64_t, 4>;
+
+// `shape` and `strides` (in elements) are [batch, channels, height, width]; `rows` and `columns` are those of ConvAxis.
+void conv_moment(uintptr_t x, lnb::Type type, const Four& shape, const Four& strides, const Four& rows,
+                 const Four& columns, int64_t groups, bool round, uintptr_t s, int threads) {
+    if (type == lnb::Type::kFloat64) throw std::invalid_argument("x: no kernel for float64");
+    for (int i = 0; i < 4; ++i) {
+        if (shape[i] < 0 || strides[i] < 0) throw std::invalid_argument("x has a negative size or stride");
+    }
+    for (const auto& [taps, dilation, before, outputs] : {rows, columns}) {
+        if (taps < 1 || dilation < 1 || before < 0 || outputs < 0) throw std::invalid_argument("no such convolution");
+    }
+    if (groups < 1 || shape[1] % groups != 0) throw std::invalid_argument("groups must divide the channels");
+    const int64_t width = lnb::kWidth[static_cast<int>(type)], d = shape[1] / groups * rows[0] * columns[0];
+    check_memory("x", x, shape[0] * shape[1] * shape[2] * shape[3], type);
+    check_memory("s", s, groups * (d + 1) * (d + 1), lnb::Type::kFloat32);
+    const lnb::Images images{reinterpret_cast<const void*>(x),
+                             type,
+                             shape[0],
+                             shape[1],
+                             shape[2],
+                             shape[3],
+                             strides[0] * width,
+                             strides[1] * width,
+                             strides[2] * width,
+                             strides[3] * width};
+    without_gil([&] {
+        lnb::conv_moment(images, {rows[0], rows[1], rows[2], rows[3]}, {columns[0], columns[1], columns[2], columns[3]},
+                         groups, round, reinterpret_cast<float*>(s), threads);
+    });
 }
 
 std::vector<std::string> isas() {
@@ -97,13 +163,15 @@ PYBIND11_MODULE(_native_module, m) {
         .value("BFLOAT16", lnb::Type::kBFloat16)
         .value("FLOAT16", lnb::Type::kFloat16);
     m.def("supported", &lnb::supported);
-    m.def("require_disjoint_writes", &lnb::require_disjoint_writes);
+    m.def("require_disjoint_writes", &require_disjoint_writes);
     m.def("ema", &ema);
     m.def("dot", &dot);
     m.def("apply", &apply);
     m.def("all_finite", &all_finite);
+    m.def("second_moment", &second_moment);
+    m.def("conv_moment", &conv_moment);
     m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");
-    m.def("isa", &lnb::selected_isa, "The instruction set in use.");
+    m.def("isa", [] { return lnb::isa().name; }, "The instruction set in use.");
     m.def("select_isa", &select_isa);
     m.def("threading", &lnb::threading, "'openmp' (torch's threads) or 'pool' (sleeping threads of this module).");
 }

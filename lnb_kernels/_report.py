@@ -103,7 +103,9 @@ def _native_state() -> dict[str, Any]:
         return {"loaded": False, "failure": failure}
     module = _native.module()
     build = {k: v for k, v in _extension.build_info().items() if k in ("compiler", "processor")}
-    return {"loaded": True, "cpu_isa": module.isa(), "threads": module.threading(), **build}
+    isa = module.isa()
+    pairs = "AVX512-BF16" if isa == "avx512_bf16" else f"float32 arithmetic: {isa} has no bfloat16 products"
+    return {"loaded": True, "cpu_isa": isa, "bfloat16": pairs, "threads": module.threading(), **build}
 
 
 def _cuda_state() -> dict[str, Any]:

@@ -73,13 +73,11 @@ def check_dtype(op: str, dtype: torch.dtype | None) -> None:
         raise ValueError(f"{op}: moment_dtype={dtype!r} must be None or one of {', '.join(map(str, MOMENT_DTYPES))}")
 
 
-def read(
-    x: torch.Tensor, start: torch.Tensor | None, every: int, moment_dtype: torch.dtype | None
-) -> tuple[torch.Tensor, float]:
+def read(x: torch.Tensor, start: torch.Tensor | None, every: int) -> tuple[torch.Tensor, float]:
     """The entries of the leading dimension of ``x`` that the second moment is taken of, and the factor of its sums."""
     scale = 1.0
     if start is not None and every > 1:
         sample = Sample(start, every)
         scale = sample.scale(x.shape[0])
         x = x.index_select(0, sample.indices(x.shape[0]))
-    return (x if moment_dtype is None else x.to(moment_dtype)), scale
+    return x, scale

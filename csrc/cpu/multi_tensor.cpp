@@ -2,54 +2,17 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
-#include <memory>
 #include <vector>
 
+#include "isa.h"
 #include "multi_tensor_isa.h"
 #include "parallel.h"
 
 namespace lnb {
 namespace {
 
-struct Isa {
-    const char* name;
-    const Loops* loops;
-    bool (*runs_here)();
-};
-
-bool always() {
-    return true;
-}
-#ifdef LNB_X86
-bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-}
-bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#endif
-
-constexpr Isa kIsas[] = {
-#ifdef LNB_X86
-    {"avx512", &avx512_loops, has_avx512},
-    {"avx2", &avx2_loops, has_avx2},
-#endif
-    {"portable", &portable_loops, always},
-};
-
-const Isa* best() {
-    return std::find_if(std::begin(kIsas), std::end(kIsas), [](const Isa& isa) { return isa.runs_here(); });
-}
-
-std::atomic<const Isa*>& selected() {
-    static std::atomic<const Isa*> isa{best()};
-    return isa;
-}
-
 const Loops& loops() {
-    return *selected().load()->loops;
+    return *isa().loops;
 }
 
 // A run of consecutive elements of one tensor: short enough for partial sums to be accurate and for threads to finish
@@ -167,28 +130,6 @@ bool all_finite(const Pair* pairs, int64_t count, Type x, int threads) {
         }
     });
     return finite;
-}
-
-int available_isas(const char* names[kMaxIsas]) {
-    int count = 0;
-    for (const Isa& isa : kIsas) {
-        if (isa.runs_here()) names[count++] = isa.name;
-    }
-    return count;
-}
-
-const char* selected_isa() {
-    return selected().load()->name;
-}
-
-bool select_isa(const char* name) {
-    for (const Isa& isa : kIsas) {
-        if (std::strcmp(isa.name, name) == 0 && isa.runs_here()) {
-            selected() = &isa;
-            return true;
-        }
-    }
-    return false;
 }
 
 }  // namespace lnb

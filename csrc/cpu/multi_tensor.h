@@ -31,11 +31,4 @@ void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scale
 // Whether no entry of any x is NaN or infinite; y is not read.
 bool all_finite(const Pair* pairs, int64_t count, Type x, int threads);
 
-// The instruction sets compiled in that this CPU runs, best first, and the one in use. `select_isa` returns false for
-// a name not among them.
-constexpr int kMaxIsas = 3;
-int available_isas(const char* names[kMaxIsas]);
-const char* selected_isa();
-bool select_isa(const char* name);
-
 }  // namespace lnb

@@ -13,6 +13,12 @@ namespace lnb {
 // an inherited OpenMP team hangs), a pool of sleeping threads serves.
 void parallel_for(int64_t parts, int threads, void (*body)(void* context, int64_t part), void* context);
 
+// The same for a function object: f(part).
+template <typename F>
+void parallel_for(int64_t parts, int threads, F f) {
+    parallel_for(parts, threads, [](void* context, int64_t part) { (*static_cast<F*>(context))(part); }, &f);
+}
+
 // "openmp", or "pool": which threads parallel_for uses in this process.
 const char* threading();
 

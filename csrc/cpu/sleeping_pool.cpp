@@ -28,7 +28,7 @@ void SleepingPool::run(void (*work)(void*), void* context, int helpers) {
 void SleepingPool::grow(int helpers) {
     try {
         for (; size_ < helpers; ++size_) std::thread([this] { serve(); }).detach();
-    } catch (const std::system_error&) {
+    } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch)
         // The process may start no more threads: those there are, and the caller, do all the work.
     }
 }

@@ -47,8 +47,8 @@ def _backward_kernel(
     if mask[3] and (start is not None or moment_dtype is not None):  # S reads other images than the weight gradient
         rest = [*mask[:3], False, mask[4]]
         results: list[torch.Tensor] = _autocast.call("conv2d_backward", x, grad, x, weight, code, positions, rest)
-        images, scale = _sampling.read(x, start, every, moment_dtype)
-        s = _autocast.call("conv2d_second_moment", images, images, code)
+        images, scale = _sampling.read(x, start, every)
+        s = _autocast.call("conv2d_second_moment", images, images, code, moment_dtype)
         results.insert(sum(mask[:3]), s.to(_checks.accumulation_dtype(x.dtype)).mul_(scale))
         return results
     results = _autocast.call("conv2d_backward", x, grad, x, weight, code, positions, mask)
@@ -111,7 +111,7 @@ class _Conv2dBackward(torch.autograd.Function):
             grad, x, weight = (tensor.detach().requires_grad_() for tensor in saved)
             results = reference.layer_gradients(grad, x, weight, ctx.code, ctx.mask)
             if ctx.mask[3]:
-                images, scale = _sampling.read(x, start, ctx.every, None)
+                images, scale = _sampling.read(x, start, ctx.every)
                 results.append(patch_moment(images, ctx.code) * scale)
             if ctx.mask[4]:
                 results.append(reference.channel_moments(x, ctx.positions))

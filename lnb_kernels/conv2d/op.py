@@ -15,6 +15,8 @@ _backend.register(
     "conv2d_second_moment",
     reference.conv2d_second_moment,
     triton="lnb_kernels.conv2d.triton_kernel:conv2d_second_moment",
+    native="lnb_kernels.conv2d.native_kernel:conv2d_second_moment",
+    native_dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
 )
 _backend.register("conv2d_cov_matvec", reference.conv2d_cov_matvec)
 

@@ -12,9 +12,14 @@ from lnb_kernels.conv2d.patches import conv2d_second_moment_by_patches
 from lnb_kernels.conv2d.shifts import conv2d_second_moment_by_shifts, has_interior
 
 
-def conv2d_second_moment(x: torch.Tensor, code: list[int]) -> torch.Tensor:
-    """``S = sum over positions [p 1]'[p 1]`` per group, ``[groups, D+1, D+1]``, by the cheapest exact route."""
+def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype | None = None) -> torch.Tensor:
+    """``S = sum over positions [p 1]'[p 1]`` per group, ``[groups, D+1, D+1]``, by the cheapest exact route.
+
+    With ``product``, entries are first rounded to that dtype.
+    """
     conv = Geometry.decode(code)
+    if product is not None:
+        x = x.to(product)
     image = x.to(accumulation_dtype(x.dtype))
     if shifts_pay(image, conv):
         return conv2d_second_moment_by_shifts(image, conv)

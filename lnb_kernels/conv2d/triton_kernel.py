@@ -40,9 +40,14 @@ def route(x: torch.Tensor, conv: Geometry) -> str:
 
 
 @compiles_or_unavailable("conv2d_second_moment")
-def conv2d_second_moment(x: torch.Tensor, code: list[int]) -> torch.Tensor:
-    """``S`` ``[groups, D+1, D+1]`` fp32 of ``x`` ``[B, C, H, W]``; see :func:`lnb_kernels.conv2d_second_moment`."""
+def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype | None = None) -> torch.Tensor:
+    """``S`` ``[groups, D+1, D+1]`` fp32 of ``x`` ``[B, C, H, W]``; see :func:`lnb_kernels.conv2d_second_moment`.
+
+    With ``product``, entries are first rounded to that dtype.
+    """
     conv = Geometry.decode(code)
+    if product is not None:
+        x = x.to(product)
     match route(x, conv):
         case "pixels":
             return second_moment(x.permute(0, 2, 3, 1)).unsqueeze(0)

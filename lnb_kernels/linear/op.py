@@ -28,8 +28,8 @@ def _backward_kernel(
 ) -> list[torch.Tensor]:
     if mask[3] and (start is not None or moment_dtype is not None):  # S reads other rows than the weight gradient
         gradients = _backward_kernel(grad, x, weight, [*mask[:3], False], None, 1, None) if any(mask[:3]) else []
-        rows, scale = _sampling.read(as_rows(x), start, every, moment_dtype)
-        s = _autocast.call("second_moment", rows, rows, None)
+        rows, scale = _sampling.read(as_rows(x), start, every)
+        s = _autocast.call("second_moment", rows, rows, None, moment_dtype)
         return [*gradients, s.to(_checks.accumulation_dtype(x.dtype)).mul_(scale)]
     if _row_major(x, weight):
         results: list[torch.Tensor] = _autocast.call("linear_backward", x, grad, x, weight, mask)

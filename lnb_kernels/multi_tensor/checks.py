@@ -78,7 +78,7 @@ def writable(op: str, name: str, values: Sequence[Tensor]) -> None:
             raise ValueError(f"{op}: {name}[{i}] has entries that share memory; use .contiguous() to write to it")
     if len({id(value) for value in values}) != len(values):
         raise ValueError(f"{op}: {name} holds one tensor twice; each may be written once")
-    if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+    if torch.is_grad_enabled() and True in {value.requires_grad for value in values}:
         raise RuntimeError(f"{op}: {name} require grad and are written in place; call it under torch.no_grad()")
 
 

@@ -10,7 +10,11 @@ from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.second_moment import reference
 
 _backend.register(
-    "second_moment", reference.second_moment, triton="lnb_kernels.second_moment.triton_kernel:second_moment"
+    "second_moment",
+    reference.second_moment,
+    triton="lnb_kernels.second_moment.triton_kernel:second_moment",
+    native="lnb_kernels.second_moment.native_kernel:second_moment",
+    native_dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
 )
 
 

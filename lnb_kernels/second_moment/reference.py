@@ -12,8 +12,15 @@ from lnb_kernels.second_moment.gram import add_gram_, block_edges, mirror_
 _SMALL = 1 << 15  # elements below which a copy with the column of ones costs less than the calls it saves
 
 
-def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]``, accumulated in float32 (float64 for float64 ``x``)."""
+def second_moment(
+    x: torch.Tensor, weights: torch.Tensor | None = None, product: torch.dtype | None = None
+) -> torch.Tensor:
+    """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]``, accumulated in float32 (float64 for float64 ``x``).
+
+    With ``product``, rows are first rounded to that dtype.
+    """
+    if product is not None:
+        x = x.to(product)
     d = x.shape[-1]
     accumulate = accumulation_dtype(x.dtype)
     rows = as_rows(x).to(accumulate)  # [N, d]

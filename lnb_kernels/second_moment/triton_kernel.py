@@ -12,8 +12,15 @@ from lnb_kernels._triton.launch import compiles_or_unavailable
 
 
 @compiles_or_unavailable("second_moment")
-def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]`` fp32, from ``x`` ``[..., d]`` bf16, fp16 or fp32."""
+def second_moment(
+    x: torch.Tensor, weights: torch.Tensor | None = None, product: torch.dtype | None = None
+) -> torch.Tensor:
+    """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]`` fp32, from ``x`` ``[..., d]`` bf16, fp16 or fp32.
+
+    With ``product``, rows are first rounded to that dtype.
+    """
+    if product is not None:
+        x = x.to(product)
     d = x.shape[-1]
     s = x.new_empty((d + 1, d + 1), dtype=torch.float32)
     _accumulate(x, weights, s, None, 1.0, 0.0)

@@ -1,0 +1,165 @@
+"""Every product op beside what one would otherwise write, by each backend that serves the device.
+
+Each benchmark first checks its result against the plain one, in float64 where that is cheap: no speed is reported for a
+wrong result. `make bench ARGS=--benchmark-json=FILE` writes times with device, versions and date; `make bench-compare`
+compares two such files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import lnb_kernels as lk
+from lnb_kernels import _native
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+Call = Callable[[], Any]
+
+
+@dataclass
+class Case:
+    """One problem: the op, what one would write without it, and how far the two may be apart."""
+
+    ours: Call
+    plain: Call
+    rtol: float = 1e-3
+
+
+def rows(device: str, dtype: torch.dtype, n: int, d: int) -> Tensor:
+    return torch.randn(n, d, device=device).to(dtype)
+
+
+def second_moment(device: str, dtype: torch.dtype, n: int, d: int) -> Case:
+    x = rows(device, dtype, n, d)
+
+    def plain() -> Tensor:
+        full = F.pad(x, (0, 1), value=1.0)
+        return (full.t() @ full).float()
+
+    return Case(lambda: lk.second_moment(x), plain, 2e-2 if dtype == torch.bfloat16 else 1e-3)
+
+
+def linear(device: str, dtype: torch.dtype, n: int, d: int) -> Case:
+    """Forward and backward pass with a probe, against the layer and a product on its input."""
+    x, weight = rows(device, dtype, n, d), rows(device, dtype, d, d).requires_grad_()
+    upstream = torch.ones(n, d, device=device, dtype=dtype)
+    probe = torch.zeros((), device=device).expand(d + 1, d + 1).requires_grad_()
+
+    def ours() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(lk.linear(x, weight, None, probe), (weight, probe), upstream)
+
+    def plain() -> tuple[Tensor, ...]:
+        (gradient,) = torch.autograd.grad(F.linear(x, weight), weight, upstream)
+        full = F.pad(x, (0, 1), value=1.0)
+        return gradient, (full.t() @ full).float()
+
+    return Case(ours, plain, 2e-2 if dtype == torch.bfloat16 else 1e-3)
+
+
+def conv2d_second_moment(device: str, dtype: torch.dtype, batch: int, channels: int, size: int) -> Case:
+    x = torch.randn(batch, channels, size, size, device=device).to(dtype)
+
+    def plain() -> Tensor:
+        patches = F.unfold(x, 3, padding=1).transpose(0, 1).flatten(1)
+        return (patches @ patches.t()).float()
+
+    ours = lambda: lk.conv2d_second_moment(x, 3, padding=1)[0, :-1, :-1]  # noqa: E731
+    return Case(ours, plain, 2e-2 if dtype == torch.bfloat16 else 1e-3)
+
+
+def cov_matvec(device: str, dtype: torch.dtype, n: int, d: int) -> Case:
+    """Against the product that autograd gives: forward mode, then reverse mode, through the layer."""
+    x, v = rows(device, dtype, n, d), rows(device, dtype, 10, d)
+
+    def plain() -> Tensor:
+        _, pull = torch.func.vjp(lambda w: F.linear(x, w), torch.zeros_like(v))
+        _, pushed = torch.func.jvp(lambda w: F.linear(x, w), (torch.zeros_like(v),), (v,))
+        return pull(pushed)[0] / n
+
+    return Case(lambda: lk.cov_matvec(x, v), plain)
+
+
+def conv2d_cov_matvec(device: str, dtype: torch.dtype, batch: int, channels: int, size: int) -> Case:
+    x = torch.randn(batch, channels, size, size, device=device).to(dtype)
+    v = rows(device, dtype, channels, 9 * channels)
+
+    def layer(weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight.view(channels, channels, 3, 3), padding=1)
+
+    def plain() -> Tensor:
+        _, pull = torch.func.vjp(layer, torch.zeros_like(v))
+        _, pushed = torch.func.jvp(layer, (torch.zeros_like(v),), (v,))
+        return pull(pushed)[0] / (batch * size * size)
+
+    return Case(lambda: lk.conv2d_cov_matvec(x, v, 3, padding=1), plain)
+
+
+def pcg(device: str, dtype: torch.dtype, d: int, m: int) -> Case:
+    """As many iterations as make it a solution, against the exact solution."""
+    x = rows(device, dtype, 4 * d, d)
+    s, g = lk.second_moment(x), rows(device, dtype, m, d)
+    damped = x.t() @ x / (4 * d) + 0.5 * torch.eye(d, device=device)
+    plain = lambda: torch.linalg.solve(damped, g.t()).t()  # noqa: E731
+    return Case(lambda: lk.pcg(s, g, iterations=16, ridge=0.5, scope="neuron")[0], plain, 1e-2)
+
+
+def arrow_solve(device: str, dtype: torch.dtype, d: int, m: int) -> Case:
+    mu, var, v = torch.randn(d, device=device), torch.rand(d, device=device) + 0.5, rows(device, dtype, m, d + 1)
+
+    def plain() -> Tensor:
+        top = torch.cat((torch.diag(var) + torch.outer(mu, mu), mu.unsqueeze(1)), 1)
+        return torch.linalg.solve(torch.cat((top, F.pad(mu, (0, 1), value=1.0).unsqueeze(0))), v.t()).t()
+
+    return Case(lambda: lk.arrow_solve(v, mu, var), plain, 1e-2)
+
+
+FLOAT, BF16 = torch.float32, torch.bfloat16
+CASES: dict[str, tuple[Callable[..., Case], torch.dtype, tuple[int, ...]]] = {
+    "second_moment-8192x512": (second_moment, FLOAT, (8192, 512)),
+    "second_moment-8192x512-bf16": (second_moment, BF16, (8192, 512)),
+    "second_moment-1000x784": (second_moment, FLOAT, (1000, 784)),
+    "second_moment-1000x784-bf16": (second_moment, BF16, (1000, 784)),
+    "linear-2048x512": (linear, FLOAT, (2048, 512)),
+    "linear-2048x512-bf16": (linear, BF16, (2048, 512)),
+    "conv2d_second_moment-16x64x32x32": (conv2d_second_moment, FLOAT, (16, 64, 32)),
+    "conv2d_second_moment-16x64x32x32-bf16": (conv2d_second_moment, BF16, (16, 64, 32)),
+    "conv2d_second_moment-8x256x8x8": (conv2d_second_moment, FLOAT, (8, 256, 8)),
+    "cov_matvec-8192x512": (cov_matvec, FLOAT, (8192, 512)),
+    "conv2d_cov_matvec-8x32x32x32": (conv2d_cov_matvec, FLOAT, (8, 32, 32)),
+    "pcg-512x256": (pcg, FLOAT, (512, 256)),
+    "arrow_solve-512x256": (arrow_solve, FLOAT, (512, 256)),
+}
+
+
+def largest_error(actual: Any, expected: Any) -> float:
+    if isinstance(actual, Tensor):
+        difference = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
+        return float(difference)
+    return max(largest_error(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("who", ["plain", "reference", "native", "triton"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", CASES)
+def test_time(measure: Callable[..., None], name: str, device: str, who: str) -> None:
+    make, dtype, sizes = CASES[name]
+    op = name.partition("-")[0]
+    kernels = lk._backend.routes()["linear_backward" if op == "linear" else op].kernels
+    served_within = op == "linear" and who == "native"  # its moment comes from the native second_moment
+    if who in ("native", "triton") and not (who in kernels or served_within):
+        pytest.skip(f"{op} has no {who} kernel")
+    if (who == "native") > (device == "cpu" and _native.failure() is None) or (who == "triton") > (device == "cuda"):
+        pytest.skip(f"{who} does not run on {device} here")
+    case = make(device, dtype, *sizes)
+    if who != "plain":
+        lk.set_backend(who)
+    error = largest_error(case.ours(), case.plain())
+    assert error <= case.rtol, f"{who} is wrong by {error:.1e}: no speed of wrong results"
+    measure(case.plain if who == "plain" else case.ours, device, backend=who, error=error)

@@ -1,0 +1,27 @@
+// Memory of one call, aligned to cache lines and not initialised.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+
+namespace lnb {
+
+template <typename T>
+class Workspace {
+  public:
+    // Throws std::bad_alloc where there is not enough memory.
+    explicit Workspace(int64_t count)
+        : data_(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), kAlignment))) {}
+    ~Workspace() { ::operator delete(data_, kAlignment); }
+    Workspace(const Workspace&) = delete;
+    Workspace& operator=(const Workspace&) = delete;
+
+    T* get() const { return data_; }
+
+  private:
+    static constexpr std::align_val_t kAlignment{64};
+    T* data_;
+};
+
+}  // namespace lnb

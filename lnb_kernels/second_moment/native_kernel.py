@@ -1,0 +1,41 @@
+"""Second moment of rows by the native CPU kernel: threads over tiles of the lower triangle, the same bits in every run.
+
+Half of the products of ``X'X`` are formed. bfloat16 rows are multiplied by AVX512-BF16 where the CPU has it, and as
+float32 otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lnb_kernels import _native
+from lnb_kernels._rows import as_rows
+from lnb_kernels.second_moment import reference
+
+TYPE_NAMES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
+
+
+def second_moment(
+    x: torch.Tensor, weights: torch.Tensor | None = None, product: torch.dtype | None = None
+) -> torch.Tensor:
+    """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]`` fp32, from ``x`` ``[..., d]`` fp32, bf16 or fp16.
+
+    Rows may lie any distance apart (a view of every n-th row is read in place). With ``product=torch.bfloat16`` rows
+    are rounded to bfloat16 on their way into the product, without a copy of ``x`` in that dtype. Weighted rows go by the
+    reference.
+    """
+    if weights is not None or product == torch.float64:
+        return reference.second_moment(x, weights, product)
+    if product == torch.float16:
+        x = x.half()
+    rows = as_rows(x)
+    if rows.stride(1) != 1 or rows.stride(0) < 0:
+        rows = rows.contiguous()
+    n, d = rows.shape
+    native = _native.module()
+    s = torch.empty(d + 1, d + 1)
+    native.second_moment(
+        rows.data_ptr(), getattr(native.Type, TYPE_NAMES[rows.dtype]), n, d, rows.stride(0),
+        product == torch.bfloat16, s.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return s
