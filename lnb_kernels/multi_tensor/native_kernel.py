@@ -71,7 +71,7 @@ def apply_(
         return
     native = _native.module()
     groups, rest = _partition(native, params, directions)
-    if len(groups) > 1:  # the kernel itself looks at the pairs of its own call
+    if len(groups) > 1:  # the kernels look at the memory of their own call
         require_disjoint(native, groups, ("params", params, 0), ("directions", directions, 1))
     factors = scales.tolist()
     rate = lr if lr_tensor is None else float(lr_tensor)
@@ -104,7 +104,7 @@ def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with
     """Update the averages; with ``with_norms``, return their squared norms."""
     native = _native.module()
     groups, rest = _partition(native, averages, values)
-    if len(groups) > 1:  # the kernel itself looks at the pairs of its own call
+    if len(groups) > 1:  # the kernels look at the memory of their own call
         require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
     norms = [0.0] * len(averages)
     for group in groups:
