@@ -46,14 +46,14 @@ def _products(work: Work, directions: list[Tensor], averages: dict[nn.Parameter,
     A direction with NaN or inf makes its product NaN or inf: no other check of the directions is needed.
     """
     owners = _owners(work)
-    count = len(work.blocks) + len(work.others)
     device = work.parameters[0].device
-    total = torch.zeros(count, dtype=_widest(device), device=device)
+    total = torch.zeros(len(work.blocks) + len(work.others), dtype=_widest(device), device=device)
     for members in by_device(work.parameters).values():
         chosen = set(members)
         triples = [t for t in zip(work.parameters, directions, owners, strict=True) if t[0] in chosen]
-        dots = multi_tensor.dot([d for _, d, _ in triples], [averages[p] for p, _, _ in triples])
-        total.index_add_(0, _index(tuple(owner for _, _, owner in triples), device), dots.to(device, total.dtype))
+        of_each = [owner for _, _, owner in triples]
+        sums = multi_tensor.dot([d for _, d, _ in triples], [averages[p] for p, _, _ in triples], of_each)
+        total[: len(sums)] += sums.to(device, total.dtype)
     return total
 
 
