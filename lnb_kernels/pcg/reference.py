@@ -39,8 +39,9 @@ def pcg_moment(
     """PCG on the explicit second moment ``s``; see :func:`lnb_kernels.pcg`."""
     accumulate = accumulation_dtype(torch.promote_types(s.dtype, g.dtype))
     a = metric(s.to(accumulate), g.shape[-1], ridge)
-    h, norms = iterate(lambda v: v @ a, g, h0, mu, var, g.shape[-1] == s.shape[-1], iterations, scope, layer_dims)
-    return h, norms
+    has_bias = g.shape[-1] == s.shape[-1]
+    h, norms = iterate(lambda v: v @ a, g.to(accumulate), h0, mu, var, has_bias, iterations, scope, layer_dims)
+    return h.to(g.dtype), norms
 
 
 def iterate(

@@ -280,3 +280,12 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
     arguments: dict[str, Any] = {"matvec_or_s": torch.eye(5), "g": torch.ones(3, 5)} | change
     with pytest.raises(error, match=message):
         lk.pcg(**arguments)
+
+
+def test_a_wide_moment_serves_a_narrow_gradient() -> None:
+    x, g = torch.randn(30, 4, dtype=torch.float64), torch.randn(3, 5)
+    h, norms = lk.pcg(lk.second_moment(x), g, ridge=0.1, iterations=9)
+    exact, _ = lk.pcg(lk.second_moment(x), g.double(), ridge=0.1, iterations=9)
+    assert h.dtype == torch.float32
+    assert norms.dtype == torch.float64
+    assert torch.allclose(h.double(), exact, rtol=1e-5, atol=1e-6)
