@@ -16,7 +16,9 @@ _backend.register(
     reference.conv2d_second_moment,
     triton="lnb_kernels.conv2d.triton_kernel:conv2d_second_moment",
 )
-_backend.register("conv2d_cov_matvec", reference.conv2d_cov_matvec)
+_backend.register(
+    "conv2d_cov_matvec", reference.conv2d_cov_matvec, triton="lnb_kernels.conv2d.triton_kernel:conv2d_cov_matvec"
+)
 
 
 @torch.library.custom_op("lnb_kernels::conv2d_second_moment", mutates_args=())

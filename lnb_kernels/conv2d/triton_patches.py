@@ -14,8 +14,6 @@ memory the image, about once.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -50,7 +48,7 @@ def patch_gram_kernel(
     lane = tl.arange(0, BLOCK_D)
     row_lane = tl.arange(0, BLOCK_N)
     if tile < tiles:
-        i, j = lower_tile(tile)
+        i, j = lower_tile(tile, tl.cdiv(d, BLOCK_D))
         acc = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
         for row in range(start, stop, BLOCK_N):
             a = patch_tile(
@@ -101,8 +99,7 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
     n, d, groups = batch * out_height * out_width, conv.features(channels), conv.groups
     arch = arch_of(x.device)
     geometry = plan(n, d, x.element_size(), arch, groups)
-    block = geometry.block_d
-    sum_blocks = math.ceil((d + 1) / block)
+    block, sum_blocks = geometry.block_j, geometry.sum_blocks
     s = x.new_empty((groups, d + 1, d + 1), dtype=torch.float32)
     partial = s.new_empty((groups, geometry.splits, geometry.tiles, block, block))
     sums = s.new_empty((groups, geometry.splits, sum_blocks, block))
@@ -115,7 +112,8 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
         )  # fmt: skip
         gram_finish_kernel[(geometry.tiles * geometry.parts + sum_blocks, groups)](
             s, s, s, s, partial, sums,
-            d, 0, geometry.tiles, sum_blocks, geometry.splits, 1.0, 0.0, s.stride(0), s.stride(1), s.stride(0), s.stride(1),
-            HAS_G=False, HAS_C=False, BLOCK_D=block, ROWS=geometry.finish_rows, CHUNK=geometry.finish_chunk, num_warps=4,
+            d, 0, geometry.tiles, sum_blocks, geometry.splits, 1.0, 0.0, *s.stride()[:2], *s.stride()[:2],
+            HAS_G=False, HAS_C=False, BLOCK_I=block, BLOCK_J=block,
+            ROWS=geometry.finish_rows, CHUNK=geometry.finish_chunk, num_warps=4,
         )  # fmt: skip
     return s

@@ -99,7 +99,7 @@ def test_launch_geometry_covers_every_row_once(arch: str, n: int, d: int) -> Non
     plan = gram_launch.gram_plan(n, d, d, 2, ARCHS[arch])
     assert plan.rows_per_split % plan.block_n == 0
     assert (plan.splits - 1) * plan.rows_per_split < n <= plan.splits * plan.rows_per_split
-    assert 4 * plan.splits * plan.tiles * plan.block_d**2 <= gram_launch.WORKSPACE_BYTES or plan.splits == 1
+    assert 4 * plan.splits * plan.tiles * plan.elements <= gram_launch.WORKSPACE_BYTES or plan.splits == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
