@@ -151,18 +151,19 @@ def launch_gram(
     if split:
         partial = s.new_empty((batch, plan.splits, plan.tiles, plan.block_i, plan.block_j), dtype=torch.float32)
         sums = s.new_empty((batch, plan.splits, sum_blocks, plan.block_j), dtype=torch.float32)
-    a = x[0] if g is None and other is None else g if other is None else other[0]
+    a = g if g is not None else x if other is None else other
     w_or_x = x if weights is None else weights
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
     c_or_s = s if c is None else c
-    stride_c = x.stride(2) if d > 1 else a.stride(1)  # the stride of a dimension of size 1 means nothing
+    stride_c = x.stride(2) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
     with on_device(x):
         gram_kernel[(plan.tiles + sum_blocks, plan.splits, batch)](
             x, a, w_or_x, s, c_or_s, out_weight, out_bias, partial, sums,
             n, d, m, plan.tiles, plan.rows_per_split, alpha, beta,
-            x.stride(0), x.stride(1), stride_c, a.stride(0), w_or_x.stride(0),
+            x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
-            HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones, HAS_C=c is not None, SPLIT=split,
+            HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
+            HAS_C=c is not None, SPLIT=split,
             BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
             num_warps=plan.num_warps, num_stages=plan.num_stages,
         )  # fmt: skip
