@@ -13,8 +13,10 @@ bit. The ones column is no column of a tile (``d`` is usually a multiple of 128 
 tiles): programs after the last tile sum columns instead. Tiles of one split are neighbours in the grid, so that its
 rows of ``X`` and ``G`` stay in L2 for all of them.
 
-Splits. Partial tiles go to a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are
-deterministic, no float atomics. With one split the epilogue runs at once and there is no workspace.
+Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves; the few
+*tail* tiles that are left take ``tail_splits``, so many that they fill it once more, for a short time. Partial tiles go to
+a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A tile
+of one program is stored at once.
 
 Cost with ``nb = ceil(d / BLOCK_I)``, ``mb = ceil(m / BLOCK_I)``, ``T = R nb (nb + 1) / 2 + mb ceil(d / BLOCK_J)``
 tiles: FLOPs ``2 N BLOCK_I BLOCK_J T`` (against ``2 N d^2`` of the full square); bytes from L2
@@ -178,30 +180,36 @@ def _locate(tile, d, m, HAS_G: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.
 @triton.jit
 def gram_kernel(
     x_ptr, g_ptr, w_ptr, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    n_rows, d, m, tiles, rows_per_split, alpha, beta,
+    n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, tail_splits, tail_rows, alpha, beta,
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_HEAD: tl.constexpr, SPLIT_TAIL: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile (or one block of column sums) of one split of one matrix; grid ``(tiles + sum blocks, splits, batch)``.
+    """One split of a tile, or of a block of column sums, of one matrix; grid ``(head splits, tail, sums; batch)``.
 
     ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
-    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. With ``SPLIT`` the result goes to
-    ``partial`` ``[batch, splits, tiles, BLOCK_I, BLOCK_J]`` and ``sums`` ``[batch, splits, sum blocks, BLOCK_J]`` for
-    :func:`gram_finish_kernel`, else straight to its place. With ``PAIR``, ``S`` is ``G'X`` for a ``G`` shaped as ``X``
-    whose product with it is known to be symmetric.
+    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. Split tiles go to ``partial``
+    ``[batch, programs, BLOCK_I, BLOCK_J]``, in the order of the programs, and split sums to ``sums``
+    ``[batch, tail_splits, sum_blocks, BLOCK_J]`` for :func:`gram_finish_kernel`, the others straight to their place. With
+    ``PAIR``, ``S`` is ``G'X`` for a ``G`` shaped as ``X`` whose product with it is known to be symmetric.
     """
-    tile = tl.program_id(0)
-    split = tl.program_id(1)
-    batch = tl.program_id(2)
-    start = split * rows_per_split
-    stop = start + tl.minimum(rows_per_split, n_rows - start)
+    program = tl.program_id(0)
+    batch = tl.program_id(1)
+    tail = tiles - head
+    head_programs = head * splits
+    products = head_programs + tail * tail_splits
     x_ptr += offset64(batch, stride_xb)
     s_ptr += offset64(batch, stride_sb)
     c_ptr += offset64(batch, stride_cb)
-    slot = batch * tl.num_programs(1) + split
-    if tile < tiles:
+    if program < products:
+        in_head = program < head_programs
+        late = tl.maximum(program - head_programs, 0)
+        tile = tl.where(in_head, program % head, head + late % tl.maximum(tail, 1))
+        split = tl.where(in_head, program // head, late // tl.maximum(tail, 1))
+        rows = tl.where(in_head, rows_per_split, tail_rows)
+        start = split * rows
+        stop = start + tl.minimum(rows, n_rows - start)
         kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
         a_ptr, a_width, stride_ar = x_ptr, d, stride_xr
         if PAIR:
@@ -214,8 +222,14 @@ def gram_kernel(
             a_ptr, x_ptr, w_ptr, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
             stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS,
         )  # fmt: skip
-        if SPLIT:
-            base = partial_ptr + offset64(offset64(slot, tiles) + tile, BLOCK_I * BLOCK_J)
+        partial = SPLIT_HEAD
+        stored = products
+        if SPLIT_TAIL and not SPLIT_HEAD:
+            partial = tile >= head
+            program -= head
+            stored -= head
+        if partial:
+            base = partial_ptr + offset64(offset64(batch, stored) + program, BLOCK_I * BLOCK_J)
             tl.store(base + tl.arange(0, BLOCK_I)[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :], acc)
         else:
             _finish(
@@ -223,7 +237,10 @@ def gram_kernel(
                 HAS_G, HAS_C, BLOCK_I, BLOCK_J, BLOCK_I,
             )  # fmt: skip
     elif HAS_ONES:
-        block = tile - tiles
+        block = (program - products) % sum_blocks
+        split = (program - products) // sum_blocks
+        start = split * tail_rows
+        stop = start + tl.minimum(tail_rows, n_rows - start)
         g_blocks = tl.cdiv(m, BLOCK_J)
         lane = tl.arange(0, BLOCK_J)
         x_block = block
@@ -237,9 +254,9 @@ def gram_kernel(
             a_ptr, w_ptr, x_block * BLOCK_J + lane, width, start, stop, stride_ar, stride_xc, stride_w,
             BLOCK_J, BLOCK_N, HAS_WEIGHTS,
         )  # fmt: skip
-        if SPLIT:
-            blocks = tl.num_programs(0) - tiles
-            tl.store(sums_ptr + offset64(offset64(slot, blocks) + block, BLOCK_J) + lane, sums)
+        if SPLIT_TAIL:
+            slot = offset64(batch, tail_splits) + split
+            tl.store(sums_ptr + offset64(offset64(slot, sum_blocks) + block, BLOCK_J) + lane, sums)
         else:
             _finish_sums(
                 sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr,
@@ -250,14 +267,16 @@ def gram_kernel(
 @triton.jit
 def gram_finish_kernel(
     s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    d, m, tiles, sum_blocks, splits, alpha, beta, stride_sb, stride_sr, stride_cb, stride_cr,
+    d, m, first_tile, tiles, sum_blocks, head, splits, tail_splits, alpha, beta,
+    stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Add the splits of ``ROWS`` rows of one tile in order and store them; grid ``(tiles BLOCK_I / ROWS + sum blocks, batch)``.
+    """Add the splits of ``ROWS`` rows of one tile in order and store them.
 
-    ``CHUNK`` splits are loaded at a time to keep enough loads in flight. Bytes: ``4 splits`` per element of a tile
-    read, ``8`` written.
+    Grid ``((tiles - first_tile) BLOCK_I / ROWS + sum blocks, batch)``: tiles before ``first_tile`` (0 or ``head``) are
+    finished. ``CHUNK`` splits are loaded at a time to keep enough loads in flight. Bytes: ``4 splits`` per element of a
+    tile read, ``8`` written.
     """
     program = tl.program_id(0)
     batch = tl.program_id(1)
@@ -266,29 +285,35 @@ def gram_finish_kernel(
     parts = BLOCK_I // ROWS
     chunk = tl.arange(0, CHUNK)
     lane = tl.arange(0, BLOCK_J)
-    first = offset64(batch, splits)
-    if program < tiles * parts:
-        tile = program // parts
+    unfinished = tiles - first_tile
+    tail = tiles - head
+    if program < unfinished * parts:
+        tile = first_tile + program // parts
         row = program % parts * ROWS
         kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
+        in_head = tile < head
+        head_slots = tl.where(first_tile == 0, head * splits, 0)
+        count = tl.where(in_head, splits, tail_splits)
+        step = tl.where(in_head, head, tail)
+        first = offset64(batch, head_slots + tail * tail_splits) + tl.where(in_head, tile, head_slots + tile - head)
         inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + lane[None, :]
         acc = tl.zeros((ROWS, BLOCK_J), tl.float32)
-        for split in range(0, splits, CHUNK):
-            slots = offset64(first + split + chunk, tiles) + tile
+        for split in range(0, count, CHUNK):
+            slots = first + offset64(split + chunk, step)
             ptrs = partial_ptr + offset64(slots, BLOCK_I * BLOCK_J)[:, None, None] + inner[None, :, :]
-            acc += tl.sum(tl.load(ptrs, mask=(split + chunk < splits)[:, None, None], other=0.0), 0)
+            acc += tl.sum(tl.load(ptrs, mask=(split + chunk < count)[:, None, None], other=0.0), 0)
         _finish(
             acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
             HAS_G, HAS_C, BLOCK_I, BLOCK_J, ROWS,
         )  # fmt: skip
     else:
-        block = program - tiles * parts
+        block = program - unfinished * parts
         g_blocks = tl.cdiv(m, BLOCK_J)
         sums = tl.zeros((BLOCK_J,), tl.float32)
-        for split in range(0, splits, CHUNK):
-            slots = offset64(first + split + chunk, sum_blocks) + block
+        for split in range(0, tail_splits, CHUNK):
+            slots = offset64(offset64(batch, tail_splits) + split + chunk, sum_blocks) + block
             ptrs = sums_ptr + offset64(slots, BLOCK_J)[:, None] + lane[None, :]
-            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < splits)[:, None], other=0.0), 0)
+            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < tail_splits)[:, None], other=0.0), 0)
         _finish_sums(
             sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr, HAS_G, HAS_C, BLOCK_J
         )

@@ -26,8 +26,11 @@ class GramPlan:
     num_stages: int
     tiles: int  # of one split of one matrix
     sum_blocks: int  # blocks of block_j columns of G and of [X 1]
+    head: int  # tiles of `splits` programs each; the others, and the column sums, take `tail_splits`
     splits: int
     rows_per_split: int
+    tail_splits: int
+    tail_rows: int
     finish_rows: int
     finish_chunk: int
 
@@ -35,6 +38,16 @@ class GramPlan:
     def parts(self) -> int:
         """Finishing programs of one tile."""
         return self.block_i // self.finish_rows
+
+    @property
+    def products(self) -> int:
+        """Programs of the products of one matrix."""
+        return self.head * self.splits + (self.tiles - self.head) * self.tail_splits
+
+    @property
+    def partials(self) -> int:
+        """Partial tiles of one matrix in the workspace."""
+        return self.products - (self.head if self.splits == 1 else 0)
 
     @property
     def elements(self) -> int:
@@ -70,45 +83,71 @@ def programs_per_multiprocessor(block_i: int, block_j: int) -> int:
     return max(1, min(4, (256 << 7) // (block_i * block_j)))
 
 
-def _split_rows(
-    n: int, tiles: int, batch: int, block_i: int, block_j: int, block_n: int, arch: Arch
-) -> tuple[int, int]:
-    """``(splits, rows_per_split)``: the number of splits whose predicted time is least.
+def _splits(
+    n: int, tiles: int, batch: int, block_i: int, block_j: int, block_n: int, arch: Arch, tail: bool
+) -> tuple[int, int, int, int, int]:
+    """``(head, splits, rows_per_split, tail_splits, tail_rows)`` of the least predicted time.
 
     In units of the time of one ``block_n`` step of one tile: ``waves * steps per split`` for the products, plus reading
     and writing each partial tile, ``8 block_i block_j`` bytes against ``2 (block_i + block_j) block_n`` per step, by all
-    multiprocessors together.
+    multiprocessors together. A tail is tried for a single matrix: what whole waves of the head leave over.
     """
     steps = max(1, math.ceil(n / block_n))
     slots = arch.multiprocessors * programs_per_multiprocessor(block_i, block_j)
-    limit = max(1, WORKSPACE_BYTES // (4 * block_i * block_j * tiles * batch))
-    best = (math.inf, 1)
-    for splits in range(1, min(steps, limit, max(1, 8 * slots // (tiles * batch))) + 1):
-        programs = tiles * batch * splits
-        time: float = math.ceil(programs / slots) * (math.ceil(steps / splits) + 4)
-        if splits > 1:
-            time += 4 * block_i * block_j / (block_n * (block_i + block_j)) * programs / slots + 8
-        best = min(best, (time, splits))
-    rows_per_split = math.ceil(steps / best[1]) * block_n
-    return max(1, math.ceil(n / rows_per_split)), rows_per_split
+    limit = max(1, WORKSPACE_BYTES // (4 * block_i * block_j * batch))  # partial tiles
+
+    def rows_of(splits: int) -> tuple[int, int]:
+        rows = math.ceil(steps / splits) * block_n
+        return max(1, math.ceil(n / rows)), rows
+
+    def time(head: int, splits: int, tail_splits: int) -> float:
+        total, partials = 0.0, 0
+        for count, parts in ((head, splits), (tiles - head, tail_splits)):
+            programs = count * batch * parts
+            total += math.ceil(programs / slots) * (math.ceil(steps / parts) + 4) if programs else 0
+            partials += programs if parts > 1 else 0
+        if partials:
+            total += 4 * block_i * block_j / (block_n * (block_i + block_j)) * partials / slots + 8
+        return total
+
+    candidates = []
+    for wanted in range(1, min(steps, max(1, limit // tiles), max(1, 8 * slots // (tiles * batch))) + 1):
+        splits, rows = rows_of(wanted)
+        candidates.append((time(tiles, splits, splits), tiles, splits, rows, splits, rows))
+        head = tiles * splits // slots * slots // splits
+        if tail and batch == 1 and 0 < head < tiles:
+            tail_splits, tail_rows = rows_of(min(steps, max(splits, slots // (tiles - head))))
+            if head * splits + (tiles - head) * tail_splits <= limit and tail_splits >= splits:
+                candidates.append((time(head, splits, tail_splits), head, splits, rows, tail_splits, tail_rows))
+    _, head, splits, rows, tail_splits, tail_rows = min(candidates)
+    if (
+        tail and splits == 1 and tail_splits == 1 and steps >= 64
+    ):  # a single program would sum a column for longer than products take
+        tail_splits, tail_rows = rows_of(steps // 16)
+    return head, splits, rows, tail_splits, tail_rows
 
 
-def gram_plan(n: int, d: int, m: int, itemsize: int, arch: Arch, batch: int = 1, max_block: int = 128) -> GramPlan:
-    """The launch of ``[G | X 1]'X`` for ``X`` ``[n, d]``, ``G`` ``[n, m]`` (``m`` 0: none), ``batch`` matrices ``X``."""
+def gram_plan(
+    n: int, d: int, m: int, itemsize: int, arch: Arch, batch: int = 1, max_block: int = 128, tail: bool = True
+) -> GramPlan:
+    """The launch of ``[G | X 1]'X`` for ``X`` ``[n, d]``, ``G`` ``[n, m]`` (``m`` 0: none), ``batch`` matrices ``X``.
+
+    ``max_block`` below 128 limits the tiles; ``tail`` False gives every tile, and the sums, the same number of splits.
+    """
     block_i, block_j, block_n, num_warps, num_stages = tile_config(
         min(d, max_block) if max_block < 128 else d, itemsize, arch
     )
     rows_of_s, rows_of_g = math.ceil(d / block_i), math.ceil(m / block_i)
     tiles = block_i // block_j * (rows_of_s * (rows_of_s + 1) // 2) + rows_of_g * math.ceil(d / block_j)
-    splits, rows_per_split = _split_rows(n, tiles, batch, block_i, block_j, block_n, arch)
+    geometry = _splits(n, tiles, batch, block_i, block_j, block_n, arch, tail)
     finish_rows = block_i
     while finish_rows > 1 and tiles * batch * (block_i // finish_rows) < 2 * arch.multiprocessors:
         finish_rows //= 2
     finish_rows = min(finish_rows, 16)
-    chunk = max(1, min(16, 2048 // (finish_rows * block_j), 1 << (splits - 1).bit_length()))
+    chunk = max(1, min(16, 2048 // (finish_rows * block_j), 1 << (max(geometry[1], geometry[3]) - 1).bit_length()))
     return GramPlan(
         block_i, block_j, block_n, num_warps, num_stages, tiles, math.ceil(m / block_j) + math.ceil((d + 1) / block_j),
-        splits, rows_per_split, finish_rows, chunk,
+        *geometry, finish_rows, chunk,
     )  # fmt: skip
 
 
@@ -146,31 +185,33 @@ def launch_gram(
     itemsize = 4 if weights is not None else x.element_size()
     plan = gram_plan(n, d, m, itemsize, arch, batch) if plan is None else plan
     sum_blocks = plan.sum_blocks if ones else 0
-    split = plan.splits > 1
+    split_tail = plan.partials > 0 or (ones and plan.tail_splits > 1)
     partial = sums = s
-    if split:
-        partial = s.new_empty((batch, plan.splits, plan.tiles, plan.block_i, plan.block_j), dtype=torch.float32)
-        sums = s.new_empty((batch, plan.splits, sum_blocks, plan.block_j), dtype=torch.float32)
+    if split_tail:
+        partial = s.new_empty((batch, plan.partials, plan.block_i, plan.block_j), dtype=torch.float32)
+        sums = s.new_empty((batch, plan.tail_splits, sum_blocks, plan.block_j), dtype=torch.float32)
     a = g if g is not None else x if other is None else other
     w_or_x = x if weights is None else weights
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
     c_or_s = s if c is None else c
     stride_c = x.stride(2) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
     with on_device(x):
-        gram_kernel[(plan.tiles + sum_blocks, plan.splits, batch)](
+        gram_kernel[(plan.products + sum_blocks * plan.tail_splits, batch)](
             x, a, w_or_x, s, c_or_s, out_weight, out_bias, partial, sums,
-            n, d, m, plan.tiles, plan.rows_per_split, alpha, beta,
+            n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, plan.tail_splits, plan.tail_rows,
+            alpha, beta,
             x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
             HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
-            HAS_C=c is not None, SPLIT=split,
+            HAS_C=c is not None, SPLIT_HEAD=plan.splits > 1, SPLIT_TAIL=split_tail,
             BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
             num_warps=plan.num_warps, num_stages=plan.num_stages,
         )  # fmt: skip
-        if split:
-            gram_finish_kernel[(plan.tiles * plan.parts + sum_blocks, batch)](
+        if split_tail:
+            first_tile = 0 if plan.splits > 1 else plan.head
+            gram_finish_kernel[((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)](
                 s, c_or_s, out_weight, out_bias, partial, sums,
-                d, m, plan.tiles, sum_blocks, plan.splits, alpha, beta,
+                d, m, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, plan.tail_splits, alpha, beta,
                 s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
                 HAS_G=g is not None, HAS_C=c is not None,
                 BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, ROWS=plan.finish_rows, CHUNK=plan.finish_chunk, num_warps=4,

@@ -44,7 +44,7 @@ def pcg(scope: str) -> Sequence[torch.Tensor]:
 
 
 CALLS: dict[str, Callable[[], Any]] = {
-    "second_moment": lambda: moment_kernel.second_moment(rand(700, 35), rand(700)),
+    "second_moment": lambda: moment_kernel.second_moment(rand(130, 35), rand(130)),
     "second_moment_of_one_row": lambda: moment_kernel.second_moment(rand(1, 140)),
     "second_moment_ema_": average,
     "linear_backward": lambda: linear_kernel.linear_backward(
