@@ -70,7 +70,7 @@ def newton_schulz(x: torch.Tensor, coefficients: Sequence[float], steps: int) ->
         ValueError: ``x`` is no matrix, ``steps`` is negative, or there are not three coefficients.
     """
     numbers = _checked("newton_schulz", "x", x, coefficients, steps)
-    result: torch.Tensor = _newton_schulz(x.reshape(-1, *x.shape[-2:]), numbers, steps)
+    result: torch.Tensor = _newton_schulz(x.reshape(x.shape[:-2].numel(), *x.shape[-2:]), numbers, steps)
     return result.view(x.shape)
 
 
@@ -95,5 +95,5 @@ def newton_schulz_root(power: torch.Tensor, coefficients: Sequence[float], steps
     numbers = _checked(op, "power", power, coefficients, steps)
     if power.shape[-1] != power.shape[-2]:
         raise ValueError(f"{op}: power has shape {tuple(power.shape)}; its last two dimensions must be equal")
-    result: torch.Tensor = _newton_schulz_root(power.reshape(-1, *power.shape[-2:]), numbers, steps)
+    result: torch.Tensor = _newton_schulz_root(power.reshape(power.shape[:-2].numel(), *power.shape[-2:]), numbers, steps)
     return result.view(power.shape)
