@@ -9,6 +9,7 @@ from __future__ import annotations
 from lnb_kernels import multi_tensor
 from lnb_kernels._backend import get_backend, set_backend
 from lnb_kernels._report import report
+from lnb_kernels._triton.autotune import set_autotune_cache
 from lnb_kernels._triton.precision import set_input_precision
 
 # Functions share names with the packages they live in: these imports bind the functions over the packages, which
@@ -39,6 +40,7 @@ __all__ = [
     "report",
     "second_moment",
     "second_moment_ema_",
+    "set_autotune_cache",
     "set_backend",
     "set_input_precision",
 ]

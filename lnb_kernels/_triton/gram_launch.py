@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
@@ -78,6 +79,21 @@ def tile_config(d: int, itemsize: int, arch: Arch) -> tuple[int, int, int, int, 
     return block_i, block_j, block_n, num_warps, max(2, min(4, budget // stage_bytes))
 
 
+def tile_candidates(d: int, itemsize: int, arch: Arch) -> list[tuple[int, ...]]:
+    """What an autotune cache may choose from: the heuristics' tile first, then others that fit shared memory."""
+    first = tile_config(d, itemsize, arch)
+    block_j, block_n, num_warps = first[1:4]
+    others = [
+        (block_i, block_j, rows, warps, stages)
+        for block_i in {block_j, 2 * block_j if block_j == 128 else block_j}
+        for rows in (block_n, block_n // 2)
+        for warps in {num_warps, max(1, num_warps // 2) if block_i == block_j else num_warps}
+        for stages in (2, 3, 4)
+        if (block_i + block_j) * rows * itemsize * stages <= arch.shared_bytes - 4096
+    ]
+    return [first, *sorted(set(others) - {first})]
+
+
 def programs_per_multiprocessor(block_i: int, block_j: int) -> int:
     """Programs that share a multiprocessor: what their accumulators leave of its registers."""
     return max(1, min(4, (256 << 7) // (block_i * block_j)))
@@ -117,26 +133,29 @@ def _splits(
         head = tiles * splits // slots * slots // splits
         if tail and batch == 1 and 0 < head < tiles:
             tail_splits, tail_rows = rows_of(min(steps, max(splits, slots // (tiles - head))))
-            if head * splits + (tiles - head) * tail_splits <= limit and tail_splits >= splits:
+            if head * splits + (tiles - head) * tail_splits <= limit and tail_splits > splits:
                 candidates.append((time(head, splits, tail_splits), head, splits, rows, tail_splits, tail_rows))
     _, head, splits, rows, tail_splits, tail_rows = min(candidates)
-    if (
-        tail and splits == 1 and tail_splits == 1 and steps >= 64
-    ):  # a single program would sum a column for longer than products take
+    if tail and tail_splits == 1 and steps >= 64:  # a single program would sum a column for longer than products take
         tail_splits, tail_rows = rows_of(steps // 16)
     return head, splits, rows, tail_splits, tail_rows
 
 
 def gram_plan(
-    n: int, d: int, m: int, itemsize: int, arch: Arch, batch: int = 1, max_block: int = 128, tail: bool = True
+    n: int,
+    d: int,
+    m: int,
+    itemsize: int,
+    arch: Arch,
+    batch: int = 1,
+    tail: bool = True,
+    tile: tuple[int, ...] | None = None,
 ) -> GramPlan:
     """The launch of ``[G | X 1]'X`` for ``X`` ``[n, d]``, ``G`` ``[n, m]`` (``m`` 0: none), ``batch`` matrices ``X``.
 
-    ``max_block`` below 128 limits the tiles; ``tail`` False gives every tile, and the sums, the same number of splits.
+    ``tile`` replaces :func:`tile_config`'s; ``tail`` False gives every tile, and the sums, the same number of splits.
     """
-    block_i, block_j, block_n, num_warps, num_stages = tile_config(
-        min(d, max_block) if max_block < 128 else d, itemsize, arch
-    )
+    block_i, block_j, block_n, num_warps, num_stages = tile or tile_config(d, itemsize, arch)
     rows_of_s, rows_of_g = math.ceil(d / block_i), math.ceil(m / block_i)
     tiles = block_i // block_j * (rows_of_s * (rows_of_s + 1) // 2) + rows_of_g * math.ceil(d / block_j)
     geometry = _splits(n, tiles, batch, block_i, block_j, block_n, arch, tail)
@@ -175,7 +194,7 @@ def launch_gram(
         be ``s``.
         other: same shape and strides as ``x``; then ``s <- alpha other' X + beta c``, a product known to be symmetric.
         grad_weight, grad_bias: contiguous ``[m, d]`` and ``[m]``, needed with ``g``.
-        plan: the launch geometry; None takes :func:`gram_plan`'s.
+        plan: the launch geometry; None takes :func:`gram_plan`'s, or the fastest where an autotune cache is in use.
     """
     from lnb_kernels._triton.gram import gram_finish_kernel, gram_kernel
 
@@ -183,7 +202,30 @@ def launch_gram(
     m = 0 if g is None else g.shape[1]
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
-    plan = gram_plan(n, d, m, itemsize, arch, batch) if plan is None else plan
+    if plan is None:
+        tile = None
+        in_place = c is not None and c.data_ptr() == s.data_ptr()
+        if autotune.enabled() and not in_place:
+            flags = (
+                x.dtype,
+                d,
+                m,
+                batch,
+                x.stride(1) == 1,
+                other is not None,
+                weights is not None,
+                c is not None,
+                ones,
+            )
+            tile = autotune.fastest(
+                autotune.key("gram", x.device, autotune.bucket(n), *flags),
+                tile_candidates(d, itemsize, arch),
+                lambda tile: launch_gram(
+                    x, s, g=g, other=other, weights=weights, c=c, grad_weight=grad_weight, grad_bias=grad_bias, ones=ones,
+                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tile=tile),
+                ),
+            )  # fmt: skip
+        plan = gram_plan(n, d, m, itemsize, arch, batch, tile=tile)
     sum_blocks = plan.sum_blocks if ones else 0
     split_tail = plan.partials > 0 or (ones and plan.tail_splits > 1)
     partial = sums = s

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from lnb_kernels._triton.arch import Arch, arch_of
 from lnb_kernels._triton.gram import gram_finish_kernel
-from lnb_kernels._triton.gram_launch import GramPlan, gram_plan
+from lnb_kernels._triton.gram_launch import GramPlan, gram_plan, tile_config
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.offsets import lower_tile, offset64
 from lnb_kernels._triton.patches import patch_tile
@@ -89,7 +89,7 @@ def patch_arguments(x: torch.Tensor, conv: Geometry) -> tuple[int, ...]:
 
 def plan(n: int, d: int, itemsize: int, arch: Arch, groups: int) -> GramPlan:
     """Launch geometry: that of the Gram kernel with tiles of at most 64, since gathering takes registers; no tail."""
-    return gram_plan(n, d, 0, itemsize, arch, groups, max_block=64, tail=False)
+    return gram_plan(n, d, 0, itemsize, arch, groups, tail=False, tile=tile_config(min(d, 64), itemsize, arch))
 
 
 def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:

@@ -95,5 +95,7 @@ def newton_schulz_root(power: torch.Tensor, coefficients: Sequence[float], steps
     numbers = _checked(op, "power", power, coefficients, steps)
     if power.shape[-1] != power.shape[-2]:
         raise ValueError(f"{op}: power has shape {tuple(power.shape)}; its last two dimensions must be equal")
-    result: torch.Tensor = _newton_schulz_root(power.reshape(power.shape[:-2].numel(), *power.shape[-2:]), numbers, steps)
+    result: torch.Tensor = _newton_schulz_root(
+        power.reshape(power.shape[:-2].numel(), *power.shape[-2:]), numbers, steps
+    )
     return result.view(power.shape)
