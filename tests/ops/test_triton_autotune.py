@@ -12,7 +12,7 @@ from triton_support import DEVICE
 
 import lnb_kernels as lk
 from lnb_kernels._triton import autotune
-from lnb_kernels._triton.arch import ARCHS
+from lnb_kernels._triton.arch import ARCHS, arch_of
 from lnb_kernels._triton.gram_launch import tile_candidates, tile_config
 from lnb_kernels.second_moment import reference
 from lnb_kernels.second_moment import triton_kernel as kernel
@@ -50,7 +50,7 @@ def test_the_fastest_is_kept_on_disk(cache: Path, timer: list[Callable[[], objec
     x = torch.randn(20, 5, device=DEVICE)
     expected = reference.second_moment(x)
     torch.testing.assert_close(kernel.second_moment(x), expected)
-    candidates = tile_candidates(5, 4, ARCHS["sm_90"])
+    candidates = tile_candidates(5, 4, arch_of(x.device))
     assert len(timer) == len(candidates)
     ((name, config),) = json.loads(cache.read_text()).items()
     assert tuple(config) == candidates[2]
