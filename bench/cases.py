@@ -60,6 +60,28 @@ def _conv2d(b: int, c: int, size: int, kernel: int, stride: int, groups: int, dt
     return call
 
 
+def _conv2d_cov_matvec(b: int, c: int, size: int, m: int, groups: int, dtype: torch.dtype) -> Callable[[], Any]:
+    from lnb_kernels.conv2d.geometry import Geometry
+    from lnb_kernels.conv2d.triton_kernel import conv2d_cov_matvec
+
+    conv = Geometry((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), groups)
+    return lambda: conv2d_cov_matvec(
+        _meta(b, c, size, size, dtype=dtype), _meta(m, conv.features(c) + 1), 0.1, conv.encode()
+    )
+
+
+def _newton_schulz(batch: int, k: int, l: int, dtype: torch.dtype) -> Callable[[], Any]:
+    from lnb_kernels.newton_schulz.triton_kernel import newton_schulz
+
+    return lambda: newton_schulz(_meta(batch, k, l, dtype=dtype), [3.4, -4.8, 2.0], 1)
+
+
+def _newton_schulz_root(batch: int, n: int) -> Callable[[], Any]:
+    from lnb_kernels.newton_schulz.triton_kernel import newton_schulz_root
+
+    return lambda: newton_schulz_root(_meta(batch, n, n), [3.4, -4.8, 2.0], 2)
+
+
 def cases() -> dict[str, Callable[[], Any]]:
     """Name of each case and the call."""
     table: dict[str, Callable[[], Any]] = {}
@@ -75,6 +97,11 @@ def cases() -> dict[str, Callable[[], Any]]:
         table[f"conv2d_second_moment/{tag}/7x7/c3/stride2"] = _conv2d(32, 3, 224, 7, 2, 1, dtype)
         table[f"conv2d_second_moment/{tag}/3x3/depthwise"] = _conv2d(32, 128, 56, 3, 1, 128, dtype)
         table[f"conv2d_second_moment/{tag}/3x3/c3"] = _conv2d(32, 3, 64, 3, 1, 1, dtype)
+        table[f"conv2d_cov_matvec/{tag}/3x3/c64/m10"] = _conv2d_cov_matvec(32, 64, 56, 10, 1, dtype)
+        table[f"newton_schulz/{tag}/512x2048"] = _newton_schulz(4, 512, 2048, dtype)
+    table["second_moment/bf16/d4096"] = _second_moment(16384, 4096, BF16)
+    table["newton_schulz/bf16/2048x2048"] = _newton_schulz(2, 2048, 2048, BF16)
+    table["newton_schulz_root/fp32/512"] = _newton_schulz_root(4, 512)
     table["pcg/neuron/d128/m2048/batch4"] = _pcg(2048, 128, 4, "neuron")
     table["pcg/neuron/d64/m10"] = _pcg(10, 64, 1, "neuron", warm=False)
     table["pcg/neuron/d512/m512/batch8"] = _pcg(512, 512, 8, "neuron")

@@ -4,12 +4,13 @@ A model, not a measurement. The bytes are checked against what the kernels ask f
 
     python bench/roofline.py
 
-For each launch: FLOPs of the issued tiles (padding included), bytes from memory and from L2, and a time that is the
-largest of the three over their rates. Assumed: 60% of the tensor-core peak is reached by both our loop and the library
-product that it is compared with (which issues the full square), memory at its rate, L2 at 1.6 times that, 4 us per
-launch, and whole waves of two programs per multiprocessor. The library is given its operands from L2 for free, as its
-clusters share them; tiles of 128 x 128 are not, and L2 is what bounds them. The floor is the ideal work, half a square,
-at full peak.
+Both sides, our launch and the library's full product that it is compared with, are costed alike: waves of programs, each
+wave as long as its busiest multiprocessor needs for the FLOPs of whole tiles (padding included) and for their bytes from
+L2; all of it at least as long as the bytes from memory take; then partial tiles written and added, and 4 us per launch.
+Assumed: 60% of the tensor-core peak, memory at its rate, L2 at 1.6 times that, partial tiles in L2 while they fill less
+than half of it. The library takes tiles of 256 x 128 and the best number of splits up to 8; a second figure frees it from
+the L2 bound, as its clusters share operands. The floor is the ideal work, half a square for ``S``, at full peak. By FLOPs
+alone ``linear_backward`` cannot fall below 1.5 weight gradients at ``m = d``: ``2 N d^2`` for it and ``N d^2`` for ``S``.
 """
 
 from __future__ import annotations
@@ -22,9 +23,36 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from lnb_kernels._triton.arch import ARCHS, Arch  # noqa: E402
-from lnb_kernels._triton.gram_launch import GramPlan, gram_plan  # noqa: E402
+from lnb_kernels._triton.gram_launch import GramPlan, gram_plan, programs_per_multiprocessor  # noqa: E402
 
-REACHED, L2_OVER_MEMORY, LAUNCH, PROGRAMS = 0.6, 1.6, 4e-6, 2
+REACHED, L2_OVER_MEMORY, LAUNCH = 0.6, 1.6, 4e-6
+SIZE = 2  # bytes of an operand
+
+
+@dataclass(frozen=True)
+class Work:
+    """``tiles`` of ``block_i x block_j``, each by ``splits`` programs of ``rows`` rows."""
+
+    tiles: int
+    splits: int
+    rows: int
+    block_i: int
+    block_j: int
+
+    def bounds(self, arch: Arch) -> tuple[float, float]:
+        """Seconds that arithmetic and L2 take, in whole waves."""
+        together = programs_per_multiprocessor(self.block_i, self.block_j)
+        full, rest = divmod(self.tiles * self.splits, together * arch.multiprocessors)
+        turns = full * together + math.ceil(
+            rest / arch.multiprocessors
+        )  # tiles that the busiest multiprocessor works off
+        flops = turns * arch.multiprocessors * 2 * self.rows * self.block_i * self.block_j
+        loaded = turns * arch.multiprocessors * SIZE * self.rows * (self.block_i + self.block_j)
+        return flops / (REACHED * arch.half_rate), loaded / (L2_OVER_MEMORY * arch.memory_rate)
+
+    def partial_bytes(self) -> int:
+        """Bytes of the partial tiles, none for unsplit ones."""
+        return 4 * self.block_i * self.block_j * self.tiles * self.splits if self.splits > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -33,36 +61,41 @@ class Prediction:
 
     seconds: float
     bound: str
-    floor: float
 
 
-def library_seconds(n: int, d: int, m: int, arch: Arch) -> float:
-    """A plain product ``[m, n] [n, d]`` in bf16 by the vendor's library, tiles of 128 x 256 in whole waves."""
-    tiles = math.ceil(m / 128) * math.ceil(d / 256)
-    splits = max(1, arch.multiprocessors // tiles)
-    waves = math.ceil(tiles * splits / arch.multiprocessors) / splits
-    arithmetic = waves * arch.multiprocessors * 2 * n * 128 * 256 / (REACHED * arch.half_rate)
-    return LAUNCH + max(arithmetic, 2 * (n * (d + m) + d * m) / arch.memory_rate)
+def predict(parts: list[Work], memory_bytes: float, arch: Arch, multicast: bool = False) -> Prediction:
+    """The time of launches that work off ``parts`` one after the other."""
+    bounds = [part.bounds(arch) for part in parts if part.tiles]
+    products = sum(max(arithmetic, 0.0 if multicast else l2) for arithmetic, l2 in bounds)
+    memory = memory_bytes / arch.memory_rate
+    limited = "arithmetic" if multicast or sum(a for a, _ in bounds) >= sum(b for _, b in bounds) else "L2"
+    seconds = LAUNCH + max(products, memory)
+    partial = sum(part.partial_bytes() for part in parts)
+    if partial:
+        seconds += LAUNCH + 2 * partial / (arch.memory_rate * (L2_OVER_MEMORY if partial < arch.l2_bytes / 2 else 1.0))
+    return Prediction(seconds, "memory" if memory > products else limited)
+
+
+def library(n: int, d: int, m: int, arch: Arch, multicast: bool = False) -> Prediction:
+    """A plain product ``[m, n] [n, d]`` by the vendor's library."""
+    tiles = math.ceil(m / 256) * math.ceil(d / 128)
+    memory = SIZE * (n * (d + m) + d * m)
+    plans = [[Work(tiles, splits, math.ceil(n / splits), 256, 128)] for splits in range(1, 9)]
+    return min((predict(plan, memory, arch, multicast) for plan in plans), key=lambda prediction: prediction.seconds)
 
 
 def gram(n: int, d: int, m: int, arch: Arch, plan: GramPlan | None = None) -> Prediction:
-    """The launches of ``[G | X 1]'X`` in bf16: products, sums of columns, and the addition of splits."""
-    plan = plan or gram_plan(n, d, m, 2, arch)
-    slots = PROGRAMS * arch.multiprocessors
-    waves = math.ceil(plan.tiles * plan.splits / slots)
-    flops = waves * slots * 2 * plan.rows_per_split * plan.block_d**2
-    result = 4 * plan.block_d**2 * plan.tiles
-    times = {
-        "arithmetic": flops / (REACHED * arch.half_rate),
-        "memory": (2 * n * (d + m) + 2 * result) / arch.memory_rate,
-        "L2": 4 * n * plan.block_d * plan.tiles / (L2_OVER_MEMORY * arch.memory_rate),
-    }
-    bound = max(times, key=lambda name: times[name])
-    seconds = LAUNCH + times[bound]
-    if plan.splits > 1:
-        seconds += LAUNCH + result * (2 * plan.splits + 2) / (L2_OVER_MEMORY * arch.memory_rate)
-    floor = max(n * d * (d + 2 * m) / arch.half_rate, 2 * n * (d + m) / arch.memory_rate)
-    return Prediction(seconds, bound, floor)
+    """The launches of ``[G | X 1]'X``."""
+    plan = plan or gram_plan(n, d, m, SIZE, arch)
+    head = Work(plan.head, plan.splits, plan.rows_per_split, plan.block_i, plan.block_j)
+    tail = Work(plan.tiles - plan.head, plan.tail_splits, plan.tail_rows, plan.block_i, plan.block_j)
+    # The sums of columns read X (and G) once more than the products do.
+    return predict([head, tail], 2 * SIZE * n * (d + m) + 4 * d * d + SIZE * d * m, arch)
+
+
+def floor_seconds(n: int, d: int, m: int, arch: Arch) -> float:
+    """The ideal work at full peak."""
+    return max(n * d * (d + 2 * m) / arch.half_rate, SIZE * n * (d + m) / arch.memory_rate)
 
 
 PIECE_SIZE, THREADS, TENSORS = 8192, 256, 320  # elements and threads of a block, tensors of a launch
@@ -128,15 +161,17 @@ def pcg_step(m: int, columns: int) -> Traffic:
 def main() -> None:
     print_traffic()
     arch = ARCHS["sm_90"]
-    print("PREDICTED by a model for H100, bf16; nothing here was measured\n")
-    print(f"{'kernel':38s} {'us':>8s} {'bound':>11s} {'x floor':>8s} {'x library product':>18s}")
-    for n, d in ((16384, 256), (16384, 1024), (16384, 2048), (16384, 4096), (65536, 2048)):
+    print(
+        "PREDICTED by a model for H100, bf16; nothing here was measured. Full product by the library: [d, N] [N, d]\n"
+    )
+    print(f"{'kernel':40s} {'us':>8s} {'bound':>11s} {'x floor':>8s} {'x library':>10s} {'x multicast library':>20s}")
+    for n, d in ((16384, 256), (16384, 1024), (16384, 2048), (16384, 4096), (65536, 2048), (8192, 8192)):
         for name, m in (("second_moment", 0), ("linear_backward, m = d", d)):
-            predicted = gram(n, d, m, arch)
-            library = library_seconds(n, d, d, arch)
+            ours = gram(n, d, m, arch)
+            ratios = [ours.seconds / library(n, d, d, arch, multicast).seconds for multicast in (False, True)]
             print(
-                f"{f'{name} N={n} d={d}':38s} {1e6 * predicted.seconds:8.1f} {predicted.bound:>11s}"
-                f" {predicted.seconds / predicted.floor:8.2f} {predicted.seconds / library:18.2f}"
+                f"{f'{name} N={n} d={d}':40s} {1e6 * ours.seconds:8.1f} {ours.bound:>11s}"
+                f" {ours.seconds / floor_seconds(n, d, m, arch):8.2f} {ratios[0]:10.2f} {ratios[1]:20.2f}"
             )
 
 

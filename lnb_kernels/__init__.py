@@ -9,6 +9,8 @@ from __future__ import annotations
 from lnb_kernels import multi_tensor
 from lnb_kernels._backend import get_backend, set_backend
 from lnb_kernels._report import report
+from lnb_kernels._triton.autotune import set_autotune_cache
+from lnb_kernels._triton.precision import set_input_precision
 
 # Functions share names with the packages they live in: these imports bind the functions over the packages, which
 # stay reachable by `from lnb_kernels.<op> import ...`.
@@ -17,8 +19,9 @@ from lnb_kernels.conv2d.layer import conv2d
 from lnb_kernels.conv2d.op import conv2d_cov_matvec, conv2d_second_moment
 from lnb_kernels.cov_matvec.op import cov_matvec
 from lnb_kernels.linear.op import linear
+from lnb_kernels.newton_schulz.op import newton_schulz, newton_schulz_root
 from lnb_kernels.pcg.op import pcg
-from lnb_kernels.second_moment.op import second_moment
+from lnb_kernels.second_moment.op import second_moment, second_moment_ema_
 
 __version__ = "0.1.0"
 
@@ -31,8 +34,13 @@ __all__ = [
     "get_backend",
     "linear",
     "multi_tensor",
+    "newton_schulz",
+    "newton_schulz_root",
     "pcg",
     "report",
     "second_moment",
+    "second_moment_ema_",
+    "set_autotune_cache",
     "set_backend",
+    "set_input_precision",
 ]

@@ -21,6 +21,14 @@ def fused_matvec_pays(d: int, m: int) -> bool:
     return 0 < m <= FEW_NEURONS and d <= WIDEST_FUSED
 
 
+def symmetric_products_pay(size: int) -> bool:
+    """Whether a symmetric product of ``size`` rows and columns runs by its lower tiles rather than as a plain product.
+
+    With two blocks of 128 a quarter of the tiles is saved, with one nothing.
+    """
+    return size > 128
+
+
 def shifts_pay(channels: int, kernel: tuple[int, int], cells: int) -> bool:
     """Whether a stride-1 convolution's second moment is formed from shifted products rather than implicit patches.
 

@@ -6,21 +6,21 @@ kernel with other strides and epilogues. The equation, with rows ``x_n`` (and ``
 
     S = alpha * sum_n w_n [x_n 1]' [x_n 1] + beta * C,      W = sum_n g_n' x_n,      b = sum_n g_n
 
-Tile scheme. A program owns one ``BLOCK_D x BLOCK_D`` tile of the stacked product and one slice of the rows (a
-*split*). Of ``S``
-only tiles on and below the diagonal exist; the epilogue stores each twice, mirrored, so ``S`` is symmetric to the bit.
-The ones
-column is no column of a tile (``d`` is usually a multiple of 128 and a 129th column would cost a row of tiles):
-programs after the last tile sum columns
-instead. Tiles of one split are neighbours in the grid, so that its rows of ``X`` and ``G`` stay in L2 for all of them.
+Tile scheme. A program owns one ``BLOCK_I x BLOCK_J`` tile of the stacked product and one slice of the rows (a
+*split*). ``BLOCK_I = R BLOCK_J``: tall tiles (``R`` 2) take fewer bytes from L2 per product. Of ``S`` only tiles that
+reach the diagonal or lie below it exist; the epilogue stores each element twice, mirrored, so ``S`` is symmetric to the
+bit. The ones column is no column of a tile (``d`` is usually a multiple of 128 and a 129th column would cost a row of
+tiles): programs after the last tile sum columns instead. Tiles of one split are neighbours in the grid, so that its
+rows of ``X`` and ``G`` stay in L2 for all of them.
 
-Splits. Partial tiles go to a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are
-deterministic, no float atomics. With one split the epilogue runs at once and there is no workspace.
+Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves; the few
+*tail* tiles that are left take ``tail_splits``, so many that they fill it once more, for a short time. Partial tiles go to
+a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A tile
+of one program is stored at once.
 
-Cost with ``nb = ceil(d / BLOCK_D)``, ``mb = ceil(m / BLOCK_D)``, ``T = nb (nb + 1) / 2 + mb nb`` tiles:
-FLOPs ``2 N BLOCK_D^2 T`` (against ``2 N d^2`` of the full square); bytes from L2 ``2 N BLOCK_D T * size``, from memory
-at least
-``N (d + m) * size``; workspace traffic ``8 BLOCK_D^2 T splits``.
+Cost with ``nb = ceil(d / BLOCK_I)``, ``mb = ceil(m / BLOCK_I)``, ``T = R nb (nb + 1) / 2 + mb ceil(d / BLOCK_J)``
+tiles: FLOPs ``2 N BLOCK_I BLOCK_J T`` (against ``2 N d^2`` of the full square); bytes from L2
+``N (BLOCK_I + BLOCK_J) T size``, from memory at least ``N (d + m) size``; workspace ``8 BLOCK_I BLOCK_J T splits``.
 """
 
 from __future__ import annotations
@@ -35,23 +35,24 @@ from lnb_kernels._triton.offsets import lower_tile, offset64
 def _product(
     a_ptr, b_ptr, w_ptr, a_col, b_col, a_width, b_width, start, stop,
     stride_ar, stride_br, stride_c, stride_w,
-    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
 ):  # fmt: skip
-    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_D, BLOCK_D]`` fp32."""
+    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32."""
     lane = tl.arange(0, BLOCK_N)
-    a_cols = a_col + tl.arange(0, BLOCK_D)
-    b_cols = b_col + tl.arange(0, BLOCK_D)
+    a_cols = a_col + tl.arange(0, BLOCK_I)
+    b_cols = b_col + tl.arange(0, BLOCK_J)
     a_ptrs = (
         a_ptr + offset64(start, stride_ar) + offset64(lane, stride_ar)[:, None] + offset64(a_cols, stride_c)[None, :]
     )
     b_ptrs = (
         b_ptr + offset64(start, stride_br) + offset64(lane, stride_br)[:, None] + offset64(b_cols, stride_c)[None, :]
     )
-    acc = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
+    acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
     for row in range(start, stop, BLOCK_N):
         live = lane < stop - row
-        a = tl.load(a_ptrs, mask=live[:, None] & (a_cols < a_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
-        b = tl.load(b_ptrs, mask=live[:, None] & (b_cols < b_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
+        a = tl.load(a_ptrs, mask=live[:, None] & (a_cols < a_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_I]
+        b = tl.load(b_ptrs, mask=live[:, None] & (b_cols < b_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_J]
         if HAS_WEIGHTS:
             w = tl.load(w_ptr + offset64(row + lane, stride_w), mask=live, other=0.0).to(tl.float32)
             # 16-bit rows are exact in tf32, the weighted ones are not exact in 16 bits: so the product runs in (tf)32.
@@ -66,11 +67,11 @@ def _product(
 @triton.jit
 def _column_sums(
     a_ptr, w_ptr, cols, width, start, stop, stride_ar, stride_ac, stride_w,
-    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
 ):  # fmt: skip
     """``sum over rows start..stop of w_n a_n`` for the columns ``cols``; column ``width`` is all ones."""
     lane = tl.arange(0, BLOCK_N)
-    acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    acc = tl.zeros((BLOCK_N, BLOCK_J), tl.float32)
     for row in range(start, stop, BLOCK_N):
         rows = row + lane
         live = rows < stop
@@ -81,20 +82,20 @@ def _column_sums(
             w = tl.load(w_ptr + offset64(rows, stride_w), mask=live, other=0.0).to(tl.float32)
             a *= w[:, None]
         acc += a
-    return tl.sum(acc, 0)  # [BLOCK_D]
+    return tl.sum(acc, 0)  # [BLOCK_J]
 
 
 @triton.jit
 def _store_symmetric(
     acc, s_ptr, c_ptr, row, col, d, alpha, beta, stride_sr, stride_cr,
-    HAS_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """Store a lower tile of ``alpha acc + beta C`` and its mirror image; of a diagonal tile only the lower half counts.
+    """Store a lower tile of ``alpha acc + beta C`` and its mirror image; what a tile has above the diagonal is left.
 
-    Offsets inside a tile are int32 to save registers: 128 rows of a square matrix that fits any memory are below 2^31
+    Offsets inside a tile are int32 to save registers: 256 rows of a square matrix that fits any memory are below 2^31
     elements.
     """
-    i, j = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    i, j = tl.arange(0, ROWS), tl.arange(0, BLOCK_J)
     mask = (col + j[None, :] <= row + i[:, None]) & (row + i < d)[:, None]
     value = alpha * acc
     if HAS_C:
@@ -121,105 +122,127 @@ def _store_sums(sums, s_ptr, c_ptr, cols, d, alpha, beta, stride_sr, stride_cr, 
 @triton.jit
 def _finish(
     acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Store rows ``row .. row + ROWS`` of finished tile ``(i, j)``: of ``G'X`` where ``kind`` is 0, else of ``S``."""
-    first_row, first_col = i * BLOCK_D + row, j * BLOCK_D
+    first_row, first_col = i * BLOCK_I + row, j * BLOCK_J
     in_s = True
     if HAS_G:
         in_s = kind == 1
         if kind == 0:
-            rows, cols = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+            rows, cols = tl.arange(0, ROWS), tl.arange(0, BLOCK_J)
             mask = (first_row + rows < m)[:, None] & (first_col + cols < d)[None, :]
             base = gw_ptr + offset64(first_row, d) + first_col
             tl.store(base + rows[:, None] * d + cols[None, :], acc.to(gw_ptr.dtype.element_ty), mask=mask)
     if in_s:
         _store_symmetric(
-            acc, s_ptr, c_ptr, first_row, first_col, d, alpha, beta, stride_sr, stride_cr, HAS_C, ROWS, BLOCK_D
+            acc, s_ptr, c_ptr, first_row, first_col, d, alpha, beta, stride_sr, stride_cr, HAS_C, ROWS, BLOCK_J
         )
 
 
 @triton.jit
 def _finish_sums(
     sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr,
-    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Store finished column sums of ``G`` (the first ``g_blocks`` blocks) or of ``[X 1]``."""
-    cols = tl.arange(0, BLOCK_D)
+    cols = tl.arange(0, BLOCK_J)
     if HAS_G:
         if block < g_blocks:
-            out = block * BLOCK_D + cols
+            out = block * BLOCK_J + cols
             tl.store(gb_ptr + out, sums.to(gb_ptr.dtype.element_ty), mask=out < m)
         else:
-            x_cols = (block - g_blocks) * BLOCK_D + cols
+            x_cols = (block - g_blocks) * BLOCK_J + cols
             _store_sums(sums, s_ptr, c_ptr, x_cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
     else:
-        _store_sums(sums, s_ptr, c_ptr, block * BLOCK_D + cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
+        _store_sums(sums, s_ptr, c_ptr, block * BLOCK_J + cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
 
 
 @triton.jit
-def _locate(tile, g_tiles, g_blocks, HAS_G: tl.constexpr):
-    """``(kind, i, j)`` of a tile: 0 for ``G'X``, column by column of ``X``; 1 for the lower triangle of ``S``."""
+def _locate(tile, d, m, HAS_G: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
+    """``(kind, i, j)`` of a tile: 0 for ``G'X``, column by column of ``X``; 1 for ``S``, ``R`` tiles side by side."""
+    R: tl.constexpr = BLOCK_I // BLOCK_J
+    s_tile = tile
     kind = 1
-    i, j = lower_tile(tile)
     if HAS_G:
-        if tile < g_tiles:
-            kind = 0
-            i, j = tile % g_blocks, tile // g_blocks
-        else:
-            i, j = lower_tile(tile - g_tiles)
+        g_blocks = tl.cdiv(m, BLOCK_I)
+        g_tiles = g_blocks * tl.cdiv(d, BLOCK_J)
+        s_tile = tl.maximum(tile - g_tiles, 0)
+        kind = tl.where(tile < g_tiles, 0, 1)
+    i, pair = lower_tile(s_tile // R, tl.cdiv(d, BLOCK_I))
+    j = pair * R + s_tile % R
+    if HAS_G:
+        i = tl.where(kind == 0, tile % g_blocks, i)
+        j = tl.where(kind == 0, tile // g_blocks, j)
     return kind, i, j
 
 
 @triton.jit
 def gram_kernel(
     x_ptr, g_ptr, w_ptr, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    n_rows, d, m, tiles, rows_per_split, alpha, beta,
+    n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, tail_splits, tail_rows, alpha, beta,
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
-    HAS_G: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
+    SPLIT_HEAD: tl.constexpr, SPLIT_TAIL: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile (or one block of column sums) of one split of one matrix; grid ``(tiles + sum blocks, splits, batch)``.
+    """One split of a tile, or of a block of column sums, of one matrix; grid ``(head splits, tail, sums; batch)``.
 
     ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
-    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1,
-    d or d+1]``. With ``SPLIT`` the result goes to ``partial`` ``[batch, splits, tiles, BLOCK_D, BLOCK_D]`` and
-    ``sums`` ``[batch, splits, sum blocks, BLOCK_D]`` for :func:`gram_finish_kernel`, else straight to its place.
+    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. Split tiles go to ``partial``
+    ``[batch, programs, BLOCK_I, BLOCK_J]``, in the order of the programs, and split sums to ``sums``
+    ``[batch, tail_splits, sum_blocks, BLOCK_J]`` for :func:`gram_finish_kernel`, the others straight to their place. With
+    ``PAIR``, ``S`` is ``G'X`` for a ``G`` shaped as ``X`` whose product with it is known to be symmetric.
     """
-    tile = tl.program_id(0)
-    split = tl.program_id(1)
-    batch = tl.program_id(2)
-    g_blocks = tl.cdiv(m, BLOCK_D)
-    g_tiles = g_blocks * tl.cdiv(d, BLOCK_D)
-    start = split * rows_per_split
-    stop = start + tl.minimum(rows_per_split, n_rows - start)
+    program = tl.program_id(0)
+    batch = tl.program_id(1)
+    tail = tiles - head
+    head_programs = head * splits
+    products = head_programs + tail * tail_splits
     x_ptr += offset64(batch, stride_xb)
     s_ptr += offset64(batch, stride_sb)
     c_ptr += offset64(batch, stride_cb)
-    slot = batch * tl.num_programs(1) + split
-    if tile < tiles:
-        kind, i, j = _locate(tile, g_tiles, g_blocks, HAS_G)
+    if program < products:
+        in_head = program < head_programs
+        late = tl.maximum(program - head_programs, 0)
+        tile = tl.where(in_head, program % head, head + late % tl.maximum(tail, 1))
+        split = tl.where(in_head, program // head, late // tl.maximum(tail, 1))
+        rows = tl.where(in_head, rows_per_split, tail_rows)
+        start = split * rows
+        stop = start + tl.minimum(rows, n_rows - start)
+        kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
         a_ptr, a_width, stride_ar = x_ptr, d, stride_xr
+        if PAIR:
+            a_ptr, stride_ar = g_ptr + offset64(batch, stride_xb), stride_gr
         if HAS_G:  # noqa: SIM102 - the outer condition is a constant of the compiler, the inner one is not
             # One loop for both kinds of tile: a second one would have pipeline buffers of its own in shared memory.
             if kind == 0:
                 a_ptr, a_width, stride_ar = g_ptr, m, stride_gr
         acc = _product(
-            a_ptr, x_ptr, w_ptr, i * BLOCK_D, j * BLOCK_D, a_width, d, start, stop,
-            stride_ar, stride_xr, stride_xc, stride_w, BLOCK_D, BLOCK_N, PRECISION, HAS_WEIGHTS,
+            a_ptr, x_ptr, w_ptr, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
+            stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS,
         )  # fmt: skip
-        if SPLIT:
-            lane = tl.arange(0, BLOCK_D)
-            base = partial_ptr + offset64(offset64(slot, tiles) + tile, BLOCK_D * BLOCK_D)
-            tl.store(base + lane[:, None] * BLOCK_D + lane[None, :], acc)
+        partial = SPLIT_HEAD
+        stored = products
+        if SPLIT_TAIL and not SPLIT_HEAD:
+            partial = tile >= head
+            program -= head
+            stored -= head
+        if partial:
+            base = partial_ptr + offset64(offset64(batch, stored) + program, BLOCK_I * BLOCK_J)
+            tl.store(base + tl.arange(0, BLOCK_I)[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :], acc)
         else:
             _finish(
                 acc, kind, i, j, 0, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-                HAS_G, HAS_C, BLOCK_D, BLOCK_D,
+                HAS_G, HAS_C, BLOCK_I, BLOCK_J, BLOCK_I,
             )  # fmt: skip
     elif HAS_ONES:
-        block = tile - tiles
-        lane = tl.arange(0, BLOCK_D)
+        block = (program - products) % sum_blocks
+        split = (program - products) // sum_blocks
+        start = split * tail_rows
+        stop = start + tl.minimum(tail_rows, n_rows - start)
+        g_blocks = tl.cdiv(m, BLOCK_J)
+        lane = tl.arange(0, BLOCK_J)
         x_block = block
         a_ptr, width, stride_ar = x_ptr, d, stride_xr
         if HAS_G:
@@ -228,60 +251,69 @@ def gram_kernel(
                 x_block = block
                 a_ptr, width, stride_ar = g_ptr, m, stride_gr
         sums = _column_sums(
-            a_ptr, w_ptr, x_block * BLOCK_D + lane, width, start, stop, stride_ar, stride_xc, stride_w,
-            BLOCK_D, BLOCK_N, HAS_WEIGHTS,
+            a_ptr, w_ptr, x_block * BLOCK_J + lane, width, start, stop, stride_ar, stride_xc, stride_w,
+            BLOCK_J, BLOCK_N, HAS_WEIGHTS,
         )  # fmt: skip
-        if SPLIT:
-            blocks = tl.num_programs(0) - tiles
-            tl.store(sums_ptr + offset64(offset64(slot, blocks) + block, BLOCK_D) + lane, sums)
+        if SPLIT_TAIL:
+            slot = offset64(batch, tail_splits) + split
+            tl.store(sums_ptr + offset64(offset64(slot, sum_blocks) + block, BLOCK_J) + lane, sums)
         else:
             _finish_sums(
                 sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr,
-                HAS_G, HAS_C, BLOCK_D,
+                HAS_G, HAS_C, BLOCK_J,
             )  # fmt: skip
 
 
 @triton.jit
 def gram_finish_kernel(
     s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    d, m, tiles, sum_blocks, splits, alpha, beta, stride_sb, stride_sr, stride_cb, stride_cr,
-    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    d, m, first_tile, tiles, sum_blocks, head, splits, tail_splits, alpha, beta,
+    stride_sb, stride_sr, stride_cb, stride_cr,
+    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Add the splits of ``ROWS`` rows of one tile in order and store them; grid ``(tiles BLOCK_D / ROWS + sum blocks, batch)``.
+    """Add the splits of ``ROWS`` rows of one tile in order and store them.
 
-    ``CHUNK`` splits are loaded at a time to keep enough loads in flight. Bytes: ``4 splits`` per element of a tile
-    read, ``8`` written.
+    Grid ``((tiles - first_tile) BLOCK_I / ROWS + sum blocks, batch)``: tiles before ``first_tile`` (0 or ``head``) are
+    finished. ``CHUNK`` splits are loaded at a time to keep enough loads in flight. Bytes: ``4 splits`` per element of a
+    tile read, ``8`` written.
     """
     program = tl.program_id(0)
     batch = tl.program_id(1)
     s_ptr += offset64(batch, stride_sb)
     c_ptr += offset64(batch, stride_cb)
-    g_blocks = tl.cdiv(m, BLOCK_D)
-    parts = BLOCK_D // ROWS
+    parts = BLOCK_I // ROWS
     chunk = tl.arange(0, CHUNK)
-    lane = tl.arange(0, BLOCK_D)
-    first = offset64(batch, splits)
-    if program < tiles * parts:
-        tile = program // parts
+    lane = tl.arange(0, BLOCK_J)
+    unfinished = tiles - first_tile
+    tail = tiles - head
+    if program < unfinished * parts:
+        tile = first_tile + program // parts
         row = program % parts * ROWS
-        kind, i, j = _locate(tile, g_blocks * tl.cdiv(d, BLOCK_D), g_blocks, HAS_G)
-        inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_D + lane[None, :]
-        acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
-        for split in range(0, splits, CHUNK):
-            slots = offset64(first + split + chunk, tiles) + tile
-            ptrs = partial_ptr + offset64(slots, BLOCK_D * BLOCK_D)[:, None, None] + inner[None, :, :]
-            acc += tl.sum(tl.load(ptrs, mask=(split + chunk < splits)[:, None, None], other=0.0), 0)
+        kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
+        in_head = tile < head
+        head_slots = tl.where(first_tile == 0, head * splits, 0)
+        count = tl.where(in_head, splits, tail_splits)
+        step = tl.where(in_head, head, tail)
+        first = offset64(batch, head_slots + tail * tail_splits) + tl.where(in_head, tile, head_slots + tile - head)
+        inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + lane[None, :]
+        acc = tl.zeros((ROWS, BLOCK_J), tl.float32)
+        for split in range(0, count, CHUNK):
+            slots = first + offset64(split + chunk, step)
+            ptrs = partial_ptr + offset64(slots, BLOCK_I * BLOCK_J)[:, None, None] + inner[None, :, :]
+            acc += tl.sum(tl.load(ptrs, mask=(split + chunk < count)[:, None, None], other=0.0), 0)
         _finish(
             acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-            HAS_G, HAS_C, BLOCK_D, ROWS,
+            HAS_G, HAS_C, BLOCK_I, BLOCK_J, ROWS,
         )  # fmt: skip
     else:
-        block = program - tiles * parts
-        sums = tl.zeros((BLOCK_D,), tl.float32)
-        for split in range(0, splits, CHUNK):
-            slots = offset64(first + split + chunk, sum_blocks) + block
-            ptrs = sums_ptr + offset64(slots, BLOCK_D)[:, None] + lane[None, :]
-            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < splits)[:, None], other=0.0), 0)
+        block = program - unfinished * parts
+        g_blocks = tl.cdiv(m, BLOCK_J)
+        sums = tl.zeros((BLOCK_J,), tl.float32)
+        for split in range(0, tail_splits, CHUNK):
+            slots = offset64(offset64(batch, tail_splits) + split + chunk, sum_blocks) + block
+            ptrs = sums_ptr + offset64(slots, BLOCK_J)[:, None] + lane[None, :]
+            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < tail_splits)[:, None], other=0.0), 0)
         _finish_sums(
-            sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr, HAS_G, HAS_C, BLOCK_D
+            sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr, HAS_G, HAS_C, BLOCK_J
         )

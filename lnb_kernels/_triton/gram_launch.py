@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
@@ -17,86 +18,156 @@ MAX_ROWS = (1 << 31) - (1 << 16)  # of one launch: row counters are int32, offse
 
 @dataclass(frozen=True)
 class GramPlan:
-    """Geometry of one launch; ``tiles`` counts tiles of ``G'X`` and lower tiles of ``S``."""
+    """Geometry of one launch: tiles of ``block_i x block_j``, of ``G'X`` and of the lower triangle of ``S``."""
 
-    block_d: int
+    block_i: int
+    block_j: int
     block_n: int
     num_warps: int
     num_stages: int
-    d_blocks: int
-    g_blocks: int
+    tiles: int  # of one split of one matrix
+    sum_blocks: int  # blocks of block_j columns of G and of [X 1]
+    head: int  # tiles of `splits` programs each; the others, and the column sums, take `tail_splits`
     splits: int
     rows_per_split: int
+    tail_splits: int
+    tail_rows: int
     finish_rows: int
     finish_chunk: int
 
     @property
-    def tiles(self) -> int:
-        """Product tiles of one split of one matrix."""
-        return self.d_blocks * (self.d_blocks + 1) // 2 + self.g_blocks * self.d_blocks
-
-    @property
     def parts(self) -> int:
         """Finishing programs of one tile."""
-        return self.block_d // self.finish_rows
+        return self.block_i // self.finish_rows
+
+    @property
+    def products(self) -> int:
+        """Programs of the products of one matrix."""
+        return self.head * self.splits + (self.tiles - self.head) * self.tail_splits
+
+    @property
+    def partials(self) -> int:
+        """Partial tiles of one matrix in the workspace."""
+        return self.products - (self.head if self.splits == 1 else 0)
+
+    @property
+    def elements(self) -> int:
+        """Elements of one tile."""
+        return self.block_i * self.block_j
 
 
-def tile_config(d: int, itemsize: int, arch: Arch) -> tuple[int, int, int, int]:
-    """``(block_d, block_n, num_warps, num_stages)``, the shipped configurations of the product loop.
+def tile_config(d: int, itemsize: int, arch: Arch) -> tuple[int, int, int, int, int]:
+    """``(block_i, block_j, block_n, num_warps, num_stages)``, the shipped configurations of the product loop.
 
-    128 x 128 tiles keep 64 accumulators per thread (8 warps) and use each loaded row 128 times, which is what the
-    tensor
-    cores need against L2; a smaller matrix gets the next power of two. The depth of the pipeline is what lets two
-    programs share a
-    multiprocessor, at most 4; on AMD 2, as its loads are pipelined through registers.
+    A tile of 128 x 128 keeps 64 accumulators per thread (8 warps); a smaller matrix gets the next power of two. From
+    Hopper on, wide matrices of 16-bit rows take 256 x 128, which reads a quarter fewer bytes from L2 per product; narrow ones
+    would lose more to what such tiles cover above the diagonal. The pipeline is as deep as shared memory allows for the
+    programs that share a multiprocessor (two, or one with tall tiles), at most 4; on AMD 2, as its loads are pipelined
+    through registers.
     """
-    block_d = min(128, max(16, 1 << (d - 1).bit_length()))
+    block_j = min(128, max(16, 1 << (d - 1).bit_length()))
+    tall = itemsize == 2 and d >= 1024 and arch.name in ("sm_90", "sm_100")
+    block_i = 256 if tall else block_j
     block_n = 64 if itemsize == 2 else 32
-    if block_d == 128 and arch.name == "sm_80":
+    if block_j == 128 and arch.name == "sm_80":
         block_n //= 2
-    num_warps = {16: 1, 32: 2, 64: 4, 128: 8}[block_d]
+    num_warps = {16: 1, 32: 2, 64: 4, 128: 8}[block_j]
     if arch.name == "gfx942":
-        return block_d, block_n, num_warps, 2
-    stage_bytes = 2 * block_n * block_d * itemsize
-    return block_d, block_n, num_warps, max(2, min(4, arch.shared_bytes // (2 * stage_bytes)))
+        return block_i, block_j, block_n, num_warps, 2
+    stage_bytes = (block_i + block_j) * block_n * itemsize
+    budget = arch.shared_bytes // (1 if tall else 2)
+    return block_i, block_j, block_n, num_warps, max(2, min(4, budget // stage_bytes))
 
 
-def _split_rows(n: int, tiles: int, batch: int, block_d: int, block_n: int, arch: Arch) -> tuple[int, int]:
-    """``(splits, rows_per_split)``: the number of splits whose predicted time is least.
+def tile_candidates(d: int, itemsize: int, arch: Arch) -> list[tuple[int, ...]]:
+    """What an autotune cache may choose from: the heuristics' tile first, then others that fit shared memory."""
+    first = tile_config(d, itemsize, arch)
+    block_j, block_n, num_warps = first[1:4]
+    others = [
+        (block_i, block_j, rows, warps, stages)
+        for block_i in {block_j, 2 * block_j if block_j == 128 else block_j}
+        for rows in (block_n, block_n // 2)
+        for warps in {num_warps, max(1, num_warps // 2) if block_i == block_j else num_warps}
+        for stages in (2, 3, 4)
+        if (block_i + block_j) * rows * itemsize * stages <= arch.shared_bytes - 4096
+    ]
+    return [first, *sorted(set(others) - {first})]
 
-    In units of the time of one ``block_n`` step of one tile: ``waves * steps per split`` for the products, plus
-    reading and
-    writing each partial tile, ``8 block_d^2`` bytes against ``4 block_d block_n`` per step, by all multiprocessors
-    together.
+
+def programs_per_multiprocessor(block_i: int, block_j: int) -> int:
+    """Programs that share a multiprocessor: what their accumulators leave of its registers."""
+    return max(1, min(4, (256 << 7) // (block_i * block_j)))
+
+
+def _splits(
+    n: int, tiles: int, batch: int, block_i: int, block_j: int, block_n: int, arch: Arch, tail: bool
+) -> tuple[int, int, int, int, int]:
+    """``(head, splits, rows_per_split, tail_splits, tail_rows)`` of the least predicted time.
+
+    In units of the time of one ``block_n`` step of one tile: ``waves * steps per split`` for the products, plus reading
+    and writing each partial tile, ``8 block_i block_j`` bytes against ``2 (block_i + block_j) block_n`` per step, by all
+    multiprocessors together. A tail is tried for a single matrix: what whole waves of the head leave over.
     """
     steps = max(1, math.ceil(n / block_n))
-    slots = arch.multiprocessors * (2 if block_d == 128 else 4)
-    limit = max(1, WORKSPACE_BYTES // (4 * block_d * block_d * tiles * batch))
-    best = (math.inf, 1)
-    for splits in range(1, min(steps, limit, max(1, 8 * slots // (tiles * batch))) + 1):
-        programs = tiles * batch * splits
-        time: float = math.ceil(programs / slots) * (math.ceil(steps / splits) + 4)
-        if splits > 1:
-            time += 2 * block_d / block_n * programs / slots + 8
-        best = min(best, (time, splits))
-    rows_per_split = math.ceil(steps / best[1]) * block_n
-    return max(1, math.ceil(n / rows_per_split)), rows_per_split
+    slots = arch.multiprocessors * programs_per_multiprocessor(block_i, block_j)
+    limit = max(1, WORKSPACE_BYTES // (4 * block_i * block_j * batch))  # partial tiles
+
+    def rows_of(splits: int) -> tuple[int, int]:
+        rows = math.ceil(steps / splits) * block_n
+        return max(1, math.ceil(n / rows)), rows
+
+    def time(head: int, splits: int, tail_splits: int) -> float:
+        total, partials = 0.0, 0
+        for count, parts in ((head, splits), (tiles - head, tail_splits)):
+            programs = count * batch * parts
+            total += math.ceil(programs / slots) * (math.ceil(steps / parts) + 4) if programs else 0
+            partials += programs if parts > 1 else 0
+        if partials:
+            total += 4 * block_i * block_j / (block_n * (block_i + block_j)) * partials / slots + 8
+        return total
+
+    candidates = []
+    for wanted in range(1, min(steps, max(1, limit // tiles), max(1, 8 * slots // (tiles * batch))) + 1):
+        splits, rows = rows_of(wanted)
+        candidates.append((time(tiles, splits, splits), tiles, splits, rows, splits, rows))
+        head = tiles * splits // slots * slots // splits
+        if tail and batch == 1 and 0 < head < tiles:
+            tail_splits, tail_rows = rows_of(min(steps, max(splits, slots // (tiles - head))))
+            if head * splits + (tiles - head) * tail_splits <= limit and tail_splits > splits:
+                candidates.append((time(head, splits, tail_splits), head, splits, rows, tail_splits, tail_rows))
+    _, head, splits, rows, tail_splits, tail_rows = min(candidates)
+    if tail and tail_splits == 1 and steps >= 64:  # a single program would sum a column for longer than products take
+        tail_splits, tail_rows = rows_of(steps // 16)
+    return head, splits, rows, tail_splits, tail_rows
 
 
-def gram_plan(n: int, d: int, m: int, itemsize: int, arch: Arch, batch: int = 1, max_block: int = 128) -> GramPlan:
-    """The launch of ``[G | X 1]'X`` for ``X`` ``[n, d]``, ``G`` ``[n, m]`` (``m`` 0: none), ``batch`` matrices ``X``."""
-    block_d, block_n, num_warps, num_stages = tile_config(min(d, max_block), itemsize, arch)
-    d_blocks, g_blocks = math.ceil(d / block_d), math.ceil(m / block_d)
-    tiles = d_blocks * (d_blocks + 1) // 2 + g_blocks * d_blocks
-    splits, rows_per_split = _split_rows(n, tiles, batch, block_d, block_n, arch)
-    finish_rows = block_d
-    while finish_rows > 1 and tiles * batch * (block_d // finish_rows) < 2 * arch.multiprocessors:
+def gram_plan(
+    n: int,
+    d: int,
+    m: int,
+    itemsize: int,
+    arch: Arch,
+    batch: int = 1,
+    tail: bool = True,
+    tile: tuple[int, ...] | None = None,
+) -> GramPlan:
+    """The launch of ``[G | X 1]'X`` for ``X`` ``[n, d]``, ``G`` ``[n, m]`` (``m`` 0: none), ``batch`` matrices ``X``.
+
+    ``tile`` replaces :func:`tile_config`'s; ``tail`` False gives every tile, and the sums, the same number of splits.
+    """
+    block_i, block_j, block_n, num_warps, num_stages = tile or tile_config(d, itemsize, arch)
+    rows_of_s, rows_of_g = math.ceil(d / block_i), math.ceil(m / block_i)
+    tiles = block_i // block_j * (rows_of_s * (rows_of_s + 1) // 2) + rows_of_g * math.ceil(d / block_j)
+    geometry = _splits(n, tiles, batch, block_i, block_j, block_n, arch, tail)
+    finish_rows = block_i
+    while finish_rows > 1 and tiles * batch * (block_i // finish_rows) < 2 * arch.multiprocessors:
         finish_rows //= 2
     finish_rows = min(finish_rows, 16)
-    chunk = max(1, min(16, 2048 // (finish_rows * block_d), 1 << (splits - 1).bit_length()))
+    chunk = max(1, min(16, 2048 // (finish_rows * block_j), 1 << (max(geometry[1], geometry[3]) - 1).bit_length()))
     return GramPlan(
-        block_d, block_n, num_warps, num_stages, d_blocks, g_blocks, splits, rows_per_split, finish_rows, chunk
-    )
+        block_i, block_j, block_n, num_warps, num_stages, tiles, math.ceil(m / block_j) + math.ceil((d + 1) / block_j),
+        *geometry, finish_rows, chunk,
+    )  # fmt: skip
 
 
 def launch_gram(
@@ -104,6 +175,7 @@ def launch_gram(
     s: torch.Tensor,
     *,
     g: torch.Tensor | None = None,
+    other: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
     c: torch.Tensor | None = None,
     grad_weight: torch.Tensor | None = None,
@@ -120,8 +192,9 @@ def launch_gram(
         with ``batch`` 1.
         s: result ``[batch, size, size]``, ``size = d + ones``, unit stride in the last dimension; ``c`` likewise, may
         be ``s``.
+        other: same shape and strides as ``x``; then ``s <- alpha other' X + beta c``, a product known to be symmetric.
         grad_weight, grad_bias: contiguous ``[m, d]`` and ``[m]``, needed with ``g``.
-        plan: the launch geometry; None takes :func:`gram_plan`'s.
+        plan: the launch geometry; None takes :func:`gram_plan`'s, or the fastest where an autotune cache is in use.
     """
     from lnb_kernels._triton.gram import gram_finish_kernel, gram_kernel
 
@@ -129,33 +202,59 @@ def launch_gram(
     m = 0 if g is None else g.shape[1]
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
-    plan = gram_plan(n, d, m, itemsize, arch, batch) if plan is None else plan
-    sum_blocks = plan.g_blocks + math.ceil((d + 1) / plan.block_d) if ones else 0
-    split = plan.splits > 1
+    if plan is None:
+        tile = None
+        in_place = c is not None and c.data_ptr() == s.data_ptr()
+        if autotune.enabled() and not in_place:
+            flags = (
+                x.dtype,
+                d,
+                m,
+                batch,
+                x.stride(1) == 1,
+                other is not None,
+                weights is not None,
+                c is not None,
+                ones,
+            )
+            tile = autotune.fastest(
+                autotune.key("gram", x.device, autotune.bucket(n), *flags),
+                tile_candidates(d, itemsize, arch),
+                lambda tile: launch_gram(
+                    x, s, g=g, other=other, weights=weights, c=c, grad_weight=grad_weight, grad_bias=grad_bias, ones=ones,
+                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tile=tile),
+                ),
+            )  # fmt: skip
+        plan = gram_plan(n, d, m, itemsize, arch, batch, tile=tile)
+    sum_blocks = plan.sum_blocks if ones else 0
+    split_tail = plan.partials > 0 or (ones and plan.tail_splits > 1)
     partial = sums = s
-    if split:
-        partial = s.new_empty((batch, plan.splits, plan.tiles, plan.block_d, plan.block_d), dtype=torch.float32)
-        sums = s.new_empty((batch, plan.splits, sum_blocks, plan.block_d), dtype=torch.float32)
-    g_or_x = x[0] if g is None else g
-    w_or_x = x[0, :, 0] if weights is None else weights
+    if split_tail:
+        partial = s.new_empty((batch, plan.partials, plan.block_i, plan.block_j), dtype=torch.float32)
+        sums = s.new_empty((batch, plan.tail_splits, sum_blocks, plan.block_j), dtype=torch.float32)
+    a = g if g is not None else x if other is None else other
+    w_or_x = x if weights is None else weights
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
     c_or_s = s if c is None else c
-    stride_c = x.stride(2) if d > 1 else g_or_x.stride(1)  # the stride of a dimension of size 1 means nothing
+    stride_c = x.stride(2) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
     with on_device(x):
-        gram_kernel[(plan.tiles + sum_blocks, plan.splits, batch)](
-            x, g_or_x, w_or_x, s, c_or_s, out_weight, out_bias, partial, sums,
-            n, d, m, plan.tiles, plan.rows_per_split, alpha, beta,
-            x.stride(0), x.stride(1), stride_c, g_or_x.stride(0), w_or_x.stride(0),
+        gram_kernel[(plan.products + sum_blocks * plan.tail_splits, batch)](
+            x, a, w_or_x, s, c_or_s, out_weight, out_bias, partial, sums,
+            n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, plan.tail_splits, plan.tail_rows,
+            alpha, beta,
+            x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
-            HAS_G=g is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones, HAS_C=c is not None, SPLIT=split,
-            BLOCK_D=plan.block_d, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
+            HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
+            HAS_C=c is not None, SPLIT_HEAD=plan.splits > 1, SPLIT_TAIL=split_tail,
+            BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
             num_warps=plan.num_warps, num_stages=plan.num_stages,
         )  # fmt: skip
-        if split:
-            gram_finish_kernel[(plan.tiles * plan.parts + sum_blocks, batch)](
+        if split_tail:
+            first_tile = 0 if plan.splits > 1 else plan.head
+            gram_finish_kernel[((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)](
                 s, c_or_s, out_weight, out_bias, partial, sums,
-                d, m, plan.tiles, sum_blocks, plan.splits, alpha, beta,
+                d, m, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, plan.tail_splits, alpha, beta,
                 s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
                 HAS_G=g is not None, HAS_C=c is not None,
-                BLOCK_D=plan.block_d, ROWS=plan.finish_rows, CHUNK=plan.finish_chunk, num_warps=4,
+                BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, ROWS=plan.finish_rows, CHUNK=plan.finish_chunk, num_warps=4,
             )  # fmt: skip

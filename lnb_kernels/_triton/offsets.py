@@ -16,12 +16,16 @@ def offset64(index, stride):
 
 
 @triton.jit
-def lower_tile(index):
-    """Row and column ``(i, j)``, ``j <= i``, of tile ``index`` of a lower triangle: ``index = i (i + 1) / 2 + j``.
+def lower_tile(index, blocks):
+    """Row and column ``(i, j)``, ``j <= i < blocks``, of tile ``index`` of a lower triangle, in integers alone.
 
-    The square root is only a guess (float32 is inexact from 2^24 on); two integer comparisons make it exact.
+    The triangle is folded into a rectangle: row ``k`` and the complementary row share one line, whose length is
+    ``blocks + 1`` (``blocks`` where that is odd, and the longest row then has a line of its own).
     """
-    i = ((tl.sqrt((8 * index + 1).to(tl.float32)) - 1) / 2).to(tl.int32)
-    i = tl.where(i * (i + 1) // 2 > index, i - 1, i)
-    i = tl.where((i + 1) * (i + 2) // 2 <= index, i + 1, i)
-    return i, index - i * (i + 1) // 2
+    odd = blocks % 2
+    width = blocks + 1 - odd
+    short = index // width - odd  # the shorter row of this line; -1 for none
+    place = index % width
+    first = place <= short
+    i = tl.where(first, short, blocks - 1 - odd - short)
+    return i, tl.where(first, place, place - short - 1)

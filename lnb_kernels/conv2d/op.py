@@ -18,7 +18,9 @@ _backend.register(
     native="lnb_kernels.conv2d.native_kernel:conv2d_second_moment",
     native_dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
 )
-_backend.register("conv2d_cov_matvec", reference.conv2d_cov_matvec)
+_backend.register(
+    "conv2d_cov_matvec", reference.conv2d_cov_matvec, triton="lnb_kernels.conv2d.triton_kernel:conv2d_cov_matvec"
+)
 
 
 @torch.library.custom_op("lnb_kernels::conv2d_second_moment", mutates_args=())

@@ -13,23 +13,32 @@ from __future__ import annotations
 
 import torch
 
-from lnb_kernels._triton.crossover import shifts_pay
+from lnb_kernels._triton.crossover import fused_matvec_pays, shifts_pay
 from lnb_kernels._triton.gram_launch import MAX_ROWS
 from lnb_kernels._triton.launch import compiles_or_unavailable
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.shifts import has_interior
+from lnb_kernels.conv2d.triton_matvec import matvec_by_patches
 from lnb_kernels.conv2d.triton_patches import second_moment_by_patches
 from lnb_kernels.conv2d.triton_shifts import cell_count, second_moment_by_shifts
 from lnb_kernels.second_moment.triton_kernel import second_moment
 
 
-def route(x: torch.Tensor, conv: Geometry) -> str:
-    """``"pixels"``, ``"shifts"`` or ``"patches"``; ``"reference"`` for empty inputs and images of 2^31 elements."""
-    batch, channels, height, width = x.shape
+def addressable(x: torch.Tensor, conv: Geometry) -> bool:
+    """Whether int32 counts the positions and the offsets inside one image; false for empty inputs too."""
+    batch, _, height, width = x.shape
     out_height, out_width = conv.output(height, width)
     span = 1 + sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
-    if x.numel() == 0 or span > MAX_ROWS or batch * max(out_height * out_width, height * width) > MAX_ROWS:
+    positions = batch * max(out_height * out_width, height * width)
+    return x.numel() > 0 and span <= MAX_ROWS and positions <= MAX_ROWS
+
+
+def route(x: torch.Tensor, conv: Geometry) -> str:
+    """``"pixels"``, ``"shifts"`` or ``"patches"``; ``"reference"`` for empty inputs and images of 2^31 elements."""
+    height, width = x.shape[2:]
+    channels = x.shape[1]
+    if not addressable(x, conv):
         return "reference"
     plain = conv.stride == (1, 1) and conv.groups == 1 and not any(conv.padding)
     if conv.kernel == (1, 1) and plain:
@@ -56,3 +65,16 @@ def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype 
         case "patches":
             return second_moment_by_patches(x, conv)
     return reference.conv2d_second_moment(x, code)
+
+
+@compiles_or_unavailable("conv2d_cov_matvec")
+def conv2d_cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float, code: list[int]) -> torch.Tensor:
+    """``(P~'P~ / N + ridge diag(1..1, 0)) v`` of the patches of ``x``; see :func:`lnb_kernels.conv2d_cov_matvec`.
+
+    Fused for few output channels of a group, else a convolution and its weight gradient by the vendor's library.
+    """
+    conv = Geometry.decode(code)
+    few = fused_matvec_pays(conv.features(x.shape[1]), v.shape[0] // conv.groups)
+    if v.dtype == torch.float64 or not few or not addressable(x, conv):
+        return reference.conv2d_cov_matvec(x, v, ridge, code)
+    return matvec_by_patches(x, v, ridge, conv)

@@ -14,15 +14,13 @@ memory the image, about once.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
 from lnb_kernels._triton.arch import Arch, arch_of
 from lnb_kernels._triton.gram import gram_finish_kernel
-from lnb_kernels._triton.gram_launch import GramPlan, gram_plan
+from lnb_kernels._triton.gram_launch import GramPlan, gram_plan, tile_config
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.offsets import lower_tile, offset64
 from lnb_kernels._triton.patches import patch_tile
@@ -50,7 +48,7 @@ def patch_gram_kernel(
     lane = tl.arange(0, BLOCK_D)
     row_lane = tl.arange(0, BLOCK_N)
     if tile < tiles:
-        i, j = lower_tile(tile)
+        i, j = lower_tile(tile, tl.cdiv(d, BLOCK_D))
         acc = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
         for row in range(start, stop, BLOCK_N):
             a = patch_tile(
@@ -90,8 +88,8 @@ def patch_arguments(x: torch.Tensor, conv: Geometry) -> tuple[int, ...]:
 
 
 def plan(n: int, d: int, itemsize: int, arch: Arch, groups: int) -> GramPlan:
-    """Launch geometry: that of the Gram kernel with tiles of at most 64, since gathering takes registers."""
-    return gram_plan(n, d, 0, itemsize, arch, groups, max_block=64)
+    """Launch geometry: that of the Gram kernel with tiles of at most 64, since gathering takes registers; no tail."""
+    return gram_plan(n, d, 0, itemsize, arch, groups, tail=False, tile=tile_config(min(d, 64), itemsize, arch))
 
 
 def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
@@ -101,8 +99,7 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
     n, d, groups = batch * out_height * out_width, conv.features(channels), conv.groups
     arch = arch_of(x.device)
     geometry = plan(n, d, x.element_size(), arch, groups)
-    block = geometry.block_d
-    sum_blocks = math.ceil((d + 1) / block)
+    block, sum_blocks = geometry.block_j, geometry.sum_blocks
     s = x.new_empty((groups, d + 1, d + 1), dtype=torch.float32)
     partial = s.new_empty((groups, geometry.splits, geometry.tiles, block, block))
     sums = s.new_empty((groups, geometry.splits, sum_blocks, block))
@@ -115,7 +112,9 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
         )  # fmt: skip
         gram_finish_kernel[(geometry.tiles * geometry.parts + sum_blocks, groups)](
             s, s, s, s, partial, sums,
-            d, 0, geometry.tiles, sum_blocks, geometry.splits, 1.0, 0.0, s.stride(0), s.stride(1), s.stride(0), s.stride(1),
-            HAS_G=False, HAS_C=False, BLOCK_D=block, ROWS=geometry.finish_rows, CHUNK=geometry.finish_chunk, num_warps=4,
+            d, 0, 0, geometry.tiles, sum_blocks, geometry.tiles, geometry.splits, geometry.splits,
+            1.0, 0.0, *s.stride()[:2], *s.stride()[:2],
+            HAS_G=False, HAS_C=False, BLOCK_I=block, BLOCK_J=block,
+            ROWS=geometry.finish_rows, CHUNK=geometry.finish_chunk, num_warps=4,
         )  # fmt: skip
     return s

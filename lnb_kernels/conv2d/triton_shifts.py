@@ -125,7 +125,7 @@ def assemble_kernel(
     lane = tl.arange(0, BLOCK)
     s_ptr += offset64(group, (d + 1) * (d + 1))
     if tile < tiles:
-        i, j = lower_tile(tile)
+        i, j = lower_tile(tile, tl.cdiv(d, BLOCK))
         rows, cols = i * BLOCK + lane, j * BLOCK + lane
         c, a = (rows // (KH * KW))[:, None], (rows % (KH * KW))[:, None]
         other, b = (cols // (KH * KW))[None, :], (cols % (KH * KW))[None, :]

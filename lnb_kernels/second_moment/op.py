@@ -1,4 +1,4 @@
-"""The op ``lnb_kernels::second_moment``: schema, fake, derivative and dispatch."""
+"""The ops ``lnb_kernels::second_moment`` and ``second_moment_ema_``: schemas, fakes, derivative and dispatch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.second_moment import reference
 
+_KERNELS = "lnb_kernels.second_moment.triton_kernel"
 _backend.register(
     "second_moment",
     reference.second_moment,
-    triton="lnb_kernels.second_moment.triton_kernel:second_moment",
+    triton=f"{_KERNELS}:second_moment",
     native="lnb_kernels.second_moment.native_kernel:second_moment",
     native_dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
 )
+_backend.register("second_moment_ema_", reference.second_moment_ema_, triton=f"{_KERNELS}:second_moment_ema_")
 
 
 @torch.library.custom_op("lnb_kernels::second_moment", mutates_args=())
@@ -72,11 +74,63 @@ def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch
         TypeError: an argument is no dense floating tensor.
         ValueError: ``x`` is a scalar, or ``weights`` has another shape or device.
     """
-    _checks.floating_tensor("second_moment", "x", x)
-    _checks.at_least_1d("second_moment", "x", x)
-    if weights is not None:
-        _checks.floating_tensor("second_moment", "weights", weights)
-        _checks.shape_is("second_moment", "weights", weights, x.shape[:-1], "the leading dimensions of x")
-        _checks.same_device("second_moment", "weights", weights, "x", x)
+    _check_rows("second_moment", x, weights)
     s: torch.Tensor = _second_moment(x, weights)
+    return s
+
+
+def _check_rows(op: str, x: torch.Tensor, weights: torch.Tensor | None) -> None:
+    _checks.floating_tensor(op, "x", x)
+    _checks.at_least_1d(op, "x", x)
+    if weights is not None:
+        _checks.floating_tensor(op, "weights", weights)
+        _checks.shape_is(op, "weights", weights, x.shape[:-1], "the leading dimensions of x")
+        _checks.same_device(op, "weights", weights, "x", x)
+
+
+@torch.library.custom_op("lnb_kernels::second_moment_ema_", mutates_args=("s",))
+def _second_moment_ema_(s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None) -> None:
+    _autocast.call("second_moment_ema_", x, s, x, decay, weights)
+
+
+@_second_moment_ema_.register_fake
+def _(s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None) -> None:
+    return None
+
+
+def second_moment_ema_(
+    s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``S <- decay S + (1 - decay) sum_i w_i [x_i 1]' [x_i 1]`` in place: an exponential average over batches.
+
+    On GPUs the average is taken as the product is stored, so ``S`` is read and written once.
+
+    Args:
+        s: the average ``[d+1, d+1]``, symmetric, float32 (float64 for float64 ``x``), last dimension contiguous.
+        x, weights: as of :func:`second_moment`.
+        decay: number in ``[0, 1]``; 0 replaces ``S``, finite entries supposed.
+
+    Returns:
+        ``s`` itself. No derivative.
+
+    Raises:
+        TypeError: an argument is no dense floating tensor, or ``decay`` no number.
+        ValueError: shapes, dtypes or devices do not fit, ``decay`` is out of range, or ``s`` requires a gradient.
+    """
+    op = "second_moment_ema_"
+    _check_rows(op, x, weights)
+    _checks.floating_tensor(op, "s", s)
+    size = x.shape[-1] + 1
+    _checks.shape_is(op, "s", s, (size, size), "d + 1 twice, for x of d features")
+    _checks.same_device(op, "s", s, "x", x)
+    accumulate = _checks.accumulation_dtype(x.dtype)
+    if s.dtype != accumulate:
+        raise ValueError(f"{op}: s has dtype {s.dtype}; it must be {accumulate} for x of {x.dtype}")
+    if s.stride(1) != 1 or s.stride(0) < size:
+        raise ValueError(f"{op}: s has strides {s.stride()}; its last dimension must be contiguous, its rows apart")
+    if s.requires_grad:
+        raise ValueError(f"{op}: s requires a gradient; it is changed in place, so pass s.detach()")
+    if _checks.non_negative(op, "decay", decay) > 1.0:
+        raise ValueError(f"{op}: decay={decay!r} is not allowed; it must be in [0, 1]")
+    _second_moment_ema_(s, x.detach(), float(decay), None if weights is None else weights.detach())
     return s

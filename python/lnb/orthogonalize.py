@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import lnb_kernels as lk
+
 # The odd quintic x -> a x + b x^3 + c x^5 whose five-fold composition maps [0.005, 1] into about [0.7, 1.2]: its slope at
 # zero is as large as it can be without leaving that band, which five steps need more than they need the value 1 itself.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -37,13 +39,7 @@ def orthogonalize(matrix: Tensor, steps: int = STEPS, dtype: torch.dtype | None 
     x = matrix.mT if transposed else matrix
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     x = (x / norm.clamp(min=torch.finfo(norm.dtype).tiny)).to(dtype)
-    shape = x.shape
-    x = x.reshape(-1, *shape[-2:])
-    a, b, c = _QUINTIC
-    for _ in range(steps):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x.reshape(shape).to(matrix.dtype)
+    x = lk.newton_schulz(x, _QUINTIC, steps).to(matrix.dtype)
     return x.mT if transposed else x
 
 
@@ -61,14 +57,4 @@ def inverse_root(matrix: Tensor, steps: int = STEPS) -> Tensor:
     """
     trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=torch.finfo(matrix.dtype).tiny)
     trace = trace.unsqueeze(-1).unsqueeze(-1)
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    a, b, c = _QUINTIC
-    power = matrix / trace
-    root: Tensor | None = None
-    for step in range(steps):
-        factor = a * eye + b * power + c * (power @ power)
-        root = factor if root is None else factor @ root
-        if step < steps - 1:
-            power = factor @ power @ factor
-    assert root is not None
-    return root * trace.rsqrt()
+    return lk.newton_schulz_root(matrix / trace, _QUINTIC, steps) * trace.rsqrt()

@@ -1,0 +1,28 @@
+"""Newton-Schulz iterations in plain PyTorch: the executable specification."""
+
+from __future__ import annotations
+
+import torch
+
+
+def newton_schulz(x: torch.Tensor, coefficients: list[float], steps: int) -> torch.Tensor:
+    """``steps`` times ``X <- a X + (b A + c A^2) X``, ``A = X X'``, for ``X`` ``[batch, k, l]``."""
+    a, b, c = coefficients
+    x = x.clone() if steps == 0 else x
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def newton_schulz_root(power: torch.Tensor, coefficients: list[float], steps: int) -> torch.Tensor:
+    """The product of the steps' factors ``T = a + b A + c A^2``, each followed by ``A <- T A T``; ``A`` ``[batch, n, n]``."""
+    a, b, c = coefficients
+    eye = torch.eye(power.shape[-1], dtype=power.dtype, device=power.device)
+    root = eye.expand_as(power).clone() if steps == 0 else power
+    for step in range(steps):
+        factor = a * eye + b * power + c * (power @ power)
+        root = factor if step == 0 else factor @ root
+        if step < steps - 1:
+            power = factor @ power @ factor
+    return root

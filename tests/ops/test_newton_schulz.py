@@ -1,0 +1,89 @@
+"""``lk.newton_schulz`` and ``lk.newton_schulz_root`` against the same polynomial of the singular values in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close_to_reference
+from torch.library import opcheck
+from triton_support import DEVICE
+
+import lnb_kernels as lk
+from lnb_kernels.newton_schulz import reference
+from lnb_kernels.newton_schulz import triton_kernel as kernel
+
+QUINTIC = [3.4445, -4.7750, 2.0315]
+
+
+def matrices(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    x = torch.randn(shape, device=DEVICE)
+    return (x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)).to(dtype)
+
+
+def polynomial(x: torch.Tensor, steps: int) -> torch.Tensor:
+    u, sigma, vh = torch.linalg.svd(x.double(), full_matrices=False)
+    a, b, c = QUINTIC
+    for _ in range(steps):
+        sigma = a * sigma + b * sigma**3 + c * sigma**5
+    return u @ (sigma.unsqueeze(-1) * vh)
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (3, 5, 9), (2, 2, 12, 20)], ids=str)
+def test_is_a_polynomial_of_the_singular_values(shape: tuple[int, ...]) -> None:
+    x = matrices(*shape).double()
+    torch.testing.assert_close(lk.newton_schulz(x, QUINTIC, 3), polynomial(x, 3))
+    root = lk.newton_schulz_root(x @ x.mT, QUINTIC, 3)
+    torch.testing.assert_close(root @ x, polynomial(x, 3))
+    torch.testing.assert_close(lk.newton_schulz(x, QUINTIC, 0), x)
+    assert lk.newton_schulz(x[..., :0], QUINTIC, 2).shape == (*shape[:-1], 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 7, 7), (2, 33, 50)], ids=str)
+def test_kernels_err_as_plain_products_do(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "symmetric_products_pay", lambda size: True)
+    x = matrices(*shape, dtype=dtype)
+    truth = reference.newton_schulz(x.double(), QUINTIC, 2)
+    assert_close_to_reference(kernel.newton_schulz(x, QUINTIC, 2), truth, reference.newton_schulz(x, QUINTIC, 2))
+    power = x @ x.mT
+    power = (power + power.mT) / 2
+    truth = reference.newton_schulz_root(power.double(), QUINTIC, 3)
+    actual = kernel.newton_schulz_root(power, QUINTIC, 3)
+    assert_close_to_reference(actual, truth, reference.newton_schulz_root(power, QUINTIC, 3))
+    assert torch.equal(actual, actual.mT)
+
+
+def test_small_matrices_take_plain_products() -> None:
+    x = matrices(1, 20, 30)
+    assert torch.equal(kernel.newton_schulz(x, QUINTIC, 2), reference.newton_schulz(x, QUINTIC, 2))
+
+
+def test_opcheck() -> None:
+    x = matrices(2, 5, 8)
+    opcheck(torch.ops.lnb_kernels.newton_schulz, (x, QUINTIC, 2))
+    opcheck(torch.ops.lnb_kernels.newton_schulz, (x, QUINTIC, 0))
+    opcheck(torch.ops.lnb_kernels.newton_schulz_root, (x @ x.mT, QUINTIC, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (([[1.0]], QUINTIC, 1), TypeError, "x must be a torch.Tensor"),
+        ((torch.ones(3), QUINTIC, 1), ValueError, r"x has shape \(3,\)"),
+        ((torch.ones(3, 3), [1.0], 1), ValueError, "coefficients"),
+        ((torch.ones(3, 3), QUINTIC, -1), ValueError, "steps=-1"),
+        ((torch.ones(3, 3), QUINTIC, 1.5), TypeError, "steps must be an int"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        lk.newton_schulz(*arguments)
+
+
+def test_the_root_of_no_square_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"power has shape \(2, 3\)"):
+        lk.newton_schulz_root(torch.ones(2, 3), QUINTIC, 1)

@@ -1,0 +1,145 @@
+"""A sanitizer for Triton's interpreter: bounds of every load and store, elements never written, and races.
+
+The interpreter computes real addresses of CPU memory. Each is compared with the memory of the launch's tensor arguments,
+so an access out of bounds fails in every test that runs a kernel, masked lanes excepted. Within :func:`watch`, accesses
+are also recorded: which elements a kernel wrote, and which were shared between programs of one launch, whose order
+is not defined on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import triton.runtime.interpreter as interpreter
+
+Builder, Executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+
+
+class OutOfBoundsError(AssertionError):
+    """A kernel read or wrote outside of its tensors."""
+
+
+class RaceError(AssertionError):
+    """Programs of one launch share an element that one of them writes."""
+
+
+class Watch:
+    """What the kernels of a :func:`watch` did."""
+
+    def __init__(self) -> None:
+        self.kernels: set[str] = set()
+        self.written: list[np.ndarray] = []
+        self._reads: dict[tuple[int, ...], list[np.ndarray]] = {}
+        self._writes: dict[tuple[int, ...], list[np.ndarray]] = {}
+
+    def access(self, program: tuple[int, ...], addresses: np.ndarray, store: bool) -> None:
+        (self._writes if store else self._reads).setdefault(program, []).append(addresses)
+
+    def finish_launch(self, kernel: str) -> None:
+        """Check the accesses of one launch for races."""
+        self.kernels.add(kernel)
+        writes = {program: np.unique(np.concatenate(parts)) for program, parts in self._writes.items()}
+        every = np.concatenate(list(writes.values())) if writes else np.empty(0, np.uint64)
+        unique, count = np.unique(every, return_counts=True)
+        if (count > 1).any():
+            raise RaceError(f"{kernel}: {(count > 1).sum()} elements are written by several programs")
+        for program, parts in self._reads.items():
+            foreign = np.setdiff1d(np.intersect1d(np.concatenate(parts), unique), writes.get(program, every[:0]))
+            if foreign.size:
+                raise RaceError(f"{kernel}: {program} reads {foreign.size} elements that other programs write")
+        self.written.append(unique)
+        self._reads, self._writes = {}, {}
+
+    def covers(self, tensor: torch.Tensor) -> bool:
+        """Whether every element of ``tensor`` was written."""
+        offsets = sum(
+            (
+                (torch.arange(size) * stride).view(-1, *[1] * (tensor.dim() - 1 - dim))
+                for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
+            ),
+            torch.zeros((), dtype=torch.int64),
+        )
+        addresses = tensor.data_ptr() + tensor.element_size() * offsets.numpy().astype(np.uint64)
+        return bool(np.isin(addresses, np.concatenate(self.written)).all())
+
+
+_starts = _stops = np.empty(0, np.uint64)
+_watch: Watch | None = None
+
+
+@contextmanager
+def watch() -> Iterator[Watch]:
+    """Record the accesses of the kernels launched inside."""
+    global _watch
+    _watch = watch = Watch()
+    try:
+        yield watch
+    finally:
+        _watch = None
+
+
+def _memory_of(tensors: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """First and last byte addresses (exclusive) of the tensors' elements, overlapping ones merged, in order."""
+    spans: list[list[int]] = []
+    for tensor in sorted(tensors, key=lambda tensor: tensor.data_ptr()):
+        if tensor.numel() == 0:
+            continue
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        start, stop = tensor.data_ptr(), tensor.data_ptr() + tensor.element_size() * (last + 1)
+        if spans and start < spans[-1][1]:
+            spans[-1][1] = max(spans[-1][1], stop)
+        else:
+            spans.append([start, stop])
+    starts, stops = zip(*spans, strict=True)
+    return np.array(starts, np.uint64), np.array(stops, np.uint64)
+
+
+def _check(self: Any, pointers: Any, mask: Any, store: bool) -> None:
+    addresses = np.atleast_1d(pointers.data)[np.atleast_1d(mask.data).astype(bool)].astype(np.uint64)
+    if addresses.size == 0:
+        return
+    size = np.uint64(max(1, pointers.get_element_ty().primitive_bitwidth // 8))
+    index = np.searchsorted(_starts, addresses, "right") - 1
+    bad = (index < 0) | (addresses + size > _stops[np.maximum(index, 0)])
+    if bad.any():
+        raise OutOfBoundsError(f"{bad.sum()} of {bad.size} elements of a {'store' if store else 'load'} are outside")
+    if _watch is not None:
+        _watch.access(tuple(self.grid_idx), addresses, store)
+
+
+def install() -> None:
+    """Check every launch of this process from now on; a second call changes nothing."""
+    if hasattr(Builder, "_checks_bounds"):
+        return
+    load, store, convert, launch = (
+        Builder.create_masked_load, Builder.create_masked_store, Executor._init_args_hst, Executor.__call__,
+    )  # fmt: skip
+
+    def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        _check(self, pointers, mask, store=False)
+        return load(self, pointers, mask, *rest)
+
+    def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        _check(self, pointers, mask, store=True)
+        return store(self, pointers, value, mask, *rest)
+
+    def init_args(self: Any, args: Any, kwargs: Any) -> Any:
+        global _starts, _stops
+        converted = convert(self, args, kwargs)
+        values = [*converted[0], *converted[1].values()]
+        _starts, _stops = _memory_of([value for value in values if isinstance(value, torch.Tensor)])
+        return converted
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = launch(self, *args, **kwargs)
+        if _watch is not None:
+            _watch.finish_launch(self.fn.__name__)
+        return result
+
+    Builder.create_masked_load, Builder.create_masked_store = create_masked_load, create_masked_store
+    Executor._init_args_hst, Executor.__call__ = init_args, call
+    Builder._checks_bounds = True
