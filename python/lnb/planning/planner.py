@@ -1,0 +1,133 @@
+"""The settings of every layer of one optimizer: what was asked for, as far as budgets and costs leave it."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from lnb.blocks import Block
+from lnb.capture import Rows
+from lnb.config import Config
+from lnb.planning.budget import Choice, Limits, TimeBudget, first_choice, fit_memory
+from lnb.planning.rates import Rates, rates_for
+
+_CHOSEN = ("solver", "trust_region", "refresh_every", "sample_every", "block_size", "b_s")
+
+
+class Planner:
+    """Decides once for every layer, when the rows of its first step are known, and remembers it.
+
+    Everything is by the layer's name: so it goes into a state dict, and with copies of the optimizer.
+
+    Attributes:
+        choices: the layers decided on, with the reasons.
+        rows: what their first steps worked on.
+    """
+
+    def __init__(self, config: Config, rates: Rates | None) -> None:
+        self.config = config
+        self.choices: dict[str, Choice] = {}
+        self.rows: dict[str, Rows] = {}
+        self._first = first_choice(config)
+        self._fitted: dict[str, Choice] = {}  # to the budget of memory, before rows are known
+        self._given = rates
+
+    @property
+    def _decides(self) -> bool:
+        """Whether costs decide anything."""
+        return self.config.max_overhead is not None or (self.config.solver == "auto" and not self.config.factored)
+
+    def choice(self, block: Block) -> Choice:
+        """The settings of a layer at present."""
+        return self.choices.get(block.name) or self._fitted.get(block.name) or self._first
+
+    def waits_for_rows(self, block: Block) -> bool:
+        """Whether the next step is the one whose rows are counted."""
+        return block.name not in self.rows
+
+    def is_open(self, block: Block) -> bool:
+        """Whether the layer's settings are still to be decided."""
+        return self._decides and block.name not in self.choices
+
+    def fit_memory(self, blocks: list[Block], other_bytes: int) -> None:
+        """Bring the layers not decided on into the budget of memory.
+
+        Raises:
+            ValueError: ``max_state_bytes`` is less than any settings need.
+        """
+        if self.config.max_state_bytes is None:
+            return
+        choices = {block: self.choices.get(block.name, self._first) for block in blocks}
+        fitted = fit_memory(choices, self.config.max_state_bytes, other_bytes)
+        self._fitted = {block.name: choice for block, choice in fitted.items() if block.name not in self.choices}
+
+    def observe(self, blocks: list[Block], other_bytes: int) -> None:
+        """Note how many rows the layers saw, and decide on those that had none before."""
+        seen: list[Block] = []
+        for block in blocks:
+            rows = block.rows
+            if self.waits_for_rows(block) and rows.count > 0:
+                self.rows[block.name] = rows
+                seen.append(block)
+        if not self._decides or not seen:
+            return
+        known = {block: self.rows[block.name] for block in blocks if block.name in self.rows}
+        fixed = {block: self.choices[block.name] for block in known if block.name in self.choices}
+        asked = {block: self.choice(block) for block in seen if block not in fixed}
+        limits = Limits(self.config.max_overhead, self.config.max_state_bytes, other_bytes)
+        budget = TimeBudget(asked, fixed, known, self.rates(known), limits)
+        self.choices |= {block.name: choice for block, choice in budget.choose().items()}
+        overhead = budget.overhead()
+        if self.config.max_overhead is not None and overhead > self.config.max_overhead:
+            warnings.warn(
+                f"max_overhead={self.config.max_overhead:g} cannot be met: the cheapest settings are predicted to add "
+                f"{overhead:.2g} of the forward and backward passes' time. See plan(); a larger batch or another trust_region "
+                f"makes it less",
+                stacklevel=4,
+            )
+
+    def rates(self, blocks: Iterable[Block], given: Rates | None = None) -> dict[torch.device, Rates]:
+        """The rates of the layers' devices; measured where they were neither given nor measured before."""
+        chosen = given or self._given
+        devices = dict.fromkeys(block.weight.device for block in blocks)
+        return {device: chosen or rates_for(device) for device in devices}
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was decided, and from how many rows, as plain values."""
+        layers = {
+            name: {**{field: getattr(choice.config, field) for field in _CHOSEN}, "reason": choice.reason}
+            for name, choice in {**self._fitted, **self.choices}.items()
+        }
+        rows = {name: [rows.count, rows.input_grad] for name, rows in self.rows.items()}
+        return {"layers": layers, "rows": rows, "decided": sorted(self.choices)}
+
+    def restored(self, saved: Any) -> Planner:
+        """A planner that goes on from :meth:`state_dict`'s result; from None as from the start.
+
+        Raises:
+            ValueError: ``saved`` is something else, or holds a value that is not allowed.
+        """
+        planner = Planner(self.config, self._given)
+        planner._fitted = dict(self._fitted)
+        if saved is None:
+            return planner
+        try:
+            planner._restore(saved)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"state_dict: lnb_plan is not what LNB.state_dict() writes: {error}") from error
+        return planner
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        for name, (count, input_grad) in saved["rows"].items():
+            self.rows[name] = Rows(int(count), bool(input_grad))
+        decided = set(saved["decided"])
+        for name, values in saved["layers"].items():
+            settings = {field: values[field] for field in _CHOSEN}
+            choice = Choice(dataclasses.replace(self._first.config, **settings), str(values["reason"]))
+            (self.choices if name in decided else self._fitted)[name] = choice
