@@ -73,7 +73,7 @@ class PlanRow:
         """The row as :data:`_HEADINGS` has it."""
         numbers = (self.solve_flops / 1e6, self.refresh_flops / 1e6, self.flops_per_row / 1e3)
         cost = self.cost
-        times = ("-",) * 4
+        times: tuple[str, ...] = ("-",) * 4
         if cost is not None:
             times = tuple(f"{1e3 * t:.3g}" for t in (cost.statistics, cost.solve, cost.region, cost.passes))
         return (

@@ -118,10 +118,10 @@ class _LayerCost:
     def _forward_and_backward(self) -> float:
         products = 3 if self.input_grad else 2
         flops = products * 2.0 * self.rows * self.groups * self.inputs * self.outputs
-        outputs, inputs = self.rows * self.groups * self.outputs, self.rows * self.groups * self.inputs
+        outputs = self.rows * self.groups * self.outputs
+        inputs = self.rows * self.groups * self.inputs / self.block.taps
         if self.block.is_convolution:
             time = self.rates.seconds("conv", self.dtype, (self.inputs * self.outputs) ** 0.5, flops)
-            inputs /= self.block.taps
         else:
             size = (max(1, self.rows) * self.inputs * self.outputs * self.groups) ** (1 / 3)
             time = self.rates.seconds("matmul", self.dtype, size, flops)
