@@ -64,27 +64,30 @@ def compare(name: str, label: str, rounds: int) -> None:
     plain, batch = MODELS[name]()
     model = copy.deepcopy(plain)
     optimizer = lnb.LNB(model, 1e-3, **SETTINGS[label])
-    cycle = 1
     for _ in range(2):
         passes(plain, batch)
         train_step(model, optimizer, batch)
     plan = optimizer.plan()
     costs = [row.cost for row in plan if row.cost is not None]
     cycle = max(cost.refresh_every for cost in costs)
+    optimizer._step_index = cycle  # past the denser refreshes of the first steps
+    train_step(model, optimizer, batch)  # its passes were those of another index
     base, by_step = [], []
-    for _ in range(max(rounds, 2 * cycle) if cycle <= 20 else cycle):
+    for _ in range(-(-rounds // cycle) * cycle):
         plain.zero_grad()
         base.append(passes(plain, batch))
         by_step.append(train_step(model, optimizer, batch))
-    usual = statistics.median(base)
-    steps = sorted(times.step for times in by_step)
     extra = statistics.fmean(times.passes for times in by_step) - statistics.fmean(base)
     predicted = {
         "passes": sum(cost.passes for cost in costs),
         "gathering": sum(cost.gather / cost.refresh_every for cost in costs),
         "step": sum(cost.refresh / cost.refresh_every + cost.solve + cost.region + cost.update for cost in costs),
     }
-    measured = {"passes": usual, "gathering": extra, "step": statistics.fmean(steps)}
+    measured = {
+        "passes": statistics.median(base),
+        "gathering": extra,
+        "step": statistics.fmean(times.step for times in by_step),
+    }
     cells = "".join(f"{1e3 * predicted[part]:10.2f}{1e3 * measured[part]:10.2f}" for part in predicted)
     whole = sum(predicted.values()) / sum(measured.values())
     overhead = "" if plan.overhead is None else f"{plan.overhead:10.1%}"

@@ -11,13 +11,23 @@ import torch
 import torch.nn.functional as F
 
 import lnb_kernels as lk
-from lnb.planning.rates import Curve, Rates
+from lnb.planning.rates import KINDS, Rates
 
 BUDGET = 1.2
 """Seconds after which the sizes still unmeasured are left out, but for the first of each kind."""
 
-_EACH = 0.02  # seconds spent on one size
-_MATMUL_SIZES = (48, 256, 768)
+_EACH = 0.01  # seconds spent on one size, in each sweep
+_SIZES = {
+    "matmul": (48, 192, 512),
+    "gram": (48, 192, 512),
+    "batched": (16, 64, 160),
+    "factor": (32, 160, 384),
+    "conv": (8, 24, 64),
+    "conv_gram": (8, 24, 64),
+}
+_MEASURED = [(kind, torch.float32) for kind in KINDS] + [("matmul", torch.bfloat16), ("gram", torch.bfloat16)]
+_BATCH = 8
+_IMAGES, _SIDE = 2, 32
 
 
 def key(device: torch.device) -> dict[str, str]:
@@ -45,88 +55,92 @@ def _processor() -> str:
 def measure(device: torch.device) -> Rates:
     """Measure ``device``, for about :data:`BUDGET` seconds at most, once its libraries are loaded.
 
-    Random numbers come from a generator of their own: the program's sequence of them is not touched.
+    Everything is measured in two sweeps and the faster result is taken: a program beside this one is unlikely to disturb
+    both. Random numbers come from a generator of their own: the program's sequence of them is not touched.
     """
-    generator = torch.Generator(device).manual_seed(0)
-    dtypes = (torch.float32, torch.bfloat16)
-
-    def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(dtype)
-
-    def curve(
-        sizes: tuple[int, int, int], flops: Callable[[int], float], make: Callable[[int], Callable[[], object]]
-    ) -> Curve:
-        small, middle, large = sizes
-        points: list[tuple[int, float]] = []
-        for size in (middle, large, small):  # one is enough, if there is no time for more
-            if not points or time.perf_counter() < deadline:
-                points.append((size, flops(size) / _seconds(make(size), device)))
-        return tuple(sorted(points))
-
-    def matmul(dtype: torch.dtype) -> Callable[[int], Callable[[], object]]:
-        def make(n: int) -> Callable[[], object]:
-            a, b = draw(n, n, dtype=dtype), draw(n, n, dtype=dtype)
-            return lambda: a @ b
-
-        return make
-
-    def gram(dtype: torch.dtype) -> Callable[[int], Callable[[], object]]:
-        def make(n: int) -> Callable[[], object]:
-            x = draw(2 * n, n, dtype=dtype)
-            return lambda: lk.second_moment(x)
-
-        return make
-
-    def batched(n: int) -> Callable[[], object]:
-        a, b = draw(8, n, n), draw(8, n, n)
-        return lambda: a @ b
-
-    def factor(n: int) -> Callable[[], object]:
-        x = draw(2 * n, n)
-        matrix = x.mT @ x / (2 * n) + torch.eye(n, device=device)
-        return lambda: torch.cholesky_inverse(torch.linalg.cholesky_ex(matrix).L)
-
-    def convolution(channels: int) -> Callable[[], object]:
-        x, w = draw(4, channels, 32, 32), draw(channels, channels, 3, 3)
-        y = F.conv2d(x, w, padding=1)
-
-        def run() -> None:
-            F.conv2d(x, w, padding=1)
-            args = (None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, True, False))
-            torch.ops.aten.convolution_backward(y, x, w, *args)
-
-        return run
-
-    def conv_gram(channels: int) -> Callable[[], object]:
-        x = draw(4, channels, 32, 32)
-        return lambda: lk.conv2d_second_moment(x, 3, padding=1)
-
-    for make in (gram(torch.float32), factor, convolution, conv_gram):
-        make(4)()  # loads what is loaded with the first call
+    workloads = _Workloads(device)
+    for kind in KINDS:
+        workloads.make(kind, torch.float32, 8)()  # loads what is loaded with the first call
     deadline = time.perf_counter() + BUDGET
-    pixels = 4 * 32 * 32
-    curves: dict[str, Curve] = {}
-    curves["matmul/float32"] = curve(_MATMUL_SIZES, lambda n: 2 * n**3, matmul(torch.float32))
-    curves["gram/float32"] = curve(_MATMUL_SIZES, lambda n: 2 * n**3, gram(torch.float32))
-    curves["batched/float32"] = curve((16, 64, 160), lambda n: 16 * n**3, batched)
-    curves["factor/float32"] = curve((32, 160, 512), lambda n: n**3, factor)
-    # (sqrt(d m) = 3 C) for a 3x3 convolution of C to C channels
-    curves["conv/float32"] = tuple(
-        (3 * size, rate) for size, rate in curve((8, 32, 64), lambda c: 54 * c * c * pixels, convolution)
-    )
-    curves["conv_gram/float32"] = curve((8, 32, 64), lambda c: 26 * c * c * pixels, conv_gram)
-    for dtype in dtypes[1:]:
-        name = str(dtype).removeprefix("torch.")
-        curves[f"matmul/{name}"] = curve(_MATMUL_SIZES, lambda n: 2 * n**3, matmul(dtype))
-        curves[f"gram/{name}"] = curve(_MATMUL_SIZES, lambda n: 2 * n**3, gram(dtype))
-    small, large = draw(4, 4), draw(1 << 22)
+    points: dict[str, dict[int, float]] = {}
+    for sweep in range(2):
+        for rank in (1, 2, 0):  # the middle size is enough, if there is no time for more
+            for kind, dtype in _MEASURED:
+                if (rank == 1 and sweep == 0) or time.perf_counter() < deadline:
+                    size = _SIZES[kind][rank]
+                    rate = _flops(kind, size) / _seconds(workloads.make(kind, dtype, size), device)
+                    curve = points.setdefault(f"{kind}/{str(dtype).removeprefix('torch.')}", {})
+                    at = 3 * size if kind == "conv" else size  # sqrt(d m) of a 3x3 convolution of C to C channels
+                    curve[at] = max(curve.get(at, 0.0), rate)
+    small, large = workloads.draw(4, 4), workloads.draw(1 << 22)
     moved = 3 * large.numel() * large.element_size()  # two read, one written
     return Rates(
         overhead=_seconds(lambda: torch.lerp(small, small, 0.5), device),
         bandwidth=moved / _seconds(lambda: torch.add(large, large, alpha=0.5), device),
-        curves=curves,
+        curves={name: tuple(sorted(curve.items())) for name, curve in points.items()},
         source="measured now",
     )
+
+
+def _flops(kind: str, size: int) -> float:
+    """Operations of one call, counted as :data:`lnb.planning.rates.KINDS` says."""
+    cube, pixel = float(size**3), float(size**2 * _IMAGES * _SIDE**2)
+    return {
+        "matmul": 2 * cube,
+        "gram": 2 * cube,
+        "batched": 2 * _BATCH * cube,
+        "factor": cube,
+        "conv": 54 * pixel,
+        "conv_gram": 26 * pixel,
+    }[kind]
+
+
+class _Workloads:
+    """What is timed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._generator = torch.Generator(device).manual_seed(0)
+
+    def draw(self, *shape: int) -> torch.Tensor:
+        """Normal random numbers."""
+        return torch.randn(shape, generator=self._generator, device=self.device)
+
+    def make(self, kind: str, dtype: torch.dtype, n: int) -> Callable[[], object]:
+        """One call of a kind, at size ``n``."""
+        made: Callable[[torch.dtype, int], Callable[[], object]] = getattr(self, f"_{kind}")
+        return made(dtype, n)
+
+    def _matmul(self, dtype: torch.dtype, n: int) -> Callable[[], object]:
+        a, b = self.draw(n, n).to(dtype), self.draw(n, n).to(dtype)
+        return lambda: a @ b
+
+    def _gram(self, dtype: torch.dtype, n: int) -> Callable[[], object]:
+        x = self.draw(2 * n, n).to(dtype)
+        return lambda: lk.second_moment(x)
+
+    def _batched(self, dtype: torch.dtype, n: int) -> Callable[[], object]:
+        a, b = self.draw(_BATCH, n, n).to(dtype), self.draw(_BATCH, n, n).to(dtype)
+        return lambda: a @ b
+
+    def _factor(self, dtype: torch.dtype, n: int) -> Callable[[], object]:
+        x = self.draw(2 * n, n).to(dtype)
+        matrix = x.mT @ x / (2 * n) + torch.eye(n, dtype=dtype, device=self.device)
+        return lambda: torch.cholesky_inverse(torch.linalg.cholesky_ex(matrix).L)
+
+    def _conv(self, dtype: torch.dtype, n: int) -> Callable[[], object]:
+        x, w = self.draw(_IMAGES, n, _SIDE, _SIDE).to(dtype), self.draw(n, n, 3, 3).to(dtype)
+        one, y = (1, 1), F.conv2d(x, w, padding=1)
+
+        def run() -> None:
+            F.conv2d(x, w, padding=1)
+            torch.ops.aten.convolution_backward(y, x, w, None, one, one, one, False, (0, 0), 1, (True, True, False))
+
+        return run
+
+    def _conv_gram(self, dtype: torch.dtype, n: int) -> Callable[[], object]:
+        x = self.draw(_IMAGES, n, _SIDE, _SIDE).to(dtype)
+        return lambda: lk.conv2d_second_moment(x, 3, padding=1)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -147,9 +161,11 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _now(device: torch.device) -> float:
+    """A time to take differences of: of the device, or of the one thread where there is one, which others do not delay."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def _kernels(device: torch.device) -> str:

@@ -87,7 +87,7 @@ class Planner:
                 f"max_overhead={self.config.max_overhead:g} cannot be met: the cheapest settings are predicted to add "
                 f"{overhead:.2g} of the forward and backward passes' time. See plan(); a larger batch or another trust_region "
                 f"makes it less",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def rates(self, blocks: Iterable[Block], given: Rates | None = None) -> dict[torch.device, Rates]:
