@@ -27,7 +27,12 @@ _SIZES = {
 }
 _MEASURED = [(kind, torch.float32) for kind in KINDS] + [("matmul", torch.bfloat16), ("gram", torch.bfloat16)]
 _BATCH = 8
-_IMAGES, _SIDE = 2, 32
+_IMAGES = 4
+
+
+def _side(channels: int) -> int:
+    """Of an image with so many channels: layers with few see large ones."""
+    return 64 if channels < 32 else 24
 
 
 def key(device: torch.device) -> dict[str, str]:
@@ -84,7 +89,7 @@ def measure(device: torch.device) -> Rates:
 
 def _flops(kind: str, size: int) -> float:
     """Operations of one call, counted as :data:`lnb.planning.rates.KINDS` says."""
-    cube, pixel = float(size**3), float(size**2 * _IMAGES * _SIDE**2)
+    cube, pixel = float(size**3), float(size**2 * _IMAGES * _side(size) ** 2)
     return {
         "matmul": 2 * cube,
         "gram": 2 * cube,
@@ -129,7 +134,7 @@ class _Workloads:
         return lambda: torch.cholesky_inverse(torch.linalg.cholesky_ex(matrix).L)
 
     def _conv(self, dtype: torch.dtype, n: int) -> Callable[[], object]:
-        x, w = self.draw(_IMAGES, n, _SIDE, _SIDE).to(dtype), self.draw(n, n, 3, 3).to(dtype)
+        x, w = self.draw(_IMAGES, n, _side(n), _side(n)).to(dtype), self.draw(n, n, 3, 3).to(dtype)
         one, y = (1, 1), F.conv2d(x, w, padding=1)
 
         def run() -> None:
@@ -139,7 +144,7 @@ class _Workloads:
         return run
 
     def _conv_gram(self, dtype: torch.dtype, n: int) -> Callable[[], object]:
-        x = self.draw(_IMAGES, n, _SIDE, _SIDE).to(dtype)
+        x = self.draw(_IMAGES, n, _side(n), _side(n)).to(dtype)
         return lambda: lk.conv2d_second_moment(x, 3, padding=1)
 
 
