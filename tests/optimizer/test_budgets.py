@@ -56,7 +56,7 @@ def held_bytes(optimizer: lnb.LNB) -> int:
 # -- time -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [0.5, 0.2, 0.1])
+@pytest.mark.parametrize("budget", [0.25, 0.2, 0.1])
 @pytest.mark.parametrize("settings", [{}, {"preset": "paper"}, {"trust_region": "layer", "block_size": None}], ids=str)
 def test_the_predicted_overhead_stays_inside_the_budget(settings: dict[str, Any], budget: float) -> None:
     free = run(lnb.LNB(wide(), 0.01, rates=rates(), refresh_every=1, **settings), 1).plan()
@@ -87,7 +87,7 @@ def test_a_budget_that_cannot_be_met_is_named_with_what_can_be() -> None:
 
 
 def test_layers_refresh_and_sample_as_planned() -> None:
-    optimizer = run(lnb.LNB(wide(), 0.01, rates=rates(), refresh_every=2, b_s=0.81, max_overhead=0.15), 9)
+    optimizer = run(lnb.LNB(wide(), 0.01, rates=rates(), refresh_every=2, b_s=0.81, max_overhead=0.06), 9)
     plan = {row.layer: row for row in optimizer.plan()}
     every = {name: row.refresh_every for name, row in plan.items()}
     assert max(every.values()) > 2
@@ -244,7 +244,7 @@ def test_a_budget_below_any_state_names_the_least() -> None:
 def test_time_is_not_bought_with_memory_beyond_its_budget() -> None:
     """Conjugate gradients remember a second moment only where steps refresh it less often than they use it."""
     state = lnb.LNB(wide(), 0.01, "paper").plan().state_bytes
-    optimizer = lnb.LNB(wide(), 0.01, "paper", rates=rates(), max_overhead=0.3, max_state_bytes=state)
+    optimizer = lnb.LNB(wide(), 0.01, "paper", rates=rates(), max_overhead=0.1, max_state_bytes=state)
     with pytest.warns(UserWarning, match="max_overhead"):
         run(optimizer, 2)
     assert held_bytes(optimizer) == state
@@ -262,7 +262,7 @@ def solvers(optimizer: lnb.LNB) -> dict[str, str]:
 
 def test_auto_takes_the_cheapest_of_what_is_right() -> None:
     many, few = (run(lnb.LNB(wide(), 0.01, rates=rates(factor=1e3), **AUTO), 1, rows) for rows in (2000, 20))
-    assert set(solvers(many).values()) == {"pcg"}
+    assert solvers(many) == {"0": "pcg", "2": "pcg", "4": "matrix_free"}  # its 4 outputs make products with rows cheap
     assert set(solvers(few).values()) == {"matrix_free"}
     dual = run(lnb.LNB(wide(), 0.01, rates=rates(), **AUTO), 1, 10)
     assert solvers(dual)["2"] == "dual"
@@ -367,7 +367,7 @@ def test_a_damaged_plan_is_refused_and_nothing_changes(damage: Any) -> None:
 def test_state_saved_without_a_plan_is_planned_anew() -> None:
     saved = run(lnb.LNB(wide(), 0.01, "paper"), 2).state_dict()
     del saved["lnb_plan"]
-    optimizer = lnb.LNB(wide(), 0.01, "paper", rates=rates(), max_overhead=0.5)
+    optimizer = lnb.LNB(wide(), 0.01, "paper", rates=rates(), max_overhead=0.1)
     optimizer.load_state_dict(saved)
     run(optimizer, 5)
     assert max(row.refresh_every for row in optimizer.plan()) > 1

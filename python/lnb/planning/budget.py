@@ -22,7 +22,7 @@ from lnb.planning.rates import Rates
 
 LONGEST_REFRESH = 100
 """Steps: no budget makes statistics older than this."""
-ROWS_PER_INPUT = 4
+ROWS_PER_INPUT = 16
 """A sample keeps at least so many rows per input of the layer."""
 SMALLEST_BLOCK = 64
 """Inputs of a block down to which blocks are cut for memory before averages are given up; then down to an eighth of it."""
@@ -199,8 +199,8 @@ class TimeBudget:
     """Chooses solvers, and cheaper settings until the limits are met, or no cheaper ones are left.
 
     First blocks are cut until what every step does takes at most :data:`STEADY_SHARE` of the budget; then statistics are
-    gathered less often and from fewer rows; last, layers whose solver is ``"auto"`` get the arrow preconditioner alone. Of
-    the layers and changes always the one is made that saves most time.
+    taken from fewer rows, where these are many and the estimate stays good; then less often; last, layers whose solver is
+    ``"auto"`` get the arrow preconditioner alone. Of the layers always the one is changed that saves most time.
     """
 
     def __init__(
@@ -231,7 +231,8 @@ class TimeBudget:
         if budget is not None:
             smaller = _halve_blocks(SMALLEST_BLOCK // 2, "max_overhead")
             self._cut([smaller], lambda cost: cost.solve + cost.region, STEADY_SHARE * budget)
-            self._cut([self._refresh_less, self._sample_less], lambda cost: cost.overhead, budget)
+            self._cut([self._sample_less], lambda cost: cost.overhead, budget)
+            self._cut([_refresh_less], lambda cost: cost.overhead, budget)
             self._cut([smaller, _arrow_for_auto], lambda cost: cost.overhead, budget)
         return self._solved
 
@@ -278,19 +279,21 @@ class TimeBudget:
         bytes_now = bytes_kept(block, self._solved[block].config, self._rows[block])
         return bytes_kept(block, choice.config, self._rows[block]) <= max(self._room(block), bytes_now)
 
-    def _refresh_less(self, block: Block, choice: Choice) -> Choice | None:
-        """Half as often; the average forgets as much per step as before."""
-        config = choice.config
-        if config.keeps_inputs or 2 * config.refresh_every > LONGEST_REFRESH:
-            return None
-        return choice.change("max_overhead", refresh_every=2 * config.refresh_every, b_s=config.b_s**2)
-
     def _sample_less(self, block: Block, choice: Choice) -> Choice | None:
-        """From half the rows, as long as they are many."""
+        """From half the rows, as long as they are many, and the product over them is most of a refresh."""
         sample_every = 2 * choice.config.sample_every
-        if choice.config.keeps_inputs or self._rows[block].count < ROWS_PER_INPUT * sample_every * block.d_in:
+        if self._rows[block].count < ROWS_PER_INPUT * sample_every * block.d_in:
             return None
-        return choice.change("max_overhead", sample_every=sample_every)
+        cost = self._cost(block, self._solved[block])
+        return choice.change("max_overhead", sample_every=sample_every) if cost.gather > cost.refresh else None
+
+
+def _refresh_less(block: Block, choice: Choice) -> Choice | None:
+    """Half as often; the average forgets as much per step as before."""
+    config = choice.config
+    if 2 * config.refresh_every > LONGEST_REFRESH:
+        return None
+    return choice.change("max_overhead", refresh_every=2 * config.refresh_every, b_s=config.b_s**2)
 
 
 def _arrow_for_auto(block: Block, choice: Choice) -> Choice | None:
