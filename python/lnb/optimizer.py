@@ -115,7 +115,6 @@ class LNB(Optimizer):
             self._inventory = take_inventory(model, exclude)
             self._require_blocks()
             super().__init__(list(model.parameters()) if params is None else params, defaults)
-            self._planner.fit_memory(self._optimized_blocks(), self._other_bytes())
         except Exception:
             for module in attached:
                 detach_layer(module)
@@ -155,6 +154,11 @@ class LNB(Optimizer):
                 raise TypeError(
                     f"params: a parameter is {parameter.dtype}; only real floating-point ones can be optimized"
                 )
+        try:
+            self._planner.fit_memory(self._optimized_blocks(), self._other_bytes())
+        except ValueError:
+            del self.param_groups[before:]
+            raise
         self._switch_captures()
 
     # -- the step -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from lnb.blocks import Block
 from lnb.capture import Rows
 from lnb.config import Config
-from lnb.planning.budget import Choice, Limits, TimeBudget, first_choice, fit_memory
+from lnb.planning.budget import Choice, Limits, TimeBudget, bytes_kept, first_choice, fit_memory
 from lnb.planning.rates import Rates, rates_for
 
 _CHOSEN = ("solver", "trust_region", "refresh_every", "sample_every", "block_size", "b_s")
@@ -61,20 +61,25 @@ class Planner:
         """
         if self.config.max_state_bytes is None:
             return
-        choices = {block: self.choices.get(block.name, self._first) for block in blocks}
-        fitted = fit_memory(choices, self.config.max_state_bytes, other_bytes)
-        self._fitted = {block.name: choice for block, choice in fitted.items() if block.name not in self.choices}
+        decided = [block for block in blocks if block.name in self.choices]
+        taken = sum(bytes_kept(block, self.choices[block.name].config, self.rows.get(block.name)) for block in decided)
+        undecided = {block: self._first for block in blocks if block.name not in self.choices}
+        fitted = fit_memory(undecided, self.config.max_state_bytes, other_bytes + taken)
+        self._fitted = {block.name: choice for block, choice in fitted.items()}
 
     def observe(self, blocks: list[Block], other_bytes: int) -> None:
         """Note how many rows the layers saw, and decide on those that had none before."""
         seen: list[Block] = []
         for block in blocks:
-            rows = block.rows
-            if self.waits_for_rows(block) and rows.count > 0:
+            if self.waits_for_rows(block) and (rows := block.rows).count > 0:
                 self.rows[block.name] = rows
                 seen.append(block)
-        if not self._decides or not seen:
-            return
+        if not self._decides:
+            self.choices |= {block.name: self.choice(block) for block in seen}
+        elif seen:
+            self._decide(blocks, seen, other_bytes)
+
+    def _decide(self, blocks: list[Block], seen: list[Block], other_bytes: int) -> None:
         known = {block: self.rows[block.name] for block in blocks if block.name in self.rows}
         fixed = {block: self.choices[block.name] for block in known if block.name in self.choices}
         asked = {block: self.choice(block) for block in seen if block not in fixed}
@@ -100,10 +105,15 @@ class Planner:
 
     def state_dict(self) -> dict[str, Any]:
         """What was decided, and from how many rows, as plain values."""
-        layers = {
-            name: {**{field: getattr(choice.config, field) for field in _CHOSEN}, "reason": choice.reason}
-            for name, choice in {**self._fitted, **self.choices}.items()
-        }
+        layers = {}
+        for name, choice in {**self._fitted, **self.choices}.items():
+            own, asked = (
+                {field: getattr(config, field) for field in _CHOSEN} for config in (choice.config, self._first.config)
+            )
+            layers[name] = {
+                **{field: own[field] for field in _CHOSEN if own[field] != asked[field]},
+                "reason": choice.reason,
+            }
         rows = {name: [rows.count, rows.input_grad] for name, rows in self.rows.items()}
         return {"layers": layers, "rows": rows, "decided": sorted(self.choices)}
 
@@ -128,6 +138,8 @@ class Planner:
             self.rows[name] = Rows(int(count), bool(input_grad))
         decided = set(saved["decided"])
         for name, values in saved["layers"].items():
-            settings = {field: values[field] for field in _CHOSEN}
+            settings = {field: value for field, value in values.items() if field != "reason"}
+            if not settings.keys() <= set(_CHOSEN):
+                raise ValueError(f"layer {name!r} has {sorted(settings)}")
             choice = Choice(dataclasses.replace(self._first.config, **settings), str(values["reason"]))
             (self.choices if name in decided else self._fitted)[name] = choice
