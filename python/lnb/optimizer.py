@@ -155,7 +155,7 @@ class LNB(Optimizer):
                     f"params: a parameter is {parameter.dtype}; only real floating-point ones can be optimized"
                 )
         try:
-            self._planner.fit_memory(self._optimized_blocks(), self._other_bytes())
+            self._planner.fit_memory(self._optimized_blocks(), self._other_bytes)
         except ValueError:
             del self.param_groups[before:]
             raise
@@ -190,7 +190,7 @@ class LNB(Optimizer):
         for group in self.param_groups:
             check_group(group)
         meter = self._started_meter()
-        self._planner.observe(self._optimized_blocks(), self._other_bytes())
+        self._planner.observe(self._optimized_blocks(), self._other_bytes)
         work = collect(
             self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
         )

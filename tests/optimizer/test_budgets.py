@@ -244,17 +244,20 @@ def test_a_budget_below_any_state_names_the_least() -> None:
 
 def test_groups_added_later_count_and_are_refused_beyond_the_budget() -> None:
     model = wide()
-    first, *others = [[*layer.parameters()] for layer in model if isinstance(layer, nn.Linear)]
-    whole = lnb.LNB(copy.deepcopy(model), 0.01).plan().state_bytes
-    optimizer = lnb.LNB(model, 0.01, params=first, max_state_bytes=whole // 3)
+    first, second, third = ([*layer.parameters()] for layer in model if isinstance(layer, nn.Linear))
+    state = lnb.LNB(copy.deepcopy(model), 0.01).plan().rows
+    limit = state[0].state_bytes + 20_000
+    optimizer = run(lnb.LNB(model, 0.01, params=first, max_state_bytes=limit), 2)
+    optimizer.add_param_group({"params": second})
     run(optimizer, 2)
-    held = {row.layer: row.solver for row in optimizer.plan(rates())}
-    optimizer.add_param_group({"params": others[1]})
+    plan = optimizer.plan(rates()).rows
+    assert plan[0].state_bytes == state[0].state_bytes  # had its state already
+    assert plan[1].state_bytes < state[1].state_bytes
+    assert held_bytes(optimizer) <= limit
     with pytest.raises(ValueError, match="max_state_bytes"):
-        optimizer.add_param_group({"params": others[0]})
+        optimizer.add_param_group({"params": [*third, nn.Parameter(torch.zeros(10_000))]})
+    assert len(optimizer.param_groups) == 2
     run(optimizer, 2)
-    assert held_bytes(optimizer) <= whole // 3
-    assert held.items() <= {row.layer: row.solver for row in optimizer.plan(rates())}.items()
 
 
 def test_settings_of_the_new_optimizer_stand_where_nothing_was_chosen() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lnb.blocks import Block
 from lnb.capture import Rows, statistics_dtype
@@ -44,6 +44,8 @@ def input_bytes(block: Block, config: Config, rows: Rows) -> int:
 
 
 def other_bytes(parameter: Tensor, config: Config) -> int:
-    """State of a parameter of no layer."""
+    """State of a parameter of no layer; 0 while its shape is not known."""
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        return 0
     averages = 2 if config.others == "adamw" else 1
     return averages * parameter.numel() * statistics_dtype(parameter.dtype).itemsize + _SCALAR

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class Planner:
         """Whether the layer's settings are still to be decided."""
         return self._decides and block.name not in self.choices
 
-    def fit_memory(self, blocks: list[Block], other_bytes: int) -> None:
+    def fit_memory(self, blocks: list[Block], other_bytes: Callable[[], int]) -> None:
         """Bring the layers not decided on into the budget of memory.
 
         Raises:
@@ -64,10 +64,10 @@ class Planner:
         decided = [block for block in blocks if block.name in self.choices]
         taken = sum(bytes_kept(block, self.choices[block.name].config, self.rows.get(block.name)) for block in decided)
         undecided = {block: self._first for block in blocks if block.name not in self.choices}
-        fitted = fit_memory(undecided, self.config.max_state_bytes, other_bytes + taken)
+        fitted = fit_memory(undecided, self.config.max_state_bytes, other_bytes() + taken)
         self._fitted = {block.name: choice for block, choice in fitted.items()}
 
-    def observe(self, blocks: list[Block], other_bytes: int) -> None:
+    def observe(self, blocks: list[Block], other_bytes: Callable[[], int]) -> None:
         """Note how many rows the layers saw, and decide on those that had none before."""
         seen: list[Block] = []
         for block in blocks:
@@ -79,11 +79,11 @@ class Planner:
         elif seen:
             self._decide(blocks, seen, other_bytes)
 
-    def _decide(self, blocks: list[Block], seen: list[Block], other_bytes: int) -> None:
+    def _decide(self, blocks: list[Block], seen: list[Block], other_bytes: Callable[[], int]) -> None:
         known = {block: self.rows[block.name] for block in blocks if block.name in self.rows}
         fixed = {block: self.choices[block.name] for block in known if block.name in self.choices}
         asked = {block: self.choice(block) for block in seen if block not in fixed}
-        limits = Limits(self.config.max_overhead, self.config.max_state_bytes, other_bytes)
+        limits = Limits(self.config.max_overhead, self.config.max_state_bytes, other_bytes())
         budget = TimeBudget(asked, fixed, known, self.rates(known), limits)
         self.choices |= {block.name: choice for block, choice in budget.choose().items()}
         overhead = budget.overhead()
