@@ -16,7 +16,7 @@ from optimizer.small_models import batches, copied, loss_of, mixed, same, snapsh
 from torch import Tensor, nn
 
 import lnb
-from lnb.planning import Rates
+from lnb.planning import Rates, budget
 from lnb.planning.rates import KINDS
 
 
@@ -56,17 +56,38 @@ def held_bytes(optimizer: lnb.LNB) -> int:
 # -- time -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [0.25, 0.2, 0.1])
+@pytest.mark.parametrize("limit", [0.25, 0.2, 0.1])
 @pytest.mark.parametrize("settings", [{}, {"preset": "paper"}, {"trust_region": "layer", "block_size": None}], ids=str)
-def test_the_predicted_overhead_stays_inside_the_budget(settings: dict[str, Any], budget: float) -> None:
+def test_the_predicted_overhead_stays_inside_the_budget(settings: dict[str, Any], limit: float) -> None:
     free = run(lnb.LNB(wide(), 0.01, rates=rates(), refresh_every=1, **settings), 1).plan()
     with quiet():
-        plan = run(lnb.LNB(wide(), 0.01, rates=rates(), refresh_every=1, max_overhead=budget, **settings), 1).plan()
+        plan = run(lnb.LNB(wide(), 0.01, rates=rates(), refresh_every=1, max_overhead=limit, **settings), 1).plan()
     assert free.overhead is not None
     assert plan.overhead is not None
-    assert free.overhead > budget >= plan.overhead
-    assert plan.overhead > budget / 4  # no cheaper than it has to be
+    assert free.overhead > limit >= plan.overhead
+    assert plan.overhead > limit / 4  # no cheaper than it has to be
     assert "max_overhead" in str(plan)
+
+
+def test_hundreds_of_layers_are_planned_quickly() -> None:
+    """Every choice is a change of one layer: no more of them are priced than layers times settings."""
+    model = nn.ModuleList(nn.Linear(24, 8 + i % 5) for i in range(300))
+    optimizer = lnb.LNB(model, 0.01, rates=rates(), refresh_every=1, max_overhead=0.02, max_state_bytes=10_000_000)
+    torch.stack([layer(torch.ones(50, 24)).sum() for layer in model]).sum().backward()
+    priced = 0
+    original = budget.layer_cost
+
+    def counted(*args: Any) -> Any:
+        nonlocal priced
+        priced += 1
+        return original(*args)
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(budget, "layer_cost", counted)
+        optimizer.step()
+    assert max(row.refresh_every for row in optimizer.plan()) > 1
+    assert priced < 100 * 300
 
 
 def test_a_budget_that_is_no_limit_changes_nothing() -> None:

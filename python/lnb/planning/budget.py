@@ -7,7 +7,7 @@ rates, rows and settings they are equal.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,48 @@ def bytes_kept(block: Block, config: Config, rows: Rows | None) -> int:
     return state_bytes(block, config) + (0 if rows is None else input_bytes(block, config, rows))
 
 
+@dataclass(frozen=True)
+class _Option:
+    """A cheaper choice for one layer: what it saves, in bytes or seconds; with ``"auto"`` still open, and without; and
+    the bytes that it takes more."""
+
+    saving: float
+    asked: Choice
+    solved: Choice
+    growth: int = 0
+
+
+def _descend(
+    excess: float,
+    blocks: Iterable[Block],
+    option: Callable[[Block], _Option | None],
+    take: Callable[[Block, _Option], None],
+    allowed: Callable[[_Option], bool] = lambda option: True,
+) -> float:
+    """Take the option that saves most, of all layers, until nothing exceeds a budget any more or none is left.
+
+    Args:
+        excess: over the budget.
+        blocks: the layers; of equal savings the first layer's is taken.
+        option: a layer's best option at present.
+        take: makes it the layer's choice.
+        allowed: whether it may be taken now.
+
+    Returns:
+        What the excess has become.
+    """
+    options = {block: option(block) for block in blocks}
+    while excess > 0:
+        open_ones = [(block, o) for block, o in options.items() if o is not None and allowed(o)]
+        if not open_ones:
+            break
+        block, best = max(open_ones, key=lambda pair: pair[1].saving)
+        take(block, best)
+        excess -= best.saving
+        options[block] = option(block)
+    return excess
+
+
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -71,31 +113,32 @@ def fit_memory(choices: Choices, limit: int, others: int) -> Choices:
         ValueError: it cannot be done.
     """
     choices, budget = dict(choices), "max_state_bytes"
-
-    def total() -> int:
-        return others + sum(state_bytes(block, choice.config) for block, choice in choices.items())
-
+    total = others + sum(state_bytes(block, choice.config) for block, choice in choices.items())
     stages = (
         _halve_blocks(SMALLEST_BLOCK, budget),
         _drop_averages,
         _halve_blocks(SMALLEST_BLOCK // 8, budget),
         _arrow_alone,
     )
+
+    def take(block: Block, option: _Option) -> None:
+        choices[block] = option.solved
+
+    excess: float = total - limit
     for change in stages:
-        while total() > limit:
-            saved = {}
-            for block, choice in choices.items():
-                other = change(block, choice)
-                if other is not None:
-                    saved[block] = state_bytes(block, choice.config) - state_bytes(block, other.config), other
-            best = max(saved, key=lambda block: saved[block][0], default=None)
-            if best is None or saved[best][0] <= 0:
-                break
-            choices[best] = saved[best][1]
-    if total() > limit:
+
+        def option(block: Block, change: Change = change) -> _Option | None:
+            other = change(block, choices[block])
+            if other is None:
+                return None
+            saving = state_bytes(block, choices[block].config) - state_bytes(block, other.config)
+            return _Option(saving, other, other) if saving > 0 else None
+
+        excess = _descend(excess, choices, option, take)
+    if excess > 0:
         raise ValueError(
-            f"max_state_bytes={limit} cannot be met: these layers and parameters need at least {total()} bytes, even with "
-            f"the arrow preconditioner alone. Raise it, or leave it None"
+            f"max_state_bytes={limit} cannot be met: these layers and parameters need at least {limit + int(excess)} bytes, "
+            f"even with the arrow preconditioner alone. Raise it, or leave it None"
         )
     return choices
 
@@ -222,8 +265,9 @@ class TimeBudget:
         """
         self._asked, self._fixed, self._rows, self._rates, self._limits = dict(choices), fixed, rows, rates, limits
         self._solved: Choices = dict(choices)
+        self._kept = sum(self._bytes(block, choice) for block, choice in {**fixed, **choices}.items())
         for block, choice in choices.items():
-            self._solved[block] = self._solve(block, choice)
+            self._take(block, self._option(block, choice, 0.0))
 
     def choose(self) -> Choices:
         """The settings of the layers to decide on."""
@@ -244,40 +288,45 @@ class TimeBudget:
     def _cost(self, block: Block, choice: Choice) -> Cost:
         return layer_cost(block, choice.config, self._rows[block], self._rates[block.weight.device])
 
+    def _bytes(self, block: Block, choice: Choice) -> int:
+        return bytes_kept(block, choice.config, self._rows[block])
+
     def _cut(self, changes: list[Change], part: Callable[[Cost], float], limit: float) -> None:
         """Make changes until ``part`` of the predicted overhead is at most ``limit``, or none saves any of it."""
-        while self.overhead(part) > limit:
-            best: tuple[float, Block, Choice, Choice] | None = None
-            for block, asked in self._asked.items():
-                present = self._solved[block]
-                for change in changes:
-                    wanted = change(block, asked)
-                    if wanted is None:
-                        continue
-                    concrete = self._solve(block, wanted)
-                    if not self._fits(block, concrete):
-                        continue
-                    saving = part(self._cost(block, present)) - part(self._cost(block, concrete))
-                    if saving > 0 and (best is None or saving > best[0]):
-                        best = saving, block, wanted, concrete
-            if best is None:
-                return
-            _, block, self._asked[block], self._solved[block] = best
 
-    def _solve(self, block: Block, choice: Choice) -> Choice:
-        return choose_solver(block, choice, self._rows[block], self._rates[block.weight.device], self._room(block))
+        def option(block: Block) -> _Option | None:
+            present = part(self._cost(block, self._solved[block]))
+            wanted = [change(block, self._asked[block]) for change in changes]
+            found = [self._option(block, asked, present, part) for asked in wanted if asked is not None]
+            best = max(found, key=lambda o: o.saving, default=None)
+            return best if best is not None and best.saving > 0 else None
+
+        passes = sum(self._cost(block, choice).passes for block, choice in {**self._fixed, **self._solved}.items())
+        _descend((self.overhead(part) - limit) * passes, self._asked, option, self._take, self._fits)
+
+    def _option(
+        self, block: Block, asked: Choice, present: float, part: Callable[[Cost], float] = lambda cost: 0.0
+    ) -> _Option:
+        solved = choose_solver(block, asked, self._rows[block], self._rates[block.weight.device], self._room(block))
+        growth = self._bytes(block, solved) - self._bytes(block, self._solved[block])
+        return _Option(present - part(self._cost(block, solved)), asked, solved, growth)
+
+    def _take(self, block: Block, option: _Option) -> None:
+        self._kept += option.growth
+        self._asked[block], self._solved[block] = option.asked, option.solved
+
+    @property
+    def _free(self) -> float:
+        """Bytes still to be given."""
+        limits = self._limits
+        return float("inf") if limits.state_bytes is None else limits.state_bytes - limits.other_bytes - self._kept
 
     def _room(self, block: Block) -> float:
         """Bytes that the other layers leave."""
-        if self._limits.state_bytes is None:
-            return float("inf")
-        others = {b: c for b, c in {**self._fixed, **self._solved}.items() if b is not block}
-        kept = sum(bytes_kept(b, c.config, self._rows[b]) for b, c in others.items())
-        return self._limits.state_bytes - self._limits.other_bytes - kept
+        return self._free + self._bytes(block, self._solved[block])
 
-    def _fits(self, block: Block, choice: Choice) -> bool:
-        bytes_now = bytes_kept(block, self._solved[block].config, self._rows[block])
-        return bytes_kept(block, choice.config, self._rows[block]) <= max(self._room(block), bytes_now)
+    def _fits(self, option: _Option) -> bool:
+        return option.growth <= max(0.0, self._free)
 
     def _sample_less(self, block: Block, choice: Choice) -> Choice | None:
         """From half the rows, as long as they are many, and the product over them is most of a refresh."""

@@ -83,7 +83,8 @@ class Planner:
         known = {block: self.rows[block.name] for block in blocks if block.name in self.rows}
         fixed = {block: self.choices[block.name] for block in known if block.name in self.choices}
         asked = {block: self.choice(block) for block in seen if block not in fixed}
-        limits = Limits(self.config.max_overhead, self.config.max_state_bytes, other_bytes())
+        unseen = sum(bytes_kept(block, self.choice(block).config, None) for block in blocks if block not in known)
+        limits = Limits(self.config.max_overhead, self.config.max_state_bytes, other_bytes() + unseen)
         budget = TimeBudget(asked, fixed, known, self.rates(known), limits)
         self.choices |= {block.name: choice for block, choice in budget.choose().items()}
         overhead = budget.overhead()
