@@ -190,7 +190,8 @@ class LNB(Optimizer):
         for group in self.param_groups:
             check_group(group)
         meter = self._started_meter()
-        self._planner.observe(self._optimized_blocks(), self._other_bytes)
+        dual = all(group["ridge"] > 0 for group in self.param_groups)
+        self._planner.observe(self._optimized_blocks(), self._other_bytes, dual)
         work = collect(
             self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
         )

@@ -10,7 +10,7 @@ from lnb.capture import Rows
 from lnb.config import WITH_FACTOR, Config
 from lnb.factored import block_count
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS
-from lnb.planning.budget import Choice
+from lnb.planning.choice import Choice
 from lnb.planning.cost import Cost, layer_cost
 from lnb.planning.memory import input_bytes, state_bytes
 from lnb.planning.rates import Rates

@@ -16,7 +16,7 @@ from optimizer.small_models import batches, copied, loss_of, mixed, same, snapsh
 from torch import Tensor, nn
 
 import lnb
-from lnb.planning import Rates, budget
+from lnb.planning import Rates, time_budget
 from lnb.planning.rates import KINDS
 
 
@@ -75,7 +75,7 @@ def test_hundreds_of_layers_are_planned_quickly() -> None:
     optimizer = lnb.LNB(model, 0.01, rates=rates(), refresh_every=1, max_overhead=0.02, max_state_bytes=10_000_000)
     torch.stack([layer(torch.ones(50, 24)).sum() for layer in model]).sum().backward()
     priced = 0
-    original = budget.layer_cost
+    original = time_budget.layer_cost
 
     def counted(*args: Any) -> Any:
         nonlocal priced
@@ -84,7 +84,7 @@ def test_hundreds_of_layers_are_planned_quickly() -> None:
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(budget, "layer_cost", counted)
+        patch.setattr(time_budget, "layer_cost", counted)
         optimizer.step()
     assert max(row.refresh_every for row in optimizer.plan()) > 1
     assert priced < 100 * 150
@@ -347,8 +347,10 @@ def test_auto_makes_the_steps_of_the_solver_it_takes() -> None:
 def test_relative_ridge_and_no_ridge_rule_solvers_out() -> None:
     relative = run(lnb.LNB(wide(), 0.01, rates=rates(factor=1e3), ridge_mode="relative", **AUTO), 1, 20)
     assert set(solvers(relative).values()) == {"pcg"}
-    bare = run(lnb.LNB(wide(), 0.01, rates=rates(), ridge=0.0, **AUTO), 1, 10)
-    assert "dual" not in solvers(bare).values()
+    model = wide()
+    for arguments in ({"ridge": 0.0}, {"params": [{"params": model.parameters(), "ridge": 0.0}]}):
+        bare = run(lnb.LNB(model, 0.01, rates=rates(), **arguments, **AUTO), 1, 10)  # type: ignore[arg-type]
+        assert "dual" not in solvers(bare).values()
 
 
 # -- the same again ---------------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ import torch
 from lnb.blocks import Block
 from lnb.capture import Rows
 from lnb.config import Config
-from lnb.planning.budget import Choice, Limits, TimeBudget, bytes_kept, first_choice, fit_memory
+from lnb.planning.choice import Choice, bytes_kept, first_choice
+from lnb.planning.memory_budget import fit_memory
 from lnb.planning.rates import Rates, rates_for
+from lnb.planning.time_budget import Limits, TimeBudget
 
 _CHOSEN = ("solver", "trust_region", "refresh_every", "sample_every", "block_size", "b_s")
 
@@ -67,8 +69,14 @@ class Planner:
         fitted = fit_memory(undecided, self.config.max_state_bytes, other_bytes() + taken)
         self._fitted = {block.name: choice for block, choice in fitted.items()}
 
-    def observe(self, blocks: list[Block], other_bytes: Callable[[], int]) -> None:
-        """Note how many rows the layers saw, and decide on those that had none before."""
+    def observe(self, blocks: list[Block], other_bytes: Callable[[], int], dual: bool) -> None:
+        """Note how many rows the layers saw, and decide on those that had none before.
+
+        Args:
+            blocks: all layers.
+            other_bytes: tells the bytes of state of parameters of no layer.
+            dual: whether the ridge allows the dual solver.
+        """
         seen: list[Block] = []
         for block in blocks:
             if self.waits_for_rows(block) and (rows := block.rows).count > 0:
@@ -77,14 +85,14 @@ class Planner:
         if not self._decides:
             self.choices |= {block.name: self.choice(block) for block in seen}
         elif seen:
-            self._decide(blocks, seen, other_bytes)
+            self._decide(blocks, seen, other_bytes, dual)
 
-    def _decide(self, blocks: list[Block], seen: list[Block], other_bytes: Callable[[], int]) -> None:
+    def _decide(self, blocks: list[Block], seen: list[Block], other_bytes: Callable[[], int], dual: bool) -> None:
         known = {block: self.rows[block.name] for block in blocks if block.name in self.rows}
         fixed = {block: self.choices[block.name] for block in known if block.name in self.choices}
         asked = {block: self.choice(block) for block in seen if block not in fixed}
         unseen = sum(bytes_kept(block, self.choice(block).config, None) for block in blocks if block not in known)
-        limits = Limits(self.config.max_overhead, self.config.max_state_bytes, other_bytes() + unseen)
+        limits = Limits(self.config.max_overhead, self.config.max_state_bytes, other_bytes() + unseen, dual)
         budget = TimeBudget(asked, fixed, known, self.rates(known), limits)
         self.choices |= {block.name: choice for block, choice in budget.choose().items()}
         overhead = budget.overhead()
