@@ -10,6 +10,14 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is cached on disk apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LNB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Fill every ``torch.empty`` with NaN (integers: the largest value), so that reading before writing shows."""

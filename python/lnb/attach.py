@@ -50,6 +50,7 @@ class ProbedLinear(ProbedLayer, nn.Linear):
         capture = self._lnb_captures["weight"]
         output = lk.linear(input, self.weight, self.bias, probe=capture.probe_for(self.weight), **capture.reading)
         capture.keep(self.weight, input, output)
+        capture.count(self.weight, input, output, output.numel() // self.out_features)
         return output
 
 
@@ -76,6 +77,7 @@ class ProbedConv2d(ProbedLayer, nn.Conv2d):
             **capture.reading,
         )
         capture.keep(self.weight, input, output)
+        capture.count(self.weight, input, output, output.numel() // self.out_channels)
         return output
 
 

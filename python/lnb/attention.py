@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lnb_kernels as lk
-from lnb.capture import Capture
+from lnb.capture import Capture, Rows
 
 # which of the rows of query, key and value an in-projection's second moment belongs to
 _SERVES = {"qkv": (0, 1, 2), "q": (0,), "k": (1,), "v": (2,), "kv": (1, 2)}
@@ -46,6 +46,16 @@ class PackedCapture(Capture):
         """Bring the probes to the device and dtype of ``weight``."""
         for part in self.parts.values():
             part.follow(weight)
+
+    def count_rows(self, on: bool) -> None:
+        """Choose it for all parts."""
+        for part in self.parts.values():
+            part.count_rows(on)
+
+    def counted(self) -> Rows:
+        """The rows of the queries."""
+        query = [self.parts[name] for name in ("qkv", "q")]
+        return Rows(sum(part.rows for part in query), any(part.input_grad for part in query))
 
     @property
     def moments(self) -> Tensor | None:
@@ -222,12 +232,14 @@ def _project(
             capture = captures[name]
             outputs.append(lk.linear(x, weight, b, probe=capture.probe_for(weight), **capture.reading))
             capture.keep(weight, x, outputs[-1])
+            capture.count(weight, x, outputs[-1], outputs[-1].numel() // width)
         return outputs[0], outputs[1], outputs[2]
     weight = attention.in_proj_weight
     parts = cast(PackedCapture, captures["in_proj_weight"]).parts
 
     def project(x: Tensor, name: str, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         output = lk.linear(x, w, b, probe=parts[name].probe_for(weight), **parts[name].reading)
+        parts[name].count(weight, x, output, output.numel() // output.shape[-1])
         count = len(_SERVES[name])
         return output.unflatten(-1, (count, width)).movedim(-2, 0).contiguous().unbind(0) if count > 1 else (output,)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from lnb.attach import ProbedLayer, original_class, unsupported_reason, weight_roles
-from lnb.capture import Capture
+from lnb.capture import Capture, Rows
 
 
 @dataclass(eq=False)
@@ -44,6 +46,30 @@ class Block:
     def is_convolution(self) -> bool:
         """Whether the rows are patches of images."""
         return isinstance(self.modules[0], nn.Conv2d)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the weight is the query's, key's and value's in one, ``in_proj_weight``."""
+        return self.weight_role == "in_proj_weight"
+
+    @property
+    def stride_area(self) -> int:
+        """Input positions per output position: 1 but for strided convolutions."""
+        return math.prod(cast(nn.Conv2d, self.modules[0]).stride) if self.is_convolution else 1
+
+    @property
+    def shifts(self) -> int:
+        """Differences of two taps of the kernel, up to sign."""
+        if not self.is_convolution:
+            return 1
+        kernel = cast(nn.Conv2d, self.modules[0]).kernel_size
+        return (math.prod(2 * k - 1 for k in kernel) + 1) // 2
+
+    @property
+    def rows(self) -> Rows:
+        """What the layer's passes worked on since the captures were cleared, known without asking the device."""
+        found = [capture.counted() for capture in self.captures]
+        return Rows(sum(rows.count for rows in found), any(rows.input_grad for rows in found))
 
     @property
     def kind(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,19 @@ from torch import Tensor, nn
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which statistics of tensors of ``dtype`` are kept: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a layer's forward and backward passes worked on in one step.
+
+    Attributes:
+        count: rows, of all micro-batches and uses: samples times positions.
+        input_grad: whether the backward pass went on to the layer's input.
+    """
+
+    count: int
+    input_grad: bool = True
 
 
 class Capture:
@@ -28,6 +42,9 @@ class Capture:
         self.moments_on = False
         self.channels_on = False
         self.inputs_on = False
+        self.rows_on = False
+        self.rows = 0
+        self.input_grad = False
         self.inputs: list[Tensor] = []
         self.start: Tensor | None = None
         self.sample_every = 1
@@ -92,6 +109,26 @@ class Capture:
             kept = input.detach()
             output.register_hook(lambda gradient: self.inputs.append(kept))
 
+    def count_rows(self, on: bool) -> None:
+        """Choose whether backward passes count their rows. A compiled forward leaves those of its last call anyway."""
+        self.rows_on = on
+
+    def count(self, weight: Tensor, input: Tensor, output: Tensor, rows: int) -> None:
+        """Count ``rows``, on the host, if a backward pass reaches ``output``."""
+        if torch.compiler.is_compiling():  # reads nothing that changes: no new graph for another count
+            if torch.is_grad_enabled():
+                self.rows, self.input_grad = rows, input.requires_grad
+        elif self.rows_on and weight.requires_grad and output.requires_grad and not _transformed():
+            self.input_grad |= input.requires_grad
+            output.register_hook(lambda gradient: self._add_rows(rows))
+
+    def counted(self) -> Rows:
+        """The rows counted since the last :meth:`clear`."""
+        return Rows(self.rows, self.input_grad)
+
+    def _add_rows(self, rows: int) -> None:
+        self.rows += rows
+
     @property
     def moments(self) -> Tensor | None:
         """The second moment gathered since the last :meth:`clear`, ``[D+1, D+1]`` (convolution: one per group)."""
@@ -112,6 +149,7 @@ class Capture:
             if probe is not None:
                 probe.grad = None
         self.inputs.clear()
+        self.rows = 0
 
 
 def _probe_like(probe: Tensor | None, shape: tuple[int, ...], weight: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class Config:
         solver: how ``metric h = g~`` is solved: ``"pcg"`` (conjugate gradients on the second moment), ``"matrix_free"``
             (the same from the kept inputs), ``"dual"`` (exactly, from the kept inputs, in the space of samples where these
             are fewer than inputs), ``"cholesky"`` (a cached factor), ``"arrow"`` (the preconditioner alone), or ``"auto"``:
-            cholesky where second moments are remembered or the trust region needs a factor, else pcg.
+            cholesky where second moments are remembered or the trust region needs a factor, else for each layer the
+            cheapest of pcg, matrix_free, and the exact cholesky and dual, once the rows of its first step are known.
         cg_scope: what shares one CG step length: the whole ``"layer"``, or each ``"neuron"`` (output row) its own.
         trust_region: what the step is normalised by, one of ``TRUST_REGIONS``.
         refresh_every: the second moment is gathered on every ``refresh_every``-th step, >= 1.
@@ -53,6 +54,11 @@ class Config:
             images); the rows change from refresh to refresh. >= 1.
         moment_dtype: dtype to which activations are rounded for second-moment products, None (their own), float32 or
             bfloat16; sums are in float32 (float64 for float64 activations).
+        max_overhead: the most time that statistics, solutions and trust regions may take, as a fraction of that of the
+            layers' forward and backward passes, > 0; None for any. Where the settings are predicted to take more, layers
+            get smaller blocks, refresh less often, or read fewer rows; see :meth:`lnb.LNB.plan`.
+        max_state_bytes: the most bytes that the optimizer's state may take, >= 1; None for any. Where the settings
+            take more, layers get smaller blocks, remember no second moment, or are preconditioned by the arrow alone.
     """
 
     momentum: float = 0.9
@@ -76,6 +82,8 @@ class Config:
     b_others: float = 0.99
     sample_every: int = 1
     moment_dtype: torch.dtype | None = None
+    max_overhead: float | None = None
+    max_state_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("momentum", "b_mu", "b_nu", "shrinkage", "b_s", "b_others"):
@@ -92,6 +100,15 @@ class Config:
         check_choice("others", self.others, OTHERS)
         if self.block_size is not None:
             check_count("block_size", self.block_size)
+        if self.max_overhead is not None:
+            check_number("max_overhead", self.max_overhead, low=0.0, low_allowed=False)
+            if self.keeps_inputs:
+                raise ValueError(
+                    f"max_overhead={self.max_overhead!r} has nothing to choose with solver={self.solver!r}, which uses every "
+                    f"step's inputs: drop it, or use another solver"
+                )
+        if self.max_state_bytes is not None:
+            check_count("max_state_bytes", self.max_state_bytes)
         if not isinstance(self.nesterov, bool):
             raise TypeError(f"nesterov={self.nesterov!r} must be True or False")
         if self.trust_region in WITH_FACTOR and not self.factored:
@@ -101,7 +118,7 @@ class Config:
             )
         if self.solver == "dual" and self.ridge == 0:
             raise ValueError("solver='dual' needs ridge > 0, not 0: with fewer rows than inputs the metric is singular")
-        if self.solver in ("matrix_free", "dual") and (self.averaged or self.ridge_mode == "relative"):
+        if self.keeps_inputs and (self.averaged or self.ridge_mode == "relative"):
             raise ValueError(
                 f"solver={self.solver!r} keeps no second moment: refresh_every must be 1, b_s 0 and ridge_mode 'absolute', not "
                 f"{self.refresh_every}, {self.b_s} and {self.ridge_mode!r}"
@@ -115,6 +132,11 @@ class Config:
         if self.solver == "auto":
             return self.trust_region in WITH_FACTOR or self.averaged
         return self.solver == "cholesky"
+
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether the solver works on the inputs of the step's forward passes."""
+        return self.solver in ("matrix_free", "dual")
 
     @property
     def averaged(self) -> bool:
@@ -144,7 +166,7 @@ class Config:
         Args:
             refresh: the step gathers statistics.
         """
-        if self.solver in ("matrix_free", "dual"):
+        if self.keeps_inputs:
             return False, False, True
         return refresh, refresh and not self.factored, False
 

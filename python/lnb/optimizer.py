@@ -15,7 +15,11 @@ from lnb.blocks import Block, take_inventory
 from lnb.config import Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
+from lnb.overhead import OverheadMeter
 from lnb.plan import Plan, plan_block
+from lnb.planning import Rates
+from lnb.planning.memory import other_bytes
+from lnb.planning.planner import Planner
 from lnb.schedule import is_refresh_step, sample_start
 from lnb.serialization import (
     FORMAT,
@@ -67,6 +71,8 @@ class LNB(Optimizer):
             ``lr``, ``weight_decay`` and ``ridge``.
         exclude: modules whose parameters are treated as others.
         strict: raise ``FloatingPointError`` on NaN or inf instead of skipping the step (waits for the device).
+        rates: the device's speed for :meth:`plan` and all that is chosen by cost; None to measure it when that is needed,
+            in about a second, and remember it on disk. Ranks of one job that choose by cost should be given the same.
         settings: any field of :class:`lnb.config.Config`, in place of the preset's value.
 
     Raises:
@@ -83,6 +89,7 @@ class LNB(Optimizer):
         params: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
         exclude: Iterable[nn.Module] = (),
         strict: bool = False,
+        rates: Rates | None = None,
         **settings: Any,
     ) -> None:
         require_module("model", model)
@@ -98,6 +105,10 @@ class LNB(Optimizer):
         self._counters: dict[str, Tensor | int] = {"steps": 0, "skipped_steps": 0}
         self._step_index = 0
         self._records = LayerRecords()
+        if rates is not None and not isinstance(rates, Rates):
+            raise TypeError(f"rates={rates!r} must be a lnb.planning.Rates, not {type(rates).__name__}")
+        self._planner = Planner(config, rates)
+        self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         attached = attach_layers(model, exclude)
         try:
@@ -143,6 +154,11 @@ class LNB(Optimizer):
                 raise TypeError(
                     f"params: a parameter is {parameter.dtype}; only real floating-point ones can be optimized"
                 )
+        try:
+            self._planner.fit_memory(self._optimized_blocks(), self._other_bytes)
+        except ValueError:
+            del self.param_groups[before:]
+            raise
         self._switch_captures()
 
     # -- the step -----------------------------------------------------------------------------------------------------
@@ -173,7 +189,12 @@ class LNB(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             check_group(group)
-        work = collect(self._model, self._inventory.blocks, self.param_groups, self.state, self._zeroed)
+        meter = self._started_meter()
+        dual = all(group["ridge"] > 0 for group in self.param_groups)
+        self._planner.observe(self._optimized_blocks(), self._other_bytes, dual)
+        work = collect(
+            self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
+        )
         follow_parameters(self.state)
         rejected = False
         if work.parameters:
@@ -186,12 +207,26 @@ class LNB(Optimizer):
             self._step_index += 1
         self._clear_captures()
         self._switch_captures()
+        if meter is not None:
+            meter.leave(any(block.moments is not None for block in work.blocks))
         if rejected and self._strict:
             raise FloatingPointError(
                 "step(): NaN or inf in a gradient or in the input of a claimed layer; parameters and state are unchanged. "
                 "Lower lr, clip the gradients, or drop strict=True to skip such steps"
             )
         return loss
+
+    def _started_meter(self) -> OverheadMeter | None:
+        """The clock, running; None where no overhead is watched."""
+        if self._config.max_overhead is None:
+            return None
+        if self._meter is None:
+            self._meter = OverheadMeter(self.param_groups[0]["params"][0].device)
+        self._meter.enter()
+        return self._meter
+
+    def _config_of(self, block: Block) -> Config:
+        return self._planner.choice(block).config
 
     def _count(self, verdict: Verdict) -> None:
         self._counters["steps"] = self._counters["steps"] + 1
@@ -217,12 +252,19 @@ class LNB(Optimizer):
         optimized = {parameter for group in self.param_groups for parameter in group["params"]}
         return [block for block in self._inventory.blocks if block.weight in optimized]
 
+    def _other_bytes(self) -> int:
+        """State of the parameters of no layer."""
+        claimed = {parameter for block in self._optimized_blocks() for parameter in block.parameters}
+        parameters = (parameter for group in self.param_groups for parameter in group["params"])
+        return sum(other_bytes(p, self._config) for p in parameters if p not in claimed and p.requires_grad)
+
     def _switch_captures(self) -> None:
-        config = self._config
-        due = is_refresh_step(self._step_index, config.refresh_every)
         for block in self._optimized_blocks():
-            moments, channels, inputs = config.needs(due or not has_statistics(self.state.get(block.weight)))
+            config = self._config_of(block)
+            due = is_refresh_step(self._step_index, config.refresh_every) or self._planner.is_open(block)
+            moments, channels, inputs = config.needs(due or not has_statistics(self.state.get(block.weight), config))
             for capture in block.captures:
+                capture.count_rows(self._planner.waits_for_rows(block))
                 capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs)
                 if moments:
                     capture.read(block.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
@@ -255,9 +297,24 @@ class LNB(Optimizer):
                 return "second moment", f"{kind} {block.name!r}: {block.describe()}"
         return self._config.others, self._inventory.reasons.get(parameter, "not a parameter of the attached model")
 
-    def plan(self) -> Plan:
-        """What a step does for every claimed layer and what it costs, by arithmetic; print it, or read its rows."""
-        return Plan(tuple(plan_block(block, self._config) for block in self._optimized_blocks()))
+    def plan(self, rates: Rates | None = None) -> Plan:
+        """What a step does for every claimed layer, why, and what it costs; print it, or read its rows.
+
+        Times are predicted from the rows of the first step, and missing before it.
+
+        Args:
+            rates: of the device; None for those given to the optimizer, else measured ones.
+        """
+        if rates is not None and not isinstance(rates, Rates):
+            raise TypeError(f"rates={rates!r} must be a lnb.planning.Rates, not {type(rates).__name__}")
+        blocks, rows = self._optimized_blocks(), self._planner.rows
+        found = self._planner.rates([block for block in blocks if block.name in rows], rates)
+        planned = [
+            plan_block(block, self._planner.choice(block), rows.get(block.name), found.get(block.weight.device))
+            for block in blocks
+        ]
+        sources = dict.fromkeys(rates.source for rates in found.values())
+        return Plan(tuple(planned), self._other_bytes(), ", ".join(sources))
 
     def diagnostics(self, layers: bool = False) -> dict[str, float]:
         """Figures to log, for example with ``SummaryWriter.add_scalar(name, value, step)`` each. Waits for the device.
@@ -268,9 +325,16 @@ class LNB(Optimizer):
                 ``condition``, a lower bound of the condition number of the cached factor's matrix; ``refresh_age`` in steps.
 
         Returns:
-            Counters since construction: ``steps``, and ``skipped_steps`` that met NaN or inf; then the layers' figures.
+            Counters since construction: ``steps``, and ``skipped_steps`` that met NaN or inf. With ``max_overhead``, and
+            from the second step on, ``overhead``: the time measured in ``step()``, plus what gathering statistics adds to
+            the passes before it, relative to the rest of a training step, over the last 200 steps. It includes averaging
+            gradients and moving parameters, as every optimizer does, which ``max_overhead`` is not about. Then the
+            layers' figures.
         """
         found: dict[str, float] = {name: int(value) for name, value in self._counters.items()}
+        overhead = None if self._meter is None else self._meter.read()
+        if overhead is not None:
+            found["overhead"] = overhead
         if layers:
             states = {block.name: self.state.get(block.weight, {}) for block in self._inventory.blocks}
             factors = {name: state["factor"] for name, state in states.items() if "factor" in state}
@@ -282,10 +346,11 @@ class LNB(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict, with ``lnb_format``; tensors are shared with the optimizer, as torch does."""
         own = {"lnb_format": FORMAT, "lnb_step": self._step_index, "lnb_settings": saved_settings(self._config)}
-        return {**super().state_dict(), **own}
+        return {**super().state_dict(), **own, "lnb_plan": self._planner.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, bit for bit. Settings other than the groups' stay as constructed.
+        """Restore what :meth:`state_dict` returned, bit for bit. Settings other than the groups' stay as constructed;
+        what a budget or ``solver="auto"`` chose for single layers is restored.
 
         Raises:
             TypeError: it is not such a dict.
@@ -296,6 +361,7 @@ class LNB(Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         check_state(state_dict, self.param_groups, self._inventory, self._config)
+        planner = self._planner.restored(state_dict.get("lnb_plan"))
         self.__setstate__(
             {
                 "state": restored_state(state_dict, self.param_groups),
@@ -303,16 +369,18 @@ class LNB(Optimizer):
             }
         )
         self._step_index = state_dict["lnb_step"]
+        self._planner = planner
         self._clear_captures()
         self._switch_captures()
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_config", "_strict", "_counters", "_inventory", "_step_index", "_records")
+        own = ("_model", "_config", "_strict", "_counters", "_inventory", "_step_index", "_records", "_planner")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._zeroed = {}
+        self._meter = None
         self._switch_captures()

@@ -1,4 +1,4 @@
-"""What a step will do for each layer, and what that costs: by arithmetic, before anything runs."""
+"""What a step will do for each layer, and what that costs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lnb.blocks import Block
-from lnb.capture import statistics_dtype
+from lnb.capture import Rows
 from lnb.config import WITH_FACTOR, Config
 from lnb.factored import block_count
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS
+from lnb.planning.choice import Choice
+from lnb.planning.cost import Cost, layer_cost
+from lnb.planning.memory import input_bytes, state_bytes
+from lnb.planning.rates import Rates
+
+_HEADINGS = (
+    "layer",
+    "shape",
+    "rows",
+    "statistics",
+    "solver",
+    "MFLOP/step",
+    "MFLOP/refresh",
+    "kFLOP/row",
+    "stat ms",
+    "solve ms",
+    "region ms",
+    "passes ms",
+    "state MB",
+    "why",
+)
 
 
 @dataclass(frozen=True)
@@ -19,12 +40,17 @@ class PlanRow:
     Attributes:
         layer: its name.
         shape: groups, outputs per group, inputs.
-        statistics: where the metric comes from.
+        statistics: where the metric comes from, and how often.
         solver: how it is solved.
+        refresh_every: steps from one gathering of statistics to the next.
+        sample_every: of how many rows one is read for them.
         solve_flops: floating-point operations of the solution and the trust region, every step.
         refresh_flops: of one refresh, without the product over rows.
         flops_per_row: of one input row, on the steps that read inputs.
         state_bytes: what the optimizer keeps, gradient averages included.
+        input_bytes: inputs kept from the backward pass to the step; 0 until rows are known.
+        rows: of one step; None until a backward pass was seen.
+        cost: predicted seconds; None until rows are known.
         reason: why.
     """
 
@@ -32,18 +58,52 @@ class PlanRow:
     shape: tuple[int, int, int]
     statistics: str
     solver: str
+    refresh_every: int
+    sample_every: int
     solve_flops: int
     refresh_flops: int
     flops_per_row: int
     state_bytes: int
+    input_bytes: int
+    rows: int | None
+    cost: Cost | None
     reason: str
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as :data:`_HEADINGS` has it."""
+        numbers = (self.solve_flops / 1e6, self.refresh_flops / 1e6, self.flops_per_row / 1e3)
+        cost = self.cost
+        times: tuple[str, ...] = ("-",) * 4
+        if cost is not None:
+            times = tuple(f"{1e3 * t:.3g}" for t in (cost.statistics, cost.solve, cost.region, cost.passes))
+        return (
+            self.layer,
+            "x".join(map(str, self.shape if self.shape[0] > 1 else self.shape[1:])),
+            "-" if self.rows is None else str(self.rows),
+            self.statistics,
+            self.solver,
+            *(f"{n:.3g}" for n in numbers),
+            *times,
+            f"{(self.state_bytes + self.input_bytes) / 1e6:.3g}",
+            self.reason,
+        )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The table that :meth:`lnb.LNB.plan` returns: iterate over its rows, or print it."""
+    """The table that :meth:`lnb.LNB.plan` returns: iterate over its rows, or print it.
+
+    Times are per step on average, in milliseconds; ``passes`` is the layer's forward and backward.
+
+    Attributes:
+        rows: the layers.
+        other_bytes: state of parameters of no layer.
+        source: where the rates behind the times are from.
+    """
 
     rows: tuple[PlanRow, ...]
+    other_bytes: int = 0
+    source: str = ""
 
     def __iter__(self) -> Iterator[PlanRow]:
         return iter(self.rows)
@@ -56,76 +116,115 @@ class Plan:
         """Bytes kept for all layers."""
         return sum(row.state_bytes for row in self.rows)
 
+    @property
+    def overhead(self) -> float | None:
+        """Predicted time of statistics, solutions and trust regions relative to the layers' forward and backward passes;
+        None until the rows of any layer are known."""
+        costs = [row.cost for row in self.rows if row.cost is not None]
+        return sum(cost.overhead for cost in costs) / sum(cost.passes for cost in costs) if costs else None
+
     def __str__(self) -> str:
-        table: list[tuple[str, ...]] = [
-            ("layer", "shape", "statistics", "solver", "MFLOP/step", "MFLOP/refresh", "kFLOP/row", "state MB", "why")
-        ]
-        for row in self.rows:
-            numbers = (row.solve_flops / 1e6, row.refresh_flops / 1e6, row.flops_per_row / 1e3, row.state_bytes / 1e6)
-            shape = "x".join(map(str, row.shape if row.shape[0] > 1 else row.shape[1:]))
-            table.append((row.layer, shape, row.statistics, row.solver, *(f"{n:.3g}" for n in numbers), row.reason))
-        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]) - 1)]
+        table = [_HEADINGS, *(row.cells() for row in self.rows)]
+        widths = [max(len(line[column]) for line in table) for column in range(len(_HEADINGS) - 1)]
         lines = [
             "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]])
             for line in table
         ]
-        return "\n".join([*lines, f"state of all layers: {self.state_bytes / 1e6:.3g} MB"])
+        others = f", of other parameters: {self.other_bytes / 1e6:.3g} MB" if self.other_bytes else ""
+        lines.append(f"state of all layers: {self.state_bytes / 1e6:.3g} MB{others}")
+        if self.overhead is None:
+            lines.append("times are predicted once a backward pass and a step have shown how many rows there are")
+        else:
+            lines.append(
+                f"predicted overhead of statistics, solutions and trust regions: {self.overhead:.1%} of the layers' forward "
+                f"and backward passes (rates {self.source})"
+            )
+        return "\n".join(lines)
 
 
-def plan_block(block: Block, config: Config) -> PlanRow:
-    """The plan of one layer whose weight and bias both move."""
+def plan_block(block: Block, choice: Choice, rows: Rows | None, rates: Rates | None) -> PlanRow:
+    """The plan of one layer whose weight and bias both move.
+
+    Args:
+        block: the layer.
+        choice: its settings, and why.
+        rows: of one step, None if not known.
+        rates: of its device; needed where ``rows`` are known.
+    """
+    config = choice.config
+    solver, reason = _solver(block, config)
+    solve, refresh, per_row = _flops(block, config)
+    return PlanRow(
+        layer=block.name,
+        shape=block.shape,
+        statistics=_statistics(config),
+        solver=solver,
+        refresh_every=config.refresh_every,
+        sample_every=config.sample_every,
+        solve_flops=solve,
+        refresh_flops=refresh,
+        flops_per_row=per_row,
+        state_bytes=state_bytes(block, config),
+        input_bytes=0 if rows is None else input_bytes(block, config, rows),
+        rows=None if rows is None else rows.count,
+        cost=None if rows is None or rates is None else layer_cost(block, config, rows, rates),
+        reason="; ".join(filter(None, (reason, choice.reason))),
+    )
+
+
+def _flops(block: Block, config: Config) -> tuple[int, int, int]:
+    """Of a step's solution and trust region, of a refresh, and of a row that is read."""
     groups, rows, d_in = block.shape
     columns = d_in + (block.bias is not None)
-    item = statistics_dtype(block.weight.dtype).itemsize
-    scalar = 4  # step counters are float32
     numbers = groups * rows * columns
-    scalars = len(block.parameters)
-    count = block_count(d_in, config.block_size)
-    size = d_in // count
+    size = d_in // block_count(d_in, config.block_size)
     spectral = config.trust_region == "spectral"
-    solve = refresh = kept = 0
+    solve = refresh = 0
     per_row = groups * (d_in + 1) ** 2 // config.sample_every  # one half of the symmetric product, two operations each
-    if config.factored and config.trust_region == "balanced":
-        outputs = block_count(rows, config.block_size)
-        side = rows // outputs
-        solve += 2 * numbers * side
-        refresh += groups * (outputs * INVERSE_ROOT_FLOPS * side**3 + 2 * rows * columns * (size + side))
-        kept += groups * outputs * side**2 * (2 if config.b_s > 0 else 1)
     if config.factored:
-        solver = "factor" if count == 1 else f"factor, {count} blocks of {size}"
+        if config.trust_region == "balanced":
+            outputs = block_count(rows, config.block_size)
+            side = rows // outputs
+            solve += 2 * numbers * side
+            refresh += groups * (outputs * INVERSE_ROOT_FLOPS * side**3 + 2 * rows * columns * (size + side))
         solve += (2 if spectral else 1) * 2 * numbers * size
-        refresh += groups * count * size**3
-        kept += groups * count * size**2 + groups * (columns - d_in) * d_in
-        needed = config.trust_region in WITH_FACTOR
-        reason = "the trust region needs a factor" if needed else "a factor serves until the next refresh"
+        refresh += groups * d_in * size**2
     elif config.solver == "arrow":
-        solver, solve, reason = "arrow", 6 * numbers, "the preconditioner alone was asked for"
+        solve = 6 * numbers
     elif config.solver == "dual":
-        solver, reason = "dual", "exact, in the smaller of the spaces of rows and of inputs"
         per_row = 4 * numbers
     elif config.solver == "matrix_free":
-        solver, reason = f"{config.cg_iterations} CG iterations", "products with the kept inputs, no matrix is formed"
         per_row = 4 * numbers * (config.cg_iterations + 1)
     else:
-        solver, reason = f"{config.cg_iterations} CG iterations", "warm-started on the second moment"
         solve = (config.cg_iterations + 1) * 2 * numbers * columns
     if spectral:
         short, long = sorted((rows, columns))
         solve += groups * STEPS * (4 * short * short * long + 2 * short**3)
-    if config.keeps_second_moment:
-        kept += groups * (d_in + 1) ** 2
-        scalars += 1
-    if config.keeps_direction:
-        kept += groups * rows * columns
-    if config.keeps_feature_moments:
-        kept += 2 * groups * d_in
-        scalars += 1
-    state = item * (numbers + kept) + scalar * scalars
-    return PlanRow(block.name, block.shape, _statistics(config), solver, solve, refresh, per_row, state, reason)
+    return solve, refresh, per_row
+
+
+def _solver(block: Block, config: Config) -> tuple[str, str]:
+    """The solver in words, and why it is the one."""
+    iterations = f"{config.cg_iterations} CG iterations"
+    if config.factored:
+        count = block_count(block.d_in, config.block_size)
+        solver = "factor" if count == 1 else f"factor, {count} blocks of {block.d_in // count}"
+        needed = config.trust_region in WITH_FACTOR
+        return solver, "the trust region needs a factor" if needed else "a factor serves until the next refresh"
+    if config.solver == "arrow":
+        return "arrow", "the preconditioner alone"
+    if config.solver == "dual":
+        return "dual", "exact, in the smaller of the spaces of rows and of inputs"
+    if config.solver == "matrix_free":
+        return f"{iterations}, matrix-free", "products with the kept inputs, no matrix is formed"
+    if config.solver == "auto":
+        return iterations, "auto: the first backward pass shows the rows that decide"
+    return iterations, "warm-started on the second moment"
 
 
 def _statistics(config: Config) -> str:
-    if config.solver in ("matrix_free", "dual"):
+    if config.keeps_inputs:
         return "kept inputs"
     every = "every step" if config.refresh_every == 1 else f"every {config.refresh_every} steps"
-    return every + (f", average {config.b_s:g}" if config.b_s > 0 else "")
+    sample = "" if config.sample_every == 1 else f", 1 of {config.sample_every} rows"
+    return every + sample + (f", average {config.b_s:.3g}" if config.b_s > 0 else "")

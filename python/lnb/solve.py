@@ -30,16 +30,19 @@ class Direction:
     residual: Tensor | None = None
 
 
-def solve(
-    works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, config: Config
-) -> list[Direction]:
+def solve(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
     """The directions of all layers, in the order of ``works``; their statistics are updated."""
-    if not config.factored:
-        return [_iterate(work, averages, verdict, config) for work in works]
+    factored = [work for work in works if work.config.factored]
+    solved = iter(_solve_factored(factored, averages, verdict))
+    return [next(solved) if work.config.factored else _iterate(work, averages, verdict) for work in works]
+
+
+def _solve_factored(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
     gradients = [_matrices(work, averages) for work in works]
-    factors = [_refresh(work, gradient, verdict, config) for work, gradient in zip(works, gradients, strict=True)]
+    factors = [_refresh(work, gradient, verdict) for work, gradient in zip(works, gradients, strict=True)]
     found: dict[int, list[Tensor]] = {}
-    for members in _batches(gradients, factors):
+    for members in _batches(works, gradients, factors):
+        config = works[members[0]].config
         weight = _stack([gradients[i][0] for i in members])
         bias = (
             None
@@ -78,10 +81,10 @@ def _direction(
     return step, step_bias
 
 
-def _iterate(work: BlockWork, averages: dict[nn.Parameter, Tensor], verdict: Verdict, config: Config) -> Direction:
+def _iterate(work: BlockWork, averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> Direction:
     gradient = work.block.join([averages[parameter] for parameter in work.parameters])
-    matrix, residual = solve_block(work, gradient, verdict, config)
-    if config.trust_region == "neuron":
+    matrix, residual = solve_block(work, gradient, verdict, work.config)
+    if work.config.trust_region == "neuron":
         matrix = matrix * neuron_scale((matrix * gradient).sum(-1, keepdim=True))
     return Direction(work.block.split(matrix), residual)
 
@@ -93,11 +96,9 @@ def _matrices(work: BlockWork, averages: dict[nn.Parameter, Tensor]) -> tuple[Te
     return weight.reshape(groups, rows, d_in), bias[0].reshape(groups, rows, 1) if bias else None
 
 
-def _refresh(
-    work: BlockWork, gradient: tuple[Tensor, Tensor | None], verdict: Verdict, config: Config
-) -> tuple[Factor, Tensor | None]:
+def _refresh(work: BlockWork, gradient: tuple[Tensor, Tensor | None], verdict: Verdict) -> tuple[Factor, Tensor | None]:
     """The layer's factor and that of its outputs, made anew if this step gathered its second moment."""
-    state = work.state
+    state, config = work.state, work.config
     balanced = config.trust_region == "balanced"
     if work.moments is not None:
         second_moment = average_second_moment(work, verdict, config.b_s, keep=config.b_s > 0)
@@ -145,14 +146,17 @@ def _keep(work: BlockWork, name: str, value: Tensor | None, verdict: Verdict) ->
 
 
 def _batches(
-    gradients: list[tuple[Tensor, Tensor | None]], factors: list[tuple[Factor, Tensor | None]]
+    works: list[BlockWork],
+    gradients: list[tuple[Tensor, Tensor | None]],
+    factors: list[tuple[Factor, Tensor | None]],
 ) -> list[list[int]]:
-    """Which layers are solved in one call: those of one shape."""
+    """Which layers are solved in one call: those of one shape and trust region."""
     batches: dict[tuple[object, ...], list[int]] = {}
     for i, ((weight, bias), (factor, output)) in enumerate(zip(gradients, factors, strict=True)):
         shapes = weight.shape, bias is None, factor.matrix.shape, None if output is None else output.shape
         alone = i if weight.device.type == "cpu" and weight.numel() > _STACKED else None
-        batches.setdefault((*shapes, weight.dtype, weight.device, alone), []).append(i)
+        key = *shapes, weight.dtype, weight.device, works[i].config.trust_region, alone
+        batches.setdefault(key, []).append(i)
     return list(batches.values())
 
 

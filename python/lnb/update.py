@@ -27,7 +27,7 @@ def run(work: Work, verdict: Verdict, config: Config) -> tuple[Verdict, list[Dir
         The verdict, narrowed by the directions being finite; the layers' directions; and their ``<h, g~>`` ``[layers]``.
     """
     averages = average_gradients(work, verdict, config)
-    solved = solve(work.blocks, averages, verdict, config)
+    solved = solve(work.blocks, averages, verdict)
     if config.others == "adamw":
         others = adam_directions(work, averages, verdict, config.b_others)
     else:

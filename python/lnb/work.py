@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lnb.blocks import Block
 from lnb.capture import statistics_dtype
+from lnb.config import Config
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
 
@@ -26,6 +27,7 @@ class BlockWork:
     moments: Tensor | None  # [groups, D+1, D+1] of this step
     channels: Tensor | None  # [3, C] of this step
     inputs: list[Tensor]
+    config: Config  # the layer's own
 
     @property
     def state(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class Work:
 def collect(
     model: nn.Module,
     blocks: Iterable[Block],
+    settings: Callable[[Block], Config],
     param_groups: list[dict[str, Any]],
     states: Any,
     zeroed: dict[Tensor, tuple[int, int]],
@@ -66,6 +69,7 @@ def collect(
     Args:
         model: what LNB was attached to.
         blocks: its claimed layers.
+        settings: each layer's.
         param_groups: the optimizer's.
         states: the state of every parameter.
         zeroed: gradients that were filled with zeros, by parameter (:func:`mark_zeroed`). A layer whose gradient is
@@ -104,7 +108,7 @@ def collect(
                 f"gradients with the optimizer's zero_grad(); or pass exclude=[that layer] to LNB. Nothing was changed"
             )
         parameters = [parameter for parameter in block.parameters if parameter in moving]
-        work.blocks.append(BlockWork(block, parameters, states, groups[block.weight]["ridge"], *found))
+        work.blocks.append(BlockWork(block, parameters, states, groups[block.weight]["ridge"], *found, settings(block)))
         for parameter in parameters:
             del moving[parameter]
     work.others = list(moving)
@@ -153,6 +157,7 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     return Verdict(ok, wait)
 
 
-def has_statistics(state: dict[str, Any] | None) -> bool:
-    """Whether a layer's state holds statistics to step with, so that it can wait for the next refresh."""
-    return state is not None and not {"factor", "second_moment", "mean"}.isdisjoint(state)
+def has_statistics(state: dict[str, Any] | None, config: Config) -> bool:
+    """Whether a layer's state holds the statistics that its settings work with, so that it can wait for the next refresh."""
+    needed = "factor" if config.factored else "second_moment" if config.keeps_second_moment else "mean"
+    return state is not None and needed in state

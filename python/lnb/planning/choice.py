@@ -1,0 +1,112 @@
+"""One layer's settings, cheaper ones to change to, and the greedy descent that makes such changes until a budget is met."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from lnb.blocks import Block
+from lnb.capture import Rows
+from lnb.config import WITH_FACTOR, Config
+from lnb.factored import block_count
+from lnb.planning.memory import input_bytes, state_bytes
+
+SMALLEST_BLOCK = 64
+"""Inputs of a block down to which blocks are cut for memory before averages are given up; then down to an eighth of it."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One layer's settings, and why they are not those that were asked for."""
+
+    config: Config
+    reason: str = ""
+
+    def change(self, reason: str, **settings: object) -> Choice:
+        """The same with other settings and one more reason."""
+        known = self.reason.split("; ") if self.reason else []
+        reasons = known if reason in known else [*known, reason]
+        return Choice(dataclasses.replace(self.config, **settings), "; ".join(reasons))  # type: ignore[arg-type]
+
+
+Choices = dict[Block, Choice]
+Change = Callable[[Block, Choice], "Choice | None"]
+
+
+def first_choice(config: Config) -> Choice:
+    """Where every layer starts: the settings that were asked for, without the budgets."""
+    return Choice(dataclasses.replace(config, max_overhead=None, max_state_bytes=None))
+
+
+def bytes_kept(block: Block, config: Config, rows: Rows | None) -> int:
+    """State of the layer, and the inputs it keeps from the backward pass to the step."""
+    return state_bytes(block, config) + (0 if rows is None else input_bytes(block, config, rows))
+
+
+@dataclass(frozen=True)
+class Option:
+    """A cheaper choice for one layer: what it saves, in bytes or seconds; with ``"auto"`` still open, and without; and
+    the bytes that it takes more."""
+
+    saving: float
+    asked: Choice
+    solved: Choice
+    growth: int = 0
+
+
+def descend(
+    excess: float,
+    blocks: Iterable[Block],
+    option: Callable[[Block], Option | None],
+    take: Callable[[Block, Option], None],
+    allowed: Callable[[Option], bool] = lambda option: True,
+) -> float:
+    """Take the option that saves most, of all layers, until nothing exceeds a budget any more or none is left.
+
+    Args:
+        excess: over the budget.
+        blocks: the layers; of equal savings the first layer's is taken.
+        option: a layer's best option at present.
+        take: makes it the layer's choice.
+        allowed: whether it may be taken now.
+
+    Returns:
+        What the excess has become.
+    """
+    options = {block: option(block) for block in blocks}
+    while excess > 0:
+        open_ones = [(block, o) for block, o in options.items() if o is not None and allowed(o)]
+        if not open_ones:
+            break
+        block, best = max(open_ones, key=lambda pair: pair[1].saving)
+        take(block, best)
+        excess -= best.saving
+        options[block] = option(block)
+    return excess
+
+
+def halve_blocks(smallest: int, budget: str) -> Change:
+    """The change to blocks of half the size, or the next size that divides; not below ``smallest``."""
+
+    def change(block: Block, choice: Choice) -> Choice | None:
+        if not choice.config.factored:
+            return None
+        _, outputs, inputs = block.shape
+        sides = [inputs] + ([outputs] if choice.config.trust_region == "balanced" else [])
+        present = max(side // block_count(side, choice.config.block_size) for side in sides)
+        size = present // 2
+        while size >= smallest:
+            other = choice.change(f"smaller blocks: {budget}", block_size=size)
+            if state_bytes(block, other.config) < state_bytes(block, choice.config):
+                return other
+            size //= 2
+        return None
+
+    return change
+
+
+def as_arrow(choice: Choice, reason: str) -> Choice:
+    """The arrow preconditioner; what the balanced or spectral region bounds, ``"neuron"`` bounds without a factor."""
+    region = choice.config.trust_region
+    return choice.change(reason, solver="arrow", trust_region="neuron" if region in WITH_FACTOR else region)

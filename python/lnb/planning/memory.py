@@ -1,0 +1,51 @@
+"""Bytes that a layer's state takes, and the inputs it keeps from the backward pass to the step."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lnb.blocks import Block
+from lnb.capture import Rows, statistics_dtype
+from lnb.config import Config
+from lnb.factored import block_count
+
+_SCALAR = 4  # step counters are float32
+
+
+def state_bytes(block: Block, config: Config) -> int:
+    """State of a layer whose weight and bias both move, gradient averages included."""
+    groups, rows, d_in = block.shape
+    columns = d_in + (block.bias is not None)
+    numbers = groups * rows * columns
+    scalars = len(block.parameters)
+    if config.factored:
+        count = block_count(d_in, config.block_size)
+        numbers += groups * d_in * (d_in // count) + groups * (columns - d_in) * d_in
+        if config.trust_region == "balanced":
+            side = rows // block_count(rows, config.block_size)
+            numbers += groups * rows * side * (2 if config.b_s > 0 else 1)
+    if config.keeps_second_moment:
+        numbers += groups * (d_in + 1) ** 2
+        scalars += 1
+    if config.keeps_direction:
+        numbers += groups * rows * columns
+    if config.keeps_feature_moments:
+        numbers += 2 * groups * d_in
+        scalars += 1
+    return statistics_dtype(block.weight.dtype).itemsize * numbers + _SCALAR * scalars
+
+
+def input_bytes(block: Block, config: Config, rows: Rows) -> int:
+    """Inputs that are kept until the step, for solvers that use them."""
+    if not config.keeps_inputs or block.packed:
+        return 0
+    groups, _, d_in = block.shape
+    return rows.count * block.stride_area * groups * d_in // block.taps * block.weight.dtype.itemsize
+
+
+def other_bytes(parameter: Tensor, config: Config) -> int:
+    """State of a parameter of no layer; 0 while its shape is not known."""
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        return 0
+    averages = 2 if config.others == "adamw" else 1
+    return averages * parameter.numel() * statistics_dtype(parameter.dtype).itemsize + _SCALAR

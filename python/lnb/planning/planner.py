@@ -1,0 +1,154 @@
+"""The settings of every layer of one optimizer: what was asked for, as far as budgets and costs leave it."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from lnb.blocks import Block
+from lnb.capture import Rows
+from lnb.config import Config
+from lnb.planning.choice import Choice, bytes_kept, first_choice
+from lnb.planning.memory_budget import fit_memory
+from lnb.planning.rates import Rates, rates_for
+from lnb.planning.time_budget import Limits, TimeBudget
+
+_CHOSEN = ("solver", "trust_region", "refresh_every", "sample_every", "block_size", "b_s")
+
+
+class Planner:
+    """Decides once for every layer, when the rows of its first step are known, and remembers it.
+
+    Everything is by the layer's name: so it goes into a state dict, and with copies of the optimizer.
+
+    Attributes:
+        choices: the layers decided on, with the reasons.
+        rows: what their first steps worked on.
+    """
+
+    def __init__(self, config: Config, rates: Rates | None) -> None:
+        self.config = config
+        self.choices: dict[str, Choice] = {}
+        self.rows: dict[str, Rows] = {}
+        self._first = first_choice(config)
+        self._fitted: dict[str, Choice] = {}  # to the budget of memory, before rows are known
+        self._given = rates
+
+    @property
+    def _decides(self) -> bool:
+        """Whether costs decide anything."""
+        return self.config.max_overhead is not None or (self.config.solver == "auto" and not self.config.factored)
+
+    def choice(self, block: Block) -> Choice:
+        """The settings of a layer at present."""
+        return self.choices.get(block.name) or self._fitted.get(block.name) or self._first
+
+    def waits_for_rows(self, block: Block) -> bool:
+        """Whether the next step is the one whose rows are counted."""
+        return block.name not in self.rows
+
+    def is_open(self, block: Block) -> bool:
+        """Whether the layer's settings are still to be decided."""
+        return self._decides and block.name not in self.choices
+
+    def fit_memory(self, blocks: list[Block], other_bytes: Callable[[], int]) -> None:
+        """Bring the layers not decided on into the budget of memory.
+
+        Raises:
+            ValueError: ``max_state_bytes`` is less than any settings need.
+        """
+        if self.config.max_state_bytes is None:
+            return
+        decided = [block for block in blocks if block.name in self.choices]
+        taken = sum(bytes_kept(block, self.choices[block.name].config, self.rows.get(block.name)) for block in decided)
+        undecided = {block: self._first for block in blocks if block.name not in self.choices}
+        fitted = fit_memory(undecided, self.config.max_state_bytes, other_bytes() + taken)
+        self._fitted = {block.name: choice for block, choice in fitted.items()}
+
+    def observe(self, blocks: list[Block], other_bytes: Callable[[], int], dual: bool) -> None:
+        """Note how many rows the layers saw, and decide on those that had none before.
+
+        Args:
+            blocks: all layers.
+            other_bytes: tells the bytes of state of parameters of no layer.
+            dual: whether the ridge allows the dual solver.
+        """
+        seen: list[Block] = []
+        for block in blocks:
+            if self.waits_for_rows(block) and (rows := block.rows).count > 0:
+                self.rows[block.name] = rows
+                seen.append(block)
+        if not self._decides:
+            self.choices |= {block.name: self.choice(block) for block in seen}
+        elif seen:
+            self._decide(blocks, seen, other_bytes, dual)
+
+    def _decide(self, blocks: list[Block], seen: list[Block], other_bytes: Callable[[], int], dual: bool) -> None:
+        known = {block: self.rows[block.name] for block in blocks if block.name in self.rows}
+        fixed = {block: self.choices[block.name] for block in known if block.name in self.choices}
+        asked = {block: self.choice(block) for block in seen if block not in fixed}
+        unseen = sum(bytes_kept(block, self.choice(block).config, None) for block in blocks if block not in known)
+        limits = Limits(self.config.max_overhead, self.config.max_state_bytes, other_bytes() + unseen, dual)
+        budget = TimeBudget(asked, fixed, known, self.rates(known), limits)
+        self.choices |= {block.name: choice for block, choice in budget.choose().items()}
+        overhead = budget.overhead()
+        if self.config.max_overhead is not None and overhead > self.config.max_overhead:
+            warnings.warn(
+                f"max_overhead={self.config.max_overhead:g} cannot be met: the cheapest settings are predicted to add "
+                f"{overhead:.2g} of the forward and backward passes' time. See plan(); a larger batch or another trust_region "
+                f"makes it less",
+                stacklevel=5,
+            )
+
+    def rates(self, blocks: Iterable[Block], given: Rates | None = None) -> dict[torch.device, Rates]:
+        """The rates of the layers' devices; measured where they were neither given nor measured before."""
+        chosen = given or self._given
+        devices = dict.fromkeys(block.weight.device for block in blocks)
+        return {device: chosen or rates_for(device) for device in devices}
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was decided, and from how many rows, as plain values."""
+        layers = {}
+        for name, choice in {**self._fitted, **self.choices}.items():
+            own, asked = (
+                {field: getattr(config, field) for field in _CHOSEN} for config in (choice.config, self._first.config)
+            )
+            layers[name] = {
+                **{field: own[field] for field in _CHOSEN if own[field] != asked[field]},
+                "reason": choice.reason,
+            }
+        rows = {name: [rows.count, rows.input_grad] for name, rows in self.rows.items()}
+        return {"layers": layers, "rows": rows, "decided": sorted(self.choices)}
+
+    def restored(self, saved: Any) -> Planner:
+        """A planner that goes on from :meth:`state_dict`'s result; from None as from the start.
+
+        Raises:
+            ValueError: ``saved`` is something else, or holds a value that is not allowed.
+        """
+        planner = Planner(self.config, self._given)
+        planner._fitted = dict(self._fitted)
+        if saved is None:
+            return planner
+        try:
+            planner._restore(saved)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"state_dict: lnb_plan is not what LNB.state_dict() writes: {error}") from error
+        return planner
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        for name, (count, input_grad) in saved["rows"].items():
+            self.rows[name] = Rows(int(count), bool(input_grad))
+        decided = set(saved["decided"])
+        for name, values in saved["layers"].items():
+            settings = {field: value for field, value in values.items() if field != "reason"}
+            if not settings.keys() <= set(_CHOSEN):
+                raise ValueError(f"layer {name!r} has {sorted(settings)}")
+            choice = Choice(dataclasses.replace(self._first.config, **settings), str(values["reason"]))
+            (self.choices if name in decided else self._fitted)[name] = choice

@@ -1,0 +1,167 @@
+"""A budget of time: cheaper statistics and solutions for the layers where they save most, until the step is fast enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from lnb.blocks import Block
+from lnb.capture import Rows
+from lnb.planning.choice import (
+    SMALLEST_BLOCK,
+    Change,
+    Choice,
+    Choices,
+    Option,
+    as_arrow,
+    bytes_kept,
+    descend,
+    halve_blocks,
+)
+from lnb.planning.cost import Cost, layer_cost
+from lnb.planning.rates import Rates
+from lnb.planning.solver_choice import choose_solver
+
+LONGEST_REFRESH = 100
+"""Steps: no budget makes statistics older than this."""
+ROWS_PER_INPUT = 16
+"""A sample keeps at least so many rows per input of the layer."""
+STEADY_SHARE = 0.7
+"""Of the time budget, what is left to solutions and trust regions: the rest pays for statistics."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Budgets of all layers together.
+
+    Attributes:
+        overhead: time of statistics, solutions and trust regions, as a fraction of that of forward and backward passes.
+        state_bytes: state of the optimizer, and inputs that layers keep.
+        other_bytes: what parameters of no layer take of that.
+        dual: whether the ridge, positive in every parameter group, allows the dual solver.
+    """
+
+    overhead: float | None = None
+    state_bytes: int | None = None
+    other_bytes: int = 0
+    dual: bool = True
+
+
+class TimeBudget:
+    """Chooses solvers, and cheaper settings until the limits are met, or no cheaper ones are left.
+
+    First blocks are cut until what every step does takes at most :data:`STEADY_SHARE` of the budget; then statistics are
+    taken from fewer rows, where these are many and the estimate stays good; then less often; last, layers whose solver is
+    ``"auto"`` get the arrow preconditioner alone. Of the layers always the one is changed that saves most time.
+    """
+
+    def __init__(
+        self,
+        choices: Choices,
+        fixed: Choices,
+        rows: Mapping[Block, Rows],
+        rates: Mapping[torch.device, Rates],
+        limits: Limits,
+    ) -> None:
+        """Take note of everything.
+
+        Args:
+            choices: the layers to decide on, as they were asked for.
+            fixed: layers decided on earlier, whose cost counts too.
+            rows: of one step, of all of these.
+            rates: of every device.
+            limits: the budgets.
+        """
+        self._asked, self._fixed, self._rows, self._rates, self._limits = dict(choices), fixed, rows, rates, limits
+        self._solved: Choices = dict(choices)
+        self._kept = sum(self._bytes(block, choice) for block, choice in {**fixed, **choices}.items())
+        for block, choice in choices.items():
+            self._take(block, self._option(block, choice, 0.0))
+
+    def choose(self) -> Choices:
+        """The settings of the layers to decide on."""
+        budget = self._limits.overhead
+        if budget is not None:
+            smaller = halve_blocks(SMALLEST_BLOCK // 2, "max_overhead")
+            self._cut([smaller], lambda cost: cost.solve + cost.region, STEADY_SHARE * budget)
+            self._cut([self._sample_less], lambda cost: cost.overhead, budget)
+            self._cut([_refresh_less], lambda cost: cost.overhead, budget)
+            self._cut([smaller, _arrow_for_auto], lambda cost: cost.overhead, budget)
+        return self._solved
+
+    def overhead(self, part: Callable[[Cost], float] = lambda cost: cost.overhead) -> float:
+        """What is predicted of all layers, or a part of it, relative to their forward and backward passes."""
+        costs = [self._cost(block, choice) for block, choice in {**self._fixed, **self._solved}.items()]
+        return sum(map(part, costs)) / sum(cost.passes for cost in costs)
+
+    def _cost(self, block: Block, choice: Choice) -> Cost:
+        return layer_cost(block, choice.config, self._rows[block], self._rates[block.weight.device])
+
+    def _bytes(self, block: Block, choice: Choice) -> int:
+        return bytes_kept(block, choice.config, self._rows[block])
+
+    def _cut(self, changes: list[Change], part: Callable[[Cost], float], limit: float) -> None:
+        """Make changes until ``part`` of the predicted overhead is at most ``limit``, or none saves any of it."""
+
+        def option(block: Block) -> Option | None:
+            present = part(self._cost(block, self._solved[block]))
+            wanted = [change(block, self._asked[block]) for change in changes]
+            found = [self._option(block, asked, present, part) for asked in wanted if asked is not None]
+            best = max(found, key=lambda o: o.saving, default=None)
+            return best if best is not None and best.saving > 0 else None
+
+        passes = sum(self._cost(block, choice).passes for block, choice in {**self._fixed, **self._solved}.items())
+        descend((self.overhead(part) - limit) * passes, self._asked, option, self._take, self._fits)
+
+    def _option(
+        self, block: Block, asked: Choice, present: float, part: Callable[[Cost], float] = lambda cost: 0.0
+    ) -> Option:
+        solved = choose_solver(
+            block,
+            asked,
+            self._rows[block],
+            self._rates[block.weight.device],
+            room=self._room(block),
+            dual=self._limits.dual,
+        )
+        growth = self._bytes(block, solved) - self._bytes(block, self._solved[block])
+        return Option(present - part(self._cost(block, solved)), asked, solved, growth)
+
+    def _take(self, block: Block, option: Option) -> None:
+        self._kept += option.growth
+        self._asked[block], self._solved[block] = option.asked, option.solved
+
+    @property
+    def _free(self) -> float:
+        """Bytes still to be given."""
+        limits = self._limits
+        return float("inf") if limits.state_bytes is None else limits.state_bytes - limits.other_bytes - self._kept
+
+    def _room(self, block: Block) -> float:
+        """Bytes that the other layers leave."""
+        return self._free + self._bytes(block, self._solved[block])
+
+    def _fits(self, option: Option) -> bool:
+        return option.growth <= max(0.0, self._free)
+
+    def _sample_less(self, block: Block, choice: Choice) -> Choice | None:
+        """From half the rows, as long as they are many, and the product over them is most of a refresh."""
+        sample_every = 2 * choice.config.sample_every
+        if self._rows[block].count < ROWS_PER_INPUT * sample_every * block.d_in:
+            return None
+        cost = self._cost(block, self._solved[block])
+        return choice.change("max_overhead", sample_every=sample_every) if cost.gather > cost.refresh else None
+
+
+def _refresh_less(block: Block, choice: Choice) -> Choice | None:
+    """Half as often; the average forgets as much per step as before."""
+    config = choice.config
+    if 2 * config.refresh_every > LONGEST_REFRESH:
+        return None
+    return choice.change("max_overhead", refresh_every=2 * config.refresh_every, b_s=config.b_s**2)
+
+
+def _arrow_for_auto(block: Block, choice: Choice) -> Choice | None:
+    return as_arrow(choice, "the preconditioner alone: max_overhead") if choice.config.solver == "auto" else None
