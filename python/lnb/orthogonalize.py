@@ -11,9 +11,8 @@ import lnb_kernels as lk
 # zero is as large as it can be without leaving that band, which five steps need more than they need the value 1 itself.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 STEPS = 5
-INVERSE_ROOT_FLOPS = (
-    8 * STEPS - 6
-)  # of :func:`inverse_root`, times n^3: the first step has no root yet, the last no next power
+# Of :func:`inverse_root`, times n^3: the first step has no root yet, the last no next power.
+INVERSE_ROOT_FLOPS = 8 * STEPS - 6
 
 
 def orthogonalize(matrix: Tensor, steps: int = STEPS, dtype: torch.dtype | None = None) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import assert_close_to_reference
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 from triton_support import DEVICE
 
 import lnb_kernels as lk
@@ -87,3 +88,18 @@ def test_bad_arguments_are_named(arguments: Any, kind: type[Exception], message:
 def test_the_root_of_no_square_is_refused() -> None:
     with pytest.raises(ValueError, match=r"power has shape \(2, 3\)"):
         lk.newton_schulz_root(torch.ones(2, 3), QUINTIC, 1)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_flops_are_counted(steps: int) -> None:
+    """``FlopCounterMode`` sees the op as a whole; its formula is that of the reference's products."""
+    quintic, x = [3.4445, -4.7750, 2.0315], torch.randn(2, 5, 7)
+    for op, plain, argument in (
+        (lk.newton_schulz, reference.newton_schulz, x),
+        (lk.newton_schulz_root, reference.newton_schulz_root, x @ x.mT),
+    ):
+        with FlopCounterMode(display=False) as ours:
+            op(argument, quintic, steps)
+        with FlopCounterMode(display=False) as theirs:
+            plain(argument, quintic, steps)
+        assert ours.get_total_flops() == theirs.get_total_flops()
