@@ -19,11 +19,8 @@ PACKAGES = ("numpy", "pytorch-optimizer")
 def environment() -> dict[str, Any]:
     """What a timing depends on: versions, processor, threads, and the load of the machine at this moment."""
     versions = {"lnb": lnb_kernels.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    installed = {name for found in metadata.distributions() if (name := found.name) in PACKAGES}
+    versions |= {package: metadata.version(package) for package in sorted(installed)}
     return {
         "versions": versions,
         "processor": _processor(),

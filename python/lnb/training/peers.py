@@ -14,7 +14,7 @@ PACKAGE = "pytorch_optimizer"
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     # SOAP, arXiv:2409.11321
     "soap": ("SOAP", {}),
-    # Shampoo, arXiv:2002.09018, with grafting to AdaGrad's sizes; roots anew every 10 steps, as SOAP's bases
+    # Shampoo, arXiv:2002.09018, grafted to the sizes of SGD steps; roots anew every 10 steps, as SOAP does its bases
     "shampoo": ("ScalableShampoo", {"preconditioning_compute_steps": 10, "start_preconditioning_step": 10}),
     # PSGD with a Kronecker-factored preconditioner, arXiv:1512.04202
     "psgd": ("Kron", {}),
