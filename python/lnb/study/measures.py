@@ -108,13 +108,16 @@ def compare(suite: Suite, store: Store) -> list[Comparison]:
 
 
 def _compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | None:
-    tuning = {cell: store.load(cell) for cell in suite.tuning_cells(task)}
-    outcomes = [outcome for outcome in tuning.values() if outcome is not None]
-    if len(outcomes) < len(tuning):
+    cells = suite.tuning_cells(task)
+    outcomes = [outcome for cell in cells if (outcome := store.load(cell)) is not None]
+    if len(outcomes) < len(cells):
         return None
+    grids: dict[str, list[tuple[float, float]]] = {}
+    for cell, outcome in zip(cells, outcomes, strict=True):
+        grids.setdefault(cell.optimizer.label, []).append((cell.lr, outcome.final))
     tuned = tuned_rates(suite, task, outcomes)
     repeats = [store.load(cell) for cell in suite.repeat_cells(task, tuned)]
-    outcomes += [outcome for outcome in repeats if outcome is not None]
+    outcomes += [repeat for repeat in repeats if repeat is not None]
     metric, higher = outcomes[0].metric, outcomes[0].higher_is_better
     by_optimizer = {o.label: [x for x in outcomes if x.labels[1] == o.label] for o in suite.contestants(task)}
     target = _target(suite, task, by_optimizer, tuned, higher)
@@ -124,10 +127,6 @@ def _compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | N
     rows = tuple(
         _row(label, runs, tuned.get(label), suite.seeds[0], target, budget) for label, runs in by_optimizer.items()
     )
-    grids: dict[str, list[tuple[float, float]]] = {}
-    for cell, outcome in tuning.items():
-        if outcome is not None:
-            grids.setdefault(cell.optimizer.label, []).append((cell.lr, outcome.final))
     return Comparison(task, metric, higher, target, suite.baseline, rows, grids)
 
 

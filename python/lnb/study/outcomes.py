@@ -48,6 +48,19 @@ class Outcome:
         """The value at the end; NaN for a run without a result."""
         return self.curve[-1][2] if self.records else math.nan
 
+    def judged_by(self, metric: str | None) -> Outcome:
+        """The same run with another figure of merit (None: its own), of which more is better unless it is a loss.
+
+        Raises:
+            TrainingError: the run has no such figure.
+        """
+        if metric is None or metric == self.metric:
+            return self
+        known = next((sorted(r.values) for r in self.records if r.split == "test"), None)
+        if known is not None and metric not in known:
+            raise TrainingError(f"[tasks.{self.labels[0]}]: metric={metric!r} must be one of {', '.join(known)}")
+        return dataclasses.replace(self, metric=metric, higher_is_better=metric not in ("loss", "relative_error"))
+
     def is_better(self, a: float, b: float) -> bool:
         """Whether ``a`` is at least as good as ``b``."""
         return a >= b if self.higher_is_better else a <= b
@@ -89,13 +102,12 @@ class Store:
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
             raw["records"] = tuple(Record(**record) for record in raw["records"])
-            raw["labels"] = tuple(raw["labels"])
-            outcome = Outcome(**raw)
+            outcome = Outcome(**{**raw, "labels": (cell.task.label, cell.optimizer.label)})
             if outcome.cell != json.loads(json.dumps(cell.description())):
                 raise ValueError("it describes another run")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TrainingError(f"{file}: damaged ({error}); remove it, and the run is made again") from error
-        return outcome
+        return outcome.judged_by(cell.task.metric)
 
     def describe(self, text: str) -> None:
         """Keep the suite file beside the outcomes, so that the folder explains itself.

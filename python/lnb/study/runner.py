@@ -68,6 +68,7 @@ def run_suite(suite: Suite, store: Store, data: Path | None = None) -> Iterator[
                 task = task or make_task(entry.task, TaskOptions(data=data, **entry.options))
                 outcome = run_cell(cell, task)
                 store.save(cell, outcome)
+                outcome = outcome.judged_by(entry.metric)
             outcomes.append(outcome)
             yield clock.after(cell, outcome, kept)
         clock.close(entry)
@@ -93,8 +94,6 @@ def run_cell(cell: Cell, task: Task) -> Outcome:
     optimizer = OptimizerConfig(
         cell.optimizer.optimizer, cell.lr, cell.optimizer.weight_decay, dict(cell.optimizer.settings)
     )
-    metric = cell.task.metric or task.objective.metric
-    higher = task.objective.higher_is_better if metric == task.objective.metric else metric != "loss"
     random.seed(cell.seed)  # the trainer seeds torch; some peers draw from these
     np.random.seed(cell.seed)  # noqa: NPY002
     records: list[Record] = []
@@ -108,7 +107,17 @@ def run_cell(cell: Cell, task: Task) -> Outcome:
         records, failure = [], str(error)
     wall = time.perf_counter() - started
     labels = (cell.task.label, cell.optimizer.label)
-    return Outcome(cell.description(), labels, tuple(records), metric, higher, failure, wall, environment())
+    objective = task.objective
+    return Outcome(
+        cell.description(),
+        labels,
+        tuple(records),
+        objective.metric,
+        objective.higher_is_better,
+        failure,
+        wall,
+        environment(),
+    )
 
 
 def tuned_rates(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> dict[str, float]:

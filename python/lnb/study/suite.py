@@ -131,9 +131,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A file name: readable, and different for different descriptions."""
+        """A file name: readable, and different for different descriptions. Tasks that judge the same run share it."""
         digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode()).hexdigest()[:10]
-        return f"{self.task.label}.{self.optimizer.label}.lr{self.lr:g}.seed{self.seed}.{digest}"
+        return f"{self.task.task}.{self.optimizer.optimizer}.lr{self.lr:g}.seed{self.seed}.{digest}"
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ HEADERS = ("optimizer", "lr", "s to target", "steps to target", "at equal time",
 
 def table(comparison: Comparison) -> list[tuple[str, ...]]:
     """The rows of a comparison as text, in the order of :data:`HEADERS`."""
-    metric, lines = comparison.metric, []
+    metric = comparison.metric
+    lines: list[tuple[str, ...]] = []
     for row in comparison.rows:
         rate = "none" if row.lr is None else f"{row.lr:g}" + (" (edge)" if row.rate_at_edge else "")
         width = "" if row.rate_width is None else f"x{row.rate_width:.3g}"
@@ -134,7 +135,7 @@ def table(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def machines(comparisons: list[Comparison]) -> list[str]:
     """The machines and versions that the runs were made with."""
-    found = {}
+    found: dict[str, None] = {}
     for comparison in comparisons:
         for row in comparison.rows:
             for run in row.runs:
