@@ -90,8 +90,6 @@ def test_verdicts(suite_file: Path, tmp_path: Path) -> None:
     )
     loss = verdict(suite_file, tmp_path / "b", [[0.1, 0.2, 0.3]] * 2, [[0.1, 0.2, 0.9]] * 2)
     assert (loss[0], "lnb did not reach" in loss[1]) == (LOSS, True)
-    tie = verdict(suite_file, tmp_path / "c", [[0.1, 0.9], [0.1, 0.2, 0.9]], [[0.1, 0.2, 0.9]] * 2)
-    assert tie[0] == LOSS  # 40 s at most 20 s: slower in every resample but never faster
     tie = verdict(suite_file, tmp_path / "d", [[0.1, 0.9], [0.1, 0.2, 0.9]], [[0.1, 0.2, 0.3, 0.9]] * 2)
     assert (tie[0], "not clear" in tie[1]) == (TIE, True)
 

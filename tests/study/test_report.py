@@ -102,7 +102,8 @@ def test_in_a_browser_as_wide_as_a_phone(report: Path, tmp_path: Path, dark: boo
     found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.S)
     assert found, done.stderr[-2000:]
     seen = json.loads(found[1])
-    assert seen["scroll"] == seen["client"] == 390
+    assert 370 < seen["client"] <= 390  # a vertical scroll bar may take some
+    assert seen["scroll"] == seen["client"]
     assert len(seen["images"]) == 6
     assert all(loaded and 250 < width <= 390 for loaded, width in seen["images"])
     assert "CONSOLE" not in done.stderr

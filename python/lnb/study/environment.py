@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from datetime import datetime, timezone
@@ -13,16 +14,13 @@ import torch
 
 import lnb_kernels
 
-PACKAGES = ("numpy", "pytorch-optimizer")
+PACKAGES = ("numpy", "pytorch_optimizer")
 
 
 def environment() -> dict[str, Any]:
     """What a timing depends on: versions, processor, threads, and the load of the machine at this moment."""
-    versions = {"lnb": lnb_kernels.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    installed = {name for found in metadata.distributions() if (name := found.name) in PACKAGES}
-    versions |= {package: metadata.version(package) for package in sorted(installed)}
     return {
-        "versions": versions,
+        "versions": _versions(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -31,6 +29,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    versions = {"lnb": lnb_kernels.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    installed = {found.name: found.version for found in metadata.distributions() if found.name in PACKAGES}
+    return versions | dict(sorted(installed.items()))
+
+
+@functools.cache
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
