@@ -107,7 +107,7 @@ def measure(model_name: str, optimizer_name: str, scale: float) -> Usage:
     tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     events = profiler.profiler.kineto_results.events()
     return Usage(
-        **_replay(events),
+        **replay(events),
         state=sum(t.untyped_storage().nbytes() for t in tensors),
         planned=planned,
         high_water=high_water,
@@ -132,7 +132,7 @@ def _train(model_name: str, optimizer_name: str, scale: float) -> torch.optim.Op
     return optimizer
 
 
-def _replay(events: list[Any]) -> dict[str, Any]:
+def replay(events: list[Any]) -> dict[str, Any]:
     """Add up the allocations in the order in which they happened."""
     spans = [(e.start_ns(), e.start_ns() + e.duration_ns(), e.name()) for e in events if e.name() != "[memory]"]
     phases = sorted(span for span in spans if span[2].startswith("phase: "))

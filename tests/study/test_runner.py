@@ -99,6 +99,18 @@ def test_a_diverged_run_has_no_time_and_the_study_goes_on(suite_file: Path, tmp_
     assert outcomes[0.1].final < 1
 
 
+def test_a_failing_run_says_why_and_the_study_goes_on(
+    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object, closure: object = None) -> None:
+        raise torch.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fails)
+    seen = list(run_suite(quick(suite_file), Store(tmp_path / "runs")))
+    assert [(p.outcome.labels[1], p.outcome.failure) for p in seen] == [("lnb", ""), ("adamw", "LinAlgError: singular")]
+    assert seen[1].outcome.records == ()
+
+
 def test_a_full_disk_keeps_what_is_finished(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, suite = Store(tmp_path / "runs"), quick(suite_file)
     running = run_suite(suite, store)

@@ -81,7 +81,10 @@ def _cells(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> Iterator[C
 
 
 def run_cell(cell: Cell, task: Task) -> Outcome:
-    """One training run. A run whose loss or result is not finite has no result, and so no time."""
+    """One training run. A run that fails, or whose loss or result is not finite, has no result, and so no time.
+
+    One contestant's failure (memory, linear algebra) does not end a study of hours: its outcome says what happened.
+    """
     started = time.perf_counter()
     config = LoopConfig(
         cell.task.steps,
@@ -105,6 +108,8 @@ def run_cell(cell: Cell, task: Task) -> Outcome:
             records.append(record)
     except Diverged as error:
         records, failure = [], str(error)
+    except (RuntimeError, MemoryError) as error:
+        records, failure = [], f"{type(error).__name__}: {error}"
     wall = time.perf_counter() - started
     labels = (cell.task.label, cell.optimizer.label)
     objective = task.objective

@@ -60,7 +60,7 @@ def _duel(comparison: Comparison, mine: Row, other: Row) -> Duel:
     names = f"{mine.optimizer} against {other.optimizer}"
     target = f"{METRICS.get(comparison.metric, comparison.metric)} {show(comparison.metric, comparison.target)}"
     if math.isinf(ours.median) and math.isinf(theirs.median):
-        text = f"neither reached the target ({target}) in most runs"
+        text = f"neither reached the target ({target})"
         return Duel(comparison.task.label, mine.optimizer, other.optimizer, TIE, math.nan, f"{names}: {text}.")
     if math.isinf(ours.median):
         text = f"{mine.optimizer} did not reach the target ({target}), {other.optimizer} did in {theirs.median:.3g} s"
@@ -91,14 +91,14 @@ def _why(mine: Row, other: Row) -> str:
 def show(metric: str, value: float) -> str:
     """A value of a figure of merit."""
     if math.isnan(value):
-        return "diverged"
+        return "no result"
     return f"{value:.2%}" if metric in PERCENT else f"{value:.3g}"
 
 
 def show_estimate(metric: str | None, estimate: Estimate | None) -> str:
     """Median and interval; ``metric`` None: a plain number, in which infinite means never."""
     if estimate is None:
-        return "diverged"
+        return "no result"
 
     def one(value: float) -> str:
         return "never" if math.isinf(value) else f"{value:.3g}" if metric is None else show(metric, value)
@@ -117,7 +117,7 @@ def table(comparison: Comparison) -> list[tuple[str, ...]]:
     for row in comparison.rows:
         rate = "none" if row.lr is None else f"{row.lr:g}" + (" (edge)" if row.rate_at_edge else "")
         width = "" if row.rate_width is None else f"x{row.rate_width:.3g}"
-        note = f", {row.failed} diverged" if row.failed else ""
+        note = f", {row.failed} without result" if row.failed else ""
         lines.append(
             (
                 row.optimizer,

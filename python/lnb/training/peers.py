@@ -34,6 +34,8 @@ def load_peer(name: str) -> tuple[type[Optimizer], dict[str, Any]]:
     """
     attribute, settings = PEERS[name]
     try:
+        if name == "psgd":  # without it torch contracts PSGD's products from left to right, through terabytes
+            importlib.import_module("opt_einsum")
         peer = getattr(importlib.import_module(PACKAGE), attribute)
     except ModuleNotFoundError as error:
         raise PeerError(
