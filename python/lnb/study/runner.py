@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import time
@@ -15,6 +16,7 @@ from lnb.study.environment import environment
 from lnb.study.outcomes import Outcome, Store
 from lnb.study.suite import Cell, Suite, SuiteTask
 from lnb.training import Diverged, LoopConfig, OptimizerConfig, Record, Task, TaskOptions, Trainer, make_task
+from lnb.training.data.splits import FirstExamples
 from lnb.training.optimizers import require_optimizer
 
 
@@ -65,13 +67,20 @@ def run_suite(suite: Suite, store: Store, data: Path | None = None) -> Iterator[
             outcome = store.load(cell)
             kept = outcome is not None
             if outcome is None:
-                task = task or make_task(entry.task, TaskOptions(data=data, **entry.options))
+                task = task or _make_task(entry, data)
                 outcome = run_cell(cell, task)
                 store.save(cell, outcome)
                 outcome = outcome.judged_by(entry.metric)
             outcomes.append(outcome)
             yield clock.after(cell, outcome, kept)
         clock.close(entry)
+
+
+def _make_task(entry: SuiteTask, data: Path | None) -> Task:
+    task = make_task(entry.task, TaskOptions(data=data, **entry.options))
+    if entry.test_examples is None:
+        return task
+    return dataclasses.replace(task, test=FirstExamples(task.test, entry.test_examples))
 
 
 def _cells(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> Iterator[Cell]:

@@ -64,6 +64,7 @@ class SuiteTask:
         steps: optimizer steps of every run.
         evaluations: evaluations of every run, besides the one at the start.
         batch_size: examples per step; None for the task's default.
+        test_examples: evaluate on the first so many test examples only; None for all.
         options: fields of :class:`lnb.training.TaskOptions`, without the data folder.
         metric: the figure of merit, a name of the task's summary; None for the task's own.
         target: the value to reach; None for the best that the tuned baseline reaches.
@@ -76,6 +77,7 @@ class SuiteTask:
     steps: int
     evaluations: int = 10
     batch_size: int | None = None
+    test_examples: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     metric: str | None = None
     target: float | None = None
@@ -121,6 +123,7 @@ class Cell:
             "steps": task.steps,
             "evaluations": task.evaluations,
             "batch_size": task.batch_size,
+            "test_examples": task.test_examples,
             "optimizer": optimizer.optimizer,
             "weight_decay": optimizer.weight_decay,
             "settings": optimizer.settings,
@@ -293,7 +296,7 @@ def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask
     task = entry.get("task", label)
     if task not in TASKS:
         raise SuiteError(f"{where}: task={task!r} must be one of {', '.join(TASKS)}")
-    for name in ("steps", "evaluations", "batch_size"):
+    for name in ("steps", "evaluations", "batch_size", "test_examples"):
         value = entry.get(name, 1 if name != "steps" else None)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise SuiteError(f"{where}: {name}={value!r} must be a whole number of at least 1")

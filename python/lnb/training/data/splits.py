@@ -82,6 +82,21 @@ class TextSplit:
 
 
 @dataclass(frozen=True)
+class FirstExamples:
+    """The first ``count`` examples of a split, for quick evaluations."""
+
+    split: Split
+    count: int
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.split))
+
+    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The examples ``indices``."""
+        return self.split.batch(indices, device)
+
+
+@dataclass(frozen=True)
 class VectorSplit:
     """Input rows ``[N, d_in]`` and target rows ``[N, d_out]`` of one floating dtype."""
 
