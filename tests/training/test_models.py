@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lnb.training.models import GPT, MLP, Factors, UNet, ViT
+from lnb.training.models import CNN, GPT, MLP, Factors, UNet, ViT
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from lnb.training.models import GPT, MLP, Factors, UNet, ViT
         (MLP(64, 10, depth=0), torch.rand(3, 1, 8, 8), (3, 10)),
         (UNet(3, 11), torch.rand(2, 3, 64, 64), (2, 11, 64, 64)),
         (UNet(3, 11, width=4, depth=1), torch.rand(2, 3, 8, 6), (2, 11, 8, 6)),
+        (CNN(3, 32, 10), torch.rand(2, 3, 32, 32), (2, 10)),
+        (CNN(1, 28, 10, width=4, depth=2), torch.rand(2, 1, 28, 28), (2, 10)),
         (ViT(3, 32, 10), torch.rand(2, 3, 32, 32), (2, 10)),
         (ViT(1, 8, 10, width=16, depth=2, heads=2, patch=2), torch.rand(2, 1, 8, 8), (2, 10)),
         (GPT(65), torch.randint(65, (2, 128)), (2, 128, 65)),

@@ -10,7 +10,8 @@ from torch import nn
 
 from lnb.training import OPTIMIZERS, OptimizerConfig
 from lnb.training.models import UNet
-from lnb.training.optimizers import MatrixMuon, build_optimizer
+from lnb.training.optimizers import MatrixMuon, build_optimizer, require_optimizer
+from lnb.training.peers import PEERS, PeerError
 
 
 def small_model() -> nn.Module:
@@ -23,6 +24,8 @@ def backward(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_all_parameters_move(name: str) -> None:
+    if name in PEERS:
+        pytest.importorskip("pytorch_optimizer", reason="NO PEERS: pytorch-optimizer is not installed")
     model = small_model()
     optimizer = build_optimizer(OptimizerConfig(name, lr=0.01), model, "constant", 10)
     before = [parameter.detach().clone() for parameter in model.parameters()]
@@ -94,3 +97,12 @@ def test_state_of_another_set_of_optimizers() -> None:
     muon = build_optimizer(OptimizerConfig("muon"), model, "constant", 1)
     with pytest.raises(ValueError, match="state of 2 optimizers, this run has 1"):
         build_optimizer(OptimizerConfig("sgd"), model, "constant", 1).load_state_dict(muon.state_dict())
+
+
+def test_a_missing_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lnb.training.peers.PACKAGE", "no_such_package_of_peers")
+    require_optimizer("adamw")
+    with pytest.raises(PeerError, match="optimizer 'psgd' needs the package 'no_such_package_of_peers', which is not"):
+        require_optimizer("psgd")
+    with pytest.raises(PeerError, match="or leave 'soap' out"):
+        build_optimizer(OptimizerConfig("soap"), small_model(), "constant", 1)

@@ -44,9 +44,11 @@ def test_the_data_do_not_depend_on_the_seed_and_the_factors_do() -> None:
     [
         ("mnits", {}, "task='mnits' must be one of digits, mnist"),
         ("digits", {"model": "unet"}, "model='unet' does not fit task digits; it must be one of mlp, vit"),
-        ("digits", {"model": "cnn"}, "model='cnn' must be one of auto"),
+        ("digits", {"model": "rnn"}, "model='rnn' must be one of auto"),
         ("digits", {"context": 12}, "context=12 has no meaning for task digits"),
         ("digits", {"heads": 2}, "heads=2 has no meaning for task digits with model auto"),
+        ("digits", {"rescale": 1}, "rescale=1 has no meaning for task digits"),
+        ("mnist", {"rescale": -1}, "rescale=-1 must be a seed"),
         ("digits", {"width": 0}, "width=0 must be at least 1"),
         ("digits", {"depth": -1}, "depth=-1 must be at least 0"),
         ("matrix-factorization", {"condition": 0.5}, "condition=0.5 must be at least 1"),
@@ -64,6 +66,31 @@ def test_every_optimizer_learns_the_digits(optimizer: str) -> None:
     first, last = (record.values for record in train(trainer) if record.split == "test")
     assert first["accuracy"] < 0.25
     assert last["accuracy"] > 0.8
+
+
+def test_rescaled_mnist_is_an_affine_map_of_mnist(real_data: Path) -> None:
+    plain, rescaled, other = (
+        make_task("mnist", TaskOptions(data=real_data, rescale=seed)) for seed in (None, 3, 4)
+    )  # fmt: skip
+    device, indices = torch.device("cpu"), torch.arange(200)
+    for split in ("train", "test"):
+        x, y, z = (getattr(task, split).batch(indices, device)[0] for task in (plain, rescaled, other))
+        scale, shift = rescaled.train.affine  # type: ignore[attr-defined]
+        torch.testing.assert_close(y, x * scale + shift)
+        assert not torch.equal(y, z)
+    assert 0.1 <= scale.min() < 0.12
+    assert 8 < scale.max() <= 10
+    assert -1 <= shift.min() < -0.9
+
+
+def test_cnn_of_cifar10(real_data: Path) -> None:
+    task = make_task("cifar10", TaskOptions(data=real_data, model="cnn", width=4))
+    model = task.build()
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert not any("Norm" in type(module).__name__ for module in model.modules())
+    trainer = Trainer(task, OptimizerConfig("lnb"), LoopConfig(steps=12, batch_size=32))
+    records = [record for record in train(trainer) if record.split == "train"]
+    assert records[-1].values["loss"] < records[0].values["loss"]
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in ("digits", "matrix-factorization")])

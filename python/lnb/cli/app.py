@@ -61,6 +61,38 @@ def kernels() -> None:
 
 
 @app.command()
+def bench(
+    suite: Annotated[Path, typer.Argument(help="The TOML file that describes the study.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; what is there is not run again.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the data. Default: $LNB_DATA.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The suite's short form.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The suite's long form.")] = False,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task of the suite; repeatable.")] = None,
+    optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; repeatable.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as torch has it.", min=1)] = None,
+) -> None:
+    """Run a study: tasks x optimizers x learning rates x seeds. Killed, it goes on where it was."""
+    from lnb.cli.bench import run_bench
+
+    run_bench(suite, out, data, (quick, full), (task, optimizer), threads, Console())
+
+
+@app.command()
+def report(
+    suite: Annotated[Path, typer.Argument(help="The TOML file that describes the study.")],
+    runs: Annotated[Path, typer.Argument(help="The folder that `lnb bench` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The suite's short form.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The suite's long form.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file too.")] = None,
+) -> None:
+    """Compare the finished runs of a study: one self-contained page, its pictures, and tables."""
+    from lnb.cli.bench import run_report
+
+    run_report(suite, runs, out, (quick, full), markdown, Console())
+
+
+@app.command()
 def train(
     task: Annotated[str | None, typer.Option(help=f"One of {', '.join(TASKS)}.", rich_help_panel=RUN)] = None,
     optimizer: Annotated[
@@ -99,11 +131,15 @@ def train(
     invert: Annotated[
         bool, typer.Option("--invert", help="Train and test on inverted images, 1 - x.", rich_help_panel=MODEL)
     ] = False,
+    rescale: Annotated[
+        int | None, typer.Option(help="Seed of a random scale and shift of every pixel (mnist).", rich_help_panel=MODEL)
+    ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Units (mlp), channels (unet), token size (vit, gpt).", rich_help_panel=MODEL)
+        int | None,
+        typer.Option(help="Units (mlp), channels (unet, cnn), token size (vit, gpt).", rich_help_panel=MODEL),
     ] = None,
     depth: Annotated[
-        int | None, typer.Option(help="Hidden layers (mlp), halvings (unet), blocks.", rich_help_panel=MODEL)
+        int | None, typer.Option(help="Hidden layers (mlp), halvings (unet, cnn), blocks.", rich_help_panel=MODEL)
     ] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads.", rich_help_panel=MODEL)] = None,
     patch: Annotated[int | None, typer.Option(help="Side of a patch (vit).", rich_help_panel=MODEL)] = None,
@@ -153,6 +189,7 @@ def train(
         log_every=log_every,
         evaluate_every=evaluate_every,
         invert=invert or None,
+        rescale=rescale,
         width=width,
         depth=depth,
         heads=heads,

@@ -35,6 +35,7 @@ class RunSpec:
     log_every: int | None = None
     evaluate_every: int | None = None
     invert: bool | None = None
+    rescale: int | None = None
     width: int | None = None
     depth: int | None = None
     heads: int | None = None

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lnb.training.peers import PEER_LR, PEERS, load_peer
+
 SCHEDULES = ("constant", "cosine")
 
 
@@ -174,11 +176,30 @@ def _muon(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
     return parts
 
 
+def _peer(name: str) -> Callable[[OptimizerConfig, nn.Module], list[Optimizer]]:
+    def build(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
+        peer, settings = load_peer(name)
+        return [peer(model.parameters(), **{**settings, **_with_decay(config)})]
+
+    return build
+
+
+def require_optimizer(name: str) -> None:
+    """Require, before anything long starts, that the optimizer ``name`` can be built here.
+
+    Raises:
+        PeerError: its package is missing or cannot be imported.
+    """
+    if name in PEERS:
+        load_peer(name)
+
+
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, nn.Module], list[Optimizer]]] = {
     "lnb": lambda config, model: _lnb(config, model, "fast"),
     "lnb-paper": lambda config, model: _lnb(config, model, "paper"),
     "adamw": _adamw,
     "muon": _muon,
     "sgd": _sgd,
+    **{name: _peer(name) for name in PEERS},
 }
-DEFAULT_LR = {"lnb": 0.05, "lnb-paper": 0.1, "adamw": 1e-3, "muon": 3e-3, "sgd": 0.05}
+DEFAULT_LR = {"lnb": 0.05, "lnb-paper": 0.1, "adamw": 1e-3, "muon": 3e-3, "sgd": 0.05, **PEER_LR}

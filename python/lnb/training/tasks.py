@@ -15,10 +15,10 @@ from torch import nn
 from lnb.training import data
 from lnb.training.data import camvid
 from lnb.training.data.splits import Split, VectorSplit
-from lnb.training.models import GPT, MLP, Factors, UNet, ViT
+from lnb.training.models import CNN, GPT, MLP, Factors, UNet, ViT
 from lnb.training.objectives import Classification, LeastSquares, NextToken, Objective, Segmentation
 
-MODELS = ("auto", "mlp", "unet", "vit", "gpt", "factors")
+MODELS = ("auto", "mlp", "unet", "vit", "gpt", "cnn", "factors")
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ class TaskOptions:
     Attributes:
         data: folder of the data files; else ``$LNB_DATA``, else fetched where that is possible.
         invert: train and test on inverted images, ``1 - x``.
+        rescale: seed of a random scale and shift of every pixel (mnist).
         model: one of :data:`MODELS`; ``"auto"`` is the task's first.
-        width: hidden units (mlp), channels at full resolution (unet), token size (vit, gpt), inner dimension (factors).
-        depth: hidden layers (mlp), halvings (unet), blocks (vit, gpt).
+        width: hidden units (mlp), channels at full resolution (unet, cnn), token size (vit, gpt), inner dimension (factors).
+        depth: hidden layers (mlp), halvings (unet, cnn), blocks (vit, gpt).
         heads: attention heads (vit, gpt).
         patch: side of a patch (vit).
         activation: ``"tanh"`` or ``"relu"`` (mlp).
@@ -64,6 +65,7 @@ class TaskOptions:
 
     data: Path | None = None
     invert: bool = False
+    rescale: int | None = None
     model: str = "auto"
     width: int | None = None
     depth: int | None = None
@@ -109,6 +111,8 @@ def make_task(name: str, options: TaskOptions | None = None) -> Task:
         value = getattr(options, number)
         if value is not None and value < 1:
             raise ValueError(f"{number}={value!r} must be at least 1")
+    if options.rescale is not None and options.rescale < 0:
+        raise ValueError(f"rescale={options.rescale!r} must be a seed of at least 0")
     if options.depth is not None and options.depth < 0:
         raise ValueError(f"depth={options.depth!r} must be at least 0")
     options = dataclasses.replace(options, _used=set())
@@ -129,7 +133,10 @@ def _classifier(
 ) -> Callable[[], nn.Module]:
     """An image classifier for ``shape`` = (channels, side) and ten classes."""
     channels, side = shape
-    if _choose(options, task, allowed) == "mlp":
+    model = _choose(options, task, allowed)
+    if model == "cnn":
+        return partial(CNN, channels, side, 10, **options.take("width", "depth"))
+    if model == "mlp":
         chosen = options.take("width", "depth", "activation", width=width)
         return partial(MLP, channels * side * side, 10, **chosen)
     return partial(ViT, channels, side, 10, **options.take("width", "depth", "heads", "patch", patch=patch))
@@ -142,13 +149,13 @@ def _digits(options: TaskOptions) -> Task:
 
 
 def _mnist(options: TaskOptions) -> Task:
-    train, test = data.load_mnist(options.data, **options.take("invert"))
-    build = _classifier(options, "mnist", ("mlp", "vit"), (1, 28), width=800, patch=4)
+    train, test = data.load_mnist(options.data, **options.take("invert", "rescale"))
+    build = _classifier(options, "mnist", ("mlp", "vit", "cnn"), (1, 28), width=800, patch=4)
     return Task("mnist", train, test, build, Classification(), batch_size=1000, steps=180)
 
 
 def _cifar10(options: TaskOptions) -> Task:
-    build = _classifier(options, "cifar10", ("vit", "mlp"), (3, 32), width=800, patch=4)
+    build = _classifier(options, "cifar10", ("vit", "mlp", "cnn"), (3, 32), width=800, patch=4)
     train, test = data.load_cifar10(options.data, **options.take("invert"))
     return Task("cifar10", train, test, build, Classification(), batch_size=250, steps=2000)
 

@@ -12,19 +12,24 @@ import torch
 
 from lnb.training.data.fetch import fetch_with_torchvision
 from lnb.training.data.files import Array, cache_folder, check_labels, data_folder, find
-from lnb.training.data.splits import ImageSplit
+from lnb.training.data.splits import ImageSplit, random_affine
 from lnb.training.errors import DataError
 
 FOLDERS = ("mnist", "MNIST/raw", ".")
 REMEDY = "Put the four MNIST IDX files (plain or .gz) there, or `pip install torchvision` to have them fetched"
 
 
-def load_mnist(data: Path | None = None, *, invert: bool = False) -> tuple[ImageSplit, ImageSplit]:
+def load_mnist(
+    data: Path | None = None, *, invert: bool = False, rescale: int | None = None
+) -> tuple[ImageSplit, ImageSplit]:
     """Training (60,000) and test (10,000) images ``[N, 1, 28, 28]``, pixels in [0, 1] without standardisation.
+
+    With ``rescale``, the seed of it, every pixel gets its own scale and shift, the same in both splits.
 
     Raises:
         DataError: a file is missing or damaged.
     """
+    affine = None if rescale is None else random_affine((1, 28, 28), rescale)
     splits = []
     for prefix in ("train", "t10k"):
         image_file = _locate(data, f"{prefix}-images-idx3-ubyte")
@@ -37,7 +42,8 @@ def load_mnist(data: Path | None = None, *, invert: bool = False) -> tuple[Image
                 f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file}; replace both"
             )
         check_labels(label_file, labels, 10)
-        splits.append(ImageSplit(torch.from_numpy(images[:, None]), torch.from_numpy(labels), invert=invert))
+        pixels = torch.from_numpy(images[:, None])
+        splits.append(ImageSplit(pixels, torch.from_numpy(labels), invert=invert, affine=affine))
     return splits[0], splits[1]
 
 

@@ -25,6 +25,7 @@ class ImageSplit:
 
     A batch is ``(x - mean) / std`` per channel, where ``x`` is ``pixel / white``, or ``1 - pixel / white`` if
     ``invert``: the constants stay those of the images that are not inverted, so that the network sees the inversion.
+    ``affine`` is then a scale and a shift of every input value, both ``[C, H, W]``: ``scale * x + shift``.
     """
 
     images: Tensor
@@ -33,6 +34,7 @@ class ImageSplit:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     invert: bool = False
+    affine: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,7 +46,22 @@ class ImageSplit:
             pixels = 1.0 - pixels
         mean = torch.tensor(self.mean, device=device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=device).view(-1, 1, 1)
-        return (pixels - mean) / std, self.labels[indices].to(device).long()
+        inputs = (pixels - mean) / std
+        if self.affine is not None:
+            scale, shift = (part.to(device) for part in self.affine)
+            inputs = inputs * scale + shift
+        return inputs, self.labels[indices].to(device).long()
+
+
+def random_affine(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
+    """A scale, log-uniform in [0.1, 10], and a shift, uniform in [-1, 1], for every input value; both of ``shape``.
+
+    What can be computed from the inputs stays the same, how well conditioned they are does not.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scale = 10.0 ** (2 * torch.rand(shape, generator=generator) - 1)
+    shift = 2 * torch.rand(shape, generator=generator) - 1
+    return scale, shift
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,21 @@ class TextSplit:
         places = indices[:, None] * self.context + torch.arange(self.context + 1)
         windows = self.tokens[places].to(device).long()
         return windows[:, :-1], windows[:, 1:]
+
+
+@dataclass(frozen=True)
+class FirstExamples:
+    """The first ``count`` examples of a split, for quick evaluations."""
+
+    split: Split
+    count: int
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.split))
+
+    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The examples ``indices``."""
+        return self.split.batch(indices, device)
 
 
 @dataclass(frozen=True)

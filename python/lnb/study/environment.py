@@ -1,0 +1,46 @@
+"""Versions and machine, kept with every result."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lnb_kernels
+
+PACKAGES = ("numpy", "pytorch_optimizer")
+
+
+def environment() -> dict[str, Any]:
+    """What a timing depends on: versions, processor, threads, and the load of the machine at this moment."""
+    return {
+        "versions": _versions(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    versions = {"lnb": lnb_kernels.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    installed = {found.name: found.version for found in metadata.distributions() if found.name in PACKAGES}
+    return versions | dict(sorted(installed.items()))
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

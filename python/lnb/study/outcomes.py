@@ -1,0 +1,133 @@
+"""What came of one run, and the folder that keeps one file for each finished run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lnb.study.suite import Cell
+from lnb.training import Record, TrainingError
+from lnb.training.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run.
+
+    Attributes:
+        cell: the run's description.
+        labels: of task and optimizer.
+        records: its metric series; empty if it diverged.
+        metric: the figure of merit, one of the names in the test records.
+        higher_is_better: its sense.
+        failure: why there is no result; empty for a run that has one.
+        wall: seconds that the whole run took, evaluations included.
+        environment: versions and machine.
+    """
+
+    cell: dict[str, Any]
+    labels: tuple[str, str]
+    records: tuple[Record, ...]
+    metric: str
+    higher_is_better: bool
+    failure: str
+    wall: float
+    environment: dict[str, Any]
+
+    @property
+    def curve(self) -> list[tuple[int, float, float]]:
+        """Step, training seconds and value of every evaluation."""
+        return [(r.step, r.seconds, r.values[self.metric]) for r in self.records if r.split == "test"]
+
+    @property
+    def final(self) -> float:
+        """The value at the end; NaN for a run without a result."""
+        return self.curve[-1][2] if self.records else math.nan
+
+    def judged_by(self, metric: str | None) -> Outcome:
+        """The same run with another figure of merit (None: its own), of which more is better unless it is a loss.
+
+        Raises:
+            TrainingError: the run has no such figure.
+        """
+        if metric is None or metric == self.metric:
+            return self
+        known = next((sorted(r.values) for r in self.records if r.split == "test"), None)
+        if known is not None and metric not in known:
+            raise TrainingError(f"[tasks.{self.labels[0]}]: metric={metric!r} must be one of {', '.join(known)}")
+        return dataclasses.replace(self, metric=metric, higher_is_better=metric not in ("loss", "relative_error"))
+
+    def is_better(self, a: float, b: float) -> bool:
+        """Whether ``a`` is at least as good as ``b``."""
+        return a >= b if self.higher_is_better else a <= b
+
+
+class Store:
+    """The folder of a study: ``cells/NAME.json`` for each finished run, written whole or not at all.
+
+    Args:
+        path: the folder; made when the first run is saved.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def file(self, cell: Cell) -> Path:
+        """Where the outcome of ``cell`` is kept."""
+        return self.path / "cells" / f"{cell.name}.json"
+
+    def save(self, cell: Cell, outcome: Outcome) -> None:
+        """Keep an outcome.
+
+        Raises:
+            TrainingError: it cannot be written; the outcomes kept so far are intact.
+        """
+        file = self.file(cell)
+        content = json.dumps({**dataclasses.asdict(outcome)}, allow_nan=False)
+        self._write(file, content)
+
+    def load(self, cell: Cell) -> Outcome | None:
+        """The kept outcome of ``cell``, or None.
+
+        Raises:
+            TrainingError: its file is damaged.
+        """
+        file = self.file(cell)
+        if not file.exists():
+            return None
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+            raw["records"] = tuple(Record(**record) for record in raw["records"])
+            outcome = Outcome(**{**raw, "labels": (cell.task.label, cell.optimizer.label)})
+            if outcome.cell != json.loads(json.dumps(cell.description())):
+                raise ValueError("it describes another run")
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise TrainingError(f"{file}: damaged ({error}); remove it, and the run is made again") from error
+        return outcome.judged_by(cell.task.metric)
+
+    def describe(self, text: str) -> None:
+        """Keep the suite file beside the outcomes, so that the folder explains itself.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        self._write(self.path / "suite.toml", text)
+
+    def clear_leftovers(self) -> None:
+        """Remove the temporary files of a kill between write and rename."""
+        for leftover in (self.path / "cells").glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def _write(self, file: Path, content: str) -> None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, content.encode())
+        except OSError as error:
+            raise TrainingError(
+                f"{file}: cannot be written ({error.strerror or error}); the runs finished before are kept. Make room, "
+                f"then give the same command again"
+            ) from error

@@ -1,0 +1,112 @@
+"""The report: one HTML page that needs no network, and the same pictures as files."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+
+from lnb.study.measures import Comparison
+from lnb.study.pictures import PICTURES, THEMES
+from lnb.study.words import HEADERS, LOSS, PROTOCOL, TIE, WIN, duels, machines, table, target_note
+from lnb.training import TrainingError
+from lnb.training.files import write_atomically
+
+CAPTIONS = {
+    "curves": "Value against training time and steps; one line per seed, the target dashed",
+    "time-to-target": "Training time to the target",
+    "learning-rates": "Sensitivity to the learning rate",
+}
+VERDICTS = {WIN: "Where LNB wins", TIE: "No clear difference", LOSS: "Where LNB does not win"}
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1f2937; --paper: #ffffff; --faint: #d1d5db; --soft: #f3f4f6; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e5e7eb; --paper: #171717; --faint: #4b5563; --soft: #262626; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 62rem; font: 16px/1.5 system-ui, sans-serif;
+  color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid var(--faint); padding-top: 1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--faint); }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; display: block; }
+figcaption, .note { font-size: .85rem; opacity: .85; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
+.win, .tie, .loss { border-left: .3rem solid; padding: .2rem .7rem; margin: .4rem 0; background: var(--soft); }
+.win { border-color: #16a34a; } .tie { border-color: #9ca3af; } .loss { border-color: #dc2626; }
+"""
+
+
+def write_page(comparisons: list[Comparison], out: Path) -> Path:
+    """Write ``index.html`` and the pictures (light ones) into ``out``.
+
+    Returns:
+        The page.
+
+    Raises:
+        TrainingError: a file cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        sections = [_section(comparison, out) for comparison in comparisons]
+        page = out / "index.html"
+        write_atomically(page, _page(comparisons, sections).encode())
+    except OSError as error:
+        raise TrainingError(f"{out}: cannot be written ({error.strerror or error})") from error
+    return page
+
+
+def _page(comparisons: list[Comparison], sections: list[str]) -> str:
+    every = [duel for comparison in comparisons for duel in duels(comparison)]
+    counts = {verdict: sum(duel.verdict == verdict for duel in every) for verdict in VERDICTS}
+    summary = (
+        f"{len(every)} comparisons by time to target: {counts[WIN]} wins, {counts[TIE]} without a clear difference, "
+        f"{counts[LOSS]} losses."
+    )
+    verdicts = "".join(
+        f"<h3>{escape(title)}</h3>"
+        + (
+            "".join(
+                f'<p class="{verdict}"><strong>{escape(duel.task)}</strong>: {escape(duel.sentence)}</p>'
+                for duel in every
+                if duel.verdict == verdict
+            )
+            or "<p>Nowhere in this study.</p>"
+        )
+        for verdict, title in VERDICTS.items()
+    )
+    where = "".join(f"<p class='note'>Machine: {escape(machine)}</p>" for machine in machines(comparisons))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>LNB next to other optimizers</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{STYLE}</style></head><body><h1>LNB next to other optimizers</h1><p>{escape(summary)}</p>"
+        f'{verdicts}<h2>How it was measured</h2><p class="note">{escape(PROTOCOL)}</p>{where}'
+        f"{''.join(sections)}</body></html>\n"
+    )
+
+
+def _section(comparison: Comparison, out: Path) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in HEADERS)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in table(comparison)
+    )
+    pictures = "".join(_figure(comparison, name, out) for name in PICTURES)
+    return (
+        f"<h2>{escape(comparison.task.label)}</h2><p>{escape(target_note(comparison))}</p>"
+        f'<div class="scroll" tabindex="0"><table><tr>{head}</tr>{lines}</table></div>'
+        f'<div class="pictures">{pictures}</div>'
+    )
+
+
+def _figure(comparison: Comparison, name: str, out: Path) -> str:
+    light, dark = (PICTURES[name](comparison, theme) for theme in THEMES)
+    write_atomically(out / f"{comparison.task.label}-{name}.png", light)
+    light_url, dark_url = ("data:image/png;base64," + base64.b64encode(picture).decode() for picture in (light, dark))
+    caption = escape(CAPTIONS[name])
+    return (
+        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark_url}">'
+        f'<img src="{light_url}" alt="{escape(comparison.task.label)}: {caption}"></picture>'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )

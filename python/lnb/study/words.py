@@ -1,0 +1,162 @@
+"""Wins and losses in plain language: what a comparison says, and where the difference comes from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lnb.study.measures import Comparison, Estimate, Row
+
+WIN, TIE, LOSS = "win", "tie", "loss"
+PERCENT = ("accuracy", "pixel_accuracy", "mean_iou")
+METRICS = {
+    "accuracy": "accuracy",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_iou": "mean IoU",
+    "loss": "loss",
+    "relative_error": "relative error",
+}
+
+
+@dataclass(frozen=True)
+class Duel:
+    """LNB against one other optimizer on one task, judged by the time to target.
+
+    Attributes:
+        task: label of the task.
+        ours: label of the LNB contestant.
+        other: label of the other.
+        verdict: :data:`WIN` or :data:`LOSS` where the intervals do not overlap, else :data:`TIE`.
+        time_ratio: LNB's median time to target over the other's; NaN where neither got there.
+        sentence: the same in words.
+    """
+
+    task: str
+    ours: str
+    other: str
+    verdict: str
+    time_ratio: float
+    sentence: str
+
+
+def is_ours(comparison: Comparison, row: Row) -> bool:
+    """Whether the row is an LNB variant."""
+    return any(str(run.cell["optimizer"]).startswith("lnb") for run in row.runs)
+
+
+def duels(comparison: Comparison) -> list[Duel]:
+    """The first LNB contestant against every optimizer that is none."""
+    mine = next((row for row in comparison.rows if is_ours(comparison, row)), None)
+    if mine is None:
+        return []
+    return [_duel(comparison, mine, row) for row in comparison.rows if row.runs and not is_ours(comparison, row)]
+
+
+def _duel(comparison: Comparison, mine: Row, other: Row) -> Duel:
+    ours, theirs = mine.seconds_to_target, other.seconds_to_target
+    if ours is None or theirs is None:  # duels() takes rows with runs, and these have measures
+        raise ValueError("a row without runs cannot be compared")
+    verdict = WIN if ours.high < theirs.low else LOSS if ours.low > theirs.high else TIE
+    names = f"{mine.optimizer} against {other.optimizer}"
+    target = f"{METRICS.get(comparison.metric, comparison.metric)} {show(comparison.metric, comparison.target)}"
+    if math.isinf(ours.median) and math.isinf(theirs.median):
+        text = f"neither reached the target ({target})"
+        return Duel(comparison.task.label, mine.optimizer, other.optimizer, TIE, math.nan, f"{names}: {text}.")
+    if math.isinf(ours.median):
+        text = f"{mine.optimizer} did not reach the target ({target}), {other.optimizer} did in {theirs.median:.3g} s"
+        ratio = math.inf
+    elif math.isinf(theirs.median):
+        text = f"{mine.optimizer} reached the target ({target}) in {ours.median:.3g} s, {other.optimizer} did not"
+        ratio = 0.0
+    else:
+        ratio = ours.median / theirs.median
+        text = f"{_factor(ratio)} as long to the target ({target}){_why(mine, other)}"
+    clear = "" if verdict != TIE else "; the intervals overlap, so the difference is not clear"
+    return Duel(comparison.task.label, mine.optimizer, other.optimizer, verdict, ratio, f"{names}: {text}{clear}.")
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.2f} times"
+
+
+def _why(mine: Row, other: Row) -> str:
+    """Time is steps times time per step: say both factors."""
+    if not (mine.steps_to_target and other.steps_to_target and mine.milliseconds and other.milliseconds):
+        return ""
+    steps = mine.steps_to_target.median / other.steps_to_target.median
+    cost = mine.milliseconds.median / other.milliseconds.median
+    return f": {steps:.2f} times the steps, each of which takes {cost:.2f} times as long"
+
+
+def show(metric: str, value: float) -> str:
+    """A value of a figure of merit."""
+    if math.isnan(value):
+        return "no result"
+    return f"{value:.2%}" if metric in PERCENT else f"{value:.3g}"
+
+
+def show_estimate(metric: str | None, estimate: Estimate | None) -> str:
+    """Median and interval; ``metric`` None: a plain number, in which infinite means never."""
+    if estimate is None:
+        return "no result"
+
+    def one(value: float) -> str:
+        return "never" if math.isinf(value) else f"{value:.3g}" if metric is None else show(metric, value)
+
+    low, high = one(estimate.low), one(estimate.high)
+    return one(estimate.median) if low == high else f"{one(estimate.median)} ({low} to {high})"
+
+
+HEADERS = ("optimizer", "lr", "s to target", "steps to target", "at equal time", "at the end", "ms/step", "lr range")
+
+
+def table(comparison: Comparison) -> list[tuple[str, ...]]:
+    """The rows of a comparison as text, in the order of :data:`HEADERS`."""
+    metric = comparison.metric
+    lines: list[tuple[str, ...]] = []
+    for row in comparison.rows:
+        rate = "none" if row.lr is None else f"{row.lr:g}" + (" (edge)" if row.rate_at_edge else "")
+        width = "" if row.rate_width is None else f"x{row.rate_width:.3g}"
+        note = f", {row.failed} without result" if row.failed else ""
+        lines.append(
+            (
+                row.optimizer,
+                rate,
+                show_estimate(None, row.seconds_to_target),
+                show_estimate(None, row.steps_to_target),
+                show_estimate(metric, row.at_equal_time),
+                show_estimate(metric, row.final),
+                show_estimate(None, row.milliseconds),
+                width + note,
+            )
+        )
+    return lines
+
+
+def machines(comparisons: list[Comparison]) -> list[str]:
+    """The machines and versions that the runs were made with."""
+    found: dict[str, None] = {}
+    for comparison in comparisons:
+        for row in comparison.rows:
+            for run in row.runs:
+                where = run.environment
+                versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+                text = f"{where['processor']}, {where['cores']} cores, {where['threads']} threads; {versions}"
+                found[text] = None
+    return list(found)
+
+
+PROTOCOL = (
+    "Every learning rate of a grid is run with the first seed; the best by the value at the end is run with the other "
+    "seeds. All runs of a task have the same steps, batch size and schedule. Values are on the test split. Times are "
+    "training times, without evaluation. Medians over seeds, with the central 90 % of the medians of resampled seeds in "
+    "brackets. 'edge': the best rate is at the end of its grid, so a better one may lie outside. 'lr range': factor "
+    "between the largest and smallest rate of the grid within 2 % of the best."
+)
+
+
+def target_note(comparison: Comparison) -> str:
+    """What the target is and where it comes from."""
+    name = METRICS.get(comparison.metric, comparison.metric)
+    origin = "given" if comparison.task.target is not None else f"the best that tuned {comparison.baseline} reaches"
+    return f"Target: {name} {show(comparison.metric, comparison.target)} ({origin}), {comparison.task.steps} steps."

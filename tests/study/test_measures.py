@@ -1,0 +1,125 @@
+"""Measures against figures worked out by hand, from made-up runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+
+from lnb.study import Cell, Outcome, Store, Suite, compare, load_suite
+from lnb.study.measures import estimate
+from lnb.study.words import LOSS, TIE, WIN, duels, table
+from lnb.training import Record, TrainingError
+
+Curves = dict[tuple[str, float, int], list[float] | None]
+
+
+def outcome(cell: Cell, values: list[float] | None, seconds_per_step: float) -> Outcome:
+    """A run of ten steps per evaluation; None: diverged."""
+    records = tuple(
+        Record(10 * i, i / 2, "test", {"loss": 1 - value, "accuracy": value}, 10 * i * seconds_per_step)
+        for i, value in enumerate(values or [])
+    )
+    failure = "" if values else "the loss is nan"
+    labels = (cell.task.label, cell.optimizer.label)
+    where = {"versions": {"torch": "2"}, "processor": "abacus", "cores": 2, "threads": 1}
+    return Outcome(cell.description(), labels, records, "accuracy", True, failure, 1.0, where)
+
+
+def made_up(suite_file: Path, tmp_path: Path, curves: Curves) -> tuple[Suite, Store]:
+    """The digits of the suite with ``curves`` by optimizer, rate and seed; a step of LNB takes 2 s, of AdamW 1 s."""
+    suite, store = load_suite(suite_file).only(["digits"], None), Store(tmp_path / "runs")
+    optimizers = {optimizer.label: optimizer for optimizer in suite.optimizers}
+    for (label, lr, seed), values in curves.items():
+        cell = Cell(suite.tasks[0], optimizers[label], lr, seed, suite.schedule)
+        store.save(cell, outcome(cell, values, 2.0 if label == "lnb" else 1.0))
+    return suite, store
+
+
+CURVES: Curves = {
+    ("lnb", 0.01, 0): [0.1, 0.7, 0.9],
+    ("lnb", 0.03, 0): [0.1, 0.8, 0.89],
+    ("lnb", 0.01, 1): [0.1, 0.8, 0.9],
+    ("adamw", 0.003, 0): [0.1, 0.2, 0.6],
+    ("adamw", 0.01, 0): None,
+    ("adamw", 0.003, 1): [0.1, 0.3, 0.5],
+}
+
+
+def test_every_measure(suite_file: Path, tmp_path: Path) -> None:
+    (comparison,) = compare(*made_up(suite_file, tmp_path, CURVES))
+    assert comparison.target == pytest.approx(0.55)  # the median of what AdamW reached
+    lnb, adamw = comparison.rows
+    assert (lnb.lr, lnb.failed, lnb.rate_at_edge) == (0.01, 0, True)
+    assert (adamw.lr, adamw.failed) == (0.003, 1)
+    assert lnb.seconds_to_target == estimate([20, 20])
+    assert lnb.steps_to_target == estimate([10, 10])
+    assert lnb.epochs_to_target == estimate([0.5, 0.5])
+    assert adamw.seconds_to_target == estimate([20, math.inf])
+    assert lnb.at_equal_time == estimate([0.7, 0.8])  # AdamW ends after 20 s, LNB's first evaluation
+    assert lnb.final == estimate([0.9, 0.9])
+    assert lnb.milliseconds == estimate([2000, 2000])
+    assert lnb.rate_width == pytest.approx(3)  # 0.89 is within 2 % of 0.9
+    assert adamw.rate_width == 1
+    assert comparison.tuning["adamw"][0] == (0.003, 0.6)
+    assert math.isnan(comparison.tuning["adamw"][1][1])
+    cells = table(comparison)[1]
+    assert cells[2].startswith("never")
+    assert cells[-1].endswith("1 without result")
+
+
+def verdict(suite_file: Path, tmp_path: Path, lnb: list[list[float]], adamw: list[list[float]]) -> tuple[str, str]:
+    curves: Curves = {}
+    for label, rates, runs in (("lnb", (0.01, 0.03), lnb), ("adamw", (0.003, 0.01), adamw)):
+        curves |= {(label, rates[0], seed): values for seed, values in enumerate(runs)}
+        curves[label, rates[1], 0] = None
+    (comparison,) = compare(*made_up(suite_file, tmp_path, curves))
+    (duel,) = duels(comparison)
+    return duel.verdict, duel.sentence
+
+
+def test_verdicts(suite_file: Path, tmp_path: Path) -> None:
+    win = verdict(suite_file, tmp_path / "a", [[0.1, 0.9, 0.9]] * 2, [[0.1, 0.2, 0.3, 0.9]] * 2)
+    assert win[0] == WIN
+    assert (
+        "0.67 times as long to the target (accuracy 90.00%): 0.33 times the steps, each of which takes 2.00" in win[1]
+    )
+    loss = verdict(suite_file, tmp_path / "b", [[0.1, 0.2, 0.3]] * 2, [[0.1, 0.2, 0.9]] * 2)
+    assert (loss[0], "lnb did not reach" in loss[1]) == (LOSS, True)
+    tie = verdict(suite_file, tmp_path / "d", [[0.1, 0.9], [0.1, 0.2, 0.9]], [[0.1, 0.2, 0.3, 0.9]] * 2)
+    assert (tie[0], "not clear" in tie[1]) == (TIE, True)
+
+
+def test_another_metric_of_the_same_run(suite_file: Path, tmp_path: Path) -> None:
+    suite, store = made_up(suite_file, tmp_path, CURVES)
+    by_loss = dataclasses.replace(suite, tasks=(dataclasses.replace(suite.tasks[0], metric="loss"),))
+    (comparison,) = compare(by_loss, store)
+    assert (comparison.metric, comparison.higher_is_better) == ("loss", False)
+    assert comparison.target == pytest.approx(0.45)
+    wrong = dataclasses.replace(suite, tasks=(dataclasses.replace(suite.tasks[0], metric="iou"),))
+    with pytest.raises(TrainingError, match=r"\[tasks.digits\]: metric='iou' must be one of accuracy, loss"):
+        compare(wrong, store)
+
+
+def test_unfinished_tasks_are_left_out(suite_file: Path, tmp_path: Path) -> None:
+    suite, store = made_up(suite_file, tmp_path, {k: v for k, v in CURVES.items() if k != ("adamw", 0.01, 0)})
+    with pytest.raises(TrainingError, match="no task of the suite 'small' is finished"):
+        compare(suite, store)
+
+
+def test_bootstrap() -> None:
+    values = [3.0, 1.0, 10.0]
+    medians = sorted(statistics.median(s) for s in itertools.product(values, repeat=3))
+    found = estimate(values)
+    assert (found.median, found.low, found.high) == (3.0, medians[1], medians[25])
+    assert estimate([2.0]) == estimate([2.0, 2.0])
+    never = estimate([1.0, 2.0, math.inf])
+    assert (never.median, never.high) == (2.0, math.inf)
+    many = estimate([float(i) for i in range(101)])
+    assert many.median == 50
+    # the median of n uniform values has the standard deviation 1 / (2 sqrt n) of the range; 1.645 of them on each side
+    assert many.high - 50 == pytest.approx(1.645 * 101 / (2 * math.sqrt(101)), rel=0.15)

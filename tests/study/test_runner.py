@@ -1,0 +1,189 @@
+"""Running a study: nothing twice, nothing lost, the same series for the same seed, no time for a diverged run."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lnb.cli.app import app
+from lnb.cli.bench import duration
+from lnb.study import Store, Suite, load_suite, run_suite
+from lnb.training import TrainingError, files, peers
+
+
+def series(folder: Path) -> dict[str, Any]:
+    """Every kept run's series without the times."""
+    found = {}
+    for file in sorted((folder / "cells").glob("*.json")):
+        raw = json.loads(file.read_text())
+        found[file.name] = [{k: v for k, v in r.items() if k != "seconds"} for r in raw["records"]], raw["failure"]
+    return found
+
+
+def invoke(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def test_a_killed_study_goes_on_and_repeats_nothing(suite_file: Path, tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "lnb", "bench", str(suite_file), "--out", str(killed), "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    try:
+        while len(list((killed / "cells").glob("*.json"))) < 3:
+            assert process.poll() is None, "the study ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    before = {file: file.stat().st_mtime_ns for file in (killed / "cells").glob("*.json")}
+    assert 3 <= len(before) < 13
+    (killed / "cells" / ".cut.json.x.tmp").write_text("{")  # what a kill between write and rename leaves
+
+    threads = torch.get_num_threads()
+    try:
+        assert "13 runs in" in invoke("bench", suite_file, "--out", killed, "--threads", 1)
+        invoke("bench", suite_file, "--out", whole, "--threads", 1)
+    finally:
+        torch.set_num_threads(threads)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert not list((killed / "cells").glob(".*"))
+    assert len(series(whole)) == 13
+    assert series(killed) == series(whole)
+
+
+def quick(suite_file: Path) -> Suite:
+    return load_suite(suite_file, "quick")
+
+
+def test_progress_and_environment(suite_file: Path, tmp_path: Path) -> None:
+    seen = list(run_suite(quick(suite_file), Store(tmp_path / "runs")))
+    assert [(p.done, p.total, p.kept) for p in seen] == [(1, 2, False), (2, 2, False)]
+    assert seen[0].seconds_left > 0
+    assert seen[-1].seconds_left == 0
+    where = seen[0].outcome.environment
+    assert where["versions"]["torch"] == torch.__version__
+    assert where["processor"]
+    assert where["threads"] == torch.get_num_threads()
+    assert [p.kept for p in run_suite(quick(suite_file), Store(tmp_path / "runs"))] == [True, True]
+
+
+def test_evaluation_on_the_first_examples(suite_file: Path, tmp_path: Path) -> None:
+    suite_file.write_text(suite_file.read_text().replace("steps = 24", "steps = 24\ntest_examples = 7"))
+    for progress in run_suite(quick(suite_file), Store(tmp_path / "runs")):
+        hits = [7 * record.values["accuracy"] for record in progress.outcome.records if record.split == "test"]
+        assert hits == pytest.approx([round(hit) for hit in hits])
+        assert max(hits) <= 7
+
+
+def test_a_diverged_run_has_no_time_and_the_study_goes_on(suite_file: Path, tmp_path: Path) -> None:
+    suite_file.write_text(suite_file.read_text().replace("[0.03, 0.1, 0.3]", "[0.1, 1e200]"))
+    suite = load_suite(suite_file).only(["matrix"], ["adamw"])
+    store = Store(tmp_path / "runs")
+    last = list(run_suite(suite, store))[-1]
+    assert (last.done, last.total) == (3, 3)
+    outcomes = {c.lr: store.load(c) for c in suite.tuning_cells(suite.tasks[0])}
+    diverged = outcomes[1e200]
+    assert diverged is not None
+    assert "diverged" in diverged.failure
+    assert diverged.records == ()
+    assert outcomes[0.1] is not None
+    assert outcomes[0.1].final < 1
+
+
+def test_a_failing_run_says_why_and_the_study_goes_on(
+    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object, closure: object = None) -> None:
+        raise torch.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fails)
+    seen = list(run_suite(quick(suite_file), Store(tmp_path / "runs")))
+    assert [(p.outcome.labels[1], p.outcome.failure) for p in seen] == [("lnb", ""), ("adamw", "LinAlgError: singular")]
+    assert seen[1].outcome.records == ()
+
+
+def test_a_full_disk_keeps_what_is_finished(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, suite = Store(tmp_path / "runs"), quick(suite_file)
+    running = run_suite(suite, store)
+    next(running)
+    kept = series(store.path)
+
+    def no_space(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", no_space)
+        with pytest.raises(TrainingError, match=r"No space left on device\); the runs finished before are kept. Make"):
+            next(running)
+    assert series(store.path) == kept
+    assert [p.kept for p in run_suite(suite, store)] == [True, False]
+
+
+def test_a_damaged_result_is_named(suite_file: Path, tmp_path: Path) -> None:
+    store, suite = Store(tmp_path / "runs"), quick(suite_file)
+    list(run_suite(suite, store))
+    file = store.file(suite.tuning_cells(suite.tasks[0])[0])
+    file.write_text(file.read_text()[:-9])
+    output = invoke("bench", suite_file, "--quick", "--out", store.path, code=1)
+    assert f"{file.name}: damaged" in output.replace(" ", "").replace("damaged", " damaged")
+    assert "remove it, and the run is made again" in output
+
+
+def test_peers_that_are_missing_or_broken(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite_file.write_text(suite_file.read_text().replace("[optimizers.lnb]", "[optimizers.soap]"))
+    monkeypatch.setattr(peers, "PACKAGE", "no_such_package_of_peers")
+    output = invoke("bench", suite_file, "--out", tmp_path / "runs", code=1)
+    assert "optimizer 'soap' needs the package 'no_such_package_of_peers'" in output
+    assert "pip install 'lnb-kernels[peers]'" in output
+    (tmp_path / "broken_peers.py").write_text("raise OSError('libpeer.so is missing')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(peers, "PACKAGE", "broken_peers")
+    output = invoke("bench", suite_file, "--out", tmp_path / "runs", code=1)
+    assert "importing broken_peers failed (OSError: libpeer.so is missing)" in output
+    assert not (tmp_path / "runs" / "cells").exists()
+
+
+@pytest.mark.parametrize("peer", peers.PEERS)
+def test_peers_learn_and_repeat_bit_for_bit(peer: str, suite_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_optimizer", reason="NO PEERS: pytorch-optimizer is not installed, they stay untested")
+    suite_file.write_text(
+        suite_file.read_text().replace("[optimizers.lnb]", f"[optimizers.{peer}]").replace("[0.01, 0.03]", "[0.03]")
+    )
+    suite = load_suite(suite_file).only(["digits"], [peer])
+    suite = dataclasses.replace(suite, seeds=(0,))
+    for folder in ("one", "two"):
+        list(run_suite(suite, Store(tmp_path / folder)))
+    assert series(tmp_path / "one") == series(tmp_path / "two")
+    for records, _ in series(tmp_path / "one").values():
+        first, last = (records[i]["values"]["loss"] for i in (0, -1))
+        assert last < 0.98 * first
+
+
+def test_missing_data_and_wrong_use(suite_file: Path, tmp_path: Path) -> None:
+    suite_file.write_text(suite_file.read_text().replace("[tasks.digits]\noptions = { width = 16 }", "[tasks.camvid]"))
+    (tmp_path / "empty").mkdir()
+    arguments = ("bench", suite_file, "--out", tmp_path / "runs", "--data", tmp_path / "empty")
+    assert "camvid_train.npz: no such file" in invoke(*arguments, code=1)
+    assert "exclude each other" in invoke(*arguments, "--quick", "--full", code=2)
+    assert "'mnits' must be one of camvid, matrix" in invoke(*arguments, "--task", "mnits", code=1)
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (40, 600, 12_000)] == ["40 s", "10 min", "3 h 20 min"]
