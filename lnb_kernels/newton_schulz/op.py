@@ -6,10 +6,8 @@ They have no derivative: they shape steps of an optimizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.newton_schulz import reference
@@ -39,20 +37,6 @@ def _newton_schulz_root(power: torch.Tensor, coefficients: list[float], steps: i
 @_newton_schulz_root.register_fake
 def _(power: torch.Tensor, coefficients: list[float], steps: int) -> torch.Tensor:
     return power.new_empty(power.shape)
-
-
-@register_flop_formula(torch.ops.lnb_kernels.newton_schulz)
-def _flops(x: Sequence[int], coefficients: list[float], steps: int, **_: Any) -> int:
-    """``4 k^2 l + 2 k^3`` a step, as ``FlopCounterMode`` counts the products of the reference."""
-    batch, k, l = x
-    return batch * steps * (4 * k * k * l + 2 * k**3)
-
-
-@register_flop_formula(torch.ops.lnb_kernels.newton_schulz_root)
-def _root_flops(power: Sequence[int], coefficients: list[float], steps: int, **_: Any) -> int:
-    """Four products a step, but one in the first (``A^2``) and no next ``A`` in the last."""
-    batch, n, _n = power
-    return batch * max(0, 8 * steps - 6) * n**3
 
 
 def _checked(op: str, name: str, value: torch.Tensor, coefficients: Sequence[float], steps: int) -> list[float]:
