@@ -56,17 +56,18 @@ class GramPlan:
         return self.block_i * self.block_j
 
 
-def tile_config(d: int, itemsize: int, arch: Arch) -> tuple[int, int, int, int, int]:
+def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tuple[int, int, int, int, int]:
     """``(block_i, block_j, block_n, num_warps, num_stages)``, the shipped configurations of the product loop.
 
     A tile of 128 x 128 keeps 64 accumulators per thread (8 warps); a smaller matrix gets the next power of two. From
     Hopper on, wide matrices of 16-bit rows take 256 x 128, which reads a quarter fewer bytes from L2 per product; narrow ones
-    would lose more to what such tiles cover above the diagonal. The pipeline is as deep as shared memory allows for the
-    programs that share a multiprocessor (two, or one with tall tiles), at most 4; on AMD 2, as its loads are pipelined
-    through registers.
+    would lose more to what such tiles cover above the diagonal. Their accumulators leave no registers for an epilogue, so
+    they are split (:func:`gram_plan`), and the second kernel finishes them. The pipeline is as deep as shared memory allows for
+    the programs that share a multiprocessor (two, or one with tall tiles), at most 4; on AMD 2, as its loads are
+    pipelined through registers.
     """
     block_j = min(128, max(16, 1 << (d - 1).bit_length()))
-    tall = itemsize == 2 and d >= 1024 and arch.name in ("sm_90", "sm_100")
+    tall = not square and itemsize == 2 and d >= 1024 and arch.name in ("sm_90", "sm_100")
     block_i = 256 if tall else block_j
     block_n = 64 if itemsize == 2 else 32
     if block_j == 128 and arch.name == "sm_80":
@@ -101,8 +102,9 @@ def programs_per_multiprocessor(block_i: int, block_j: int) -> int:
 
 def _splits(
     n: int, tiles: int, batch: int, block_i: int, block_j: int, block_n: int, arch: Arch, tail: bool
-) -> tuple[int, int, int, int, int]:
-    """``(head, splits, rows_per_split, tail_splits, tail_rows)`` of the least predicted time.
+) -> tuple[int, int, int, int, int] | None:
+    """``(head, splits, rows_per_split, tail_splits, tail_rows)`` of the least predicted time; None if tall tiles cannot be
+    split.
 
     In units of the time of one ``block_n`` step of one tile: ``waves * steps per split`` for the products, plus reading
     and writing each partial tile, ``8 block_i block_j`` bytes against ``2 (block_i + block_j) block_n`` per step, by all
@@ -127,14 +129,19 @@ def _splits(
         return total
 
     candidates = []
-    for wanted in range(1, min(steps, max(1, limit // tiles), max(1, 8 * slots // (tiles * batch))) + 1):
+    least = 2 if block_i > block_j else 1
+    for wanted in range(least, min(steps, max(1, limit // tiles), max(1, 8 * slots // (tiles * batch))) + 1):
         splits, rows = rows_of(wanted)
+        if splits < least:
+            continue
         candidates.append((time(tiles, splits, splits), tiles, splits, rows, splits, rows))
         head = tiles * splits // slots * slots // splits
         if tail and batch == 1 and 0 < head < tiles:
             tail_splits, tail_rows = rows_of(min(steps, max(splits, slots // (tiles - head))))
             if head * splits + (tiles - head) * tail_splits <= limit and tail_splits > splits:
                 candidates.append((time(head, splits, tail_splits), head, splits, rows, tail_splits, tail_rows))
+    if not candidates:
+        return None
     _, head, splits, rows, tail_splits, tail_rows = min(candidates)
     if tail and tail_splits == 1 and steps >= 64:  # a single program would sum a column for longer than products take
         tail_splits, tail_rows = rows_of(steps // 16)
@@ -155,10 +162,14 @@ def gram_plan(
 
     ``tile`` replaces :func:`tile_config`'s; ``tail`` False gives every tile, and the sums, the same number of splits.
     """
-    block_i, block_j, block_n, num_warps, num_stages = tile or tile_config(d, itemsize, arch)
-    rows_of_s, rows_of_g = math.ceil(d / block_i), math.ceil(m / block_i)
-    tiles = block_i // block_j * (rows_of_s * (rows_of_s + 1) // 2) + rows_of_g * math.ceil(d / block_j)
-    geometry = _splits(n, tiles, batch, block_i, block_j, block_n, arch, tail)
+    for candidate in (tile or tile_config(d, itemsize, arch), tile_config(d, itemsize, arch, square=True)):
+        block_i, block_j, block_n, num_warps, num_stages = candidate
+        rows_of_s, rows_of_g = math.ceil(d / block_i), math.ceil(m / block_i)
+        tiles = block_i // block_j * (rows_of_s * (rows_of_s + 1) // 2) + rows_of_g * math.ceil(d / block_j)
+        geometry = _splits(n, tiles, batch, block_i, block_j, block_n, arch, tail)
+        if geometry is not None:
+            break
+    assert geometry is not None  # square tiles need no split
     finish_rows = block_i
     while finish_rows > 1 and tiles * batch * (block_i // finish_rows) < 2 * arch.multiprocessors:
         finish_rows //= 2
