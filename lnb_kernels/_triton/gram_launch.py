@@ -130,7 +130,7 @@ def _splits(
 
     candidates = []
     least = 2 if block_i > block_j else 1
-    for wanted in range(least, min(steps, max(1, limit // tiles), max(1, 8 * slots // (tiles * batch))) + 1):
+    for wanted in range(least, min(steps, max(1, limit // tiles), max(least, 8 * slots // (tiles * batch))) + 1):
         splits, rows = rows_of(wanted)
         if splits < least:
             continue
