@@ -11,6 +11,9 @@ from pathlib import Path
 from lnb.planning.rates import Rates
 
 FORMAT = 1
+# A file of rates has about 1 KiB. The parser recurses into nested brackets, and where some library has raised Python's
+# recursion limit a long damaged file would overflow the stack.
+_LONGEST = 8192
 
 
 def cache_directory() -> Path:
@@ -35,7 +38,10 @@ def path_of(key: dict[str, str]) -> Path:
 def load(key: dict[str, str]) -> Rates | None:
     """The rates stored under ``key``; None where there are none, or the file is damaged or of another key."""
     try:
-        content = json.loads(path_of(key).read_text(encoding="utf-8"))
+        path = path_of(key)
+        if path.stat().st_size > _LONGEST:
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT or content["key"] != key:
             return None
         return Rates.from_dict(content["rates"], "measured earlier")
