@@ -52,7 +52,10 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
     if rest:
         put(products, rest, reference.dot(at(xs, rest), at(ys, rest)).tolist())
     if layers is not None:
-        products = [sum(p for p, own in zip(products, layers, strict=True) if own == k) for k in range(max(layers) + 1)]
+        totals = [0.0] * (max(layers) + 1)
+        for layer, product in zip(layers, products, strict=True):
+            totals[layer] += product
+        products = totals
     return _vector(products, (*xs, *ys))
 
 

@@ -33,19 +33,21 @@ def run(work: Work, verdict: Verdict, config: Config) -> tuple[Verdict, list[Dir
     else:
         others = [averages[parameter] for parameter in work.others]
     directions = [part for direction in solved for part in direction.parts] + others
-    products = _products(work, directions, averages)
-    scales, verdict = _scales(work, directions, products, verdict, config)
+    owners = _owners(work)
+    products = _products(work, directions, averages, owners)
+    scales, verdict = _scales(work, directions, products, owners, verdict, config)
     if not verdict.rejected:
         _apply(work, directions, scales, verdict)
     return verdict, solved, products[: len(solved)]
 
 
-def _products(work: Work, directions: list[Tensor], averages: dict[nn.Parameter, Tensor]) -> Tensor:
+def _products(
+    work: Work, directions: list[Tensor], averages: dict[nn.Parameter, Tensor], owners: tuple[int, ...]
+) -> Tensor:
     """``<h, g~>`` of every layer, then of every other parameter, ``[layers + others]``, float64 where the device has it.
 
     A direction with NaN or inf makes its product NaN or inf: no other check of the directions is needed.
     """
-    owners = _owners(work)
     device = work.parameters[0].device
     total = torch.zeros(len(work.blocks) + len(work.others), dtype=_widest(device), device=device)
     for members in by_device(work.parameters).values():
@@ -75,14 +77,18 @@ def _widest(device: torch.device) -> torch.dtype:
 
 
 def _scales(
-    work: Work, directions: list[Tensor], products: Tensor, verdict: Verdict, config: Config
+    work: Work,
+    directions: list[Tensor],
+    products: Tensor,
+    owners: tuple[int, ...],
+    verdict: Verdict,
+    config: Config,
 ) -> tuple[Tensor, Verdict]:
     """What every parameter's direction is multiplied by, in the order of ``work.parameters``."""
     verdict = verdict.narrow(products.isfinite().all())
     layers = len(work.blocks)
     in_region = layers if config.others == "adamw" else len(products)
-    region, owners = config.trust_region, _owners(work)
-    scales = torch.ones_like(products)
+    region = config.trust_region
     if region == "rms":
         squares = torch.zeros_like(products)
         sizes = [0] * len(products)
