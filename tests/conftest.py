@@ -9,6 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run, so that a change is judged by its own faults. `--hypothesis-profile default` explores.
+settings.register_profile("reproducible", derandomize=True)
+settings.load_profile("reproducible")
 
 # Triton decides between compiler and interpreter when it is imported, which much of torch.utils does.
 if not torch.cuda.is_available():

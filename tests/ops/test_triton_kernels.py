@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import assert_close_to_reference, layouts
 from triton_support import DEVICE, DTYPES, triton_interpreter
@@ -18,6 +18,7 @@ from lnb_kernels.conv2d import reference as conv_reference
 from lnb_kernels.conv2d import triton_kernel as conv_kernel
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.patches import conv2d_second_moment_by_patches
+from lnb_kernels.conv2d.shifts import has_interior
 from lnb_kernels.conv2d.triton_patches import second_moment_by_patches
 from lnb_kernels.conv2d.triton_shifts import second_moment_by_shifts
 from lnb_kernels.cov_matvec import reference as cov_reference
@@ -209,6 +210,7 @@ def test_convolutions_of_many_channels_take_the_two_products(monkeypatch: pytest
 def test_shifts_equal_patches(c: int, h: int, w: int, k: int, pad: int) -> None:
     """The shift identity: shifted channel products, cut at the borders, add up to the patches' second moment."""
     conv = Geometry((k, 2), (1, 1), (pad, 1, 0, pad), (1, 1), 1)
+    assume(has_interior(conv, h, w))  # images without one are cut into patches: test_routes_of_convolutions
     x = rand(2, c, h, w)
     by_patches = conv2d_second_moment_by_patches(x.double(), conv)
     by_shifts = second_moment_by_shifts(x, conv)
@@ -225,6 +227,8 @@ def test_routes_of_convolutions() -> None:
     assert [route(64, 3), route(64, 1), route(3, 3), route(64, 3, 2), route(64, 3, 1, 64)] == [
         "shifts", "pixels", "patches", "patches", "patches"
     ]  # fmt: skip
+    valid = Geometry((3, 3), (1, 1), (0, 0, 0, 0), (1, 1), 1)
+    assert [conv_kernel.route(torch.empty(2, 64, size, size), valid) for size in (4, 5)] == ["patches", "shifts"]
 
 
 def test_a_kernel_that_does_not_compile_falls_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
