@@ -108,7 +108,7 @@ def kernels(device: str, small: bool) -> list[dict[str, Any]]:
         mask = [False, True, True, True]
         row(
             f"linear_backward/{tag} against G'X",
-            lambda: _linear_backward(g, x, w, mask, None, 1, None)[0], lambda: g.t() @ x, g.double().t() @ x.double(),
+            lambda: _linear_backward(g, x, w, mask, None, 1, None, None)[0], lambda: g.t() @ x, g.double().t() @ x.double(),
         )  # fmt: skip
         row(
             f"cov_matvec/m10/{tag} against two products",

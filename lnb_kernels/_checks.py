@@ -64,6 +64,14 @@ def non_negative(op: str, name: str, value: float) -> float:
     return float(value)
 
 
+def divisor(op: str, name: str, value: int, of: int, what: str) -> None:
+    """Raise unless ``value`` is an int >= 1 that divides ``of``, the number of ``what``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be an int >= 1, got {value!r}")
+    if value < 1 or of % value:
+        raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be at least 1 and divide the {of} {what}")
+
+
 def pair(op: str, name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
     """An int or a pair of ints as ``(height, width)``, each at least ``minimum``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,10 @@ class Geometry:
             (height + top + bottom - extent[0]) // self.stride[0] + 1,
             (width + left + right - extent[1]) // self.stride[1] + 1,
         )
+
+    def regrouped(self, groups: int) -> Geometry:
+        """The same with another number of groups: its second moments are diagonal blocks of this one's, or hold them."""
+        return dataclasses.replace(self, groups=groups)
 
     def encode(self) -> list[int]:
         """As the flat list of ints that the ops take: kernel, stride, padding, dilation, groups."""

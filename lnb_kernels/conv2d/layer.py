@@ -14,8 +14,6 @@ from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry, Pair, check_input, geometry, pad_extra
 from lnb_kernels.conv2d.op import patch_moment
 
-_backend.register("conv2d_backward", reference.conv2d_backward)
-
 
 def _convolve(
     x: torch.Tensor,
@@ -43,15 +41,19 @@ def _backward_kernel(
     start: torch.Tensor | None,
     every: int,
     moment_dtype: torch.dtype | None,
+    moment_groups: int,
 ) -> list[torch.Tensor]:
-    if mask[3] and (start is not None or moment_dtype is not None):  # S reads other images than the weight gradient
-        rest = [*mask[:3], False, mask[4]]
-        results: list[torch.Tensor] = _autocast.call("conv2d_backward", x, grad, x, weight, code, positions, rest)
-        images, scale = _sampling.read(x, start, every)
-        s = _autocast.call("conv2d_second_moment", images, images, code, moment_dtype)
-        results.insert(sum(mask[:3]), s.to(_checks.accumulation_dtype(x.dtype)).mul_(scale))
-        return results
-    results = _autocast.call("conv2d_backward", x, grad, x, weight, code, positions, mask)
+    """The wanted ones of: gradients of ``x``, ``weight`` and bias; second moments of the patches; channel moments."""
+    with _autocast.disabled(x.device):
+        results = reference.layer_gradients(grad, x, weight, code, mask)
+        if mask[3]:
+            images, scale = _sampling.read(x, start, every)
+            regrouped = Geometry.decode(code).regrouped(moment_groups).encode()
+            s = _backend.call("conv2d_second_moment", images, images, regrouped, moment_dtype)
+            s = s.to(_checks.accumulation_dtype(x.dtype))
+            results.append(s if scale == 1.0 else s.mul_(scale))
+        if mask[4]:
+            results.append(reference.channel_moments(x, positions))
     return results
 
 
@@ -65,13 +67,13 @@ def _backward_fake(
     start: torch.Tensor | None,
     every: int,
     moment_dtype: torch.dtype | None,
+    moment_groups: int,
 ) -> list[torch.Tensor]:
     results = reference.layer_gradients(grad, x, weight, code, mask)
     accumulate = _checks.accumulation_dtype(x.dtype)
-    conv = Geometry.decode(code)
-    size = conv.features(x.shape[1]) + 1
     if mask[3]:
-        results.append(x.new_empty((conv.groups, size, size), dtype=accumulate))
+        size = Geometry.decode(code).regrouped(moment_groups).features(x.shape[1]) + 1
+        results.append(x.new_empty((moment_groups, size, size), dtype=accumulate))
     if mask[4]:
         results.append(x.new_empty((3, x.shape[1]), dtype=accumulate))
     return results
@@ -91,18 +93,19 @@ class _Conv2dBackward(torch.autograd.Function):
         start: torch.Tensor | None,
         every: int,
         moment_dtype: torch.dtype | None,
+        moment_groups: int,
     ) -> tuple[torch.Tensor, ...]:
         with below_autograd():
             return tuple(
                 torch.ops.lnb_kernels.conv2d_backward(
-                    grad, x, weight, code, positions, mask, start, every, moment_dtype
+                    grad, x, weight, code, positions, mask, start, every, moment_dtype, moment_groups
                 )
             )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs[:3], inputs[6])
-        ctx.code, ctx.positions, ctx.mask, ctx.every = *inputs[3:6], inputs[7]
+        ctx.code, ctx.positions, ctx.mask, ctx.every, ctx.moment_groups = *inputs[3:6], inputs[7], inputs[9]
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -112,16 +115,17 @@ class _Conv2dBackward(torch.autograd.Function):
             results = reference.layer_gradients(grad, x, weight, ctx.code, ctx.mask)
             if ctx.mask[3]:
                 images, scale = _sampling.read(x, start, ctx.every)
-                results.append(patch_moment(images, ctx.code) * scale)
+                code = Geometry.decode(ctx.code).regrouped(ctx.moment_groups).encode()
+                results.append(patch_moment(images, code) * scale)
             if ctx.mask[4]:
                 results.append(reference.channel_moments(x, ctx.positions))
             grads = torch.autograd.grad(results, (grad, x, weight), upstream, allow_unused=True)
-        return (*grads, *[None] * 6)
+        return (*grads, *[None] * 7)
 
 
 _conv2d_backward: Callable[..., list[torch.Tensor]] = define(
     "conv2d_backward(Tensor grad, Tensor x, Tensor weight, SymInt[] code, SymInt positions, bool[] mask, "
-    "Tensor? start, SymInt every, ScalarType? moment_dtype) -> Tensor[]",
+    "Tensor? start, SymInt every, ScalarType? moment_dtype, SymInt moment_groups) -> Tensor[]",
     _backward_kernel,
     _backward_fake,
     _Conv2dBackward,
@@ -135,16 +139,16 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, weight, _, _, _, ctx.code, ctx.positions, start, ctx.every, ctx.moment_dtype = inputs
+        x, weight, _, probe, _, ctx.code, ctx.positions, start, ctx.every, ctx.moment_dtype = inputs
+        ctx.moment_groups = Geometry.decode(ctx.code).groups if probe is None else probe.shape[0]
         ctx.save_for_backward(x, weight, start)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, start = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:5])
-        results = iter(
-            _conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask, start, ctx.every, ctx.moment_dtype)
-        )
+        how = start, ctx.every, ctx.moment_dtype, ctx.moment_groups
+        results = iter(_conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask, *how))
         return (*(next(results) if wanted else None for wanted in mask), *[None] * 5)
 
 
@@ -182,7 +186,8 @@ def conv2d(
         weight: ``[m, C/groups, kh, kw]``.
         bias: ``[m]`` or None.
         stride, padding, dilation, groups: as of ``F.conv2d``.
-        probe: ``[groups, D+1, D+1]``, ``D = C/groups * kh * kw``, or None.
+        probe: ``[groups, D+1, D+1]``, ``D = C/groups * kh * kw``; or None. A multiple of ``groups`` that divides ``C`` in
+            place of ``groups`` (and in ``D``) gives the second moments of smaller blocks of channels.
         channel_probe: ``[3, C]`` or None.
             Probes that are None or do not require a gradient cost nothing; without any this is a plain ``F.conv2d``
             call.
@@ -206,9 +211,11 @@ def conv2d(
     image = check_input("conv2d", x, conv)
     channels = image.shape[1]
     if probe is not None and live:
-        size = conv.features(channels) + 1
         _checks.floating_tensor("conv2d", "probe", probe)
-        _checks.shape_is("conv2d", "probe", probe, (conv.groups, size, size), "[groups, D+1, D+1], D = C/groups kh kw")
+        cut = probe.dim() == 3 and probe.shape[0] > 0 and probe.shape[0] % conv.groups == channels % probe.shape[0] == 0
+        groups = probe.shape[0] if cut else conv.groups
+        size = conv.regrouped(groups).features(channels) + 1
+        _checks.shape_is("conv2d", "probe", probe, (groups, size, size), "[groups, D+1, D+1], D = C/groups kh kw")
         _checks.same_device("conv2d", "probe", probe, "x", x)
     if channel_probe is not None and channel_live:
         _checks.floating_tensor("conv2d", "channel_probe", channel_probe)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _backend
 from lnb_kernels._checks import accumulation_dtype
 from lnb_kernels.conv2d.geometry import Geometry, pad_extra
 from lnb_kernels.conv2d.patches import conv2d_second_moment_by_patches
@@ -68,18 +67,6 @@ def conv2d_cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float, code: list
     out /= max(y.shape[0] * y.shape[2] * y.shape[3], 1)
     out[:, :d].add_(vectors[:, :d], alpha=ridge)
     return out.to(v.dtype)
-
-
-def conv2d_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, code: list[int], positions: int, mask: list[bool]
-) -> list[torch.Tensor]:
-    """The wanted ones of: gradients of ``x``, ``weight`` and bias; second moment of the patches; channel moments."""
-    results = layer_gradients(grad, x, weight, code, mask)
-    if mask[3]:
-        results.append(_backend.call("conv2d_second_moment", x, x, code))
-    if mask[4]:
-        results.append(channel_moments(x, positions))
-    return results
 
 
 def layer_gradients(

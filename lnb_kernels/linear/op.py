@@ -11,6 +11,7 @@ from lnb_kernels import _autocast, _backend, _checks, _sampling
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels._rows import as_rows
 from lnb_kernels.linear import reference
+from lnb_kernels.second_moment.op import pull_back, shape_of
 
 _backend.register(
     "linear_backward", reference.linear_backward, triton="lnb_kernels.linear.triton_kernel:linear_backward"
@@ -25,12 +26,15 @@ def _backward_kernel(
     start: torch.Tensor | None,
     every: int,
     moment_dtype: torch.dtype | None,
+    blocks: int | None,
 ) -> list[torch.Tensor]:
-    if mask[3] and (start is not None or moment_dtype is not None):  # S reads other rows than the weight gradient
-        gradients = _backward_kernel(grad, x, weight, [*mask[:3], False], None, 1, None) if any(mask[:3]) else []
+    plain = start is None and moment_dtype is None and blocks is None
+    if mask[3] and not plain:  # S reads other rows than the weight gradient, or multiplies other columns
+        gradients = _backward_kernel(grad, x, weight, [*mask[:3], False], None, 1, None, None) if any(mask[:3]) else []
         rows, scale = _sampling.read(as_rows(x), start, every)
-        s = _autocast.call("second_moment", rows, rows, None, moment_dtype)
-        return [*gradients, s.to(_checks.accumulation_dtype(x.dtype)).mul_(scale)]
+        s = _autocast.call("second_moment", rows, rows, None, moment_dtype, blocks)
+        s = s.to(_checks.accumulation_dtype(x.dtype))
+        return [*gradients, s if scale == 1.0 else s.mul_(scale)]
     if _row_major(x, weight):
         results: list[torch.Tensor] = _autocast.call("linear_backward", x, grad, x, weight, mask)
         return results
@@ -51,11 +55,11 @@ def _backward_fake(
     start: torch.Tensor | None,
     every: int,
     moment_dtype: torch.dtype | None,
+    blocks: int | None,
 ) -> list[torch.Tensor]:
     results = reference.linear_backward(grad, x, weight, [*mask[:3], False])
     if mask[3]:
-        d = x.shape[-1]
-        results.append(x.new_empty((d + 1, d + 1), dtype=_checks.accumulation_dtype(x.dtype)))
+        results.append(x.new_empty(shape_of(x.shape[-1], blocks), dtype=_checks.accumulation_dtype(x.dtype)))
     return results
 
 
@@ -71,9 +75,12 @@ class _LinearBackward(torch.autograd.Function):
         start: torch.Tensor | None,
         every: int,
         moment_dtype: torch.dtype | None,
+        blocks: int | None,
     ) -> tuple[torch.Tensor, ...]:
         with below_autograd():
-            return tuple(torch.ops.lnb_kernels.linear_backward(grad, x, weight, mask, start, every, moment_dtype))
+            return tuple(
+                torch.ops.lnb_kernels.linear_backward(grad, x, weight, mask, start, every, moment_dtype, blocks)
+            )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -97,21 +104,19 @@ class _LinearBackward(torch.autograd.Function):
         if ctx.mask[2]:
             for_grad = for_grad + next(values)
         if ctx.mask[3]:
-            u = next(values)
-            u = (u + u.t()).to(x.dtype)
-            pulled = rows @ u[:-1, :-1] + u[-1, :-1]
+            pulled = pull_back(rows, next(values).to(x.dtype))
             if start is not None and ctx.every > 1:
                 sample = _sampling.Sample(start, ctx.every)
                 read = rows.new_zeros(rows.shape[0], 1)
                 read[sample.indices(rows.shape[0])] = sample.scale(rows.shape[0])
                 pulled = pulled * read
             for_x = for_x + pulled
-        return for_grad.reshape(grad.shape), for_x.reshape(x.shape), for_weight, None, None, None, None
+        return for_grad.reshape(grad.shape), for_x.reshape(x.shape), for_weight, *[None] * 5
 
 
 _linear_backward = define(
     "linear_backward(Tensor grad, Tensor x, Tensor weight, bool[] mask, Tensor? start, SymInt every, "
-    "ScalarType? moment_dtype) -> Tensor[]",
+    "ScalarType? moment_dtype, SymInt? blocks) -> Tensor[]",
     _backward_kernel,
     _backward_fake,
     _LinearBackward,
@@ -137,12 +142,13 @@ class _Linear(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs[:2], inputs[4])
         ctx.every, ctx.moment_dtype = inputs[5:]
+        ctx.blocks = inputs[3].shape[0] if inputs[3].dim() == 3 else None
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, start = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:4])
-        results = iter(_linear_backward(grad, x, weight, mask, start, ctx.every, ctx.moment_dtype))
+        results = iter(_linear_backward(grad, x, weight, mask, start, ctx.every, ctx.moment_dtype, ctx.blocks))
         return (*(next(results) if wanted else None for wanted in mask), None, None, None)
 
 
@@ -153,6 +159,14 @@ _linear = define(
     _Linear.forward,
     _Linear,
 )
+
+
+def _check_probe(probe: torch.Tensor, d: int) -> None:
+    blocks = probe.shape[0] if probe.dim() == 3 else None
+    if blocks is not None and blocks > 0 and d % blocks == 0:
+        _checks.shape_is("linear", "probe", probe, shape_of(d, blocks), "of blocks of weight [m, d]")
+    else:
+        _checks.shape_is("linear", "probe", probe, shape_of(d, None), "d+1 of weight [m, d], or that of equal blocks")
 
 
 def linear(
@@ -175,8 +189,9 @@ def linear(
         x: ``[..., d]``.
         weight: ``[m, d]``.
         bias: ``[m]`` or None.
-        probe: ``[d+1, d+1]`` or None. None, or a probe that does not require a gradient, is a plain ``F.linear`` call.
-            An expanded scalar (all strides 0) takes no memory.
+        probe: ``[d+1, d+1]``; ``[blocks, d/blocks+1, d/blocks+1]``, whose gradient is the second moment of each of so many
+            blocks of features; or None. None, or a probe that does not require a gradient, is a plain ``F.linear`` call. An
+            expanded scalar (all strides 0) takes no memory.
         sample: ``(start, every)``: the second moment is estimated from one of every ``every`` rows, scaled to all of them;
             ``start`` is a tensor ``[]`` on the device of ``x``, and the estimate is unbiased if it is uniform in [0, 1).
             None reads every row.
@@ -193,8 +208,7 @@ def linear(
     if probe is None or not torch.is_grad_enabled() or not probe.requires_grad:
         return F.linear(x, weight, bias)
     _checks.floating_tensor("linear", "probe", probe)
-    size = weight.shape[-1] + 1
-    _checks.shape_is("linear", "probe", probe, (size, size), "d+1 of weight [m, d]")
+    _check_probe(probe, weight.shape[-1])
     _checks.same_device("linear", "probe", probe, "x", x)
     chosen = _sampling.check("linear", sample, x)
     _sampling.check_dtype("linear", moment_dtype)

@@ -16,26 +16,30 @@ TYPE_NAMES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float1
 
 
 def second_moment(
-    x: torch.Tensor, weights: torch.Tensor | None = None, product: torch.dtype | None = None
+    x: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    product: torch.dtype | None = None,
+    blocks: int | None = None,
 ) -> torch.Tensor:
     """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]`` fp32, from ``x`` ``[..., d]`` fp32, bf16 or fp16.
 
     Rows may lie any distance apart (a view of every n-th row is read in place). With ``product=torch.bfloat16`` rows
     are rounded to bfloat16 on their way into the product, without a copy of ``x`` in that dtype. Weighted rows go by the
-    reference.
+    reference. With ``blocks`` the result is that of each block of features, ``[blocks, d/blocks+1, d/blocks+1]``.
     """
     if weights is not None or product == torch.float64:
-        return reference.second_moment(x, weights, product)
+        return reference.second_moment(x, weights, product, blocks)
     if product == torch.float16:
         x = x.half()
     rows = as_rows(x)
     if rows.stride(1) != 1 or rows.stride(0) < 0:
         rows = rows.contiguous()
-    n, d = rows.shape
+    n, d = rows.shape[0], rows.shape[1] // (blocks or 1)
     native = _native.module()
-    s = torch.empty(d + 1, d + 1)
-    native.second_moment(
-        rows.data_ptr(), getattr(native.Type, TYPE_NAMES[rows.dtype]), n, d, rows.stride(0),
-        product == torch.bfloat16, s.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    return s
+    s = torch.empty(blocks or 1, d + 1, d + 1)
+    for block, result in enumerate(s):
+        native.second_moment(
+            rows[:, block * d :].data_ptr(), getattr(native.Type, TYPE_NAMES[rows.dtype]), n, d, rows.stride(0),
+            product == torch.bfloat16, result.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+    return s[0] if blocks is None else s

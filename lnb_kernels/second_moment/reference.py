@@ -13,14 +13,20 @@ _SMALL = 1 << 15  # elements below which a copy with the column of ones costs le
 
 
 def second_moment(
-    x: torch.Tensor, weights: torch.Tensor | None = None, product: torch.dtype | None = None
+    x: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    product: torch.dtype | None = None,
+    blocks: int | None = None,
 ) -> torch.Tensor:
     """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]``, accumulated in float32 (float64 for float64 ``x``).
 
-    With ``product``, rows are first rounded to that dtype.
+    With ``product``, rows are first rounded to that dtype; with ``blocks``, features are cut into so many, and the result
+    is each one's, ``[blocks, d/blocks+1, d/blocks+1]``.
     """
     if product is not None:
         x = x.to(product)
+    if blocks is not None:
+        return torch.stack([second_moment(part, weights) for part in x.tensor_split(blocks, dim=-1)])
     d = x.shape[-1]
     accumulate = accumulation_dtype(x.dtype)
     rows = as_rows(x).to(accumulate)  # [N, d]

@@ -13,15 +13,21 @@ from lnb_kernels._triton.launch import compiles_or_unavailable
 
 @compiles_or_unavailable("second_moment")
 def second_moment(
-    x: torch.Tensor, weights: torch.Tensor | None = None, product: torch.dtype | None = None
+    x: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    product: torch.dtype | None = None,
+    blocks: int | None = None,
 ) -> torch.Tensor:
     """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]`` fp32, from ``x`` ``[..., d]`` bf16, fp16 or fp32.
 
-    With ``product``, rows are first rounded to that dtype.
+    With ``product``, rows are first rounded to that dtype; with ``blocks`` the result is that of each block of features,
+    ``[blocks, d/blocks+1, d/blocks+1]``, by one launch.
     """
     if product is not None:
         x = x.to(product)
     d = x.shape[-1]
+    if blocks is not None:
+        return _of_blocks(x, weights, blocks)
     s = x.new_empty((d + 1, d + 1), dtype=torch.float32)
     _accumulate(x, weights, s, None, 1.0, 0.0)
     return s
@@ -31,6 +37,15 @@ def second_moment(
 def second_moment_ema_(s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None = None) -> None:
     """``S <- decay S + (1 - decay) sum_i w_i [x_i 1]' [x_i 1]`` in place, in the epilogue: ``S`` is read and written once."""
     _accumulate(x, weights, s, s, 1.0 - decay, decay)
+
+
+def _of_blocks(x: torch.Tensor, weights: torch.Tensor | None, blocks: int) -> torch.Tensor:
+    n, size = x.shape[:-1].numel(), x.shape[-1] // blocks
+    if weights is not None or not 0 < n <= gram_launch.MAX_ROWS or size == 0:
+        return torch.stack([second_moment(part, weights) for part in x.tensor_split(blocks, dim=-1)])
+    s = x.new_empty((blocks, size + 1, size + 1), dtype=torch.float32)
+    gram_launch.launch_gram(x.reshape(n, blocks, size).transpose(0, 1), s)
+    return s
 
 
 def _accumulate(

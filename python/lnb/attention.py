@@ -28,14 +28,14 @@ class PackedCapture(Capture):
     """The captures of a packed in-projection: one for each set of matrices that can share an input."""
 
     def __init__(self, d_in: int) -> None:
-        super().__init__((d_in + 1, d_in + 1), None)
-        self.parts = {name: Capture(self.probe_shape, None) for name in _SERVES}
+        super().__init__(d_in)
+        self.parts = {name: Capture(d_in) for name in _SERVES}
 
-    def switch(self, weight: Tensor, *, moments: bool, channels: bool, inputs: bool) -> None:
+    def switch(self, weight: Tensor, *, moments: bool, channels: bool, inputs: bool, blocks: int = 1) -> None:
         """Switch all parts. They gather second moments also where inputs are wanted, which do not stack."""
         self.moments_on = moments or inputs
         for part in self.parts.values():
-            part.switch(weight, moments=self.moments_on, channels=False, inputs=False)
+            part.switch(weight, moments=self.moments_on, channels=False, inputs=False, blocks=blocks)
 
     def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
         """Choose it for all parts."""
@@ -59,18 +59,18 @@ class PackedCapture(Capture):
 
     @property
     def moments(self) -> Tensor | None:
-        """The second moments of the inputs of query, key and value, ``[3, D+1, D+1]``.
+        """The second moments of the inputs of query, key and value, ``[3, blocks, size+1, size+1]``.
 
         Those of keys and values are scaled to the number of rows of the queries: one count serves all three.
         """
         found = {name: part.moments for name, part in self.parts.items() if part.moments is not None}
         if found.keys() <= {"qkv"}:
-            return found["qkv"].expand(3, -1, -1) if found else None
+            return found["qkv"].expand(3, -1, -1, -1) if found else None
         each = [_total([s for name, s in found.items() if i in _SERVES[name]]) for i in range(3)]
         zero = torch.zeros_like(next(iter(found.values())))
-        stacked = torch.stack([zero if s is None else s for s in each])
-        count = stacked[:, -1, -1]
-        return stacked * (count[0] / count.clamp(min=1)).reshape(3, 1, 1)
+        stacked = torch.cat([zero if s is None else s for s in each])
+        count = stacked[:, :1, -1:, -1:]
+        return stacked * (count[0] / count.clamp(min=1))
 
     def clear(self) -> None:
         """Forget everything gathered so far."""
@@ -78,7 +78,7 @@ class PackedCapture(Capture):
             part.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return PackedCapture(self.probe_shape[0] - 1).__dict__
+        return PackedCapture(self.d_in).__dict__
 
 
 def _total(moments: list[Tensor]) -> Tensor | None:
@@ -91,8 +91,7 @@ def attention_captures(attention: nn.MultiheadAttention) -> dict[str, Capture]:
         return {"in_proj_weight": PackedCapture(attention.embed_dim)}
     captures = {}
     for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        d_in = getattr(attention, name).shape[1]
-        captures[name] = Capture((d_in + 1, d_in + 1), None)
+        captures[name] = Capture(getattr(attention, name).shape[1])
     return captures
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lnb.attach import ProbedLayer, original_class, unsupported_reason, weight_roles
 from lnb.capture import Capture, Rows
+from lnb.factored import block_count
 
 
 @dataclass(eq=False)
@@ -41,6 +42,14 @@ class Block:
     def d_in(self) -> int:
         """Inputs of one neuron, without the bias."""
         return self.shape[2]
+
+    def input_blocks(self, limit: int | None) -> int:
+        """How many equal diagonal blocks of at most ``limit`` inputs the metric is cut into.
+
+        Of a convolution they hold whole channels (one, if its taps alone are more): then its blocks are the second moments
+        of a convolution of more groups.
+        """
+        return block_count(self.d_in // self.taps, None if limit is None else max(1, limit // self.taps))
 
     @property
     def is_convolution(self) -> bool:

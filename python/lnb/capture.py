@@ -32,11 +32,19 @@ class Capture:
 
     A probe is one number expanded to the shape of the second moment: it takes no memory, and autograd gives it a
     gradient of full size only on the steps on which it is switched on.
+
+    Attributes:
+        d_in: inputs of one neuron.
+        groups: of a convolution; None for a linear map.
+        channels: all input channels of a convolution.
+        blocks: diagonal blocks that the second moment is cut into.
     """
 
-    def __init__(self, probe_shape: tuple[int, ...], channels: int | None) -> None:
-        self.probe_shape = probe_shape
+    def __init__(self, d_in: int, groups: int | None = None, channels: int | None = None) -> None:
+        self.d_in = d_in
+        self.groups = groups
         self.channels = channels
+        self.blocks = 1
         self.probe: Tensor | None = None
         self.channel_probe: Tensor | None = None
         self.moments_on = False
@@ -54,14 +62,22 @@ class Capture:
     def for_layer(cls, module: nn.Module) -> Capture:
         """The capture of a ``nn.Linear`` or ``nn.Conv2d``, switched off."""
         if isinstance(module, nn.Conv2d):
-            patch = module.weight[0].numel()
-            return cls((module.groups, patch + 1, patch + 1), module.in_channels)
-        d_in = cast(nn.Linear, module).in_features
-        return cls((d_in + 1, d_in + 1), None)
+            return cls(module.weight[0].numel(), module.groups, module.in_channels)
+        return cls(cast(nn.Linear, module).in_features)
 
-    def switch(self, weight: Tensor, *, moments: bool, channels: bool, inputs: bool) -> None:
-        """Choose what the next backward pass leaves: the second moment, per-channel moments, the inputs."""
+    @property
+    def probe_shape(self) -> tuple[int, ...]:
+        """The shape of the second moment that the layer's op is asked for."""
+        size = self.d_in // self.blocks + 1
+        count = self.blocks * (self.groups or 1)
+        return (size, size) if self.groups is None and count == 1 else (count, size, size)
+
+    def switch(self, weight: Tensor, *, moments: bool, channels: bool, inputs: bool, blocks: int = 1) -> None:
+        """Choose what the next backward pass leaves: the second moment in ``blocks``, per-channel moments, the inputs."""
         self.moments_on, self.channels_on, self.inputs_on = moments, channels and self.channels is not None, inputs
+        if blocks != self.blocks:
+            self.blocks = blocks
+            self.probe = None
         self.follow(weight)
 
     def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
@@ -131,8 +147,11 @@ class Capture:
 
     @property
     def moments(self) -> Tensor | None:
-        """The second moment gathered since the last :meth:`clear`, ``[D+1, D+1]`` (convolution: one per group)."""
-        return None if self.probe is None else self.probe.grad
+        """The second moment gathered since the last :meth:`clear`, ``[groups, blocks, size+1, size+1]``."""
+        if self.probe is None or self.probe.grad is None:
+            return None
+        size = self.probe_shape[-1]
+        return self.probe.grad.view(-1, self.blocks, size, size)
 
     @property
     def channel_moments(self) -> Tensor | None:
@@ -141,7 +160,7 @@ class Capture:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is empty, as gradients are not copied either, and switched off, until an optimizer switches it on."""
-        return Capture(self.probe_shape, self.channels).__dict__
+        return Capture(self.d_in, self.groups, self.channels).__dict__
 
     def clear(self) -> None:
         """Forget everything gathered so far."""

@@ -7,8 +7,8 @@ gradient, exactly
     ``h_w = C^-1 (w - b mu)``,    ``h_b = b - mu' h_w``        (``h = S^-1 (w, b)``)
 
 so only ``C = L L'`` is factored, and ``C^-1`` or ``L^-1`` is kept. A layer without a bias has ``C = E[x x'] + ridge I`` and
-``mu = 0``. For wide inputs ``C`` is cut into equal diagonal blocks; the mean stays exact, so that the step still does not
-depend on an offset of the inputs.
+``mu = 0``. For wide inputs only equal diagonal blocks of ``C`` are formed; the mean stays exact, so that the step still does
+not depend on an offset of the inputs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Factor:
         return (cut @ blocks).movedim(-3, -2).flatten(-2)
 
 
-def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, blocks: int, inverse: bool) -> Factor:
+def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, inverse: bool) -> Factor:
     """Factor the metric.
 
     A factorisation that fails (the covariance is not positive definite in this precision) is repeated with a ridge
@@ -82,18 +82,17 @@ def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, blo
     and the choice is made on the device.
 
     Args:
-        second_moment: ``E[x~ x~']``, ``[groups, d_in+1, d_in+1]``, last entry 1.
-        ridge: added to the diagonal of the covariance: a number, or one per group ``[groups, 1, 1]``.
+        second_moment: diagonal blocks of ``E[x~ x~']``, each with the column of ones, ``[groups, blocks, size+1, size+1]``,
+            last entries 1.
+        ridge: added to the diagonal of the covariance: a number, or one per group ``[groups, 1, 1, 1]``.
         with_bias: whether the bias takes part.
-        blocks: number of diagonal blocks; divides ``d_in``.
         inverse: keep ``C^-1`` instead of ``L^-1``.
     """
     product, mean = second_moment[..., :-1, :-1], second_moment[..., -1, :-1]
     covariance = product - mean.unsqueeze(-1) * mean.unsqueeze(-2) if with_bias else product
-    covariance = diagonal_blocks(covariance, blocks)
     diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     average = diagonal.mean(dim=(-2, -1), keepdim=True).unsqueeze(-1)
-    added = torch.zeros_like(average) + (ridge.unsqueeze(-1) if isinstance(ridge, Tensor) else ridge)
+    added = torch.zeros_like(average) + ridge
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     covariance = covariance + added * eye
     lower, failed = _try_cholesky(covariance)
@@ -102,7 +101,7 @@ def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, blo
         scale = (diagonal + added.squeeze(-1)).clamp(min=torch.finfo(eye.dtype).tiny).sqrt()
         second = torch.where(failed_again, torch.diag_embed(scale), second)
         lower = torch.where(failed, second, lower)
-    mean_kept = mean if with_bias else None
+    mean_kept = mean.flatten(-2) if with_bias else None
     if inverse:
         return Factor(torch.cholesky_inverse(lower), mean_kept)
     return Factor(torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False), mean_kept)
@@ -113,17 +112,6 @@ def _try_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     lower, info = torch.linalg.cholesky_ex(matrix)
     failed = (info != 0) | ~torch.isfinite(lower).all(dim=(-2, -1))
     return lower, failed.unsqueeze(-1).unsqueeze(-1)
-
-
-def diagonal_blocks(matrix: Tensor, blocks: int) -> Tensor:
-    """The diagonal blocks ``[..., blocks, size, size]`` of ``[..., d, d]``."""
-    if blocks == 1:
-        return matrix.unsqueeze(-3)
-    size = matrix.shape[-1] // blocks
-    cut: Tensor = matrix.unflatten(-1, (blocks, size)).unflatten(
-        -3, (blocks, size)
-    )  # [..., blocks, size, blocks, size]
-    return cut.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
 def block_count(d_in: int, limit: int | None) -> int:

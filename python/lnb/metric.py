@@ -44,7 +44,7 @@ def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Con
         if work.inputs:
             return solve_dual(work.block, work.inputs, gradient, work.ridge), None
         second_moment = average_second_moment(work, verdict, 0.0, keep=False)  # of a packed in-projection
-        factor = factorize(second_moment, work.ridge, work.with_bias, 1, inverse=True)
+        factor = factorize(second_moment, work.ridge, work.with_bias, inverse=True)
         solved, bias = factor.solve(gradient[..., : work.block.d_in], gradient[..., -1:] if work.with_bias else None)
         return (solved if bias is None else torch.cat([solved, bias], dim=-1)), None
     mean, mean_square, has_rows = _update_feature_moments(work, gradient, verdict, config)
@@ -103,17 +103,19 @@ def _operator(
     relative = config.ridge_mode == "relative"
     if not work.inputs:
         if config.averaged or relative:
-            moments = average_second_moment(work, verdict, config.b_s, keep=config.averaged)
+            average = average_second_moment(work, verdict, config.b_s, keep=config.averaged)
         else:
             assert work.moments is not None
-            moments = work.moments
+            average = work.moments
+        moments = average.squeeze(1)
         empty = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
         moments = torch.where(has_rows, moments, empty)
         if not relative:
             return moments, work.ridge
         weights = torch.ones(moments.shape[-1], dtype=moments.dtype, device=moments.device)
         weights[-1] = 0
-        return moments + ridge_of(moments, work.ridge, True, work.with_bias) * weights.diag(), 0.0
+        added = cast(Tensor, ridge_of(average, work.ridge, True, work.with_bias)).squeeze(1)
+        return moments + added * weights.diag(), 0.0
     block, inputs, ridge = work.block, work.inputs, work.ridge
     rows = [_rows(block, x) for x in inputs]
     total = max(1, sum(rows))

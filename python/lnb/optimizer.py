@@ -30,7 +30,7 @@ from lnb.serialization import (
     saved_settings,
 )
 from lnb.verdict import Verdict
-from lnb.work import check_finite, collect, has_statistics, mark_zeroed
+from lnb.work import check_finite, collect, has_statistics, mark_zeroed, moment_blocks
 
 _PER_GROUP = ("params", "lr", "weight_decay", "ridge")
 # what torch itself and its schedulers write into groups, so that a group can be moved between optimizers
@@ -262,10 +262,12 @@ class LNB(Optimizer):
         for block in self._optimized_blocks():
             config = self._config_of(block)
             due = is_refresh_step(self._step_index, config.refresh_every) or self._planner.is_open(block)
-            moments, channels, inputs = config.needs(due or not has_statistics(self.state.get(block.weight), config))
+            due = due or not has_statistics(self.state.get(block.weight), block, config)
+            moments, channels, inputs = config.needs(due)
+            blocks = moment_blocks(block, config)
             for capture in block.captures:
                 capture.count_rows(self._planner.waits_for_rows(block))
-                capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs)
+                capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs, blocks=blocks)
                 if moments:
                     capture.read(block.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
 

@@ -14,6 +14,7 @@ from lnb.planning.choice import Choice
 from lnb.planning.cost import Cost, layer_cost
 from lnb.planning.memory import input_bytes, state_bytes
 from lnb.planning.rates import Rates
+from lnb.work import moment_blocks
 
 _HEADINGS = (
     "layer",
@@ -177,10 +178,12 @@ def _flops(block: Block, config: Config) -> tuple[int, int, int]:
     groups, rows, d_in = block.shape
     columns = d_in + (block.bias is not None)
     numbers = groups * rows * columns
-    size = d_in // block_count(d_in, config.block_size)
+    count = moment_blocks(block, config)
+    size = d_in // count
     spectral = config.trust_region == "spectral"
     solve = refresh = 0
-    per_row = groups * (d_in + 1) ** 2 // config.sample_every  # one half of the symmetric product, two operations each
+    # one half of the symmetric products, two operations each
+    per_row = groups * count * (size + 1) ** 2 // config.sample_every
     if config.factored:
         if config.trust_region == "balanced":
             outputs = block_count(rows, config.block_size)
@@ -207,7 +210,7 @@ def _solver(block: Block, config: Config) -> tuple[str, str]:
     """The solver in words, and why it is the one."""
     iterations = f"{config.cg_iterations} CG iterations"
     if config.factored:
-        count = block_count(block.d_in, config.block_size)
+        count = moment_blocks(block, config)
         solver = "factor" if count == 1 else f"factor, {count} blocks of {block.d_in // count}"
         needed = config.trust_region in WITH_FACTOR
         return solver, "the trust region needs a factor" if needed else "a factor serves until the next refresh"

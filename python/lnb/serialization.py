@@ -122,9 +122,9 @@ def _shapes(key: str, parameter: nn.Parameter, block: Block | None) -> list[tupl
     groups, rows, d_in = block.shape
     if key == "direction":
         return [(groups, rows, d_in), (groups, rows, d_in + 1)]
-    if key == "second_moment":
-        return [(groups, d_in + 1, d_in + 1)]
-    if key in ("factor", "output_factor", "output_moment"):
-        side = d_in if key == "factor" else rows
-        return [(groups, blocks, side // blocks, side // blocks) for blocks in range(1, side + 1) if side % blocks == 0]
+    if key in ("second_moment", "factor", "output_factor", "output_moment"):
+        side = rows if key.startswith("output") else d_in
+        ones = key == "second_moment"
+        sizes = [(blocks, side // blocks + ones) for blocks in range(1, side + 1) if side % blocks == 0]
+        return [(groups, blocks, size, size) for blocks, size in sizes]
     return [(groups, d_in)]

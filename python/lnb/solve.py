@@ -102,10 +102,9 @@ def _refresh(work: BlockWork, gradient: tuple[Tensor, Tensor | None], verdict: V
     balanced = config.trust_region == "balanced"
     if work.moments is not None:
         second_moment = average_second_moment(work, verdict, config.b_s, keep=config.b_s > 0)
-        blocks = block_count(work.block.d_in, config.block_size)
         spectral = config.trust_region == "spectral"
         ridge = ridge_of(second_moment, work.ridge, config.ridge_mode == "relative", work.with_bias)
-        fresh = factorize(second_moment, ridge, work.with_bias, blocks, inverse=not spectral)
+        fresh = factorize(second_moment, ridge, work.with_bias, inverse=not spectral)
         _keep(work, "factor", fresh.matrix, verdict)
         _keep(work, "factor_mean", fresh.mean, verdict)
         if balanced:
@@ -127,22 +126,25 @@ def _output_factor(
     """
     moment = output_moment(*gradient, factor, block_count(work.block.shape[1], config.block_size))
     if config.b_s > 0:
-        kept = work.state.get("output_moment", torch.zeros_like(moment))
+        kept = work.state.get("output_moment")
+        if kept is None or kept.shape != moment.shape:
+            kept = torch.zeros_like(moment)
         moment = torch.lerp(kept, moment, 1 - config.b_s)
         _keep(work, "output_moment", moment, verdict)
     return inverse_root(moment)
 
 
 def _keep(work: BlockWork, name: str, value: Tensor | None, verdict: Verdict) -> None:
-    """Remember ``value`` as the layer's ``name``, if this step had rows; at first there is zero: a layer that stands still."""
+    """Remember ``value`` as the layer's ``name``, if this step had rows; at first, and when blocks have changed, there is
+    zero: a layer that stands still."""
     assert work.moments is not None
     state = work.state
     if value is None:
         state.pop(name, None)
         return
-    if name not in state:
+    if name not in state or state[name].shape != value.shape:
         state[name] = torch.zeros_like(value)
-    verdict.commit(state[name], value, also=work.moments[0, -1, -1] > 0)
+    verdict.commit(state[name], value, also=work.moments[0, 0, -1, -1] > 0)
 
 
 def _batches(

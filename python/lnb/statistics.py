@@ -30,13 +30,18 @@ def sums_from_moments(block: Block, moments: Tensor, channels: Tensor | None) ->
 
     Args:
         block: the layer.
-        moments: ``[X 1]'[X 1]``, ``[D+1, D+1]`` or ``[groups, D+1, D+1]``.
+        moments: ``[X 1]'[X 1]``, ``[groups, blocks, size+1, size+1]``.
         channels: convolution: ``[3, C]`` sums, squares and counts over the unpadded input.
     """
     if channels is not None:
         return FeatureSums(block.per_column(channels[0]), block.per_column(channels[1]), channels[2, 0])
-    moments = moments.reshape(-1, *moments.shape[-2:])
-    return FeatureSums(moments[:, -1, :-1], moments.diagonal(dim1=-2, dim2=-1)[:, :-1], moments[0, -1, -1])
+    squares = moments.diagonal(dim1=-2, dim2=-1)[..., :-1].flatten(1)
+    return FeatureSums(mean_of(moments), squares, moments[0, 0, -1, -1])
+
+
+def mean_of(moments: Tensor) -> Tensor:
+    """The last rows of the blocks ``[groups, blocks, size+1, size+1]``, without their last entries: ``[groups, d_in]``."""
+    return moments[..., -1, :-1].flatten(1)
 
 
 def sums_from_inputs(block: Block, inputs: list[Tensor], dtype: torch.dtype) -> FeatureSums:
@@ -80,9 +85,10 @@ def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tens
 
 
 def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep: bool) -> Tensor:
-    """Update the average of ``E[x~ x~']`` with this step's rows; return it, ``[groups, d_in+1, d_in+1]``, last entry 1.
+    """Update the average of ``E[x~ x~']`` with this step's rows; return it, ``[groups, blocks, size+1, size+1]``, each
+    block's last entry 1.
 
-    A step without rows, and one that gathered nothing, leaves the average as it is.
+    A step without rows, and one that gathered nothing, leaves the average as it is. It starts anew in other blocks.
 
     Args:
         work: the layer, its state and its second moment of this step.
@@ -94,11 +100,11 @@ def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep:
     if work.moments is None:
         kept: Tensor = state["second_moment"]
         return kept / bias_correction(decay, state["second_moment_step"].clamp(min=1)).to(kept.dtype)
-    rows = work.moments[0, -1, -1]
+    rows = work.moments[0, 0, -1, -1]
     mean = work.moments / rows.clamp(min=1)
     if not keep:
         return mean
-    if "second_moment" not in state:
+    if "second_moment" not in state or state["second_moment"].shape != mean.shape:
         state["second_moment"] = torch.zeros_like(mean)
         state["second_moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
     verdict.commit(state["second_moment_step"], state["second_moment_step"] + 1, also=rows > 0)
@@ -114,18 +120,18 @@ def ridge_of(second_moment: Tensor, ridge: float, relative: bool, with_bias: boo
     the second moment otherwise.
 
     Args:
-        second_moment: ``E[x~ x~']``, ``[..., d_in+1, d_in+1]``.
+        second_moment: ``E[x~ x~']``, ``[groups, blocks, size+1, size+1]``.
         ridge: the setting.
         relative: whether it is a multiple.
         with_bias: whether the bias takes part in the metric.
 
     Returns:
-        A number, or one value per layer ``[..., 1, 1]``.
+        A number, or one value per group ``[groups, 1, 1, 1]``.
     """
     if not relative:
         return ridge
     diagonal = second_moment.diagonal(dim1=-2, dim2=-1)[..., :-1]
     if with_bias:
         diagonal = (diagonal - second_moment[..., -1, :-1].square()).clamp(min=0)
-    average: Tensor = diagonal.mean(dim=-1)
-    return ridge * average.unsqueeze(-1).unsqueeze(-1)
+    average: Tensor = diagonal.mean(dim=(-2, -1))
+    return ridge * average.reshape(-1, 1, 1, 1)

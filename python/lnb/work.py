@@ -24,7 +24,7 @@ class BlockWork:
     parameters: list[nn.Parameter]  # the weight, and the bias where it moves with it
     states: Any  # of all parameters
     ridge: float
-    moments: Tensor | None  # [groups, D+1, D+1] of this step
+    moments: Tensor | None  # [groups, blocks, size+1, size+1] of this step
     channels: Tensor | None  # [3, C] of this step
     inputs: list[Tensor]
     config: Config  # the layer's own
@@ -127,8 +127,7 @@ def _read_captures(block: Block) -> tuple[Tensor | None, Tensor | None, list[Ten
     inputs: list[Tensor] = []
     for capture in block.captures:
         if capture.moments is not None:
-            more = capture.moments.reshape(block.groups, *capture.moments.shape[-2:])
-            moments = more if moments is None else moments + more
+            moments = capture.moments if moments is None else moments + capture.moments
         if capture.channel_moments is not None:
             channels = capture.channel_moments if channels is None else channels + capture.channel_moments
         inputs += capture.inputs
@@ -145,7 +144,7 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     read: list[Tensor] = [parameter.grad for parameter in work.parameters if parameter.grad is not None]
     for block in work.blocks:
         if block.moments is not None:
-            read += [block.moments[:, -1], block.moments.diagonal(dim1=-2, dim2=-1).contiguous()]
+            read += [block.moments[..., -1, :], block.moments.diagonal(dim1=-2, dim2=-1).contiguous()]
         if block.channels is not None:
             read.append(block.channels)
         read += [torch.linalg.vector_norm(x, dtype=statistics_dtype(x.dtype)).square() for x in block.inputs]
@@ -157,7 +156,14 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     return Verdict(ok, wait)
 
 
-def has_statistics(state: dict[str, Any] | None, config: Config) -> bool:
+def has_statistics(state: dict[str, Any] | None, block: Block, config: Config) -> bool:
     """Whether a layer's state holds the statistics that its settings work with, so that it can wait for the next refresh."""
     needed = "factor" if config.factored else "second_moment" if config.keeps_second_moment else "mean"
-    return state is not None and needed in state
+    if state is None or needed not in state:
+        return False
+    return needed == "mean" or state[needed].shape[1] == moment_blocks(block, config)
+
+
+def moment_blocks(block: Block, config: Config) -> int:
+    """The diagonal blocks in which a layer's second moment is gathered: those of the factor that is made of it."""
+    return block.input_blocks(config.block_size) if config.factored else 1

@@ -83,6 +83,16 @@ def test_gradients_of_the_probes_are_the_moments(
     rows = x.double().movedim(-3, -1).reshape(-1, 4)
     expected = torch.stack((rows.sum(0), rows.square().sum(0), torch.full((4,), rows.shape[0], dtype=torch.float64)))
     torch.testing.assert_close(channels.double(), expected, rtol=1e-6, atol=1e-5)
+    for blocks in (2, 4):
+        if blocks % groups == 0:
+            smaller, _ = probes(kernel, blocks, wide)
+            y = lk.conv2d(x, weight, None, stride, padding, dilation, groups, smaller)
+            (s,) = torch.autograd.grad(y, smaller, torch.full_like(y, float("nan")))
+            whole = lk.conv2d_second_moment(x, kernel, stride, padding, dilation, 1)[0]
+            size, ones = 4 // blocks * kernel[0] * kernel[1], whole.shape[0] - 1
+            for block, moment in enumerate(s):
+                index = [*range(block * size, (block + 1) * size), ones]
+                torch.testing.assert_close(moment, whole[index][:, index], rtol=1e-5, atol=1e-4)
 
 
 def test_gradients_of_the_probes_add_up() -> None:
@@ -141,7 +151,7 @@ def test_only_wanted_gradients_are_computed(wanted: tuple[bool, bool, bool]) -> 
     assert count.seen.count("lnb_kernels.conv2d_backward.default") == 1
     code = geometry("test", 3, 1, 1, 1, 1).encode()
     grads = torch.ops.lnb_kernels.conv2d_backward(
-        y.detach(), x.detach(), weight.detach(), code, 60, [*wanted, False, True], *WHOLE
+        y.detach(), x.detach(), weight.detach(), code, 60, [*wanted, False, True], *WHOLE, 1
     )
     assert len(grads) == sum(wanted) + 1
     assert grads[-1].shape == channels.shape
@@ -152,19 +162,22 @@ def test_derivatives() -> None:
     x, weight, bias = (
         torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 4, 5, 4), (4, 2, 2, 3), (4,))
     )
-    given = probes((2, 3), 2, torch.float64)
-    assert gradcheck(lambda *args: lk.conv2d(*args, 1, "same", 1, 2, *given), (x, weight, bias))
-    assert gradgradcheck(lambda *args: lk.conv2d(*args, 1, "same", 1, 2, *given), (x, weight, bias))
+    for blocks in (2, 4):
+        given = probes((2, 3), blocks, torch.float64)
+        layer = lambda *args, given=given: lk.conv2d(*args, 1, "same", 1, 2, *given)  # noqa: E731
+        assert gradcheck(layer, (x, weight, bias))
+        assert gradgradcheck(layer, (x, weight, bias))
 
 
-def test_the_moments_can_be_differentiated() -> None:
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_moments_can_be_differentiated(blocks: int) -> None:
     x = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
-    s, channels = probes((3, 3), 1, torch.float64)
+    s, channels = probes((3, 3), blocks, torch.float64)
     y = lk.conv2d(x, torch.randn(2, 4, 3, 3, dtype=torch.float64), None, 1, 1, probe=s, channel_probe=channels)
     moments = torch.autograd.grad(y.sum(), (s, channels), create_graph=True)
     directions = [torch.randn_like(m) for m in moments]
     (ours,) = torch.autograd.grad(sum((m * d).sum() for m, d in zip(moments, directions, strict=True)), x)
-    direct = (lk.conv2d_second_moment(x, 3, 1, 1) * directions[0]).sum()
+    direct = (lk.conv2d_second_moment(x, 3, 1, 1, groups=blocks) * directions[0]).sum()
     direct = direct + (x.sum((0, 2, 3)) * directions[1][0] + x.square().sum((0, 2, 3)) * directions[1][1]).sum()
     (expected,) = torch.autograd.grad(direct, x)
     torch.testing.assert_close(ours, expected)
@@ -176,11 +189,12 @@ def test_opcheck(dtype: torch.dtype, how: tuple[Any, ...]) -> None:
     ops = torch.ops.lnb_kernels
     x, weight, bias = (torch.randn(s).to(dtype).requires_grad_() for s in ((2, 4, 6, 5), (4, 2, 2, 3), (4,)))
     code = geometry("test", (2, 3), 1, 1, 1, 2).encode()
-    opcheck(ops.conv2d.default, (x, weight, bias, *probes((2, 3), 2), code, 60, *how))
+    for blocks in (2, 4):
+        opcheck(ops.conv2d.default, (x, weight, bias, *probes((2, 3), blocks), code, 60, *how))
     opcheck(ops.conv2d.default, (x.detach(), weight, None, None, probes((2, 3), 2)[1], code, 60, *how))
     y = torch.nn.functional.conv2d(x, weight, bias, 1, 1, 1, 2).detach()
     for mask in ([True] * 5, [False, True, False, True, False], [False] * 5):
-        opcheck(ops.conv2d_backward.default, (torch.randn_like(y), x, weight, code, 60, mask, *how))
+        opcheck(ops.conv2d_backward.default, (torch.randn_like(y), x, weight, code, 60, mask, *how, 4))
 
 
 def test_bad_arguments_are_named() -> None:
@@ -188,6 +202,10 @@ def test_bad_arguments_are_named() -> None:
     s, channels = probes((3, 3), 1)
     with pytest.raises(ValueError, match=r"conv2d: probe has shape \(37, 37\), allowed is \(1, 37, 37\)"):
         lk.conv2d(x, weight, probe=torch.zeros(37, 37, requires_grad=True))
+    with pytest.raises(ValueError, match=r"conv2d: probe has shape \(3, 13, 13\), allowed is \(1, 37, 37\)"):
+        lk.conv2d(x, weight, probe=torch.zeros(3, 13, 13, requires_grad=True))
+    with pytest.raises(ValueError, match=r"conv2d: probe has shape \(2, 37, 37\), allowed is \(2, 19, 19\)"):
+        lk.conv2d(x, weight, probe=torch.zeros(2, 37, 37, requires_grad=True))
     with pytest.raises(ValueError, match=r"conv2d: channel_probe has shape \(3, 5\), allowed is \(3, 4\)"):
         lk.conv2d(x, weight, channel_probe=torch.zeros(3, 5, requires_grad=True))
     with pytest.raises(ValueError, match=r"conv2d: padding='full' is not allowed"):

@@ -17,10 +17,15 @@ import lnb_kernels as lk
 
 Tensors = list[torch.Tensor]
 WHOLE = (None, 1, None)  # every row, in its own dtype
+SAMPLED = (torch.tensor(0.6), 2, torch.bfloat16)
 
 
 def probe(d: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.zeros(d + 1, d + 1, dtype=dtype, requires_grad=True)
+
+
+def probe_of_blocks(d: int, blocks: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(blocks, d // blocks + 1, d // blocks + 1, dtype=dtype, requires_grad=True)
 
 
 def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, grad: torch.Tensor, live: bool) -> Tensors:
@@ -52,6 +57,17 @@ def test_gradient_of_the_probe_is_the_second_moment(shape: tuple[int, ...], dtyp
     y = lk.linear(x, weight, None, p)
     (s,) = torch.autograd.grad(y, p, torch.full_like(y, float("nan")))
     assert torch.equal(s, lk.second_moment(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_a_probe_of_blocks_gets_their_second_moments(blocks: int, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(3, 7, 6).to(dtype), torch.randn(5, 6).to(dtype)
+    p = probe_of_blocks(6, blocks, torch.float64 if dtype == torch.float64 else torch.float32)
+    y = lk.linear(x, weight, None, p)
+    assert torch.equal(y, F.linear(x, weight))
+    (s,) = torch.autograd.grad(y, p, torch.full_like(y, float("nan")))
+    assert torch.equal(s, lk.second_moment(x, blocks=blocks))
 
 
 def test_gradients_of_the_probe_add_up() -> None:
@@ -118,47 +134,54 @@ def test_only_wanted_gradients_are_computed(wanted: tuple[bool, bool, bool]) -> 
     assert [t.grad is not None for t in (x, weight, bias, p)] == [*wanted, True]
     assert count.seen.count("lnb_kernels.linear_backward.default") == 1
     grads = torch.ops.lnb_kernels.linear_backward(
-        torch.ones(5, 3), x.detach(), weight.detach(), [*wanted, True], *WHOLE
+        torch.ones(5, 3), x.detach(), weight.detach(), [*wanted, True], *WHOLE, None
     )
     assert len(grads) == sum(wanted) + 1
 
 
 def test_derivatives() -> None:
     x, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 4), (5, 4), (5,)))
-    p = probe(4, torch.float64)
-    assert gradcheck(lambda *args: lk.linear(*args, p), (x, weight, bias))
-    assert gradgradcheck(lambda *args: lk.linear(*args, p), (x, weight, bias))
+    for p in (probe(4, torch.float64), probe_of_blocks(4, 2, torch.float64)):
+        assert gradcheck(lambda *args, p=p: lk.linear(*args, p), (x, weight, bias))
+        assert gradgradcheck(lambda *args, p=p: lk.linear(*args, p), (x, weight, bias))
 
 
-def test_the_second_moment_can_be_differentiated() -> None:
+@pytest.mark.parametrize("blocks", [None, 2])
+def test_the_second_moment_can_be_differentiated(blocks: int | None) -> None:
     """A penalty on ``S`` itself: its gradient is that of ``lk.second_moment``."""
     x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    p, direction = probe(4, torch.float64), torch.randn(5, 5, dtype=torch.float64)
+    p = probe(4, torch.float64) if blocks is None else probe_of_blocks(4, blocks, torch.float64)
+    direction = torch.randn(p.shape, dtype=torch.float64)
     y = lk.linear(x, torch.randn(3, 4, dtype=torch.float64), None, p)
     (s,) = torch.autograd.grad(y.sum(), p, create_graph=True)
     (ours,) = torch.autograd.grad((s * direction).sum(), x)
-    (expected,) = torch.autograd.grad((lk.second_moment(x) * direction).sum(), x)
+    (expected,) = torch.autograd.grad((lk.second_moment(x, blocks=blocks) * direction).sum(), x)
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("how", [WHOLE, (torch.tensor(0.6), 2, torch.bfloat16)], ids=["whole", "sampled"])
+@pytest.mark.parametrize("how", [WHOLE, SAMPLED], ids=["whole", "sampled"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)], ids=str)
 def test_opcheck(shape: tuple[int, ...], dtype: torch.dtype, how: tuple[Any, ...]) -> None:
     x, weight, bias = (torch.randn(s).to(dtype).requires_grad_() for s in (shape, (5, 4), (5,)))
     ops = torch.ops.lnb_kernels
     opcheck(ops.linear.default, (x, weight, bias, probe(4), *how))
-    opcheck(ops.linear.default, (x.detach(), weight, None, probe(4), *how))
+    opcheck(ops.linear.default, (x.detach(), weight, None, probe_of_blocks(4, 2), *how))
     grad = torch.randn(*shape[:-1], 5).to(dtype)
     for mask in ([True] * 4, [False, True, False, True], [False] * 4):
-        opcheck(ops.linear_backward.default, (grad, x, weight, mask, *how))
-    opcheck(ops.linear_backward.default, (grad, x.detach(), weight.detach().t().contiguous().t(), [True] * 4, *how))
+        opcheck(ops.linear_backward.default, (grad, x, weight, mask, *how, None))
+    column_major = weight.detach().t().contiguous().t()
+    opcheck(ops.linear_backward.default, (grad, x.detach(), column_major, [True] * 4, *how, 2))
 
 
 def test_bad_probes_are_named() -> None:
     x, weight = torch.randn(5, 4), torch.randn(3, 4)
     with pytest.raises(ValueError, match=r"linear: probe has shape \(5, 5, 1\), allowed is \(5, 5\)"):
         lk.linear(x, weight, None, torch.zeros(5, 5, 1, requires_grad=True))
+    with pytest.raises(ValueError, match=r"linear: probe has shape \(2, 5, 5\), allowed is \(2, 3, 3\)"):
+        lk.linear(x, weight, None, torch.zeros(2, 5, 5, requires_grad=True))
+    with pytest.raises(ValueError, match=r"linear: probe has shape \(3, 2, 2\), allowed is \(5, 5\)"):
+        lk.linear(x, weight, None, torch.zeros(3, 2, 2, requires_grad=True))
     with pytest.raises(ValueError, match=r"linear: probe has shape \(4, 4\), allowed is \(5, 5\)"):
         lk.linear(x, weight, None, probe(3))
     with pytest.raises(ValueError, match=r"linear: probe is on meta but x is on cpu"):

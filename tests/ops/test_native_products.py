@@ -57,6 +57,14 @@ def test_rows(isa: str, dtype: torch.dtype) -> None:
             assert s[-1, -1] == size[0]
 
 
+@pytest.mark.parametrize("product", [None, torch.bfloat16], ids=str)
+def test_blocks_of_features(isa: str, product: torch.dtype | None) -> None:
+    """The same bits as from each block's columns alone."""
+    for x in (torch.randn(500, 96), torch.randn(3, 7, 30).bfloat16(), torch.randn(40, 60)[:, ::2], torch.randn(0, 6)):
+        alone = torch.stack([second_moment(part.contiguous(), None, product) for part in x.tensor_split(3, -1)])
+        assert torch.equal(second_moment(x, None, product, 3), alone)
+
+
 def test_rows_rounded_on_their_way(isa: str) -> None:
     """The same bits as from rows that were rounded before, wherever those are multiplied in the same way."""
     for size in SIZES:

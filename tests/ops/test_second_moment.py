@@ -64,6 +64,7 @@ def test_no_rows_give_zeros(shape: tuple[int, ...]) -> None:
 
 def test_no_features_leave_the_count() -> None:
     assert torch.equal(lk.second_moment(torch.empty(6, 0)), torch.tensor([[6.0]]))
+    assert torch.equal(lk.second_moment(torch.empty(6, 0), blocks=2), torch.tensor([[[6.0]], [[6.0]]]))
 
 
 def test_orthonormal_features_give_the_identity() -> None:
@@ -133,9 +134,48 @@ def test_derivatives() -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     x = torch.randn(3, 4, 5).to(dtype).requires_grad_()
     weights = torch.rand(3, 4).to(dtype).requires_grad_()
-    opcheck(torch.ops.lnb_kernels.second_moment.default, (x, None))
-    opcheck(torch.ops.lnb_kernels.second_moment.default, (x, weights))
-    opcheck(torch.ops.lnb_kernels.second_moment.default, (x.detach().transpose(0, 1), None))
+    opcheck(torch.ops.lnb_kernels.second_moment.default, (x, None, None))
+    opcheck(torch.ops.lnb_kernels.second_moment.default, (x, weights, None))
+    opcheck(torch.ops.lnb_kernels.second_moment.default, (x.detach().transpose(0, 1), None, 5))
+
+
+def on_block_diagonal(s: torch.Tensor, blocks: int) -> torch.Tensor:
+    """The diagonal blocks ``[blocks, size+1, size+1]`` of ``[d+1, d+1]``, each with its part of the last row and column."""
+    size = (s.shape[0] - 1) // blocks
+    chosen = [[*range(k * size, (k + 1) * size), s.shape[0] - 1] for k in range(blocks)]
+    return torch.stack([s[index][:, index] for index in chosen])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(6,), (57, 12), (3, 41, 120), (0, 6)], ids=str)
+def test_blocks_are_those_on_the_diagonal(shape: tuple[int, ...], blocks: int, dtype: torch.dtype) -> None:
+    values = (torch.randn(shape) + 0.5).to(dtype)
+    truth = on_block_diagonal(with_ones(values).t() @ with_ones(values), blocks)
+    for name, x in layouts(values):
+        s = lk.second_moment(x, blocks=blocks)
+        assert s.shape == truth.shape, name
+        assert_close_to_reference(s, truth, on_block_diagonal(plain(values), blocks))
+    weights = torch.rand(shape[:-1]).to(dtype)
+    whole = lk.second_moment(values, weights)
+    torch.testing.assert_close(lk.second_moment(values, weights, blocks), on_block_diagonal(whole, blocks))
+
+
+def test_derivatives_of_blocks() -> None:
+    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
+    for args in ((x, None), (x, weights), (x.detach(), weights), (x, weights.detach())):
+        assert gradcheck(lambda *args: lk.second_moment(*args, 2), args)
+        assert gradgradcheck(lambda *args: lk.second_moment(*args, 2), args)
+    opcheck(torch.ops.lnb_kernels.second_moment.default, (x, weights, 2))
+
+
+@pytest.mark.parametrize("blocks", [0, -2, 3])
+def test_blocks_that_do_not_divide_are_named(blocks: int) -> None:
+    with pytest.raises(ValueError, match=rf"second_moment: blocks={blocks} is not allowed.*the 4 features of x"):
+        lk.second_moment(torch.ones(5, 4), blocks=blocks)
+    with pytest.raises(TypeError, match="second_moment: blocks must be an int"):
+        lk.second_moment(torch.ones(5, 4), blocks=2.0)  # type: ignore[arg-type]
 
 
 def test_bad_arguments_are_named() -> None:

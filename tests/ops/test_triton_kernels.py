@@ -75,6 +75,18 @@ def test_second_moment_of_every_layout_and_of_nothing() -> None:
     assert moment_kernel.second_moment(rand(4, 0)).item() == 4
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_second_moment_of_blocks(dtype: torch.dtype) -> None:
+    """One launch for all blocks; and where there can be none, the same by parts."""
+    for n, d, blocks, weights in ((70, 30, 3, None), (70, 30, 3, rand(70).abs()), (0, 30, 3, None), (5, 7, 7, None)):
+        x = rand(n, d, dtype=dtype)
+        actual = moment_kernel.second_moment(x, weights, None, blocks)
+        wide = None if weights is None else weights.double()
+        truth = moment_reference.second_moment(x.double(), wide, None, blocks)
+        assert_close_to_reference(actual, truth, moment_reference.second_moment(x, weights, None, blocks))
+        assert torch.equal(actual, actual.mT)
+
+
 def test_average_and_row_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     x, s = rand(70, 19), moment_reference.second_moment(rand(9, 19))
     expected = 0.9 * s + 0.1 * moment_reference.second_moment(x)

@@ -45,6 +45,7 @@ def pcg(scope: str) -> Sequence[torch.Tensor]:
 
 CALLS: dict[str, Callable[[], Any]] = {
     "second_moment": lambda: moment_kernel.second_moment(rand(130, 35), rand(130)),
+    "second_moment of blocks": lambda: moment_kernel.second_moment(rand(130, 36), None, None, 3),
     "second_moment_of_one_row": lambda: moment_kernel.second_moment(rand(1, 140)),
     "second_moment_ema_": average,
     "linear_backward": lambda: linear_kernel.linear_backward(

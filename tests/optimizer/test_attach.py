@@ -302,7 +302,7 @@ def test_moving_between_micro_batches_loses_no_rows() -> None:
     model(torch.ones(3, 4)).sum().backward()
     model.double()
     model(torch.ones(5, 4, dtype=torch.float64)).sum().backward()
-    assert optimizer._inventory.blocks[0].captures[0].moments[-1, -1] == 8
+    assert optimizer._inventory.blocks[0].captures[0].moments[0, 0, -1, -1] == 8
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -25,11 +25,11 @@ def inputs() -> torch.Tensor:
 def metric(x: torch.Tensor, with_bias: bool) -> tuple[torch.Tensor, Factor]:
     """The dense metric, ``[D, D]`` or ``[D+1, D+1]``, and its factor with ``C^-1``."""
     rows = torch.cat([x, torch.ones(N, 1, dtype=torch.float64)], dim=1)
-    s = (rows.mT @ rows / N).unsqueeze(0)
+    s = (rows.mT @ rows / N).reshape(1, 1, D + 1, D + 1)
     size = D + with_bias
-    dense = s[0, :size, :size].clone()
+    dense = s[0, 0, :size, :size].clone()
     dense.diagonal()[:D] += 0.1
-    return dense, factorize(s, 0.1, with_bias=with_bias, blocks=1, inverse=True)
+    return dense, factorize(s, 0.1, with_bias=with_bias, inverse=True)
 
 
 def gradient(with_bias: bool, rows: int = ROWS) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -97,7 +97,7 @@ def test_with_its_own_moment_it_is_the_spectral_step(with_bias: bool) -> None:
     g = gradient(with_bias)
     ours = joined(balanced_direction(*g, factor, inverse_root(output_moment(*g, factor, 1))))
     rows = torch.cat([x, torch.ones(N, 1, dtype=torch.float64)], dim=1)
-    lower = factorize((rows.mT @ rows / N).unsqueeze(0), 0.1, with_bias=with_bias, blocks=1, inverse=False)
+    lower = factorize((rows.mT @ rows / N).reshape(1, 1, D + 1, D + 1), 0.1, with_bias=with_bias, inverse=False)
     spectral = spectral_direction(joined(g).unsqueeze(0), lower)[0]
     sizes = (spectral @ dense * spectral).sum(1, keepdim=True).sqrt()
     torch.testing.assert_close(ours, spectral / sizes, rtol=1e-6, atol=1e-8)

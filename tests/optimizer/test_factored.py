@@ -5,20 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
+import lnb
 import lnb_kernels as lk
-from lnb.factored import Factor, block_count, diagonal_blocks, factorize
+from lnb.blocks import take_inventory
+from lnb.factored import Factor, block_count, factorize
 from lnb.statistics import ridge_of
 
 D, ROWS, N = 12, 5, 40
 
 
-def moment(x: torch.Tensor) -> torch.Tensor:
-    return (lk.second_moment(x) / x.shape[0]).unsqueeze(0)
+def moment(x: torch.Tensor, blocks: int = 1) -> torch.Tensor:
+    return (lk.second_moment(x, blocks=blocks) / x.shape[0]).unsqueeze(0)
 
 
 def dense_metric(s: torch.Tensor, ridge: float, with_bias: bool) -> torch.Tensor:
     size = D + 1 if with_bias else D
-    metric = s[0, :size, :size].clone()
+    metric = s[0, 0, :size, :size].clone()
     metric.diagonal()[:D] += ridge
     return metric
 
@@ -40,7 +42,7 @@ def x() -> torch.Tensor:
 def test_solve_is_linalg_solve(x: torch.Tensor, with_bias: bool, ridge: float) -> None:
     s = moment(x)
     g = torch.randn(1, ROWS, D + with_bias, dtype=torch.float64)
-    factor = factorize(s, ridge, with_bias=with_bias, blocks=1, inverse=True)
+    factor = factorize(s, ridge, with_bias=with_bias, inverse=True)
     truth = torch.linalg.solve(dense_metric(s, ridge, with_bias), g[0].mT).mT
     assert torch.allclose(solved(factor, g)[0], truth, rtol=1e-9, atol=1e-12)
 
@@ -49,14 +51,14 @@ def test_solve_is_linalg_solve(x: torch.Tensor, with_bias: bool, ridge: float) -
 def test_whiten_then_unwhiten_is_solve(x: torch.Tensor, with_bias: bool) -> None:
     s = moment(x)
     g = torch.randn(1, ROWS, D + with_bias, dtype=torch.float64)
-    factor = factorize(s, 0.1, with_bias=with_bias, blocks=1, inverse=False)
+    factor = factorize(s, 0.1, with_bias=with_bias, inverse=False)
     truth = torch.linalg.solve(dense_metric(s, 0.1, with_bias), g[0].mT).mT
     assert torch.allclose(factor.unwhiten(factor.whiten(g))[0], truth, rtol=1e-9, atol=1e-12)
 
 
 def test_a_whitened_step_changes_outputs_by_its_own_size(x: torch.Tensor) -> None:
     """``E ||D x~||^2 = ||Q||_F^2`` for ``D = Q L~^-1`` without a ridge: the inputs of the white layer are white."""
-    factor = factorize(moment(x), 0.0, with_bias=True, blocks=1, inverse=False)
+    factor = factorize(moment(x), 0.0, with_bias=True, inverse=False)
     q = torch.randn(1, ROWS, D + 1, dtype=torch.float64)
     d = factor.unwhiten(q)[0]
     change = x @ d[:, :-1].mT + d[:, -1]
@@ -68,13 +70,14 @@ def test_a_whitened_step_changes_outputs_by_its_own_size(x: torch.Tensor) -> Non
 def test_blocks_solve_the_block_diagonal_covariance_with_the_exact_mean(
     x: torch.Tensor, blocks: int, inverse: bool
 ) -> None:
-    s = moment(x)
-    mean = s[0, -1, :-1]
-    covariance = torch.block_diag(*diagonal_blocks(s[0, :-1, :-1] - torch.outer(mean, mean), blocks))
-    metric = s[0].clone()
+    s = moment(x)[0, 0]
+    mean = s[-1, :-1]
+    own = torch.block_diag(*[torch.ones(D // blocks, D // blocks, dtype=torch.float64)] * blocks)
+    covariance = (s[:-1, :-1] - torch.outer(mean, mean)) * own
+    metric = s.clone()
     metric[:-1, :-1] = covariance + torch.outer(mean, mean) + 0.1 * torch.eye(D, dtype=torch.float64)
     g = torch.randn(1, ROWS, D + 1, dtype=torch.float64)
-    factor = factorize(s, 0.1, with_bias=True, blocks=blocks, inverse=inverse)
+    factor = factorize(moment(x, blocks), 0.1, with_bias=True, inverse=inverse)
     found = solved(factor, g) if inverse else factor.unwhiten(factor.whiten(g))
     assert torch.allclose(found[0], torch.linalg.solve(metric, g[0].mT).mT, rtol=1e-9, atol=1e-12)
 
@@ -87,7 +90,7 @@ def test_an_offset_of_the_inputs_does_not_change_the_function_step(x: torch.Tens
     def change(inputs: torch.Tensor) -> torch.Tensor:
         rows = torch.cat([inputs, torch.ones(N, 1, dtype=torch.float64)], dim=1)
         s = moment(inputs)
-        factor = factorize(s, ridge_of(s, 0.2, relative, True), with_bias=True, blocks=1, inverse=True)
+        factor = factorize(s, ridge_of(s, 0.2, relative, True), with_bias=True, inverse=True)
         return rows @ solved(factor, (error.mT @ rows / N).unsqueeze(0))[0].mT
 
     assert torch.allclose(change(x), change(5.0 - x), rtol=1e-9, atol=1e-9)
@@ -96,27 +99,21 @@ def test_an_offset_of_the_inputs_does_not_change_the_function_step(x: torch.Tens
 def test_a_failed_factorisation_gets_a_larger_ridge() -> None:
     x = torch.randn(3, D, dtype=torch.float64)  # fewer rows than inputs: singular
     s = moment(x)
-    s[0, :-1, :-1] -= 1e-3 * torch.eye(D, dtype=torch.float64)  # and now indefinite
-    factor = factorize(s, 0.0, with_bias=True, blocks=1, inverse=True)
-    mean = s[0, -1, :-1]
-    covariance = s[0, :-1, :-1] - torch.outer(mean, mean)
+    s[0, 0, :-1, :-1] -= 1e-3 * torch.eye(D, dtype=torch.float64)  # and now indefinite
+    factor = factorize(s, 0.0, with_bias=True, inverse=True)
+    mean = s[0, 0, -1, :-1]
+    covariance = s[0, 0, :-1, :-1] - torch.outer(mean, mean)
     larger = covariance.diagonal().clamp(min=0).mean() + torch.finfo(torch.float64).eps
     truth = torch.linalg.inv(covariance + larger * torch.eye(D, dtype=torch.float64))
     assert torch.allclose(factor.matrix[0, 0], truth, rtol=1e-8)
 
 
 def test_an_indefinite_metric_falls_back_to_its_diagonal() -> None:
-    s = torch.eye(3, dtype=torch.float64).unsqueeze(0)
-    s[0, 0, 1] = s[0, 1, 0] = 50.0
-    factor = factorize(s, 0.0, with_bias=False, blocks=1, inverse=True)
+    s = torch.eye(3, dtype=torch.float64)
+    s[0, 1] = s[1, 0] = 50.0
+    s = s.reshape(1, 1, 3, 3)
+    factor = factorize(s, 0.0, with_bias=False, inverse=True)
     assert torch.allclose(factor.matrix[0, 0], torch.eye(2, dtype=torch.float64))
-
-
-def test_diagonal_blocks_are_cut_from_the_diagonal() -> None:
-    matrix = torch.arange(36.0).reshape(1, 6, 6)
-    blocks = diagonal_blocks(matrix, 3)
-    for i in range(3):
-        assert torch.equal(blocks[0, i], matrix[0, 2 * i : 2 * i + 2, 2 * i : 2 * i + 2])
 
 
 @pytest.mark.parametrize(
@@ -127,8 +124,26 @@ def test_block_count(d_in: int, limit: int | None, blocks: int) -> None:
     assert block_count(d_in, limit) == blocks
 
 
+@pytest.mark.parametrize(
+    ("channels", "kernel", "groups", "limit", "blocks"),
+    [
+        (32, 3, 1, 144, 2),
+        (48, 3, 1, 144, 3),
+        (32, 3, 2, 144, 1),
+        (3, 16, 1, 144, 3),
+        (64, 1, 1, 16, 4),
+        (32, 3, 1, None, 1),
+    ],
+)
+def test_blocks_of_a_convolution_hold_whole_channels(
+    channels: int, kernel: int, groups: int, limit: int | None, blocks: int
+) -> None:
+    layer = torch.nn.Conv2d(channels, 4, kernel, groups=groups)
+    assert take_inventory(lnb.attach(layer)).blocks[0].input_blocks(limit) == blocks
+
+
 def test_layers_are_batched_like_single_ones(x: torch.Tensor) -> None:
-    factors = [factorize(moment(x * k), 0.1, True, 2, inverse=False) for k in (1.0, 2.0)]
+    factors = [factorize(moment(x * k, 2), 0.1, True, inverse=False) for k in (1.0, 2.0)]
     g = torch.randn(2, 1, ROWS, D + 1, dtype=torch.float64)
     means = torch.stack([f.mean for f in factors if f.mean is not None])
     both = Factor(torch.stack([f.matrix for f in factors]), means)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lnb
+import lnb_kernels as lk
 from lnb.schedule import is_refresh_step
 
 
@@ -46,6 +47,40 @@ def train(net: nn.Module, optimizer: lnb.LNB, data: list[tuple[torch.Tensor, tor
 def test_refresh_steps() -> None:
     assert [i for i in range(41) if is_refresh_step(i, 10)] == [0, 1, 2, 4, 8, 10, 20, 30, 40]
     assert all(is_refresh_step(i, 1) for i in range(5))
+
+
+def test_only_the_blocks_of_the_factor_are_gathered() -> None:
+    net = nn.Sequential(nn.Conv2d(8, 6, 3, bias=False), nn.Flatten(), nn.Linear(24, 12))
+    optimizer = lnb.LNB(net, block_size=36)
+    seen = {}
+    for name, layer in (("conv", net[0]), ("linear", net[2])):
+        layer.register_forward_hook(lambda module, args, out, name=name: seen.update({name: args[0].detach()}))
+    net(torch.randn(5, 8, 4, 4)).square().sum().backward()
+    gathered = [block.captures[0].moments for block in optimizer._inventory.blocks]
+    torch.testing.assert_close(gathered[0], lk.conv2d_second_moment(seen["conv"], 3, groups=2).unsqueeze(0))
+    torch.testing.assert_close(gathered[1], lk.second_moment(seen["linear"], blocks=1).unsqueeze(0))
+    optimizer.step()
+    for layer in (net[0], net[2]):
+        state = optimizer.state[layer.weight]
+        assert state["second_moment"].shape[1] == state["factor"].shape[1]
+
+
+def test_other_blocks_start_statistics_anew() -> None:
+    """As where a budget cuts blocks after the first step, or a state was saved with another ``block_size``."""
+    net, again = nn.Linear(8, 6), nn.Linear(8, 6)
+    optimizer, coarse = lnb.LNB(net, block_size=4), lnb.LNB(again, block_size=8)
+    data = [(torch.randn(32, 8), torch.randint(0, 6, (32,))) for _ in range(6)]
+    train(net, optimizer, data[:5])
+    coarse.load_state_dict(optimizer.state_dict())
+    again.load_state_dict(net.state_dict())
+    assert not is_refresh_step(5, 10)
+    train(again, coarse, data[5:])  # gathers at once: the factor is in other blocks
+    state = coarse.state[again.weight]
+    assert state["second_moment"].shape == (1, 1, 9, 9)
+    assert state["second_moment_step"] == 1
+    expected = lk.second_moment(data[5][0], blocks=1) / 32
+    torch.testing.assert_close(state["second_moment"][0] / (1 - 0.9), expected)
+    assert (state["factor"].shape, state["output_factor"].shape) == ((1, 1, 8, 8), (1, 1, 6, 6))
 
 
 def test_second_moments_are_gathered_on_refresh_steps_only() -> None:

@@ -42,15 +42,15 @@ def test_spectral_direction_is_the_svd_solution() -> None:
     """``orth(g~ L^-T) L^-1`` with the exact ``orth``, for a metric that is inverted densely."""
     x = torch.randn(50, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64) + 1.0
     rows = torch.cat([x, torch.ones(50, 1, dtype=torch.float64)], 1)
-    s = (rows.mT @ rows / 50).unsqueeze(0)
+    s = (rows.mT @ rows / 50).reshape(1, 1, 7, 7)
     g = torch.randn(1, 9, 7, dtype=torch.float64)
-    metric = s[0].clone()
+    metric = s[0, 0].clone()
     metric.diagonal()[:-1] += 0.1
     values, vectors = torch.linalg.eigh(metric)
     root = vectors @ torch.diag(values.rsqrt()) @ vectors.mT  # another factor of the same metric
     u, _, vh = torch.linalg.svd(g[0] @ root, full_matrices=False)
     exact = u @ vh @ root * math.sqrt(9 / 7)
-    found = spectral_direction(g, factorize(s, 0.1, with_bias=True, blocks=1, inverse=False))[0]
+    found = spectral_direction(g, factorize(s, 0.1, with_bias=True, inverse=False))[0]
     white = found @ torch.linalg.inv(root) / math.sqrt(9 / 7)
     singular = torch.linalg.svdvals(white)
     assert bool((singular > 0.65).all())

@@ -93,8 +93,10 @@ def halve_blocks(smallest: int, budget: str) -> Change:
         if not choice.config.factored:
             return None
         _, outputs, inputs = block.shape
-        sides = [inputs] + ([outputs] if choice.config.trust_region == "balanced" else [])
-        present = max(side // block_count(side, choice.config.block_size) for side in sides)
+        limit = choice.config.block_size
+        present = inputs // block.input_blocks(limit)
+        if choice.config.trust_region == "balanced":
+            present = max(present, outputs // block_count(outputs, limit))
         size = present // 2
         while size >= smallest:
             other = choice.change(f"smaller blocks: {budget}", block_size=size)

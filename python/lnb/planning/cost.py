@@ -16,6 +16,7 @@ from lnb.config import Config
 from lnb.factored import block_count
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS
 from lnb.planning.rates import Rates
+from lnb.work import moment_blocks
 
 # Calls of small operations, counted on the CPU: of a solution, and of what every layer needs besides.
 _CALLS_UPDATE = 12
@@ -84,6 +85,7 @@ class _LayerCost:
         self.dtype = block.weight.dtype
         self.wide = statistics_dtype(self.dtype)
         self.item = self.wide.itemsize
+        self.blocks = moment_blocks(block, config)
 
     def total(self) -> Cost:
         refreshed = 0.0
@@ -132,15 +134,15 @@ class _LayerCost:
         """The second moment of the rows that are read, and the pass over them."""
         rows = self.rows / self.config.sample_every
         dtype = self.config.moment_dtype or self.dtype
-        d = self.inputs
+        matrices = self.blocks * (1 if self.block.packed else self.groups)  # of a packed one only one is gathered
+        d = self.inputs // self.blocks
         if self.block.is_convolution and self.block.taps > 1:
             channels = d // self.block.taps
             if self.block.stride_area == 1:
-                flops = 2 * self.block.shifts * channels**2 * rows * self.groups
+                flops = 2 * self.block.shifts * channels**2 * rows * matrices
                 return self.rates.seconds("conv_gram", dtype, channels, flops) + self.rates.calls(30)
-            patches = self._passes_over(rows * d * self.groups, 3)
-            return patches + self.rates.seconds("gram", dtype, d, self.groups * rows * d**2) + self.rates.calls(30)
-        matrices = 1 if self.block.packed else self.groups  # self-attention: query, key and value share their input
+            patches = self._passes_over(rows * d * matrices, 3)
+            return patches + self.rates.seconds("gram", dtype, d, matrices * rows * d**2) + self.rates.calls(30)
         time = self.rates.seconds("gram", dtype, d, matrices * rows * d**2)
         return time + self._passes_over(matrices * (d + 1) ** 2, 2) + self.rates.calls(10)
 
@@ -151,9 +153,9 @@ class _LayerCost:
 
     def _factor(self) -> tuple[float, float]:
         """Of a refresh, and of the solution with what it made."""
-        count = block_count(self.inputs, self.config.block_size)
+        count = self.blocks
         size = self.inputs // count
-        square = self.groups * (self.inputs + 1) ** 2
+        square = self.groups * count * (size + 1) ** 2
         refresh = self._passes_over(square, 10 if self.config.b_s > 0 else 4) + self.rates.calls(_CALLS_REFRESH)
         refresh += self.rates.seconds("factor", self.wide, size, self.groups * count * size**3)
         refresh += self._passes_over(self.groups * count * size**2, 8)

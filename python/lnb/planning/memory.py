@@ -8,6 +8,7 @@ from lnb.blocks import Block
 from lnb.capture import Rows, statistics_dtype
 from lnb.config import Config
 from lnb.factored import block_count
+from lnb.work import moment_blocks
 
 _SCALAR = 4  # step counters are float32
 
@@ -18,14 +19,14 @@ def state_bytes(block: Block, config: Config) -> int:
     columns = d_in + (block.bias is not None)
     numbers = groups * rows * columns
     scalars = len(block.parameters)
+    count = moment_blocks(block, config)
     if config.factored:
-        count = block_count(d_in, config.block_size)
         numbers += groups * d_in * (d_in // count) + groups * (columns - d_in) * d_in
         if config.trust_region == "balanced":
             side = rows // block_count(rows, config.block_size)
             numbers += groups * rows * side * (2 if config.b_s > 0 else 1)
     if config.keeps_second_moment:
-        numbers += groups * (d_in + 1) ** 2
+        numbers += groups * count * (d_in // count + 1) ** 2
         scalars += 1
     if config.keeps_direction:
         numbers += groups * rows * columns
