@@ -5,8 +5,9 @@ of the CPU allocator, inside operators too; the running sum over a run that incl
 on the machine's load. (Workspaces that BLAS and oneDNN allocate by themselves are the same for all optimizers.) Beside it
 stands the process's own high-water mark of the same steps without the profiler, interpreter and libraries included.
 
-The bound is ``peak <= 1.02 (AdamW's peak + planned state)``; the stricter ``over swapped state`` compares with AdamW's peak
-after AdamW's own state is exchanged for the planned one.
+The bound is ``peak <= 1.02 (AdamW's peak + planned state)``. ``with moments`` adds to the planned state what ``plan()``
+announces to live between backward pass and step; the stricter ``over swapped state`` compares with AdamW's peak after AdamW's
+own state is exchanged for the planned one.
 
     python bench/peak_memory.py [--model mlp] [--scale 1] [--threads 2] [--json FILE]
 """
@@ -83,6 +84,7 @@ class Usage:
         at_peak: the operators that allocated most of what was live at the peak of ``step``, largest first.
         state: the optimizer's tensors after the run, counted.
         planned: what ``opt.plan()`` announces for the claimed layers; 0 for other optimizers.
+        gathered: the second moments or inputs that it announces from the backward pass to the step.
         high_water: the process's peak resident size as the system counts it; 0 where it does not tell.
     """
 
@@ -92,6 +94,7 @@ class Usage:
     at_peak: dict[str, int]
     state: int
     planned: int
+    gathered: int
     high_water: int
 
 
@@ -103,13 +106,14 @@ def measure(model_name: str, optimizer_name: str, scale: float) -> Usage:
     high_water = _high_water()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         optimizer = _train(model_name, optimizer_name, scale)
-    planned = optimizer.plan().state_bytes if isinstance(optimizer, lnb.LNB) else 0
+    plan = optimizer.plan() if isinstance(optimizer, lnb.LNB) else None
     tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     events = profiler.profiler.kineto_results.events()
     return Usage(
         **replay(events),
         state=sum(t.untyped_storage().nbytes() for t in tensors),
-        planned=planned,
+        planned=0 if plan is None else plan.state_bytes,
+        gathered=0 if plan is None else plan.gathered_bytes,
         high_water=high_water,
     )
 
@@ -199,6 +203,7 @@ def compare(usages: dict[str, Usage]) -> dict[str, dict[str, Any]]:
         rows[name] = {
             **asdict(usage),
             "over_planned": usage.peak / (base.peak + usage.planned),
+            "over_planned_and_gathered": usage.peak / (base.peak + usage.planned + usage.gathered),
             "over_swapped_state": usage.peak / (base.peak - base.state + (usage.planned or usage.state)),
         }
     return rows
@@ -224,11 +229,11 @@ def main() -> None:
         usages = {o: in_fresh_process(name, o, arguments.scale, arguments.threads) for o in chosen}
         results[name] = compare(usages)
         print(f"\n{name}: {MODELS[name].__doc__} (MB)")
-        columns = ("peak", "state", "planned", "process", "peak/(AdamW+planned)", "over swapped state")
+        columns = ("peak", "state", "planned", "process", "peak/(AdamW+planned)", "with moments", "over swapped state")
         print(f"{'':22}" + "".join(f"{c:>{max(9, len(c) + 2)}}" for c in columns) + "  peak in")
         for label, row in results[name].items():
             sizes = (row["peak"], row["state"], row["planned"], row["high_water"])
-            ratios = f"{row['over_planned']:22.3f}{row['over_swapped_state']:20.3f}"
+            ratios = f"{row['over_planned']:22.3f}{row['over_planned_and_gathered']:14.3f}{row['over_swapped_state']:20.3f}"
             print(f"{label:22}" + "".join(f"{size / 1e6:9.1f}" for size in sizes) + f"{ratios}  {row['phase']}")
             if row["over_planned"] > TOLERANCE:
                 blame = ", ".join(f"{o} {size / 1e6:.1f}" for o, size in row["at_peak"].items())

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "address_checks.h"
+#include "cpu/cg_vectors.h"
 #include "cpu/conv_moment.h"
 #include "cpu/isa.h"
 #include "cpu/multi_tensor.h"
@@ -141,6 +142,37 @@ void conv_moment(uintptr_t x, lnb::Type type, const Four& shape, const Four& str
     });
 }
 
+using Six = std::array<uintptr_t, 6>;
+
+lnb::CgSums cg_sums(const char* name, const Six& addresses, int64_t count) {
+    double* sums[6];
+    for (int i = 0; i < 6; ++i) {
+        check_memory(name, addresses[i], count, lnb::Type::kFloat64);
+        sums[i] = reinterpret_cast<double*>(addresses[i]);
+    }
+    return {sums[0], {sums[1], sums[2]}, {sums[3], sums[4]}, sums[5]};
+}
+
+// `tensors` are g, mu, var, h, r, p, ap; mu and var, and ap, may be null. `shape` is layers, m, columns, d. `units` and
+// `rows` are gg, rr before and after, rz before and after, pap.
+void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const Four& shape, int64_t rows_per_unit,
+              const Six& units, const Six& rows, double stop, int threads) {
+    const auto& [layers, m, columns, d] = shape;
+    if (layers < 0 || m < 0 || d < 0 || (columns != d && columns != d + 1)) {
+        throw std::invalid_argument("no such layers");
+    }
+    const int64_t count = layers * m;
+    if (rows_per_unit < 1 || count % rows_per_unit != 0)
+        throw std::invalid_argument("rows_per_unit must divide the rows");
+    for (const int i : {0, 3, 4, 5}) check_memory("vectors", tensors[i], count * columns, lnb::Type::kFloat32);
+    if ((tensors[1] == 0) != (tensors[2] == 0)) throw std::invalid_argument("mu and var come together");
+    if (phase != lnb::CgPhase::kStart) check_memory("ap", tensors[6], count * columns, lnb::Type::kFloat32);
+    const auto at = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
+    const lnb::CgVectors vectors{at(0), at(1), at(2), at(3), at(4), at(5), at(6), layers, m, columns, d};
+    const auto of_units = cg_sums("units", units, count / rows_per_unit), of_rows = cg_sums("rows", rows, count);
+    without_gil([&] { lnb::cg_phase(phase, vectors, rows_per_unit, of_units, of_rows, stop, threads); });
+}
+
 std::vector<std::string> isas() {
     const char* names[lnb::kMaxIsas];
     const int count = lnb::available_isas(names);
@@ -170,6 +202,13 @@ PYBIND11_MODULE(_native_module, m) {
     m.def("all_finite", &all_finite);
     m.def("second_moment", &second_moment);
     m.def("conv_moment", &conv_moment);
+    py::enum_<lnb::CgPhase>(m, "Phase")
+        .value("START", lnb::CgPhase::kStart)
+        .value("PRODUCT", lnb::CgPhase::kProduct)
+        .value("MOVE", lnb::CgPhase::kMove)
+        .value("DIRECTION", lnb::CgPhase::kDirection)
+        .value("STEP", lnb::CgPhase::kStep);
+    m.def("cg_phase", &cg_phase);
     m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");
     m.def("isa", [] { return lnb::isa().name; }, "The instruction set in use.");
     m.def("select_isa", &select_isa);

@@ -3,6 +3,7 @@
 
 namespace lnb {
 
+struct CgLoops;
 struct Loops;
 struct Tiles;
 
@@ -10,6 +11,7 @@ struct Isa {
     const char* name;
     const Loops* loops;
     const Tiles* tiles;
+    const CgLoops* cg_loops;
     bool (*runs_here)();
 };
 

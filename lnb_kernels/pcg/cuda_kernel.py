@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lnb_kernels import _cuda
 from lnb_kernels.pcg import reference
+from lnb_kernels.pcg.vectors import Vectors
 
 
 def pcg_rows(
@@ -74,93 +74,28 @@ def iterate(
 
     For scope "layer" a step has three launches and two sums between them, whatever the number of layers.
     """
-    vectors = _Vectors(g, h0, mu, var, bias, iterations, scope, layer_dims)
-    vectors.start(None if h0 is None else matvec(vectors.h.view(g.shape)))
-    for k in range(iterations):
-        vectors.step(k, matvec(vectors.p.view(g.shape)))
-    return vectors.h, vectors.norms()
+    return _DeviceVectors(g, h0, mu, var, bias, iterations, scope, layer_dims).solve(matvec)
 
 
-class _Vectors:
-    """The vectors of one solve, and the sums of its units over them: ``rr`` and ``rz`` before and after every step."""
-
-    def __init__(
-        self,
-        g: Tensor,
-        h0: Tensor | None,
-        mu: Tensor | None,
-        var: Tensor | None,
-        bias: bool,
-        iterations: int,
-        scope: str,
-        layer_dims: int,
-    ) -> None:
-        self.native: Any = _cuda.module(g.device)
-        self.iterations = iterations
-        self.by_row = scope == "neuron"
-        self.g = g.contiguous()
-        self.h = torch.zeros_like(self.g) if h0 is None else h0.to(g.dtype, copy=True).contiguous()
-        self.r, self.p = torch.empty_like(self.g), torch.empty_like(self.g)
-        self.arrow = [None if t is None else t.float().contiguous() for t in (mu, var)]
-        *batch, self.m, self.columns = g.shape
-        self.d = self.columns - int(bias)
-        self.layers = torch.Size(batch).numel()
-        self.unit_shape = g.shape[:-1] if self.by_row else g.shape[: g.dim() - layer_dims]
-        self.units = self.unit_shape.numel()
-        self.rows = self.layers * self.m
-        self.gg, self.pap = self._sums(self.units), self._sums(self.units)
-        self.rr, self.rz = self._sums(iterations + 1, self.units), self._sums(iterations + 1, self.units)
-        self.of_rows = self._sums(3, self.rows)  # before they are added up
-
-    def _sums(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float64, device=self.g.device)
-
-    def start(self, product: Tensor | None) -> None:
-        """``r = g - A h``, ``p = P r``, from ``A h`` if ``h`` is not zero."""
-        self._phase("START", -1, product, [self.gg, self.rr[0], self.rz[0]])
-
-    def step(self, k: int, product: Tensor) -> None:
-        """Step number ``k``, from ``A p``."""
-        if self.by_row:
-            self._phase("STEP", k, product, [])
-            return
-        self._phase("PRODUCT", k, product, [self.pap])
-        self._phase("MOVE", k, product, [self.rr[k + 1], self.rz[k + 1]])
-        if k + 1 < self.iterations:
-            self._phase("DIRECTION", k, product, [])
-
-    def norms(self) -> Tensor:
-        """``||r||`` after 0, 1, ... steps."""
-        norms: Tensor = self.rr.sqrt().float()
-        return norms.reshape(self.iterations + 1, *self.unit_shape)
-
-    def _phase(self, name: str, k: int, product: Tensor | None, totals: list[Tensor]) -> None:
-        """Run one phase; what it sums over rows is then added up to ``totals``, the units' sums."""
-        product = None if product is None else product.to(self.g.dtype).contiguous()
+class _DeviceVectors(Vectors):
+    def _launch(self, name: str, product: Tensor | None, units: list[int], rows: list[int]) -> None:
         fixed = [_offset(t, 0) for t in (self.g, *self.arrow, self.h, self.r, self.p, product)]
         problems = []
         for i in range(self.layers):
-            rows, features = 4 * i * self.m * self.columns, 4 * i * self.d
-            shifts = [rows, features, features, rows, rows, rows, rows]
+            entries, features = 4 * i * self.m * self.columns, 4 * i * self.d
+            shifts = [entries, features, features, entries, entries, entries, entries]
             addresses = [a and a + shift for a, shift in zip(fixed, shifts, strict=True)]
             unit = i * self.m if self.by_row else i * self.units // self.layers
             problems.append([*addresses, i * self.m, unit, self.m, self.d, self.columns])
-        old, new = max(k, 0), k + 1
-        units = [t.data_ptr() for t in (self.gg, self.rr[old], self.rr[new], self.rz[old], self.rz[new], self.pap)]
-        where = _cuda.where(self.g)
-        scratch = dict(zip([t.data_ptr() for t in totals], [row.data_ptr() for row in self.of_rows], strict=False))
-        rows_sums = units if self.by_row else [scratch.get(address, address) for address in units]
-        phase = getattr(self.native.Phase, name)
-        self.native.pcg_phase(phase, problems, self.by_row, units, rows_sums, reference.STOP, where)
-        if not self.by_row:
-            self._add_up(totals, where)
+        native = _cuda.module(self.g.device)
+        phase = getattr(native.Phase, name)
+        native.pcg_phase(phase, problems, self.by_row, units, rows, reference.STOP, _cuda.where(self.g))
 
-    def _add_up(self, totals: list[Tensor], where: tuple[int, int]) -> None:
-        """The units' sums from those of their rows, which are neighbours."""
+    def _add_up(self, rows: Tensor, total: Tensor) -> None:
         per_unit = self.rows // max(self.units, 1)
         first = [per_unit * unit for unit in range(self.units + 1)]
-        for total, rows in zip(totals, self.of_rows, strict=False):
-            self.native.segment_sums(first, rows.data_ptr(), total.data_ptr(), self.native.Type.FLOAT64, where)
+        native = _cuda.module(self.g.device)
+        native.segment_sums(first, rows.data_ptr(), total.data_ptr(), native.Type.FLOAT64, _cuda.where(self.g))
 
 
 def _addresses(moments: Tensor, batch: Sequence[int]) -> list[int]:

@@ -13,15 +13,30 @@ SCOPES = ("layer", "neuron")
 ROW_COLUMNS = 129  # of g, for the kernel that does all iterations in one launch: 128 features and a bias
 VECTOR_COLUMNS = 4096  # of g, for the kernels that do the vectors' part of an iteration
 
-_backend.register("pcg", reference.pcg_moment, triton="lnb_kernels.pcg.triton_kernel:pcg")
+_NATIVE = "lnb_kernels.pcg.native_kernel"
+_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+_backend.register(
+    "pcg",
+    reference.pcg_moment,
+    triton="lnb_kernels.pcg.triton_kernel:pcg",
+    native=f"{_NATIVE}:pcg_moment",
+    native_dtypes=_FLOATS,
+)
 _backend.register(
     "pcg_rows",
     reference.pcg_moment,
     triton="lnb_kernels.pcg.triton_kernel:pcg",
+    native=f"{_NATIVE}:pcg_moment",
     native_cuda="lnb_kernels.pcg.cuda_kernel:pcg_rows",
-    native_dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+    native_dtypes=_FLOATS,
 )
-_backend.register("pcg_vectors", reference.iterate, native_cuda="lnb_kernels.pcg.cuda_kernel:iterate")
+_backend.register(
+    "pcg_vectors",
+    reference.iterate,
+    native=f"{_NATIVE}:iterate",
+    native_cuda="lnb_kernels.pcg.cuda_kernel:iterate",
+)
 
 
 @torch.library.custom_op("lnb_kernels::pcg", mutates_args=())

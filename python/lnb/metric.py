@@ -51,7 +51,7 @@ def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Con
     variance = shrunk_variance(mean, mean_square, config.shrinkage)
     if config.solver == "arrow":
         return torch.where(has_rows, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0), None
-    operator, ridge = _operator(work, has_rows, verdict, config)
+    operator, ridge = _operator(work, verdict, config)
     solution, residuals = lk.pcg(
         operator,
         gradient,
@@ -62,7 +62,7 @@ def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Con
         scope=config.cg_scope,
         layer_dims=3,
     )
-    solution = torch.where(has_rows, solution, 0.0)
+    solution.masked_fill_(~has_rows, 0.0)
     _keep_direction(work, solution, has_rows, verdict)
     return solution, residuals[-1]
 
@@ -96,9 +96,7 @@ def _update_feature_moments(
     return mean, mean_square, has_rows
 
 
-def _operator(
-    work: BlockWork, has_rows: Tensor, verdict: Verdict, config: Config
-) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+def _operator(work: BlockWork, verdict: Verdict, config: Config) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
     """The metric, as the second moment or as a product with the kept inputs; and the ridge still to be added to it."""
     relative = config.ridge_mode == "relative"
     if not work.inputs:
@@ -108,8 +106,6 @@ def _operator(
             assert work.moments is not None
             average = work.moments
         moments = average.squeeze(1)
-        empty = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
-        moments = torch.where(has_rows, moments, empty)
         if not relative:
             return moments, work.ridge
         weights = torch.ones(moments.shape[-1], dtype=moments.dtype, device=moments.device)
@@ -171,4 +167,4 @@ def _keep_direction(work: BlockWork, solution: Tensor, has_rows: Tensor, verdict
     previous = work.state.get("direction")
     if previous is None or previous.shape != solution.shape:
         previous = work.state["direction"] = torch.zeros_like(solution)
-    verdict.commit(previous, solution, also=has_rows & solution.isfinite().all())
+    verdict.commit(previous, solution, also=has_rows & torch.linalg.vector_norm(solution).isfinite())

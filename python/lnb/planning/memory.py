@@ -36,6 +36,16 @@ def state_bytes(block: Block, config: Config) -> int:
     return statistics_dtype(block.weight.dtype).itemsize * numbers + _SCALAR * scalars
 
 
+def moment_bytes(block: Block, config: Config) -> int:
+    """The second moment that a backward pass leaves on steps that gather one (self-attention: one for all three)."""
+    if config.keeps_inputs and not block.packed:
+        return 0
+    groups, _, d_in = block.shape
+    count = moment_blocks(block, config) * (1 if block.packed else groups)
+    size = d_in // moment_blocks(block, config)
+    return statistics_dtype(block.weight.dtype).itemsize * count * (size + 1) ** 2
+
+
 def input_bytes(block: Block, config: Config, rows: Rows) -> int:
     """Inputs that are kept until the step, for solvers that use them."""
     if not config.keeps_inputs or block.packed:
