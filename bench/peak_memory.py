@@ -233,7 +233,9 @@ def main() -> None:
         print(f"{'':22}" + "".join(f"{c:>{max(9, len(c) + 2)}}" for c in columns) + "  peak in")
         for label, row in results[name].items():
             sizes = (row["peak"], row["state"], row["planned"], row["high_water"])
-            ratios = f"{row['over_planned']:22.3f}{row['over_planned_and_gathered']:14.3f}{row['over_swapped_state']:20.3f}"
+            ratios = (
+                f"{row['over_planned']:22.3f}{row['over_planned_and_gathered']:14.3f}{row['over_swapped_state']:20.3f}"
+            )
             print(f"{label:22}" + "".join(f"{size / 1e6:9.1f}" for size in sizes) + f"{ratios}  {row['phase']}")
             if row["over_planned"] > TOLERANCE:
                 blame = ", ".join(f"{o} {size / 1e6:.1f}" for o, size in row["at_peak"].items())

@@ -34,9 +34,13 @@ def net() -> nn.Sequential:
     )
 
 
-def step(model: nn.Module, optimizer: lnb.LNB) -> None:
+def backward(model: nn.Module, optimizer: lnb.LNB) -> None:
     optimizer.zero_grad()
     model(torch.randn(8, 4, 4, 4)).square().mean().backward()
+
+
+def step(model: nn.Module, optimizer: lnb.LNB) -> None:
+    backward(model, optimizer)
     optimizer.step()
 
 
@@ -47,6 +51,19 @@ def test_state_bytes_are_what_the_state_holds(settings: dict[str, object]) -> No
     step(model, optimizer)
     held = {id(t): t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)}
     assert optimizer.plan().state_bytes == sum(t.numel() * t.element_size() for t in held.values())
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_gathered_bytes_are_what_a_backward_pass_leaves(settings: dict[str, object]) -> None:
+    model = net()
+    optimizer = lnb.LNB(model, 0.01, **settings)  # type: ignore[arg-type]
+    step(model, optimizer)  # the planner learns the rows
+    backward(model, optimizer)
+    captures = [capture for block in optimizer._inventory.blocks for capture in block.captures]
+    held = [capture.moments for capture in captures if capture.moments is not None]
+    assert sum(row.moment_bytes for row in optimizer.plan()) == sum(t.numel() * t.element_size() for t in held)
+    assert any(capture.inputs for capture in captures) == any(row.input_bytes for row in optimizer.plan()) == (not held)
+    assert optimizer.plan().gathered_bytes > 0
 
 
 @pytest.mark.parametrize(
