@@ -179,7 +179,7 @@ class _LayerCost:
 
     def _iterations(self) -> float:
         k = self.config.cg_iterations
-        return self._passes_over(self.numbers, 8 + 14 * k) + self.rates.calls(_CALLS_CG + _CALLS_CG_ITERATION * k)
+        return self._passes_over(self.numbers, 8 + 11 * k) + self.rates.calls(_CALLS_CG + _CALLS_CG_ITERATION * k)
 
     def _matrix_free_product(self) -> float:
         """One product with the kept inputs: ``4 N d m``."""
