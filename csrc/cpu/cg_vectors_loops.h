@@ -7,19 +7,25 @@
 namespace lnb {
 namespace {
 
-double square(const float* x, int64_t size) {
+double dot(const float* x, const float* y, int64_t size) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < size; ++j) sum += static_cast<double>(x[j]) * static_cast<double>(x[j]);
+    for (int64_t j = 0; j < size; ++j) sum += static_cast<double>(x[j]) * static_cast<double>(y[j]);
     return sum;
 }
 
-// Writes P r + beta p to p (P r alone for `kFresh`), and returns <r, P r>.
-template <bool kFresh>
-double precondition(const CgRow& row, float beta) {
+// What becomes of P r: nothing, p, or a part of p.
+enum class Then { kNothing, kStore, kAdd };
+
+// <r, P r>; `kStore` writes P r to p, `kAdd` P r + beta p.
+template <Then kThen>
+double precondition(const CgRow& row, float beta = 0) {
     const float* r = row.r;
     float* p = row.p;
-    const auto put = [=](int64_t j, float z) { p[j] = kFresh ? z : z + beta * p[j]; };
+    const auto put = [=](int64_t j, float z) {
+        if constexpr (kThen == Then::kStore) p[j] = z;
+        if constexpr (kThen == Then::kAdd) p[j] = z + beta * p[j];
+    };
     double rz = 0;
     if (row.mu == nullptr) {
 #pragma omp simd reduction(+ : rz)
@@ -53,30 +59,6 @@ double precondition(const CgRow& row, float beta) {
     return rz + static_cast<double>(b) * static_cast<double>(last);
 }
 
-// <r, P r> alone.
-double preconditioned_square(const CgRow& row) {
-    const float* r = row.r;
-    if (row.mu == nullptr) return square(r, row.columns);
-    const float *mu = row.mu, *var = row.var;
-    double rz = 0;
-    if (row.columns == row.d) {
-#pragma omp simd reduction(+ : rz)
-        for (int64_t j = 0; j < row.d; ++j) {
-            rz += static_cast<double>(r[j]) * static_cast<double>(r[j] / (var[j] + mu[j] * mu[j]));
-        }
-        return rz;
-    }
-    const float b = r[row.d];
-    double mu_z = 0;
-#pragma omp simd reduction(+ : rz, mu_z)
-    for (int64_t j = 0; j < row.d; ++j) {
-        const float z = (r[j] - mu[j] * b) / var[j];
-        rz += static_cast<double>(r[j]) * static_cast<double>(z);
-        mu_z += static_cast<double>(mu[j]) * static_cast<double>(z);
-    }
-    return rz + static_cast<double>(b) * static_cast<double>(static_cast<float>(b - mu_z));
-}
-
 void start(const CgRow& row, double* gg, double* rr, double* rz) {
     const float *g = row.g, *ap = row.ap;
     float* r = row.r;
@@ -87,17 +69,13 @@ void start(const CgRow& row, double* gg, double* rr, double* rz) {
 #pragma omp simd
         for (int64_t j = 0; j < row.columns; ++j) r[j] = g[j] - ap[j];
     }
-    *gg = square(g, row.columns);
-    *rr = square(r, row.columns);
-    *rz = precondition<true>(row, 0);
+    *gg = dot(g, g, row.columns);
+    *rr = dot(r, r, row.columns);
+    *rz = precondition<Then::kStore>(row);
 }
 
 double product(const CgRow& row) {
-    const float *p = row.p, *ap = row.ap;
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < row.columns; ++j) sum += static_cast<double>(p[j]) * static_cast<double>(ap[j]);
-    return sum;
+    return dot(row.p, row.ap, row.columns);
 }
 
 void move(const CgRow& row, float alpha, double* rr, double* rz) {
@@ -111,11 +89,11 @@ void move(const CgRow& row, float alpha, double* rr, double* rz) {
         sum += static_cast<double>(r[j]) * static_cast<double>(r[j]);
     }
     *rr = sum;
-    *rz = preconditioned_square(row);
+    *rz = precondition<Then::kNothing>(row);
 }
 
 void direction(const CgRow& row, float beta) {
-    precondition<false>(row, beta);
+    precondition<Then::kAdd>(row, beta);
 }
 
 #define LNB_CG_LOOPS {&start, &product, &move, &direction}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,18 +15,6 @@ from lnb_kernels import _native
 from lnb_kernels.pcg import native_kernel, reference
 
 pytestmark = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
-ISAS = ("avx512", "avx2", "portable")
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native = _native.module()
-    if request.param not in native.isas():
-        pytest.skip(f"this CPU has no {request.param}")
-    usual = native.isa()
-    native.select_isa(request.param)
-    yield request.param
-    native.select_isa(usual)
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,20 +15,8 @@ from lnb_kernels.conv2d.geometry import Geometry, geometry
 from lnb_kernels.second_moment.native_kernel import second_moment
 
 pytestmark = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
-ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = [(1, 1), (2, 16), (57, 7), (129, 48), (300, 123), (1030, 193), (3000, 17), (700, 401)]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native = _native.module()
-    if request.param not in native.isas():
-        pytest.skip(f"this CPU has no {request.param}")
-    usual = native.isa()
-    native.select_isa(request.param)
-    yield request.param
-    native.select_isa(usual)
 
 
 def plain(rows: torch.Tensor) -> torch.Tensor:
