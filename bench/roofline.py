@@ -100,11 +100,12 @@ def floor_seconds(n: int, d: int, m: int, arch: Arch) -> float:
 
 PIECE_SIZE, THREADS, TENSORS = 8192, 256, 320  # elements and threads of a block, tensors of a launch
 
-# op: how often x, y and the 16-bit copy of x are read; likewise written; whether the op has sums, and a scale per tensor
+# op: how often x (or what is like it), y and the 16-bit copy of x are read; likewise written; whether the op has sums, and a scale per tensor
 MULTI_TENSOR = {
     "all_finite": ((1, 0, 0), (0, 0, 0), False, False),
     "ema_": ((1, 1, 0), (1, 0, 0), False, False),
     "ema_squared_norms_": ((1, 1, 0), (1, 0, 0), True, False),
+    "ema_combined_": ((1, 1, 0), (2, 0, 0), False, True),
     "dot": ((1, 1, 0), (0, 0, 0), True, False),
     "apply_": ((1, 1, 0), (1, 0, 0), False, True),
     "apply_master_": ((1, 1, 0), (1, 0, 1), False, True),

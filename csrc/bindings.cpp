@@ -63,6 +63,25 @@ std::vector<double> ema(const Addresses& averages, lnb::Type average_type, const
     return norms;
 }
 
+void ema_combined(const Addresses& averages, lnb::Type average_type, const Addresses& values, lnb::Type value_type,
+                  const Addresses& outputs, const Sizes& sizes, double beta, const std::vector<double>& shares,
+                  double take, int threads) {
+    const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes);
+    if (!lnb::combines(average_type, value_type)) throw std::invalid_argument("no kernel for this pair of dtypes");
+    check_addresses("outputs", outputs, sizes, average_type);
+    if (shares.size() != work.size()) throw std::invalid_argument("shares: one per tensor");
+    const Sizes written = bytes(sizes, average_type);
+    require_disjoint_writes("averages", averages, written, "values", values, bytes(sizes, value_type));
+    require_disjoint_writes("outputs", outputs, written, "averages", averages, written);
+    require_disjoint_writes("outputs", outputs, written, "values", values, bytes(sizes, value_type));
+    std::vector<void*> targets(outputs.size());
+    for (size_t i = 0; i < outputs.size(); ++i) targets[i] = reinterpret_cast<void*>(outputs[i]);
+    without_gil([&] {
+        lnb::ema_combined(work.data(), targets.data(), static_cast<int64_t>(work.size()), average_type, value_type,
+                          beta, shares.data(), take, threads);
+    });
+}
+
 std::vector<double> dot(const Addresses& xs, lnb::Type x_type, const Addresses& ys, lnb::Type y_type,
                         const Sizes& sizes, int threads) {
     const auto work = pairs("xs", xs, x_type, "ys", ys, y_type, sizes);
@@ -197,6 +216,8 @@ PYBIND11_MODULE(_native_module, m) {
     m.def("supported", &lnb::supported);
     m.def("require_disjoint_writes", &require_disjoint_writes);
     m.def("ema", &ema);
+    m.def("combines", &lnb::combines);
+    m.def("ema_combined", &ema_combined);
     m.def("dot", &dot);
     m.def("apply", &apply);
     m.def("all_finite", &all_finite);

@@ -101,6 +101,23 @@ void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, double* 
     work.add_up(sums, count, norms);
 }
 
+bool combines(Type x, Type y) {
+    return entry(loops().ema_combined, x, y) != nullptr;
+}
+
+void ema_combined(const Pair* pairs, void* const* z, int64_t count, Type x, Type y, double beta, const double* shares,
+                  double take, int threads) {
+    int64_t bytes = 0;
+    for (const Pair* pair = pairs; pair != pairs + count; ++pair) bytes += pair->size * width(x);
+    const bool streamed = bytes >= kStreamedBytes;
+    const auto loop = entry(loops().ema_combined, x, y);
+    Partition(pairs, count).for_each(threads, [=](int64_t, const Run& run) {
+        const Pair& pair = pairs[run.tensor];
+        loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), at(z[run.tensor], run.begin, x), run.size, beta,
+             shares[run.tensor], take, streamed);
+    });
+}
+
 void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int threads) {
     const Partition work(pairs, count);
     std::vector<double> sums(work.runs.size());

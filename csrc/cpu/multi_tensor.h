@@ -21,6 +21,14 @@ bool supported(Type x, Type y);
 // x <- beta x + (1 - beta) y. With `norms` [count], also norms[i] <- sum(x_i * x_i) of the new x.
 void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, double* norms, int threads);
 
+// The same average, and of the new x also z <- shares[i] x + take y; without the term of y where take is 0. z [count]
+// are as dense as x, of its type, and overlap nothing. Whether a z is read again soon is not known: from kStreamedBytes
+// in all on they bypass the caches.
+void ema_combined(const Pair* pairs, void* const* z, int64_t count, Type x, Type y, double beta, const double* shares,
+                  double take, int threads);
+bool combines(Type x, Type y);  // whether it takes these types: x not of 16 bits
+constexpr int64_t kStreamedBytes = int64_t{16} << 20;
+
 // products[i] <- sum(x_i * y_i), accumulated in float64 in an order that depends on the sizes alone.
 void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int threads);
 

@@ -6,6 +6,7 @@
 
 #include "float16.h"
 #include "multi_tensor_isa.h"
+#include "streaming.h"
 
 namespace lnb {
 namespace {
@@ -36,6 +37,43 @@ struct PairLoops {
             sum += value * value;
         }
         return sum;
+    }
+
+    static void ema_combined(void* x_memory, const void* y_memory, void* z_memory, int64_t size, double beta,
+                             double share, double take, bool streamed) {
+        auto* x = static_cast<X*>(x_memory);
+        const auto* y = static_cast<const Y*>(y_memory);
+        auto* z = static_cast<X*>(z_memory);
+        const auto keep = static_cast<Real>(beta), add = static_cast<Real>(1.0 - beta);
+        const auto of_x = static_cast<Real>(share), of_y = static_cast<Real>(take);
+        const auto block = [=](int64_t begin, int64_t end, X* to) {
+            if (take == 0) {
+#pragma omp simd
+                for (int64_t i = begin; i < end; ++i) {
+                    narrow(keep * widen(x[i]) + add * widen(y[i]), x[i]);
+                    narrow(of_x * widen(x[i]), to[i - begin]);
+                }
+                return;
+            }
+#pragma omp simd
+            for (int64_t i = begin; i < end; ++i) {
+                const Real value = widen(y[i]);
+                narrow(keep * widen(x[i]) + add * value, x[i]);
+                narrow(of_x * widen(x[i]) + of_y * value, to[i - begin]);
+            }
+        };
+        if (!streamed) return block(0, size, z);
+        const int64_t head = lines_begin(z), start = head < size ? head : size;
+        block(0, start, z);
+        alignas(kLine) X line[kLine / sizeof(X)];
+        constexpr int64_t kStep = kLine / sizeof(X);
+        int64_t i = start;
+        for (; i + kStep <= size; i += kStep) {
+            block(i, i + kStep, line);
+            stream_line(z + i, line);
+        }
+        streamed_all();
+        block(i, size, z + i);
     }
 
     static double dot(const void* x_memory, const void* y_memory, int64_t size) {
@@ -92,13 +130,18 @@ bool finite16(const void* x, int64_t size) {
         LNB_ROW(loop, BFloat16),                                       \
         LNB_ROW(loop, Half),                                           \
     }
-#define LNB_LOOPS                                    \
-    {                                                \
-        LNB_TABLE(ema),                              \
-        LNB_TABLE(ema_norm),                         \
-        LNB_TABLE(dot),                              \
-        LNB_TABLE(apply),                            \
-        {finite64, finite32, finite_bf16, finite16}, \
+// Averages of 16 bits have no combination: whoever keeps some has the wide values to combine.
+#define LNB_COMBINED                                                           \
+    {                                                                          \
+        {&PairLoops<double, double>::ema_combined, nullptr, nullptr, nullptr}, \
+        LNB_ROW(ema_combined, float),                                          \
+        {nullptr, nullptr, nullptr, nullptr},                                  \
+        {nullptr, nullptr, nullptr, nullptr},                                  \
+    }
+#define LNB_LOOPS                                                                         \
+    {                                                                                     \
+        LNB_TABLE(ema), LNB_TABLE(ema_norm), LNB_COMBINED,                                \
+        LNB_TABLE(dot), LNB_TABLE(apply),    {finite64, finite32, finite_bf16, finite16}, \
     }
 
 }  // namespace

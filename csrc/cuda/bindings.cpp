@@ -65,6 +65,18 @@ void ema(const Addresses& averages, Type average_type, const Addresses& values, 
     });
 }
 
+void ema_combined(const Addresses& averages, Type average_type, const Addresses& values, Type value_type,
+                  const Addresses& outputs, const Sizes& sizes, const Sizes& slots, double beta, uintptr_t shares,
+                  Type share_type, double take, uintptr_t ok, const Where& where) {
+    auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes, slots);
+    check_addresses("outputs", outputs, sizes, average_type);
+    for (size_t i = 0; i < work.size(); ++i) work[i].copy = pointer<void>(outputs[i]);
+    on(where, [&](void* stream) {
+        lnb::cuda::ema_combined(work.data(), count(work), average_type, value_type, beta, pointer<const void>(shares),
+                                share_type, take, pointer<const bool>(ok), stream);
+    });
+}
+
 void dot(const Addresses& xs, Type x_type, const Addresses& ys, Type y_type, const Sizes& sizes, const Sizes& slots,
          uintptr_t partials, const Where& where) {
     const auto work = pairs("xs", xs, x_type, "ys", ys, y_type, sizes, slots);
@@ -182,6 +194,8 @@ PYBIND11_MODULE(_cuda_module, m) {
     m.def("supported", &lnb::cuda::supported);
     m.def("require_disjoint_writes", &lnb::require_disjoint_writes);
     m.def("ema", &ema);
+    m.def("combines", &lnb::cuda::combines);
+    m.def("ema_combined", &ema_combined);
     m.def("dot", &dot);
     m.def("segment_sums", &segment_sums);
     m.def("apply", &apply);

@@ -70,6 +70,46 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     sweep(x, y, piece.size, vectors, true, op);
 }
 
+// x <- keep x + add y if `update`, and copy <- share x + take y of that x.
+template <typename X, typename Y>
+struct Combine {
+    X keep, add, share, take;
+    bool update;
+    X* copy;
+
+    template <int N>
+    __device__ __forceinline__ void operator()(int64_t i, Pack<X, N>& xs, const Pack<Y, N>& ys) const {
+        Pack<X, N> combined;
+        LNB_UNROLL
+        for (int k = 0; k < N; ++k) {
+            const X value = widen(ys.value[k]);
+            if (update) xs.value[k] = keep * xs.value[k] + add * value;
+            // Not 0 times a value that may be NaN.
+            combined.value[k] = share * xs.value[k] + (take == 0 ? 0 : take * value);
+        }
+        write_pack<N>(copy + i, combined);
+    }
+};
+
+template <typename X, typename Y>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    ema_combined_kernel(LNB_PARAMETER(Table) table, double beta, const void* shares, Type share_type, double take,
+                        const bool* ok) {
+    const Piece piece = table.piece(blockIdx.x);
+    X* x = static_cast<X*>(table.x[piece.tensor]) + piece.begin;
+    const Y* y = static_cast<const Y*>(table.y[piece.tensor]) + piece.begin;
+    X* copy = static_cast<X*>(table.copy[piece.tensor]) + piece.begin;
+    const bool update = ok == nullptr || read(ok);
+    const Combine<X, Y> op{static_cast<X>(beta),
+                           static_cast<X>(1.0 - beta),
+                           static_cast<X>(load(shares, share_type, table.slot[piece.tensor])),
+                           static_cast<X>(take),
+                           update,
+                           copy};
+    constexpr int N = kVector<X, Y>;
+    sweep(x, y, piece.size, aligned<N>(x) && aligned<N>(y) && aligned<N>(copy), update, op);
+}
+
 // The sign and the fraction do not matter: an entry is NaN or infinite if and only if all its exponent bits are set.
 template <typename Bits>
 struct FindSpecial {
@@ -135,6 +175,32 @@ void apply_master(const Pair* pairs, int64_t count, Type copy_type, Type y, cons
     if (copy_type == Type::kBFloat16 && y == copy_type) return start(BFloat16{}, BFloat16{});
     if (copy_type == Type::kFloat16 && y == copy_type) return start(Half{}, Half{});
     require_kernel(false);
+}
+
+// Averages of 16 bits have no combination: whoever keeps some has the wide values to combine.
+template <typename F>
+bool with_combined_types(Type x, Type y, F f) {
+    const auto is = [=](Type want_x, Type want_y) { return x == want_x && y == want_y; };
+    if (is(Type::kFloat64, Type::kFloat64)) return f(double{}, double{}), true;
+    if (is(Type::kFloat32, Type::kFloat32)) return f(float{}, float{}), true;
+    if (is(Type::kFloat32, Type::kBFloat16)) return f(float{}, BFloat16{}), true;
+    if (is(Type::kFloat32, Type::kFloat16)) return f(float{}, Half{}), true;
+    return false;
+}
+
+bool combines(Type x, Type y) {
+    return with_combined_types(x, y, [](auto, auto) {});
+}
+
+void ema_combined(const Pair* pairs, int64_t count, Type x, Type y, double beta, const void* shares, Type share_type,
+                  double take, const bool* ok, void* stream) {
+    require_kernel(with_combined_types(x, y, [&](auto x_value, auto y_value) {
+        const auto kernel = ema_combined_kernel<decltype(x_value), decltype(y_value)>;
+        for_each_table(pairs, count, [&](const Table& table, int64_t blocks) {
+            launch("multi_tensor.ema_combined", kernel, {blocks, kThreads}, stream, table, beta, shares, share_type,
+                   take, ok);
+        });
+    }));
 }
 
 void all_finite(const Pair* pairs, int64_t count, Type x, bool* finite, void* stream) {

@@ -18,9 +18,9 @@ constexpr int64_t pieces(int64_t size) {
     return (size + kPieceSize - 1) / kPieceSize;
 }
 
-// Two dense tensors of one shape and memory order, and a third for apply() with master weights. `x` is written by ema
-// and apply; memory that is written overlaps nothing else of the call. `slot` is the place of what belongs to the pair:
-// of its factor in `scales`, or of the first of its pieces(size) partial sums.
+// Two dense tensors of one shape and memory order, and a third that ema_combined and apply_master write. `x` is written
+// by ema and apply; memory that is written overlaps nothing else of the call. `slot` is the place of what belongs to
+// the pair: of its factor in `scales` or `shares`, or of the first of its pieces(size) partial sums.
 struct Pair {
     void* x;
     const void* y;
@@ -42,6 +42,12 @@ bool supported(Type x, Type y);
 
 // x <- beta x + (1 - beta) y, if ok is null or *ok. With `partials`, also the partial sums of x * x as x is afterwards.
 void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, const bool* ok, double* partials, void* stream);
+
+// The same average, and copy <- shares[slot] x + take y of x as it is afterwards; without the term of y where take is
+// 0. x and copy are float32 or float64.
+void ema_combined(const Pair* pairs, int64_t count, Type x, Type y, double beta, const void* shares, Type share_type,
+                  double take, const bool* ok, void* stream);
+bool combines(Type x, Type y);  // whether it takes these types
 
 // Partial sums of x * y.
 void dot(const Pair* pairs, int64_t count, Type x, Type y, double* partials, void* stream);

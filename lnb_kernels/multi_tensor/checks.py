@@ -128,11 +128,35 @@ def rate(op: str, name: str, value: float | Tensor) -> tuple[float, Tensor | Non
         if value.dim() != 0:
             raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, allowed is [] or a number")
         return 0.0, value
+    return number(op, name, value, "a number or a 0-dim tensor"), None
+
+
+def number(op: str, name: str, value: float, allowed: str = "a number") -> float:
+    """A finite number.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not finite.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{op}: {name} must be a number or a 0-dim tensor, got {value!r}")
+        raise TypeError(f"{op}: {name} must be {allowed}, got {value!r}")
     if not abs(value) < float("inf"):
         raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be finite")
-    return float(value), None
+    return float(value)
+
+
+def factors(op: str, name: str, value: Tensor, tensors_name: str, tensors: Sequence[Tensor]) -> None:
+    """``value`` is a floating tensor ``[n]`` beside the ``n`` tensors.
+
+    Raises:
+        TypeError: no floating tensor.
+        ValueError: another shape or device.
+    """
+    floating_tensor(op, name, value)
+    if value.shape != (len(tensors),):
+        raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, allowed is one per tensor, ({len(tensors)},)")
+    if tensors:
+        same_device(op, name, value, f"{tensors_name}[0]", tensors[0])
 
 
 def share(op: str, name: str, value: float) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lnb_kernels import _cuda
 from lnb_kernels.multi_tensor import reference
-from lnb_kernels.multi_tensor.grouping import Group, at, native_type, partition, require_disjoint
+from lnb_kernels.multi_tensor.grouping import Group, at, native_type, partition, put, require_disjoint
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -52,6 +52,32 @@ def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], bet
         reference.ema_(strided, at(values, rest), beta, ok)
         sums.set(rest, reference.dot(strided, strided))
     return sums.total(_sum_dtype(averages))
+
+
+def ema_combined_(
+    averages: Sequence[Tensor],
+    values: Sequence[Tensor],
+    beta: float,
+    shares: Tensor,
+    take: float,
+    ok: Tensor | None,
+) -> list[Tensor]:
+    """As :func:`lnb_kernels.multi_tensor.reference.ema_combined_`."""
+    native = _cuda.module(averages[0].device)
+    outputs: list[Tensor] = list(map(torch.empty_like, averages))
+    groups, rest = partition(native, (averages, values, outputs), lambda x, y, _: native.combines(x, y))
+    require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
+    factors = shares.contiguous()
+    for group in groups:
+        of_averages, of_values, of_outputs = group.addresses
+        native.ema_combined(
+            of_averages, group.types[0], of_values, group.types[1], of_outputs, group.sizes, list(group.positions), beta,
+            factors.data_ptr(), native_type(native, factors.dtype), take, _address(ok), _cuda.where(factors),
+        )  # fmt: skip
+    if rest:
+        chosen = torch.stack([shares[i] for i in rest])
+        put(outputs, rest, reference.ema_combined_(at(averages, rest), at(values, rest), beta, chosen, take, ok))
+    return outputs
 
 
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:

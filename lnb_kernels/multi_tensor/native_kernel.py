@@ -41,6 +41,34 @@ def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], bet
     return dot(averages, averages)
 
 
+def ema_combined_(
+    averages: Sequence[Tensor],
+    values: Sequence[Tensor],
+    beta: float,
+    shares: Tensor,
+    take: float,
+    ok: Tensor | None,
+) -> list[Tensor]:
+    """As :func:`lnb_kernels.multi_tensor.reference.ema_combined_`."""
+    if ok is not None and not ok:
+        return reference.ema_combined_(averages, values, beta, shares, take, ok)
+    native = _native.module()
+    outputs: list[Tensor] = list(map(torch.empty_like, averages))
+    groups, rest = partition(native, (averages, values, outputs), lambda x, y, _: native.combines(x, y))
+    _require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
+    factors = shares.tolist()
+    for group in groups:
+        of_group = [factors[i] for i in group.positions]
+        of_averages, of_values, of_outputs = group.addresses
+        native.ema_combined(
+            of_averages, group.types[0], of_values, group.types[1], of_outputs, group.sizes, beta, of_group, take,
+            torch.get_num_threads(),
+        )  # fmt: skip
+    if rest:
+        put(outputs, rest, reference.ema_combined_(at(averages, rest), at(values, rest), beta, shares[rest], take, None))
+    return outputs
+
+
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
     """As :func:`lnb_kernels.multi_tensor.reference.dot`."""
     native = _native.module()
@@ -74,8 +102,7 @@ def apply_(
         return
     native = _native.module()
     groups, rest = _partition(native, params, directions)
-    if len(groups) > 1:  # the kernels look at the memory of their own call
-        require_disjoint(native, groups, ("params", params, 0), ("directions", directions, 1))
+    _require_disjoint(native, groups, ("params", params, 0), ("directions", directions, 1))
     factors = scales.tolist()
     rate = lr if lr_tensor is None else float(lr_tensor)
     decay = weight_decay if weight_decay_tensor is None else float(weight_decay_tensor)
@@ -107,8 +134,7 @@ def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with
     """Update the averages; with ``with_norms``, return their squared norms."""
     native = _native.module()
     groups, rest = _partition(native, averages, values)
-    if len(groups) > 1:  # the kernels look at the memory of their own call
-        require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
+    _require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
     norms = [0.0] * len(averages)
     for group in groups:
         found = native.ema(*_operands(group), beta, with_norms, torch.get_num_threads())
@@ -125,6 +151,17 @@ def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with
 def _operands(group: Group) -> tuple[Any, ...]:
     """Addresses, types and sizes of a pair of lists, as every native function takes them first."""
     return group.addresses[0], group.types[0], group.addresses[1], group.types[1], group.sizes
+
+
+def _require_disjoint(
+    native: Any,
+    groups: list[Group],
+    written: tuple[str, Sequence[Tensor], int],
+    read: tuple[str, Sequence[Tensor], int],
+) -> None:
+    """:func:`require_disjoint` where a kernel, which looks at the memory of its own call, would see too little."""
+    if len(groups) > 1:
+        require_disjoint(native, groups, written, read)
 
 
 def _partition(native: Any, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[list[Group], list[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnb_kernels import _backend, _checks
+from lnb_kernels import _backend
 from lnb_kernels.multi_tensor import checks, reference
 
 _LIBRARY = torch.library.Library("lnb_kernels", "FRAGMENT")
@@ -62,6 +62,11 @@ _ema = _define(
 _ema_squared_norms = _define(
     "ema_squared_norms_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor? ok) -> Tensor",
     lambda averages, values, beta, ok: _dot_like(averages, averages),
+    writes=1,
+)
+_ema_combined = _define(
+    "ema_combined_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor shares, float take, Tensor? ok) -> Tensor[]",
+    lambda averages, values, beta, shares, take, ok: [torch.empty_like(average) for average in averages],
     writes=1,
 )
 _dot = _define("dot(Tensor[] xs, Tensor[] ys, int[]? layers=None) -> Tensor", _dot_like, writes=0)
@@ -138,6 +143,45 @@ def ema_squared_norms_(
         return torch.empty(0)
     norms: Tensor = _ema_squared_norms(averages, values, beta, ok)
     return norms
+
+
+def ema_combined_(
+    averages: Sequence[Tensor],
+    values: Sequence[Tensor],
+    beta: float,
+    shares: Tensor,
+    take: float,
+    ok: Tensor | None = None,
+) -> list[Tensor]:
+    """:func:`ema_`, and in the same pass ``share average + take value`` of every pair, by the new average.
+
+    With ``share = 1 / (1 - beta^t)`` and ``take = 0`` that is the average of ``t`` values, corrected for its start at zero;
+    with ``share = beta / (1 - beta^t)`` and ``take = 1 - beta`` Nesterov's look-ahead.
+
+    Args:
+        averages, values, beta: as for :func:`ema_`.
+        shares: ``[n]``, one factor per average, on the same device.
+        take: finite factor of the values. Where it is 0 they count through the averages only.
+        ok: as for :func:`ema_`. Where it is False the averages combined are the old ones.
+
+    Returns:
+        ``n`` new tensors like the averages.
+
+    Raises:
+        TypeError: not lists of dense floating tensors.
+        ValueError: lengths, shapes or devices do not fit, written tensors share memory, ``beta`` is outside [0, 1], or
+            ``take`` is not finite.
+        RuntimeError: a written tensor requires grad while autograd records.
+    """
+    op = "multi_tensor.ema_combined_"
+    _check_ema(op, averages, values, ok)
+    beta = checks.share(op, "beta", beta)
+    checks.factors(op, "shares", shares, "averages", averages)
+    take = checks.number(op, "take", take)
+    if not averages:
+        return []
+    combined: list[Tensor] = _ema_combined(averages, values, beta, shares, take, ok)
+    return combined
 
 
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
@@ -243,11 +287,7 @@ def _check_step(
 ) -> tuple[float, Tensor | None, float, Tensor | None]:
     """Check what the two forms of ``apply_`` share; returns the rates as the ops take them."""
     checks.flag(op, ok, written)
-    _checks.floating_tensor(op, "scales", scales)
-    if scales.shape != (len(written),):
-        raise ValueError(f"{op}: scales has shape {tuple(scales.shape)}, allowed is one per tensor, ({len(written)},)")
-    if written:
-        _checks.same_device(op, "scales", scales, f"{name}[0]", written[0])
+    checks.factors(op, "scales", scales, name, written)
     return (*checks.rate(op, "lr", lr), *checks.rate(op, "weight_decay", weight_decay))
 
 

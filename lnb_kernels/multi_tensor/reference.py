@@ -36,6 +36,23 @@ def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], bet
     return dot(averages, averages)
 
 
+def ema_combined_(
+    averages: Sequence[Tensor],
+    values: Sequence[Tensor],
+    beta: float,
+    shares: Tensor,
+    take: float,
+    ok: Tensor | None,
+) -> list[Tensor]:
+    """:func:`ema_`, then ``share average + take value`` of each pair; without the second term where ``take`` is 0."""
+    ema_(averages, values, beta, ok)
+    wide = _wide(averages, values)
+    combined = [average * share.to(average.dtype) for average, share in zip(wide, shares.unbind(), strict=True)]
+    if take != 0:
+        torch._foreach_add_(combined, _wide(values, averages), alpha=take)
+    return [new.to(average.dtype) for new, average in zip(combined, averages, strict=True)]
+
+
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
     """``sum(x * y)`` of each pair, ``[n]``; with ``layers``, of all pairs of each layer, ``[max(layers) + 1]``."""
     if not xs:
