@@ -100,7 +100,8 @@ def floor_seconds(n: int, d: int, m: int, arch: Arch) -> float:
 
 PIECE_SIZE, THREADS, TENSORS = 8192, 256, 320  # elements and threads of a block, tensors of a launch
 
-# op: how often x (or what is like it), y and the 16-bit copy of x are read; likewise written; whether the op has sums, and a scale per tensor
+# op: how often x (or what is like it), y and the 16-bit copy of x are read; likewise written; whether the op has sums,
+# and a scale per tensor
 MULTI_TENSOR = {
     "all_finite": ((1, 0, 0), (0, 0, 0), False, False),
     "ema_": ((1, 1, 0), (1, 0, 0), False, False),
@@ -181,8 +182,8 @@ def print_traffic() -> None:
     print("Bytes of the CUDA kernels for 300 tensors of 88 M elements in all, and over the least possible\n")
     for op in MULTI_TENSOR:
         for label, x_width, y_width in (("float32", 4, 4), ("float32 and 16 bits", 4, 2), ("16 bits", 2, 2)):
-            if op == "apply_master_" and x_width == 2:
-                continue  # masters are float32
+            if op in ("apply_master_", "ema_combined_") and x_width == 2:
+                continue  # they write float32
             traffic = multi_tensor(op, sizes, x_width, y_width)
             moved = traffic.read + traffic.written
             print(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lnb_kernels import _cuda
 from lnb_kernels.multi_tensor import reference
-from lnb_kernels.multi_tensor.grouping import Group, at, native_type, partition, put, require_disjoint
+from lnb_kernels.multi_tensor.grouping import Group, at, native_type, partition, require_disjoint
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -56,15 +56,15 @@ def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], bet
 
 def ema_combined_(
     averages: Sequence[Tensor],
+    outputs: Sequence[Tensor],
     values: Sequence[Tensor],
     beta: float,
     shares: Tensor,
     take: float,
     ok: Tensor | None,
-) -> list[Tensor]:
+) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_combined_`."""
     native = _cuda.module(averages[0].device)
-    outputs: list[Tensor] = list(map(torch.empty_like, averages))
     groups, rest = partition(native, (averages, values, outputs), lambda x, y, _: native.combines(x, y))
     require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
     factors = shares.contiguous()
@@ -76,8 +76,7 @@ def ema_combined_(
         )  # fmt: skip
     if rest:
         chosen = torch.stack([shares[i] for i in rest])
-        put(outputs, rest, reference.ema_combined_(at(averages, rest), at(values, rest), beta, chosen, take, ok))
-    return outputs
+        reference.ema_combined_(at(averages, rest), at(outputs, rest), at(values, rest), beta, chosen, take, ok)
 
 
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:

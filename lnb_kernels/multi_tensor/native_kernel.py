@@ -43,17 +43,18 @@ def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], bet
 
 def ema_combined_(
     averages: Sequence[Tensor],
+    outputs: Sequence[Tensor],
     values: Sequence[Tensor],
     beta: float,
     shares: Tensor,
     take: float,
     ok: Tensor | None,
-) -> list[Tensor]:
+) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_combined_`."""
     if ok is not None and not ok:
-        return reference.ema_combined_(averages, values, beta, shares, take, ok)
+        reference.ema_combined_(averages, outputs, values, beta, shares, take, ok)
+        return
     native = _native.module()
-    outputs: list[Tensor] = list(map(torch.empty_like, averages))
     groups, rest = partition(native, (averages, values, outputs), lambda x, y, _: native.combines(x, y))
     _require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
     factors = shares.tolist()
@@ -65,8 +66,9 @@ def ema_combined_(
             torch.get_num_threads(),
         )  # fmt: skip
     if rest:
-        put(outputs, rest, reference.ema_combined_(at(averages, rest), at(values, rest), beta, shares[rest], take, None))
-    return outputs
+        reference.ema_combined_(
+            at(averages, rest), at(outputs, rest), at(values, rest), beta, shares[rest], take, None
+        )  # fmt: skip
 
 
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:

@@ -65,9 +65,10 @@ _ema_squared_norms = _define(
     writes=1,
 )
 _ema_combined = _define(
-    "ema_combined_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor shares, float take, Tensor? ok) -> Tensor[]",
-    lambda averages, values, beta, shares, take, ok: [torch.empty_like(average) for average in averages],
-    writes=1,
+    "ema_combined_(Tensor(a!)[] averages, Tensor(b!)[] outputs, Tensor[] values, float beta, Tensor shares, float take, "
+    "Tensor? ok) -> ()",
+    lambda averages, outputs, values, beta, shares, take, ok: None,
+    writes=2,
 )
 _dot = _define("dot(Tensor[] xs, Tensor[] ys, int[]? layers=None) -> Tensor", _dot_like, writes=0)
 _apply = _define(
@@ -180,7 +181,8 @@ def ema_combined_(
     take = checks.number(op, "take", take)
     if not averages:
         return []
-    combined: list[Tensor] = _ema_combined(averages, values, beta, shares, take, ok)
+    combined: list[Tensor] = list(map(torch.empty_like, averages))
+    _ema_combined(averages, combined, values, beta, shares, take, ok)
     return combined
 
 

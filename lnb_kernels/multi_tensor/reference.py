@@ -38,19 +38,20 @@ def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], bet
 
 def ema_combined_(
     averages: Sequence[Tensor],
+    outputs: Sequence[Tensor],
     values: Sequence[Tensor],
     beta: float,
     shares: Tensor,
     take: float,
     ok: Tensor | None,
-) -> list[Tensor]:
-    """:func:`ema_`, then ``share average + take value`` of each pair; without the second term where ``take`` is 0."""
+) -> None:
+    """:func:`ema_`, then ``output <- share average + take value``, without the second term where ``take`` is 0."""
     ema_(averages, values, beta, ok)
     wide = _wide(averages, values)
     combined = [average * share.to(average.dtype) for average, share in zip(wide, shares.unbind(), strict=True)]
     if take != 0:
         torch._foreach_add_(combined, _wide(values, averages), alpha=take)
-    return [new.to(average.dtype) for new, average in zip(combined, averages, strict=True)]
+    _write(outputs, combined, None)
 
 
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:

@@ -36,13 +36,10 @@ def average_gradients(work: Work, verdict: Verdict, config: Config) -> dict[nn.P
         torch._foreach_add_(
             steps, 1.0 if ok is None else [ok.float()] * len(steps)
         )  # a lone tensor may be read by the host
-        multi_tensor.ema_(raw, gradients, config.momentum, ok)
         corrections = bias_correction(config.momentum, torch.stack(steps))
         shares = (config.momentum if config.nesterov else 1.0) / corrections
-        corrected = torch._foreach_mul(raw, [s.to(m.dtype) for m, s in zip(raw, shares.unbind(), strict=True)])
-        if config.nesterov:
-            wide = [g.to(m.dtype) for g, m in zip(gradients, raw, strict=True)]
-            torch._foreach_add_(corrected, wide, alpha=1 - config.momentum)
+        take = 1 - config.momentum if config.nesterov else 0.0
+        corrected = multi_tensor.ema_combined_(raw, gradients, config.momentum, shares, take, ok)
         averages.update(zip(members, corrected, strict=True))
     return averages
 

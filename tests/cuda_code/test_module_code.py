@@ -18,11 +18,16 @@ from lnb_kernels import _extension
 ARCHS = {"sm_80", "sm_90a", "sm_100a"}
 # Registers per thread: multi-tensor kernels run 4 blocks of 256 threads on a multiprocessor, the others at least 2.
 REGISTERS = {
-    "ema_kernel": 64, "dot_kernel": 64, "apply_kernel": 64, "all_finite_kernel": 64, "segment_sums_kernel": 64,
+    "ema_kernel": 64, "ema_combined_kernel": 64, "dot_kernel": 64, "apply_kernel": 64, "all_finite_kernel": 64,
+    "segment_sums_kernel": 64,
     "pcg_rows_kernel": 128, "pcg_phase_kernel": 128, "probe_kernel": 16,
 }  # fmt: skip
-READS_BY_16_BYTES = {"ema_kernel", "dot_kernel", "apply_kernel", "all_finite_kernel"}
-WRITES_VECTORS = {"ema_kernel", "apply_kernel"}  # of 16 bytes, or of 8 where the written tensor is the narrower
+READS_BY_16_BYTES = {"ema_kernel", "ema_combined_kernel", "dot_kernel", "apply_kernel", "all_finite_kernel"}
+WRITES_VECTORS = {
+    "ema_kernel",
+    "ema_combined_kernel",
+    "apply_kernel",
+}  # of 16 bytes, or of 8 where the written tensor is the narrower
 
 CUDA_BUILD = _extension.build_info().get("cuda", {"built": False, "reason": "nothing was built"})
 pytestmark = pytest.mark.skipif(

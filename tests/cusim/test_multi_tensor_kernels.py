@@ -60,17 +60,19 @@ def test_random_lists(
     ys = [torch.randn(n).to(pair[1]) for n in sizes]
     layers = torch.randint(len(sizes), (len(sizes),)).tolist()
     scales, rate, ok = torch.rand(len(xs)), torch.tensor(0.5), torch.tensor(seed % 4 > 0)
-    expected = copies(xs)
-    reference.ema_(expected, ys, 0.75, ok)
+    start, expected, combined, right_combined = copies(xs), copies(xs), copies(xs), copies(xs)
+    reference.ema_combined_(expected, right_combined, ys, 0.75, scales, 0.5, ok)
     reference.apply_(expected, ys, scales, 0.0, rate, 0.125, None, ok)
     with cuda_kernels_on_cpu() as simulator:
         simulator.set(order, seed)
+        cuda_kernel.ema_combined_(start, combined, ys, 0.75, scales, 0.5, ok)
         norms = cuda_kernel.ema_squared_norms_(xs, ys, 0.75, ok)
+        assert all(torch.equal(*pair) for pair in zip(start, xs, strict=True))
         averages = copies(xs)
         cuda_kernel.apply_(xs, ys, scales, 0.0, rate, 0.125, None, ok)
         products, sums = cuda_kernel.dot(xs, ys), cuda_kernel.dot(xs, ys, layers)
         assert cuda_kernel.all_finite(xs)
-    for x, right in zip(xs, expected, strict=True):
+    for x, right in zip((*xs, *combined), (*expected, *right_combined), strict=True):
         # Each of two updates rounds numbers of size up to 5, and fuses a multiplication with an addition or does not.
         unit = torch.finfo(x.dtype).eps
         torch.testing.assert_close(x, right, rtol=2 * unit, atol=10 * unit)
@@ -130,6 +132,7 @@ def test_a_launch_that_fails_is_an_exception_with_the_kernel_in_it(simulated: Si
     xs, ys = [torch.ones(3)], [torch.zeros(3)]
     calls = {
         "multi_tensor.ema": lambda: multi_tensor.ema_(xs, ys, 0.5),
+        "multi_tensor.ema_combined": lambda: multi_tensor.ema_combined_(xs, ys, 0.5, torch.ones(1), 0.5),
         "multi_tensor.dot": lambda: multi_tensor.dot(xs, ys),
         "multi_tensor.apply": lambda: multi_tensor.apply_(xs, ys, torch.ones(1), 0.5, 0.5),
         "multi_tensor.all_finite": lambda: multi_tensor.all_finite(xs),

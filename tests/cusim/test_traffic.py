@@ -37,13 +37,14 @@ MODEL = [768 * 768] * 150 + [768] * 150
 ])  # fmt: skip
 @pytest.mark.parametrize("op", roofline.MULTI_TENSOR)
 def test_multi_tensor_kernels_move_what_the_model_says(op: str, x_dtype: torch.dtype, y_dtype: torch.dtype) -> None:
-    if op == "apply_master_" and x_dtype != torch.float32:
-        pytest.skip("masters are float32")
+    if op in ("apply_master_", "ema_combined_") and x_dtype != torch.float32:
+        pytest.skip("it is written in float32")
     xs, ys = [torch.ones(n, dtype=x_dtype) for n in SIZES], [torch.ones(n, dtype=y_dtype) for n in SIZES]
     copies, scales = [torch.ones(n, dtype=torch.bfloat16) for n in SIZES], torch.ones(len(SIZES))
     arguments: dict[str, tuple[Any, ...]] = {
         "all_finite": (xs,),
         "dot": (xs, ys),
+        "ema_combined_": (xs, ys, 0.5, scales, 0.5),
         "apply_": (xs, ys, scales, 0.5, 0.5),
         "apply_master_": (xs, copies, ys, scales, 0.5, 0.5),
     }

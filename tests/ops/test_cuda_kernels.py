@@ -36,7 +36,15 @@ def test_report_names_the_kernels() -> None:
 def test_multi_tensor(x_dtype: torch.dtype, y_dtype: torch.dtype) -> None:
     xs, ys, scales = tensors(x_dtype), tensors(y_dtype), torch.rand(len(SIZES), device="cuda")
     expected = [x.clone() for x in xs]
+    start = [x.clone() for x in xs]
+    combined = multi_tensor.ema_combined_(start, ys, 0.75, scales, 0.5)
+    right_combined = [x.clone() for x in xs]
+    reference.ema_combined_([x.clone() for x in xs], right_combined, ys, 0.75, scales, 0.5, None)
+    for x, right in zip(combined, right_combined, strict=True):
+        torch.testing.assert_close(x, right, rtol=4 * torch.finfo(x.dtype).eps, atol=10 * torch.finfo(x.dtype).eps)
     norms = multi_tensor.ema_squared_norms_(xs, ys, 0.75)
+    for x, right in zip(start, xs, strict=True):
+        torch.testing.assert_close(x, right, rtol=2 * torch.finfo(x.dtype).eps, atol=4 * torch.finfo(x.dtype).eps)
     torch.testing.assert_close(norms, multi_tensor.dot(xs, xs), rtol=1e-6, atol=0)
     multi_tensor.apply_(xs, ys, scales, torch.tensor(0.5, device="cuda"), 0.125)
     reference.ema_(expected, ys, 0.75, None)
@@ -60,8 +68,8 @@ def test_cuda_graph_follows_its_tensors() -> None:
 
     def step() -> torch.Tensor:
         ok = multi_tensor.all_finite(grads)
-        multi_tensor.ema_(averages, grads, 0.9, ok)
-        multi_tensor.apply_(params, averages, scales, lr, 0.1, ok)
+        combined = multi_tensor.ema_combined_(averages, grads, 0.9, scales, 0.1, ok)
+        multi_tensor.apply_(params, combined, scales, lr, 0.1, ok)
         multi_tensor.apply_master_(masters, halves, averages, scales, lr, 0.1, ok)
         return multi_tensor.dot(averages, grads, [0] * len(SIZES))
 

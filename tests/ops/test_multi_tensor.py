@@ -16,6 +16,7 @@ from torch import Tensor
 import lnb_kernels as lk
 from lnb_kernels import _native, multi_tensor
 from lnb_kernels.multi_tensor import native_kernel, reference
+from lnb_kernels.multi_tensor.grouping import native_type
 
 SHAPES = [(3, 5), (), (0,), (1,), (17,), (4, 3, 2, 2), (16384,), (16385,), (50001,)]
 WHERE_NATIVE = pytest.param(
@@ -66,18 +67,28 @@ def test_values(backend: str, x_dtype: torch.dtype, y_dtype: torch.dtype) -> Non
     averages = copies(xs)
     multi_tensor.ema_(averages, ys, 0.9)
     truth = [0.9 * x + (1 - 0.9) * y for x, y in zip(doubles(xs), doubles(ys), strict=True)]
-    assert_lists_close(
-        averages, truth, [0.9 * x.to(wide) + (1 - 0.9) * y.to(wide) for x, y in zip(xs, ys, strict=True)]
-    )
+    average = [0.9 * x.to(wide) + (1 - 0.9) * y.to(wide) for x, y in zip(xs, ys, strict=True)]
+    assert_lists_close(averages, truth, average)
 
     again = copies(xs)
     norms = multi_tensor.ema_squared_norms_(again, ys, 0.9)
-    assert_lists_close(again, truth, [0.9 * x.to(wide) + (1 - 0.9) * y.to(wide) for x, y in zip(xs, ys, strict=True)])
+    assert_lists_close(again, truth, average)
     assert_close_to_reference(
         norms,
         torch.stack([a.double().square().sum() for a in again]),
         torch.stack([a.to(norms.dtype).square().sum() for a in again]),
     )
+
+    for take in (0.0, 0.5):
+        updated = copies(xs)
+        combined = multi_tensor.ema_combined_(updated, ys, 0.9, scales, take)
+        assert [c.dtype for c in combined] == [x_dtype] * len(xs)
+        assert_lists_close(updated, truth, average)
+        assert_lists_close(
+            combined,
+            [s * x + take * y for x, y, s in zip(doubles(updated), doubles(ys), scales.double(), strict=True)],
+            [s * x.to(wide) + take * y.to(wide) for x, y, s in zip(updated, ys, scales, strict=True)],
+        )
 
     products = multi_tensor.dot(xs, ys)
     assert products.dtype == (torch.float64 if torch.float64 in (x_dtype, y_dtype) else torch.float32)
@@ -159,6 +170,8 @@ def test_ok_false_writes_nothing_even_from_nan(backend: str) -> None:
     multi_tensor.ema_(xs, bad, 0.9, no)
     multi_tensor.apply_(xs, bad, torch.ones(len(xs)), 0.1, 0.1, no)
     norms = multi_tensor.ema_squared_norms_(xs, bad, 0.9, no)
+    combined = multi_tensor.ema_combined_(xs, bad, 0.9, torch.full((len(xs),), 2.0), 0.0, no)
+    assert all(torch.equal(c, 2 * old) for c, old in zip(combined, before, strict=True))
     assert all(torch.equal(x, old) for x, old in zip(xs, before, strict=True))
     torch.testing.assert_close(norms, torch.stack([x.square().sum() for x in xs]))
     ones = [torch.ones_like(x) for x in xs]
@@ -250,6 +263,33 @@ def test_random_lists_threads_and_instruction_sets(
 
 
 @needs_native
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_combined_averages_past_the_caches(dtype: torch.dtype, isa: str) -> None:
+    """Outputs of 16 MiB and more, which new memory does not align to a cache line where the averages are views."""
+    native = _native.module()
+    if isa not in native.isas():
+        pytest.skip(f"this CPU does not run {isa}")
+    sizes = [(16 << 20) // torch.finfo(dtype).bits * 8, 3, 12_345]
+    xs, ys, shares = fill([(n,) for n in sizes], dtype), fill([(n,) for n in sizes], dtype), torch.rand(3)
+    outputs = [torch.full((n + 1,), float("nan"), dtype=dtype) for n in sizes]
+    expected, combined = copies(xs), copies(xs)
+    reference.ema_combined_(expected, combined, ys, 0.75, shares, 0.5, None)
+    lists = [[t.data_ptr() for t in tensors] for tensors in (xs, ys, [output[1:] for output in outputs])]
+    kind, usual = native_type(native, dtype), native.isa()
+    try:
+        native.select_isa(isa)
+        native.ema_combined(lists[0], kind, lists[1], kind, lists[2], sizes, 0.75, shares.tolist(), 0.5, 2)
+    finally:
+        native.select_isa(usual)
+    unit = torch.finfo(dtype).eps
+    for x, output, right, right_output in zip(xs, outputs, expected, combined, strict=True):
+        torch.testing.assert_close(x, right, rtol=2 * unit, atol=4 * unit)
+        torch.testing.assert_close(output[1:], right_output, rtol=2 * unit, atol=8 * unit)
+        assert output[0].isnan()
+
+
+@needs_native
 def test_dot_has_the_same_bits_with_any_number_of_threads() -> None:
     xs, ys = fill([(100_003,), (7,), (33_000,)], torch.float32), fill([(100_003,), (7,), (33_000,)], torch.float32)
     usual = torch.get_num_threads()
@@ -295,13 +335,16 @@ def test_steps_too_small_for_a_parameter_add_up_in_its_master(backend: str, dtyp
         assert torch.equal(param, master.to(dtype))
 
 
-@pytest.mark.parametrize("name", ["all_finite", "ema_", "ema_squared_norms_", "dot", "apply_", "apply_master_"])
+@pytest.mark.parametrize(
+    "name", ["all_finite", "ema_", "ema_squared_norms_", "ema_combined_", "dot", "apply_", "apply_master_"]
+)
 def test_opcheck(backend: str, name: str) -> None:
     xs, ys = fill([(3, 4), (5,), (0,)], torch.float32), fill([(3, 4), (5,), (0,)], torch.bfloat16)
     arguments = {
         "all_finite": (xs,),
         "ema_": (xs, ys, 0.9, torch.tensor(True)),
         "ema_squared_norms_": (xs, ys, 0.9, None),
+        "ema_combined_": (xs, copies(xs), ys, 0.9, torch.ones(3), 0.5, None),
         "dot": (xs, ys),
         "apply_": (xs, ys, torch.ones(3), 0.1, None, 0.0, torch.tensor(0.1), None),
         "apply_master_": (xs, ys, copies(ys), torch.ones(3), 0.1, None, 0.0, None, None),
@@ -338,6 +381,9 @@ BAD_CALLS = [
     (lambda: multi_tensor.ema_([A, A], [B, B], 0.9), ValueError, "twice"),
     (lambda: multi_tensor.ema_([torch.zeros(1).expand(3)], [B], 0.9), ValueError, "share memory"),
     (lambda: multi_tensor.ema_([A.clone().requires_grad_()], [B], 0.9), RuntimeError, "no_grad"),
+    (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(2), 0.0), ValueError, "shares has shape"),
+    (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(1), float("inf")), ValueError, "take=inf"),
+    (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(1), B), TypeError, "take must be a number"),
     (lambda: multi_tensor.apply_([A], [B], torch.ones(2), 0.1, 0.0), ValueError, "scales has shape"),
     (lambda: multi_tensor.apply_([A], [B], torch.ones(1), float("nan"), 0.0), ValueError, "lr=nan"),
     (lambda: multi_tensor.apply_([A], [B], torch.ones(1), 0.1, torch.ones(2)), ValueError, "weight_decay has shape"),
