@@ -20,6 +20,7 @@ from lnb_kernels.conv2d.op import conv2d_cov_matvec, conv2d_second_moment
 from lnb_kernels.cov_matvec.op import cov_matvec
 from lnb_kernels.linear.op import linear
 from lnb_kernels.newton_schulz.op import newton_schulz, newton_schulz_root
+from lnb_kernels.pcg.layers import pcg_layers
 from lnb_kernels.pcg.op import pcg
 from lnb_kernels.second_moment.op import second_moment, second_moment_ema_
 
@@ -37,6 +38,7 @@ __all__ = [
     "newton_schulz",
     "newton_schulz_root",
     "pcg",
+    "pcg_layers",
     "report",
     "second_moment",
     "second_moment_ema_",

@@ -1,0 +1,154 @@
+"""The op ``lnb_kernels::pcg_layers``: conjugate gradients per neuron for many small layers of different shapes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lnb_kernels import _autocast, _backend, _checks
+from lnb_kernels.pcg.op import ROW_COLUMNS, _batch_check
+
+Arrow = tuple[Tensor, Tensor]
+Problem = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # s, g, h0, mu, var
+
+
+def _one_by_one(problems: Sequence[Problem], iterations: int, ridge: float) -> list[tuple[Tensor, Tensor]]:
+    """Where no kernel takes lists: each layer by the best kernel for one."""
+    route = "pcg_rows" if all(map(_is_small, problems)) else "pcg"
+    return [_backend.call(route, p[1], *p, iterations, ridge, "neuron", 2) for p in problems]
+
+
+def _is_small(problem: Problem) -> bool:
+    """Whether the kernel that does all iterations in one launch takes it."""
+    _, g, *_ = problem
+    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in problem)
+    return g.shape[-1] <= ROW_COLUMNS and g.numel() > 0 and not wide
+
+
+_backend.register(
+    "pcg_layers",
+    _one_by_one,
+    native_cuda="lnb_kernels.pcg.cuda_kernel:pcg_rows_list",
+    native_dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+)
+
+
+@torch.library.custom_op("lnb_kernels::pcg_layers", mutates_args=())
+def _pcg_layers(
+    moments: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    starts: Sequence[Tensor | None],
+    means: Sequence[Tensor | None],
+    variances: Sequence[Tensor | None],
+    iterations: int,
+    ridge: float,
+) -> tuple[list[Tensor], list[Tensor]]:
+    problems = list(zip(moments, gradients, starts, means, variances, strict=True))
+    solved: list[tuple[Tensor, Tensor]] = [(problem[1], problem[1]) for problem in problems]
+    with _autocast.disabled(gradients[0].device):
+        for small in (True, False):
+            chosen = [i for i, problem in enumerate(problems) if _is_small(problem) == small]
+            if not chosen:
+                continue
+            of_kind = [problems[i] for i in chosen]
+            if small:
+                found = _backend.call("pcg_layers", of_kind[0][1], of_kind, iterations, ridge)
+            else:
+                found = _one_by_one(of_kind, iterations, ridge)
+            for i, result in zip(chosen, found, strict=True):
+                solved[i] = result
+    return [h for h, _ in solved], [norms for _, norms in solved]
+
+
+@_pcg_layers.register_fake
+def _(
+    moments: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    starts: Sequence[Tensor | None],
+    means: Sequence[Tensor | None],
+    variances: Sequence[Tensor | None],
+    iterations: int,
+    ridge: float,
+) -> tuple[list[Tensor], list[Tensor]]:
+    norms = [g.new_empty((iterations + 1, *g.shape[:-1]), dtype=_checks.accumulation_dtype(g.dtype)) for g in gradients]
+    return [g.new_empty(g.shape) for g in gradients], norms
+
+
+def pcg_layers(
+    moments: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    starts: Sequence[Tensor | None] | None = None,
+    arrows: Sequence[Arrow | None] | None = None,
+    iterations: int = 2,
+    ridge: float = 0.0,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """:func:`lnb_kernels.pcg` with ``scope="neuron"`` for every layer of a list, whatever their shapes.
+
+    On an NVIDIA GPU all layers of up to 129 columns (128 features and a bias) are solved in one launch for every 128 of
+    them, each row's state in registers; wider ones, and those with float64, one after the other.
+
+    Args:
+        moments: second moments ``S`` with the ones column, each ``[..., D+1, D+1]``.
+        gradients: as many right-hand sides, ``[..., m, D]`` or ``[..., m, D+1]``, on the same device.
+        starts: None for zeros, or for each layer a tensor of its gradient's shape or None.
+        arrows: None, or for each layer None (no preconditioner) or ``(mu, var)``, each ``[..., D]``.
+        iterations: number of steps, >= 0.
+        ridge: of all layers, a finite number >= 0.
+
+    Returns:
+        ``(directions, residual_norms)``, lists of what :func:`lnb_kernels.pcg` returns. Not differentiable.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: lengths, shapes, devices or options do not fit; the message names the layer.
+    """
+    op = "pcg_layers"
+    if not isinstance(gradients, (list, tuple)):
+        raise TypeError(f"{op}: gradients must be a list, got {type(gradients).__name__}")
+    starts = [None] * len(gradients) if starts is None else starts
+    arrows = [None] * len(gradients) if arrows is None else arrows
+    for name, values in (("moments", moments), ("starts", starts), ("arrows", arrows)):
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"{op}: {name} must be a list, got {type(values).__name__}")
+        if len(values) != len(gradients):
+            raise ValueError(f"{op}: {name} has {len(values)} entries, allowed is one per gradient, {len(gradients)}")
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"{op}: iterations={iterations!r} is not allowed; it must be an int >= 0")
+    ridge = _checks.non_negative(op, "ridge", ridge)
+    pairs: list[tuple[Tensor | None, Tensor | None]] = []
+    for i, problem in enumerate(zip(moments, gradients, starts, arrows, strict=True)):
+        pairs.append(_check_layer(f"{op}: layer {i}", *problem))
+        _checks.same_device(op, f"gradients[{i}]", problem[1], "gradients[0]", gradients[0])
+    if not gradients:
+        return [], []
+    directions, norms = _pcg_layers(
+        moments, gradients, starts, [mu for mu, _ in pairs], [var for _, var in pairs], iterations, ridge
+    )
+    return directions, norms
+
+
+def _check_layer(
+    where: str, s: Tensor, g: Tensor, h0: Tensor | None, arrow: Arrow | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Check one layer; returns ``mu`` and ``var``."""
+    _checks.floating_tensor(where, "gradient", g)
+    if g.dim() < 2:
+        raise ValueError(f"{where}: gradient has shape {tuple(g.shape)}; allowed is [..., m, D] or [..., m, D+1]")
+    _checks.floating_tensor(where, "moment", s)
+    _checks.same_device(where, "moment", s, "gradient", g)
+    _batch_check(where, s, g)
+    if h0 is not None:
+        _checks.floating_tensor(where, "start", h0)
+        _checks.shape_is(where, "start", h0, g.shape, "the shape of the gradient")
+        _checks.same_device(where, "start", h0, "gradient", g)
+    if arrow is None:
+        return None, None
+    if not isinstance(arrow, tuple) or len(arrow) != 2:
+        raise TypeError(f"{where}: arrow must be None or a tuple (mu, var), got {type(arrow).__name__}")
+    for name, value in zip(("arrow mu", "arrow var"), arrow, strict=True):
+        _checks.floating_tensor(where, name, value)
+        _checks.same_device(where, name, value, "gradient", g)
+        _checks.shape_is(where, name, value, (*g.shape[:-2], s.shape[-1] - 1), "the features of S")
+    return arrow
