@@ -55,6 +55,8 @@ class Config:
             images); the rows change from refresh to refresh. >= 1.
         moment_dtype: dtype to which activations are rounded for second-moment products, None (their own), float32 or
             bfloat16; sums are in float32 (float64 for float64 activations).
+        master_weights: keep a float32 copy of every bfloat16 or float16 parameter, which takes the steps; the parameter is
+            its rounding. Steps smaller than the parameter's precision then add up.
         max_overhead: the most time that statistics, solutions and trust regions may take, as a fraction of that of the
             layers' forward and backward passes, > 0; None for any. Where the settings are predicted to take more, layers
             get smaller blocks, refresh less often, or read fewer rows; see :meth:`lnb.LNB.plan`.
@@ -83,6 +85,7 @@ class Config:
     b_others: float = 0.99
     sample_every: int = 1
     moment_dtype: torch.dtype | None = None
+    master_weights: bool = False
     max_overhead: float | None = None
     max_state_bytes: int | None = None
 
@@ -110,8 +113,9 @@ class Config:
                 )
         if self.max_state_bytes is not None:
             check_count("max_state_bytes", self.max_state_bytes)
-        if not isinstance(self.nesterov, bool):
-            raise TypeError(f"nesterov={self.nesterov!r} must be True or False")
+        for name in ("nesterov", "master_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}={getattr(self, name)!r} must be True or False")
         if self.trust_region in WITH_FACTOR and not self.factored:
             raise ValueError(
                 f"trust_region={self.trust_region!r} needs a factor of the metric: solver={self.solver!r} must be 'cholesky' "

@@ -115,7 +115,7 @@ def _shapes(key: str, parameter: nn.Parameter, block: Block | None) -> list[tupl
     """The shapes that state ``key`` of ``parameter`` may have."""
     if key in _COUNTS:
         return [()]
-    if key in ("momentum", "gradient_square"):
+    if key in ("momentum", "gradient_square", "master"):
         return [tuple(parameter.shape)]
     if block is None:
         return []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lnb.averages import adam_directions, average_gradients, by_device
 from lnb.config import Config
+from lnb.master import has_master, masters_of, remember
 from lnb.solve import Direction, solve
 from lnb.trust_region import layer_scale, rms_scale
 from lnb.verdict import Verdict
@@ -37,7 +38,7 @@ def run(work: Work, verdict: Verdict, config: Config) -> tuple[Verdict, list[Dir
     products = _products(work, directions, averages, owners)
     scales, verdict = _scales(work, directions, products, owners, verdict, config)
     if not verdict.rejected:
-        _apply(work, directions, scales, verdict)
+        _apply(work, directions, scales, verdict, config)
     return verdict, solved, products[: len(solved)]
 
 
@@ -108,16 +109,19 @@ def _scales(
     return scales[_index(owners, scales.device)], verdict
 
 
-def _apply(work: Work, directions: list[Tensor], scales: Tensor, verdict: Verdict) -> None:
-    """``theta <- theta - lr (scale h + weight_decay theta)``, one call per parameter group and device."""
-    batches: dict[tuple[int, torch.device], list[tuple[nn.Parameter, Tensor, int]]] = {}
+def _apply(work: Work, directions: list[Tensor], scales: Tensor, verdict: Verdict, config: Config) -> None:
+    """``theta <- theta - lr (scale h + weight_decay theta)``, one call per parameter group, device and use of masters."""
+    batches: dict[tuple[int, torch.device, bool], list[tuple[nn.Parameter, Tensor, int]]] = {}
     for i, (parameter, direction) in enumerate(zip(work.parameters, directions, strict=True)):
-        key = id(work.groups[parameter]), parameter.device
+        key = id(work.groups[parameter]), parameter.device, has_master(parameter, config)
         batches.setdefault(key, []).append((parameter, direction, i))
-    for (_, device), triples in batches.items():
+    for (_, device, with_master), triples in batches.items():
         group = work.groups[triples[0][0]]
         parameters, steps, positions = map(list, zip(*triples, strict=True))
         chosen = scales if len(batches) == 1 else scales[_index(tuple(positions), scales.device)]
-        multi_tensor.apply_(
-            parameters, steps, chosen.to(device, steps[0].dtype), group["lr"], group["weight_decay"], verdict.on(device)
-        )
+        rates = chosen.to(device, steps[0].dtype), group["lr"], group["weight_decay"], verdict.on(device)
+        if with_master:
+            multi_tensor.apply_master_(masters_of(parameters, work.states), parameters, steps, *rates)
+            remember(parameters)
+        else:
+            multi_tensor.apply_(parameters, steps, *rates)

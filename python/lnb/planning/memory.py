@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from lnb.blocks import Block
 from lnb.capture import Rows, statistics_dtype
 from lnb.config import Config
 from lnb.factored import block_count
+from lnb.master import has_master
 from lnb.work import moment_blocks
 
 _SCALAR = 4  # step counters are float32
@@ -33,7 +35,8 @@ def state_bytes(block: Block, config: Config) -> int:
     if config.keeps_feature_moments:
         numbers += 2 * groups * d_in
         scalars += 1
-    return statistics_dtype(block.weight.dtype).itemsize * numbers + _SCALAR * scalars
+    masters = sum(_master_bytes(parameter, config) for parameter in block.parameters)
+    return statistics_dtype(block.weight.dtype).itemsize * numbers + _SCALAR * scalars + masters
 
 
 def moment_bytes(block: Block, config: Config) -> int:
@@ -59,4 +62,9 @@ def other_bytes(parameter: Tensor, config: Config) -> int:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         return 0
     averages = 2 if config.others == "adamw" else 1
-    return averages * parameter.numel() * statistics_dtype(parameter.dtype).itemsize + _SCALAR
+    own = averages * parameter.numel() * statistics_dtype(parameter.dtype).itemsize + _SCALAR
+    return own + _master_bytes(parameter, config)
+
+
+def _master_bytes(parameter: Tensor, config: Config) -> int:
+    return torch.float32.itemsize * parameter.numel() if has_master(parameter, config) else 0
