@@ -4,7 +4,8 @@ The host reads nothing back and copies nothing to the device: flags, scales and 
 kernel parameters, and scratch memory comes from PyTorch's allocator. So every call can be captured in a CUDA graph.
 
 Pairs that the kernels do not take - strides that differ or leave gaps, float64 or two 16-bit formats side by side - go to
-the reference, in the same call. All checks of memory come before the first write.
+the reference, in the same call. All checks of memory come before the first write. Where CUDA refuses a later launch of a call,
+what its first launches wrote stays: that is a fault of the device or the driver, and nothing there can be taken back.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lnb_kernels.multi_tensor.grouping import Group, at, native_type, partition,
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """As :func:`lnb_kernels.multi_tensor.reference.all_finite`."""
     native = _cuda.module(tensors[0].device)
-    groups, rest = partition(native, (tensors,), lambda _: True)
+    groups, rest = partition(native, {"tensors": tensors}, lambda _: True)
     finite = torch.ones((), dtype=torch.bool, device=tensors[0].device)
     for group in groups:
         native.all_finite(group.addresses[0], group.types[0], group.sizes, finite.data_ptr(), _cuda.where(finite))
@@ -65,7 +66,8 @@ def ema_combined_(
 ) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_combined_`."""
     native = _cuda.module(averages[0].device)
-    groups, rest = partition(native, (averages, values, outputs), lambda x, y, _: native.combines(x, y))
+    lists = {"averages": averages, "values": values, "outputs": outputs}
+    groups, rest = partition(native, lists, lambda x, y, _: native.combines(x, y))
     require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
     factors = shares.contiguous()
     for group in groups:
@@ -82,7 +84,7 @@ def ema_combined_(
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
     """As :func:`lnb_kernels.multi_tensor.reference.dot`."""
     native = _cuda.module(xs[0].device)
-    groups, rest = partition(native, (xs, ys), native.supported)
+    groups, rest = partition(native, {"xs": xs, "ys": ys}, native.supported)
     sums = _Sums(native, xs, rest, layers)
     for group in groups:
         native.dot(*_operands(group), sums.slots(group), sums.address, _cuda.where(xs[0]))
@@ -132,7 +134,7 @@ def apply_master_(
     def supported(_: Any, param: Any, direction: Any) -> bool:
         return param in (types.BFLOAT16, types.FLOAT16) and direction in (types.FLOAT32, param)
 
-    groups, rest = partition(native, (masters, params, directions), supported)
+    groups, rest = partition(native, {"masters": masters, "params": params, "directions": directions}, supported)
     require_disjoint(native, groups, ("masters", masters, 0), ("params", params, 1))
     require_disjoint(native, groups, ("masters", masters, 0), ("directions", directions, 2))
     require_disjoint(native, groups, ("params", params, 1), ("directions", directions, 2))
@@ -230,7 +232,7 @@ class _Step:
 def _writable_pairs(
     native: Any, written: tuple[str, Sequence[Tensor]], read: tuple[str, Sequence[Tensor]]
 ) -> tuple[list[Group], list[int]]:
-    groups, rest = partition(native, (written[1], read[1]), native.supported)
+    groups, rest = partition(native, dict((written, read)), native.supported)
     require_disjoint(native, groups, (*written, 0), (*read, 1))
     return groups, rest
 

@@ -38,15 +38,20 @@ def native_type(native: Any, dtype: torch.dtype) -> Any:
 
 
 def partition(
-    native: Any, lists: Sequence[Sequence[Tensor]], supported: Callable[..., bool]
+    native: Any, named: dict[str, Sequence[Tensor]], supported: Callable[..., bool]
 ) -> tuple[list[Group], list[int]]:
     """Groups that the native kernels take, and the positions of what they do not.
 
     Args:
         native: the module whose types the groups carry.
-        lists: equally long lists whose tensors agree in shape, position by position.
+        named: the caller's lists by their names: equally long, with tensors that agree in shape, position by position.
         supported: whether there is a kernel for such types, one per list.
+
+    Raises:
+        ValueError: of several groups one has a tensor that is not aligned to its dtype. (The kernels look at that
+            themselves, but only when those of the groups before have written.)
     """
+    lists = list(named.values())
     kinds = [{tensor.dtype for tensor in tensors} for tensors in lists]
     if all(len(kind) == 1 for kind in kinds) and all(all(map(Tensor.is_contiguous, tensors)) for tensors in lists):
         # The usual case: one group, in the caller's order.
@@ -64,7 +69,18 @@ def partition(
             groups.append(Group(positions, types, addresses, sizes))
         else:
             rest = [*rest, *positions]
+    if len(groups) > 1:
+        for group in groups:
+            _require_aligned(named, group)
     return groups, rest
+
+
+def _require_aligned(named: dict[str, Sequence[Tensor]], group: Group) -> None:
+    for (name, tensors), addresses in zip(named.items(), group.addresses, strict=True):
+        width = tensors[group.positions[0]].element_size()
+        for position, address in zip(group.positions, addresses, strict=True):
+            if address % width:
+                raise ValueError(f"{name}[{position}] is not aligned to its dtype; use .clone() to get one that is")
 
 
 def _sort_out(lists: Sequence[Sequence[Tensor]]) -> tuple[dict[_Dtypes, Sequence[int]], list[int]]:

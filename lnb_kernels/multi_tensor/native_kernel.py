@@ -20,7 +20,7 @@ from lnb_kernels.multi_tensor.grouping import Group, at, partition, put, require
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """As :func:`lnb_kernels.multi_tensor.reference.all_finite`."""
     native = _native.module()
-    groups, rest = _partition(native, tensors, tensors)
+    groups, rest = partition(native, {"tensors": tensors}, lambda _: True)
     threads = torch.get_num_threads()
     finite = all(native.all_finite(group.addresses[0], group.types[0], group.sizes, threads) for group in groups)
     if finite and rest:
@@ -55,7 +55,8 @@ def ema_combined_(
         reference.ema_combined_(averages, outputs, values, beta, shares, take, ok)
         return
     native = _native.module()
-    groups, rest = partition(native, (averages, values, outputs), lambda x, y, _: native.combines(x, y))
+    lists = {"averages": averages, "values": values, "outputs": outputs}
+    groups, rest = partition(native, lists, lambda x, y, _: native.combines(x, y))
     _require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
     factors = shares.tolist()
     for group in groups:
@@ -74,7 +75,7 @@ def ema_combined_(
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
     """As :func:`lnb_kernels.multi_tensor.reference.dot`."""
     native = _native.module()
-    groups, rest = _partition(native, xs, ys)
+    groups, rest = partition(native, {"xs": xs, "ys": ys}, native.supported)
     products = [0.0] * len(xs)
     for group in groups:
         found = native.dot(*_operands(group), torch.get_num_threads())
@@ -103,7 +104,7 @@ def apply_(
     if ok is not None and not ok:
         return
     native = _native.module()
-    groups, rest = _partition(native, params, directions)
+    groups, rest = partition(native, {"params": params, "directions": directions}, native.supported)
     _require_disjoint(native, groups, ("params", params, 0), ("directions", directions, 1))
     factors = scales.tolist()
     rate = lr if lr_tensor is None else float(lr_tensor)
@@ -128,6 +129,11 @@ def apply_master_(
 ) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.apply_master_`."""
     if ok is None or ok:
+        native = _native.module()
+        lists = {"masters": masters, "params": params, "directions": directions}
+        groups, _ = partition(native, lists, lambda *_: True)  # only to look at their memory
+        require_disjoint(native, groups, ("masters", masters, 0), ("params", params, 1))
+        require_disjoint(native, groups, ("params", params, 1), ("directions", directions, 2))
         apply_(masters, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, None)
         torch._foreach_copy_(list(params), list(masters))
 
@@ -135,7 +141,7 @@ def apply_master_(
 def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with_norms: bool) -> list[float]:
     """Update the averages; with ``with_norms``, return their squared norms."""
     native = _native.module()
-    groups, rest = _partition(native, averages, values)
+    groups, rest = partition(native, {"averages": averages, "values": values}, native.supported)
     _require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
     norms = [0.0] * len(averages)
     for group in groups:
@@ -164,10 +170,6 @@ def _require_disjoint(
     """:func:`require_disjoint` where a kernel, which looks at the memory of its own call, would see too little."""
     if len(groups) > 1:
         require_disjoint(native, groups, written, read)
-
-
-def _partition(native: Any, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[list[Group], list[int]]:
-    return partition(native, (xs, ys), native.supported)
 
 
 def _vector(values: list[float], tensors: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -380,6 +381,12 @@ BAD_CALLS = [
     (lambda: multi_tensor.ema_([A], [B], 0.9, torch.ones(2, dtype=torch.bool)), ValueError, "ok has shape"),
     (lambda: multi_tensor.ema_([A, A], [B, B], 0.9), ValueError, "twice"),
     (lambda: multi_tensor.ema_([torch.zeros(1).expand(3)], [B], 0.9), ValueError, "share memory"),
+    (
+        lambda: multi_tensor.ema_([torch.zeros(5).as_strided((3, 3), (1, 1))], [torch.ones(3, 3)], 0.9),
+        ValueError,
+        "share",
+    ),
+    (lambda: multi_tensor.dot([A, A.to("meta")], [B, B]), ValueError, r"xs\[1\] is on meta"),
     (lambda: multi_tensor.ema_([A.clone().requires_grad_()], [B], 0.9), RuntimeError, "no_grad"),
     (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(2), 0.0), ValueError, "shares has shape"),
     (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(1), float("inf")), ValueError, "take=inf"),
@@ -431,6 +438,47 @@ def test_written_memory_that_overlaps_is_refused_before_any_write(xs, ys, messag
     assert torch.equal(memory, torch.zeros(100))
 
 
+@needs_native
+def test_masters_and_parameters_that_overlap_are_refused_before_any_write() -> None:
+    memory, ones = torch.zeros(20), torch.ones(8, dtype=torch.bfloat16)
+    views = memory.view(torch.bfloat16)
+    calls = {
+        r"params\[0\]": ([memory[:8]], [views[8:16]], [torch.ones(8)]),
+        r"params\[1\] and params\[0\]": ([torch.zeros(8), torch.zeros(8)], [views[:8], views[4:12]], [ones, ones]),
+        r"directions\[0\]": ([torch.zeros(8)], [views[:8]], [views[4:12]]),
+    }
+    lk.set_backend("native")
+    try:
+        for message, (masters, params, directions) in calls.items():
+            with pytest.raises(ValueError, match=message):
+                multi_tensor.apply_master_(masters, params, directions, torch.ones(len(masters)), 0.5, 0.0)
+            assert not any(master.any() for master in masters)
+    finally:
+        lk.set_backend("auto")
+    assert torch.equal(memory, torch.zeros(20))
+
+
+@pytest.mark.parametrize("backend", [WHERE_NATIVE, "cuda"], indirect=True)
+@pytest.mark.parametrize("op", ["ema_", "ema_squared_norms_", "ema_combined_", "apply_", "apply_master_"])
+def test_a_bad_tensor_of_a_later_launch_is_refused_before_the_first(backend: str, op: str) -> None:
+    """Two dtypes are two launches; the second has memory that is not aligned."""
+    crooked = torch.frombuffer(bytearray(40), dtype=torch.float32, offset=1, count=8)
+    wide = torch.frombuffer(bytearray(80), dtype=torch.float64, offset=1, count=8)
+    halves = [torch.zeros(8, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.float16)]
+    values, factors = [torch.ones(8), crooked], torch.ones(2)
+    masters = [torch.zeros(8), torch.zeros(8)]
+    calls = {
+        "ema_": (halves, values, 0.5),
+        "ema_squared_norms_": (halves, values, 0.5),
+        "ema_combined_": ([masters[0], wide], [torch.ones(8), torch.ones(8, dtype=torch.float64)], 0.5, factors, 0.0),
+        "apply_": (halves, values, factors, 0.5, 0.0),
+        "apply_master_": (masters, halves, values, factors, 0.5, 0.0),
+    }
+    with pytest.raises(ValueError, match=r"\[1\] is not aligned to its dtype"):
+        getattr(multi_tensor, op)(*calls[op])
+    assert not any(tensor.any() for tensor in (*halves, *masters))
+
+
 def test_adjacent_views_of_one_buffer_are_no_overlap(backend: str) -> None:
     memory = torch.zeros(30)
     multi_tensor.ema_([memory[:10], memory[10:20], memory[20:]], [torch.ones(10)] * 3, 0.0)
@@ -453,6 +501,19 @@ def test_bindings_refuse_addresses_that_would_crash(address: int, size: int, mes
         native.dot([], kind, [], native.Type.FLOAT64, [], 1)
     with pytest.raises(ValueError, match="allowed are"):
         native.select_isa("mmx")
+
+
+@needs_native
+def test_sums_reach_beyond_two_to_the_31_elements() -> None:
+    """Of the memory only the last page exists; the others are the system's page of zeros."""
+    size = 2**31 + 17
+    with mmap.mmap(
+        -1, 2 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    ) as memory:
+        x = torch.frombuffer(memory, dtype=torch.bfloat16)
+        x[-1] = 3.0
+        assert native_kernel.dot([x], [x]) == 9.0
+        del x
 
 
 @needs_native
