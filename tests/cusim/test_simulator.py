@@ -70,7 +70,7 @@ def in_sanitized_process(*command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **simulated.sanitizer_environment()}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *sys.path])
     return subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, check=False, timeout=280
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=False, timeout=800
     )
 
 
@@ -101,6 +101,6 @@ ctypes.CDLL({str(library(sanitized=True))!r}).run({kernel.encode()!r}, out)
 @pytest.mark.skipif(SANITIZED, reason="this is the sanitized process")
 def test_the_shipped_kernels_pass_the_sanitizers() -> None:
     tests = [str(HERE / name) for name in ("test_multi_tensor_kernels.py", "test_pcg_kernels.py")]
-    done = in_sanitized_process("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not launch", *tests)
+    done = in_sanitized_process("-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", "not launch", *tests)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert " passed" in done.stdout
