@@ -33,12 +33,16 @@ from lnb_kernels._triton.offsets import lower_tile, offset64
 
 @triton.jit
 def _product(
-    a_ptr, b_ptr, w_ptr, a_col, b_col, a_width, b_width, start, stop,
+    a_ptr, b_ptr, w_ptr, a_blocks, b_blocks, batch, a_col, b_col, a_width, b_width, start, stop,
     stride_ar, stride_br, stride_c, stride_w,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32."""
+    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32.
+
+    With ``DESCRIPTORS`` one thread asks the copy engine for each block, which is zero outside of the matrix; ``stop`` is
+    then the end of the matrix or ``BLOCK_N`` divides ``stop - start``.
+    """
     lane = tl.arange(0, BLOCK_N)
     a_cols = a_col + tl.arange(0, BLOCK_I)
     b_cols = b_col + tl.arange(0, BLOCK_J)
@@ -51,8 +55,12 @@ def _product(
     acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
     for row in range(start, stop, BLOCK_N):
         live = lane < stop - row
-        a = tl.load(a_ptrs, mask=live[:, None] & (a_cols < a_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_I]
-        b = tl.load(b_ptrs, mask=live[:, None] & (b_cols < b_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_J]
+        if DESCRIPTORS:
+            a = a_blocks.load([batch, row, a_col]).reshape([BLOCK_N, BLOCK_I])
+            b = b_blocks.load([batch, row, b_col]).reshape([BLOCK_N, BLOCK_J])
+        else:
+            a = tl.load(a_ptrs, mask=live[:, None] & (a_cols < a_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_I]
+            b = tl.load(b_ptrs, mask=live[:, None] & (b_cols < b_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_J]
         if HAS_WEIGHTS:
             w = tl.load(w_ptr + offset64(row + lane, stride_w), mask=live, other=0.0).to(tl.float32)
             # 16-bit rows are exact in tf32, the weighted ones are not exact in 16 bits: so the product runs in (tf)32.
@@ -179,11 +187,11 @@ def _locate(tile, d, m, HAS_G: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.
 
 @triton.jit
 def gram_kernel(
-    x_ptr, g_ptr, w_ptr, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
+    x_ptr, g_ptr, w_ptr, x_blocks_i, x_blocks_j, g_blocks_i, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
     n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, tail_splits, tail_rows, alpha, beta,
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
-    SPLIT_HEAD: tl.constexpr, SPLIT_TAIL: tl.constexpr,
+    SPLIT_HEAD: tl.constexpr, SPLIT_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One split of a tile, or of a block of column sums, of one matrix; grid ``(head splits, tail, sums; batch)``.
@@ -211,16 +219,16 @@ def gram_kernel(
         start = split * rows
         stop = start + tl.minimum(rows, n_rows - start)
         kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
-        a_ptr, a_width, stride_ar = x_ptr, d, stride_xr
+        a_ptr, a_blocks, a_width, stride_ar = x_ptr, x_blocks_i, d, stride_xr
         if PAIR:
-            a_ptr, stride_ar = g_ptr + offset64(batch, stride_xb), stride_gr
+            a_ptr, a_blocks, stride_ar = g_ptr + offset64(batch, stride_xb), g_blocks_i, stride_gr
         if HAS_G:  # noqa: SIM102 - the outer condition is a constant of the compiler, the inner one is not
             # One loop for both kinds of tile: a second one would have pipeline buffers of its own in shared memory.
             if kind == 0:
-                a_ptr, a_width, stride_ar = g_ptr, m, stride_gr
+                a_ptr, a_blocks, a_width, stride_ar = g_ptr, g_blocks_i, m, stride_gr
         acc = _product(
-            a_ptr, x_ptr, w_ptr, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
-            stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS,
+            a_ptr, x_ptr, w_ptr, a_blocks, x_blocks_j, batch, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
+            stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS, DESCRIPTORS,
         )  # fmt: skip
         partial = SPLIT_HEAD
         stored = products

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
+from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
 
@@ -248,15 +250,26 @@ def launch_gram(
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
     c_or_s = s if c is None else c
     stride_c = x.stride(2) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
+    g_rows = a if a.dim() == 3 else a.unsqueeze(0)
+    descriptors = (
+        weights is None and d > 1 and arch.bulk_copies and copies_in_blocks(x) and copies_in_blocks(g_rows)
+    )
+    blocks: tuple[Any, ...] = (x, x, a)
+    if descriptors:
+        blocks = (
+            block_descriptor(x, plan.block_n, plan.block_i),
+            block_descriptor(x, plan.block_n, plan.block_j),
+            block_descriptor(g_rows, plan.block_n, plan.block_i),
+        )
     with on_device(x):
         gram_kernel[(plan.products + sum_blocks * plan.tail_splits, batch)](
-            x, a, w_or_x, s, c_or_s, out_weight, out_bias, partial, sums,
+            x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums,
             n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, plan.tail_splits, plan.tail_rows,
             alpha, beta,
             x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
             HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
-            HAS_C=c is not None, SPLIT_HEAD=plan.splits > 1, SPLIT_TAIL=split_tail,
+            HAS_C=c is not None, SPLIT_HEAD=plan.splits > 1, SPLIT_TAIL=split_tail, DESCRIPTORS=descriptors,
             BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
             num_warps=plan.num_warps, num_stages=plan.num_stages,
         )  # fmt: skip
