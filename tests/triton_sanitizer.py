@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.runtime.interpreter as interpreter
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 Builder, Executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
 
@@ -119,9 +120,9 @@ def install() -> None:
         Builder.create_masked_load, Builder.create_masked_store, Executor._init_args_hst, Executor.__call__,
     )  # fmt: skip
 
-    def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+    def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
         _check(self, pointers, mask, store=False)
-        return load(self, pointers, mask, *rest)
+        return load(self, pointers, mask, *rest, **options)
 
     def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         _check(self, pointers, mask, store=True)
@@ -131,6 +132,7 @@ def install() -> None:
         global _starts, _stops
         converted = convert(self, args, kwargs)
         values = [*converted[0], *converted[1].values()]
+        values = [value.base if isinstance(value, TensorDescriptor) else value for value in values]
         _starts, _stops = _memory_of([value for value in values if isinstance(value, torch.Tensor)])
         return converted
 
