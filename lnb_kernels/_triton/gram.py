@@ -15,8 +15,12 @@ rows of ``X`` and ``G`` stay in L2 for all of them.
 
 Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves; the few
 *tail* tiles that are left take ``tail_splits``, so many that they fill it once more, for a short time. Partial tiles go to
-a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A tile
-of one program is stored at once.
+a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A head
+tile of one program is stored at once, or goes the same way (*staged*): an epilogue takes more registers than the product
+loop, and more than there are for a tall tile of ``S``.
+
+Loads. Where the GPU has a copy engine and the layout fits it (:mod:`lnb_kernels._triton.descriptors`), blocks are fetched
+by tensor descriptors, else by pointers.
 
 Cost with ``nb = ceil(d / BLOCK_I)``, ``mb = ceil(m / BLOCK_I)``, ``T = R nb (nb + 1) / 2 + mb ceil(d / BLOCK_J)``
 tiles: FLOPs ``2 N BLOCK_I BLOCK_J T`` (against ``2 N d^2`` of the full square); bytes from L2
@@ -130,13 +134,15 @@ def _store_sums(sums, s_ptr, c_ptr, cols, d, alpha, beta, stride_sr, stride_cr, 
 @triton.jit
 def _finish(
     acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_S: tl.constexpr, HAS_C: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Store rows ``row .. row + ROWS`` of finished tile ``(i, j)``: of ``G'X`` where ``kind`` is 0, else of ``S``."""
     first_row, first_col = i * BLOCK_I + row, j * BLOCK_J
-    in_s = True
+    in_s = HAS_S
     if HAS_G:
-        in_s = kind == 1
+        if HAS_S:
+            in_s = kind == 1
         if kind == 0:
             rows, cols = tl.arange(0, ROWS), tl.arange(0, BLOCK_J)
             mask = (first_row + rows < m)[:, None] & (first_col + cols < d)[None, :]
@@ -188,10 +194,10 @@ def _locate(tile, d, m, HAS_G: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.
 @triton.jit
 def gram_kernel(
     x_ptr, g_ptr, w_ptr, x_blocks_i, x_blocks_j, g_blocks_i, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, tail_splits, tail_rows, alpha, beta,
+    n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, tail_splits, tail_rows, sum_splits, sum_rows, alpha, beta,
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
-    SPLIT_HEAD: tl.constexpr, SPLIT_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    STAGE_HEAD: tl.constexpr, STAGE_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One split of a tile, or of a block of column sums, of one matrix; grid ``(head splits, tail, sums; batch)``.
@@ -199,7 +205,8 @@ def gram_kernel(
     ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
     ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. Split tiles go to ``partial``
     ``[batch, programs, BLOCK_I, BLOCK_J]``, in the order of the programs, and split sums to ``sums``
-    ``[batch, tail_splits, sum_blocks, BLOCK_J]`` for :func:`gram_finish_kernel`, the others straight to their place. With
+    ``[batch, sum_splits, sum_blocks, BLOCK_J]`` for :func:`gram_finish_kernel`, the others straight to their place: the
+    head only without ``STAGE_HEAD``, and of tall tiles only those of ``G'X``. With
     ``PAIR``, ``S`` is ``G'X`` for a ``G`` shaped as ``X`` whose product with it is known to be symmetric.
     """
     program = tl.program_id(0)
@@ -230,9 +237,9 @@ def gram_kernel(
             a_ptr, x_ptr, w_ptr, a_blocks, x_blocks_j, batch, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
             stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS, DESCRIPTORS,
         )  # fmt: skip
-        partial = SPLIT_HEAD
+        partial = STAGE_HEAD
         stored = products
-        if SPLIT_TAIL and not SPLIT_HEAD:
+        if STAGE_TAIL and not STAGE_HEAD:
             partial = tile >= head
             program -= head
             stored -= head
@@ -242,13 +249,13 @@ def gram_kernel(
         else:
             _finish(
                 acc, kind, i, j, 0, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-                HAS_G, HAS_C, BLOCK_I, BLOCK_J, BLOCK_I,
+                HAS_G, BLOCK_I == BLOCK_J, HAS_C, BLOCK_I, BLOCK_J, BLOCK_I,
             )  # fmt: skip
     elif HAS_ONES:
         block = (program - products) % sum_blocks
         split = (program - products) // sum_blocks
-        start = split * tail_rows
-        stop = start + tl.minimum(tail_rows, n_rows - start)
+        start = split * sum_rows
+        stop = start + tl.minimum(sum_rows, n_rows - start)
         g_blocks = tl.cdiv(m, BLOCK_J)
         lane = tl.arange(0, BLOCK_J)
         x_block = block
@@ -262,8 +269,8 @@ def gram_kernel(
             a_ptr, w_ptr, x_block * BLOCK_J + lane, width, start, stop, stride_ar, stride_xc, stride_w,
             BLOCK_J, BLOCK_N, HAS_WEIGHTS,
         )  # fmt: skip
-        if SPLIT_TAIL:
-            slot = offset64(batch, tail_splits) + split
+        if STAGE_TAIL:
+            slot = offset64(batch, sum_splits) + split
             tl.store(sums_ptr + offset64(offset64(slot, sum_blocks) + block, BLOCK_J) + lane, sums)
         else:
             _finish_sums(
@@ -275,7 +282,7 @@ def gram_kernel(
 @triton.jit
 def gram_finish_kernel(
     s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    d, m, first_tile, tiles, sum_blocks, head, splits, tail_splits, alpha, beta,
+    d, m, first_tile, tiles, sum_blocks, head, splits, tail_splits, sum_splits, alpha, beta,
     stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr,
@@ -312,16 +319,16 @@ def gram_finish_kernel(
             acc += tl.sum(tl.load(ptrs, mask=(split + chunk < count)[:, None, None], other=0.0), 0)
         _finish(
             acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-            HAS_G, HAS_C, BLOCK_I, BLOCK_J, ROWS,
+            HAS_G, True, HAS_C, BLOCK_I, BLOCK_J, ROWS,
         )  # fmt: skip
     else:
         block = program - unfinished * parts
         g_blocks = tl.cdiv(m, BLOCK_J)
         sums = tl.zeros((BLOCK_J,), tl.float32)
-        for split in range(0, tail_splits, CHUNK):
-            slots = offset64(offset64(batch, tail_splits) + split + chunk, sum_blocks) + block
+        for split in range(0, sum_splits, CHUNK):
+            slots = offset64(offset64(batch, sum_splits) + split + chunk, sum_blocks) + block
             ptrs = sums_ptr + offset64(slots, BLOCK_J)[:, None] + lane[None, :]
-            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < tail_splits)[:, None], other=0.0), 0)
+            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < sum_splits)[:, None], other=0.0), 0)
         _finish_sums(
             sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr, HAS_G, HAS_C, BLOCK_J
         )
