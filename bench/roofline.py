@@ -49,7 +49,7 @@ def gram(n: int, d: int, m: int, arch: Arch, plan: GramPlan | None = None) -> Pr
     late = plan.tiles - plan.head
 
     def together(staged: bool) -> int:
-        return programs_per_multiprocessor(plan.block_i, plan.block_j, SIZE, staged, arch)
+        return programs_per_multiprocessor(plan.block_i, plan.block_j, SIZE, staged, True, arch)
 
     head = Work(plan.head, plan.splits, plan.rows_per_split, *shape, together(plan.staged or late > 0), plan.staged)
     tail = Work(late, plan.tail_splits, plan.tail_rows, *shape, together(True), True)

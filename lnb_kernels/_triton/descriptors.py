@@ -28,6 +28,16 @@ def copies_in_blocks(x: torch.Tensor) -> bool:
     )
 
 
+def loads_in_vectors(x: torch.Tensor) -> bool:
+    """Whether the compiler sees that threads can load 16 bytes of ``x`` ``[batch, n, d]`` at a time, by rows or columns.
+
+    It knows of a stride whether 16 elements divide it, not more.
+    """
+    strides = [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
+    others = [stride for stride in strides if stride != 1]
+    return len(others) < len(strides) and all(stride % 16 == 0 for stride in others) and x.data_ptr() % ALIGNMENT == 0
+
+
 def block_descriptor(x: torch.Tensor, rows: int, columns: int) -> Any:
     """A descriptor of ``x`` ``[batch, n, d]`` for blocks ``[1, rows, columns]``; :func:`copies_in_blocks` must hold."""
     from triton.tools.tensor_descriptor import TensorDescriptor

@@ -22,15 +22,17 @@ REACHED, L2_OVER_MEMORY = 0.6, 1.6
 LAUNCH, FILL, STEP = 4e-6, 1e-6, 0.25e-6  # seconds
 
 
-def programs_per_multiprocessor(block_i: int, block_j: int, itemsize: int, staged: bool, arch: Arch) -> int:
+def programs_per_multiprocessor(
+    block_i: int, block_j: int, itemsize: int, staged: bool, aligned: bool, arch: Arch
+) -> int:
     """Programs of the Gram kernel that share a multiprocessor, by registers and shared memory of the compiled code.
 
     ``bench/codegen.py --check`` compares with every compiled configuration. ``staged`` kernels only store their
-    accumulators; the epilogue of the others takes so many registers that a tile of 128 x 128 has a multiprocessor for
-    itself.
+    accumulators; the epilogue of the others, like addresses of single elements where rows are not ``aligned``, takes so
+    many registers that a tile of 128 x 128 has a multiprocessor for itself.
     """
     if block_j == 128:
-        return 2 if block_i == 128 and itemsize == 2 and staged and arch.bulk_copies else 1
+        return 2 if block_i == 128 and itemsize == 2 and staged and aligned and arch.bulk_copies else 1
     return {16: 8, 32: 4, 64: 2}[block_j]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
-from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks
+from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks, loads_in_vectors
 from lnb_kernels._triton.gram_cost import Work, predict, programs_per_multiprocessor
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
@@ -69,8 +69,8 @@ def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tupl
     A tile of 128 x 128 keeps 64 accumulators per thread (8 warps); a smaller matrix gets the next power of two. From
     Hopper on, wide matrices of 16-bit rows take 256 x 128, which reads a quarter fewer bytes from L2 per product; narrow ones
     would lose more to what such tiles cover above the diagonal. Their accumulators leave no registers for an epilogue, so
-    they are split (:func:`gram_plan`), and the second kernel finishes them. The pipeline is as deep as shared memory allows for
-    the programs that share a multiprocessor (two, or one with tall tiles), at most 4; on AMD 2, as its loads are
+    they are staged (:func:`gram_plan`), and the second kernel finishes them. The pipeline is as deep as shared memory allows
+    for the programs that share a multiprocessor, at most 4; on AMD 2, as its loads are
     pipelined through registers.
     """
     block_j = min(128, max(16, 1 << (d - 1).bit_length()))
@@ -83,7 +83,7 @@ def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tupl
     if arch.name == "gfx942":
         return block_i, block_j, block_n, num_warps, 2
     stage_bytes = (block_i + block_j) * block_n * itemsize
-    budget = arch.shared_bytes // (1 if tall else 2)
+    budget = arch.shared_bytes // programs_per_multiprocessor(block_i, block_j, itemsize, True, True, arch)
     return block_i, block_j, block_n, num_warps, max(2, min(4, budget // stage_bytes))
 
 
@@ -116,6 +116,7 @@ def _geometry(
     arch: Arch,
     batch: int,
     tail: bool,
+    aligned: bool,
     tile: tuple[int, ...],
     tiles: int,
     tiles_of_g: int,
@@ -130,7 +131,9 @@ def _geometry(
     steps = max(1, math.ceil(n / block_n))
     memory = itemsize * n * (d + m) * batch
     limit = max(1, WORKSPACE_BYTES // (4 * block_i * block_j * batch))  # partial tiles
-    together = {staged: programs_per_multiprocessor(block_i, block_j, itemsize, staged, arch) for staged in (False, True)}
+    together = {
+        staged: programs_per_multiprocessor(block_i, block_j, itemsize, staged, aligned, arch) for staged in (False, True)
+    }
     slots = arch.multiprocessors * together[True]
     candidates = []
 
@@ -152,7 +155,8 @@ def _geometry(
     most = max(1, min(steps, limit // tiles))
     fitting = {slots * waves // (tiles * batch) for waves in range(1, 9)}  # splits that fill whole waves
     for splits in sorted({min(most, max(1, wanted)) for wanted in (*range(1, 17), *fitting)}):
-        for staged in (False, True):
+        # Addresses of single elements and an epilogue of 64 of them a thread take more registers than there are.
+        for staged in (False, True) if aligned or block_j < 128 else (True,):
             direct_tall = block_i > block_j and not staged
             if not direct_tall:
                 consider(tiles, splits, staged, splits)
@@ -177,17 +181,19 @@ def gram_plan(
     batch: int = 1,
     tail: bool = True,
     tile: tuple[int, ...] | None = None,
+    aligned: bool = True,
 ) -> GramPlan:
     """The launch of ``[G | X 1]'X`` for ``X`` ``[n, d]``, ``G`` ``[n, m]`` (``m`` 0: none), ``batch`` matrices ``X``.
 
-    ``tile`` replaces :func:`tile_config`'s; ``tail`` False gives every tile, and the sums, the same number of splits.
+    ``tile`` replaces :func:`tile_config`'s; ``tail`` False gives every tile, and the sums, the same number of splits;
+    ``aligned`` tells whether 16 bytes of ``X`` can be loaded at a time.
     """
     for candidate in (tile or tile_config(d, itemsize, arch), tile_config(d, itemsize, arch, square=True)):
         block_i, block_j, block_n, num_warps, num_stages = candidate
         rows_of_s = math.ceil(d / block_i)
         tiles_of_g = math.ceil(m / block_i) * math.ceil(d / block_j)
         tiles = block_i // block_j * (rows_of_s * (rows_of_s + 1) // 2) + tiles_of_g
-        geometry = _geometry(n, d, m, itemsize, arch, batch, tail, candidate, tiles, tiles_of_g)
+        geometry = _geometry(n, d, m, itemsize, arch, batch, tail, aligned, candidate, tiles, tiles_of_g)
         if geometry is not None:
             break
     assert geometry is not None  # square tiles need no workspace
@@ -240,6 +246,7 @@ def launch_gram(
     m = 0 if g is None else g.shape[1]
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
+    aligned = loads_in_vectors(x)
     if plan is None:
         tile = None
         in_place = c is not None and c.data_ptr() == s.data_ptr()
@@ -260,10 +267,10 @@ def launch_gram(
                 tile_candidates(d, itemsize, arch),
                 lambda tile: launch_gram(
                     x, s, g=g, other=other, weights=weights, c=c, grad_weight=grad_weight, grad_bias=grad_bias, ones=ones,
-                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tile=tile),
+                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tile=tile, aligned=aligned),
                 ),
             )  # fmt: skip
-        plan = gram_plan(n, d, m, itemsize, arch, batch, tile=tile)
+        plan = gram_plan(n, d, m, itemsize, arch, batch, tile=tile, aligned=aligned)
     sum_blocks = plan.sum_blocks if ones else 0
     staged_tail = plan.partials > 0 or (ones and plan.sum_splits > 1)
     partial = sums = s
