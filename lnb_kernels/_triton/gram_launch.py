@@ -132,7 +132,8 @@ def _geometry(
     memory = itemsize * n * (d + m) * batch
     limit = max(1, WORKSPACE_BYTES // (4 * block_i * block_j * batch))  # partial tiles
     together = {
-        staged: programs_per_multiprocessor(block_i, block_j, itemsize, staged, aligned, arch) for staged in (False, True)
+        staged: programs_per_multiprocessor(block_i, block_j, itemsize, staged, aligned, arch)
+        for staged in (False, True)
     }
     slots = arch.multiprocessors * together[True]
     candidates = []
@@ -146,7 +147,9 @@ def _geometry(
         if (splits > 1 and not staged) or partials > limit:
             return
         parts = [
-            Work(head * batch, splits, rows, block_i, block_j, block_n, together[staged or staged_tail], staged, itemsize),
+            Work(
+                head * batch, splits, rows, block_i, block_j, block_n, together[staged or staged_tail], staged, itemsize
+            ),
             Work(late * batch, tail_splits, tail_rows, block_i, block_j, block_n, together[True], True, itemsize),
         ]
         seconds = predict(parts, memory, arch).seconds
@@ -200,7 +203,7 @@ def gram_plan(
     finish_rows = block_i
     while finish_rows > 1 and tiles * batch * (block_i // finish_rows) < 2 * arch.multiprocessors:
         finish_rows //= 2
-    finish_rows = min(finish_rows, 16)
+    finish_rows = min(finish_rows, 8)
     splits = geometry[1]
     sum_blocks = math.ceil(m / block_j) + math.ceil((d + 1) / block_j)
     # A program that summed a whole column would take longer than the products do.
@@ -283,9 +286,7 @@ def launch_gram(
     c_or_s = s if c is None else c
     stride_c = x.stride(2) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
     g_rows = a if a.dim() == 3 else a.unsqueeze(0)
-    descriptors = (
-        weights is None and d > 1 and arch.bulk_copies and copies_in_blocks(x) and copies_in_blocks(g_rows)
-    )
+    descriptors = weights is None and d > 1 and arch.bulk_copies and copies_in_blocks(x) and copies_in_blocks(g_rows)
     blocks: tuple[Any, ...] = (x, x, a)
     if descriptors:
         blocks = (
