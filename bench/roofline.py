@@ -4,13 +4,15 @@ A model, not a measurement. The bytes are checked against what the kernels ask f
 
     python bench/roofline.py
 
-Both sides, our launch and the library's full product that it is compared with, are costed alike: waves of programs, each
-wave as long as its busiest multiprocessor needs for the FLOPs of whole tiles (padding included) and for their bytes from
-L2; all of it at least as long as the bytes from memory take; then partial tiles written and added, and 4 us per launch.
-Assumed: 60% of the tensor-core peak, memory at its rate, L2 at 1.6 times that, partial tiles in L2 while they fill less
-than half of it. The library takes tiles of 256 x 128 and the best number of splits up to 8; a second figure frees it from
-the L2 bound, as its clusters share operands. The floor is the ideal work, half a square for ``S``, at full peak. By FLOPs
-alone ``linear_backward`` cannot fall below 1.5 weight gradients at ``m = d``: ``2 N d^2`` for it and ``N d^2`` for ``S``.
+Both sides, our launch and the library's full product that it is compared with, are costed alike, by the model that also
+picks our splits: :mod:`lnb_kernels._triton.gram_cost`. The library takes tiles of 256 x 128 and the best number of splits
+up to 8; a second figure frees it from the L2 bound, as its clusters share operands. The floor is the ideal work, half a
+square for ``S``, at full peak.
+
+What cannot be reached. By FLOPs alone ``linear_backward`` is at least 1.5 weight gradients at ``m = d``: ``2 N d^2`` for
+it and ``N d^2`` for ``S``. With ``b = d / 256``, ``S`` takes ``b (b + 1)`` tiles of 256 x 128 where the library takes
+``2 b^2``: ``(1 + 1 / b) / 2``, so 0.5625 at d = 2048 before anything else. There the 72 tiles are fewer than the
+multiprocessors and have to be split; at N = 16384 the partial tiles, 35 MB written and read, and the second launch add 0.08.
 """
 
 from __future__ import annotations

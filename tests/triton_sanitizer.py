@@ -1,9 +1,9 @@
 """A sanitizer for Triton's interpreter: bounds of every load and store, elements never written, and races.
 
 The interpreter computes real addresses of CPU memory. Each is compared with the memory of the launch's tensor arguments,
-so an access out of bounds fails in every test that runs a kernel, masked lanes excepted. Within :func:`watch`, accesses
-are also recorded: reads of fresh memory before it is written, which elements a kernel wrote, and which were shared between programs of one launch, whose order
-is not defined on a GPU.
+so an access out of bounds fails in every test that runs a kernel, masked lanes excepted. Within :func:`watch`, reads of
+fresh memory must follow a write, and accesses are recorded: which elements a kernel wrote, and which were shared between
+programs of one launch, whose order is not defined on a GPU.
 """
 
 from __future__ import annotations
