@@ -99,6 +99,13 @@ def cases() -> dict[str, Callable[[], Any]]:
         table[f"conv2d_second_moment/{tag}/3x3/c3"] = _conv2d(32, 3, 64, 3, 1, 1, dtype)
         table[f"conv2d_cov_matvec/{tag}/3x3/c64/m10"] = _conv2d_cov_matvec(32, 64, 56, 10, 1, dtype)
         table[f"newton_schulz/{tag}/512x2048"] = _newton_schulz(4, 512, 2048, dtype)
+        # Rows that the copy engine does not take, and those so few that tiles are stored at once.
+        table[f"second_moment/{tag}/d300/odd"] = _second_moment(16384, 301 if dtype == FP32 else 300, dtype)
+        table[f"second_moment/{tag}/d512/few_rows"] = _second_moment(64, 512, dtype)
+        table[f"linear_backward/{tag}/d300/few_rows"] = _linear_backward(64, 300, 300, dtype)
+        table[f"newton_schulz/{tag}/301x300"] = _newton_schulz(4, 301, 300, dtype)
+    for d in (2048, 8192):
+        table[f"linear_backward/bf16/d{d}/x8192"] = _linear_backward(8192, d, 8192, BF16)
     table["second_moment/bf16/d4096"] = _second_moment(16384, 4096, BF16)
     table["newton_schulz/bf16/2048x2048"] = _newton_schulz(2, 2048, 2048, BF16)
     table["newton_schulz_root/fp32/512"] = _newton_schulz_root(4, 512)

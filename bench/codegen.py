@@ -1,12 +1,13 @@
 """Compile every kernel in every shipped configuration ahead of time and measure the code: no GPU needed.
 
-    python bench/codegen.py             # write bench/codegen.json
+    python bench/codegen.py             # write bench/codegen.json; with --only or --targets, those rows of it
     python bench/codegen.py --check     # compile again, compare with it, exit 1 on a violated budget
 
 For each case of ``cases.py`` and each architecture: registers, spilled bytes, shared memory, and the number of
 tensor-core
 instructions (HMMA, HGMMA, UTCHMMA and the tf32 forms; MFMA on AMD). Budgets: no spills, tensor-core instructions
-where the recorded code has them, registers at most 10% above the recorded number.
+where the recorded code has them, registers at most 10% above the recorded number; and at least as many programs share a
+multiprocessor as the cost model of the Gram kernel assumes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launches import Launch
+
+    from lnb_kernels._triton.arch import Arch
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 os.environ.pop("TRITON_INTERPRET", None)
@@ -73,6 +79,29 @@ def _hip_figures(assembly: str) -> dict[str, int]:
     }
 
 
+def together(row: dict[str, int], warps: int, arch: Arch) -> int:
+    """Programs that share a multiprocessor by registers, shared memory and warps (vendors' occupancy rules)."""
+    shared = arch.shared_bytes // max(1, row["shared_bytes"])
+    if arch.name == "gfx942":  # 512 registers for the waves of each of four units, in groups of 8 a lane
+        waves = min(8, 512 // (-(-row["registers"] // 8) * 8))
+        return min(shared, 4 * waves // warps)
+    registers = 65536 // (-(-row["registers"] // 8) * 8 * 32 * warps)
+    # Besides what it asks for, a program takes 1 KiB of the multiprocessor's memory, which has 1 KiB more than one may have.
+    return min((arch.shared_bytes + 1024) // (row["shared_bytes"] + 1024), registers, 64 // warps, 32)
+
+
+def assumed_together(launch: Launch, arch: Arch) -> int:
+    """What the heuristics of a Gram kernel's launch assume of :func:`together`."""
+    from lnb_kernels._triton.descriptors import loads_in_vectors
+    from lnb_kernels._triton.gram_cost import programs_per_multiprocessor
+
+    value = launch.values
+    itemsize = 4 if value["HAS_WEIGHTS"] else value["x_ptr"].element_size()
+    staged = value["STAGE_HEAD"] or value["head"] < value["tiles"]
+    aligned = loads_in_vectors(value["x_ptr"])
+    return programs_per_multiprocessor(value["BLOCK_I"], value["BLOCK_J"], itemsize, staged, aligned, arch)
+
+
 def measure(job: tuple[str, str]) -> dict[str, dict[str, Any]]:
     """Compile all launches of one case for one target; the keys are ``case/kernel/target``."""
     case, target = job
@@ -84,13 +113,26 @@ def measure(job: tuple[str, str]) -> dict[str, dict[str, Any]]:
     from lnb_kernels._triton.arch import ARCHS
 
     rows: dict[str, dict[str, Any]] = {}
-    for launch in record(cases()[case], ARCHS[target]):
+    arch = ARCHS[target]
+    seen: dict[str, list[Any]] = {}
+    for launch in record(cases()[case], arch):
+        # One case may launch a kernel with several sets of constants: the second is kernel#2, and so on.
+        variants = seen.setdefault(launch.name, [])
+        variant = (launch.signature, launch.constants, launch.attributes, launch.options)
+        if variant in variants:
+            continue
+        variants.append(variant)
+        name = launch.name if len(variants) == 1 else f"{launch.name}#{len(variants)}"
         source = triton.compiler.ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
         compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=launch.options)
         figures = (
             _cuda_figures(compiled.asm["cubin"]) if "cubin" in compiled.asm else _hip_figures(compiled.asm["amdgcn"])
         )
-        rows[f"{case}/{launch.name}/{target}"] = {**figures, "shared_bytes": compiled.metadata.shared}
+        row = {**figures, "shared_bytes": compiled.metadata.shared}
+        if launch.name == "gram_kernel":
+            row["together"] = together(row, launch.options["num_warps"], arch)
+            row["together_assumed"] = assumed_together(launch, arch)
+        rows[f"{case}/{name}/{target}"] = row
     return rows
 
 
@@ -100,6 +142,14 @@ def measure_all(names: list[str], targets: list[str], workers: int) -> dict[str,
         for part in pool.map(measure, [(name, target) for name in names for target in targets]):
             rows.update(part)
     return dict(sorted(rows.items()))
+
+
+def measured_again(key: str, names: list[str], targets: list[str]) -> bool:
+    """Whether a recorded row belongs to one of the cases ``names``, or to none that exists, and to one of ``targets``."""
+    from cases import cases
+
+    case, _, target = key.rsplit("/", 2)
+    return target in targets and (case in names or case not in cases())
 
 
 def violations(measured: dict[str, dict[str, Any]], recorded: dict[str, dict[str, Any]]) -> list[str]:
@@ -113,6 +163,10 @@ def violations(measured: dict[str, dict[str, Any]], recorded: dict[str, dict[str
         limit = ARCHS[key.rsplit("/", 1)[1]].shared_bytes
         if row["shared_bytes"] > limit:
             problems.append(f"{key}: {row['shared_bytes']} bytes of shared memory; the architecture has {limit}")
+        if row.get("together", 1) < row.get("together_assumed", 1):
+            problems.append(
+                f"{key}: {row['together']} programs share a multiprocessor; the cost model assumes {row['together_assumed']}"
+            )
         before = recorded.get(key)
         if before is None:
             problems.append(f"{key}: not in {TABLE.name}; run bench/codegen.py and commit the table")
@@ -139,8 +193,10 @@ def main() -> int:
     if not options.check:
         for key, row in measured.items():
             print(f"{key:70s}", *(f"{k}={v}" for k, v in row.items()))
-        if not options.only and options.targets == list(TARGETS):
-            TABLE.write_text(json.dumps({"triton": triton.__version__, "rows": measured}, indent=1) + "\n")
+        rows = json.loads(TABLE.read_text())["rows"] if TABLE.exists() else {}
+        rows = {key: row for key, row in rows.items() if not measured_again(key, names, options.targets)}
+        text = json.dumps({"triton": triton.__version__, "rows": dict(sorted({**rows, **measured}.items()))}, indent=1)
+        TABLE.write_text(text + "\n")
         return 0
     table = json.loads(TABLE.read_text())
     problems = violations(measured, table["rows"])

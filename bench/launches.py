@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -58,6 +59,8 @@ def _describe(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, A
             # Of a meta tensor only the offset into its storage is known; allocations themselves are aligned.
             if value.storage_offset() * value.element_size() % 16 == 0:
                 launch.attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            launch.signature[name] = f"tensordesc<{TYPES[value.base.dtype][1:]}{list(value.block_shape)}>"
         elif isinstance(value, float):
             launch.signature[name] = "fp32"
         elif value == 1:

@@ -4,13 +4,15 @@ A model, not a measurement. The bytes are checked against what the kernels ask f
 
     python bench/roofline.py
 
-Both sides, our launch and the library's full product that it is compared with, are costed alike: waves of programs, each
-wave as long as its busiest multiprocessor needs for the FLOPs of whole tiles (padding included) and for their bytes from
-L2; all of it at least as long as the bytes from memory take; then partial tiles written and added, and 4 us per launch.
-Assumed: 60% of the tensor-core peak, memory at its rate, L2 at 1.6 times that, partial tiles in L2 while they fill less
-than half of it. The library takes tiles of 256 x 128 and the best number of splits up to 8; a second figure frees it from
-the L2 bound, as its clusters share operands. The floor is the ideal work, half a square for ``S``, at full peak. By FLOPs
-alone ``linear_backward`` cannot fall below 1.5 weight gradients at ``m = d``: ``2 N d^2`` for it and ``N d^2`` for ``S``.
+Both sides, our launch and the library's full product that it is compared with, are costed alike, by the model that also
+picks our splits: :mod:`lnb_kernels._triton.gram_cost`. The library takes tiles of 256 x 128 and the best number of splits
+up to 8; a second figure frees it from the L2 bound, as its clusters share operands. The floor is the ideal work, half a
+square for ``S``, at full peak.
+
+What cannot be reached. By FLOPs alone ``linear_backward`` is at least 1.5 weight gradients at ``m = d``: ``2 N d^2`` for
+it and ``N d^2`` for ``S``. With ``b = d / 256``, ``S`` takes ``b (b + 1)`` tiles of 256 x 128 where the library takes
+``2 b^2``: ``(1 + 1 / b) / 2``, so 0.5625 at d = 2048 before anything else. There the 72 tiles are fewer than the
+multiprocessors and have to be split; at N = 16384 the partial tiles, 35 MB written and read, and the second launch add 0.08.
 """
 
 from __future__ import annotations
@@ -23,72 +25,36 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from lnb_kernels._triton.arch import ARCHS, Arch  # noqa: E402
-from lnb_kernels._triton.gram_launch import GramPlan, gram_plan, programs_per_multiprocessor  # noqa: E402
+from lnb_kernels._triton.gram_cost import (  # noqa: E402
+    Prediction,
+    Work,
+    predict,
+    programs_per_multiprocessor,
+)
+from lnb_kernels._triton.gram_launch import GramPlan, gram_plan  # noqa: E402
 
-REACHED, L2_OVER_MEMORY, LAUNCH = 0.6, 1.6, 4e-6
 SIZE = 2  # bytes of an operand
-
-
-@dataclass(frozen=True)
-class Work:
-    """``tiles`` of ``block_i x block_j``, each by ``splits`` programs of ``rows`` rows."""
-
-    tiles: int
-    splits: int
-    rows: int
-    block_i: int
-    block_j: int
-
-    def bounds(self, arch: Arch) -> tuple[float, float]:
-        """Seconds that arithmetic and L2 take, in whole waves."""
-        together = programs_per_multiprocessor(self.block_i, self.block_j)
-        full, rest = divmod(self.tiles * self.splits, together * arch.multiprocessors)
-        turns = full * together + math.ceil(
-            rest / arch.multiprocessors
-        )  # tiles that the busiest multiprocessor works off
-        flops = turns * arch.multiprocessors * 2 * self.rows * self.block_i * self.block_j
-        loaded = turns * arch.multiprocessors * SIZE * self.rows * (self.block_i + self.block_j)
-        return flops / (REACHED * arch.half_rate), loaded / (L2_OVER_MEMORY * arch.memory_rate)
-
-    def partial_bytes(self) -> int:
-        """Bytes of the partial tiles, none for unsplit ones."""
-        return 4 * self.block_i * self.block_j * self.tiles * self.splits if self.splits > 1 else 0
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Seconds of one launch sequence, and what bounds it."""
-
-    seconds: float
-    bound: str
-
-
-def predict(parts: list[Work], memory_bytes: float, arch: Arch, multicast: bool = False) -> Prediction:
-    """The time of launches that work off ``parts`` one after the other."""
-    bounds = [part.bounds(arch) for part in parts if part.tiles]
-    products = sum(max(arithmetic, 0.0 if multicast else l2) for arithmetic, l2 in bounds)
-    memory = memory_bytes / arch.memory_rate
-    limited = "arithmetic" if multicast or sum(a for a, _ in bounds) >= sum(b for _, b in bounds) else "L2"
-    seconds = LAUNCH + max(products, memory)
-    partial = sum(part.partial_bytes() for part in parts)
-    if partial:
-        seconds += LAUNCH + 2 * partial / (arch.memory_rate * (L2_OVER_MEMORY if partial < arch.l2_bytes / 2 else 1.0))
-    return Prediction(seconds, "memory" if memory > products else limited)
 
 
 def library(n: int, d: int, m: int, arch: Arch, multicast: bool = False) -> Prediction:
     """A plain product ``[m, n] [n, d]`` by the vendor's library."""
     tiles = math.ceil(m / 256) * math.ceil(d / 128)
     memory = SIZE * (n * (d + m) + d * m)
-    plans = [[Work(tiles, splits, math.ceil(n / splits), 256, 128)] for splits in range(1, 9)]
+    plans = [[Work(tiles, splits, math.ceil(n / splits), 256, 128, 64, 1, splits > 1)] for splits in range(1, 9)]
     return min((predict(plan, memory, arch, multicast) for plan in plans), key=lambda prediction: prediction.seconds)
 
 
 def gram(n: int, d: int, m: int, arch: Arch, plan: GramPlan | None = None) -> Prediction:
     """The launches of ``[G | X 1]'X``."""
     plan = plan or gram_plan(n, d, m, SIZE, arch)
-    head = Work(plan.head, plan.splits, plan.rows_per_split, plan.block_i, plan.block_j)
-    tail = Work(plan.tiles - plan.head, plan.tail_splits, plan.tail_rows, plan.block_i, plan.block_j)
+    shape = plan.block_i, plan.block_j, plan.block_n
+    late = plan.tiles - plan.head
+
+    def together(staged: bool) -> int:
+        return programs_per_multiprocessor(plan.block_i, plan.block_j, SIZE, staged, True, arch)
+
+    head = Work(plan.head, plan.splits, plan.rows_per_split, *shape, together(plan.staged or late > 0), plan.staged)
+    tail = Work(late, plan.tail_splits, plan.tail_rows, *shape, together(True), True)
     # The sums of columns read X (and G) once more than the products do.
     return predict([head, tail], 2 * SIZE * n * (d + m) + 4 * d * d + SIZE * d * m, arch)
 

@@ -1,20 +1,21 @@
 """A sanitizer for Triton's interpreter: bounds of every load and store, elements never written, and races.
 
 The interpreter computes real addresses of CPU memory. Each is compared with the memory of the launch's tensor arguments,
-so an access out of bounds fails in every test that runs a kernel, masked lanes excepted. Within :func:`watch`, accesses
-are also recorded: which elements a kernel wrote, and which were shared between programs of one launch, whose order
-is not defined on a GPU.
+so an access out of bounds fails in every test that runs a kernel, masked lanes excepted. Within :func:`watch`, reads of
+fresh memory must follow a write, and accesses are recorded: which elements a kernel wrote, and which were shared between
+programs of one launch, whose order is not defined on a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import triton.runtime.interpreter as interpreter
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 Builder, Executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
 
@@ -27,16 +28,41 @@ class RaceError(AssertionError):
     """Programs of one launch share an element that one of them writes."""
 
 
+class UnwrittenError(AssertionError):
+    """A kernel read fresh memory that no kernel had written."""
+
+
+class Fresh:
+    """Memory as it comes from the allocator, and which of its elements kernels have written."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor  # kept, so that its addresses are not given to another
+        self.start, self.size = tensor.data_ptr(), tensor.element_size()
+        self.written = np.zeros(tensor.numel(), bool)
+
+    def elements(self, addresses: np.ndarray) -> np.ndarray:
+        """Indices of those ``addresses`` that are inside."""
+        offsets = addresses[addresses >= self.start] - np.uint64(self.start)
+        return (offsets[offsets < self.written.size * self.size] // np.uint64(self.size)).astype(np.int64)
+
+
 class Watch:
     """What the kernels of a :func:`watch` did."""
 
     def __init__(self) -> None:
+        self.fresh: list[Fresh] = []
         self.kernels: set[str] = set()
         self.written: list[np.ndarray] = []
         self._reads: dict[tuple[int, ...], list[np.ndarray]] = {}
         self._writes: dict[tuple[int, ...], list[np.ndarray]] = {}
 
     def access(self, program: tuple[int, ...], addresses: np.ndarray, store: bool) -> None:
+        for fresh in self.fresh:
+            elements = fresh.elements(addresses)
+            if store:
+                fresh.written[elements] = True
+            elif not fresh.written[elements].all():
+                raise UnwrittenError(f"{(~fresh.written[elements]).sum()} elements are read before they are written")
         (self._writes if store else self._reads).setdefault(program, []).append(addresses)
 
     def finish_launch(self, kernel: str) -> None:
@@ -53,6 +79,10 @@ class Watch:
                 raise RaceError(f"{kernel}: {program} reads {foreign.size} elements that other programs write")
         self.written.append(unique)
         self._reads, self._writes = {}, {}
+
+    def unwritten(self) -> list[tuple[int, ...]]:
+        """Shapes of fresh memory that kernels left in part as it came."""
+        return [tuple(fresh.tensor.shape) for fresh in self.fresh if not fresh.written.all()]
 
     def covers(self, tensor: torch.Tensor) -> bool:
         """Whether every element of ``tensor`` was written."""
@@ -73,12 +103,24 @@ _watch: Watch | None = None
 
 @contextmanager
 def watch() -> Iterator[Watch]:
-    """Record the accesses of the kernels launched inside."""
+    """Record the accesses of the kernels launched inside, and the memory that ``new_empty`` and ``empty_like`` give them."""
     global _watch
     _watch = watch = Watch()
+
+    def recorded(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+            tensor = allocate(*args, **kwargs)
+            watch.fresh.append(Fresh(tensor))
+            return tensor
+
+        return call
+
+    new_empty, empty_like = torch.Tensor.new_empty, torch.empty_like
+    torch.Tensor.new_empty, torch.empty_like = recorded(new_empty), recorded(empty_like)
     try:
         yield watch
     finally:
+        torch.Tensor.new_empty, torch.empty_like = new_empty, empty_like
         _watch = None
 
 
@@ -119,9 +161,9 @@ def install() -> None:
         Builder.create_masked_load, Builder.create_masked_store, Executor._init_args_hst, Executor.__call__,
     )  # fmt: skip
 
-    def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+    def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
         _check(self, pointers, mask, store=False)
-        return load(self, pointers, mask, *rest)
+        return load(self, pointers, mask, *rest, **options)
 
     def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         _check(self, pointers, mask, store=True)
@@ -131,6 +173,7 @@ def install() -> None:
         global _starts, _stops
         converted = convert(self, args, kwargs)
         values = [*converted[0], *converted[1].values()]
+        values = [value.base if isinstance(value, TensorDescriptor) else value for value in values]
         _starts, _stops = _memory_of([value for value in values if isinstance(value, torch.Tensor)])
         return converted
 

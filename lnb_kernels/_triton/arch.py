@@ -20,12 +20,13 @@ class Arch:
     half_rate: float  # FLOP/s, bf16 and fp16 with fp32 accumulation
     tf32_rate: float  # FLOP/s; 0 where tf32 is not supported
     ieee_rate: float  # FLOP/s, fp32
+    bulk_copies: bool = False  # a copy engine that takes tensor descriptors (TMA)
 
 
 ARCHS = {
     "sm_80": Arch("sm_80", 108, 163 << 10, 40 << 20, 1.555e12, 312e12, 156e12, 19.5e12),
-    "sm_90": Arch("sm_90", 132, 227 << 10, 50 << 20, 3.35e12, 989e12, 495e12, 67e12),
-    "sm_100": Arch("sm_100", 148, 227 << 10, 126 << 20, 8.0e12, 2250e12, 1100e12, 75e12),
+    "sm_90": Arch("sm_90", 132, 227 << 10, 50 << 20, 3.35e12, 989e12, 495e12, 67e12, True),
+    "sm_100": Arch("sm_100", 148, 227 << 10, 126 << 20, 8.0e12, 2250e12, 1100e12, 75e12, True),
     "gfx942": Arch("gfx942", 304, 64 << 10, 256 << 20, 5.3e12, 1307e12, 0.0, 163e12),
 }
 

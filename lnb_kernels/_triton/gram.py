@@ -15,8 +15,12 @@ rows of ``X`` and ``G`` stay in L2 for all of them.
 
 Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves; the few
 *tail* tiles that are left take ``tail_splits``, so many that they fill it once more, for a short time. Partial tiles go to
-a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A tile
-of one program is stored at once.
+a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A head
+tile of one program is stored at once, or goes the same way (*staged*): an epilogue takes more registers than the product
+loop, and more than there are for a tall tile of ``S``.
+
+Loads. Where the GPU has a copy engine and the layout fits it (:mod:`lnb_kernels._triton.descriptors`), blocks are fetched
+by tensor descriptors, else by pointers.
 
 Cost with ``nb = ceil(d / BLOCK_I)``, ``mb = ceil(m / BLOCK_I)``, ``T = R nb (nb + 1) / 2 + mb ceil(d / BLOCK_J)``
 tiles: FLOPs ``2 N BLOCK_I BLOCK_J T`` (against ``2 N d^2`` of the full square); bytes from L2
@@ -33,12 +37,16 @@ from lnb_kernels._triton.offsets import lower_tile, offset64
 
 @triton.jit
 def _product(
-    a_ptr, b_ptr, w_ptr, a_col, b_col, a_width, b_width, start, stop,
+    a_ptr, b_ptr, w_ptr, a_blocks, b_blocks, batch, a_col, b_col, a_width, b_width, start, stop,
     stride_ar, stride_br, stride_c, stride_w,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32."""
+    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32.
+
+    With ``DESCRIPTORS`` one thread asks the copy engine for each block, which is zero outside of the matrix; ``stop`` is
+    then the end of the matrix or ``BLOCK_N`` divides ``stop - start``.
+    """
     lane = tl.arange(0, BLOCK_N)
     a_cols = a_col + tl.arange(0, BLOCK_I)
     b_cols = b_col + tl.arange(0, BLOCK_J)
@@ -51,8 +59,12 @@ def _product(
     acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
     for row in range(start, stop, BLOCK_N):
         live = lane < stop - row
-        a = tl.load(a_ptrs, mask=live[:, None] & (a_cols < a_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_I]
-        b = tl.load(b_ptrs, mask=live[:, None] & (b_cols < b_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_J]
+        if DESCRIPTORS:
+            a = a_blocks.load([batch, row, a_col]).reshape([BLOCK_N, BLOCK_I])
+            b = b_blocks.load([batch, row, b_col]).reshape([BLOCK_N, BLOCK_J])
+        else:
+            a = tl.load(a_ptrs, mask=live[:, None] & (a_cols < a_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_I]
+            b = tl.load(b_ptrs, mask=live[:, None] & (b_cols < b_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_J]
         if HAS_WEIGHTS:
             w = tl.load(w_ptr + offset64(row + lane, stride_w), mask=live, other=0.0).to(tl.float32)
             # 16-bit rows are exact in tf32, the weighted ones are not exact in 16 bits: so the product runs in (tf)32.
@@ -122,13 +134,15 @@ def _store_sums(sums, s_ptr, c_ptr, cols, d, alpha, beta, stride_sr, stride_cr, 
 @triton.jit
 def _finish(
     acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_S: tl.constexpr, HAS_C: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Store rows ``row .. row + ROWS`` of finished tile ``(i, j)``: of ``G'X`` where ``kind`` is 0, else of ``S``."""
     first_row, first_col = i * BLOCK_I + row, j * BLOCK_J
-    in_s = True
+    in_s = HAS_S
     if HAS_G:
-        in_s = kind == 1
+        if HAS_S:
+            in_s = kind == 1
         if kind == 0:
             rows, cols = tl.arange(0, ROWS), tl.arange(0, BLOCK_J)
             mask = (first_row + rows < m)[:, None] & (first_col + cols < d)[None, :]
@@ -179,11 +193,11 @@ def _locate(tile, d, m, HAS_G: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.
 
 @triton.jit
 def gram_kernel(
-    x_ptr, g_ptr, w_ptr, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, tail_splits, tail_rows, alpha, beta,
+    x_ptr, g_ptr, w_ptr, x_blocks_i, x_blocks_j, g_blocks_i, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
+    n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, tail_splits, tail_rows, sum_splits, sum_rows, alpha, beta,
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
-    SPLIT_HEAD: tl.constexpr, SPLIT_TAIL: tl.constexpr,
+    STAGE_HEAD: tl.constexpr, STAGE_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One split of a tile, or of a block of column sums, of one matrix; grid ``(head splits, tail, sums; batch)``.
@@ -191,7 +205,8 @@ def gram_kernel(
     ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
     ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. Split tiles go to ``partial``
     ``[batch, programs, BLOCK_I, BLOCK_J]``, in the order of the programs, and split sums to ``sums``
-    ``[batch, tail_splits, sum_blocks, BLOCK_J]`` for :func:`gram_finish_kernel`, the others straight to their place. With
+    ``[batch, sum_splits, sum_blocks, BLOCK_J]`` for :func:`gram_finish_kernel`, the others straight to their place: the
+    head only without ``STAGE_HEAD``, and of tall tiles only those of ``G'X``. With
     ``PAIR``, ``S`` is ``G'X`` for a ``G`` shaped as ``X`` whose product with it is known to be symmetric.
     """
     program = tl.program_id(0)
@@ -211,20 +226,20 @@ def gram_kernel(
         start = split * rows
         stop = start + tl.minimum(rows, n_rows - start)
         kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
-        a_ptr, a_width, stride_ar = x_ptr, d, stride_xr
+        a_ptr, a_blocks, a_width, stride_ar = x_ptr, x_blocks_i, d, stride_xr
         if PAIR:
-            a_ptr, stride_ar = g_ptr + offset64(batch, stride_xb), stride_gr
+            a_ptr, a_blocks, stride_ar = g_ptr + offset64(batch, stride_xb), g_blocks_i, stride_gr
         if HAS_G:  # noqa: SIM102 - the outer condition is a constant of the compiler, the inner one is not
             # One loop for both kinds of tile: a second one would have pipeline buffers of its own in shared memory.
             if kind == 0:
-                a_ptr, a_width, stride_ar = g_ptr, m, stride_gr
+                a_ptr, a_blocks, a_width, stride_ar = g_ptr, g_blocks_i, m, stride_gr
         acc = _product(
-            a_ptr, x_ptr, w_ptr, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
-            stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS,
+            a_ptr, x_ptr, w_ptr, a_blocks, x_blocks_j, batch, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
+            stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS, DESCRIPTORS,
         )  # fmt: skip
-        partial = SPLIT_HEAD
+        partial = STAGE_HEAD
         stored = products
-        if SPLIT_TAIL and not SPLIT_HEAD:
+        if STAGE_TAIL and not STAGE_HEAD:
             partial = tile >= head
             program -= head
             stored -= head
@@ -234,13 +249,13 @@ def gram_kernel(
         else:
             _finish(
                 acc, kind, i, j, 0, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-                HAS_G, HAS_C, BLOCK_I, BLOCK_J, BLOCK_I,
+                HAS_G, BLOCK_I == BLOCK_J, HAS_C, BLOCK_I, BLOCK_J, BLOCK_I,
             )  # fmt: skip
     elif HAS_ONES:
         block = (program - products) % sum_blocks
         split = (program - products) // sum_blocks
-        start = split * tail_rows
-        stop = start + tl.minimum(tail_rows, n_rows - start)
+        start = split * sum_rows
+        stop = start + tl.minimum(sum_rows, n_rows - start)
         g_blocks = tl.cdiv(m, BLOCK_J)
         lane = tl.arange(0, BLOCK_J)
         x_block = block
@@ -254,8 +269,8 @@ def gram_kernel(
             a_ptr, w_ptr, x_block * BLOCK_J + lane, width, start, stop, stride_ar, stride_xc, stride_w,
             BLOCK_J, BLOCK_N, HAS_WEIGHTS,
         )  # fmt: skip
-        if SPLIT_TAIL:
-            slot = offset64(batch, tail_splits) + split
+        if STAGE_TAIL:
+            slot = offset64(batch, sum_splits) + split
             tl.store(sums_ptr + offset64(offset64(slot, sum_blocks) + block, BLOCK_J) + lane, sums)
         else:
             _finish_sums(
@@ -267,7 +282,7 @@ def gram_kernel(
 @triton.jit
 def gram_finish_kernel(
     s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    d, m, first_tile, tiles, sum_blocks, head, splits, tail_splits, alpha, beta,
+    d, m, first_tile, tiles, sum_blocks, head, splits, tail_splits, sum_splits, alpha, beta,
     stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr,
@@ -304,16 +319,16 @@ def gram_finish_kernel(
             acc += tl.sum(tl.load(ptrs, mask=(split + chunk < count)[:, None, None], other=0.0), 0)
         _finish(
             acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-            HAS_G, HAS_C, BLOCK_I, BLOCK_J, ROWS,
+            HAS_G, True, HAS_C, BLOCK_I, BLOCK_J, ROWS,
         )  # fmt: skip
     else:
         block = program - unfinished * parts
         g_blocks = tl.cdiv(m, BLOCK_J)
         sums = tl.zeros((BLOCK_J,), tl.float32)
-        for split in range(0, tail_splits, CHUNK):
-            slots = offset64(offset64(batch, tail_splits) + split + chunk, sum_blocks) + block
+        for split in range(0, sum_splits, CHUNK):
+            slots = offset64(offset64(batch, sum_splits) + split + chunk, sum_blocks) + block
             ptrs = sums_ptr + offset64(slots, BLOCK_J)[:, None] + lane[None, :]
-            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < tail_splits)[:, None], other=0.0), 0)
+            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < sum_splits)[:, None], other=0.0), 0)
         _finish_sums(
             sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr, HAS_G, HAS_C, BLOCK_J
         )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
+from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks, loads_in_vectors
+from lnb_kernels._triton.gram_cost import Work, predict, programs_per_multiprocessor
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
 
@@ -27,11 +31,14 @@ class GramPlan:
     num_stages: int
     tiles: int  # of one split of one matrix
     sum_blocks: int  # blocks of block_j columns of G and of [X 1]
-    head: int  # tiles of `splits` programs each; the others, and the column sums, take `tail_splits`
+    head: int  # tiles of `splits` programs each; the others take `tail_splits`
     splits: int
     rows_per_split: int
+    staged: bool  # whether tiles of the head go through the workspace: always if there are several splits
     tail_splits: int
     tail_rows: int
+    sum_splits: int  # programs of a block of column sums
+    sum_rows: int
     finish_rows: int
     finish_chunk: int
 
@@ -48,7 +55,7 @@ class GramPlan:
     @property
     def partials(self) -> int:
         """Partial tiles of one matrix in the workspace."""
-        return self.products - (self.head if self.splits == 1 else 0)
+        return self.products - (0 if self.staged else self.head)
 
     @property
     def elements(self) -> int:
@@ -62,8 +69,8 @@ def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tupl
     A tile of 128 x 128 keeps 64 accumulators per thread (8 warps); a smaller matrix gets the next power of two. From
     Hopper on, wide matrices of 16-bit rows take 256 x 128, which reads a quarter fewer bytes from L2 per product; narrow ones
     would lose more to what such tiles cover above the diagonal. Their accumulators leave no registers for an epilogue, so
-    they are split (:func:`gram_plan`), and the second kernel finishes them. The pipeline is as deep as shared memory allows for
-    the programs that share a multiprocessor (two, or one with tall tiles), at most 4; on AMD 2, as its loads are
+    they are staged (:func:`gram_plan`), and the second kernel finishes them. The pipeline is as deep as shared memory allows
+    for the programs that share a multiprocessor, at most 4; on AMD 2, as its loads are
     pipelined through registers.
     """
     block_j = min(128, max(16, 1 << (d - 1).bit_length()))
@@ -76,7 +83,7 @@ def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tupl
     if arch.name == "gfx942":
         return block_i, block_j, block_n, num_warps, 2
     stage_bytes = (block_i + block_j) * block_n * itemsize
-    budget = arch.shared_bytes // (1 if tall else 2)
+    budget = arch.shared_bytes // programs_per_multiprocessor(block_i, block_j, itemsize, True, True, arch)
     return block_i, block_j, block_n, num_warps, max(2, min(4, budget // stage_bytes))
 
 
@@ -95,59 +102,79 @@ def tile_candidates(d: int, itemsize: int, arch: Arch) -> list[tuple[int, ...]]:
     return [first, *sorted(set(others) - {first})]
 
 
-def programs_per_multiprocessor(block_i: int, block_j: int) -> int:
-    """Programs that share a multiprocessor: what their accumulators leave of its registers."""
-    return max(1, min(4, (256 << 7) // (block_i * block_j)))
+def _even(n: int, splits: int, block_n: int) -> tuple[int, int]:
+    """``(splits, rows of each)`` of about ``splits`` equal parts of ``n`` rows, in whole steps of ``block_n``."""
+    rows = math.ceil(max(1, math.ceil(n / block_n)) / splits) * block_n
+    return max(1, math.ceil(n / rows)), rows
 
 
-def _splits(
-    n: int, tiles: int, batch: int, block_i: int, block_j: int, block_n: int, arch: Arch, tail: bool
-) -> tuple[int, int, int, int, int] | None:
-    """``(head, splits, rows_per_split, tail_splits, tail_rows)`` of the least predicted time; None if tall tiles cannot be
-    split.
+def _geometry(
+    n: int,
+    d: int,
+    m: int,
+    itemsize: int,
+    arch: Arch,
+    batch: int,
+    tail: bool,
+    aligned: bool,
+    tile: tuple[int, ...],
+    tiles: int,
+    tiles_of_g: int,
+) -> tuple[int, int, int, bool, int, int] | None:
+    """``(head, splits, rows_per_split, staged, tail_splits, tail_rows)`` of the least predicted time.
 
-    In units of the time of one ``block_n`` step of one tile: ``waves * steps per split`` for the products, plus reading
-    and writing each partial tile, ``8 block_i block_j`` bytes against ``2 (block_i + block_j) block_n`` per step, by all
-    multiprocessors together. A tail is tried for a single matrix: what whole waves of the head leave over.
+    None if no workspace is large enough for tall tiles of ``S``. The time is that of :mod:`lnb_kernels._triton.gram_cost`.
+    Without a tail, or for several matrices, all tiles are alike. Else the head is what fills whole waves, or all tiles
+    of ``G'X``, which even tall tiles can store at once.
     """
+    block_i, block_j, block_n = tile[:3]
     steps = max(1, math.ceil(n / block_n))
-    slots = arch.multiprocessors * programs_per_multiprocessor(block_i, block_j)
+    memory = itemsize * n * (d + m) * batch
     limit = max(1, WORKSPACE_BYTES // (4 * block_i * block_j * batch))  # partial tiles
-
-    def rows_of(splits: int) -> tuple[int, int]:
-        rows = math.ceil(steps / splits) * block_n
-        return max(1, math.ceil(n / rows)), rows
-
-    def time(head: int, splits: int, tail_splits: int) -> float:
-        total, partials = 0.0, 0
-        for count, parts in ((head, splits), (tiles - head, tail_splits)):
-            programs = count * batch * parts
-            total += math.ceil(programs / slots) * (math.ceil(steps / parts) + 4) if programs else 0
-            partials += programs if parts > 1 else 0
-        if partials:
-            total += 4 * block_i * block_j / (block_n * (block_i + block_j)) * partials / slots + 8
-        return total
-
+    together = {
+        staged: programs_per_multiprocessor(block_i, block_j, itemsize, staged, aligned, arch)
+        for staged in (False, True)
+    }
+    slots = arch.multiprocessors * together[True]
     candidates = []
-    least = 2 if block_i > block_j else 1
-    for wanted in range(least, min(steps, max(1, limit // tiles), max(least, 8 * slots // (tiles * batch))) + 1):
-        splits, rows = rows_of(wanted)
-        if splits < least:
-            continue
-        candidates.append((time(tiles, splits, splits), tiles, splits, rows, splits, rows))
-        head = tiles * splits // slots * slots // splits
-        if tail and batch == 1 and 0 < head < tiles:
-            tail_splits, tail_rows = rows_of(min(steps, max(splits, slots // (tiles - head))))
-            if head * splits + (tiles - head) * tail_splits <= limit and tail_splits > splits:
-                candidates.append((time(head, splits, tail_splits), head, splits, rows, tail_splits, tail_rows))
+
+    def consider(head: int, splits: int, staged: bool, tail_splits: int) -> None:
+        splits, rows = _even(n, splits, block_n)
+        tail_splits, tail_rows = _even(n, tail_splits, block_n)
+        late = tiles - head
+        staged_tail = late > 0
+        partials = (head * splits if staged else 0) + late * tail_splits
+        if (splits > 1 and not staged) or partials > limit:
+            return
+        parts = [
+            Work(
+                head * batch, splits, rows, block_i, block_j, block_n, together[staged or staged_tail], staged, itemsize
+            ),
+            Work(late * batch, tail_splits, tail_rows, block_i, block_j, block_n, together[True], True, itemsize),
+        ]
+        seconds = predict(parts, memory, arch).seconds
+        candidates.append((seconds, head, splits, rows, staged, tail_splits, tail_rows))
+
+    most = max(1, min(steps, limit // tiles))
+    fitting = {slots * waves // (tiles * batch) for waves in range(1, 9)}  # splits that fill whole waves
+    for splits in sorted({min(most, max(1, wanted)) for wanted in (*range(1, 17), *fitting)}):
+        # Addresses of single elements and an epilogue of 64 of them a thread take more registers than there are.
+        for staged in (False, True) if aligned or block_j < 128 else (True,):
+            direct_tall = block_i > block_j and not staged
+            if not direct_tall:
+                consider(tiles, splits, staged, splits)
+            if not tail or batch > 1:
+                continue
+            for head in {tiles * splits // slots * slots // splits, tiles_of_g}:
+                if 0 < head < tiles and not (direct_tall and head > tiles_of_g):
+                    for waves in (1, 2, 4, 8):
+                        consider(head, splits, staged, min(steps, max(1, waves * slots // (tiles - head))))
     if not candidates:
         return None
-    _, head, splits, rows, tail_splits, tail_rows = min(candidates)
-    if tail and tail_splits == 1 and steps >= 64:  # a single program would sum a column for longer than products take
-        tail_splits, tail_rows = rows_of(steps // 16)
-    return head, splits, rows, tail_splits, tail_rows
+    return min(candidates)[1:]
 
 
+@functools.lru_cache(maxsize=1024)
 def gram_plan(
     n: int,
     d: int,
@@ -157,27 +184,36 @@ def gram_plan(
     batch: int = 1,
     tail: bool = True,
     tile: tuple[int, ...] | None = None,
+    aligned: bool = True,
 ) -> GramPlan:
     """The launch of ``[G | X 1]'X`` for ``X`` ``[n, d]``, ``G`` ``[n, m]`` (``m`` 0: none), ``batch`` matrices ``X``.
 
-    ``tile`` replaces :func:`tile_config`'s; ``tail`` False gives every tile, and the sums, the same number of splits.
+    ``tile`` replaces :func:`tile_config`'s; ``tail`` False gives every tile, and the sums, the same number of splits;
+    ``aligned`` tells whether 16 bytes of ``X`` can be loaded at a time.
     """
     for candidate in (tile or tile_config(d, itemsize, arch), tile_config(d, itemsize, arch, square=True)):
         block_i, block_j, block_n, num_warps, num_stages = candidate
-        rows_of_s, rows_of_g = math.ceil(d / block_i), math.ceil(m / block_i)
-        tiles = block_i // block_j * (rows_of_s * (rows_of_s + 1) // 2) + rows_of_g * math.ceil(d / block_j)
-        geometry = _splits(n, tiles, batch, block_i, block_j, block_n, arch, tail)
+        rows_of_s = math.ceil(d / block_i)
+        tiles_of_g = math.ceil(m / block_i) * math.ceil(d / block_j)
+        tiles = block_i // block_j * (rows_of_s * (rows_of_s + 1) // 2) + tiles_of_g
+        geometry = _geometry(n, d, m, itemsize, arch, batch, tail, aligned, candidate, tiles, tiles_of_g)
         if geometry is not None:
             break
-    assert geometry is not None  # square tiles need no split
+    assert geometry is not None  # square tiles need no workspace
     finish_rows = block_i
     while finish_rows > 1 and tiles * batch * (block_i // finish_rows) < 2 * arch.multiprocessors:
         finish_rows //= 2
-    finish_rows = min(finish_rows, 16)
-    chunk = max(1, min(16, 2048 // (finish_rows * block_j), 1 << (max(geometry[1], geometry[3]) - 1).bit_length()))
+    finish_rows = min(finish_rows, 8)
+    splits = geometry[1]
+    sum_blocks = math.ceil(m / block_j) + math.ceil((d + 1) / block_j)
+    # A program that summed a whole column would take longer than the products do.
+    wanted = max(splits, min(math.ceil(n / (16 * block_n)), 8 * arch.multiprocessors // sum_blocks))
+    sums = _even(n, wanted, block_n)
+    most_splits = max(splits, geometry[4], sums[0])
+    chunk = max(1, min(16, 2048 // (finish_rows * block_j), 1 << (most_splits - 1).bit_length()))
     return GramPlan(
-        block_i, block_j, block_n, num_warps, num_stages, tiles, math.ceil(m / block_j) + math.ceil((d + 1) / block_j),
-        *geometry, finish_rows, chunk,
+        block_i, block_j, block_n, num_warps, num_stages, tiles, sum_blocks,
+        *geometry, *sums, finish_rows, chunk,
     )  # fmt: skip
 
 
@@ -213,6 +249,7 @@ def launch_gram(
     m = 0 if g is None else g.shape[1]
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
+    aligned = loads_in_vectors(x)
     if plan is None:
         tile = None
         in_place = c is not None and c.data_ptr() == s.data_ptr()
@@ -233,38 +270,47 @@ def launch_gram(
                 tile_candidates(d, itemsize, arch),
                 lambda tile: launch_gram(
                     x, s, g=g, other=other, weights=weights, c=c, grad_weight=grad_weight, grad_bias=grad_bias, ones=ones,
-                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tile=tile),
+                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tile=tile, aligned=aligned),
                 ),
             )  # fmt: skip
-        plan = gram_plan(n, d, m, itemsize, arch, batch, tile=tile)
+        plan = gram_plan(n, d, m, itemsize, arch, batch, tile=tile, aligned=aligned)
     sum_blocks = plan.sum_blocks if ones else 0
-    split_tail = plan.partials > 0 or (ones and plan.tail_splits > 1)
+    staged_tail = plan.partials > 0 or (ones and plan.sum_splits > 1)
     partial = sums = s
-    if split_tail:
+    if staged_tail:
         partial = s.new_empty((batch, plan.partials, plan.block_i, plan.block_j), dtype=torch.float32)
-        sums = s.new_empty((batch, plan.tail_splits, sum_blocks, plan.block_j), dtype=torch.float32)
+        sums = s.new_empty((batch, plan.sum_splits, sum_blocks, plan.block_j), dtype=torch.float32)
     a = g if g is not None else x if other is None else other
     w_or_x = x if weights is None else weights
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
     c_or_s = s if c is None else c
     stride_c = x.stride(2) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
+    g_rows = a if a.dim() == 3 else a.unsqueeze(0)
+    descriptors = weights is None and d > 1 and arch.bulk_copies and copies_in_blocks(x) and copies_in_blocks(g_rows)
+    blocks: tuple[Any, ...] = (x, x, a)
+    if descriptors:
+        blocks = (
+            block_descriptor(x, plan.block_n, plan.block_i),
+            block_descriptor(x, plan.block_n, plan.block_j),
+            block_descriptor(g_rows, plan.block_n, plan.block_i),
+        )
     with on_device(x):
-        gram_kernel[(plan.products + sum_blocks * plan.tail_splits, batch)](
-            x, a, w_or_x, s, c_or_s, out_weight, out_bias, partial, sums,
+        gram_kernel[(plan.products + sum_blocks * plan.sum_splits, batch)](
+            x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums,
             n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, plan.tail_splits, plan.tail_rows,
-            alpha, beta,
+            plan.sum_splits, plan.sum_rows, alpha, beta,
             x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
             HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
-            HAS_C=c is not None, SPLIT_HEAD=plan.splits > 1, SPLIT_TAIL=split_tail,
+            HAS_C=c is not None, STAGE_HEAD=plan.staged, STAGE_TAIL=staged_tail, DESCRIPTORS=descriptors,
             BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
             num_warps=plan.num_warps, num_stages=plan.num_stages,
         )  # fmt: skip
-        if split_tail:
-            first_tile = 0 if plan.splits > 1 else plan.head
+        if staged_tail:
+            first_tile = 0 if plan.staged else plan.head
             gram_finish_kernel[((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)](
                 s, c_or_s, out_weight, out_bias, partial, sums,
-                d, m, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, plan.tail_splits, alpha, beta,
+                d, m, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, plan.tail_splits, plan.sum_splits, alpha, beta,
                 s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
                 HAS_G=g is not None, HAS_C=c is not None,
                 BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, ROWS=plan.finish_rows, CHUNK=plan.finish_chunk, num_warps=4,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from lnb_kernels._triton.crossover import symmetric_products_pay
+from lnb_kernels._triton.descriptors import loads_in_vectors
 from lnb_kernels._triton.gram_launch import launch_gram
 from lnb_kernels._triton.launch import compiles_or_unavailable
 from lnb_kernels.newton_schulz import reference
@@ -37,7 +38,9 @@ def newton_schulz(x: torch.Tensor, coefficients: list[float], steps: int) -> tor
         return reference.newton_schulz(x, coefficients, steps)
     a, b, c = coefficients
     for _ in range(steps):
-        gram = _symmetric(x.mT)
+        # Columns at odd addresses are loaded element by element: a copy by rows costs less.
+        rows = x.mT if loads_in_vectors(x.mT) else x.mT.contiguous()
+        gram = _symmetric(rows)
         x = torch.baddbmm(x, _symmetric(gram, c=gram, alpha=c, beta=b), x, beta=a)
     return x
 
