@@ -191,8 +191,7 @@ def _flops(block: Block, config: Config) -> tuple[int, int, int]:
     size = d_in // count
     spectral = config.trust_region == "spectral"
     solve = refresh = 0
-    # one half of the symmetric products, two operations each
-    per_row = groups * count * (size + 1) ** 2 // config.sample_every
+    per_row = groups * count * _moment_flops(block, size) // config.sample_every
     if config.factored:
         if config.trust_region == "balanced":
             outputs = block_count(rows, config.block_size)
@@ -213,6 +212,13 @@ def _flops(block: Block, config: Config) -> tuple[int, int, int]:
         short, long = sorted((rows, columns))
         solve += groups * STEPS * (4 * short * short * long + 2 * short**3)
     return solve, refresh, per_row
+
+
+def _moment_flops(block: Block, size: int) -> int:
+    """Of one row's share in the second moment of a block of ``size`` inputs."""
+    if block.is_convolution and block.taps > 1 and block.stride_area == 1:
+        return 2 * block.shifts * (size // block.taps) ** 2  # products of shifted channels
+    return (size + 1) ** 2  # one half of the symmetric product, two operations each
 
 
 def _solver(block: Block, config: Config) -> tuple[str, str]:
