@@ -51,6 +51,7 @@ class Row:
         at_equal_time: likewise.
         final: the value at the end.
         milliseconds: of one training step.
+        peak_bytes: most memory that its training steps needed; None where that was not measured.
         rate_width: likewise.
         rate_at_edge: the tuned rate is the first or the last of the grid: a better one may lie outside.
     """
@@ -65,6 +66,7 @@ class Row:
     at_equal_time: Estimate | None = None
     final: Estimate | None = None
     milliseconds: Estimate | None = None
+    peak_bytes: int | None = None
     rate_width: float | None = None
     rate_at_edge: bool = False
 
@@ -175,6 +177,7 @@ def _row(label: str, outcomes: list[Outcome], lr: float | None, seed: int, targe
         at_equal_time=estimate([_value_at(run, budget) for run in runs]),
         final=estimate([run.final for run in runs]),
         milliseconds=estimate([1e3 * run.records[-1].seconds / run.records[-1].step for run in runs]),
+        peak_bytes=max((run.peak_bytes for run in runs if run.peak_bytes is not None), default=None),
         rate_width=max(near) / min(near),
         rate_at_edge=len(rates) > 1 and lr in (rates[0], rates[-1]),
     )

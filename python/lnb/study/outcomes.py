@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Outcome:
         failure: why there is no result; empty for a run that has one.
         wall: seconds that the whole run took, evaluations included.
         environment: versions and machine.
+        peak_bytes: most memory that training steps like these needed; None where that could not be measured.
     """
 
     cell: dict[str, Any]
@@ -37,6 +39,7 @@ class Outcome:
     failure: str
     wall: float
     environment: dict[str, Any]
+    peak_bytes: int | None = None
 
     @property
     def curve(self) -> list[tuple[int, float, float]]:
@@ -66,8 +69,14 @@ class Outcome:
         return a >= b if self.higher_is_better else a <= b
 
 
+def _key(cell: Cell) -> str:
+    return json.dumps(cell.description(), sort_keys=True)
+
+
 class Store:
     """The folder of a study: ``cells/NAME.json`` for each finished run, written whole or not at all.
+
+    A finished study also has them all in ``results.jsonl``, one a line, which alone is enough for a report.
 
     Args:
         path: the folder; made when the first run is saved.
@@ -97,17 +106,53 @@ class Store:
             TrainingError: its file is damaged.
         """
         file = self.file(cell)
-        if not file.exists():
-            return None
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-            raw["records"] = tuple(Record(**record) for record in raw["records"])
-            outcome = Outcome(**{**raw, "labels": (cell.task.label, cell.optimizer.label)})
+            raw = json.loads(file.read_text(encoding="utf-8")) if file.exists() else self._packed.get(_key(cell))
+            if raw is None:
+                return None
+            records = tuple(Record(**record) for record in raw["records"])
+            outcome = Outcome(**{**raw, "records": records, "labels": (cell.task.label, cell.optimizer.label)})
             if outcome.cell != json.loads(json.dumps(cell.description())):
                 raise ValueError("it describes another run")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TrainingError(f"{file}: damaged ({error}); remove it, and the run is made again") from error
         return outcome.judged_by(cell.task.metric)
+
+    def pack(self) -> Path:
+        """Write ``results.jsonl``: every kept outcome as one line.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        lines = {key: json.dumps(raw, allow_nan=False) for key, raw in self._packed.items()}
+        for file in sorted((self.path / "cells").glob("*.json")):
+            text = file.read_text(encoding="utf-8")
+            lines[json.dumps(json.loads(text)["cell"], sort_keys=True)] = text
+        self._write(self._lines, "".join(f"{line}\n" for line in lines.values()))
+        return self._lines
+
+    @property
+    def _lines(self) -> Path:
+        return self.path / "results.jsonl"
+
+    @functools.cached_property
+    def _packed(self) -> dict[str, dict[str, Any]]:
+        """The outcomes of ``results.jsonl`` by :func:`_key`, read once."""
+        if not self._lines.exists():
+            return {}
+        return dict(
+            self._parse(number, line)
+            for number, line in enumerate(self._lines.read_text(encoding="utf-8").splitlines(), 1)
+        )
+
+    def _parse(self, number: int, line: str) -> tuple[str, dict[str, Any]]:
+        try:
+            raw = json.loads(line)
+            return json.dumps(raw["cell"], sort_keys=True), raw
+        except (ValueError, TypeError, KeyError) as error:
+            raise TrainingError(
+                f"{self._lines}: line {number} is damaged ({error}); remove the line, and the run is made again"
+            ) from error
 
     def describe(self, text: str) -> None:
         """Keep the suite file beside the outcomes, so that the folder explains itself.

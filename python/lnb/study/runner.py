@@ -6,18 +6,22 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lnb.study.environment import environment
+from lnb.study.memory import training_peak
 from lnb.study.outcomes import Outcome, Store
 from lnb.study.suite import Cell, Suite, SuiteTask
 from lnb.training import Diverged, LoopConfig, OptimizerConfig, Record, Task, TaskOptions, Trainer, make_task
 from lnb.training.data.splits import FirstExamples
 from lnb.training.optimizers import require_optimizer
+
+# Processor time of one thread is not disturbed by other processes, and on a quiet machine it is the wall-clock time.
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,14 @@ class Progress:
     seconds_left: float | None
 
 
-def run_suite(suite: Suite, store: Store, data: Path | None = None) -> Iterator[Progress]:
+def run_suite(suite: Suite, store: Store, data: Path | None = None, clock: str = "wall") -> Iterator[Progress]:
     """Make the runs of ``suite`` that ``store`` does not hold.
 
     Args:
         suite: the study.
         store: where results are.
         data: folder of the data; None for ``$LNB_DATA``.
+        clock: what training is timed by, one of :data:`CLOCKS`.
 
     Yields:
         One item per run, kept ones included.
@@ -59,21 +64,24 @@ def run_suite(suite: Suite, store: Store, data: Path | None = None) -> Iterator[
     for optimizer in suite.optimizers:
         require_optimizer(optimizer.optimizer)
     store.clear_leftovers()
-    clock = _Clock(suite)
+    countdown = _Countdown(suite)
     for entry in suite.tasks:
         task: Task | None = None
         outcomes: list[Outcome] = []
+        peaks: dict[str, int | None] = {}
         for cell in _cells(suite, entry, outcomes):
             outcome = store.load(cell)
             kept = outcome is not None
             if outcome is None:
                 task = task or _make_task(entry, data)
-                outcome = run_cell(cell, task)
+                if cell.optimizer.label not in peaks:
+                    peaks[cell.optimizer.label] = _peak(cell, task)
+                outcome = dataclasses.replace(run_cell(cell, task, clock), peak_bytes=peaks[cell.optimizer.label])
                 store.save(cell, outcome)
                 outcome = outcome.judged_by(entry.metric)
             outcomes.append(outcome)
-            yield clock.after(cell, outcome, kept)
-        clock.close(entry)
+            yield countdown.after(cell, outcome, kept)
+        countdown.close(entry)
 
 
 def _make_task(entry: SuiteTask, data: Path | None) -> Task:
@@ -89,29 +97,40 @@ def _cells(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> Iterator[C
     yield from suite.repeat_cells(task, tuned_rates(suite, task, outcomes))
 
 
-def run_cell(cell: Cell, task: Task) -> Outcome:
-    """One training run. A run that fails, or whose loss or result is not finite, has no result, and so no time.
+def _configuration(cell: Cell) -> tuple[OptimizerConfig, LoopConfig]:
+    optimizer, entry = cell.optimizer, cell.task
+    loop = LoopConfig(
+        entry.steps,
+        entry.batch_size,
+        cell.seed,
+        cell.schedule,
+        log_every=max(1, entry.steps // 20),
+        evaluate_every=max(1, entry.steps // entry.evaluations),
+    )
+    return OptimizerConfig(optimizer.optimizer, cell.lr, optimizer.weight_decay, dict(optimizer.settings)), loop
+
+
+def _peak(cell: Cell, task: Task) -> int | None:
+    """The memory that the cell needs; None where its first steps fail, of which its own outcome will tell."""
+    try:
+        return training_peak(task, *_configuration(cell))
+    except (RuntimeError, MemoryError):
+        return None
+
+
+def run_cell(cell: Cell, task: Task, clock: str = "wall") -> Outcome:
+    """One training run. A run that fails, does not learn, or whose loss is not finite has no result, and so no time.
 
     One contestant's failure (memory, linear algebra) does not end a study of hours: its outcome says what happened.
     """
     started = time.perf_counter()
-    config = LoopConfig(
-        cell.task.steps,
-        cell.task.batch_size,
-        cell.seed,
-        cell.schedule,
-        log_every=max(1, cell.task.steps // 20),
-        evaluate_every=max(1, cell.task.steps // cell.task.evaluations),
-    )
-    optimizer = OptimizerConfig(
-        cell.optimizer.optimizer, cell.lr, cell.optimizer.weight_decay, dict(cell.optimizer.settings)
-    )
+    optimizer, config = _configuration(cell)
     random.seed(cell.seed)  # the trainer seeds torch; some peers draw from these
     np.random.seed(cell.seed)  # noqa: NPY002
     records: list[Record] = []
     failure = ""
     try:
-        for record in Trainer(task, optimizer, config).records():
+        for record in Trainer(task, optimizer, config, CLOCKS[clock]).records():
             if not all(map(math.isfinite, record.values.values())):
                 raise Diverged(f"a figure of merit is not finite at step {record.step}")
             records.append(record)
@@ -119,6 +138,9 @@ def run_cell(cell: Cell, task: Task) -> Outcome:
         records, failure = [], str(error)
     except (RuntimeError, MemoryError) as error:
         records, failure = [], f"{type(error).__name__}: {error}"
+    else:
+        failure = _did_not_learn(task, records)
+        records = [] if failure else records
     wall = time.perf_counter() - started
     labels = (cell.task.label, cell.optimizer.label)
     objective = task.objective
@@ -130,8 +152,17 @@ def run_cell(cell: Cell, task: Task) -> Outcome:
         objective.higher_is_better,
         failure,
         wall,
-        environment(),
+        environment() | {"clock": clock},
     )
+
+
+def _did_not_learn(task: Task, records: list[Record]) -> str:
+    """What is wrong with a finite run that ends no better than it began; empty for one that learned."""
+    metric = task.objective.metric
+    start, *_, end = [record.values[metric] for record in records if record.split == "test"]
+    if end > start if task.objective.higher_is_better else end < start:
+        return ""
+    return f"it did not learn: {metric} {start:.4g} before the first step, {end:.4g} at the end"
 
 
 def tuned_rates(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> dict[str, float]:
@@ -151,7 +182,7 @@ def tuned_rates(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> dict[
     return found
 
 
-class _Clock:
+class _Countdown:
     """Counts runs and estimates the time left from the runs that are like the ones to come."""
 
     def __init__(self, suite: Suite) -> None:

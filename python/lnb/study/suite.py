@@ -19,6 +19,10 @@ A suite is a TOML file::
     target = 0.95                   # optional; else the best that the tuned baseline reaches
     rates.adamw = [1e-3, 3e-3]      # optional: another grid for this task
 
+    [families.inputs]               # optional: tasks that differ in one thing, shown side by side
+    tasks = ["mnist", "mnist-inverted"]
+    measure = "final"               # or "steps_to_target"
+
     [quick]                         # what --quick changes; [full] likewise
     seeds = [0]
     steps = 0.5                     # of every task's steps
@@ -48,6 +52,7 @@ else:
     import tomli as tomllib
 
 MODES = ("quick", "full")
+MEASURES = ("final", "steps_to_target")
 
 
 class SuiteError(TrainingError):
@@ -105,6 +110,21 @@ class SuiteOptimizer:
 
 
 @dataclass(frozen=True)
+class SuiteFamily:
+    """Tasks that differ in one thing, such as the scale of the inputs: what that does to each optimizer is a result.
+
+    Attributes:
+        label: its name in the study.
+        tasks: labels, in the order in which they are shown.
+        measure: what is compared, one of :data:`MEASURES`.
+    """
+
+    label: str
+    tasks: tuple[str, ...]
+    measure: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run, completely described: equal cells give equal metric series on one machine."""
 
@@ -150,6 +170,7 @@ class Suite:
         seeds: the first is the one that learning rates are tuned on.
         schedule: one of :data:`lnb.training.SCHEDULES`.
         baseline: label of the optimizer that sets targets.
+        families: groups of tasks to be shown side by side.
     """
 
     name: str
@@ -158,6 +179,7 @@ class Suite:
     seeds: tuple[int, ...]
     schedule: str
     baseline: str
+    families: tuple[SuiteFamily, ...] = ()
 
     def contestants(self, task: SuiteTask) -> tuple[SuiteOptimizer, ...]:
         """The optimizers that take part in ``task``."""
@@ -225,7 +247,7 @@ def load_suite(path: Path, mode: str | None = None) -> Suite:
 
 
 def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
-    _check_keys("the top level", raw, ("seeds", "schedule", "baseline", "tasks", "optimizers", *MODES))
+    _check_keys("the top level", raw, ("seeds", "schedule", "baseline", "tasks", "optimizers", "families", *MODES))
     if mode is not None and mode not in raw:
         raise SuiteError(f"has no table [{mode}], so --{mode} has no meaning for it")
     changes = {} if mode is None else raw[mode]
@@ -238,7 +260,9 @@ def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
     if schedule not in SCHEDULES:
         raise SuiteError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
     _check_labels("baseline", [baseline], labels)
-    suite = Suite(name if mode is None else f"{name}, {mode}", tasks, optimizers, seeds, schedule, baseline)
+    known = [task.label for task in tasks]
+    families = tuple(_family(label, entry, known) for label, entry in raw.get("families", {}).items())
+    suite = Suite(name if mode is None else f"{name}, {mode}", tasks, optimizers, seeds, schedule, baseline, families)
     suite = suite.only(changes.get("tasks"), changes.get("optimizers"))
     return _scaled(suite, changes.get("steps", 1.0), changes.get("rates"))
 
@@ -314,6 +338,18 @@ def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask
     evaluations = min(entry.get("evaluations", 10), entry["steps"])
     return SuiteTask(**{**entry, "label": label, "task": task, "evaluations": evaluations, "rates": rates,
                         "optimizers": chosen})  # fmt: skip
+
+
+def _family(label: str, entry: dict[str, Any], tasks: list[str]) -> SuiteFamily:
+    where = f"[families.{label}]"
+    _check_keys(where, entry, ("tasks", "measure"))
+    chosen, measure = entry.get("tasks"), entry.get("measure", "final")
+    if not isinstance(chosen, list) or len(chosen) < 2:
+        raise SuiteError(f"{where}: tasks={chosen!r} must be a list of at least two tasks")
+    _check_labels(where, chosen, tasks)
+    if measure not in MEASURES:
+        raise SuiteError(f"{where}: measure={measure!r} must be one of {', '.join(MEASURES)}")
+    return SuiteFamily(label, tuple(chosen), measure)
 
 
 def _rates(where: str, rates: Any) -> tuple[float, ...]:

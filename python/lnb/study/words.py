@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lnb.study.measures import Comparison, Estimate, Row
@@ -16,6 +17,7 @@ METRICS = {
     "loss": "loss",
     "relative_error": "relative error",
 }
+CLOCKS = {"wall": "wall-clock time", "cpu": "processor time"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,17 @@ def show_estimate(metric: str | None, estimate: Estimate | None) -> str:
     return one(estimate.median) if low == high else f"{one(estimate.median)} ({low} to {high})"
 
 
-HEADERS = ("optimizer", "lr", "s to target", "steps to target", "at equal time", "at the end", "ms/step", "lr range")
+HEADERS = (
+    "optimizer",
+    "lr",
+    "s to target",
+    "steps to target",
+    "at equal time",
+    "at the end",
+    "ms/step",
+    "peak MB",
+    "lr range",
+)
 
 
 def table(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -127,13 +139,14 @@ def table(comparison: Comparison) -> list[tuple[str, ...]]:
                 show_estimate(metric, row.at_equal_time),
                 show_estimate(metric, row.final),
                 show_estimate(None, row.milliseconds),
+                "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}",
                 width + note,
             )
         )
     return lines
 
 
-def machines(comparisons: list[Comparison]) -> list[str]:
+def machines(comparisons: Sequence[Comparison]) -> list[str]:
     """The machines and versions that the runs were made with."""
     found: dict[str, None] = {}
     for comparison in comparisons:
@@ -141,17 +154,26 @@ def machines(comparisons: list[Comparison]) -> list[str]:
             for run in row.runs:
                 where = run.environment
                 versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-                text = f"{where['processor']}, {where['cores']} cores, {where['threads']} threads; {versions}"
-                found[text] = None
+                threads = f"{where['threads']} thread" + ("s" if where["threads"] != 1 else "")
+                clock = CLOCKS[where["clock"]]
+                found[f"{where['processor']}, {where['cores']} cores, {threads}, {clock}; {versions}"] = None
     return list(found)
+
+
+def caution(comparisons: Sequence[Comparison]) -> str:
+    """What a reader must know where runs of several machines stand side by side; else empty."""
+    count = len(machines(comparisons))
+    return "" if count == 1 else f"Runs of {count} machines or settings stand side by side: their times do not compare."
 
 
 PROTOCOL = (
     "Every learning rate of a grid is run with the first seed; the best by the value at the end is run with the other "
     "seeds. All runs of a task have the same steps, batch size and schedule. Values are on the test split. Times are "
     "training times, without evaluation. Medians over seeds, with the central 90 % of the medians of resampled seeds in "
-    "brackets. 'edge': the best rate is at the end of its grid, so a better one may lie outside. 'lr range': factor "
-    "between the largest and smallest rate of the grid within 2 % of the best."
+    "brackets. A run that fails, diverges or ends no better than it began has no result, and so no time. 'edge': the best "
+    "rate is at the end of its grid, so a better one may lie outside. 'peak MB': most memory live at one time in training "
+    "steps, model included, as torch allocates it. 'lr range': factor between the largest and smallest rate of the grid "
+    "within 2 % of the best."
 )
 
 
