@@ -56,7 +56,7 @@ def test_the_page_is_complete_and_needs_no_network(report: Path) -> None:
 
 def test_markdown(report: Path) -> None:
     text = (report / "results.md").read_text()
-    assert re.search(r"^Machine: .+ cores, \d+ threads; lnb ", text, re.M)
+    assert re.search(r"^Machine: .+ cores, \d+ threads?, wall-clock time; lnb ", text, re.M)
     for title in ("## Where LNB does not win", "## Where LNB wins", "## digits", "## matrix"):
         assert title in text
     tables = [line for line in text.splitlines() if line.startswith(("| lnb ", "| adamw "))]

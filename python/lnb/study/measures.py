@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lnb.study.outcomes import Outcome, Store
-from lnb.study.runner import tuned_rates
+from lnb.study.runner import planned_cells, tuned_rates
 from lnb.study.suite import Suite, SuiteTask
 from lnb.training import TrainingError
 
@@ -110,16 +110,18 @@ def compare(suite: Suite, store: Store) -> list[Comparison]:
 
 
 def _compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | None:
-    cells = suite.tuning_cells(task)
-    outcomes = [outcome for cell in cells if (outcome := store.load(cell)) is not None]
-    if len(outcomes) < len(cells):
-        return None
+    outcomes: list[Outcome] = []
     grids: dict[str, list[tuple[float, float]]] = {}
-    for cell, outcome in zip(cells, outcomes, strict=True):
-        grids.setdefault(cell.optimizer.label, []).append((cell.lr, outcome.final))
+    for cell in planned_cells(suite, task, outcomes):
+        outcome = store.load(cell)
+        if outcome is not None:
+            outcomes.append(outcome)
+        elif cell.seed == suite.seeds[0]:
+            return None
+        if outcome is not None and cell.seed == suite.seeds[0]:
+            grids.setdefault(cell.optimizer.label, []).append((cell.lr, outcome.final))
     tuned = tuned_rates(suite, task, outcomes)
-    repeats = [store.load(cell) for cell in suite.repeat_cells(task, tuned)]
-    outcomes += [repeat for repeat in repeats if repeat is not None]
+    grids = {label: sorted(grid) for label, grid in grids.items()}
     metric, higher = outcomes[0].metric, outcomes[0].higher_is_better
     by_optimizer = {o.label: [x for x in outcomes if x.labels[1] == o.label] for o in suite.contestants(task)}
     target = _target(suite, task, by_optimizer, tuned, higher)

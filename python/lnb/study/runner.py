@@ -69,7 +69,7 @@ def run_suite(suite: Suite, store: Store, data: Path | None = None, clock: str =
         task: Task | None = None
         outcomes: list[Outcome] = []
         peaks: dict[str, int | None] = {}
-        for cell in _cells(suite, entry, outcomes):
+        for cell in planned_cells(suite, entry, outcomes):
             outcome = store.load(cell)
             kept = outcome is not None
             if outcome is None:
@@ -91,10 +91,25 @@ def _make_task(entry: SuiteTask, data: Path | None) -> Task:
     return dataclasses.replace(task, test=FirstExamples(task.test, entry.test_examples))
 
 
-def _cells(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> Iterator[Cell]:
-    """The runs of a task; the repetitions depend on what the tuning runs, by then in ``outcomes``, gave."""
+def planned_cells(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> Iterator[Cell]:
+    """The runs of a task in order; what comes after the grids depends on what they, by then in ``outcomes``, gave."""
     yield from suite.tuning_cells(task)
+    for _ in range(suite.extensions):
+        yield from _beyond_edges(suite, task, outcomes)
     yield from suite.repeat_cells(task, tuned_rates(suite, task, outcomes))
+
+
+def _beyond_edges(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> list[Cell]:
+    """One more rate for every optimizer whose best one is the first or last that was tried."""
+    cells = []
+    for optimizer in suite.contestants(task):
+        labels = (task.label, optimizer.label)
+        tried = sorted({outcome.cell["lr"] for outcome in outcomes if outcome.labels == labels})
+        best = tuned_rates(suite, task, outcomes).get(optimizer.label)
+        if best is not None and len(tried) > 1 and best in (tried[0], tried[-1]):
+            neighbour = tried[1] if best == tried[0] else tried[-2]
+            cells.append(Cell(task, optimizer, float(f"{best * best / neighbour:.4g}"), suite.seeds[0], suite.schedule))
+    return cells
 
 
 def _configuration(cell: Cell) -> tuple[OptimizerConfig, LoopConfig]:
@@ -187,6 +202,7 @@ class _Countdown:
 
     def __init__(self, suite: Suite) -> None:
         repeats = len(suite.seeds) - 1
+        self._suite = suite
         self._left = {
             (task.label, optimizer.label): len(suite.rates(task, optimizer)) + repeats
             for task in suite.tasks
@@ -197,7 +213,8 @@ class _Countdown:
 
     def after(self, cell: Cell, outcome: Outcome, kept: bool) -> Progress:
         self._walls.setdefault(outcome.labels, []).append(outcome.wall)
-        self._left[outcome.labels] -= 1
+        planned = cell.seed != self._suite.seeds[0] or cell.lr in self._suite.rates(cell.task, cell.optimizer)
+        self._left[outcome.labels] -= planned  # a grid that grows makes the study longer
         self._done += 1
         total = self._done + sum(self._left.values())
         return Progress(cell, outcome, kept, self._done, total, self._seconds_left())

@@ -4,6 +4,7 @@ A suite is a TOML file::
 
     seeds = [0, 1, 2]
     schedule = "cosine"
+    extensions = 2                  # optional, 0 by default: how often a grid may grow
     baseline = "adamw"              # what sets the targets
 
     [optimizers.adamw]              # a label; what it trains with is `optimizer`, by default the label
@@ -29,8 +30,9 @@ A suite is a TOML file::
     rates = 3                       # the middle ones of every grid
     tasks = ["mnist-inverted"]
 
-Protocol: every learning rate of the grid is run with the first seed; the one with the best value at the end is the tuned
-one, and is run with the other seeds. So every optimizer gets the same number of runs of the same length.
+Protocol: every learning rate of the grid is run with the first seed. While the best value at the end is at an edge of the
+grid, the grid grows there by the factor that it ends with, at most ``extensions`` times. The rate with the best value is the
+tuned one, and is run with the other seeds. So every optimizer is tuned by the same rule, with runs of the same length.
 """
 
 from __future__ import annotations
@@ -171,6 +173,7 @@ class Suite:
         schedule: one of :data:`lnb.training.SCHEDULES`.
         baseline: label of the optimizer that sets targets.
         families: groups of tasks to be shown side by side.
+        extensions: how many rates a grid may grow by.
     """
 
     name: str
@@ -180,6 +183,7 @@ class Suite:
     schedule: str
     baseline: str
     families: tuple[SuiteFamily, ...] = ()
+    extensions: int = 0
 
     def contestants(self, task: SuiteTask) -> tuple[SuiteOptimizer, ...]:
         """The optimizers that take part in ``task``."""
@@ -247,7 +251,9 @@ def load_suite(path: Path, mode: str | None = None) -> Suite:
 
 
 def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
-    _check_keys("the top level", raw, ("seeds", "schedule", "baseline", "tasks", "optimizers", "families", *MODES))
+    _check_keys(
+        "the top level", raw, ("seeds", "schedule", "baseline", "extensions", "tasks", "optimizers", "families", *MODES)
+    )
     if mode is not None and mode not in raw:
         raise SuiteError(f"has no table [{mode}], so --{mode} has no meaning for it")
     changes = {} if mode is None else raw[mode]
@@ -260,9 +266,13 @@ def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
     if schedule not in SCHEDULES:
         raise SuiteError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
     _check_labels("baseline", [baseline], labels)
+    extensions = raw.get("extensions", 0)
+    if not isinstance(extensions, int) or isinstance(extensions, bool) or extensions < 0:
+        raise SuiteError(f"extensions={extensions!r} must be a whole number of at least 0")
     known = [task.label for task in tasks]
     families = tuple(_family(label, entry, known) for label, entry in raw.get("families", {}).items())
-    suite = Suite(name if mode is None else f"{name}, {mode}", tasks, optimizers, seeds, schedule, baseline, families)
+    title = name if mode is None else f"{name}, {mode}"
+    suite = Suite(title, tasks, optimizers, seeds, schedule, baseline, families, extensions)
     suite = suite.only(changes.get("tasks"), changes.get("optimizers"))
     return _scaled(suite, changes.get("steps", 1.0), changes.get("rates"))
 

@@ -167,13 +167,13 @@ def caution(comparisons: Sequence[Comparison]) -> str:
 
 
 PROTOCOL = (
-    "Every learning rate of a grid is run with the first seed; the best by the value at the end is run with the other "
-    "seeds. All runs of a task have the same steps, batch size and schedule. Values are on the test split. Times are "
-    "training times, without evaluation. Medians over seeds, with the central 90 % of the medians of resampled seeds in "
-    "brackets. A run that fails, diverges or ends no better than it began has no result, and so no time. 'edge': the best "
-    "rate is at the end of its grid, so a better one may lie outside. 'peak MB': most memory live at one time in training "
-    "steps, model included, as torch allocates it. 'lr range': factor between the largest and smallest rate of the grid "
-    "within 2 % of the best."
+    "Every learning rate of a grid is run with the first seed; a grid whose best value at the end is at its edge grows "
+    "there, by the suite's limit. The best rate is run with the other seeds. All runs of a task have the same steps, batch "
+    "size and schedule. Values are on the test split. Times are training times, without evaluation. Medians over seeds, "
+    "with the central 90 % of the medians of resampled seeds in brackets. A run that fails, diverges or ends no better than "
+    "it began has no result, and so no time. 'edge': the best rate is at the end of what was tried, so a better one may lie "
+    "outside. 'peak MB': most memory live at one time in training steps, model included, as torch allocates it. 'lr range': "
+    "factor between the largest and smallest rate tried within 2 % of the best."
 )
 
 
