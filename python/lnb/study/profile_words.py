@@ -13,8 +13,9 @@ TITLES = {
 }
 NOTES = {
     "parts": (
-        "Milliseconds by torch's profiler, means over a refresh cycle of ten steps. Statistics: what the backward pass takes "
-        "longer than the first row's. Solve: the directions from gradients and second moments. Update: the rest."
+        "Milliseconds of a step: medians over refresh cycles of means over the ten steps of a cycle; optimizers take turns. "
+        "Statistics: what forward and backward take longer than the first row's. Solve: the directions from gradients and "
+        "second moments. Update: the rest."
     ),
     "memory": (
         "Most megabytes live at one time, parameters and optimizer state included. Kept inputs: matrix-free paper mode, which "

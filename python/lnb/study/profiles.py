@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lnb.study.environment import environment
 from lnb.training import TrainingError
 
 # What one result is, by the kind of the profile.
@@ -68,3 +69,17 @@ def _check(profile: Profile) -> None:
                 _ = [
                     float(row[name]) for name in (PARTS if profile.kind == "parts" else ("ratio", "low", "high", "ms"))
                 ]
+
+
+def save_profile(path: Path, kind: str, title: str, results: Any, **versions: str) -> None:
+    """Write a result file that :func:`load_profile` reads; ``versions`` of further packages go beside ours.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    where = environment()
+    packages = ", ".join(f"{name} {version}" for name, version in {**where["versions"], **versions}.items())
+    threads = f"{where['threads']} thread" + ("s" if where["threads"] != 1 else "")
+    machine = f"{where['processor']}, {where['cores']} cores, {threads}; {packages}; {where['date'][:10]}"
+    content = {"kind": kind, "title": title, "machine": machine, "results": results}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
