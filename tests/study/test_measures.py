@@ -26,8 +26,9 @@ def outcome(cell: Cell, values: list[float] | None, seconds_per_step: float) -> 
     )
     failure = "" if values else "the loss is nan"
     labels = (cell.task.label, cell.optimizer.label)
-    where = {"versions": {"torch": "2"}, "processor": "abacus", "cores": 2, "threads": 1}
-    return Outcome(cell.description(), labels, records, "accuracy", True, failure, 1.0, where)
+    where = {"versions": {"torch": "2"}, "processor": "abacus", "cores": 2, "threads": 1, "clock": "wall"}
+    peak = 3_000_000 if cell.optimizer.label == "lnb" else 2_000_000
+    return Outcome(cell.description(), labels, records, "accuracy", True, failure, 1.0, where, peak)
 
 
 def made_up(suite_file: Path, tmp_path: Path, curves: Curves) -> tuple[Suite, Store]:
@@ -67,7 +68,9 @@ def test_every_measure(suite_file: Path, tmp_path: Path) -> None:
     assert adamw.rate_width == 1
     assert comparison.tuning["adamw"][0] == (0.003, 0.6)
     assert math.isnan(comparison.tuning["adamw"][1][1])
+    assert (lnb.peak_bytes, adamw.peak_bytes) == (3_000_000, 2_000_000)
     cells = table(comparison)[1]
+    assert cells[7] == "2.0"
     assert cells[2].startswith("never")
     assert cells[-1].endswith("1 without result")
 
