@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lnb.study import Cell, Outcome, Store, Suite, compare, load_suite
+from lnb.study import Cell, Family, Outcome, Store, Suite, SuiteFamily, compare, families, load_suite
+from lnb.study.family_words import family_headers, family_sentences, family_table
 from lnb.study.measures import estimate
-from lnb.study.words import LOSS, TIE, WIN, duels, table
+from lnb.study.words import LOSS, TIE, WIN, caution, duels, machines, table
 from lnb.training import Record, TrainingError
 
 Curves = dict[tuple[str, float, int], list[float] | None]
@@ -106,6 +107,46 @@ def test_another_metric_of_the_same_run(suite_file: Path, tmp_path: Path) -> Non
     wrong = dataclasses.replace(suite, tasks=(dataclasses.replace(suite.tasks[0], metric="iou"),))
     with pytest.raises(TrainingError, match=r"\[tasks.digits\]: metric='iou' must be one of accuracy, loss"):
         compare(wrong, store)
+
+
+def family(suite_file: Path, tmp_path: Path, measure: str, curves: list[Curves]) -> Family:
+    """The family of as many copies of the digits as there are ``curves``."""
+    suite, _ = made_up(suite_file, tmp_path, {})
+    found = []
+    for number, given in enumerate(curves):
+        task = dataclasses.replace(suite.tasks[0], label=f"digits-{number}", target=0.85)
+        part, store = made_up(suite_file, tmp_path / str(number), given)
+        found += compare(dataclasses.replace(part, tasks=(task,)), store)
+    labels = tuple(comparison.task.label for comparison in found)
+    (shown,) = families(dataclasses.replace(suite, families=(SuiteFamily("f", labels, measure),)), found)
+    return shown
+
+
+def test_families(suite_file: Path, tmp_path: Path) -> None:
+    lower: Curves = {k: None if v is None else [x - 0.05 for x in v] for k, v in CURVES.items()}
+    final = family(suite_file, tmp_path / "a", "final", [CURVES, lower])
+    assert [final.spread(label) for label in ("lnb", "adamw")] == pytest.approx([0.05, 0.05])
+    assert family_sentences(final)[0] == "lnb: between 85.00% and 90.00%, moves by 5.00 points."
+    assert family_table(final)[0] == ("lnb", "90.00%", "85.00%", "5.00 points")
+    assert family_headers(final) == ("optimizer", "digits-0", "digits-1", "moves by")
+    later: Curves = {("lnb", 0.01, seed): [0.1, 0.2, 0.3, 0.95] for seed in (0, 1)}
+    steps = family(suite_file, tmp_path / "b", "steps_to_target", [CURVES, {**CURVES, **later}])
+    assert family_sentences(steps) == ["lnb: 20 to 30 steps, a factor of 1.5.", "adamw: never reached the target."]
+    assert family_table(steps)[1][-1] == "never on some"
+    worse: Curves = {**CURVES, **{("lnb", 0.01, seed): [0.1, 0.2, 0.3] for seed in (0, 1)}, ("lnb", 0.03, 0): None}
+    missed = family(suite_file, tmp_path / "c", "steps_to_target", [CURVES, worse])
+    assert family_sentences(missed)[0] == "lnb: reached the target except on digits-1."
+
+
+def test_two_machines_side_by_side(suite_file: Path, tmp_path: Path) -> None:
+    suite, store = made_up(suite_file, tmp_path, CURVES)
+    assert caution(compare(suite, store)) == ""
+    cell = suite.tuning_cells(suite.tasks[0])[0]
+    kept = store.load(cell)
+    assert kept is not None
+    store.save(cell, dataclasses.replace(kept, environment={**kept.environment, "clock": "cpu"}))
+    assert caution(compare(suite, store)).startswith("Runs of 2 machines or settings stand side by side")
+    assert any(", processor time; torch 2" in machine for machine in machines(compare(suite, store)))
 
 
 def test_unfinished_tasks_are_left_out(suite_file: Path, tmp_path: Path) -> None:

@@ -69,6 +69,18 @@ def test_the_study_is_well_formed(mode: str | None) -> None:
         ("rates = { adamw =", "rates = { adma =", r"\[tasks.matrix\]: 'adma' must be one of"),
         ("target = 0.5", "target = nan", "target=nan must be a finite number"),
         ("seeds = [0, 1]", "seeds = [0, 1", "not a TOML file"),
+        (
+            'tasks = ["digits", "matrix"]',
+            'tasks = ["digits"]',
+            r"\[families.both\]: tasks=\['digits'\] must be a list of at",
+        ),
+        (
+            'tasks = ["digits", "matrix"]',
+            'tasks = ["digits", "vit"]',
+            r"\[families.both\]: 'vit' must be one of digits",
+        ),
+        ('measure = "steps_to_target"', 'measure = "speed"', "measure='speed' must be one of final, steps_to_target"),
+        ('baseline = "adamw"', "extensions = -1", "extensions=-1 must be a whole number of at least 0"),
         ('baseline = "adamw"', 'schedule = "linear"', "schedule='linear' must be one of constant, cosine"),
         ("steps = 0.5", "steps = -1", "steps=-1 must be a finite number above 0"),
     ],
