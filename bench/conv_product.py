@@ -247,7 +247,7 @@ def main() -> None:
             import jax
 
             versions["jax"] = jax.__version__
-        title = f"Convolutions of the UNet ({step_overhead.unet.__doc__})"
+        title = f"Convolutions of the UNet ({(step_overhead.unet.__doc__ or '').rstrip('.')})"
         save_profile(arguments.json, "product", title, results, **versions)
 
 

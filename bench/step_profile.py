@@ -93,7 +93,7 @@ def timed_solve(clock: Callable[[], float]) -> Iterator[list[float]]:
 def split(mine: Spans, base: Spans) -> dict[str, float]:
     """The parts of a step from its spans and those of AdamW's: what its passes take longer is for the statistics."""
     forward, backward = min(mine["forward"], base["forward"]), min(mine["backward"], base["backward"])
-    statistics_ = mine["forward"] + mine["backward"] - forward - backward
+    statistics_ = (mine["forward"] - forward) + (mine["backward"] - backward)
     return {
         "forward": forward,
         "backward": backward,
@@ -230,7 +230,10 @@ def main() -> None:
     else:
         models = arguments.model or list(step_overhead.MODELS)
         results = show_parts(models, arguments.cycles, CLOCKS[arguments.clock])
-        kind, title = "parts", "; ".join(f"{name}: {step_overhead.MODELS[name].__doc__}" for name in models)
+        kind, title = (
+            "parts",
+            "; ".join(f"{name}: {(step_overhead.MODELS[name].__doc__ or '').rstrip('.')}" for name in models),
+        )
     if arguments.json:
         save_profile(arguments.json, kind, title, results)
 

@@ -71,7 +71,7 @@ def test_markdown(report: Path) -> None:
         "- mlp: a step takes, in steps of AdamW fused: paper 2.00 (most of the difference: solve).",
         "- At batch 256, without activation checkpointing, in units of AdamW fused's 20.0 MB: paper, probe 1.25.",
         "- At batch 256, with activation checkpointing, in units of AdamW fused's 10.0 MB: paper, probe 1.50.",
-        "- 3 to 16: in units of its backward pass: matrix-free 0.50.",
+        "- 3 to 16: matrix-free 0.50.",
         "- jax jvp + vjp was not installed: its column is empty.",
         "| paper | 4 | 5 | 2 | 8 | 1 | 20 | 2.00 |",
         "| paper, probe | yes | 11.0 | 15.0 |",
@@ -131,7 +131,9 @@ frame.onload = () => {
 </script>"""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="NO CHROMIUM: the page stays untested in a browser; install chromium")
+@pytest.mark.skipif(
+    BROWSER is None, reason="NO CHROMIUM: the page is not seen in a browser; tests/study/install_browser.sh"
+)
 @pytest.mark.parametrize("dark", [False, True])
 def test_in_a_browser_as_wide_as_a_phone(report: Path, tmp_path: Path, dark: bool) -> None:
     probe = report / f"probe-{dark}.html"

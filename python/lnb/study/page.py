@@ -39,7 +39,7 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid var(--fa
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--faint); }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; display: block; }
+figure { margin: 1rem 0; max-width: 34rem; } img { max-width: 100%; height: auto; display: block; }
 figcaption, .note { font-size: .85rem; opacity: .85; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
 .win, .tie, .loss { border-left: .3rem solid; padding: .2rem .7rem; margin: .4rem 0; background: var(--soft); }

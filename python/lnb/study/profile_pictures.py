@@ -85,7 +85,7 @@ def _product(shown: Profile, theme: Theme) -> bytes:
     """Bars of the ratio to the layer's backward pass, grouped by layer."""
     layers = list(shown.results)[::-1]
     methods = list(shown.results[layers[0]])
-    height = 1.2 + 0.22 * len(layers) * (len(methods) + 1)
+    height = 1.2 + 0.1 * len(layers) * (len(methods) + 1)
     figure, panel = subplots(theme, figsize=(5.2, height))
     for number, (method, colour) in enumerate(zip(methods, (OURS[0], OURS[1], *OTHERS), strict=False)):
         drawn = [

@@ -117,12 +117,7 @@ def _product(profile: Profile) -> list[Table]:
 
 
 def _product_said(profile: Profile) -> list[str]:
-    said = []
-    for layer, rows in profile.results.items():
-        present = {method: row["ratio"] for method, row in rows.items() if row is not None}
-        texts = ", ".join(f"{method} {ratio:.2f}" for method, ratio in present.items())
-        said.append(f"{layer}: in units of its backward pass: {texts}.")
-    missing = [
-        m for m in next(iter(profile.results.values())) if any(rows[m] is None for rows in profile.results.values())
-    ]
-    return said + [f"{method} was not installed: its column is empty." for method in missing]
+    *_, (last, rows) = profile.results.items()
+    ratios = ", ".join(f"{method} {row['ratio']:.2f}" for method, row in rows.items() if row is not None)
+    missing = [method for method, row in rows.items() if row is None]
+    return [f"{last}: {ratios}.", *(f"{method} was not installed: its column is empty." for method in missing)]

@@ -122,7 +122,7 @@ def _configuration(cell: Cell) -> tuple[OptimizerConfig, LoopConfig]:
         log_every=max(1, entry.steps // 20),
         evaluate_every=max(1, entry.steps // entry.evaluations),
     )
-    return OptimizerConfig(optimizer.optimizer, cell.lr, optimizer.weight_decay, dict(optimizer.settings)), loop
+    return OptimizerConfig(optimizer.optimizer, cell.lr, cell.weight_decay, dict(optimizer.settings)), loop
 
 
 def _peak(cell: Cell, task: Task) -> int | None:

@@ -73,6 +73,7 @@ class SuiteTask:
         batch_size: examples per step; None for the task's default.
         test_examples: evaluate on the first so many test examples only; None for all.
         options: fields of :class:`lnb.training.TaskOptions`, without the data folder.
+        weight_decay: of every optimizer in this task; None for each one's own.
         metric: the figure of merit, a name of the task's summary; None for the task's own.
         target: the value to reach; None for the best that the tuned baseline reaches.
         rates: grids by optimizer label, in place of the optimizer's.
@@ -86,6 +87,7 @@ class SuiteTask:
     batch_size: int | None = None
     test_examples: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float | None = None
     metric: str | None = None
     target: float | None = None
     rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -136,6 +138,11 @@ class Cell:
     seed: int
     schedule: str
 
+    @property
+    def weight_decay(self) -> float | None:
+        """The task's, else the optimizer's; None for the default of the optimizer."""
+        return self.optimizer.weight_decay if self.task.weight_decay is None else self.task.weight_decay
+
     def description(self) -> dict[str, Any]:
         """What decides the metric series, for JSON; labels, grids and targets are not part of it."""
         task, optimizer = self.task, self.optimizer
@@ -147,7 +154,7 @@ class Cell:
             "batch_size": task.batch_size,
             "test_examples": task.test_examples,
             "optimizer": optimizer.optimizer,
-            "weight_decay": optimizer.weight_decay,
+            "weight_decay": self.weight_decay,
             "settings": optimizer.settings,
             "lr": self.lr,
             "seed": self.seed,
@@ -339,6 +346,8 @@ def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask
     _check_keys(f"{where}: options", options, tuple(name for name in known if name != "data"))
     if options.get("model", "auto") not in MODELS:
         raise SuiteError(f"{where}: model={options['model']!r} must be one of {', '.join(MODELS)}")
+    if "weight_decay" in entry:
+        _require_number(f"{where}: weight_decay", entry["weight_decay"], least=0)
     if "target" in entry:
         _require_number(f"{where}: target", entry["target"])
     rates = {name: _rates(f"{where}: rates.{name}", grid) for name, grid in entry.get("rates", {}).items()}
