@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lnb.study.series import to_columns, to_records
 from lnb.study.suite import Cell
 from lnb.training import Record, TrainingError
 from lnb.training.files import write_atomically
@@ -69,14 +70,30 @@ class Outcome:
         return a >= b if self.higher_is_better else a <= b
 
 
-def _key(cell: Cell) -> str:
-    return json.dumps(cell.description(), sort_keys=True)
+def _key(description: dict[str, Any]) -> str:
+    return json.dumps(description, sort_keys=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """One outcome's file, checked as far as the metric series."""
+    try:
+        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        raw["records"] = tuple(Record(**record) for record in raw["records"])
+        _ = raw["cell"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(file, error) from error
+    return raw
+
+
+def _damaged(file: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"{file}: damaged ({error}); remove it, and the run is made again")
 
 
 class Store:
     """The folder of a study: ``cells/NAME.json`` for each finished run, written whole or not at all.
 
-    A finished study also has them all in ``results.jsonl``, one a line, which alone is enough for a report.
+    A finished study also has them all in ``results.jsonl``, one a line, the metric series as columns; this file alone is
+    enough for a report.
 
     Args:
         path: the folder; made when the first run is saved.
@@ -106,29 +123,35 @@ class Store:
             TrainingError: its file is damaged.
         """
         file = self.file(cell)
+        if file.exists():
+            raw = _read(file)
+        elif (key := _key(cell.description())) in self._packed:
+            raw = self._packed[key]
+        else:
+            return None
         try:
-            raw = json.loads(file.read_text(encoding="utf-8")) if file.exists() else self._packed.get(_key(cell))
-            if raw is None:
-                return None
-            records = tuple(Record(**record) for record in raw["records"])
-            outcome = Outcome(**{**raw, "records": records, "labels": (cell.task.label, cell.optimizer.label)})
+            outcome = Outcome(**{**raw, "labels": (cell.task.label, cell.optimizer.label)})
             if outcome.cell != json.loads(json.dumps(cell.description())):
                 raise ValueError("it describes another run")
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise TrainingError(f"{file}: damaged ({error}); remove it, and the run is made again") from error
+        except (ValueError, TypeError) as error:
+            raise _damaged(file, error) from error
         return outcome.judged_by(cell.task.metric)
 
     def pack(self) -> Path:
         """Write ``results.jsonl``: every kept outcome as one line.
 
         Raises:
-            TrainingError: it cannot be written.
+            TrainingError: it cannot be written, or a kept outcome is damaged.
         """
-        lines = {key: json.dumps(raw, allow_nan=False) for key, raw in self._packed.items()}
+        kept = dict(self._packed)
         for file in sorted((self.path / "cells").glob("*.json")):
-            text = file.read_text(encoding="utf-8")
-            lines[json.dumps(json.loads(text)["cell"], sort_keys=True)] = text
-        self._write(self._lines, "".join(f"{line}\n" for line in lines.values()))
+            raw = _read(file)
+            kept[_key(raw["cell"])] = raw
+        lines = [
+            json.dumps({**raw, "records": to_columns(raw["records"])}, allow_nan=False, separators=(",", ":"))
+            for raw in kept.values()
+        ]
+        self._write(self._lines, "".join(f"{line}\n" for line in lines))
         return self._lines
 
     @property
@@ -148,8 +171,9 @@ class Store:
     def _parse(self, number: int, line: str) -> tuple[str, dict[str, Any]]:
         try:
             raw = json.loads(line)
-            return json.dumps(raw["cell"], sort_keys=True), raw
-        except (ValueError, TypeError, KeyError) as error:
+            raw["records"] = to_records(raw["records"])
+            return _key(raw["cell"]), raw
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise TrainingError(
                 f"{self._lines}: line {number} is damaged ({error}); remove the line, and the run is made again"
             ) from error
