@@ -7,7 +7,7 @@ published implementation does) and in jax (an outside reference; the extra ``jax
 together, these over ``loss.backward()`` of the whole network. Routes take turns; medians of ratios within a round. A route
 whose result errs more than twice as much as torch's autodiff, both against float64, ends the benchmark.
 
-    python bench/conv_product.py [--rounds 15] [--threads 1] [--json FILE]
+    python bench/conv_product.py [--rounds 15] [--threads 1] [--clock cpu] [--json FILE]
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lnb_kernels as lk
+from lnb.study import CLOCKS
 from lnb.study.profiles import save_profile
 
 RIDGE = 0.1
@@ -181,14 +181,16 @@ def model_backward(model: nn.Module, batch: step_overhead.Batch) -> Route:
     return lambda: torch.autograd.grad(loss, parameters, retain_graph=True)
 
 
-def compare(base: Route, given: dict[str, Route], rounds: int) -> dict[str, dict[str, float]]:
+def compare(
+    base: Route, given: dict[str, Route], rounds: int, clock: Callable[[], float]
+) -> dict[str, dict[str, float]]:
     """Interleaved times; ratios to ``base`` within each round."""
     seconds: dict[str, list[float]] = {"base": [], **{name: [] for name in given}}
     for _ in range(rounds + 2):  # the first two warm up
         for name, route in {"base": base, **given}.items():
-            start = time.perf_counter()
+            start = clock()
             route()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     rows = {}
     for name in given:
         ratios = sorted(t / b for t, b in zip(seconds[name][2:], seconds["base"][2:], strict=True))
@@ -203,7 +205,7 @@ def compare(base: Route, given: dict[str, Route], rounds: int) -> dict[str, dict
 
 
 def measure(
-    model: nn.Module, batch: step_overhead.Batch, rounds: int, with_jax: bool
+    model: nn.Module, batch: step_overhead.Batch, rounds: int, clock: Callable[[], float], with_jax: bool
 ) -> dict[str, dict[str, dict[str, float] | None]]:
     """Rows of the distinct shapes among the model's convolutions, and of all of them together."""
     every = sites(model, batch[0])
@@ -218,7 +220,7 @@ def measure(
     for name, (base, chosen) in cases.items():
         given = routes(chosen, with_jax)
         verify(chosen, given)
-        rows: dict[str, dict[str, float] | None] = dict(compare(base, given, rounds))
+        rows: dict[str, dict[str, float] | None] = dict(compare(base, given, rounds, clock))
         results[name] = rows if with_jax else {**rows, JAX: None}
         shown = (f"{route} {row['ratio']:.2f}" for route, row in rows.items() if row is not None)
         print(f"{name:34}" + ", ".join(shown), flush=True)
@@ -230,8 +232,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.clock == "cpu" and arguments.threads != 1:
+        parser.error("--clock cpu adds up the time of all threads: give --threads 1 too")
     torch.set_num_threads(arguments.threads)
     if hasattr(os, "sched_setaffinity"):  # jax takes as many threads as the process may run on cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
@@ -240,7 +245,7 @@ def main() -> None:
         print("NO JAX: the outside reference is missing from every row; pip install 'lnb-kernels[jax]'", flush=True)
     torch.manual_seed(0)
     model, batch = step_overhead.unet()
-    results = measure(model, batch, arguments.rounds, with_jax)
+    results = measure(model, batch, arguments.rounds, CLOCKS[arguments.clock], with_jax)
     if arguments.json:
         versions = {}
         if with_jax:
