@@ -13,7 +13,7 @@ import pytest
 from lnb.study import Cell, Family, Outcome, Store, Suite, SuiteFamily, compare, families, load_suite
 from lnb.study.family_words import family_headers, family_sentences, family_table
 from lnb.study.measures import estimate
-from lnb.study.words import LOSS, TIE, WIN, caution, duels, machines, table
+from lnb.study.words import LOSS, TIE, WIN, caution, duels, machines, overview, summary, table
 from lnb.training import Record, TrainingError
 
 Curves = dict[tuple[str, float, int], list[float] | None]
@@ -93,9 +93,19 @@ def test_verdicts(suite_file: Path, tmp_path: Path) -> None:
         "0.67 times as long to the target (accuracy 90.00%): 0.33 times the steps, each of which takes 2.00" in win[1]
     )
     loss = verdict(suite_file, tmp_path / "b", [[0.1, 0.2, 0.3]] * 2, [[0.1, 0.2, 0.9]] * 2)
-    assert (loss[0], "lnb did not reach" in loss[1]) == (LOSS, True)
+    assert (loss[0], "(accuracy 90.00%) and ended at 30.00%, adamw reached it in 20 s" in loss[1]) == (LOSS, True)
     tie = verdict(suite_file, tmp_path / "d", [[0.1, 0.9], [0.1, 0.2, 0.9]], [[0.1, 0.2, 0.3, 0.9]] * 2)
     assert (tie[0], "not clear" in tie[1]) == (TIE, True)
+
+
+def test_overview(suite_file: Path, tmp_path: Path) -> None:
+    comparisons = compare(*made_up(suite_file, tmp_path, CURVES))
+    # AdamW's median over seeds of the time to 0.55 is infinite, LNB's 20 s; at AdamW's 20 s LNB is at 0.75
+    assert overview(comparisons) == [("digits", "lnb, 20 s", "lnb, 75.00%", "lnb, 90.00%", "1, 1, 1 of 2")]
+    assert summary(comparisons) == "1 comparisons by time to target: 0 wins, 1 without a clear difference, 0 losses."
+    others: Curves = {("lnb", 0.01, 0): [0.1, 0.2], ("lnb", 0.03, 0): None, ("lnb", 0.01, 1): [0.1, 0.3]}
+    behind = compare(*made_up(suite_file, tmp_path / "b", {**CURVES, **others}))
+    assert overview(behind) == [("digits", "none", "adamw, 55.00%", "adamw, 55.00%", "none, 2, 2 of 2")]
 
 
 def test_another_metric_of_the_same_run(suite_file: Path, tmp_path: Path) -> None:

@@ -8,7 +8,21 @@ from pathlib import Path
 from lnb.study.family_words import family_headers, family_note, family_sentences, family_table
 from lnb.study.findings import Findings
 from lnb.study.profile_words import NOTES, TITLES, conclusions, tables
-from lnb.study.words import HEADERS, LOSS, PROTOCOL, TIE, WIN, caution, duels, machines, table, target_note
+from lnb.study.words import (
+    HEADERS,
+    LOSS,
+    OVERVIEW,
+    PROTOCOL,
+    TIE,
+    WIN,
+    caution,
+    duels,
+    machines,
+    overview,
+    summary,
+    table,
+    target_note,
+)
 from lnb.training import TrainingError
 from lnb.training.files import write_atomically
 
@@ -20,6 +34,7 @@ def markdown(findings: Findings) -> str:
     lines = ["# Results", "", "Made from the data by `lnb report`; do not edit.", ""]
     lines += [f"Machine: {machine}." for machine in machines(comparisons)] + ["", PROTOCOL, ""]
     lines += [f"**{caution(comparisons)}**", ""] if caution(comparisons) else []
+    lines += [summary(comparisons), "", *_table(OVERVIEW, overview(comparisons))]
     for verdict, title in ((LOSS, "Where LNB does not win"), (TIE, "No clear difference"), (WIN, "Where LNB wins")):
         chosen = [f"{duel.task}: {duel.sentence}" for duel in every if duel.verdict == verdict]
         lines += [f"## {title}", "", *(_list(chosen) if chosen else ["Nowhere in this study.", ""])]

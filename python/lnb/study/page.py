@@ -16,7 +16,21 @@ from lnb.study.measures import Comparison
 from lnb.study.pictures import PICTURES
 from lnb.study.profile_words import NOTES, TITLES, conclusions, tables
 from lnb.study.profiles import Profile
-from lnb.study.words import HEADERS, LOSS, PROTOCOL, TIE, WIN, caution, duels, machines, table, target_note
+from lnb.study.words import (
+    HEADERS,
+    LOSS,
+    OVERVIEW,
+    PROTOCOL,
+    TIE,
+    WIN,
+    caution,
+    duels,
+    machines,
+    overview,
+    summary,
+    table,
+    target_note,
+)
 from lnb.training import TrainingError
 from lnb.training.files import write_atomically
 
@@ -70,11 +84,6 @@ def write_page(findings: Findings, out: Path) -> Path:
 
 def _page(comparisons: tuple[Comparison, ...], sections: list[str]) -> str:
     every = [duel for comparison in comparisons for duel in duels(comparison)]
-    counts = {verdict: sum(duel.verdict == verdict for duel in every) for verdict in VERDICTS}
-    summary = (
-        f"{len(every)} comparisons by time to target: {counts[WIN]} wins, {counts[TIE]} without a clear difference, "
-        f"{counts[LOSS]} losses."
-    )
     verdicts = "".join(
         f"<h3>{escape(title)}</h3>"
         + (
@@ -92,8 +101,9 @@ def _page(comparisons: tuple[Comparison, ...], sections: list[str]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>LNB next to other optimizers</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{STYLE}</style></head><body><h1>LNB next to other optimizers</h1><p>{escape(summary)}</p>"
-        f'{verdicts}<h2>How it was measured</h2><p class="note">{escape(PROTOCOL)}</p>{where}'
+        f"<style>{STYLE}</style></head><body><h1>LNB next to other optimizers</h1><p>{escape(summary(comparisons))}</p>"
+        f"{_table(OVERVIEW, overview(comparisons))}{verdicts}"
+        f'<h2>How it was measured</h2><p class="note">{escape(PROTOCOL)}</p>{where}'
         f"{''.join(sections)}</body></html>\n"
     )
 

@@ -65,7 +65,11 @@ def _duel(comparison: Comparison, mine: Row, other: Row) -> Duel:
         text = f"neither reached the target ({target})"
         return Duel(comparison.task.label, mine.optimizer, other.optimizer, TIE, math.nan, f"{names}: {text}.")
     if math.isinf(ours.median):
-        text = f"{mine.optimizer} did not reach the target ({target}), {other.optimizer} did in {theirs.median:.3g} s"
+        ended = show_estimate(comparison.metric, mine.final)
+        text = (
+            f"{mine.optimizer} did not reach the target ({target}) and ended at {ended}, {other.optimizer} reached it in "
+            f"{theirs.median:.3g} s"
+        )
         ratio = math.inf
     elif math.isinf(theirs.median):
         text = f"{mine.optimizer} reached the target ({target}) in {ours.median:.3g} s, {other.optimizer} did not"
@@ -107,6 +111,40 @@ def show_estimate(metric: str | None, estimate: Estimate | None) -> str:
 
     low, high = one(estimate.low), one(estimate.high)
     return one(estimate.median) if low == high else f"{one(estimate.median)} ({low} to {high})"
+
+
+OVERVIEW = ("task", "first at the target", "best at equal time", "best at the end", "places of the first LNB")
+
+
+def overview(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    """Who is ahead on each task by medians, and LNB's places there, in the order of :data:`OVERVIEW`."""
+    lines = []
+    for comparison in comparisons:
+        metric, sign = comparison.metric, -1 if comparison.higher_is_better else 1
+        rows = [row for row in comparison.rows if row.seconds_to_target and row.at_equal_time and row.final]
+        ours = next((row.optimizer for row in rows if is_ours(comparison, row)), None)
+        firsts, places = [], []
+        for measures, direction, shown_as in (
+            ({row.optimizer: row.seconds_to_target for row in rows}, 1, None),
+            ({row.optimizer: row.at_equal_time for row in rows}, sign, metric),
+            ({row.optimizer: row.final for row in rows}, sign, metric),
+        ):
+            medians = {name: direction * measure.median for name, measure in measures.items() if measure is not None}
+            order = sorted(medians, key=lambda name: medians[name])
+            best = direction * medians[order[0]]
+            value = f"{best:.3g} s" if shown_as is None else show(shown_as, best)
+            firsts.append("none" if math.isinf(best) else f"{order[0]}, {value}")
+            reached = ours is not None and math.isfinite(medians[ours])
+            places.append(str(1 + sum(m < medians[ours] for m in medians.values())) if ours and reached else "none")
+        lines.append((comparison.task.label, *firsts, f"{', '.join(places)} of {len(rows)}"))
+    return lines
+
+
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """All verdicts counted."""
+    verdicts = [duel.verdict for comparison in comparisons for duel in duels(comparison)]
+    wins, ties, losses = (verdicts.count(verdict) for verdict in (WIN, TIE, LOSS))
+    return f"{len(verdicts)} comparisons by time to target: {wins} wins, {ties} without a clear difference, {losses} losses."
 
 
 HEADERS = (
