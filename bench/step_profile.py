@@ -1,21 +1,22 @@
 """Where the time of a training step goes: forward, backward, statistics, solve, update; and memory against batch size.
 
-The times are from torch's profiler, summed over a whole refresh cycle of ten steps and divided by ten: *statistics* is what
-the backward pass takes longer than AdamW's on the same model, *solve* the time of ``lnb.solve``, *update* the rest of the step.
-The profiler slows small operators down, so the shares are for orientation; whole-step ratios are in ``step_overhead.py``.
+All optimizers of a model take turns, one step each; a part's time is the median over refresh cycles of its mean over the ten
+steps of a cycle. *Statistics* is what forward and backward take longer than AdamW's of the same cycle, *solve* the time of
+``lnb.solve``, *update* the rest of the step. ``--clock cpu`` counts processor time of one thread, which other processes do not
+disturb. `lnb report --profile FILE` shows the JSON files.
 
-    python bench/step_profile.py [--model mlp ...] [--threads 2] [--json FILE]
+    python bench/step_profile.py [--model mlp ...] [--cycles 3] [--threads 2] [--clock cpu] [--json FILE]
     python bench/step_profile.py --memory [--batches 64 1024] [--json FILE]      # peak memory against batch size
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import copy
+import math
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,82 +24,123 @@ import step_overhead
 import torch
 import torch.utils.checkpoint
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
 
 import lnb
 from lnb import update
+from lnb.study import CLOCKS
+from lnb.study.memory import peak_bytes
+from lnb.study.profiles import PARTS, save_profile
 
 CYCLE = 10
-SPANS = ("forward", "backward", "solve", "update")
-PARTS = ("forward", "backward", "statistics", "solve", "update")
+BASE = "AdamW fused"
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-    name: step_overhead.OPTIMIZERS[name]
-    for name in ("AdamW fused", "fast", "paper", "paper, matrix-free", "paper, autodiff")
+    name: step_overhead.OPTIMIZERS[name] for name in (BASE, "fast", "paper", "paper, matrix-free", "paper, autodiff")
 }
+Spans = dict[str, float]  # seconds by "forward", "backward", "solve", "update"
+
+
+class Worker:
+    """One optimizer on its own copy of a model, with a stop-watch for each part of its steps."""
+
+    def __init__(
+        self, model: nn.Module, make: Callable[[nn.Module], torch.optim.Optimizer], clock: Callable[[], float]
+    ) -> None:
+        self.model, self.clock = copy.deepcopy(model), clock
+        self.optimizer = make(self.model)
+        self.losses: list[float] = []
+
+    def step(self, batch: step_overhead.Batch) -> Spans:
+        """Make one training step."""
+        inputs, loss_fn = batch
+        self.optimizer.zero_grad()
+        start = self.clock()
+        loss = loss_fn(self.model(inputs))
+        forward = self.clock()
+        loss.backward()
+        backward = self.clock()
+        with timed_solve(self.clock) as solved:
+            self.optimizer.step()
+        end = self.clock()
+        self.losses.append(loss.item())
+        solve = sum(solved)
+        return {
+            "forward": forward - start,
+            "backward": backward - forward,
+            "solve": solve,
+            "update": end - backward - solve,
+        }
 
 
 @contextmanager
-def marked_solve() -> Iterator[None]:
-    """Let the profiler see the solution of the layers' systems as one span."""
-    plain = update.solve
+def timed_solve(clock: Callable[[], float]) -> Iterator[list[float]]:
+    """Time the solutions of the layers' systems; yields a list that fills with seconds."""
+    plain, seconds = update.solve, []
 
     def solve(*arguments: Any) -> Any:
-        with record_function("part: solve"):
+        start = clock()
+        try:
             return plain(*arguments)
+        finally:
+            seconds.append(clock() - start)
 
     update.solve = solve
     try:
-        yield
+        yield seconds
     finally:
         update.solve = plain
 
 
+def split(mine: Spans, base: Spans) -> dict[str, float]:
+    """The parts of a step from its spans and those of AdamW's: what its passes take longer is for the statistics."""
+    forward, backward = min(mine["forward"], base["forward"]), min(mine["backward"], base["backward"])
+    statistics_ = (mine["forward"] - forward) + (mine["backward"] - backward)
+    return {
+        "forward": forward,
+        "backward": backward,
+        "statistics": statistics_,
+        "solve": mine["solve"],
+        "update": mine["update"],
+    }
+
+
 def parts(
-    model: nn.Module, batch: step_overhead.Batch, make: Callable[[nn.Module], torch.optim.Optimizer]
-) -> dict[str, float]:
-    """Milliseconds of a step by :data:`SPANS`, mean over a cycle."""
-    optimizer = make(model)
-    inputs, loss_fn = batch
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with record_function("part: forward"):
-            loss = loss_fn(model(inputs))
-        with record_function("part: backward"):
-            loss.backward()
-        with record_function("part: update"):
-            optimizer.step()
-
-    for _ in range(CYCLE):  # the first steps refresh more often
-        step()
-    with marked_solve(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+    model: nn.Module, batch: step_overhead.Batch, cycles: int, clock: Callable[[], float]
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of a step of every optimizer by :data:`PARTS`; optimizers that did not train are left out."""
+    workers = {label: Worker(model, make, clock) for label, make in OPTIMIZERS.items()}
+    found: dict[str, list[dict[str, float]]] = {label: [] for label in workers}
+    for cycle in range(cycles + 1):
+        spans: dict[str, list[Spans]] = {label: [] for label in workers}
         for _ in range(CYCLE):
-            step()
-    return split(profiler.profiler.kineto_results.events())
+            for label, worker in workers.items():
+                spans[label].append(worker.step(batch))
+        if cycle == 0:  # the first steps refresh more often
+            continue
+        means = {
+            label: {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
+            for label, rows in spans.items()
+        }
+        for label, mean in means.items():
+            found[label].append(split(mean, means[BASE]))
+    rows = {}
+    for label, measured in found.items():
+        losses = workers[label].losses
+        if all(map(math.isfinite, losses)) and losses[-1] < losses[0]:
+            rows[label] = {part: 1e3 * statistics.median(row[part] for row in measured) for part in PARTS}
+        else:
+            print(f"{label:22}  no time: it did not train")
+    return rows
 
 
-def split(events: list[Any]) -> dict[str, float]:
-    """Add up the marked spans of the profiler's events; the solution is within the update, and counted apart."""
-    spans = [(e.start_ns(), e.start_ns() + e.duration_ns(), e.name()) for e in events]
-    total = {name: sum(b - a for a, b, n in spans if n == f"part: {name}") for name in SPANS}
-    total["update"] -= total["solve"]
-    return {name: nanoseconds / CYCLE / 1e6 for name, nanoseconds in total.items()}
-
-
-def show_parts(models: list[str]) -> dict[str, Any]:
+def show_parts(models: list[str], cycles: int, clock: Callable[[], float]) -> dict[str, Any]:
     """Measure and print the times of all optimizers on every model."""
     results: dict[str, Any] = {}
     for name in models:
-        results[name] = {}
+        torch.manual_seed(0)
         print(f"\n{name}: {step_overhead.MODELS[name].__doc__} (ms)")
         print(f"{'':22}" + "".join(f"{part:>12}" for part in PARTS))
-        for label, make in OPTIMIZERS.items():
-            torch.manual_seed(0)
-            model, batch = step_overhead.MODELS[name]()
-            row = results[name][label] = parts(model, batch, make)
-            plain = results[name]["AdamW fused"]["backward"]
-            row["statistics"] = max(0.0, row["backward"] - plain)
-            row["backward"] = min(row["backward"], plain)
+        results[name] = parts(*step_overhead.MODELS[name](), cycles, clock)
+        for label, row in results[name].items():
             print(f"{label:22}" + "".join(f"{row[part]:12.2f}" for part in PARTS), flush=True)
     return results
 
@@ -117,7 +159,7 @@ class Checkpointed(nn.Module):
 
 
 MEMORY_OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-    "AdamW fused": OPTIMIZERS["AdamW fused"],
+    BASE: OPTIMIZERS[BASE],
     "paper, kept inputs": OPTIMIZERS["paper, matrix-free"],
     "paper, probe": lambda m: lnb.LNB(m, 0.02, "paper"),
     "fast": lambda m: lnb.LNB(m, 0.01),
@@ -125,19 +167,18 @@ MEMORY_OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 
 
 def peak(model: nn.Module, rows: int, width: int, make: Callable[[nn.Module], torch.optim.Optimizer]) -> int:
-    """Most bytes live during the second and third of three steps, parameters and state included."""
-    from peak_memory import replay
+    """Most bytes live during three steps, parameters and state included."""
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model = model.to(torch.float64).to(torch.float32)  # allocated anew, where the profiler sees it
+    def train() -> None:
+        here = model.to(torch.float64).to(torch.float32)  # allocated anew, where the profiler sees it
         inputs = torch.randn(rows, width)
-        optimizer = make(model)
+        optimizer = make(here)
         for _ in range(3):
             optimizer.zero_grad()
-            model(inputs).square().mean().backward()
+            here(inputs).square().mean().backward()
             optimizer.step()
-    result: int = replay(profiler.profiler.kineto_results.events())["peak"]
-    return result
+
+    return peak_bytes(train)
 
 
 def pair(width: int) -> nn.Module:
@@ -173,20 +214,28 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024, 4096])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--cycles", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.clock == "cpu" and arguments.threads != 1:
+        parser.error("--clock cpu adds up the time of all threads: give --threads 1 too")
     torch.set_num_threads(arguments.threads)
     results: Any
     if arguments.memory:
-        results = show_memory(arguments.batches, arguments.width, arguments.depth)
+        width, depth = arguments.width, arguments.depth
+        results = show_memory(arguments.batches, width, depth)
+        kind, title = "memory", f"{depth} x 2 linear layers of {width} with tanh, fp32"
     else:
-        results = show_parts(arguments.model or list(step_overhead.MODELS))
-    if arguments.json:
-        facts = {"date": date.today().isoformat(), "torch": torch.__version__, "machine": platform.machine()}
-        arguments.json.write_text(
-            json.dumps({**facts, "threads": arguments.threads, "results": results}, indent=1) + "\n"
+        models = arguments.model or list(step_overhead.MODELS)
+        results = show_parts(models, arguments.cycles, CLOCKS[arguments.clock])
+        kind, title = (
+            "parts",
+            "; ".join(f"{name}: {(step_overhead.MODELS[name].__doc__ or '').rstrip('.')}" for name in models),
         )
+    if arguments.json:
+        save_profile(arguments.json, kind, title, results)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lnb.study import Cell, Outcome, Store, Suite, compare, load_suite
+from lnb.study import Cell, Family, Outcome, Store, Suite, SuiteFamily, compare, families, load_suite
+from lnb.study.family_words import family_headers, family_sentences, family_table
 from lnb.study.measures import estimate
-from lnb.study.words import LOSS, TIE, WIN, duels, table
+from lnb.study.words import LOSS, TIE, WIN, caution, duels, machines, overview, summary, table
 from lnb.training import Record, TrainingError
 
 Curves = dict[tuple[str, float, int], list[float] | None]
@@ -26,8 +27,9 @@ def outcome(cell: Cell, values: list[float] | None, seconds_per_step: float) -> 
     )
     failure = "" if values else "the loss is nan"
     labels = (cell.task.label, cell.optimizer.label)
-    where = {"versions": {"torch": "2"}, "processor": "abacus", "cores": 2, "threads": 1}
-    return Outcome(cell.description(), labels, records, "accuracy", True, failure, 1.0, where)
+    where = {"versions": {"torch": "2"}, "processor": "abacus", "cores": 2, "threads": 1, "clock": "wall"}
+    peak = 3_000_000 if cell.optimizer.label == "lnb" else 2_000_000
+    return Outcome(cell.description(), labels, records, "accuracy", True, failure, 1.0, where, peak)
 
 
 def made_up(suite_file: Path, tmp_path: Path, curves: Curves) -> tuple[Suite, Store]:
@@ -67,7 +69,9 @@ def test_every_measure(suite_file: Path, tmp_path: Path) -> None:
     assert adamw.rate_width == 1
     assert comparison.tuning["adamw"][0] == (0.003, 0.6)
     assert math.isnan(comparison.tuning["adamw"][1][1])
+    assert (lnb.peak_bytes, adamw.peak_bytes) == (3_000_000, 2_000_000)
     cells = table(comparison)[1]
+    assert cells[7] == "2.0"
     assert cells[2].startswith("never")
     assert cells[-1].endswith("1 without result")
 
@@ -89,9 +93,19 @@ def test_verdicts(suite_file: Path, tmp_path: Path) -> None:
         "0.67 times as long to the target (accuracy 90.00%): 0.33 times the steps, each of which takes 2.00" in win[1]
     )
     loss = verdict(suite_file, tmp_path / "b", [[0.1, 0.2, 0.3]] * 2, [[0.1, 0.2, 0.9]] * 2)
-    assert (loss[0], "lnb did not reach" in loss[1]) == (LOSS, True)
+    assert (loss[0], "(accuracy 90.00%) and ended at 30.00%, adamw reached it in 20 s" in loss[1]) == (LOSS, True)
     tie = verdict(suite_file, tmp_path / "d", [[0.1, 0.9], [0.1, 0.2, 0.9]], [[0.1, 0.2, 0.3, 0.9]] * 2)
     assert (tie[0], "not clear" in tie[1]) == (TIE, True)
+
+
+def test_overview(suite_file: Path, tmp_path: Path) -> None:
+    comparisons = compare(*made_up(suite_file, tmp_path, CURVES))
+    # AdamW's median over seeds of the time to 0.55 is infinite, LNB's 20 s; at AdamW's 20 s LNB is at 0.75
+    assert overview(comparisons) == [("digits", "lnb, 20 s", "lnb, 75.00%", "lnb, 90.00%", "1, 1, 1 of 2")]
+    assert summary(comparisons) == "1 comparisons by time to target: 0 wins, 1 without a clear difference, 0 losses."
+    others: Curves = {("lnb", 0.01, 0): [0.1, 0.2], ("lnb", 0.03, 0): None, ("lnb", 0.01, 1): [0.1, 0.3]}
+    behind = compare(*made_up(suite_file, tmp_path / "b", {**CURVES, **others}))
+    assert overview(behind) == [("digits", "none", "adamw, 55.00%", "adamw, 55.00%", "none, 2, 2 of 2")]
 
 
 def test_another_metric_of_the_same_run(suite_file: Path, tmp_path: Path) -> None:
@@ -103,6 +117,46 @@ def test_another_metric_of_the_same_run(suite_file: Path, tmp_path: Path) -> Non
     wrong = dataclasses.replace(suite, tasks=(dataclasses.replace(suite.tasks[0], metric="iou"),))
     with pytest.raises(TrainingError, match=r"\[tasks.digits\]: metric='iou' must be one of accuracy, loss"):
         compare(wrong, store)
+
+
+def family(suite_file: Path, tmp_path: Path, measure: str, curves: list[Curves]) -> Family:
+    """The family of as many copies of the digits as there are ``curves``."""
+    suite, _ = made_up(suite_file, tmp_path, {})
+    found = []
+    for number, given in enumerate(curves):
+        task = dataclasses.replace(suite.tasks[0], label=f"digits-{number}", target=0.85)
+        part, store = made_up(suite_file, tmp_path / str(number), given)
+        found += compare(dataclasses.replace(part, tasks=(task,)), store)
+    labels = tuple(comparison.task.label for comparison in found)
+    (shown,) = families(dataclasses.replace(suite, families=(SuiteFamily("f", labels, measure),)), found)
+    return shown
+
+
+def test_families(suite_file: Path, tmp_path: Path) -> None:
+    lower: Curves = {k: None if v is None else [x - 0.05 for x in v] for k, v in CURVES.items()}
+    final = family(suite_file, tmp_path / "a", "final", [CURVES, lower])
+    assert [final.spread(label) for label in ("lnb", "adamw")] == pytest.approx([0.05, 0.05])
+    assert family_sentences(final)[0] == "lnb: between 85.00% and 90.00%, moves by 5.00 points."
+    assert family_table(final)[0] == ("lnb", "90.00%", "85.00%", "5.00 points")
+    assert family_headers(final) == ("optimizer", "digits-0", "digits-1", "moves by")
+    later: Curves = {("lnb", 0.01, seed): [0.1, 0.2, 0.3, 0.95] for seed in (0, 1)}
+    steps = family(suite_file, tmp_path / "b", "steps_to_target", [CURVES, {**CURVES, **later}])
+    assert family_sentences(steps) == ["lnb: 20 to 30 steps, a factor of 1.5.", "adamw: never reached the target."]
+    assert family_table(steps)[1][-1] == "never on some"
+    worse: Curves = {**CURVES, **{("lnb", 0.01, seed): [0.1, 0.2, 0.3] for seed in (0, 1)}, ("lnb", 0.03, 0): None}
+    missed = family(suite_file, tmp_path / "c", "steps_to_target", [CURVES, worse])
+    assert family_sentences(missed)[0] == "lnb: reached the target except on digits-1."
+
+
+def test_two_machines_side_by_side(suite_file: Path, tmp_path: Path) -> None:
+    suite, store = made_up(suite_file, tmp_path, CURVES)
+    assert caution(compare(suite, store)) == ""
+    cell = suite.tuning_cells(suite.tasks[0])[0]
+    kept = store.load(cell)
+    assert kept is not None
+    store.save(cell, dataclasses.replace(kept, environment={**kept.environment, "clock": "cpu"}))
+    assert caution(compare(suite, store)).startswith("Runs of 2 machines or settings stand side by side")
+    assert any(", processor time; torch 2" in machine for machine in machines(compare(suite, store)))
 
 
 def test_unfinished_tasks_are_left_out(suite_file: Path, tmp_path: Path) -> None:

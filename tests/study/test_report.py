@@ -9,11 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from small_study import SUITE
+from small_study import PROFILES, SUITE
 from typer.testing import CliRunner
 
 from lnb.cli.app import app
+from lnb.study.profiles import save_profile
 
+PICTURES = 2 * 3 + 1 + 3  # of every task, of the family, of the profiles
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -24,6 +26,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the report ``page/index.html`` and ``results.md`` of a study that was run for it."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "small.toml").write_text(SUITE)
+    for kind, results in PROFILES.items():
+        save_profile(folder / f"{kind}.json", kind, "A made-up model", results, jax="0")
     for arguments in (
         ["bench", folder / "small.toml", "--out", folder / "runs"],
         [
@@ -34,6 +38,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / "page",
             "--markdown",
             folder / "results.md",
+            *(part for kind in PROFILES for part in ("--profile", folder / f"{kind}.json")),
         ],
     ):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -45,23 +50,64 @@ def test_the_page_is_complete_and_needs_no_network(report: Path) -> None:
     page = (report / "page" / "index.html").read_text()
     assert not re.search(r"(src|href|srcset)=\"(?!data:)", page)
     assert "@import" not in page
-    assert page.count("<img ") == 6
+    assert page.count("<img ") == PICTURES
     assert "lnb against adamw" in page
     pictures = sorted(path.name for path in (report / "page").glob("*.png"))
-    assert pictures == [
-        f"{task}-{name}.png" for task in ("digits", "matrix") for name in ("curves", "learning-rates", "time-to-target")
-    ]
+    by_task = [f"{t}-{n}.png" for t in ("digits", "matrix") for n in ("curves", "learning-rates", "time-to-target")]
+    assert pictures == sorted([*by_task, "family-both.png", *(f"profile-{kind}.png" for kind in PROFILES)])
+    assert len(pictures) == PICTURES
     assert all((report / "page" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
 def test_markdown(report: Path) -> None:
     text = (report / "results.md").read_text()
-    assert re.search(r"^Machine: .+ cores, \d+ threads; lnb ", text, re.M)
+    assert re.search(r"^Machine: .+ cores, \d+ threads?, wall-clock time; lnb ", text, re.M)
     for title in ("## Where LNB does not win", "## Where LNB wins", "## digits", "## matrix"):
         assert title in text
     tables = [line for line in text.splitlines() if line.startswith(("| lnb ", "| adamw "))]
-    assert len(tables) == 4
-    assert all(line.count("|") == 9 for line in tables)
+    assert [line.count("|") for line in tables] == [5, 5, 10, 10, 10, 10]  # the family's, then two tasks'
+    assert re.search(r"^2 comparisons by time to target: ", text, re.M)
+    assert re.search(r"^\| digits \| \w+, .* of 2 \|$", text, re.M)
+    assert "## Side by side: both\n\nSteps to the target, each" in text
+    said = (
+        "- mlp: a step takes, in steps of AdamW fused: paper 2.00 (most of the difference: solve).",
+        "- At batch 256, without activation checkpointing, in units of AdamW fused's 20.0 MB: paper, probe 1.25.",
+        "- At batch 256, with activation checkpointing, in units of AdamW fused's 10.0 MB: paper, probe 1.50.",
+        "- 3 to 16: matrix-free 0.50.",
+        "- jax jvp + vjp was not installed: its column is empty.",
+        "| paper | 4 | 5 | 2 | 8 | 1 | 20 | 2.00 |",
+        "| paper, probe | yes | 11.0 | 15.0 |",
+        "| 3 to 16 | 0.50 (0.40 to 0.60) | not installed |",
+    )
+    for line in said:
+        assert line in text
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (None, "cannot be read"),
+        ("{", "no profile of a training step"),
+        ('{"kind": "parts"}', "KeyError: 'title'"),
+        (
+            '{"kind": "speed", "title": "", "machine": "", "results": {}}',
+            "kind='speed' must be one of parts, memory, product",
+        ),
+        (
+            '{"kind": "parts", "title": "", "machine": "", "results": {"a": {"b": {"forward": 1}}}}',
+            "KeyError: 'backward'",
+        ),
+        ('{"kind": "memory", "title": "", "machine": "", "results": [{"optimizer": "a"}]}', "KeyError: 'checkpointed'"),
+    ],
+)
+def test_a_profile_that_is_none(report: Path, tmp_path: Path, content: str | None, cause: str) -> None:
+    profile = tmp_path / "profile.json"
+    if content is not None:
+        profile.write_text(content)
+    arguments = ["report", report / "small.toml", report / "runs", "--out", tmp_path, "--profile", profile]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1
+    assert cause in " ".join(result.output.split())
 
 
 def test_nothing_to_report(report: Path, tmp_path: Path) -> None:
@@ -87,7 +133,9 @@ frame.onload = () => {
 </script>"""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="NO CHROMIUM: the page stays untested in a browser; install chromium")
+@pytest.mark.skipif(
+    BROWSER is None, reason="NO CHROMIUM: the page is not seen in a browser; tests/study/install_browser.sh"
+)
 @pytest.mark.parametrize("dark", [False, True])
 def test_in_a_browser_as_wide_as_a_phone(report: Path, tmp_path: Path, dark: bool) -> None:
     probe = report / f"probe-{dark}.html"
@@ -104,7 +152,7 @@ def test_in_a_browser_as_wide_as_a_phone(report: Path, tmp_path: Path, dark: boo
     seen = json.loads(found[1])
     assert 370 < seen["client"] <= 390  # a vertical scroll bar may take some
     assert seen["scroll"] == seen["client"]
-    assert len(seen["images"]) == 6
+    assert len(seen["images"]) == PICTURES
     assert all(loaded and 250 < width <= 390 for loaded, width in seen["images"])
     assert "CONSOLE" not in done.stderr
     assert seen["dark"] is dark

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +24,9 @@ import lnb
 import lnb_kernels
 from lnb.cli.app import app
 from lnb.cli.bench import duration
-from lnb.study import Store, Suite, load_suite, run_suite
-from lnb.training import TrainingError, files, peers
+from lnb.study import Cell, Outcome, Store, Suite, compare, load_suite, run_suite, runner
+from lnb.study.memory import peak_bytes
+from lnb.training import OPTIMIZERS, Record, TrainingError, files, peers
 
 
 def series(folder: Path) -> dict[str, Any]:
@@ -111,6 +115,109 @@ def test_a_diverged_run_has_no_time_and_the_study_goes_on(suite_file: Path, tmp_
     assert outcomes[0.1].final < 1
 
 
+def test_a_run_that_ends_no_better_than_it_began_has_no_time(
+    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: None)
+    seen = list(run_suite(quick(suite_file), Store(tmp_path / "runs")))
+    outcome = next(p.outcome for p in seen if p.outcome.labels[1] == "adamw")
+    assert re.fullmatch(r"it did not learn: accuracy (\S+) before the first step, \1 at the end", outcome.failure)
+    assert outcome.records == ()
+
+
+def test_a_grid_grows_while_its_best_is_at_an_edge(
+    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values at the end by rate, made up: AdamW's rise with the rate for ever, LNB's are best in the middle."""
+
+    def made_up(cell: Cell, task: object, clock: str) -> Outcome:
+        value = cell.lr if cell.optimizer.label == "adamw" else 1 / (1 + abs(math.log10(cell.lr / 0.03)))
+        records = tuple(Record(i, 1.0, "test", {"accuracy": i * value}, 1.0) for i in (0, 1))
+        labels = (cell.task.label, cell.optimizer.label)
+        return Outcome(cell.description(), labels, records, "accuracy", True, "", 1.0, {})
+
+    monkeypatch.setattr(runner, "run_cell", made_up)
+    suite_file.write_text(suite_file.read_text().replace("[0.01, 0.03]", "[0.01, 0.03, 0.1]", 1))
+    suite = dataclasses.replace(load_suite(suite_file).only(["digits"], None), extensions=2)
+    store = Store(tmp_path / "runs")
+    seen = list(run_suite(suite, store))
+    tried = [(p.cell.optimizer.label, p.cell.lr, p.cell.seed) for p in seen]
+    assert tried[5:] == [("adamw", 0.03333, 0), ("adamw", 0.1111, 0), ("lnb", 0.03, 1), ("adamw", 0.1111, 1)]
+    assert (seen[-1].done, seen[-1].total, seen[-1].seconds_left) == (9, 9, 0)
+    (comparison,) = compare(suite, store)
+    assert [lr for lr, _ in comparison.tuning["adamw"]] == [0.003, 0.01, 0.03333, 0.1111]
+    assert [(row.lr, row.rate_at_edge) for row in comparison.rows] == [(0.03, False), (0.1111, True)]
+
+
+def test_one_file_of_lines_is_enough_for_a_report(suite_file: Path, tmp_path: Path) -> None:
+    store, suite = Store(tmp_path / "runs"), quick(suite_file)
+    outcomes = [p.outcome for p in run_suite(suite, store)]
+    lines = store.pack()
+    shutil.rmtree(store.path / "cells")
+    again = Store(store.path)
+    for cell, outcome in zip(suite.tuning_cells(suite.tasks[0]), outcomes, strict=True):
+        read = again.load(cell)
+        assert read is not None
+        rounded = [dataclasses.replace(record, seconds=round(record.seconds, 6)) for record in outcome.records]
+        assert read == dataclasses.replace(outcome, records=tuple(rounded))
+    assert [p.kept for p in run_suite(suite, again)] == [True, True]
+    assert again.pack().read_text() == lines.read_text()  # what has no file of its own stays
+    lines.write_text(lines.read_text()[:-9])
+    with pytest.raises(
+        TrainingError, match=r"results.jsonl: line 2 is damaged .*; remove the line, and the run is made"
+    ):
+        Store(store.path).load(suite.tuning_cells(suite.tasks[0])[0])
+
+
+def test_the_finished_study_is_packed(suite_file: Path, tmp_path: Path) -> None:
+    invoke("bench", suite_file, "--quick", "--out", tmp_path / "runs")
+    assert len((tmp_path / "runs" / "results.jsonl").read_text().splitlines()) == 2
+
+
+def test_clocks(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(runner.CLOCKS, "cpu", iter(range(10**6)).__next__)  # one tick within each step
+    seen = list(run_suite(quick(suite_file), Store(tmp_path / "runs"), clock="cpu"))
+    assert [p.outcome.environment["clock"] for p in seen] == ["cpu", "cpu"]
+    assert [p.outcome.records[-1].seconds for p in seen] == [12, 12]
+    bench = ("bench", suite_file, "--quick", "--out", tmp_path / "runs")
+    assert "give --threads 1 too" in invoke(*bench, "--clock", "cpu", code=2)
+    assert "--clock sun: must be one of wall, cpu" in invoke(*bench, "--clock", "sun", code=2)
+
+
+def test_memory_of_every_run(suite_file: Path, tmp_path: Path) -> None:
+    suite = load_suite(suite_file).only(["digits"], None)
+    peaks: dict[str, set[int | None]] = {}
+    for progress in run_suite(suite, Store(tmp_path / "runs")):
+        peaks.setdefault(progress.outcome.labels[1], set()).add(progress.outcome.peak_bytes)
+    assert all(len(found) == 1 for found in peaks.values())
+    lnb_peak, adamw_peak = (peaks[label].pop() for label in ("lnb", "adamw"))
+    assert lnb_peak is not None
+    assert adamw_peak is not None
+    parameters = 4 * sum(m * (d + 1) for d, m in ((64, 16), (16, 10)))
+    assert lnb_peak > adamw_peak > 4 * parameters  # with gradients and two averages of them
+
+
+def test_peak_of_known_tensors() -> None:
+    def allocate() -> None:
+        a = torch.empty(1_000_000)
+        del a
+        b, c = torch.empty(500_000), torch.empty(700_000)
+        del b, c
+
+    assert peak_bytes(allocate) == pytest.approx(4_800_000, rel=1e-3)
+
+
+def test_damaged_data_keep_what_is_finished(suite_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "camvid_train.npz").write_bytes(b"PK not an archive")
+    text = suite_file.read_text().split("[tasks.matrix]")[0] + "[tasks.camvid]\nsteps = 2\nevaluations = 1\n"
+    suite_file.write_text(text)
+    output = invoke("bench", suite_file, "--out", tmp_path / "runs", "--data", tmp_path / "data", code=1)
+    assert "camvid_train.npz" in output
+    assert "error:" in output
+    assert len(series(tmp_path / "runs")) == 6  # every run of the task before
+
+
 def test_a_failing_run_says_why_and_the_study_goes_on(
     suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,9 +272,12 @@ def test_peers_that_are_missing_or_broken(suite_file: Path, tmp_path: Path, monk
     assert not (tmp_path / "runs" / "cells").exists()
 
 
-@pytest.mark.parametrize("peer", peers.PEERS)
-def test_peers_learn_and_repeat_bit_for_bit(peer: str, suite_file: Path, tmp_path: Path) -> None:
-    pytest.importorskip("pytorch_optimizer", reason="NO PEERS: pytorch-optimizer is not installed, they stay untested")
+@pytest.mark.parametrize("peer", [name for name in OPTIMIZERS if name not in ("lnb", "adamw")])
+def test_the_others_learn_and_repeat_bit_for_bit(peer: str, suite_file: Path, tmp_path: Path) -> None:
+    if peer in peers.PEERS:
+        pytest.importorskip(
+            "pytorch_optimizer", reason="NO PEERS: pytorch-optimizer is not installed: they are untested"
+        )
     suite_file.write_text(
         suite_file.read_text().replace("[optimizers.lnb]", f"[optimizers.{peer}]").replace("[0.01, 0.03]", "[0.03]")
     )
@@ -182,7 +292,8 @@ def test_peers_learn_and_repeat_bit_for_bit(peer: str, suite_file: Path, tmp_pat
 
 
 def test_missing_data_and_wrong_use(suite_file: Path, tmp_path: Path) -> None:
-    suite_file.write_text(suite_file.read_text().replace("[tasks.digits]\noptions = { width = 16 }", "[tasks.camvid]"))
+    text = suite_file.read_text().replace("[tasks.digits]\noptions = { width = 16 }", "[tasks.camvid]")
+    suite_file.write_text(text.replace('["digits", "matrix"]', '["camvid", "matrix"]'))
     (tmp_path / "empty").mkdir()
     arguments = ("bench", suite_file, "--out", tmp_path / "runs", "--data", tmp_path / "empty")
     assert "camvid_train.npz: no such file" in invoke(*arguments, code=1)

@@ -24,6 +24,20 @@ def test_cells_of_a_suite(suite_file: Path) -> None:
     ]
 
 
+def test_weight_decay_of_a_task(suite_file: Path) -> None:
+    suite_file.write_text(
+        suite_file.read_text()
+        .replace("settings = { fused = true }", "settings = { fused = true }\nweight_decay = 0.1")
+        .replace("steps = 30", "steps = 30\nweight_decay = 0")
+    )
+    suite = load_suite(suite_file)
+    decays = {(c.task.label, c.optimizer.label): c.description()["weight_decay"] for t in suite.tasks
+              for c in suite.tuning_cells(t)}  # fmt: skip
+    assert decays == {
+        ("digits", "lnb"): None, ("digits", "adamw"): 0.1, ("matrix", "lnb"): 0, ("matrix", "adamw"): 0,
+    }  # fmt: skip
+
+
 def test_a_mode_changes_the_suite(suite_file: Path) -> None:
     quick = load_suite(suite_file, "quick")
     assert (quick.seeds, [t.label for t in quick.tasks], quick.tasks[0].steps) == ((0,), ["digits"], 12)
@@ -60,6 +74,11 @@ def test_the_study_is_well_formed(mode: str | None) -> None:
         ('task = "matrix-factorization"', 'task = "imagenet"', r"\[tasks.matrix\]: task='imagenet' must be one of"),
         ("steps = 24", "steps = 0", r"\[tasks.digits\]: steps=0 must be a whole number"),
         ("steps = 24", "stesp = 24", r"\[tasks.digits\]: unknown entry 'stesp'"),
+        (
+            "steps = 24",
+            "steps = 24\nweight_decay = -1",
+            r"\[tasks.digits\]: weight_decay=-1 must be a finite number of at",
+        ),
         ("steps = 24", "", r"\[tasks.digits\]: steps=None must be"),
         ("width = 16", "widht = 16", r"options: unknown entry 'widht'"),
         ("[0.01, 0.03]", "[0.01, -1]", r"\[optimizers.lnb\]: a rate=-1 must be a finite number above 0"),
@@ -69,6 +88,18 @@ def test_the_study_is_well_formed(mode: str | None) -> None:
         ("rates = { adamw =", "rates = { adma =", r"\[tasks.matrix\]: 'adma' must be one of"),
         ("target = 0.5", "target = nan", "target=nan must be a finite number"),
         ("seeds = [0, 1]", "seeds = [0, 1", "not a TOML file"),
+        (
+            'tasks = ["digits", "matrix"]',
+            'tasks = ["digits"]',
+            r"\[families.both\]: tasks=\['digits'\] must be a list of at",
+        ),
+        (
+            'tasks = ["digits", "matrix"]',
+            'tasks = ["digits", "vit"]',
+            r"\[families.both\]: 'vit' must be one of digits",
+        ),
+        ('measure = "steps_to_target"', 'measure = "speed"', "measure='speed' must be one of final, steps_to_target"),
+        ('baseline = "adamw"', "extensions = -1", "extensions=-1 must be a whole number of at least 0"),
         ('baseline = "adamw"', 'schedule = "linear"', "schedule='linear' must be one of constant, cosine"),
         ("steps = 0.5", "steps = -1", "steps=-1 must be a finite number above 0"),
     ],

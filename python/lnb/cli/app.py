@@ -70,11 +70,14 @@ def bench(
     task: Annotated[list[str] | None, typer.Option(help="Only this task of the suite; repeatable.")] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; repeatable.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as torch has it.", min=1)] = None,
+    clock: Annotated[
+        str, typer.Option(help="wall, or cpu: processor time, which other processes do not disturb; needs --threads 1.")
+    ] = "wall",
 ) -> None:
     """Run a study: tasks x optimizers x learning rates x seeds. Killed, it goes on where it was."""
     from lnb.cli.bench import run_bench
 
-    run_bench(suite, out, data, (quick, full), (task, optimizer), threads, Console())
+    run_bench(suite, out, data, (quick, full), (task, optimizer), threads, clock, Console())
 
 
 @app.command()
@@ -84,12 +87,15 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")],
     quick: Annotated[bool, typer.Option("--quick", help="The suite's short form.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The suite's long form.")] = False,
+    profile: Annotated[
+        list[Path] | None, typer.Option(help="A result file of bench/step_profile.py to show too; repeatable.")
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file too.")] = None,
 ) -> None:
     """Compare the finished runs of a study: one self-contained page, its pictures, and tables."""
     from lnb.cli.bench import run_report
 
-    run_report(suite, runs, out, (quick, full), markdown, Console())
+    run_report(suite, runs, out, (quick, full), profile or [], markdown, Console())
 
 
 @app.command()

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from lnb.cli.errors import WRONG_USE, fail, reported
-from lnb.study import Progress, Store, Suite, compare, load_suite, run_suite
+from lnb.study import CLOCKS, Findings, Progress, Store, Suite, compare, families, load_profile, load_suite, run_suite
 
 
 def run_bench(
@@ -20,25 +20,37 @@ def run_bench(
     modes: tuple[bool, bool],
     only: tuple[list[str] | None, list[str] | None],
     threads: int | None,
+    clock: str,
     console: Console,
 ) -> None:
     """Make the runs of the suite that ``out`` does not hold yet."""
     again = f"interrupted; finished runs are kept in {out}: give the same command again to go on"
     with reported(ValueError, TypeError, interrupted=again):
+        _check_clock(clock, threads)
         suite = load(suite_file, modes).only(*only)
         store = Store(out)
         store.describe(suite_file.read_text(encoding="utf-8"))
         if threads is not None:
             torch.set_num_threads(threads)
-        last = _show(suite, store, data, console)
+        last = _show(suite, store, data, clock, console)
+        store.pack()
         console.print(f"{last.done} runs in {out}; look at them with: lnb report {suite_file} {out} --out DIR")
 
 
-def _show(suite: Suite, store: Store, data: Path | None, console: Console) -> Progress:
+def _check_clock(clock: str, threads: int | None) -> None:
+    if clock not in CLOCKS:
+        raise ValueError(f"--clock {clock}: must be one of {', '.join(CLOCKS)}")
+    if clock == "cpu" and threads != 1:
+        raise ValueError(
+            "--clock cpu adds up the time of all threads, which says nothing of speed: give --threads 1 too"
+        )
+
+
+def _show(suite: Suite, store: Store, data: Path | None, clock: str, console: Console) -> Progress:
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn())
     with Bars(*columns, TextColumn("{task.fields[left]}"), console=console) as bars:
         bar = bars.add_task(suite.name, total=None, left="")
-        for progress in run_suite(suite, store, data):
+        for progress in run_suite(suite, store, data, clock):
             left = progress.seconds_left
             bars.update(
                 bar,
@@ -58,18 +70,26 @@ def _line(progress: Progress) -> str:
 
 
 def run_report(
-    suite_file: Path, runs: Path, out: Path, modes: tuple[bool, bool], markdown: Path | None, console: Console
+    suite_file: Path,
+    runs: Path,
+    out: Path,
+    modes: tuple[bool, bool],
+    profiles: list[Path],
+    markdown: Path | None,
+    console: Console,
 ) -> None:
     """Write the page, the pictures and, if asked, the tables as Markdown."""
     from lnb.study.markdown import write_markdown
     from lnb.study.page import write_page
 
     with reported(ValueError):
-        comparisons = compare(load(suite_file, modes), Store(runs))
-        page = write_page(comparisons, out)
+        suite = load(suite_file, modes)
+        comparisons = compare(suite, Store(runs))
+        found = Findings(tuple(comparisons), tuple(families(suite, comparisons)), tuple(map(load_profile, profiles)))
+        page = write_page(found, out)
         console.print(f"written: {page}", soft_wrap=True)
         if markdown is not None:
-            write_markdown(comparisons, markdown)
+            write_markdown(found, markdown)
             console.print(f"written: {markdown}", soft_wrap=True)
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from lnb.study.findings import Family, Findings, families
 from lnb.study.measures import Comparison, Row, compare
 from lnb.study.outcomes import Outcome, Store
-from lnb.study.runner import Progress, run_suite
-from lnb.study.suite import Cell, Suite, SuiteError, SuiteTask, load_suite
+from lnb.study.profiles import Profile, load_profile
+from lnb.study.runner import CLOCKS, Progress, run_suite
+from lnb.study.suite import Cell, Suite, SuiteError, SuiteFamily, SuiteTask, load_suite
 
 __all__ = [
+    "CLOCKS",
     "Cell",
     "Comparison",
+    "Family",
+    "Findings",
     "Outcome",
+    "Profile",
     "Progress",
     "Row",
     "Store",
     "Suite",
     "SuiteError",
+    "SuiteFamily",
     "SuiteTask",
     "compare",
+    "families",
+    "load_profile",
     "load_suite",
     "run_suite",
 ]

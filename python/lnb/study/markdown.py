@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from lnb.study.measures import Comparison
-from lnb.study.words import HEADERS, LOSS, PROTOCOL, TIE, WIN, duels, machines, table, target_note
+from lnb.study.family_words import family_headers, family_note, family_sentences, family_table
+from lnb.study.findings import Findings
+from lnb.study.profile_words import NOTES, TITLES, conclusions, tables
+from lnb.study.words import (
+    HEADERS,
+    LOSS,
+    OVERVIEW,
+    PROTOCOL,
+    TIE,
+    WIN,
+    caution,
+    duels,
+    machines,
+    overview,
+    summary,
+    table,
+    target_note,
+)
 from lnb.training import TrainingError
 from lnb.training.files import write_atomically
 
 
-def markdown(comparisons: list[Comparison]) -> str:
+def markdown(findings: Findings) -> str:
     """The whole document."""
+    comparisons = findings.comparisons
     every = [duel for comparison in comparisons for duel in duels(comparison)]
     lines = ["# Results", "", "Made from the data by `lnb report`; do not edit.", ""]
     lines += [f"Machine: {machine}." for machine in machines(comparisons)] + ["", PROTOCOL, ""]
+    lines += [f"**{caution(comparisons)}**", ""] if caution(comparisons) else []
+    lines += [summary(comparisons), "", *_table(OVERVIEW, overview(comparisons))]
     for verdict, title in ((LOSS, "Where LNB does not win"), (TIE, "No clear difference"), (WIN, "Where LNB wins")):
-        lines += [f"## {title}", ""]
-        chosen = [f"- {duel.task}: {duel.sentence}" for duel in every if duel.verdict == verdict]
-        lines += [*(chosen or ["Nowhere in this study."]), ""]
+        chosen = [f"{duel.task}: {duel.sentence}" for duel in every if duel.verdict == verdict]
+        lines += [f"## {title}", "", *(_list(chosen) if chosen else ["Nowhere in this study.", ""])]
+    for family in findings.families:
+        lines += [f"## Side by side: {family.label}", "", family_note(family), "", *_list(family_sentences(family))]
+        lines += _table(family_headers(family), family_table(family))
+    for profile in findings.profiles:
+        lines += [f"## {TITLES[profile.kind]}", "", NOTES[profile.kind], "", f"Machine: {profile.machine}.", ""]
+        lines += _list(conclusions(profile))
+        for shown in tables(profile):
+            lines += [f"{shown.title}:", "", *_table(shown.headers, shown.lines)]
     for comparison in comparisons:
-        lines += [f"## {comparison.task.label}", "", target_note(comparison), ""]
-        lines += [_line(HEADERS), _line(("---",) * len(HEADERS)), *map(_line, table(comparison)), ""]
+        lines += [f"## {comparison.task.label}", "", target_note(comparison), "", *_table(HEADERS, table(comparison))]
     return "\n".join(lines)
 
 
-def write_markdown(comparisons: list[Comparison], path: Path) -> None:
+def write_markdown(findings: Findings, path: Path) -> None:
     """Write the document.
 
     Raises:
@@ -33,9 +59,17 @@ def write_markdown(comparisons: list[Comparison], path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, markdown(comparisons).encode())
+        write_atomically(path, markdown(findings).encode())
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _list(sentences: Iterable[str]) -> list[str]:
+    return [*(f"- {sentence}" for sentence in sentences), ""]
+
+
+def _table(headers: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> list[str]:
+    return [_line(headers), _line(("---",) * len(headers)), *map(_line, lines), ""]
 
 
 def _line(cells: tuple[str, ...]) -> str:

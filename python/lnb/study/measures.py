@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lnb.study.outcomes import Outcome, Store
-from lnb.study.runner import tuned_rates
+from lnb.study.runner import planned_cells, tuned_rates
 from lnb.study.suite import Suite, SuiteTask
 from lnb.training import TrainingError
 
@@ -51,6 +51,7 @@ class Row:
         at_equal_time: likewise.
         final: the value at the end.
         milliseconds: of one training step.
+        peak_bytes: most memory that its training steps needed; None where that was not measured.
         rate_width: likewise.
         rate_at_edge: the tuned rate is the first or the last of the grid: a better one may lie outside.
     """
@@ -65,6 +66,7 @@ class Row:
     at_equal_time: Estimate | None = None
     final: Estimate | None = None
     milliseconds: Estimate | None = None
+    peak_bytes: int | None = None
     rate_width: float | None = None
     rate_at_edge: bool = False
 
@@ -108,16 +110,18 @@ def compare(suite: Suite, store: Store) -> list[Comparison]:
 
 
 def _compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | None:
-    cells = suite.tuning_cells(task)
-    outcomes = [outcome for cell in cells if (outcome := store.load(cell)) is not None]
-    if len(outcomes) < len(cells):
-        return None
+    outcomes: list[Outcome] = []
     grids: dict[str, list[tuple[float, float]]] = {}
-    for cell, outcome in zip(cells, outcomes, strict=True):
-        grids.setdefault(cell.optimizer.label, []).append((cell.lr, outcome.final))
+    for cell in planned_cells(suite, task, outcomes):
+        outcome = store.load(cell)
+        if outcome is not None:
+            outcomes.append(outcome)
+        elif cell.seed == suite.seeds[0]:
+            return None
+        if outcome is not None and cell.seed == suite.seeds[0]:
+            grids.setdefault(cell.optimizer.label, []).append((cell.lr, outcome.final))
     tuned = tuned_rates(suite, task, outcomes)
-    repeats = [store.load(cell) for cell in suite.repeat_cells(task, tuned)]
-    outcomes += [repeat for repeat in repeats if repeat is not None]
+    grids = {label: sorted(grid) for label, grid in grids.items()}
     metric, higher = outcomes[0].metric, outcomes[0].higher_is_better
     by_optimizer = {o.label: [x for x in outcomes if x.labels[1] == o.label] for o in suite.contestants(task)}
     target = _target(suite, task, by_optimizer, tuned, higher)
@@ -175,6 +179,7 @@ def _row(label: str, outcomes: list[Outcome], lr: float | None, seed: int, targe
         at_equal_time=estimate([_value_at(run, budget) for run in runs]),
         final=estimate([run.final for run in runs]),
         milliseconds=estimate([1e3 * run.records[-1].seconds / run.records[-1].step for run in runs]),
+        peak_bytes=max((run.peak_bytes for run in runs if run.peak_bytes is not None), default=None),
         rate_width=max(near) / min(near),
         rate_at_edge=len(rates) > 1 and lr in (rates[0], rates[-1]),
     )

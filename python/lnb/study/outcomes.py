@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lnb.study.series import to_columns, to_records
 from lnb.study.suite import Cell
 from lnb.training import Record, TrainingError
 from lnb.training.files import write_atomically
@@ -27,6 +29,7 @@ class Outcome:
         failure: why there is no result; empty for a run that has one.
         wall: seconds that the whole run took, evaluations included.
         environment: versions and machine.
+        peak_bytes: most memory that training steps like these needed; None where that could not be measured.
     """
 
     cell: dict[str, Any]
@@ -37,6 +40,7 @@ class Outcome:
     failure: str
     wall: float
     environment: dict[str, Any]
+    peak_bytes: int | None = None
 
     @property
     def curve(self) -> list[tuple[int, float, float]]:
@@ -66,8 +70,30 @@ class Outcome:
         return a >= b if self.higher_is_better else a <= b
 
 
+def _key(description: dict[str, Any]) -> str:
+    return json.dumps(description, sort_keys=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """One outcome's file, checked as far as the metric series."""
+    try:
+        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        raw["records"] = tuple(Record(**record) for record in raw["records"])
+        _ = raw["cell"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(file, error) from error
+    return raw
+
+
+def _damaged(file: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"{file}: damaged ({error}); remove it, and the run is made again")
+
+
 class Store:
     """The folder of a study: ``cells/NAME.json`` for each finished run, written whole or not at all.
+
+    A finished study also has them all in ``results.jsonl``, one a line, the metric series as columns; this file alone is
+    enough for a report.
 
     Args:
         path: the folder; made when the first run is saved.
@@ -97,17 +123,60 @@ class Store:
             TrainingError: its file is damaged.
         """
         file = self.file(cell)
-        if not file.exists():
+        if file.exists():
+            raw = _read(file)
+        elif (key := _key(cell.description())) in self._packed:
+            raw = self._packed[key]
+        else:
             return None
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-            raw["records"] = tuple(Record(**record) for record in raw["records"])
             outcome = Outcome(**{**raw, "labels": (cell.task.label, cell.optimizer.label)})
             if outcome.cell != json.loads(json.dumps(cell.description())):
                 raise ValueError("it describes another run")
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise TrainingError(f"{file}: damaged ({error}); remove it, and the run is made again") from error
+        except (ValueError, TypeError) as error:
+            raise _damaged(file, error) from error
         return outcome.judged_by(cell.task.metric)
+
+    def pack(self) -> Path:
+        """Write ``results.jsonl``: every kept outcome as one line.
+
+        Raises:
+            TrainingError: it cannot be written, or a kept outcome is damaged.
+        """
+        kept = dict(self._packed)
+        for file in sorted((self.path / "cells").glob("*.json")):
+            raw = _read(file)
+            kept[_key(raw["cell"])] = raw
+        lines = [
+            json.dumps({**raw, "records": to_columns(raw["records"])}, allow_nan=False, separators=(",", ":"))
+            for raw in kept.values()
+        ]
+        self._write(self._lines, "".join(f"{line}\n" for line in lines))
+        return self._lines
+
+    @property
+    def _lines(self) -> Path:
+        return self.path / "results.jsonl"
+
+    @functools.cached_property
+    def _packed(self) -> dict[str, dict[str, Any]]:
+        """The outcomes of ``results.jsonl`` by :func:`_key`, read once."""
+        if not self._lines.exists():
+            return {}
+        return dict(
+            self._parse(number, line)
+            for number, line in enumerate(self._lines.read_text(encoding="utf-8").splitlines(), 1)
+        )
+
+    def _parse(self, number: int, line: str) -> tuple[str, dict[str, Any]]:
+        try:
+            raw = json.loads(line)
+            raw["records"] = to_records(raw["records"])
+            return _key(raw["cell"]), raw
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TrainingError(
+                f"{self._lines}: line {number} is damaged ({error}); remove the line, and the run is made again"
+            ) from error
 
     def describe(self, text: str) -> None:
         """Keep the suite file beside the outcomes, so that the folder explains itself.

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
-from dataclasses import dataclass
-from typing import Any
 
+from lnb.study.canvas import OTHERS, OURS, Theme, dress, png, subplots
 from lnb.study.measures import Comparison, Row
 from lnb.study.words import METRICS, is_ours
-from lnb.training import TrainingError
-
-OTHERS = ("#2563eb", "#059669", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#475569")
-OURS = ("#ea580c", "#d97706")
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a page."""
-
-    name: str
-    ink: str
-    faint: str
-    paper: str
-
-
-THEMES = (Theme("light", "#1f2937", "#d1d5db", "#ffffff"), Theme("dark", "#e5e7eb", "#4b5563", "#171717"))
 
 
 def curves(comparison: Comparison, theme: Theme) -> bytes:
     """Value against training time and against steps, every seed thin, PNG."""
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(2, 1, figsize=(5.2, 6.2), layout="constrained", facecolor=theme.paper)
+    figure, panels = subplots(theme, 2, 1, figsize=(5.2, 6.2))
     name = METRICS.get(comparison.metric, comparison.metric)
     for panel, place, label in zip(panels, (1, 0), ("training time, s", "steps"), strict=True):
         values: list[float] = []
@@ -50,17 +30,16 @@ def curves(comparison: Comparison, theme: Theme) -> bytes:
         panel.axhline(comparison.target, color=theme.ink, linewidth=0.9, linestyle=(0, (4, 3)))
         if not comparison.higher_is_better and min(values) > 0 and max(values) > 20 * min(values):
             panel.set_yscale("log")
-        _dress(panel, theme, label, name)
+        dress(panel, theme, label, name)
     panels[0].legend(fontsize=8, frameon=False, labelcolor=theme.ink, ncols=2)
-    return _png(figure)
+    return png(figure)
 
 
 def bars(comparison: Comparison, theme: Theme) -> bytes:
     """Time to target, median and interval, PNG; an optimizer that never got there has a word instead of a bar."""
-    pyplot = _pyplot()
     rows = [(row, colour) for row, colour in _coloured(comparison) if row.seconds_to_target is not None][::-1]
     height = 1.0 + 0.4 * len(rows)
-    figure, panel = pyplot.subplots(figsize=(5.2, height), layout="constrained", facecolor=theme.paper)
+    figure, panel = subplots(theme, figsize=(5.2, height))
     for place, (row, colour) in enumerate(rows):
         reached = row.seconds_to_target
         if reached is None or math.isinf(reached.median):
@@ -71,16 +50,15 @@ def bars(comparison: Comparison, theme: Theme) -> bytes:
         if math.isfinite(reached.high):
             panel.plot([reached.low, reached.high], [place, place], color=theme.ink, linewidth=1.2)
     panel.set_yticks(range(len(rows)), [row.optimizer for row, _ in rows])
-    _dress(panel, theme, "time to target, s", "")
+    dress(panel, theme, "time to target, s", "")
     panel.grid(False)
     panel.set_xlim(left=0)
-    return _png(figure)
+    return png(figure)
 
 
 def rates(comparison: Comparison, theme: Theme) -> bytes:
     """Value at the end against the learning rate, in units of the tuned one, PNG."""
-    pyplot = _pyplot()
-    figure, panel = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained", facecolor=theme.paper)
+    figure, panel = subplots(theme, figsize=(5.2, 3.2))
     for row, colour in _coloured(comparison):
         if row.lr is not None:
             points = [(lr / row.lr, value) for lr, value in comparison.tuning[row.optimizer] if not math.isnan(value)]
@@ -89,8 +67,8 @@ def rates(comparison: Comparison, theme: Theme) -> bytes:
     finals = [value for grid in comparison.tuning.values() for _, value in grid if value > 0]
     if not comparison.higher_is_better and finals and max(finals) > 20 * min(finals):
         panel.set_yscale("log")
-    _dress(panel, theme, "learning rate over the tuned one", METRICS.get(comparison.metric, comparison.metric))
-    return _png(figure)
+    dress(panel, theme, "learning rate over the tuned one", METRICS.get(comparison.metric, comparison.metric))
+    return png(figure)
 
 
 PICTURES = {"curves": curves, "time-to-target": bars, "learning-rates": rates}
@@ -100,31 +78,3 @@ def _coloured(comparison: Comparison) -> list[tuple[Row, str]]:
     """Rows with runs, each with its colour: warm ones are LNB's."""
     mine, others = iter(OURS * 9), iter(OTHERS * 9)
     return [(row, next(mine if is_ours(comparison, row) else others)) for row in comparison.rows if row.runs]
-
-
-def _dress(panel: Any, theme: Theme, x: str, y: str) -> None:
-    panel.set_facecolor(theme.paper)
-    panel.set_xlabel(x, color=theme.ink, fontsize=9)
-    panel.set_ylabel(y, color=theme.ink, fontsize=9)
-    panel.tick_params(colors=theme.ink, labelsize=8, which="both")
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(theme.faint)
-    panel.grid(axis="y", color=theme.faint, linewidth=0.5)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
-    _pyplot().close(figure)
-    return buffer.getvalue()
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise TrainingError("the report's pictures need matplotlib: pip install 'lnb-kernels[cli]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

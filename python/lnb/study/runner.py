@@ -6,18 +6,22 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lnb.study.environment import environment
+from lnb.study.memory import training_peak
 from lnb.study.outcomes import Outcome, Store
 from lnb.study.suite import Cell, Suite, SuiteTask
 from lnb.training import Diverged, LoopConfig, OptimizerConfig, Record, Task, TaskOptions, Trainer, make_task
 from lnb.training.data.splits import FirstExamples
 from lnb.training.optimizers import require_optimizer
+
+# Processor time of one thread is not disturbed by other processes, and on a quiet machine it is the wall-clock time.
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,14 @@ class Progress:
     seconds_left: float | None
 
 
-def run_suite(suite: Suite, store: Store, data: Path | None = None) -> Iterator[Progress]:
+def run_suite(suite: Suite, store: Store, data: Path | None = None, clock: str = "wall") -> Iterator[Progress]:
     """Make the runs of ``suite`` that ``store`` does not hold.
 
     Args:
         suite: the study.
         store: where results are.
         data: folder of the data; None for ``$LNB_DATA``.
+        clock: what training is timed by, one of :data:`CLOCKS`.
 
     Yields:
         One item per run, kept ones included.
@@ -59,21 +64,24 @@ def run_suite(suite: Suite, store: Store, data: Path | None = None) -> Iterator[
     for optimizer in suite.optimizers:
         require_optimizer(optimizer.optimizer)
     store.clear_leftovers()
-    clock = _Clock(suite)
+    countdown = _Countdown(suite)
     for entry in suite.tasks:
         task: Task | None = None
         outcomes: list[Outcome] = []
-        for cell in _cells(suite, entry, outcomes):
+        peaks: dict[str, int | None] = {}
+        for cell in planned_cells(suite, entry, outcomes):
             outcome = store.load(cell)
             kept = outcome is not None
             if outcome is None:
                 task = task or _make_task(entry, data)
-                outcome = run_cell(cell, task)
+                if cell.optimizer.label not in peaks:
+                    peaks[cell.optimizer.label] = _peak(cell, task)
+                outcome = dataclasses.replace(run_cell(cell, task, clock), peak_bytes=peaks[cell.optimizer.label])
                 store.save(cell, outcome)
                 outcome = outcome.judged_by(entry.metric)
             outcomes.append(outcome)
-            yield clock.after(cell, outcome, kept)
-        clock.close(entry)
+            yield countdown.after(cell, outcome, kept)
+        countdown.close(entry)
 
 
 def _make_task(entry: SuiteTask, data: Path | None) -> Task:
@@ -83,35 +91,61 @@ def _make_task(entry: SuiteTask, data: Path | None) -> Task:
     return dataclasses.replace(task, test=FirstExamples(task.test, entry.test_examples))
 
 
-def _cells(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> Iterator[Cell]:
-    """The runs of a task; the repetitions depend on what the tuning runs, by then in ``outcomes``, gave."""
+def planned_cells(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> Iterator[Cell]:
+    """The runs of a task in order; what comes after the grids depends on what they, by then in ``outcomes``, gave."""
     yield from suite.tuning_cells(task)
+    for _ in range(suite.extensions):
+        yield from _beyond_edges(suite, task, outcomes)
     yield from suite.repeat_cells(task, tuned_rates(suite, task, outcomes))
 
 
-def run_cell(cell: Cell, task: Task) -> Outcome:
-    """One training run. A run that fails, or whose loss or result is not finite, has no result, and so no time.
+def _beyond_edges(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> list[Cell]:
+    """One more rate for every optimizer whose best one is the first or last that was tried."""
+    cells = []
+    for optimizer in suite.contestants(task):
+        labels = (task.label, optimizer.label)
+        tried = sorted({outcome.cell["lr"] for outcome in outcomes if outcome.labels == labels})
+        best = tuned_rates(suite, task, outcomes).get(optimizer.label)
+        if best is not None and len(tried) > 1 and best in (tried[0], tried[-1]):
+            neighbour = tried[1] if best == tried[0] else tried[-2]
+            cells.append(Cell(task, optimizer, float(f"{best * best / neighbour:.4g}"), suite.seeds[0], suite.schedule))
+    return cells
+
+
+def _configuration(cell: Cell) -> tuple[OptimizerConfig, LoopConfig]:
+    optimizer, entry = cell.optimizer, cell.task
+    loop = LoopConfig(
+        entry.steps,
+        entry.batch_size,
+        cell.seed,
+        cell.schedule,
+        log_every=max(1, entry.steps // 20),
+        evaluate_every=max(1, entry.steps // entry.evaluations),
+    )
+    return OptimizerConfig(optimizer.optimizer, cell.lr, cell.weight_decay, dict(optimizer.settings)), loop
+
+
+def _peak(cell: Cell, task: Task) -> int | None:
+    """The memory that the cell needs; None where its first steps fail, of which its own outcome will tell."""
+    try:
+        return training_peak(task, *_configuration(cell))
+    except (RuntimeError, MemoryError):
+        return None
+
+
+def run_cell(cell: Cell, task: Task, clock: str = "wall") -> Outcome:
+    """One training run. A run that fails, does not learn, or whose loss is not finite has no result, and so no time.
 
     One contestant's failure (memory, linear algebra) does not end a study of hours: its outcome says what happened.
     """
     started = time.perf_counter()
-    config = LoopConfig(
-        cell.task.steps,
-        cell.task.batch_size,
-        cell.seed,
-        cell.schedule,
-        log_every=max(1, cell.task.steps // 20),
-        evaluate_every=max(1, cell.task.steps // cell.task.evaluations),
-    )
-    optimizer = OptimizerConfig(
-        cell.optimizer.optimizer, cell.lr, cell.optimizer.weight_decay, dict(cell.optimizer.settings)
-    )
+    optimizer, config = _configuration(cell)
     random.seed(cell.seed)  # the trainer seeds torch; some peers draw from these
     np.random.seed(cell.seed)  # noqa: NPY002
     records: list[Record] = []
     failure = ""
     try:
-        for record in Trainer(task, optimizer, config).records():
+        for record in Trainer(task, optimizer, config, CLOCKS[clock]).records():
             if not all(map(math.isfinite, record.values.values())):
                 raise Diverged(f"a figure of merit is not finite at step {record.step}")
             records.append(record)
@@ -119,6 +153,9 @@ def run_cell(cell: Cell, task: Task) -> Outcome:
         records, failure = [], str(error)
     except (RuntimeError, MemoryError) as error:
         records, failure = [], f"{type(error).__name__}: {error}"
+    else:
+        failure = _did_not_learn(task, records)
+        records = [] if failure else records
     wall = time.perf_counter() - started
     labels = (cell.task.label, cell.optimizer.label)
     objective = task.objective
@@ -130,8 +167,17 @@ def run_cell(cell: Cell, task: Task) -> Outcome:
         objective.higher_is_better,
         failure,
         wall,
-        environment(),
+        environment() | {"clock": clock},
     )
+
+
+def _did_not_learn(task: Task, records: list[Record]) -> str:
+    """What is wrong with a finite run that ends no better than it began; empty for one that learned."""
+    metric = task.objective.metric
+    start, *_, end = [record.values[metric] for record in records if record.split == "test"]
+    if end > start if task.objective.higher_is_better else end < start:
+        return ""
+    return f"it did not learn: {metric} {start:.4g} before the first step, {end:.4g} at the end"
 
 
 def tuned_rates(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> dict[str, float]:
@@ -151,11 +197,12 @@ def tuned_rates(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> dict[
     return found
 
 
-class _Clock:
+class _Countdown:
     """Counts runs and estimates the time left from the runs that are like the ones to come."""
 
     def __init__(self, suite: Suite) -> None:
         repeats = len(suite.seeds) - 1
+        self._suite = suite
         self._left = {
             (task.label, optimizer.label): len(suite.rates(task, optimizer)) + repeats
             for task in suite.tasks
@@ -166,7 +213,8 @@ class _Clock:
 
     def after(self, cell: Cell, outcome: Outcome, kept: bool) -> Progress:
         self._walls.setdefault(outcome.labels, []).append(outcome.wall)
-        self._left[outcome.labels] -= 1
+        planned = cell.seed != self._suite.seeds[0] or cell.lr in self._suite.rates(cell.task, cell.optimizer)
+        self._left[outcome.labels] -= planned  # a grid that grows makes the study longer
         self._done += 1
         total = self._done + sum(self._left.values())
         return Progress(cell, outcome, kept, self._done, total, self._seconds_left())

@@ -4,6 +4,7 @@ A suite is a TOML file::
 
     seeds = [0, 1, 2]
     schedule = "cosine"
+    extensions = 2                  # optional, 0 by default: how often a grid may grow
     baseline = "adamw"              # what sets the targets
 
     [optimizers.adamw]              # a label; what it trains with is `optimizer`, by default the label
@@ -19,14 +20,19 @@ A suite is a TOML file::
     target = 0.95                   # optional; else the best that the tuned baseline reaches
     rates.adamw = [1e-3, 3e-3]      # optional: another grid for this task
 
+    [families.inputs]               # optional: tasks that differ in one thing, shown side by side
+    tasks = ["mnist", "mnist-inverted"]
+    measure = "final"               # or "steps_to_target"
+
     [quick]                         # what --quick changes; [full] likewise
     seeds = [0]
     steps = 0.5                     # of every task's steps
     rates = 3                       # the middle ones of every grid
     tasks = ["mnist-inverted"]
 
-Protocol: every learning rate of the grid is run with the first seed; the one with the best value at the end is the tuned
-one, and is run with the other seeds. So every optimizer gets the same number of runs of the same length.
+Protocol: every learning rate of the grid is run with the first seed. While the best value at the end is at an edge of the
+grid, the grid grows there by the factor that it ends with, at most ``extensions`` times. The rate with the best value is the
+tuned one, and is run with the other seeds. So every optimizer is tuned by the same rule, with runs of the same length.
 """
 
 from __future__ import annotations
@@ -48,6 +54,7 @@ else:
     import tomli as tomllib
 
 MODES = ("quick", "full")
+MEASURES = ("final", "steps_to_target")
 
 
 class SuiteError(TrainingError):
@@ -66,6 +73,7 @@ class SuiteTask:
         batch_size: examples per step; None for the task's default.
         test_examples: evaluate on the first so many test examples only; None for all.
         options: fields of :class:`lnb.training.TaskOptions`, without the data folder.
+        weight_decay: of every optimizer in this task; None for each one's own.
         metric: the figure of merit, a name of the task's summary; None for the task's own.
         target: the value to reach; None for the best that the tuned baseline reaches.
         rates: grids by optimizer label, in place of the optimizer's.
@@ -79,6 +87,7 @@ class SuiteTask:
     batch_size: int | None = None
     test_examples: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float | None = None
     metric: str | None = None
     target: float | None = None
     rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -105,6 +114,21 @@ class SuiteOptimizer:
 
 
 @dataclass(frozen=True)
+class SuiteFamily:
+    """Tasks that differ in one thing, such as the scale of the inputs: what that does to each optimizer is a result.
+
+    Attributes:
+        label: its name in the study.
+        tasks: labels, in the order in which they are shown.
+        measure: what is compared, one of :data:`MEASURES`.
+    """
+
+    label: str
+    tasks: tuple[str, ...]
+    measure: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run, completely described: equal cells give equal metric series on one machine."""
 
@@ -113,6 +137,11 @@ class Cell:
     lr: float
     seed: int
     schedule: str
+
+    @property
+    def weight_decay(self) -> float | None:
+        """The task's, else the optimizer's; None for the default of the optimizer."""
+        return self.optimizer.weight_decay if self.task.weight_decay is None else self.task.weight_decay
 
     def description(self) -> dict[str, Any]:
         """What decides the metric series, for JSON; labels, grids and targets are not part of it."""
@@ -125,7 +154,7 @@ class Cell:
             "batch_size": task.batch_size,
             "test_examples": task.test_examples,
             "optimizer": optimizer.optimizer,
-            "weight_decay": optimizer.weight_decay,
+            "weight_decay": self.weight_decay,
             "settings": optimizer.settings,
             "lr": self.lr,
             "seed": self.seed,
@@ -150,6 +179,8 @@ class Suite:
         seeds: the first is the one that learning rates are tuned on.
         schedule: one of :data:`lnb.training.SCHEDULES`.
         baseline: label of the optimizer that sets targets.
+        families: groups of tasks to be shown side by side.
+        extensions: how many rates a grid may grow by.
     """
 
     name: str
@@ -158,6 +189,8 @@ class Suite:
     seeds: tuple[int, ...]
     schedule: str
     baseline: str
+    families: tuple[SuiteFamily, ...] = ()
+    extensions: int = 0
 
     def contestants(self, task: SuiteTask) -> tuple[SuiteOptimizer, ...]:
         """The optimizers that take part in ``task``."""
@@ -225,7 +258,9 @@ def load_suite(path: Path, mode: str | None = None) -> Suite:
 
 
 def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
-    _check_keys("the top level", raw, ("seeds", "schedule", "baseline", "tasks", "optimizers", *MODES))
+    _check_keys(
+        "the top level", raw, ("seeds", "schedule", "baseline", "extensions", "tasks", "optimizers", "families", *MODES)
+    )
     if mode is not None and mode not in raw:
         raise SuiteError(f"has no table [{mode}], so --{mode} has no meaning for it")
     changes = {} if mode is None else raw[mode]
@@ -238,7 +273,13 @@ def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
     if schedule not in SCHEDULES:
         raise SuiteError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
     _check_labels("baseline", [baseline], labels)
-    suite = Suite(name if mode is None else f"{name}, {mode}", tasks, optimizers, seeds, schedule, baseline)
+    extensions = raw.get("extensions", 0)
+    if not isinstance(extensions, int) or isinstance(extensions, bool) or extensions < 0:
+        raise SuiteError(f"extensions={extensions!r} must be a whole number of at least 0")
+    known = [task.label for task in tasks]
+    families = tuple(_family(label, entry, known) for label, entry in raw.get("families", {}).items())
+    title = name if mode is None else f"{name}, {mode}"
+    suite = Suite(title, tasks, optimizers, seeds, schedule, baseline, families, extensions)
     suite = suite.only(changes.get("tasks"), changes.get("optimizers"))
     return _scaled(suite, changes.get("steps", 1.0), changes.get("rates"))
 
@@ -305,6 +346,8 @@ def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask
     _check_keys(f"{where}: options", options, tuple(name for name in known if name != "data"))
     if options.get("model", "auto") not in MODELS:
         raise SuiteError(f"{where}: model={options['model']!r} must be one of {', '.join(MODELS)}")
+    if "weight_decay" in entry:
+        _require_number(f"{where}: weight_decay", entry["weight_decay"], least=0)
     if "target" in entry:
         _require_number(f"{where}: target", entry["target"])
     rates = {name: _rates(f"{where}: rates.{name}", grid) for name, grid in entry.get("rates", {}).items()}
@@ -314,6 +357,18 @@ def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask
     evaluations = min(entry.get("evaluations", 10), entry["steps"])
     return SuiteTask(**{**entry, "label": label, "task": task, "evaluations": evaluations, "rates": rates,
                         "optimizers": chosen})  # fmt: skip
+
+
+def _family(label: str, entry: dict[str, Any], tasks: list[str]) -> SuiteFamily:
+    where = f"[families.{label}]"
+    _check_keys(where, entry, ("tasks", "measure"))
+    chosen, measure = entry.get("tasks"), entry.get("measure", "final")
+    if not isinstance(chosen, list) or len(chosen) < 2:
+        raise SuiteError(f"{where}: tasks={chosen!r} must be a list of at least two tasks")
+    _check_labels(where, chosen, tasks)
+    if measure not in MEASURES:
+        raise SuiteError(f"{where}: measure={measure!r} must be one of {', '.join(MEASURES)}")
+    return SuiteFamily(label, tuple(chosen), measure)
 
 
 def _rates(where: str, rates: Any) -> tuple[float, ...]:

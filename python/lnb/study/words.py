@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lnb.study.measures import Comparison, Estimate, Row
@@ -16,6 +17,7 @@ METRICS = {
     "loss": "loss",
     "relative_error": "relative error",
 }
+CLOCKS = {"wall": "wall-clock time", "cpu": "processor time"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ def _duel(comparison: Comparison, mine: Row, other: Row) -> Duel:
         text = f"neither reached the target ({target})"
         return Duel(comparison.task.label, mine.optimizer, other.optimizer, TIE, math.nan, f"{names}: {text}.")
     if math.isinf(ours.median):
-        text = f"{mine.optimizer} did not reach the target ({target}), {other.optimizer} did in {theirs.median:.3g} s"
+        ended = show_estimate(comparison.metric, mine.final)
+        text = (
+            f"{mine.optimizer} did not reach the target ({target}) and ended at {ended}, {other.optimizer} reached it in "
+            f"{theirs.median:.3g} s"
+        )
         ratio = math.inf
     elif math.isinf(theirs.median):
         text = f"{mine.optimizer} reached the target ({target}) in {ours.median:.3g} s, {other.optimizer} did not"
@@ -107,7 +113,51 @@ def show_estimate(metric: str | None, estimate: Estimate | None) -> str:
     return one(estimate.median) if low == high else f"{one(estimate.median)} ({low} to {high})"
 
 
-HEADERS = ("optimizer", "lr", "s to target", "steps to target", "at equal time", "at the end", "ms/step", "lr range")
+OVERVIEW = ("task", "first at the target", "best at equal time", "best at the end", "places of the first LNB")
+
+
+def overview(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    """Who is ahead on each task by medians, and LNB's places there, in the order of :data:`OVERVIEW`."""
+    lines = []
+    for comparison in comparisons:
+        metric, sign = comparison.metric, -1 if comparison.higher_is_better else 1
+        rows = [row for row in comparison.rows if row.seconds_to_target and row.at_equal_time and row.final]
+        ours = next((row.optimizer for row in rows if is_ours(comparison, row)), None)
+        firsts, places = [], []
+        for measures, direction, shown_as in (
+            ({row.optimizer: row.seconds_to_target for row in rows}, 1, None),
+            ({row.optimizer: row.at_equal_time for row in rows}, sign, metric),
+            ({row.optimizer: row.final for row in rows}, sign, metric),
+        ):
+            medians = {name: direction * measure.median for name, measure in measures.items() if measure is not None}
+            order = sorted(medians, key=lambda name: medians[name])
+            best = direction * medians[order[0]]
+            value = f"{best:.3g} s" if shown_as is None else show(shown_as, best)
+            firsts.append("none" if math.isinf(best) else f"{order[0]}, {value}")
+            reached = ours is not None and math.isfinite(medians[ours])
+            places.append(str(1 + sum(m < medians[ours] for m in medians.values())) if ours and reached else "none")
+        lines.append((comparison.task.label, *firsts, f"{', '.join(places)} of {len(rows)}"))
+    return lines
+
+
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """All verdicts counted."""
+    verdicts = [duel.verdict for comparison in comparisons for duel in duels(comparison)]
+    wins, ties, losses = (verdicts.count(verdict) for verdict in (WIN, TIE, LOSS))
+    return f"{len(verdicts)} comparisons by time to target: {wins} wins, {ties} without a clear difference, {losses} losses."
+
+
+HEADERS = (
+    "optimizer",
+    "lr",
+    "s to target",
+    "steps to target",
+    "at equal time",
+    "at the end",
+    "ms/step",
+    "peak MB",
+    "lr range",
+)
 
 
 def table(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -127,13 +177,14 @@ def table(comparison: Comparison) -> list[tuple[str, ...]]:
                 show_estimate(metric, row.at_equal_time),
                 show_estimate(metric, row.final),
                 show_estimate(None, row.milliseconds),
+                "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}",
                 width + note,
             )
         )
     return lines
 
 
-def machines(comparisons: list[Comparison]) -> list[str]:
+def machines(comparisons: Sequence[Comparison]) -> list[str]:
     """The machines and versions that the runs were made with."""
     found: dict[str, None] = {}
     for comparison in comparisons:
@@ -141,17 +192,26 @@ def machines(comparisons: list[Comparison]) -> list[str]:
             for run in row.runs:
                 where = run.environment
                 versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-                text = f"{where['processor']}, {where['cores']} cores, {where['threads']} threads; {versions}"
-                found[text] = None
+                threads = f"{where['threads']} thread" + ("s" if where["threads"] != 1 else "")
+                clock = CLOCKS[where["clock"]]
+                found[f"{where['processor']}, {where['cores']} cores, {threads}, {clock}; {versions}"] = None
     return list(found)
 
 
+def caution(comparisons: Sequence[Comparison]) -> str:
+    """What a reader must know where runs of several machines stand side by side; else empty."""
+    count = len(machines(comparisons))
+    return "" if count == 1 else f"Runs of {count} machines or settings stand side by side: their times do not compare."
+
+
 PROTOCOL = (
-    "Every learning rate of a grid is run with the first seed; the best by the value at the end is run with the other "
-    "seeds. All runs of a task have the same steps, batch size and schedule. Values are on the test split. Times are "
-    "training times, without evaluation. Medians over seeds, with the central 90 % of the medians of resampled seeds in "
-    "brackets. 'edge': the best rate is at the end of its grid, so a better one may lie outside. 'lr range': factor "
-    "between the largest and smallest rate of the grid within 2 % of the best."
+    "Every learning rate of a grid is run with the first seed; a grid whose best value at the end is at its edge grows "
+    "there, by the suite's limit. The best rate is run with the other seeds. All runs of a task have the same steps, batch "
+    "size and schedule. Values are on the test split. Times are training times, without evaluation. Medians over seeds, "
+    "with the central 90 % of the medians of resampled seeds in brackets. A run that fails, diverges or ends no better than "
+    "it began has no result, and so no time. 'edge': the best rate is at the end of what was tried, so a better one may lie "
+    "outside. 'peak MB': most memory live at one time in training steps, model included, as torch allocates it. 'lr range': "
+    "factor between the largest and smallest rate tried within 2 % of the best."
 )
 
 

@@ -1,0 +1,71 @@
+"""Everything that a report shows: tasks compared, tasks side by side, and profiles of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lnb.study.measures import Comparison, Estimate
+from lnb.study.profiles import Profile
+from lnb.study.suite import Suite
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tasks that differ in one thing, such as a condition number: what it does to each optimizer.
+
+    Attributes:
+        label: its name in the suite.
+        measure: ``"final"``, the value at the end, or ``"steps_to_target"``.
+        metric: what the tasks are judged by.
+        tasks: labels, in order.
+        rows: by optimizer, the measure on each task; only optimizers that took part in all of them.
+    """
+
+    label: str
+    measure: str
+    metric: str
+    tasks: tuple[str, ...]
+    rows: dict[str, tuple[Estimate, ...]]
+
+    def spread(self, optimizer: str) -> float:
+        """How far the measure moves over the tasks: the difference of final values, the factor between step counts."""
+        medians = [estimate.median for estimate in self.rows[optimizer]]
+        if self.measure == "final":
+            return max(medians) - min(medians)
+        return math.inf if math.isinf(max(medians)) else max(medians) / min(medians)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report is made of.
+
+    Attributes:
+        comparisons: one per finished task.
+        families: tasks side by side.
+        profiles: of a training step; may be empty.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    families: tuple[Family, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+
+
+def families(suite: Suite, comparisons: Sequence[Comparison]) -> list[Family]:
+    """The suite's families, of those tasks that are finished; a family of fewer than two is left out."""
+    finished = {comparison.task.label: comparison for comparison in comparisons}
+    found = []
+    for entry in suite.families:
+        chosen = [finished[label] for label in entry.tasks if label in finished]
+        if len(chosen) < 2:
+            continue
+        by_task = [{row.optimizer: getattr(row, entry.measure) for row in comparison.rows} for comparison in chosen]
+        rows = {
+            optimizer: tuple(measures[optimizer] for measures in by_task)
+            for optimizer in by_task[0]
+            if all(measures.get(optimizer) is not None for measures in by_task)
+        }
+        labels = tuple(comparison.task.label for comparison in chosen)
+        found.append(Family(entry.label, entry.measure, chosen[0].metric, labels, rows))
+    return found
