@@ -108,6 +108,16 @@ def test_overview(suite_file: Path, tmp_path: Path) -> None:
     assert overview(behind) == [("digits", "none", "adamw, 55.00%", "adamw, 55.00%", "none, 2, 2 of 2")]
 
 
+def test_a_target_met_only_with_the_last_step_is_said(suite_file: Path, tmp_path: Path) -> None:
+    suite_file.write_text(suite_file.read_text().replace("steps = 24", "steps = 20"))
+    (comparison,) = compare(*made_up(suite_file, tmp_path, {**CURVES, ("lnb", 0.01, 0): [0.1, 0.2, 0.9],
+                                                            ("lnb", 0.01, 1): [0.1, 0.2, 0.9]}))  # fmt: skip
+    assert "; lnb got there with the last step of its schedule;" in duels(comparison)[0].sentence
+    shown = family(suite_file, tmp_path / "f", "steps_to_target", [CURVES, {**CURVES, ("lnb", 0.01, 0): [0.1, 0.2, 0.9],
+                                                                          ("lnb", 0.01, 1): [0.1, 0.2, 0.9]}])  # fmt: skip
+    assert family_sentences(shown)[0].endswith("; only with the last step of its schedule on digits-0, digits-1.")
+
+
 def test_another_metric_of_the_same_run(suite_file: Path, tmp_path: Path) -> None:
     suite, store = made_up(suite_file, tmp_path, CURVES)
     by_loss = dataclasses.replace(suite, tasks=(dataclasses.replace(suite.tasks[0], metric="loss"),))
@@ -141,7 +151,10 @@ def test_families(suite_file: Path, tmp_path: Path) -> None:
     assert family_headers(final) == ("optimizer", "digits-0", "digits-1", "moves by")
     later: Curves = {("lnb", 0.01, seed): [0.1, 0.2, 0.3, 0.95] for seed in (0, 1)}
     steps = family(suite_file, tmp_path / "b", "steps_to_target", [CURVES, {**CURVES, **later}])
-    assert family_sentences(steps) == ["lnb: 20 to 30 steps, a factor of 1.5.", "adamw: never reached the target."]
+    assert family_sentences(steps) == [
+        "lnb: 20 to 30 steps, a factor of 1.5.",
+        "adamw: never reached the target.",
+    ]
     assert family_table(steps)[1][-1] == "never on some"
     worse: Curves = {**CURVES, **{("lnb", 0.01, seed): [0.1, 0.2, 0.3] for seed in (0, 1)}, ("lnb", 0.03, 0): None}
     missed = family(suite_file, tmp_path / "c", "steps_to_target", [CURVES, worse])

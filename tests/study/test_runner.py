@@ -125,13 +125,14 @@ def test_a_run_that_ends_no_better_than_it_began_has_no_time(
     assert outcome.records == ()
 
 
+@pytest.mark.parametrize(("power", "added"), [(1, [0.03333, 0.1111]), (-1, [0.0009, 0.00027])])
 def test_a_grid_grows_while_its_best_is_at_an_edge(
-    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power: int, added: list[float]
 ) -> None:
-    """Values at the end by rate, made up: AdamW's rise with the rate for ever, LNB's are best in the middle."""
+    """Values at the end by rate, made up: AdamW's rise or fall with the rate for ever, LNB's are best in the middle."""
 
     def made_up(cell: Cell, task: object, clock: str) -> Outcome:
-        value = cell.lr if cell.optimizer.label == "adamw" else 1 / (1 + abs(math.log10(cell.lr / 0.03)))
+        value = cell.lr**power if cell.optimizer.label == "adamw" else 1 / (1 + abs(math.log10(cell.lr / 0.03)))
         records = tuple(Record(i, 1.0, "test", {"accuracy": i * value}, 1.0) for i in (0, 1))
         labels = (cell.task.label, cell.optimizer.label)
         return Outcome(cell.description(), labels, records, "accuracy", True, "", 1.0, {})
@@ -142,11 +143,11 @@ def test_a_grid_grows_while_its_best_is_at_an_edge(
     store = Store(tmp_path / "runs")
     seen = list(run_suite(suite, store))
     tried = [(p.cell.optimizer.label, p.cell.lr, p.cell.seed) for p in seen]
-    assert tried[5:] == [("adamw", 0.03333, 0), ("adamw", 0.1111, 0), ("lnb", 0.03, 1), ("adamw", 0.1111, 1)]
+    assert tried[5:] == [*(("adamw", lr, 0) for lr in added), ("lnb", 0.03, 1), ("adamw", added[1], 1)]
     assert (seen[-1].done, seen[-1].total, seen[-1].seconds_left) == (9, 9, 0)
     (comparison,) = compare(suite, store)
-    assert [lr for lr, _ in comparison.tuning["adamw"]] == [0.003, 0.01, 0.03333, 0.1111]
-    assert [(row.lr, row.rate_at_edge) for row in comparison.rows] == [(0.03, False), (0.1111, True)]
+    assert [lr for lr, _ in comparison.tuning["adamw"]] == sorted([0.003, 0.01, *added])
+    assert [(row.lr, row.rate_at_edge) for row in comparison.rows] == [(0.03, False), (added[1], True)]
 
 
 def test_one_file_of_lines_is_enough_for_a_report(suite_file: Path, tmp_path: Path) -> None:

@@ -41,11 +41,20 @@ def family_sentences(family: Family) -> list[str]:
         elif len(missed) == len(medians):
             text = "never reached the target"
         elif missed:
-            text = f"reached the target except on {', '.join(missed)}"
+            text = f"reached the target except on {', '.join(missed)}{_late(family, medians)}"
         else:
-            text = f"{min(medians):g} to {max(medians):g} steps, a factor of {family.spread(optimizer):.3g}"
+            factor = f"a factor of {family.spread(optimizer):.3g}"
+            text = f"{min(medians):g} to {max(medians):g} steps, {factor}{_late(family, medians)}"
         sentences.append(f"{optimizer}: {text}.")
     return sentences
+
+
+def _late(family: Family, medians: list[float]) -> str:
+    """Where the last step of the schedule met the target, another schedule would have met it at another step."""
+    late = [
+        task for task, budget, median in zip(family.tasks, family.budgets, medians, strict=True) if median == budget
+    ]
+    return f"; only with the last step of its schedule on {', '.join(late)}" if late else ""
 
 
 def _spread(family: Family, optimizer: str) -> str:

@@ -20,6 +20,7 @@ class Family:
         measure: ``"final"``, the value at the end, or ``"steps_to_target"``.
         metric: what the tasks are judged by.
         tasks: labels, in order.
+        budgets: steps of the runs of each task.
         rows: by optimizer, the measure on each task; only optimizers that took part in all of them.
     """
 
@@ -27,6 +28,7 @@ class Family:
     measure: str
     metric: str
     tasks: tuple[str, ...]
+    budgets: tuple[int, ...]
     rows: dict[str, tuple[Estimate, ...]]
 
     def spread(self, optimizer: str) -> float:
@@ -67,5 +69,6 @@ def families(suite: Suite, comparisons: Sequence[Comparison]) -> list[Family]:
             if all(measures.get(optimizer) is not None for measures in by_task)
         }
         labels = tuple(comparison.task.label for comparison in chosen)
-        found.append(Family(entry.label, entry.measure, chosen[0].metric, labels, rows))
+        budgets = tuple(comparison.task.steps for comparison in chosen)
+        found.append(Family(entry.label, entry.measure, chosen[0].metric, labels, budgets, rows))
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from lnb.study import profile_pictures
+from lnb.study.canvas import THEMES
 from lnb.study.family_words import family_headers, family_note, family_sentences, family_table
 from lnb.study.findings import Findings
 from lnb.study.profile_words import NOTES, TITLES, conclusions, tables
@@ -27,8 +29,8 @@ from lnb.training import TrainingError
 from lnb.training.files import write_atomically
 
 
-def markdown(findings: Findings) -> str:
-    """The whole document."""
+def markdown(findings: Findings, folder: str) -> str:
+    """The whole document; the pictures that it shows are in ``folder``."""
     comparisons = findings.comparisons
     every = [duel for comparison in comparisons for duel in duels(comparison)]
     lines = ["# Results", "", "Made from the data by `lnb report`; do not edit.", ""]
@@ -40,10 +42,14 @@ def markdown(findings: Findings) -> str:
         lines += [f"## {title}", "", *(_list(chosen) if chosen else ["Nowhere in this study.", ""])]
     for family in findings.families:
         lines += [f"## Side by side: {family.label}", "", family_note(family), "", *_list(family_sentences(family))]
-        lines += _table(family_headers(family), family_table(family))
+        lines += [
+            *_table(family_headers(family), family_table(family)),
+            f"![{family.label}]({folder}/{family.label}.png)",
+            "",
+        ]
     for profile in findings.profiles:
         lines += [f"## {TITLES[profile.kind]}", "", NOTES[profile.kind], "", f"Machine: {profile.machine}.", ""]
-        lines += _list(conclusions(profile))
+        lines += [*_list(conclusions(profile)), f"![{TITLES[profile.kind]}]({folder}/{profile.kind}.png)", ""]
         for shown in tables(profile):
             lines += [f"{shown.title}:", "", *_table(shown.headers, shown.lines)]
     for comparison in comparisons:
@@ -52,14 +58,20 @@ def markdown(findings: Findings) -> str:
 
 
 def write_markdown(findings: Findings, path: Path) -> None:
-    """Write the document.
+    """Write the document, and its pictures into a folder of the same name beside it.
 
     Raises:
         TrainingError: it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, markdown(findings).encode())
+        folder = path.with_suffix("")
+        folder.mkdir(parents=True, exist_ok=True)
+        light = THEMES[0]
+        for family in findings.families:
+            write_atomically(folder / f"{family.label}.png", profile_pictures.family(family, light))
+        for profile in findings.profiles:
+            write_atomically(folder / f"{profile.kind}.png", profile_pictures.profile(profile, light))
+        write_atomically(path, markdown(findings, folder.name).encode())
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written ({error.strerror or error})") from error
 

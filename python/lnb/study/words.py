@@ -77,12 +77,20 @@ def _duel(comparison: Comparison, mine: Row, other: Row) -> Duel:
     else:
         ratio = ours.median / theirs.median
         text = f"{_factor(ratio)} as long to the target ({target}){_why(mine, other)}"
+    text += _late(comparison, mine) + _late(comparison, other)
     clear = "" if verdict != TIE else "; the intervals overlap, so the difference is not clear"
     return Duel(comparison.task.label, mine.optimizer, other.optimizer, verdict, ratio, f"{names}: {text}{clear}.")
 
 
 def _factor(ratio: float) -> str:
     return f"{ratio:.2f} times"
+
+
+def _late(comparison: Comparison, row: Row) -> str:
+    """A target that is met only where the rate is gone says as much of the schedule's length as of the optimizer."""
+    reached = row.steps_to_target
+    late = reached is not None and reached.median == comparison.task.steps
+    return f"; {row.optimizer} got there with the last step of its schedule" if late else ""
 
 
 def _why(mine: Row, other: Row) -> str:
@@ -107,7 +115,9 @@ def show_estimate(metric: str | None, estimate: Estimate | None) -> str:
         return "no result"
 
     def one(value: float) -> str:
-        return "never" if math.isinf(value) else f"{value:.3g}" if metric is None else show(metric, value)
+        if metric is not None:
+            return show(metric, value)
+        return "never" if math.isinf(value) else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
     low, high = one(estimate.low), one(estimate.high)
     return one(estimate.median) if low == high else f"{one(estimate.median)} ({low} to {high})"
