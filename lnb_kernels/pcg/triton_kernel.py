@@ -495,7 +495,7 @@ class _Problem:
             pcg_update_kernel[grid_u](
                 self.g, h, r, z, direction, ap, self.mu, self.var, rz[last], pap[last], rr[last], gg, rz[k], rr[k], *sizes,
                 FIRST=k == 0, ARROW=self.arrow, BIAS=self.size > self.d, **scope,
-                BLOCK_M=block_u, BLOCK_C=64, num_warps=8 if k == 0 else 4,  # fewer spill at first on sm_100
+                BLOCK_M=block_u, BLOCK_C=64, num_warps=8 if k == 0 else 4,  # with 4 the first spills on sm_100
             )  # fmt: skip
 
         if self.h0 is not None:

@@ -44,9 +44,9 @@ def moment_bytes(block: Block, config: Config) -> int:
     if config.keeps_inputs and not block.packed:
         return 0
     groups, _, d_in = block.shape
-    count = moment_blocks(block, config) * (1 if block.packed else groups)
-    size = d_in // moment_blocks(block, config)
-    return statistics_dtype(block.weight.dtype).itemsize * count * (size + 1) ** 2
+    blocks = moment_blocks(block, config)
+    count = blocks * (1 if block.packed else groups)
+    return statistics_dtype(block.weight.dtype).itemsize * count * (d_in // blocks + 1) ** 2
 
 
 def input_bytes(block: Block, config: Config, rows: Rows) -> int:
