@@ -5,8 +5,8 @@ taken, and the table gives the median ratio with the quartiles. Every optimizer 
 batch; a row whose loss is not finite, or did not fall, shows no time.
 
 The column "floor" is arithmetic, not a measurement: the matrix-product FLOPs of a step between refreshes (of every step, where
-each is a refresh) over those of forward and backward, all at one rate. What a row loses to memory traffic and small calls is
-the distance to it.
+each is a refresh) over those of forward and backward, all at one rate; products in bfloat16 at that rate times the speed-up
+of a large product, which is measured first. What a row loses to memory traffic and small calls is the distance to it.
 
     python bench/step_overhead.py [--rounds 20] [--threads 2] [--model mlp] [--json FILE]
 """
@@ -153,6 +153,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "fast, spectral region": lambda m: lnb.LNB(m, 0.01, trust_region="spectral"),
     "paper": lambda m: lnb.LNB(m, 0.02, "paper"),
     "paper, bf16 moments": lambda m: lnb.LNB(m, 0.02, "paper", moment_dtype=torch.bfloat16),
+    "paper, solver auto": lambda m: lnb.LNB(m, 0.02, "paper", solver="auto"),
     "Muon": lambda m: build_optimizer(OptimizerConfig("muon", lr=1e-3), m, "constant", 1),  # type: ignore[dict-item]
     "paper, matrix-free": lambda m: lnb.LNB(m, 0.02, "paper", solver="matrix_free"),
     "paper, autodiff": autodiff_step,
@@ -180,15 +181,29 @@ def product_flops(model: nn.Module, batch: Batch) -> tuple[int, dict[str, int]]:
     return counter.get_total_flops(), rows
 
 
-def floor(optimizer: torch.optim.Optimizer, flops: int, rows: dict[str, int]) -> float:
+def bfloat16_speedup() -> float:
+    """Of a product of 1024 x 1024 matrices over float32's, or 1 where there is none."""
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(9):
+        for dtype, times in seconds.items():
+            x = torch.ones(1024, 1024, dtype=dtype)
+            start = time.perf_counter()
+            torch.mm(x, x)
+            times.append(time.perf_counter() - start)
+    return max(1.0, statistics.median(seconds[torch.float32]) / statistics.median(seconds[torch.bfloat16]))
+
+
+def floor(optimizer: torch.optim.Optimizer, flops: int, rows: dict[str, int], speedup: float) -> float:
     """The least ratio that the optimizer's own products allow; NaN where they are not known."""
     if not isinstance(optimizer, lnb.LNB):
         return math.nan
-    extra = 0
+    extra = 0.0
     for row in optimizer.plan():
         extra += row.solve_flops
         if optimizer.config.refresh_every == 1:
             extra += row.refresh_flops + row.flops_per_row * rows[row.layer]
+    if optimizer.config.moment_dtype == torch.bfloat16:
+        extra /= speedup
     return 1 + extra / flops
 
 
@@ -197,6 +212,7 @@ def measure(name: str, rounds: int, labels: list[str]) -> dict[str, dict[str, fl
     torch.manual_seed(0)
     model, batch = MODELS[name]()
     flops, seen = product_flops(copy.deepcopy(model), batch)
+    speedup = bfloat16_speedup()
     steppers = {label: Stepper(model, make, batch) for label, make in OPTIMIZERS.items() if label in labels}
     for stepper in steppers.values():
         stepper.step()
@@ -219,7 +235,7 @@ def measure(name: str, rounds: int, labels: list[str]) -> dict[str, dict[str, fl
             "high": ratios[-1 - quarter],
             "mean_ratio": sum(seconds[label]) / sum(base),
             "ms": 1e3 * statistics.median(seconds[label]),
-            "floor": floor(stepper.optimizer, flops, seen),
+            "floor": floor(stepper.optimizer, flops, seen, speedup),
         }
     return rows
 

@@ -54,7 +54,8 @@ class Config:
         sample_every: second moments are estimated, without bias, from one of every ``sample_every`` rows (convolution:
             images); the rows change from refresh to refresh. >= 1.
         moment_dtype: dtype to which activations are rounded for second-moment products, None (their own), float32 or
-            bfloat16; sums are in float32 (float64 for float64 activations).
+            bfloat16; sums are in float32 (float64 for float64 activations). With bfloat16, conjugate gradients of large
+            layers on CPUs that multiply it faster also round their operands, the covariance and the directions.
         master_weights: keep a float32 copy of every bfloat16 or float16 parameter, which takes the steps; the parameter is
             its rounding. Steps smaller than the parameter's precision then add up.
         max_overhead: the most time that statistics, solutions and trust regions may take, as a fraction of that of the

@@ -13,6 +13,7 @@ from lnb.blocks import Block
 from lnb.config import Config
 from lnb.dual import solve_dual
 from lnb.factored import factorize
+from lnb.rounded_metric import RoundedMetric, rounds_products
 from lnb.statistics import (
     average_second_moment,
     bias_correction,
@@ -106,20 +107,23 @@ def _operator(work: BlockWork, verdict: Verdict, config: Config) -> tuple[Tensor
             assert work.moments is not None
             average = work.moments
         moments = average.squeeze(1)
-        if not relative:
-            return moments, work.ridge
+        ridge = ridge_of(average, work.ridge, relative, work.with_bias)
+        added = ridge.squeeze(1) if isinstance(ridge, Tensor) else ridge
+        if rounds_products(work.block, config):
+            return RoundedMetric(moments, added), 0.0
+        if isinstance(added, float):
+            return moments, added
         weights = torch.ones(moments.shape[-1], dtype=moments.dtype, device=moments.device)
         weights[-1] = 0
-        added = cast(Tensor, ridge_of(average, work.ridge, True, work.with_bias)).squeeze(1)
         return moments + added * weights.diag(), 0.0
-    block, inputs, ridge = work.block, work.inputs, work.ridge
+    block, inputs = work.block, work.inputs
     rows = [_rows(block, x) for x in inputs]
     total = max(1, sum(rows))
 
     def matvec(direction: Tensor) -> Tensor:
         """``(X~'X~/N + ridge) v``: every input's share, weighted by its rows."""
         flat = direction.reshape(-1, direction.shape[-1])
-        shares = [_cov_matvec(block, x, flat, ridge) * (n / total) for x, n in zip(inputs, rows, strict=True)]
+        shares = [_cov_matvec(block, x, flat, work.ridge) * (n / total) for x, n in zip(inputs, rows, strict=True)]
         return (
             torch.stack(shares).sum(0).reshape(direction.shape)
             if len(shares) > 1

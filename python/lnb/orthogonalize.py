@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import lnb_kernels as lk
+from lnb.rounded_metric import cpu_multiplies_bfloat16
 
 # The odd quintic x -> a x + b x^3 + c x^5 whose five-fold composition maps [0.005, 1] into about [0.7, 1.2]: its slope at
 # zero is as large as it can be without leaving that band, which five steps need more than they need the value 1 itself.
@@ -26,20 +27,26 @@ def orthogonalize(matrix: Tensor, steps: int = STEPS, dtype: torch.dtype | None 
         matrix: ``[..., m, n]``. A zero matrix gives zeros.
         steps: number of steps, each of ``4 k^2 l + 2 k^3`` FLOPs for ``k = min(m, n)``, ``l = max(m, n)``.
         dtype: dtype of the products; None for the fastest that keeps the band: bfloat16 on accelerators, where the matrix
-            units are, and on CPUs for shorter sides from 256; float32 below, and float64 for float64.
+            units are, and on CPUs with instructions for it for shorter sides from 256; float32 otherwise, and float64 for
+            float64.
 
     Returns:
         ``[..., m, n]`` in the dtype of ``matrix``.
     """
     if dtype is None:
-        wide = matrix.device.type != "cpu" or min(matrix.shape[-2:]) >= 256
-        dtype = matrix.dtype if matrix.dtype == torch.float64 or not wide else torch.bfloat16
+        dtype = products_dtype(matrix.dtype, matrix.device, min(matrix.shape[-2:]))
     transposed = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if transposed else matrix
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     x = (x / norm.clamp(min=torch.finfo(norm.dtype).tiny)).to(dtype)
     x = lk.newton_schulz(x, _QUINTIC, steps).to(matrix.dtype)
     return x.mT if transposed else x
+
+
+def products_dtype(dtype: torch.dtype, device: torch.device, shorter: int) -> torch.dtype:
+    """The dtype of :func:`orthogonalize`'s products where none is given; ``shorter`` is the shorter side."""
+    gains = device.type != "cpu" or (shorter >= 256 and cpu_multiplies_bfloat16())
+    return torch.bfloat16 if gains and dtype != torch.float64 else dtype
 
 
 def inverse_root(matrix: Tensor, steps: int = STEPS) -> Tensor:

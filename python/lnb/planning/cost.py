@@ -14,8 +14,9 @@ from lnb.blocks import Block
 from lnb.capture import Rows, statistics_dtype
 from lnb.config import Config
 from lnb.factored import block_count
-from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS
+from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS, products_dtype
 from lnb.planning.rates import Rates
+from lnb.rounded_metric import rounds_products
 from lnb.work import moment_blocks
 
 # Calls of small operations, counted on the CPU: of a solution, and of what every layer needs besides.
@@ -102,7 +103,8 @@ class _LayerCost:
             size = (self.outputs * self.columns**2) ** (1 / 3)
             flops = (self.config.cg_iterations + 1) * 2 * self.numbers * self.columns
             refreshed = self._moments()
-            solve = self._iterations() + self.rates.seconds("matmul", self.wide, size, flops)
+            dtype = torch.bfloat16 if rounds_products(self.block, self.config) else self.wide
+            solve = self._iterations() + self.rates.seconds("matmul", dtype, size, flops)
         return Cost(
             gather=0.0 if self.config.keeps_inputs else self._gather(),
             refresh=refreshed,
@@ -211,7 +213,7 @@ class _LayerCost:
         if config.trust_region == "spectral":
             short, long = sorted((self.outputs, self.columns))
             flops = self.groups * STEPS * (4 * short * short * long + 2 * short**3)
-            dtype = torch.bfloat16 if self.block.weight.device.type != "cpu" or short >= 256 else self.wide
+            dtype = products_dtype(self.wide, self.block.weight.device, short)
             time += self.rates.seconds("matmul", dtype, (short * short * long) ** (1 / 3), flops)
             time += self._passes_over(self.numbers, 6 + 4 * STEPS) + self.rates.calls(6 + 3 * STEPS)
         elif config.trust_region == "balanced" and config.factored:
