@@ -24,9 +24,11 @@ _CALLS_UPDATE = 12
 _CALLS_FACTOR = 8
 _CALLS_REFRESH = 45
 _CALLS_ARROW = 60
-_CALLS_CG = 40
-_CALLS_CG_ITERATION = 25
-_CALLS_DUAL = 20
+_CALLS_CG = 115
+_CALLS_CG_ITERATION = 14
+_CALLS_DUAL = 40
+_CALLS_OUTPUT_REFRESH = 100
+_CALLS_ORTHOGONALIZE = 62
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ class _LayerCost:
             side = self.outputs // outputs
             flops = self.groups * outputs * INVERSE_ROOT_FLOPS * side**3
             refresh += self.rates.seconds("batched", self.wide, side, flops)
-            refresh += self._block_product(size) + self._block_product(side) + self.rates.calls(40)
+            refresh += self._block_product(size) + self._block_product(side)
+            refresh += self.rates.calls(_CALLS_OUTPUT_REFRESH)
         return refresh, solve
 
     def _block_product(self, size: int) -> float:
@@ -215,7 +218,7 @@ class _LayerCost:
             flops = self.groups * STEPS * (4 * short * short * long + 2 * short**3)
             dtype = products_dtype(self.wide, self.block.weight.device, short)
             time += self.rates.seconds("matmul", dtype, (short * short * long) ** (1 / 3), flops)
-            time += self._passes_over(self.numbers, 6 + 4 * STEPS) + self.rates.calls(6 + 3 * STEPS)
+            time += self._passes_over(self.numbers, 6 + 4 * STEPS) + self.rates.calls(_CALLS_ORTHOGONALIZE)
         elif config.trust_region == "balanced" and config.factored:
             side = self.outputs // block_count(self.outputs, config.block_size)
             time += self.rates.seconds("batched", self.wide, side, 2.0 * self.numbers * side)

@@ -23,13 +23,16 @@ KINDS = ("matmul", "gram", "batched", "factor", "conv", "conv_gram")
 
 Curve = tuple[tuple[int, float], ...]
 
+INTERPRETER = 4e-6
+"""Seconds of Python around a call of a small operation, whatever the device; measured on layers of almost no arithmetic."""
+
 
 @dataclass(frozen=True)
 class Rates:
     """The speed of one device. Plans are functions of it: equal rates give equal plans.
 
     Attributes:
-        overhead: seconds that a call of a small operation takes.
+        overhead: seconds that a call of a small operation takes, without the Python around it.
         bandwidth: bytes per second that an elementwise operation reads and writes.
         curves: FLOP/s at a few sizes, ascending, by ``"kind/dtype"`` for the kinds of :data:`KINDS`.
         source: where they are from, in words.
@@ -70,7 +73,7 @@ class Rates:
 
     def calls(self, count: float) -> float:
         """Time that so many calls take whatever they work on."""
-        return count * self.overhead
+        return count * (self.overhead + INTERPRETER)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
