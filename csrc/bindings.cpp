@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "address_checks.h"
+#include "cpu/balanced.h"
 #include "cpu/cg_vectors.h"
 #include "cpu/conv_moment.h"
 #include "cpu/isa.h"
@@ -192,6 +193,36 @@ void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const
     without_gil([&] { lnb::cg_phase(phase, vectors, rows_per_unit, of_units, of_rows, stop, threads); });
 }
 
+// For every layer the addresses of weight, bias, inverse, mean, root, direction, bias_direction (bias, mean and
+// bias_direction are null without a bias), and its matrices, rows, inputs, input_block, output_block.
+void balanced_directions(const std::vector<std::array<uintptr_t, 7>>& addresses,
+                         const std::vector<std::array<int64_t, 5>>& shapes, int threads) {
+    if (addresses.size() != shapes.size()) throw std::invalid_argument("one shape per layer");
+    std::vector<lnb::BalancedLayer> layers;
+    for (size_t i = 0; i < shapes.size(); ++i) {
+        const auto& [matrices, rows, inputs, size, side] = shapes[i];
+        if (matrices < 0 || rows < 0 || inputs < 0 || size < 1 || side < 1 || inputs % size != 0 || rows % side != 0) {
+            throw std::invalid_argument("layer " + std::to_string(i) + ": no such blocks");
+        }
+        const auto& at = addresses[i];
+        if ((at[1] == 0) != (at[3] == 0) || (at[1] == 0) != (at[6] == 0)) {
+            throw std::invalid_argument("layer " + std::to_string(i) + ": bias, mean and bias_direction come together");
+        }
+        const int64_t counts[] = {matrices * rows * inputs, matrices * rows,        matrices * inputs * size,
+                                  matrices * inputs,        matrices * rows * side, matrices * rows * inputs,
+                                  matrices * rows};
+        const char* names[] = {"weight", "bias", "inverse", "mean", "root", "direction", "bias_direction"};
+        for (size_t j = 0; j < at.size(); ++j) {
+            if (at[j] != 0 || (j != 1 && j != 3 && j != 6))
+                check_memory(names[j], at[j], counts[j], lnb::Type::kFloat32);
+        }
+        const auto in = [&](size_t j) { return reinterpret_cast<const float*>(at[j]); };
+        const auto out = [&](size_t j) { return reinterpret_cast<float*>(at[j]); };
+        layers.push_back({in(0), in(1), in(2), in(3), in(4), out(5), out(6), matrices, rows, inputs, size, side});
+    }
+    without_gil([&] { lnb::balanced_directions(layers.data(), static_cast<int64_t>(layers.size()), threads); });
+}
+
 std::vector<std::string> isas() {
     const char* names[lnb::kMaxIsas];
     const int count = lnb::available_isas(names);
@@ -230,6 +261,7 @@ PYBIND11_MODULE(_native_module, m) {
         .value("DIRECTION", lnb::CgPhase::kDirection)
         .value("STEP", lnb::CgPhase::kStep);
     m.def("cg_phase", &cg_phase);
+    m.def("balanced_directions", &balanced_directions);
     m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");
     m.def("isa", [] { return lnb::isa().name; }, "The instruction set in use.");
     m.def("select_isa", &select_isa);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,17 @@ def _newton_schulz_root(power: Sequence[int], coefficients: list[float], steps: 
     return batch * max(0, 8 * steps - 6) * n**3
 
 
+def _balanced_directions(weights: Any, _biases: Any, inverses: Any, _means: Any, roots: Any, **__: Any) -> int:
+    """Two block products per weight; those with vectors are not counted."""
+    return sum(2 * math.prod(w) * (c[-1] + p[-1]) for w, c, p in zip(weights, inverses, roots, strict=True))
+
+
 def count_flops() -> FlopCounterMode:
     """A counter of the FLOPs of matrix products."""
     ops = torch.ops.lnb_kernels
-    formulas = {ops.newton_schulz: _newton_schulz, ops.newton_schulz_root: _newton_schulz_root}
+    formulas = {
+        ops.newton_schulz: _newton_schulz,
+        ops.newton_schulz_root: _newton_schulz_root,
+        ops.balanced_directions: _balanced_directions,
+    }
     return FlopCounterMode(display=False, custom_mapping=formulas)

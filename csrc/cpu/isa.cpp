@@ -7,6 +7,7 @@
 
 #include "cg_vectors_isa.h"
 #include "multi_tensor_isa.h"
+#include "products_isa.h"
 #include "tiles.h"
 
 namespace lnb {
@@ -32,13 +33,13 @@ bool has_avx512_bf16() {
 
 constexpr Isa kIsas[] = {
 #ifdef LNB_AVX512_BF16
-    {"avx512_bf16", &avx512_loops, &avx512_bf16_tiles, &avx512_cg_loops, has_avx512_bf16},
+    {"avx512_bf16", &avx512_loops, &avx512_bf16_tiles, &avx512_cg_loops, &avx512_product_loops, has_avx512_bf16},
 #endif
 #ifdef LNB_X86
-    {"avx512", &avx512_loops, &avx512_tiles, &avx512_cg_loops, has_avx512},
-    {"avx2", &avx2_loops, &avx2_tiles, &avx2_cg_loops, has_avx2},
+    {"avx512", &avx512_loops, &avx512_tiles, &avx512_cg_loops, &avx512_product_loops, has_avx512},
+    {"avx2", &avx2_loops, &avx2_tiles, &avx2_cg_loops, &avx2_product_loops, has_avx2},
 #endif
-    {"portable", &portable_loops, &portable_tiles, &portable_cg_loops, always},
+    {"portable", &portable_loops, &portable_tiles, &portable_cg_loops, &portable_product_loops, always},
 };
 
 const Isa* best() {

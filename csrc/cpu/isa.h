@@ -5,6 +5,7 @@ namespace lnb {
 
 struct CgLoops;
 struct Loops;
+struct ProductLoops;
 struct Tiles;
 
 struct Isa {
@@ -12,6 +13,7 @@ struct Isa {
     const Loops* loops;
     const Tiles* tiles;
     const CgLoops* cg_loops;
+    const ProductLoops* product_loops;
     bool (*runs_here)();
 };
 

@@ -2,14 +2,18 @@
 include(CheckCXXCompilerFlag)
 
 add_library(lnb_cpu STATIC
-  csrc/cpu/cg_vectors.cpp csrc/cpu/cg_vectors_portable.cpp csrc/cpu/conv_moment.cpp csrc/cpu/isa.cpp csrc/cpu/multi_tensor.cpp csrc/cpu/multi_tensor_portable.cpp csrc/cpu/parallel.cpp
+  csrc/cpu/balanced.cpp csrc/cpu/cg_vectors.cpp csrc/cpu/cg_vectors_portable.cpp csrc/cpu/conv_moment.cpp csrc/cpu/isa.cpp
+  csrc/cpu/multi_tensor.cpp csrc/cpu/multi_tensor_portable.cpp csrc/cpu/parallel.cpp csrc/cpu/products_portable.cpp
   csrc/cpu/second_moment.cpp csrc/cpu/sleeping_pool.cpp csrc/cpu/tiles_portable.cpp)
 target_link_libraries(lnb_cpu PRIVATE lnb_warnings PUBLIC Threads::Threads ${CMAKE_DL_LIBS})
 
-set(LNB_LOOP_SOURCES csrc/cpu/cg_vectors_portable.cpp csrc/cpu/multi_tensor_portable.cpp csrc/cpu/tiles_portable.cpp)
+set(LNB_LOOP_SOURCES csrc/cpu/cg_vectors_portable.cpp csrc/cpu/multi_tensor_portable.cpp csrc/cpu/products_portable.cpp
+  csrc/cpu/tiles_portable.cpp)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT MSVC)
-  set(LNB_AVX2 csrc/cpu/cg_vectors_avx2.cpp csrc/cpu/multi_tensor_avx2.cpp csrc/cpu/tiles_avx2.cpp)
-  set(LNB_AVX512 csrc/cpu/cg_vectors_avx512.cpp csrc/cpu/multi_tensor_avx512.cpp csrc/cpu/tiles_avx512.cpp)
+  set(LNB_AVX2 csrc/cpu/cg_vectors_avx2.cpp csrc/cpu/multi_tensor_avx2.cpp csrc/cpu/products_avx2.cpp
+    csrc/cpu/tiles_avx2.cpp)
+  set(LNB_AVX512 csrc/cpu/cg_vectors_avx512.cpp csrc/cpu/multi_tensor_avx512.cpp csrc/cpu/products_avx512.cpp
+    csrc/cpu/tiles_avx512.cpp)
   set(LNB_AVX512_FLAGS -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mbmi2 -mprefer-vector-width=512)
   target_compile_definitions(lnb_cpu PRIVATE LNB_X86)
   check_cxx_compiler_flag(-mavx512bf16 LNB_HAS_AVX512_BF16)  # GCC 10, Clang 9

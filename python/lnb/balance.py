@@ -21,11 +21,6 @@ from torch import Tensor
 from lnb.factored import Factor
 
 
-def neuron_scale(products: Tensor) -> Tensor:
-    """``1 / sqrt(<h_i, g~_i>)`` of every neuron; 0 where that is not positive: such a row is no descent direction."""
-    return torch.where(products > 0, products.rsqrt(), 0.0)
-
-
 def output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, blocks: int) -> Tensor:
     """The diagonal blocks of ``M M' = g~ S^-1 g~'``, of mean diagonal 1.
 
@@ -45,39 +40,6 @@ def output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, blocks: i
     moment = (moment + moment.mT) / 2
     average = moment.diagonal(dim1=-2, dim2=-1).mean(dim=(-2, -1)).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
     return moment / average.clamp(min=torch.finfo(moment.dtype).tiny)
-
-
-def balanced_direction(
-    weight: Tensor, bias: Tensor | None, factor: Factor, output_factor: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """``P^(-1/2) g~ S^-1`` with every row of unit size in the metric.
-
-    Args:
-        weight: ``g~`` of the weight, ``[..., rows, d_in]``.
-        bias: ``[..., rows, 1]``, or None.
-        factor: of the layer's metric, with ``C^-1``.
-        output_factor: ``P^(-1/2)``, ``[..., blocks, size, size]``.
-
-    Returns:
-        The directions of weight and bias, in the shapes of the gradients.
-    """
-    mixed = _mix(output_factor, weight)
-    if bias is None or factor.mean is None:
-        step = factor.solve_centred(mixed)
-        return step.mul_(neuron_scale((step * mixed).sum(-1, keepdim=True))), None
-    mixed_bias = _mix(output_factor, bias)
-    mixed.addcmul_(mixed_bias, factor.mean.unsqueeze(-2), value=-1)  # centred
-    step = factor.solve_centred(mixed)
-    step_bias = mixed_bias - step @ factor.mean.unsqueeze(-1)
-    # <(h_w, h_b), (w, b)> = <h_w, w - b mu> + b^2
-    scale = neuron_scale((step * mixed).sum(-1, keepdim=True) + mixed_bias.square())
-    return step.mul_(scale), step_bias.mul_(scale)
-
-
-def _mix(output_factor: Tensor, rows: Tensor) -> Tensor:
-    """The block-diagonal ``output_factor`` times ``[..., rows, n]``."""
-    product: Tensor = output_factor @ _cut(rows, output_factor.shape[-3])
-    return product.flatten(-3, -2)
 
 
 def _cut(rows: Tensor, blocks: int) -> Tensor:

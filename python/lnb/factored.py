@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lnb_kernels.balanced.reference import times_blocks
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -41,19 +43,19 @@ class Factor:
 
     def solve_centred(self, weight: Tensor) -> Tensor:
         """``w C^-1`` of rows ``[..., rows, d_in]`` from which the bias's share of the mean is taken."""
-        return self._by_blocks(weight, self.matrix)
+        return times_blocks(weight, self.matrix)
 
     def whiten(self, gradient: Tensor) -> Tensor:
         """``g~ L~^-T``, ``[..., rows, columns]``: the gradient with respect to the layer as a function of white inputs."""
         if self.mean is None:
-            return self._by_blocks(gradient, self.matrix.mT)
-        return torch.cat([self._by_blocks(self._centre(gradient), self.matrix.mT), gradient[..., -1:]], dim=-1)
+            return times_blocks(gradient, self.matrix.mT)
+        return torch.cat([times_blocks(self._centre(gradient), self.matrix.mT), gradient[..., -1:]], dim=-1)
 
     def unwhiten(self, white: Tensor) -> Tensor:
         """``D~ L~^-1``, ``[..., rows, columns]``: a step of the white layer as one of the layer."""
         if self.mean is None:
-            return self._by_blocks(white, self.matrix)
-        return self._with_bias(self._by_blocks(white[..., :-1], self.matrix), white[..., -1:])
+            return times_blocks(white, self.matrix)
+        return self._with_bias(times_blocks(white[..., :-1], self.matrix), white[..., -1:])
 
     def _centre(self, gradient: Tensor) -> Tensor:
         """``w - b mu`` of every row."""
@@ -64,14 +66,6 @@ class Factor:
         """``(w, b - mu' w)`` of every row."""
         assert self.mean is not None
         return torch.cat([weight, bias - weight @ self.mean.unsqueeze(-1)], dim=-1)
-
-    def _by_blocks(self, rows: Tensor, blocks: Tensor) -> Tensor:
-        """``rows [..., m, d_in]`` times the block-diagonal matrix ``blocks [..., blocks, size, size]``."""
-        count, size = blocks.shape[-3], blocks.shape[-1]
-        if count == 1:
-            return rows @ blocks.squeeze(-3)
-        cut: Tensor = rows.unflatten(-1, (count, size)).movedim(-2, -3)  # [..., blocks, m, size]
-        return (cut @ blocks).movedim(-3, -2).flatten(-2)
 
 
 def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, inverse: bool) -> Factor:

@@ -111,7 +111,7 @@ def _operator(work: BlockWork, verdict: Verdict, config: Config) -> tuple[Tensor
         added = ridge.squeeze(1) if isinstance(ridge, Tensor) else ridge
         if rounds_products(work.block, config):
             return RoundedMetric(moments, added), 0.0
-        if isinstance(added, float):
+        if not isinstance(added, Tensor):
             return moments, added
         weights = torch.ones(moments.shape[-1], dtype=moments.dtype, device=moments.device)
         weights[-1] = 0

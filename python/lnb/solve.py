@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lnb.balance import balanced_direction, neuron_scale, output_moment
+import lnb_kernels as lk
+from lnb.balance import output_moment
 from lnb.config import Config
 from lnb.factored import Factor, block_count, factorize
 from lnb.metric import solve_block
@@ -16,6 +17,7 @@ from lnb.statistics import average_second_moment, ridge_of
 from lnb.trust_region import spectral_direction
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
+from lnb_kernels.balanced.reference import row_scale
 
 # On the CPU, layers of one shape are solved in one call up to this many entries: above, stacking them costs more than the
 # calls it saves.
@@ -40,44 +42,82 @@ def solve(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict:
 def _solve_factored(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
     gradients = [_matrices(work, averages) for work in works]
     factors = [_refresh(work, gradient, verdict) for work, gradient in zip(works, gradients, strict=True)]
+    batches = [_Batch.of(members, works, gradients, factors) for members in _members(works, gradients, factors)]
     found: dict[int, list[Tensor]] = {}
-    for members in _batches(works, gradients, factors):
-        config = works[members[0]].config
-        weight = _stack([gradients[i][0] for i in members])
-        bias = (
-            None
-            if gradients[members[0]][1] is None
-            else _stack([b for i in members if (b := gradients[i][1]) is not None])
-        )
-        factor = Factor(
-            _stack([factors[i][0].matrix for i in members]),
-            None if bias is None else _stack([mean for i in members if (mean := factors[i][0].mean) is not None]),
-        )
-        output = [left for i in members if (left := factors[i][1]) is not None]
-        steps = _direction(weight, bias, factor, _stack(output) if output else None, config)
-        for k, i in enumerate(members):
+    for batch, steps in zip(batches, _directions(batches), strict=True):
+        for k, i in enumerate(batch.members):
             found[i] = [step[k] for step in steps if step is not None]
     return [Direction(works[i].block.shaped(found[i])) for i in range(len(works))]
 
 
-def _direction(
-    weight: Tensor, bias: Tensor | None, factor: Factor, output_factor: Tensor | None, config: Config
-) -> tuple[Tensor, Tensor | None]:
-    """The direction of layers ``[layers, groups, rows, d_in]`` with their biases ``[layers, groups, rows, 1]``."""
-    if output_factor is not None:
-        return balanced_direction(weight, bias, factor, output_factor)
-    if config.trust_region == "spectral":
+@dataclass(frozen=True)
+class _Batch:
+    """Layers of one shape, stacked: ``g~`` of the weight ``[layers, groups, rows, d_in]`` and of the bias ``[.., rows, 1]``,
+    their factors, and those of their outputs for the balanced region."""
+
+    members: list[int]
+    weight: Tensor
+    bias: Tensor | None
+    factor: Factor
+    output: Tensor | None
+    trust_region: str
+
+    @staticmethod
+    def of(
+        members: list[int],
+        works: list[BlockWork],
+        gradients: list[tuple[Tensor, Tensor | None]],
+        factors: list[tuple[Factor, Tensor | None]],
+    ) -> _Batch:
+        """The layers ``members`` of the lists."""
+        biases = [bias for i in members if (bias := gradients[i][1]) is not None]
+        means = [mean for i in members if (mean := factors[i][0].mean) is not None]
+        outputs = [output for i in members if (output := factors[i][1]) is not None]
+        return _Batch(
+            members,
+            _stack([gradients[i][0] for i in members]),
+            _stack(biases) if biases else None,
+            Factor(_stack([factors[i][0].matrix for i in members]), _stack(means) if means else None),
+            _stack(outputs) if outputs else None,
+            works[members[0]].config.trust_region,
+        )
+
+
+def _directions(batches: list[_Batch]) -> list[tuple[Tensor, Tensor | None]]:
+    """The directions of every batch; those of the balanced region in one call per device and dtype."""
+    together: dict[tuple[torch.device, torch.dtype], list[_Batch]] = {}
+    for batch in batches:
+        if batch.output is not None:
+            together.setdefault((batch.weight.device, batch.weight.dtype), []).append(batch)
+    solved: dict[int, tuple[Tensor, Tensor | None]] = {}
+    for alike in together.values():
+        weights, biases = lk.balanced_directions(
+            [batch.weight for batch in alike],
+            [batch.bias for batch in alike],
+            [batch.factor.matrix for batch in alike],
+            [batch.factor.mean for batch in alike],
+            [batch.output for batch in alike if batch.output is not None],
+        )
+        for batch, weight, bias in zip(alike, weights, biases, strict=True):
+            solved[batch.members[0]] = weight, bias
+    return [_direction(batch) if batch.output is None else solved[batch.members[0]] for batch in batches]
+
+
+def _direction(batch: _Batch) -> tuple[Tensor, Tensor | None]:
+    """The directions of the other regions that have a factor."""
+    weight, bias, factor = batch.weight, batch.bias, batch.factor
+    if batch.trust_region == "spectral":
         if bias is None:
             return spectral_direction(weight, factor), None
         joined = spectral_direction(torch.cat([weight, bias], dim=-1), factor)
         return joined[..., :-1], joined[..., -1:]
     step, step_bias = factor.solve(weight, bias)
-    if config.trust_region == "neuron":
+    if batch.trust_region == "neuron":
         products = (step * weight).sum(-1, keepdim=True)
         if bias is not None and step_bias is not None:
-            scale = neuron_scale(products + step_bias * bias)
+            scale = row_scale(products + step_bias * bias)
             return step * scale, step_bias * scale
-        return step * neuron_scale(products), None
+        return step * row_scale(products), None
     return step, step_bias
 
 
@@ -85,7 +125,7 @@ def _iterate(work: BlockWork, averages: dict[nn.Parameter, Tensor], verdict: Ver
     gradient = work.block.join([averages[parameter] for parameter in work.parameters])
     matrix, residual = solve_block(work, gradient, verdict, work.config)
     if work.config.trust_region == "neuron":
-        matrix = matrix * neuron_scale((matrix * gradient).sum(-1, keepdim=True))
+        matrix = matrix * row_scale((matrix * gradient).sum(-1, keepdim=True))
     return Direction(work.block.split(matrix), residual)
 
 
@@ -147,7 +187,7 @@ def _keep(work: BlockWork, name: str, value: Tensor | None, verdict: Verdict) ->
     verdict.commit(state[name], value, also=work.moments[0, 0, -1, -1] > 0)
 
 
-def _batches(
+def _members(
     works: list[BlockWork],
     gradients: list[tuple[Tensor, Tensor | None]],
     factors: list[tuple[Factor, Tensor | None]],
@@ -156,7 +196,8 @@ def _batches(
     batches: dict[tuple[object, ...], list[int]] = {}
     for i, ((weight, bias), (factor, output)) in enumerate(zip(gradients, factors, strict=True)):
         shapes = weight.shape, bias is None, factor.matrix.shape, None if output is None else output.shape
-        alone = i if weight.device.type == "cpu" and weight.numel() > _STACKED else None
+        listed = output is not None or weight.numel() > _STACKED  # the balanced region's op takes lists
+        alone = i if weight.device.type == "cpu" and listed else None
         key = *shapes, weight.dtype, weight.device, works[i].config.trust_region, alone
         batches.setdefault(key, []).append(i)
     return list(batches.values())

@@ -10,12 +10,16 @@ from flops import count_flops
 from torch import nn
 
 import lnb
-from lnb.balance import balanced_direction, neuron_scale, output_moment
+import lnb_kernels as lk
+from lnb.balance import output_moment
 from lnb.factored import Factor, factorize
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS, inverse_root, orthogonalize
 from lnb.trust_region import spectral_direction
+from lnb_kernels.balanced.reference import row_scale
 
 D, ROWS, N = 9, 6, 50
+
+Gradient = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def inputs() -> torch.Tensor:
@@ -32,12 +36,17 @@ def metric(x: torch.Tensor, with_bias: bool) -> tuple[torch.Tensor, Factor]:
     return dense, factorize(s, 0.1, with_bias=with_bias, inverse=True)
 
 
-def gradient(with_bias: bool, rows: int = ROWS) -> tuple[torch.Tensor, torch.Tensor | None]:
+def gradient(with_bias: bool, rows: int = ROWS) -> Gradient:
     weight = torch.randn(1, rows, D, dtype=torch.float64)
     return weight, torch.randn(1, rows, 1, dtype=torch.float64) if with_bias else None
 
 
-def joined(parts: tuple[torch.Tensor, torch.Tensor | None]) -> torch.Tensor:
+def direction(g: Gradient, factor: Factor, root: torch.Tensor) -> Gradient:
+    [weight], [bias] = lk.balanced_directions([g[0]], [g[1]], [factor.matrix], [factor.mean], [root])
+    return weight, bias
+
+
+def joined(parts: Gradient) -> torch.Tensor:
     return torch.cat([part for part in parts if part is not None], dim=-1)[0]
 
 
@@ -86,7 +95,7 @@ def test_balanced_direction_is_the_formula(with_bias: bool, blocks: int) -> None
     root = root @ root.mT
     step = torch.block_diag(*root[0]) @ joined(g) @ torch.linalg.inv(dense)
     sizes = (step @ dense * step).sum(1, keepdim=True).sqrt()
-    torch.testing.assert_close(joined(balanced_direction(*g, factor, root)), step / sizes)
+    torch.testing.assert_close(joined(direction(g, factor, root)), step / sizes)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -95,7 +104,7 @@ def test_with_its_own_moment_it_is_the_spectral_step(with_bias: bool) -> None:
     x = inputs()
     dense, factor = metric(x, with_bias)
     g = gradient(with_bias)
-    ours = joined(balanced_direction(*g, factor, inverse_root(output_moment(*g, factor, 1))))
+    ours = joined(direction(g, factor, inverse_root(output_moment(*g, factor, 1))))
     rows = torch.cat([x, torch.ones(N, 1, dtype=torch.float64)], dim=1)
     lower = factorize((rows.mT @ rows / N).reshape(1, 1, D + 1, D + 1), 0.1, with_bias=with_bias, inverse=False)
     spectral = spectral_direction(joined(g).unsqueeze(0), lower)[0]
@@ -105,7 +114,7 @@ def test_with_its_own_moment_it_is_the_spectral_step(with_bias: bool) -> None:
 
 
 def test_rows_that_are_no_descent_direction_stand_still() -> None:
-    assert neuron_scale(torch.tensor([4.0, 0.0, -1.0])).tolist() == [0.5, 0.0, 0.0]
+    assert row_scale(torch.tensor([4.0, 0.0, -1.0])).tolist() == [0.5, 0.0, 0.0]
 
 
 def one_step(trust_region: str, rows: int, **settings: object) -> tuple[torch.Tensor, nn.Linear]:

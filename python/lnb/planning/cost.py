@@ -222,7 +222,7 @@ class _LayerCost:
         elif config.trust_region == "balanced" and config.factored:
             side = self.outputs // block_count(self.outputs, config.block_size)
             time += self.rates.seconds("batched", self.wide, side, 2.0 * self.numbers * side)
-            time += self._passes_over(self.numbers, 6) + self.rates.calls(12)
+            time += self._passes_over(self.numbers, 2) + self.rates.calls(4)
         elif config.trust_region == "neuron":
             time += self._passes_over(self.numbers, 4) + self.rates.calls(6)
         return time

@@ -1,0 +1,102 @@
+// The loops themselves. Included once by each products_<isa>.cpp, which is compiled for that instruction set and says
+// how wide its vectors are; all names are local to the file, so that the linker cannot merge code of different sets.
+//
+// A tile of c, kTileRows x (kTileVectors vectors), is summed in registers; the columns of b under it, read over and
+// over by the tiles above one another, stay in the first cache.
+
+#include <algorithm>
+#include <cstring>
+
+#include "products_isa.h"
+
+namespace lnb {
+namespace {
+
+using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
+
+inline Vector load(const float* x) {
+    Vector v;
+    std::memcpy(&v, x, sizeof v);
+    return v;
+}
+
+inline void store(float* x, Vector v) {
+    std::memcpy(x, &v, sizeof v);
+}
+
+// c [kRows, kVectors vectors] = a [kRows, k] b.
+template <int kRows, int kVectors>
+void tile(int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) {
+    Vector sums[kRows][kVectors] = {};
+    for (int64_t j = 0; j < k; ++j) {
+        Vector of_b[kVectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) of_b[v] = load(b + j * ldb + v * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+            const float factor = a[r * lda + j];
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) sums[r][v] += factor * of_b[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) store(c + r * ldc + v * kLanes, sums[r][v]);
+    }
+}
+
+template <int kVectors>
+void strip(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) {
+    int64_t row = 0;
+    for (; row + kTileRows <= m; row += kTileRows)
+        tile<kTileRows, kVectors>(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc);
+    for (; row + 2 <= m; row += 2) tile<2, kVectors>(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc);
+    if (row < m) tile<1, kVectors>(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc);
+}
+
+// The last columns, fewer than a vector: b is read entry by entry, so that nothing beyond it is touched.
+void last_columns(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                  int64_t ldc) {
+    for (int64_t row = 0; row < m; ++row) {
+        Vector sum = {};
+        for (int64_t j = 0; j < k; ++j) {
+            Vector of_b = {};
+            std::memcpy(&of_b, b + j * ldb, static_cast<size_t>(n) * sizeof(float));
+            sum += a[row * lda + j] * of_b;
+        }
+        std::memcpy(c + row * ldc, &sum, static_cast<size_t>(n) * sizeof(float));
+    }
+}
+
+void multiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+              int64_t ldc) {
+    int64_t column = 0;
+    for (; column + kTileVectors * kLanes <= n; column += kTileVectors * kLanes) {
+        strip<kTileVectors>(m, k, a, lda, b + column, ldb, c + column, ldc);
+    }
+    for (; column + kLanes <= n; column += kLanes) strip<1>(m, k, a, lda, b + column, ldb, c + column, ldc);
+    if (column < n) last_columns(m, n - column, k, a, lda, b + column, ldb, c + column, ldc);
+}
+
+double dot(const float* x, const float* y, int64_t size) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < size; ++j) sum += static_cast<double>(x[j]) * static_cast<double>(y[j]);
+    return sum;
+}
+
+void add_scaled(float* y, const float* x, float factor, int64_t size) {
+#pragma omp simd
+    for (int64_t j = 0; j < size; ++j) y[j] += factor * x[j];
+}
+
+void scale(float* y, float factor, int64_t size) {
+#pragma omp simd
+    for (int64_t j = 0; j < size; ++j) y[j] *= factor;
+}
+
+#define LNB_PRODUCT_LOOPS {&multiply, &dot, &add_scaled, &scale}
+
+}  // namespace
+}  // namespace lnb

@@ -1,0 +1,1 @@
+"""Directions of the trust region "balanced"."""
