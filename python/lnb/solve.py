@@ -183,7 +183,7 @@ def _keep(work: BlockWork, name: str, value: Tensor | None, verdict: Verdict) ->
         state.pop(name, None)
         return
     if name not in state or state[name].shape != value.shape:
-        state[name] = torch.zeros_like(value)
+        state[name] = torch.zeros_like(value, memory_format=torch.contiguous_format)  # LAPACK's are not
     verdict.commit(state[name], value, also=work.moments[0, 0, -1, -1] > 0)
 
 
