@@ -120,6 +120,26 @@ def arrow_solve(device: str, dtype: torch.dtype, d: int, m: int) -> Case:
     return Case(lambda: lk.arrow_solve(v, mu, var), plain, 1e-2)
 
 
+def balanced_directions(device: str, dtype: torch.dtype, d: int, m: int) -> Case:
+    """Eight layers, their blocks of 128, against products with the block-diagonal matrices, layer by layer."""
+    weights = [rows(device, dtype, m, d) for _ in range(8)]
+    inverse, root = (
+        torch.stack([torch.eye(128, device=device) + 0.1 * torch.ones(128, 128, device=device)] * (n // 128))
+        for n in (d, m)
+    )
+
+    def plain() -> list[Tensor]:
+        steps = []
+        for weight in weights:
+            mixed = torch.block_diag(*root) @ weight
+            step = mixed @ torch.block_diag(*inverse)
+            steps.append(step * (step * mixed).sum(-1, keepdim=True).rsqrt())
+        return steps
+
+    lists = weights, [None] * 8, [inverse] * 8, [None] * 8, [root] * 8
+    return Case(lambda: lk.balanced_directions(*lists)[0], plain)
+
+
 FLOAT, BF16 = torch.float32, torch.bfloat16
 CASES: dict[str, tuple[Callable[..., Case], torch.dtype, tuple[int, ...]]] = {
     "second_moment-8192x512": (second_moment, FLOAT, (8192, 512)),
@@ -135,6 +155,7 @@ CASES: dict[str, tuple[Callable[..., Case], torch.dtype, tuple[int, ...]]] = {
     "conv2d_cov_matvec-8x32x32x32": (conv2d_cov_matvec, FLOAT, (8, 32, 32)),
     "pcg-512x256": (pcg, FLOAT, (512, 256)),
     "arrow_solve-512x256": (arrow_solve, FLOAT, (512, 256)),
+    "balanced_directions-512x256": (balanced_directions, FLOAT, (512, 256)),
 }
 
 
