@@ -4,16 +4,19 @@ Every optimizer trains its own copy of a model of ``step_overhead.py``. Its forw
 timed apart, on steps that gather statistics and on others; the passes of a copy without LNB, which takes turns, are what
 gathering is measured against. All times are milliseconds per step on average.
 
-    python bench/plan_accuracy.py [--rounds 20] [--threads 2] [--model mlp]
+    python bench/plan_accuracy.py [--rounds 20] [--threads 2] [--model mlp] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import time
 from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,8 +66,8 @@ def train_step(model: nn.Module, optimizer: lnb.LNB, batch: Batch) -> Times:
     return Times(forward_and_backward, now() - start)
 
 
-def compare(name: str, label: str, rounds: int) -> None:
-    """Print one line of the table."""
+def compare(name: str, label: str, rounds: int) -> dict[str, Any]:
+    """Measure one setting; seconds per step, and the predicted overhead."""
     torch.manual_seed(0)
     plain, batch = MODELS[name]()
     model = copy.deepcopy(plain)
@@ -93,10 +96,15 @@ def compare(name: str, label: str, rounds: int) -> None:
         "gathering": extra,
         "step": statistics.fmean(times.step for times in by_step),
     }
+    return {"predicted": predicted, "measured": measured, "overhead": plan.overhead}
+
+
+def line(label: str, found: dict[str, Any]) -> str:
+    """One line of the table."""
+    predicted, measured, overhead = found["predicted"], found["measured"], found["overhead"]
     cells = "".join(f"{1e3 * predicted[part]:10.2f}{1e3 * measured[part]:10.2f}" for part in predicted)
     whole = sum(predicted.values()) / sum(measured.values())
-    overhead = "" if plan.overhead is None else f"{plan.overhead:10.1%}"
-    print(f"{label:26}{cells}{whole:9.2f}{overhead}", flush=True)
+    return f"{label:26}{cells}{whole:9.2f}" + ("" if overhead is None else f"{overhead:10.1%}")
 
 
 def main() -> None:
@@ -105,14 +113,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", choices=list(MODELS), action="append")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    results: dict[str, Any] = {}
     for name in arguments.model or MODELS:
         print(f"\n{name}: {MODELS[name].__doc__}")
         print(f"{'':26}{'passes, ms':>20}{'gathering, ms':>20}{'step, ms':>20}{'whole':>9}{'overhead':>10}")
         print(f"{'':26}" + f"{'predicted':>10}{'measured':>10}" * 3 + f"{'ratio':>9}{'predicted':>10}")
+        results[name] = {}
         for label in SETTINGS:
-            compare(name, label, arguments.rounds)
+            results[name][label] = compare(name, label, arguments.rounds)
+            print(line(label, results[name][label]), flush=True)
+    if arguments.json:
+        facts = {"date": date.today().isoformat(), "torch": torch.__version__, "threads": arguments.threads}
+        arguments.json.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
