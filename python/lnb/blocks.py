@@ -136,7 +136,8 @@ class Block:
         """A matrix ``[groups, rows, columns]`` as contiguous tensors of the weight's (and the bias's) shape."""
         if matrix.shape[-1] == self.d_in:
             return [matrix.reshape(self.weight.shape)]
-        return [matrix[..., :-1].reshape(self.weight.shape), matrix[..., -1].reshape(-1)]
+        parts = matrix[..., :-1].reshape(self.weight.shape), matrix[..., -1].reshape(-1)
+        return [part.contiguous() for part in parts]  # a view with gaps would leave the fast path of the update
 
     def shaped(self, parts: list[Tensor]) -> list[Tensor]:
         """Matrices ``[groups, rows, d_in]`` (and ``[groups, rows, 1]``) in the shapes of the weight (and the bias)."""
