@@ -304,3 +304,16 @@ def test_solved_metric_does_not_see_inverted_inputs(solver: str) -> None:
         step(inverted, optimizers[1], (1 - x, y))
     x = torch.rand(10, 5, dtype=torch.float64)
     torch.testing.assert_close(inverted(1 - x), plain(x), rtol=1e-4, atol=1e-4)  # the solve stops at 1e-5
+
+
+def test_a_layers_matrix_splits_into_contiguous_tensors() -> None:
+    """Views with gaps would be taken by the reference of the update, tensor by tensor."""
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Flatten(), nn.LazyLinear(3))
+    model(torch.randn(1, 4, 5, 5))
+    optimizer = lnb.LNB(model, 0.1, "paper")
+    for block in optimizer._inventory.blocks:
+        groups, rows, d_in = block.shape
+        matrix = torch.randn(groups, rows, d_in + 1)
+        parts = block.split(matrix)
+        assert all(part.is_contiguous() for part in parts)
+        assert torch.equal(block.join(parts), matrix)
