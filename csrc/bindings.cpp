@@ -17,6 +17,7 @@
 #include "cpu/multi_tensor.h"
 #include "cpu/parallel.h"
 #include "cpu/second_moment.h"
+#include "cpu/spd_inverse.h"
 
 namespace py = pybind11;
 
@@ -223,6 +224,18 @@ void balanced_directions(const std::vector<std::array<uintptr_t, 7>>& addresses,
     without_gil([&] { lnb::balanced_directions(layers.data(), static_cast<int64_t>(layers.size()), threads); });
 }
 
+// `failed` is one byte per matrix.
+void spd_inverses(uintptr_t matrices, uintptr_t inverses, uintptr_t failed, int64_t count, int64_t n, int threads) {
+    if (count < 0 || n < 1) throw std::invalid_argument("no such matrices");
+    check_memory("matrices", matrices, count * n * n, lnb::Type::kFloat32);
+    check_memory("inverses", inverses, count * n * n, lnb::Type::kFloat32);
+    if (count > 0 && failed == 0) throw std::invalid_argument("failed has entries but a null pointer");
+    without_gil([&] {
+        lnb::spd_inverses(reinterpret_cast<const float*>(matrices), reinterpret_cast<float*>(inverses),
+                          reinterpret_cast<uint8_t*>(failed), count, n, threads);
+    });
+}
+
 std::vector<std::string> isas() {
     const char* names[lnb::kMaxIsas];
     const int count = lnb::available_isas(names);
@@ -262,6 +275,7 @@ PYBIND11_MODULE(_native_module, m) {
         .value("STEP", lnb::CgPhase::kStep);
     m.def("cg_phase", &cg_phase);
     m.def("balanced_directions", &balanced_directions);
+    m.def("spd_inverses", &spd_inverses);
     m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");
     m.def("isa", [] { return lnb::isa().name; }, "The instruction set in use.");
     m.def("select_isa", &select_isa);

@@ -24,6 +24,7 @@ from lnb_kernels.newton_schulz.op import newton_schulz, newton_schulz_root
 from lnb_kernels.pcg.layers import pcg_layers
 from lnb_kernels.pcg.op import pcg
 from lnb_kernels.second_moment.op import second_moment, second_moment_ema_
+from lnb_kernels.spd_inverse.op import spd_inverse
 
 __version__ = "0.1.0"
 
@@ -47,4 +48,5 @@ __all__ = [
     "set_autotune_cache",
     "set_backend",
     "set_input_precision",
+    "spd_inverse",
 ]

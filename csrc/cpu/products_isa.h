@@ -9,6 +9,12 @@ struct ProductLoops {
     // c [m, n] = a [m, k] b [k, n]; rows lie lda, ldb and ldc entries apart. c overlaps neither a nor b.
     void (*multiply)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                      float* c, int64_t ldc);
+    // c += a b.
+    void (*add)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                int64_t ldc);
+    // c -= a b.
+    void (*subtract)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+                     float* c, int64_t ldc);
     double (*dot)(const float* x, const float* y, int64_t size);
     void (*add_scaled)(float* y, const float* x, float factor, int64_t size);  // y += factor x
     void (*scale)(float* y, float factor, int64_t size);

@@ -24,8 +24,18 @@ inline void store(float* x, Vector v) {
     std::memcpy(x, &v, sizeof v);
 }
 
-// c [kRows, kVectors vectors] = a [kRows, k] b.
-template <int kRows, int kVectors>
+// What a product does with c.
+enum class Into { kReplace, kAdd, kSubtract };
+
+template <Into kInto>
+Vector into(Vector sum, Vector before) {
+    if constexpr (kInto == Into::kAdd) return before + sum;
+    if constexpr (kInto == Into::kSubtract) return before - sum;
+    return sum;
+}
+
+// c [kRows, kVectors vectors] from a [kRows, k] b.
+template <Into kInto, int kRows, int kVectors>
 void tile(int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) {
     Vector sums[kRows][kVectors] = {};
     for (int64_t j = 0; j < k; ++j) {
@@ -42,20 +52,24 @@ void tile(int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, f
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) store(c + r * ldc + v * kLanes, sums[r][v]);
+        for (int v = 0; v < kVectors; ++v) {
+            float* const target = c + r * ldc + v * kLanes;
+            store(target, into<kInto>(sums[r][v], kInto == Into::kReplace ? sums[r][v] : load(target)));
+        }
     }
 }
 
-template <int kVectors>
+template <Into kInto, int kVectors>
 void strip(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) {
     int64_t row = 0;
     for (; row + kTileRows <= m; row += kTileRows)
-        tile<kTileRows, kVectors>(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc);
-    for (; row + 2 <= m; row += 2) tile<2, kVectors>(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc);
-    if (row < m) tile<1, kVectors>(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc);
+        tile<kInto, kTileRows, kVectors>(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc);
+    for (; row + 2 <= m; row += 2) tile<kInto, 2, kVectors>(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc);
+    if (row < m) tile<kInto, 1, kVectors>(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc);
 }
 
 // The last columns, fewer than a vector: b is read entry by entry, so that nothing beyond it is touched.
+template <Into kInto>
 void last_columns(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                   int64_t ldc) {
     for (int64_t row = 0; row < m; ++row) {
@@ -65,18 +79,23 @@ void last_columns(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, 
             std::memcpy(&of_b, b + j * ldb, static_cast<size_t>(n) * sizeof(float));
             sum += a[row * lda + j] * of_b;
         }
+        Vector before = {};
+        if constexpr (kInto != Into::kReplace)
+            std::memcpy(&before, c + row * ldc, static_cast<size_t>(n) * sizeof(float));
+        sum = into<kInto>(sum, before);
         std::memcpy(c + row * ldc, &sum, static_cast<size_t>(n) * sizeof(float));
     }
 }
 
-void multiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-              int64_t ldc) {
+template <Into kInto>
+void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+             int64_t ldc) {
     int64_t column = 0;
     for (; column + kTileVectors * kLanes <= n; column += kTileVectors * kLanes) {
-        strip<kTileVectors>(m, k, a, lda, b + column, ldb, c + column, ldc);
+        strip<kInto, kTileVectors>(m, k, a, lda, b + column, ldb, c + column, ldc);
     }
-    for (; column + kLanes <= n; column += kLanes) strip<1>(m, k, a, lda, b + column, ldb, c + column, ldc);
-    if (column < n) last_columns(m, n - column, k, a, lda, b + column, ldb, c + column, ldc);
+    for (; column + kLanes <= n; column += kLanes) strip<kInto, 1>(m, k, a, lda, b + column, ldb, c + column, ldc);
+    if (column < n) last_columns<kInto>(m, n - column, k, a, lda, b + column, ldb, c + column, ldc);
 }
 
 double dot(const float* x, const float* y, int64_t size) {
@@ -96,7 +115,8 @@ void scale(float* y, float factor, int64_t size) {
     for (int64_t j = 0; j < size; ++j) y[j] *= factor;
 }
 
-#define LNB_PRODUCT_LOOPS {&multiply, &dot, &add_scaled, &scale}
+#define LNB_PRODUCT_LOOPS \
+    {&product<Into::kReplace>, &product<Into::kAdd>, &product<Into::kSubtract>, &dot, &add_scaled, &scale}
 
 }  // namespace
 }  // namespace lnb

@@ -1,1 +1,7 @@
 """Directions of the trust region "balanced"."""
+
+from __future__ import annotations
+
+from lnb_kernels.balanced.op import balanced_directions
+
+__all__ = ["balanced_directions"]

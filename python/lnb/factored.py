@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import lnb_kernels as lk
 from lnb_kernels.balanced.reference import times_blocks
 
 
@@ -89,13 +90,17 @@ def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, inv
     added = torch.zeros_like(average) + ridge
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     covariance = covariance + added * eye
+    mean_kept = mean.flatten(-2) if with_bias else None
+    if inverse and covariance.device.type == "cpu":
+        inverses, undone = lk.spd_inverse(covariance)
+        if not bool(undone.any()):
+            return Factor(inverses, mean_kept)
     lower, failed = _try_cholesky(covariance)
     if covariance.device.type != "cpu" or bool(failed.any()):
         second, failed_again = _try_cholesky(covariance + (average + torch.finfo(eye.dtype).eps) * eye)
         scale = (diagonal + added.squeeze(-1)).clamp(min=torch.finfo(eye.dtype).tiny).sqrt()
         second = torch.where(failed_again, torch.diag_embed(scale), second)
         lower = torch.where(failed, second, lower)
-    mean_kept = mean.flatten(-2) if with_bias else None
     if inverse:
         return Factor(torch.cholesky_inverse(lower), mean_kept)
     return Factor(torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False), mean_kept)
