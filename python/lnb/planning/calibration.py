@@ -131,7 +131,7 @@ class _Workloads:
     def _factor(self, dtype: torch.dtype, n: int) -> Callable[[], object]:
         x = self.draw(2 * n, n).to(dtype)
         matrix = x.mT @ x / (2 * n) + torch.eye(n, dtype=dtype, device=self.device)
-        return lambda: torch.cholesky_inverse(torch.linalg.cholesky_ex(matrix).L)
+        return lambda: lk.spd_inverse(matrix)
 
     def _conv(self, dtype: torch.dtype, n: int) -> Callable[[], object]:
         x, w = self.draw(_IMAGES, n, _side(n), _side(n)).to(dtype), self.draw(n, n, 3, 3).to(dtype)
@@ -176,6 +176,6 @@ def _now(device: torch.device) -> float:
 def _kernels(device: torch.device) -> str:
     """The version of the kernels, and which of them serve the ops that are measured: others have other rates."""
     report = lk.report()
-    ops = ("second_moment", "conv2d_second_moment")
+    ops = ("second_moment", "conv2d_second_moment", "spd_inverse")
     serving = [f"{s.op} {s.backend}" for s in report.ops if s.op in ops and s.device == device.type]
     return ", ".join([report.versions["lnb-kernels"], *sorted(serving)])
