@@ -140,6 +140,12 @@ def train(
     rescale: Annotated[
         int | None, typer.Option(help="Seed of a random scale and shift of every pixel (mnist).", rich_help_panel=MODEL)
     ] = None,
+    same_start: Annotated[
+        bool,
+        typer.Option(
+            "--same-start", help="Start as the network of the images as they are (mnist).", rich_help_panel=MODEL
+        ),
+    ] = False,
     width: Annotated[
         int | None,
         typer.Option(help="Units (mlp), channels (unet, cnn), token size (vit, gpt).", rich_help_panel=MODEL),
@@ -196,6 +202,7 @@ def train(
         evaluate_every=evaluate_every,
         invert=invert or None,
         rescale=rescale,
+        same_start=same_start or None,
         width=width,
         depth=depth,
         heads=heads,

@@ -36,6 +36,7 @@ class RunSpec:
     evaluate_every: int | None = None
     invert: bool | None = None
     rescale: int | None = None
+    same_start: bool | None = None
     width: int | None = None
     depth: int | None = None
     heads: int | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lnb.training import data
 from lnb.training.data import camvid
@@ -52,6 +52,8 @@ class TaskOptions:
         data: folder of the data files; else ``$LNB_DATA``, else fetched where that is possible.
         invert: train and test on inverted images, ``1 - x``.
         rescale: seed of a random scale and shift of every pixel (mnist).
+        same_start: start from the function that the network would be of the images as they are, whatever ``invert`` and
+            ``rescale`` make of them, so that only the optimizer sees the difference (mnist, mlp).
         model: one of :data:`MODELS`; ``"auto"`` is the task's first.
         width: hidden units (mlp), channels at full resolution (unet, cnn), token size (vit, gpt), inner dimension (factors).
         depth: hidden layers (mlp), halvings (unet, cnn), blocks (vit, gpt).
@@ -66,6 +68,7 @@ class TaskOptions:
     data: Path | None = None
     invert: bool = False
     rescale: int | None = None
+    same_start: bool = False
     model: str = "auto"
     width: int | None = None
     depth: int | None = None
@@ -151,7 +154,16 @@ def _digits(options: TaskOptions) -> Task:
 def _mnist(options: TaskOptions) -> Task:
     train, test = data.load_mnist(options.data, **options.take("invert", "rescale"))
     build = _classifier(options, "mnist", ("mlp", "vit", "cnn"), (1, 28), width=800, patch=4)
+    if _choose(options, "mnist", ("mlp", "vit", "cnn")) == "mlp" and options.take("same_start")["same_start"]:
+        build = partial(_same_start, build, *train.change)
     return Task("mnist", train, test, build, Classification(), batch_size=1000, steps=180)
+
+
+def _same_start(build: Callable[[], nn.Module], scale: Tensor, shift: Tensor) -> nn.Module:
+    model = build()
+    assert isinstance(model, MLP)
+    model.start_as_before(scale, shift)
+    return model
 
 
 def _cifar10(options: TaskOptions) -> Task:

@@ -39,6 +39,18 @@ class ImageSplit:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def change(self) -> tuple[Tensor, Tensor]:
+        """What ``invert`` and ``affine`` do to an input ``x``: ``scale * x + shift``; both ``[C, H, W]``."""
+        scale = torch.ones(self.images.shape[1:])
+        shift = torch.zeros_like(scale)
+        if self.invert:
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+            scale, shift = -scale, shift + (1 - 2 * mean) / std
+        if self.affine is not None:
+            scale, shift = self.affine[0] * scale, self.affine[0] * shift + self.affine[1]
+        return scale, shift
+
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs ``[n, C, H, W]`` float32 and labels ``[n, ...]`` int64."""
         pixels = self.images[indices].to(device).float() / self.white

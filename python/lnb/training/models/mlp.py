@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -34,6 +35,16 @@ class MLP(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
+
+    @torch.no_grad()
+    def start_as_before(self, scale: Tensor, shift: Tensor) -> None:
+        """Make the network of ``scale * x + shift`` what it was of ``x``; both of the shape of one example.
+
+        Only the first linear layer changes: ``W x + b = (W / scale) (scale x + shift) + b - (W / scale) shift``.
+        """
+        first = next(layer for layer in self.layers if isinstance(layer, nn.Linear))
+        first.weight /= scale.flatten()
+        first.bias -= first.weight @ shift.flatten()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[n, classes]`` of inputs ``[n, ...]``."""
