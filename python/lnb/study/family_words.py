@@ -11,8 +11,17 @@ from lnb.study.words import METRICS, PERCENT, show, show_estimate
 def family_note(family: Family) -> str:
     """What the table shows."""
     metric = METRICS.get(family.metric, family.metric)
-    shown = f"{metric} at the end" if family.measure == "final" else "steps to the target"
-    return f"{shown[0].upper()}{shown[1:]}, each optimizer at its tuned rate on each task."
+    shown = {
+        "final": f"{metric} at the end",
+        "steps_to_target": "steps to the target",
+        "shortest_schedule": f"steps of the shortest schedule tried ({_either(family.lengths)}) that meets the target",
+    }[family.measure]
+    tuned = "each schedule" if family.measure == "shortest_schedule" else "each task"
+    return f"{shown[0].upper()}{shown[1:]}, each optimizer at its tuned rate on {tuned}."
+
+
+def _either(lengths: tuple[int, ...]) -> str:
+    return " or ".join(part for part in (", ".join(map(str, lengths[:-1])), str(lengths[-1])) if part)
 
 
 def family_headers(family: Family) -> tuple[str, ...]:
@@ -51,6 +60,8 @@ def family_sentences(family: Family) -> list[str]:
 
 def _late(family: Family, medians: list[float]) -> str:
     """Where the last step of the schedule met the target, another schedule would have met it at another step."""
+    if family.measure != "steps_to_target":
+        return ""
     late = [
         task for task, budget, median in zip(family.tasks, family.budgets, medians, strict=True) if median == budget
     ]

@@ -17,10 +17,11 @@ class Family:
 
     Attributes:
         label: its name in the suite.
-        measure: ``"final"``, the value at the end, or ``"steps_to_target"``.
+        measure: ``"final"``, the value at the end, ``"steps_to_target"``, or ``"shortest_schedule"``.
         metric: what the tasks are judged by.
         tasks: labels, in order.
         budgets: steps of the runs of each task.
+        lengths: of all schedules of the tasks, ascending.
         rows: by optimizer, the measure on each task; only optimizers that took part in all of them.
     """
 
@@ -29,6 +30,7 @@ class Family:
     metric: str
     tasks: tuple[str, ...]
     budgets: tuple[int, ...]
+    lengths: tuple[int, ...]
     rows: dict[str, tuple[Estimate, ...]]
 
     def spread(self, optimizer: str) -> float:
@@ -70,5 +72,6 @@ def families(suite: Suite, comparisons: Sequence[Comparison]) -> list[Family]:
         }
         labels = tuple(comparison.task.label for comparison in chosen)
         budgets = tuple(comparison.task.steps for comparison in chosen)
-        found.append(Family(entry.label, entry.measure, chosen[0].metric, labels, budgets, rows))
+        lengths = tuple(sorted({length.steps for comparison in chosen for length in comparison.task.lengths}))
+        found.append(Family(entry.label, entry.measure, chosen[0].metric, labels, budgets, lengths, rows))
     return found

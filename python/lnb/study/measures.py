@@ -3,12 +3,15 @@
 *Time to target*: training time (evaluation excluded) at the first evaluation that is at least as good as the target;
 infinite for a run that never is. *Equal time*: the value at the last evaluation within the training time of the fastest
 optimizer of the task. *Equal steps*: the value at the end. *Rate width*: the factor between the largest and the smallest
-rate of the grid whose result is within 2 % of the best. Per optimizer the median over the seeds counts, with the central
-90 % of the medians of resampled seeds (bootstrap; exact, by listing all resamples, for up to six seeds).
+rate of the grid whose result is within 2 % of the best. *Shortest schedule*: the least of the task's lengths whose run,
+at the rate that is tuned for that length, meets the target; infinite where none does. Per optimizer the median over the
+seeds counts, with the central 90 % of the medians of resampled seeds (bootstrap; exact, by listing all resamples, for up
+to six seeds).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -48,6 +51,7 @@ class Row:
         seconds_to_target: see the module.
         steps_to_target: likewise, in steps.
         epochs_to_target: likewise, in passes over the data.
+        shortest_schedule: likewise.
         at_equal_time: likewise.
         final: the value at the end.
         milliseconds: of one training step.
@@ -63,6 +67,7 @@ class Row:
     seconds_to_target: Estimate | None = None
     steps_to_target: Estimate | None = None
     epochs_to_target: Estimate | None = None
+    shortest_schedule: Estimate | None = None
     at_equal_time: Estimate | None = None
     final: Estimate | None = None
     milliseconds: Estimate | None = None
@@ -109,19 +114,65 @@ def compare(suite: Suite, store: Store) -> list[Comparison]:
     return comparisons
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """A task at one length: its runs, and the tuned rates by optimizer."""
+
+    outcomes: list[Outcome]
+    tuned: dict[str, float]
+
+    @classmethod
+    def of(cls, suite: Suite, store: Store, task: SuiteTask) -> _Finished | None:
+        """What ``store`` has; None where a tuning run is missing."""
+        outcomes: list[Outcome] = []
+        for cell in planned_cells(suite, task, outcomes):
+            outcome = store.load(cell)
+            if outcome is not None:
+                outcomes.append(outcome)
+            elif cell.seed == suite.seeds[0]:
+                return None
+        return cls(outcomes, tuned_rates(suite, task, outcomes))
+
+    def tuned_run(self, optimizer: str, seed: int) -> Outcome | None:
+        """The run at the tuned rate; None where it is missing or has no result."""
+        for outcome in self.outcomes:
+            cell = outcome.cell
+            if outcome.labels[1] == optimizer and (cell["lr"], cell["seed"]) == (self.tuned.get(optimizer), seed):
+                return None if outcome.failure else outcome
+        return None
+
+
+def _shortest_schedule(
+    lengths: list[_Finished], optimizer: str, seeds: tuple[int, ...], target: float
+) -> Estimate | None:
+    """Over the seeds that were run at the full length."""
+    steps = []
+    for seed in seeds:
+        runs = [length.tuned_run(optimizer, seed) for length in lengths]
+        if runs[-1] is not None:
+            steps.append(
+                min(
+                    (float(run.cell["steps"]) for run in runs if run and math.isfinite(_first_hit(run, target)[0])),
+                    default=math.inf,
+                )
+            )
+    return estimate(steps) if steps else None
+
+
 def _compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | None:
-    outcomes: list[Outcome] = []
-    grids: dict[str, list[tuple[float, float]]] = {}
-    for cell in planned_cells(suite, task, outcomes):
-        outcome = store.load(cell)
-        if outcome is not None:
-            outcomes.append(outcome)
-        elif cell.seed == suite.seeds[0]:
-            return None
-        if outcome is not None and cell.seed == suite.seeds[0]:
-            grids.setdefault(cell.optimizer.label, []).append((cell.lr, outcome.final))
-    tuned = tuned_rates(suite, task, outcomes)
-    grids = {label: sorted(grid) for label, grid in grids.items()}
+    lengths = [_Finished.of(suite, store, length) for length in task.lengths]
+    found = [length for length in lengths if length is not None]
+    if len(found) < len(lengths):
+        return None
+    outcomes, tuned = found[-1].outcomes, found[-1].tuned
+    grids = {
+        optimizer.label: sorted(
+            (outcome.cell["lr"], outcome.final)
+            for outcome in outcomes
+            if outcome.labels[1] == optimizer.label and outcome.cell["seed"] == suite.seeds[0]
+        )
+        for optimizer in suite.contestants(task)
+    }
     metric, higher = outcomes[0].metric, outcomes[0].higher_is_better
     by_optimizer = {o.label: [x for x in outcomes if x.labels[1] == o.label] for o in suite.contestants(task)}
     target = _target(suite, task, by_optimizer, tuned, higher)
@@ -129,7 +180,11 @@ def _compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | N
         return None
     budget = _time_budget(by_optimizer, tuned)
     rows = tuple(
-        _row(label, runs, tuned.get(label), suite.seeds[0], target, budget) for label, runs in by_optimizer.items()
+        dataclasses.replace(
+            _row(label, runs, tuned.get(label), suite.seeds[0], target, budget),
+            shortest_schedule=_shortest_schedule(found, label, suite.seeds, target),
+        )
+        for label, runs in by_optimizer.items()
     )
     return Comparison(task, metric, higher, target, suite.baseline, rows, grids)
 

@@ -26,9 +26,13 @@ def family(shown: Family, theme: Theme) -> bytes:
         )  # fmt: skip
     panel.set_xticks(places, shown.tasks, rotation=20)
     panel.set_xlim(-0.2, len(shown.tasks) - 0.8)
-    if shown.measure == "steps_to_target":
+    if shown.measure != "final":
         panel.set_yscale("log")
-    y = METRICS.get(shown.metric, shown.metric) if shown.measure == "final" else "steps to target"
+    y = {
+        "final": METRICS.get(shown.metric, shown.metric),
+        "steps_to_target": "steps to target",
+        "shortest_schedule": "shortest schedule, steps",
+    }[shown.measure]
     dress(panel, theme, "", y)
     panel.legend(fontsize=8, frameon=False, labelcolor=theme.ink, ncols=2)
     return png(figure)

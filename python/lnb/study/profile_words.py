@@ -31,7 +31,7 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table of text."""
+    """A table of text; the title may be empty."""
 
     title: str
     headers: tuple[str, ...]

@@ -65,7 +65,7 @@ def run_suite(suite: Suite, store: Store, data: Path | None = None, clock: str =
         require_optimizer(optimizer.optimizer)
     store.clear_leftovers()
     countdown = _Countdown(suite)
-    for entry in suite.tasks:
+    for entry in (length for task in suite.tasks for length in task.lengths):
         task: Task | None = None
         outcomes: list[Outcome] = []
         peaks: dict[str, int | None] = {}
@@ -205,7 +205,8 @@ class _Countdown:
         self._suite = suite
         self._left = {
             (task.label, optimizer.label): len(suite.rates(task, optimizer)) + repeats
-            for task in suite.tasks
+            for entry in suite.tasks
+            for task in entry.lengths
             for optimizer in suite.contestants(task)
         }
         self._walls: dict[tuple[str, str], list[float]] = {}

@@ -18,11 +18,12 @@ A suite is a TOML file::
     batch_size = 1000
     evaluations = 12
     target = 0.95                   # optional; else the best that the tuned baseline reaches
+    shorter = [30, 60]              # optional: also tuned and run with schedules of so many steps
     rates.adamw = [1e-3, 3e-3]      # optional: another grid for this task
 
     [families.inputs]               # optional: tasks that differ in one thing, shown side by side
     tasks = ["mnist", "mnist-inverted"]
-    measure = "final"               # or "steps_to_target"
+    measure = "final"               # or "steps_to_target", "shortest_schedule"
 
     [quick]                         # what --quick changes; [full] likewise
     seeds = [0]
@@ -54,7 +55,7 @@ else:
     import tomli as tomllib
 
 MODES = ("quick", "full")
-MEASURES = ("final", "steps_to_target")
+MEASURES = ("final", "steps_to_target", "shortest_schedule")
 
 
 class SuiteError(TrainingError):
@@ -78,6 +79,9 @@ class SuiteTask:
         target: the value to reach; None for the best that the tuned baseline reaches.
         rates: grids by optimizer label, in place of the optimizer's.
         optimizers: the labels that take part; empty for all.
+        shorter: lengths, ascending and below ``steps``, at which the task is tuned and run as well: which is the shortest
+            schedule that meets the target?
+        control: a variation of another task for the sake of a family: not counted among wins and losses.
     """
 
     label: str
@@ -92,6 +96,22 @@ class SuiteTask:
     target: float | None = None
     rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
     optimizers: tuple[str, ...] = ()
+    shorter: tuple[int, ...] = ()
+    control: bool = False
+
+    @property
+    def lengths(self) -> tuple[SuiteTask, ...]:
+        """The task at every length, the shortest first; the last is the task itself."""
+        evaluations = self.evaluations
+        return (
+            *(
+                dataclasses.replace(
+                    self, label=f"{self.label}@{n}", steps=n, evaluations=min(evaluations, n), shorter=()
+                )
+                for n in self.shorter
+            ),
+            self,
+        )
 
 
 @dataclass(frozen=True)
@@ -299,6 +319,7 @@ def _scaled(suite: Suite, steps: Any, rates: Any) -> Suite:
         dataclasses.replace(
             task,
             steps=max(task.evaluations, round(task.steps * steps)),
+            shorter=tuple(max(1, round(n * steps)) for n in task.shorter),
             rates={label: middle(grid) for label, grid in task.rates.items()},
         )
         for task in suite.tasks
@@ -348,6 +369,8 @@ def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask
         raise SuiteError(f"{where}: model={options['model']!r} must be one of {', '.join(MODELS)}")
     if "weight_decay" in entry:
         _require_number(f"{where}: weight_decay", entry["weight_decay"], least=0)
+    if not isinstance(entry.get("control", False), bool):
+        raise SuiteError(f"{where}: control={entry['control']!r} must be true or false")
     if "target" in entry:
         _require_number(f"{where}: target", entry["target"])
     rates = {name: _rates(f"{where}: rates.{name}", grid) for name, grid in entry.get("rates", {}).items()}
@@ -355,8 +378,18 @@ def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask
     for what in (rates, chosen):
         _check_labels(where, list(what), optimizers)
     evaluations = min(entry.get("evaluations", 10), entry["steps"])
+    shorter = _lengths(where, entry.get("shorter", []), entry["steps"])
     return SuiteTask(**{**entry, "label": label, "task": task, "evaluations": evaluations, "rates": rates,
-                        "optimizers": chosen})  # fmt: skip
+                        "optimizers": chosen, "shorter": shorter})  # fmt: skip
+
+
+def _lengths(where: str, shorter: Any, steps: int) -> tuple[int, ...]:
+    whole = isinstance(shorter, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in shorter)
+    if not whole or len(set(shorter)) < len(shorter) or not all(0 < n < steps for n in shorter):
+        raise SuiteError(
+            f"{where}: shorter={shorter!r} must be a list of different whole numbers between 0 and {steps}"
+        )
+    return tuple(sorted(shorter))
 
 
 def _family(label: str, entry: dict[str, Any], tasks: list[str]) -> SuiteFamily:

@@ -47,7 +47,9 @@ def is_ours(comparison: Comparison, row: Row) -> bool:
 
 
 def duels(comparison: Comparison) -> list[Duel]:
-    """The first LNB contestant against every optimizer that is none."""
+    """The first LNB contestant against every optimizer that is none; no duels in a control."""
+    if comparison.task.control:
+        return []
     mine = next((row for row in comparison.rows if is_ours(comparison, row)), None)
     if mine is None:
         return []
@@ -130,6 +132,8 @@ def overview(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
     """Who is ahead on each task by medians, and LNB's places there, in the order of :data:`OVERVIEW`."""
     lines = []
     for comparison in comparisons:
+        if comparison.task.control:
+            continue
         metric, sign = comparison.metric, -1 if comparison.higher_is_better else 1
         rows = [row for row in comparison.rows if row.seconds_to_target and row.at_equal_time and row.final]
         ours = next((row.optimizer for row in rows if is_ours(comparison, row)), None)

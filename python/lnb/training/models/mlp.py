@@ -43,8 +43,8 @@ class MLP(nn.Module):
         Only the first linear layer changes: ``W x + b = (W / scale) (scale x + shift) + b - (W / scale) shift``.
         """
         first = next(layer for layer in self.layers if isinstance(layer, nn.Linear))
-        first.weight /= scale.flatten()
-        first.bias -= first.weight @ shift.flatten()
+        first.weight.div_(scale.flatten())
+        first.bias.sub_(first.weight @ shift.flatten())
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[n, classes]`` of inputs ``[n, ...]``."""
