@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lnb.study import Cell, Family, Outcome, Store, Suite, SuiteFamily, compare, families, load_suite
-from lnb.study.family_words import family_headers, family_sentences, family_table
+from lnb.study.family_words import family_headers, family_note, family_sentences, family_table
 from lnb.study.measures import estimate
 from lnb.study.words import LOSS, TIE, WIN, caution, duels, machines, overview, summary, table
 from lnb.training import Record, TrainingError
@@ -116,6 +116,49 @@ def test_a_target_met_only_with_the_last_step_is_said(suite_file: Path, tmp_path
     shown = family(suite_file, tmp_path / "f", "steps_to_target", [CURVES, {**CURVES, ("lnb", 0.01, 0): [0.1, 0.2, 0.9],
                                                                           ("lnb", 0.01, 1): [0.1, 0.2, 0.9]}])  # fmt: skip
     assert family_sentences(shown)[0].endswith("; only with the last step of its schedule on digits-0, digits-1.")
+
+
+def test_the_shortest_schedule(suite_file: Path, tmp_path: Path) -> None:
+    """At 10 steps LNB's best rate is another one, with which one seed of two is at the target; AdamW never is."""
+    suite_file.write_text(
+        suite_file.read_text()
+        .replace("steps = 24", "steps = 20\ntarget = 0.85\nshorter = [5, 10]")
+        .replace(
+            '["digits", "matrix"]\nmeasure = "steps_to_target"', '["digits", "matrix"]\nmeasure = "shortest_schedule"'
+        )
+    )
+    suite, store = made_up(suite_file, tmp_path, CURVES)
+    with pytest.raises(TrainingError, match="no task of the suite"):  # the shorter ones are missing
+        compare(suite, store)
+    lnb_, adamw = suite.optimizers
+    five, ten, _ = suite.tasks[0].lengths
+    shorter: dict[tuple[str, float, int], list[float]] = {
+        ("lnb", 0.01, 0): [0.1, 0.5], ("lnb", 0.03, 0): [0.1, 0.9], ("lnb", 0.03, 1): [0.1, 0.8],
+        ("adamw", 0.003, 0): [0.1, 0.6], ("adamw", 0.01, 0): [0.1, 0.5], ("adamw", 0.003, 1): [0.1, 0.6],
+    }  # fmt: skip
+    for task, scale in ((five, 0.9), (ten, 1.0)):
+        for (label, lr, seed), values in shorter.items():
+            cell = Cell(task, lnb_ if label == "lnb" else adamw, lr, seed, suite.schedule)
+            store.save(cell, outcome(cell, [scale * value for value in values], 1.0))
+    (comparison,) = compare(suite, store)
+    assert [row.shortest_schedule for row in comparison.rows] == [estimate([10, 20]), estimate([math.inf] * 2)]
+    assert comparison.rows[0].lr == 0.01  # the full length is as it would be alone
+    again = dataclasses.replace(comparison, task=dataclasses.replace(suite.tasks[0], label="matrix"))
+    (shown,) = families(suite, [comparison, again])
+    assert family_note(shown) == (
+        "Steps of the shortest schedule tried (5, 10 or 20) that meets the target, each optimizer at its tuned rate on each "
+        "schedule."
+    )
+    assert family_sentences(shown) == ["lnb: 15 to 15 steps, a factor of 1.", "adamw: never reached the target."]
+
+
+def test_controls_do_not_count(suite_file: Path, tmp_path: Path) -> None:
+    suite, store = made_up(suite_file, tmp_path, CURVES)
+    control = dataclasses.replace(suite, tasks=(dataclasses.replace(suite.tasks[0], control=True),))
+    comparisons = [*compare(suite, store), *compare(control, store)]
+    assert [len(duels(comparison)) for comparison in comparisons] == [1, 0]
+    assert len(overview(comparisons)) == 1
+    assert summary(comparisons).startswith("1 comparisons")
 
 
 def test_another_metric_of_the_same_run(suite_file: Path, tmp_path: Path) -> None:

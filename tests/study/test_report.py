@@ -82,7 +82,9 @@ def test_markdown(report: Path) -> None:
     for line in said:
         assert line in text
     shown = re.findall(r"\]\((results/.*\.png)\)", text)
-    assert sorted(shown) == [f"results/{name}.png" for name in ("both", "memory", "parts", "product")]
+    assert sorted(shown) == [
+        f"results/{name}.png" for name in ("family-both", *(f"profile-{kind}" for kind in sorted(PROFILES)))
+    ]
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in shown)
 
 

@@ -261,13 +261,14 @@ def test_a_damaged_result_is_named(suite_file: Path, tmp_path: Path) -> None:
 
 def test_peers_that_are_missing_or_broken(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite_file.write_text(suite_file.read_text().replace("[optimizers.lnb]", "[optimizers.soap]"))
-    monkeypatch.setattr(peers, "PACKAGE", "no_such_package_of_peers")
+    soap = peers.PEERS["soap"]
+    monkeypatch.setitem(peers.PEERS, "soap", dataclasses.replace(soap, package="no_such_package_of_peers"))
     output = invoke("bench", suite_file, "--out", tmp_path / "runs", code=1)
     assert "optimizer 'soap' needs the package 'no_such_package_of_peers'" in output
     assert "pip install 'lnb-kernels[peers]'" in output
     (tmp_path / "broken_peers.py").write_text("raise OSError('libpeer.so is missing')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(peers, "PACKAGE", "broken_peers")
+    monkeypatch.setitem(peers.PEERS, "soap", dataclasses.replace(soap, package="broken_peers"))
     output = invoke("bench", suite_file, "--out", tmp_path / "runs", code=1)
     assert "importing broken_peers failed (OSError: libpeer.so is missing)" in output
     assert not (tmp_path / "runs" / "cells").exists()
@@ -276,9 +277,8 @@ def test_peers_that_are_missing_or_broken(suite_file: Path, tmp_path: Path, monk
 @pytest.mark.parametrize("peer", [name for name in OPTIMIZERS if name not in ("lnb", "adamw")])
 def test_the_others_learn_and_repeat_bit_for_bit(peer: str, suite_file: Path, tmp_path: Path) -> None:
     if peer in peers.PEERS:
-        pytest.importorskip(
-            "pytorch_optimizer", reason="NO PEERS: pytorch-optimizer is not installed: they are untested"
-        )
+        package = peers.PEERS[peer].package.partition(".")[0]
+        pytest.importorskip(package, reason=f"NO PEER {peer}: {package} is not installed: it is untested")
     suite_file.write_text(
         suite_file.read_text().replace("[optimizers.lnb]", f"[optimizers.{peer}]").replace("[0.01, 0.03]", "[0.03]")
     )

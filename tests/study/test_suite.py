@@ -46,6 +46,15 @@ def test_a_mode_changes_the_suite(suite_file: Path) -> None:
         load_suite(suite_file, "full")
 
 
+def test_lengths(suite_file: Path) -> None:
+    suite_file.write_text(suite_file.read_text().replace("steps = 24", "steps = 24\nshorter = [12, 2]"))
+    (task,) = load_suite(suite_file).only(["digits"], None).tasks
+    shown = [(length.label, length.steps, length.evaluations, length.lengths[:-1]) for length in task.lengths[:-1]]
+    assert shown == [("digits@2", 2, 2, ()), ("digits@12", 12, 4, ())]
+    assert task.lengths[-1] is task
+    assert [length.steps for length in load_suite(suite_file, "quick").tasks[0].lengths] == [1, 6, 12]
+
+
 def test_names_tell_runs_apart_and_nothing_else(suite_file: Path) -> None:
     cell = load_suite(suite_file).tuning_cells(load_suite(suite_file).tasks[0])[0]
     longer = dataclasses.replace(cell, task=dataclasses.replace(cell.task, steps=25))
@@ -79,6 +88,8 @@ def test_the_study_is_well_formed(mode: str | None) -> None:
             "steps = 24\nweight_decay = -1",
             r"\[tasks.digits\]: weight_decay=-1 must be a finite number of at",
         ),
+        ("steps = 24", "steps = 24\nshorter = [6, 24]", r"shorter=\[6, 24\] must be a list of different whole numbers"),
+        ("steps = 24", "steps = 24\ncontrol = 1", r"\[tasks.digits\]: control=1 must be true or false"),
         ("steps = 24", "", r"\[tasks.digits\]: steps=None must be"),
         ("width = 16", "widht = 16", r"options: unknown entry 'widht'"),
         ("[0.01, 0.03]", "[0.01, -1]", r"\[optimizers.lnb\]: a rate=-1 must be a finite number above 0"),

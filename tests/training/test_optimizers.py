@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -24,9 +25,11 @@ def backward(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_all_parameters_move(name: str) -> None:
-    if name in PEERS:
-        pytest.importorskip("pytorch_optimizer", reason="NO PEERS: pytorch-optimizer is not installed")
     model = small_model()
+    if name in PEERS:
+        package = PEERS[name].package.partition(".")[0]
+        pytest.importorskip(package, reason=f"NO PEER {name}: {package} is not installed")
+        model = model[:-1] if PEERS[name].of_layers else model
     optimizer = build_optimizer(OptimizerConfig(name, lr=0.01), model, "constant", 10)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for _ in range(2):
@@ -100,9 +103,18 @@ def test_state_of_another_set_of_optimizers() -> None:
 
 
 def test_a_missing_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lnb.training.peers.PACKAGE", "no_such_package_of_peers")
+    for name in ("soap", "psgd"):
+        monkeypatch.setitem(PEERS, name, dataclasses.replace(PEERS[name], package="no_such_package_of_peers"))
     require_optimizer("adamw")
     with pytest.raises(PeerError, match="optimizer 'psgd' needs the package 'no_such_package_of_peers', which is not"):
         require_optimizer("psgd")
     with pytest.raises(PeerError, match="or leave 'soap' out"):
         build_optimizer(OptimizerConfig("soap"), small_model(), "constant", 1)
+
+
+def test_a_peer_of_layers_refuses_what_it_would_not_move() -> None:
+    pytest.importorskip("singd", reason="NO PEER kfac: singd is not installed")
+    with pytest.raises(
+        ValueError, match="optimizer 'kfac' moves linear and convolution layers only, and '4' is a LayerNorm"
+    ):
+        build_optimizer(OptimizerConfig("kfac"), small_model(), "constant", 1)

@@ -49,6 +49,7 @@ def test_the_data_do_not_depend_on_the_seed_and_the_factors_do() -> None:
         ("digits", {"heads": 2}, "heads=2 has no meaning for task digits with model auto"),
         ("digits", {"rescale": 1}, "rescale=1 has no meaning for task digits"),
         ("mnist", {"rescale": -1}, "rescale=-1 must be a seed"),
+        ("digits", {"invert": True, "same_start": True}, "same_start=True has no meaning for task digits"),
         ("digits", {"width": 0}, "width=0 must be at least 1"),
         ("digits", {"depth": -1}, "depth=-1 must be at least 0"),
         ("matrix-factorization", {"condition": 0.5}, "condition=0.5 must be at least 1"),
@@ -81,6 +82,26 @@ def test_rescaled_mnist_is_an_affine_map_of_mnist(real_data: Path) -> None:
     assert 0.1 <= scale.min() < 0.12
     assert 8 < scale.max() <= 10
     assert -1 <= shift.min() < -0.9
+
+
+@pytest.mark.parametrize("change", [{"invert": True}, {"rescale": 1}, {"invert": True, "rescale": 2}])
+def test_the_same_start_of_other_inputs(real_data: Path, change: dict[str, object]) -> None:
+    """What the network computes at first does not depend on the scales of the inputs, unless that is left to them."""
+    options = [{}, {**change, "same_start": True}, change]
+    logits = []
+    for chosen in options:
+        task = make_task("mnist", TaskOptions(data=real_data, width=16, **chosen))  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        model = task.build().double()
+        inputs, _ = task.test.batch(torch.arange(100), torch.device("cpu"))
+        logits.append(model(inputs.double()))
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-5)
+    assert (logits[2] - logits[0]).abs().max() > 0.1
+
+
+def test_the_same_start_is_for_the_multilayer_perceptron(real_data: Path) -> None:
+    with pytest.raises(ValueError, match="same_start=True has no meaning for task mnist with model cnn"):
+        make_task("mnist", TaskOptions(data=real_data, model="cnn", invert=True, same_start=True))
 
 
 def test_cnn_of_cifar10(real_data: Path) -> None:

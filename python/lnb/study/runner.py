@@ -19,6 +19,7 @@ from lnb.study.suite import Cell, Suite, SuiteTask
 from lnb.training import Diverged, LoopConfig, OptimizerConfig, Record, Task, TaskOptions, Trainer, make_task
 from lnb.training.data.splits import FirstExamples
 from lnb.training.optimizers import require_optimizer
+from lnb.training.peers import peer_version
 
 # Processor time of one thread is not disturbed by other processes, and on a quiet machine it is the wall-clock time.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -167,7 +168,7 @@ def run_cell(cell: Cell, task: Task, clock: str = "wall") -> Outcome:
         objective.higher_is_better,
         failure,
         wall,
-        environment() | {"clock": clock},
+        environment() | {"clock": clock, "peer": peer_version(cell.optimizer.optimizer)},
     )
 
 

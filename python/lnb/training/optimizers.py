@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lnb.training.peers import PEER_LR, PEERS, load_peer
+from lnb.training.peers import PEERS, load_peer
 
 SCHEDULES = ("constant", "cosine")
 
@@ -178,8 +178,7 @@ def _muon(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
 
 def _peer(name: str) -> Callable[[OptimizerConfig, nn.Module], list[Optimizer]]:
     def build(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
-        peer, settings = load_peer(name)
-        return [peer(model.parameters(), **{**settings, **_with_decay(config)})]
+        return [PEERS[name].build(name, model, _with_decay(config))]
 
     return build
 
@@ -202,4 +201,5 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, nn.Module], list[Optimizer]]] =
     "sgd": _sgd,
     **{name: _peer(name) for name in PEERS},
 }
-DEFAULT_LR = {"lnb": 0.05, "lnb-paper": 0.1, "adamw": 1e-3, "muon": 3e-3, "sgd": 0.05, **PEER_LR}
+DEFAULT_LR = {"lnb": 0.05, "lnb-paper": 0.1, "adamw": 1e-3, "muon": 3e-3, "sgd": 0.05}
+DEFAULT_LR |= {name: peer.lr for name, peer in PEERS.items()}
