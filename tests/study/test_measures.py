@@ -71,8 +71,9 @@ def test_every_measure(suite_file: Path, tmp_path: Path) -> None:
     assert math.isnan(comparison.tuning["adamw"][1][1])
     assert (lnb.peak_bytes, adamw.peak_bytes) == (3_000_000, 2_000_000)
     cells = table(comparison)[1]
-    assert cells[7] == "2.0"
+    assert cells[8] == "2.0"
     assert cells[2].startswith("never")
+    assert [line[4] for line in table(comparison)] == ["0.5", "never (0.5 to never)"]
     assert cells[-1].endswith("1 without result")
 
 
