@@ -73,7 +73,7 @@ def test_every_measure(suite_file: Path, tmp_path: Path) -> None:
     cells = table(comparison)[1]
     assert cells[8] == "2.0"
     assert cells[2].startswith("never")
-    assert [line[4] for line in table(comparison)] == ["0.5", "never (0.5 to never)"]
+    assert [line[4] for line in table(comparison)] == ["0.5", "never (1 to never)"]
     assert cells[-1].endswith("1 without result")
 
 
