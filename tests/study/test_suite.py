@@ -9,7 +9,7 @@ import pytest
 
 from lnb.study import SuiteError, load_suite
 
-STUDY = Path(__file__).resolve().parents[2] / "bench" / "suites" / "study.toml"
+SUITES = Path(__file__).resolve().parents[2] / "bench" / "suites"
 
 
 def test_cells_of_a_suite(suite_file: Path) -> None:
@@ -70,9 +70,11 @@ def test_only_a_part(suite_file: Path) -> None:
         load_suite(suite_file).only(["mnits"], None)
 
 
-@pytest.mark.parametrize("mode", [None, "quick", "full"])
-def test_the_study_is_well_formed(mode: str | None) -> None:
-    suite = load_suite(STUDY, mode)
+@pytest.mark.parametrize(
+    ("name", "mode"), [("study", None), ("study", "quick"), ("study", "full"), ("condition", None), ("peers", None)]
+)
+def test_the_shipped_suites_are_well_formed(name: str, mode: str | None) -> None:
+    suite = load_suite(SUITES / f"{name}.toml", mode)
     assert all(suite.baseline in [o.label for o in suite.contestants(task)] for task in suite.tasks)
 
 
