@@ -150,6 +150,8 @@ def test_the_shortest_schedule(suite_file: Path, tmp_path: Path) -> None:
         "Steps of the shortest schedule tried (5, 10 or 20) that meets the target, each optimizer at its tuned rate on each "
         "schedule."
     )
+    noted = dataclasses.replace(suite, families=(dataclasses.replace(suite.families[0], note="Said."),))
+    assert family_note(families(noted, [comparison, again])[0]) == f"{family_note(shown)} Said."
     assert family_sentences(shown) == ["lnb: 15 to 15 steps, a factor of 1.", "adamw: never reached the target."]
 
 

@@ -17,7 +17,8 @@ def family_note(family: Family) -> str:
         "shortest_schedule": f"steps of the shortest schedule tried ({_either(family.lengths)}) that meets the target",
     }[family.measure]
     tuned = "each schedule" if family.measure == "shortest_schedule" else "each task"
-    return f"{shown[0].upper()}{shown[1:]}, each optimizer at its tuned rate on {tuned}."
+    said = f"{shown[0].upper()}{shown[1:]}, each optimizer at its tuned rate on {tuned}."
+    return f"{said} {family.note}" if family.note else said
 
 
 def _either(lengths: tuple[int, ...]) -> str:

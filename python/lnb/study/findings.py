@@ -23,6 +23,7 @@ class Family:
         budgets: steps of the runs of each task.
         lengths: of all schedules of the tasks, ascending.
         rows: by optimizer, the measure on each task; only optimizers that took part in all of them.
+        note: the suite's explanation; may be empty.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Family:
     budgets: tuple[int, ...]
     lengths: tuple[int, ...]
     rows: dict[str, tuple[Estimate, ...]]
+    note: str = ""
 
     def spread(self, optimizer: str) -> float:
         """How far the measure moves over the tasks: the difference of final values, the factor between step counts."""
@@ -73,5 +75,5 @@ def families(suite: Suite, comparisons: Sequence[Comparison]) -> list[Family]:
         labels = tuple(comparison.task.label for comparison in chosen)
         budgets = tuple(comparison.task.steps for comparison in chosen)
         lengths = tuple(sorted({length.steps for comparison in chosen for length in comparison.task.lengths}))
-        found.append(Family(entry.label, entry.measure, chosen[0].metric, labels, budgets, lengths, rows))
+        found.append(Family(entry.label, entry.measure, chosen[0].metric, labels, budgets, lengths, rows, entry.note))
     return found

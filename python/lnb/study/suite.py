@@ -24,6 +24,7 @@ A suite is a TOML file::
     [families.inputs]               # optional: tasks that differ in one thing, shown side by side
     tasks = ["mnist", "mnist-inverted"]
     measure = "final"               # or "steps_to_target", "shortest_schedule"
+    note = "What differs."          # optional
 
     [quick]                         # what --quick changes; [full] likewise
     seeds = [0]
@@ -141,11 +142,13 @@ class SuiteFamily:
         label: its name in the study.
         tasks: labels, in the order in which they are shown.
         measure: what is compared, one of :data:`MEASURES`.
+        note: a sentence that explains what is varied; may be empty.
     """
 
     label: str
     tasks: tuple[str, ...]
     measure: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -394,14 +397,17 @@ def _lengths(where: str, shorter: Any, steps: int) -> tuple[int, ...]:
 
 def _family(label: str, entry: dict[str, Any], tasks: list[str]) -> SuiteFamily:
     where = f"[families.{label}]"
-    _check_keys(where, entry, ("tasks", "measure"))
+    _check_keys(where, entry, ("tasks", "measure", "note"))
     chosen, measure = entry.get("tasks"), entry.get("measure", "final")
     if not isinstance(chosen, list) or len(chosen) < 2:
         raise SuiteError(f"{where}: tasks={chosen!r} must be a list of at least two tasks")
     _check_labels(where, chosen, tasks)
     if measure not in MEASURES:
         raise SuiteError(f"{where}: measure={measure!r} must be one of {', '.join(MEASURES)}")
-    return SuiteFamily(label, tuple(chosen), measure)
+    note = entry.get("note", "")
+    if not isinstance(note, str):
+        raise SuiteError(f"{where}: note={note!r} must be a text")
+    return SuiteFamily(label, tuple(chosen), measure, note)
 
 
 def _rates(where: str, rates: Any) -> tuple[float, ...]:
