@@ -50,7 +50,7 @@ def test_a_killed_study_goes_on_and_repeats_nothing(suite_file: Path, tmp_path: 
     packages = [str(Path(package.__file__).parents[1]) for package in (lnb, lnb_kernels)]  # the ones under test here
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(packages)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, cwd=tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     try:
         while len(list((killed / "cells").glob("*.json"))) < 3:
             assert process.poll() is None, "the study ended before it could be killed"
