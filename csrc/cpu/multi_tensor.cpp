@@ -43,17 +43,15 @@ struct Partition {
         parts.push_back(static_cast<int64_t>(runs.size()));
     }
 
-    // Calls f(index of run, run) for every run; each part in one thread. `backwards` begins with the last part.
+    // Calls f(index of run, run) for every run; each part in one thread.
     template <typename F>
-    void for_each(int threads, F f, bool backwards = false) const {
+    void for_each(int threads, F f) const {
         struct Context {
             const Partition* self;
             F* f;
-            bool backwards;
-        } context{this, &f, backwards};
+        } context{this, &f};
         const auto body = [](void* memory, int64_t part) {
-            const auto& [self, function, from_end] = *static_cast<Context*>(memory);
-            if (from_end) part = static_cast<int64_t>(self->parts.size()) - 2 - part;
+            const auto& [self, function] = *static_cast<Context*>(memory);
             for (int64_t i = self->parts[part]; i < self->parts[part + 1]; ++i) (*function)(i, self->runs[i]);
         };
         parallel_for(static_cast<int64_t>(parts.size()) - 1, threads, body, &context);
@@ -124,14 +122,10 @@ void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int
     const Partition work(pairs, count);
     std::vector<double> sums(work.runs.size());
     const auto loop = entry(loops().dot, x, y);
-    // A step's product stands between two passes that go forwards. Going backwards, it finds what the first left in the
-    // caches, and leaves there what the second begins with.
-    constexpr bool kBackwards = true;
-    const auto of_run = [=, &sums](int64_t i, const Run& run) {
+    work.for_each(threads, [=, &sums](int64_t i, const Run& run) {
         const Pair& pair = pairs[run.tensor];
         sums[i] = loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size);
-    };
-    work.for_each(threads, of_run, kBackwards);
+    });
     work.add_up(sums, count, products);
 }
 

@@ -80,9 +80,8 @@ struct PairLoops {
         const auto* x = static_cast<const X*>(x_memory);
         const auto* y = static_cast<const Y*>(y_memory);
         double sum = 0;
-        // Products are rounded as in any float32 sum of them: widening both factors first would take longer than memory.
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < size; ++i) sum += static_cast<double>(widen(x[i]) * widen(y[i]));
+        for (int64_t i = 0; i < size; ++i) sum += static_cast<double>(widen(x[i])) * static_cast<double>(widen(y[i]));
         return sum;
     }
 
