@@ -16,7 +16,7 @@ from lnb_kernels.pcg.op import ROW_COLUMNS
 class Equation:
     """``(operator + ridge diag(1..1, 0)) h = gradient`` of one layer."""
 
-    operator: Tensor | Callable[[Tensor], Tensor]  # a second moment [groups, size, size], or a product without ridge
+    operator: Tensor | Callable[[Tensor], Tensor]  # [groups, size, size], or a product that includes the ridge
     gradient: Tensor  # g~ [groups, rows, columns]
     start: Tensor | None
     arrow: tuple[Tensor, Tensor]  # mu and variance [groups, d_in]
