@@ -140,6 +140,36 @@ def balanced_directions(device: str, dtype: torch.dtype, d: int, m: int) -> Case
     return Case(lambda: lk.balanced_directions(*lists)[0], plain)
 
 
+def pcg_layers(device: str, dtype: torch.dtype, layers: int) -> Case:
+    """Small layers of growing sizes, as many iterations as make them solutions, against exact ones layer by layer."""
+    shapes = [(16 + 2 * i, 32 + 4 * (i % 24)) for i in range(layers)]
+    inputs = [rows(device, dtype, 8 * d, d) for _, d in shapes]
+    moments, gradients = [lk.second_moment(x) for x in inputs], [rows(device, dtype, m, d) for m, d in shapes]
+
+    def plain() -> list[Tensor]:
+        found = []
+        for s, g in zip(moments, gradients, strict=True):
+            damped = s[:-1, :-1] / s[-1, -1] + 0.5 * torch.eye(g.shape[1], device=device)
+            found.append(torch.linalg.solve(damped, g.t()).t())
+        return found
+
+    return Case(lambda: lk.pcg_layers(moments, gradients, iterations=12, ridge=0.5)[0], plain, 1e-2)
+
+
+def newton_schulz(device: str, dtype: torch.dtype, k: int, length: int) -> Case:
+    """Against a singular value decomposition: the polar factor, for coefficients under which the steps converge."""
+    x = (
+        torch.linalg.qr(torch.randn(length, k, device=device))[0].t()
+        * torch.linspace(0.5, 1, k, device=device)[:, None]
+    )
+
+    def plain() -> Tensor:
+        left, _, right = torch.linalg.svd(x, full_matrices=False)
+        return left @ right
+
+    return Case(lambda: lk.newton_schulz(x.to(dtype), (1.875, -1.25, 0.375), 6).float(), plain, 1e-3)
+
+
 FLOAT, BF16 = torch.float32, torch.bfloat16
 CASES: dict[str, tuple[Callable[..., Case], torch.dtype, tuple[int, ...]]] = {
     "second_moment-8192x512": (second_moment, FLOAT, (8192, 512)),
@@ -154,6 +184,8 @@ CASES: dict[str, tuple[Callable[..., Case], torch.dtype, tuple[int, ...]]] = {
     "cov_matvec-8192x512": (cov_matvec, FLOAT, (8192, 512)),
     "conv2d_cov_matvec-8x32x32x32": (conv2d_cov_matvec, FLOAT, (8, 32, 32)),
     "pcg-512x256": (pcg, FLOAT, (512, 256)),
+    "pcg_layers-48": (pcg_layers, FLOAT, (48,)),
+    "newton_schulz-256x512": (newton_schulz, FLOAT, (256, 512)),
     "arrow_solve-512x256": (arrow_solve, FLOAT, (512, 256)),
     "balanced_directions-512x256": (balanced_directions, FLOAT, (512, 256)),
 }
@@ -173,7 +205,8 @@ def test_time(measure: Callable[..., None], name: str, device: str, who: str) ->
     make, dtype, sizes = CASES[name]
     op = name.partition("-")[0]
     kernels = lk._backend.routes()["linear_backward" if op == "linear" else op].kernels
-    served_within = op == "linear" and who == "native"  # its moment comes from the native second_moment
+    # The moment of `linear` comes from the native second_moment, each layer of `pcg_layers` from the native pcg.
+    served_within = op in ("linear", "pcg_layers") and who == "native"
     if who in ("native", "triton") and not (who in kernels or served_within):
         pytest.skip(f"{op} has no {who} kernel")
     if (who == "native") > (device == "cpu" and _native.failure() is None) or (who == "triton") > (device == "cuda"):

@@ -42,7 +42,25 @@ def _define(schema: str, fake: Callable[..., Any], *, writes: int) -> Callable[.
     # No stop at autograd on the way: that would turn both lists into Python objects once more.
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     overload: Callable[..., Any] = getattr(torch.ops.lnb_kernels, name).default
-    return overload
+
+    def call(*args: Any) -> Any:
+        return kernel(*args) if _unobserved() else overload(*args)
+
+    return call
+
+
+def _unobserved() -> bool:
+    """Whether nobody would see a call pass through PyTorch's dispatcher: no compiler, mode, transform or profiler is on.
+
+    The dispatcher turns lists into its own and back into Python's; for 200 tensors that takes as long as all checks.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
 
 
 def _dot_like(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:

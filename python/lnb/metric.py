@@ -12,6 +12,7 @@ import lnb_kernels as lk
 from lnb.blocks import Block
 from lnb.config import Config
 from lnb.dual import solve_dual
+from lnb.equations import Equation
 from lnb.factored import factorize
 from lnb.rounded_metric import RoundedMetric, rounds_products
 from lnb.statistics import (
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from lnb.work import BlockWork
 
 
-def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Config) -> tuple[Tensor, Tensor | None]:
-    """The direction ``h`` of one layer.
+def begin_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Config) -> Tensor | Equation:
+    """The direction ``h`` of one layer; or, where conjugate gradients find it, what they have to solve.
 
     Args:
         work: the layer's statistics of this step, and its state, which is updated.
@@ -38,34 +39,31 @@ def solve_block(work: BlockWork, gradient: Tensor, verdict: Verdict, config: Con
         config: the optimizer's settings.
 
     Returns:
-        ``h``, of the shape of ``gradient``, zero for a batch without rows; and the norms of CG's last residual, one for the
-        layer or one per neuron, None without CG.
+        ``h``, of the shape of ``gradient``, zero for a batch without rows; or the equation, whose solution goes to
+        :func:`keep_direction`.
     """
     if config.solver == "dual":
         if work.inputs:
-            return solve_dual(work.block, work.inputs, gradient, work.ridge), None
+            return solve_dual(work.block, work.inputs, gradient, work.ridge)
         second_moment = average_second_moment(work, verdict, 0.0, keep=False)  # of a packed in-projection
         factor = factorize(second_moment, work.ridge, work.with_bias, inverse=True)
         solved, bias = factor.solve(gradient[..., : work.block.d_in], gradient[..., -1:] if work.with_bias else None)
-        return (solved if bias is None else torch.cat([solved, bias], dim=-1)), None
+        return solved if bias is None else torch.cat([solved, bias], dim=-1)
     mean, mean_square, has_rows = _update_feature_moments(work, gradient, verdict, config)
     variance = shrunk_variance(mean, mean_square, config.shrinkage)
     if config.solver == "arrow":
-        return torch.where(has_rows, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0), None
+        return torch.where(has_rows, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0)
     operator, ridge = _operator(work, verdict, config)
-    solution, residuals = lk.pcg(
+    return Equation(
         operator,
         gradient,
-        h0=_previous_direction(work, gradient),
-        arrow=(mean, variance),
-        iterations=config.cg_iterations,
-        ridge=ridge,
-        scope=config.cg_scope,
-        layer_dims=3,
+        _previous_direction(work, gradient),
+        (mean, variance),
+        ridge,
+        config.cg_iterations,
+        config.cg_scope,
+        has_rows,
     )
-    solution.masked_fill_(~has_rows, 0.0)
-    _keep_direction(work, solution, has_rows, verdict)
-    return solution, residuals[-1]
 
 
 def _update_feature_moments(
@@ -167,7 +165,8 @@ def _previous_direction(work: BlockWork, gradient: Tensor) -> Tensor | None:
     return previous[..., :columns] if columns < 0 else nn.functional.pad(previous, (0, columns))
 
 
-def _keep_direction(work: BlockWork, solution: Tensor, has_rows: Tensor, verdict: Verdict) -> None:
+def keep_direction(work: BlockWork, solution: Tensor, has_rows: Tensor, verdict: Verdict) -> None:
+    """Remember the solution of an equation, for the next step to start from."""
     previous = work.state.get("direction")
     if previous is None or previous.shape != solution.shape:
         previous = work.state["direction"] = torch.zeros_like(solution)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 import lnb_kernels as lk
 from lnb.balance import output_moment
 from lnb.config import Config
+from lnb.equations import Equation, solve_equation, solve_joined
 from lnb.factored import Factor, block_count, factorize
-from lnb.metric import solve_block
+from lnb.metric import begin_block, keep_direction
 from lnb.orthogonalize import inverse_root
 from lnb.statistics import average_second_moment, ridge_of
 from lnb.trust_region import spectral_direction
@@ -36,7 +37,8 @@ def solve(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict:
     """The directions of all layers, in the order of ``works``; their statistics are updated."""
     factored = [work for work in works if work.config.factored]
     solved = iter(_solve_factored(factored, averages, verdict))
-    return [next(solved) if work.config.factored else _iterate(work, averages, verdict) for work in works]
+    iterated = iter(_iterate([work for work in works if not work.config.factored], averages, verdict))
+    return [next(solved if work.config.factored else iterated) for work in works]
 
 
 def _solve_factored(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
@@ -121,9 +123,31 @@ def _direction(batch: _Batch) -> tuple[Tensor, Tensor | None]:
     return step, step_bias
 
 
-def _iterate(work: BlockWork, averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> Direction:
-    gradient = work.block.join([averages[parameter] for parameter in work.parameters])
-    matrix, residual = solve_block(work, gradient, verdict, work.config)
+def _iterate(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
+    """One layer at a time, so that only one has its copies in memory; small ones wait, to be solved in one call."""
+    found: dict[int, Direction] = {}
+    waiting: dict[int, Equation] = {}
+    for i, work in enumerate(works):
+        gradient = work.block.join([averages[parameter] for parameter in work.parameters])
+        begun = begin_block(work, gradient, verdict, work.config)
+        if isinstance(begun, Tensor):
+            found[i] = _shaped(work, begun, gradient, None)
+        elif begun.joins:
+            waiting[i] = begun
+        else:
+            found[i] = _finish(work, begun, solve_equation(begun), verdict)
+    for i, solved in zip(waiting, solve_joined(list(waiting.values())), strict=True):
+        found[i] = _finish(works[i], waiting[i], solved, verdict)
+    return [found[i] for i in range(len(works))]
+
+
+def _finish(work: BlockWork, equation: Equation, solved: tuple[Tensor, Tensor], verdict: Verdict) -> Direction:
+    solution, residual = solved
+    keep_direction(work, solution, equation.has_rows, verdict)
+    return _shaped(work, solution, equation.gradient, residual)
+
+
+def _shaped(work: BlockWork, matrix: Tensor, gradient: Tensor, residual: Tensor | None) -> Direction:
     if work.config.trust_region == "neuron":
         matrix = matrix * row_scale((matrix * gradient).sum(-1, keepdim=True))
     return Direction(work.block.split(matrix), residual)

@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DTYPES, assert_close_to_reference
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lnb_kernels as lk
 from lnb_kernels import _native, multi_tensor
@@ -302,6 +305,41 @@ def test_dot_has_the_same_bits_with_any_number_of_threads() -> None:
     finally:
         torch.set_num_threads(usual)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+class _Seen(TorchDispatchMode):
+    """Notes the ops that pass through the dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_whoever_watches_the_dispatcher_sees_the_call(backend: str) -> None:
+    params, steps, scales = fill([(3,), (4, 5)], torch.float32), fill([(3,), (4, 5)], torch.float32), torch.ones(2)
+    expected = [param - 0.5 * step for param, step in zip(params, steps, strict=True)]
+    with _Seen() as seen:
+        multi_tensor.apply_(params, steps, scales, 0.5, 0.0)
+    assert seen.names[:1] == ["lnb_kernels.multi_tensor_apply_.default"]
+    torch.testing.assert_close(params, expected)
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        multi_tensor.apply_(params, steps, scales, 0.5, 0.0)
+    assert "lnb_kernels::multi_tensor_apply_" in {event.key for event in recorded.key_averages()}
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(param) for param in params]
+        assert type(multi_tensor.dot(fakes, fakes)) is FakeTensor
+
+
+def test_without_watchers_a_call_spares_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    consulted = []
+    monkeypatch.setattr(torch._ops.OpOverload, "__call__", lambda op, *args, **kwargs: consulted.append(op))
+    x = fill([(3,)], torch.float32)
+    torch.testing.assert_close(multi_tensor.dot(x, x), torch.stack([x[0].square().sum()]))
+    assert not consulted
 
 
 def test_version_counters_of_written_tensors_move(backend: str) -> None:

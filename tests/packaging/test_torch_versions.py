@@ -1,7 +1,8 @@
 """One wheel for every torch: built once, and exercised in a fresh environment for each version of torch.
 
-`LNB_TORCH_VERSIONS` names them, separated by spaces, as pip takes them ("2.13.0+cpu 2.10.0+cpu"); the default is the one
-that is installed here. pip must be able to get each with the usual settings (`PIP_FIND_LINKS`, `PIP_INDEX_URL`).
+`LNB_TORCH_VERSIONS` names them, separated by spaces, as pip takes them ("2.13.0+cpu 2.10.0"); the default is the one that is
+installed here. pip must be able to get each with the usual settings (`PIP_FIND_LINKS`, `PIP_INDEX_URL`). A version without
+"+cpu" is taken for a CUDA build (1 GB), which is used without NVIDIA's packages.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cuda_stubs
 import pytest
 import torch
 
 VERSIONS = os.environ.get("LNB_TORCH_VERSIONS", torch.__version__).split()
 
+IMPORTED_BY_TORCH = ("typing_extensions", "filelock", "fsspec", "jinja2", "networkx", "sympy")
+
 # Every native kernel against its reference, and an optimizer step, in the environment's own torch.
 EXERCISE = """
 import sys
 import torch
+import cuda_stubs
 import lnb, lnb_kernels as lk
 from lnb_kernels import _native
-assert torch.__version__ == sys.argv[1], torch.__version__
+assert torch.__version__.startswith(sys.argv[1]), torch.__version__
 assert _native.failure() is None, _native.failure()
 x, image = torch.randn(700, 33), torch.randn(4, 20, 9, 8)
 def results():
@@ -51,8 +56,8 @@ print("works with", torch.__version__)
 """
 
 
-def call(*command: object) -> str:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"LNB_NATIVE": "required"}
+def call(*command: object, **variables: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"LNB_NATIVE": "required"} | variables
     done = subprocess.run(
         [str(part) for part in command], env=environment, capture_output=True, text=True, check=False, timeout=1200
     )
@@ -74,6 +79,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_works_with(version: str, wheel: Path, tmp_path: Path) -> None:
     call(sys.executable, "-m", "venv", tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
-    call(python, "-m", "pip", "install", "--quiet", f"torch=={version}", "numpy")
+    variables = {}
+    if version.endswith("+cpu"):
+        call(python, "-m", "pip", "install", "--quiet", f"torch=={version}", "numpy")
+    else:
+        call(python, "-m", "pip", "install", "--quiet", "--no-deps", f"torch=={version}")
+        call(python, "-m", "pip", "install", "--quiet", "numpy", *IMPORTED_BY_TORCH)
+        [site_packages] = (tmp_path / "env" / "lib").glob("python*/site-packages")
+        cuda_stubs.install(site_packages)
+        variables = cuda_stubs.ENVIRONMENT
     call(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel)
-    assert f"works with {version}" in call(python, "-c", EXERCISE, version)
+    assert f"works with {version}" in call(python, "-c", EXERCISE, version, **variables)
