@@ -8,6 +8,12 @@ from flops import count_flops
 from torch import Tensor, nn
 
 import lnb
+from lnb.blocks import Block
+from lnb.capture import Rows
+from lnb.config import resolve_config
+from lnb.planning.cost import layer_cost
+from lnb.planning.rates import default_rates
+from lnb_kernels._triton.crossover import FEW_NEURONS, fused_matvec_pays
 
 SETTINGS = [
     {"preset": "paper"},
@@ -87,3 +93,21 @@ def test_it_prints_every_layer() -> None:
     for name in ("0", "2", "4"):
         assert any(line.startswith(f"{name} ") for line in text.splitlines())
     assert "state of all layers" in text
+
+
+def test_a_fused_product_reads_its_inputs_once() -> None:
+    """The planner and the launchers share the rule for how many neurons that pays."""
+    rates = default_rates(torch.device("cuda"))
+    config = resolve_config("paper", {"solver": "matrix_free"})
+
+    def per_neuron(outputs: int, device: str) -> float:
+        layer = nn.Linear(64, outputs, device=device)
+        cost = layer_cost(
+            Block("layer", layer.weight, layer.bias, [layer], ["layer"]), config, Rows(1 << 22, True), rates
+        )
+        return (cost.solve - 3 * rates.calls(12)) / outputs
+
+    assert fused_matvec_pays(64, FEW_NEURONS)
+    assert not fused_matvec_pays(64, FEW_NEURONS + 1)
+    assert per_neuron(FEW_NEURONS + 1, "meta") > 1.02 * per_neuron(FEW_NEURONS, "meta")
+    assert per_neuron(FEW_NEURONS + 1, "cpu") < 1.02 * per_neuron(FEW_NEURONS, "cpu")

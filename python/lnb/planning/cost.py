@@ -18,6 +18,7 @@ from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS, products_dtype
 from lnb.planning.rates import Rates
 from lnb.rounded_metric import rounds_products
 from lnb.work import moment_blocks
+from lnb_kernels._triton.crossover import fused_matvec_pays
 
 # Calls of small operations, counted on the CPU: of a solution, and of what every layer needs besides.
 _CALLS_UPDATE = 12
@@ -187,14 +188,19 @@ class _LayerCost:
         return self._passes_over(self.numbers, 8 + 11 * k) + self.rates.calls(_CALLS_CG + _CALLS_CG_ITERATION * k)
 
     def _matrix_free_product(self) -> float:
-        """One product with the kept inputs: ``4 N d m``."""
+        """One product with the kept inputs: ``4 N d m``, in one reading of them where the GPU's fused kernel takes it."""
         flops = 4.0 * self.rows * self.numbers
         outputs = self.rows * self.groups * self.outputs
+        inputs = self.rows * self.groups * self.inputs / self.block.taps
         if self.block.is_convolution:
             time = self.rates.seconds("conv", self.wide, (self.inputs * self.outputs) ** 0.5, flops)
         else:
             time = self.rates.seconds("matmul", self.wide, (max(1, self.rows) * self.numbers) ** (1 / 3), flops)
-        return time + self._passes_over(outputs, 4) + self.rates.calls(12)
+        fused = self.block.weight.device.type != "cpu" and fused_matvec_pays(self.inputs, self.outputs)
+        traffic = (
+            self._passes_over(inputs, 1) if fused else self._passes_over(inputs, 2) + self._passes_over(outputs, 4)
+        )
+        return time + traffic + self.rates.calls(12)
 
     def _dual(self) -> float:
         n, d = max(1, self.rows), self.inputs
