@@ -40,7 +40,10 @@ def library(n: int, d: int, m: int, arch: Arch, multicast: bool = False) -> Pred
     """A plain product ``[m, n] [n, d]`` by the vendor's library."""
     tiles = math.ceil(m / 256) * math.ceil(d / 128)
     memory = SIZE * (n * (d + m) + d * m)
-    plans = [[Work(tiles, splits, math.ceil(n / splits), 256, 128, 64, 1, splits > 1)] for splits in range(1, 9)]
+    plans = [
+        [Work(tiles * splits, math.ceil(n / splits), 256, 128, 64, 1, tiles * splits if splits > 1 else 0)]
+        for splits in range(1, 9)
+    ]
     return min((predict(plan, memory, arch, multicast) for plan in plans), key=lambda prediction: prediction.seconds)
 
 
@@ -48,13 +51,14 @@ def gram(n: int, d: int, m: int, arch: Arch, plan: GramPlan | None = None) -> Pr
     """The launches of ``[G | X 1]'X``."""
     plan = plan or gram_plan(n, d, m, SIZE, arch)
     shape = plan.block_i, plan.block_j, plan.block_n
-    late = plan.tiles - plan.head
 
     def together(staged: bool) -> int:
         return programs_per_multiprocessor(plan.block_i, plan.block_j, SIZE, staged, True, arch)
 
-    head = Work(plan.head, plan.splits, plan.rows_per_split, *shape, together(plan.staged or late > 0), plan.staged)
-    tail = Work(late, plan.tail_splits, plan.tail_rows, *shape, together(True), True)
+    first, shares = plan.head * plan.splits, plan.tail.programs
+    first_partials = first if plan.staged else 0
+    head = Work(first, plan.rows_per_split, *shape, together(plan.staged or shares > 0), first_partials)
+    tail = Work(shares, plan.tail.share * plan.block_n, *shape, together(True), plan.partials - first_partials)
     # The sums of columns read X (and G) once more than the products do.
     return predict([head, tail], 2 * SIZE * n * (d + m) + 4 * d * d + SIZE * d * m, arch)
 

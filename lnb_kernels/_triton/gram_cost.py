@@ -1,8 +1,8 @@
 """What launches of the Gram kernel cost, by a model: the launcher picks splits by it, ``bench/roofline.py`` prints it.
 
-A part of a launch is so many tiles, each by so many programs. It takes whole turns: as many as the busiest
-multiprocessor works off, each as long as the FLOPs of a whole tile (padding included) or its bytes from L2, and 1 us to
-fill the pipeline. Programs that share a multiprocessor share its rates, so turns follow one another whether they
+A part of a launch is so many programs of so many rows each. It takes whole turns: as many as the busiest multiprocessor
+works off, each as long as the FLOPs of those rows of a whole tile (padding included) or their bytes from L2, and 1 us to
+fill the pipeline for every tile that a program begins. Programs that share a multiprocessor share its rates, so turns follow one another whether they
 overlap or not; sharing hides latency, which bounds small tiles. All parts together take at least as long as the bytes
 from memory; then partial tiles are written and read, and each launch costs 4 us.
 
@@ -38,24 +38,24 @@ def programs_per_multiprocessor(
 
 @dataclass(frozen=True)
 class Work:
-    """``tiles`` of ``block_i x block_j``, each by ``splits`` programs of ``rows`` rows, ``block_n`` rows a step.
+    """``programs`` of ``rows`` rows of a tile ``block_i x block_j`` each, ``block_n`` rows a step.
 
-    ``together`` programs share a multiprocessor; ``staged`` ones leave their tile to a second kernel.
+    ``together`` programs share a multiprocessor; ``partials`` tiles go to the workspace, for a second kernel. Where there
+    are more of these than programs, programs end one tile and begin another.
     """
 
-    tiles: int
-    splits: int
+    programs: int
     rows: int
     block_i: int
     block_j: int
     block_n: int
     together: int
-    staged: bool
+    partials: int
     itemsize: int = 2
 
     def bounds(self, arch: Arch) -> tuple[float, float]:
         """Seconds that arithmetic and L2 take, in whole turns."""
-        full, rest = divmod(self.tiles * self.splits, self.together * arch.multiprocessors)
+        full, rest = divmod(self.programs, self.together * arch.multiprocessors)
         turns = full * self.together + math.ceil(rest / arch.multiprocessors)
         everywhere = turns * arch.multiprocessors
         flops = everywhere * 2 * self.rows * self.block_i * self.block_j
@@ -66,13 +66,14 @@ class Work:
     def seconds(self, arch: Arch, multicast: bool = False) -> float:
         """Seconds of the whole part; with ``multicast`` L2 is no bound."""
         arithmetic, l2 = self.bounds(arch)
-        waves = math.ceil(self.tiles * self.splits / (self.together * arch.multiprocessors))
+        waves = math.ceil(self.programs / (self.together * arch.multiprocessors))
+        begun = 2 if self.partials > self.programs else 1
         latency = waves * math.ceil(self.rows / self.block_n) * STEP
-        return max(arithmetic, latency, 0.0 if multicast else l2) + waves * FILL
+        return max(arithmetic, latency, 0.0 if multicast else l2) + waves * begun * FILL
 
     def partial_bytes(self) -> int:
         """Bytes of the partial tiles."""
-        return 4 * self.block_i * self.block_j * self.tiles * self.splits if self.staged else 0
+        return 4 * self.block_i * self.block_j * self.partials
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Prediction:
 
 def predict(parts: Sequence[Work], memory_bytes: float, arch: Arch, multicast: bool = False) -> Prediction:
     """The time of launches that work off ``parts`` one after the other."""
-    parts = [part for part in parts if part.tiles]
+    parts = [part for part in parts if part.programs]
     bounds = [part.bounds(arch) for part in parts]
     products = sum(part.seconds(arch, multicast) for part in parts)
     memory = memory_bytes / arch.memory_rate

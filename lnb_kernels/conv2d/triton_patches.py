@@ -112,8 +112,8 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
         )  # fmt: skip
         gram_finish_kernel[(geometry.tiles * geometry.parts + sum_blocks, groups)](
             s, s, s, s, partial, sums,
-            d, 0, 0, geometry.tiles, sum_blocks, geometry.tiles, geometry.splits, geometry.splits,
-            geometry.splits, 1.0, 0.0, *s.stride()[:2], *s.stride()[:2],
+            d, 0, 1, 0, geometry.tiles, sum_blocks, geometry.tiles, geometry.splits, 1, 1, 1, 1,
+            geometry.tiles * geometry.splits, geometry.splits, 1.0, 0.0, *s.stride()[:2], *s.stride()[:2],
             HAS_G=False, HAS_C=False, BLOCK_I=block, BLOCK_J=block,
             ROWS=geometry.finish_rows, CHUNK=geometry.finish_chunk, num_warps=4,
         )  # fmt: skip
