@@ -47,20 +47,29 @@ def library(n: int, d: int, m: int, arch: Arch, multicast: bool = False) -> Pred
     return min((predict(plan, memory, arch, multicast) for plan in plans), key=lambda prediction: prediction.seconds)
 
 
-def gram(n: int, d: int, m: int, arch: Arch, plan: GramPlan | None = None) -> Prediction:
-    """The launches of ``[G | X 1]'X``."""
-    plan = plan or gram_plan(n, d, m, SIZE, arch)
+def gram(n: int, d: int, m: int, arch: Arch, plan: GramPlan | None = None, blocks: int = 1) -> Prediction:
+    """The launches of ``[G | X 1]'X``, of each of ``blocks`` blocks of ``d`` columns of ``X``."""
+    plan = plan or gram_plan(n, d, m, SIZE, arch, blocks)
     shape = plan.block_i, plan.block_j, plan.block_n
+    whole = plan.tiles == 1
 
     def together(staged: bool) -> int:
         return programs_per_multiprocessor(plan.block_i, plan.block_j, SIZE, staged, True, arch)
 
     first, shares = plan.head * plan.splits, plan.tail.programs
-    first_partials = first if plan.staged else 0
-    head = Work(first, plan.rows_per_split, *shape, together(plan.staged or shares > 0), first_partials)
-    tail = Work(shares, plan.tail.share * plan.block_n, *shape, together(True), plan.partials - first_partials)
-    # The sums of columns read X (and G) once more than the products do.
-    return predict([head, tail], 2 * SIZE * n * (d + m) + 4 * d * d + SIZE * d * m, arch)
+    staged = first if plan.staged else 0
+    parts = [
+        Work(
+            first * blocks, plan.rows_per_split, *shape, together(plan.staged or shares > 0), staged * blocks, SIZE, whole
+        ),
+        Work(
+            shares * blocks, plan.tail.share * plan.block_n, *shape, together(True), (plan.partials - staged) * blocks, SIZE,
+            whole,
+        ),
+    ]  # fmt: skip
+    # Sums of columns that are not part of the products read X (and G) once more.
+    read = (1 if whole else 2) * SIZE * n * (d + m)
+    return predict(parts, blocks * (read + 4 * d * d + SIZE * d * m), arch)
 
 
 def floor_seconds(n: int, d: int, m: int, arch: Arch) -> float:
@@ -137,7 +146,7 @@ def main() -> None:
         "PREDICTED by a model for H100, bf16; nothing here was measured. Full product by the library: [d, N] [N, d]\n"
     )
     print(f"{'kernel':40s} {'us':>8s} {'bound':>11s} {'x floor':>8s} {'x library':>10s} {'x multicast library':>20s}")
-    for n, d in ((16384, 256), (16384, 1024), (16384, 2048), (16384, 4096), (65536, 2048), (8192, 8192)):
+    for n, d in ((16384, 128), (16384, 256), (16384, 1024), (16384, 2048), (16384, 4096), (65536, 2048), (8192, 8192)):
         for name, m in (("second_moment", 0), ("linear_backward, m = d", d)):
             ours = gram(n, d, m, arch)
             ratios = [ours.seconds / library(n, d, d, arch, multicast).seconds for multicast in (False, True)]
@@ -145,6 +154,18 @@ def main() -> None:
                 f"{f'{name} N={n} d={d}':40s} {1e6 * ours.seconds:8.1f} {ours.bound:>11s}"
                 f" {ours.seconds / floor_seconds(n, d, m, arch):8.2f} {ratios[0]:10.2f} {ratios[1]:20.2f}"
             )
+    print_blocks(arch)
+
+
+def print_blocks(arch: Arch) -> None:
+    """Second moments of diagonal blocks, what the default preset keeps: bound by the bytes of X, read once."""
+    print("\nPREDICTED likewise: second moments of the blocks of 128 columns. Floor: X from memory once, at its full rate\n")
+    for n, d in ((16384, 512), (16384, 2048), (65536, 768), (65536, 3072)):
+        ours, floor = gram(n, 128, 0, arch, blocks=d // 128), SIZE * n * d / arch.memory_rate
+        print(
+            f"{f'second_moment N={n} d={d} blocks={d // 128}':44s} {1e6 * ours.seconds:8.1f} us {ours.bound:>11s}"
+            f" {ours.seconds / floor:6.2f} x floor"
+        )
 
 
 def print_traffic() -> None:

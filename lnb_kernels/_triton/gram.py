@@ -10,7 +10,8 @@ Tile scheme. A program owns one ``BLOCK_I x BLOCK_J`` tile of the stacked produc
 *split*). ``BLOCK_I = R BLOCK_J``: tall tiles (``R`` 2) take fewer bytes from L2 per product. Of ``S`` only tiles that
 reach the diagonal or lie below it exist; the epilogue stores each element twice, mirrored, so ``S`` is symmetric to the
 bit. The ones column is no column of a tile (``d`` is usually a multiple of 128 and a 129th column would cost a row of
-tiles): programs after the last tile sum columns instead. Tiles of one split are neighbours in the grid, so that its
+tiles): programs after the last tile sum columns instead, or where all columns fit one tile, its programs do, which then
+read ``X`` once: both operands of the product are one block. Tiles of one split are neighbours in the grid, so that its
 rows of ``X`` and ``G`` stay in L2 for all of them.
 
 Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves. The *tail*
@@ -42,11 +43,13 @@ def _product(
     a_ptr, b_ptr, w_ptr, a_blocks, b_blocks, batch, a_col, b_col, a_width, b_width, start, stop,
     stride_ar, stride_br, stride_c, stride_w,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr, ROWS_FIRST: tl.constexpr,
+    ONE_TILE: tl.constexpr, WITH_SUMS: tl.constexpr,
 ):  # fmt: skip
-    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32.
+    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32, column sums and count.
 
-    With ``DESCRIPTORS`` one thread asks the copy engine for each block, which is zero outside of the matrix; ``stop`` is
+    With ``ONE_TILE`` ``b`` is ``a``; with ``WITH_SUMS`` the second result, ``[BLOCK_N, BLOCK_J]``, adds up over its first
+    dimension to ``sum w_n a_n``, and, ``HAS_WEIGHTS`` given, the third to ``sum w_n``. With ``DESCRIPTORS`` one thread asks the copy engine for each block, which is zero outside of the matrix; ``stop`` is
     then the end of the matrix or ``BLOCK_N`` divides ``stop - start``.
     """
     lane = tl.arange(0, BLOCK_N)
@@ -59,23 +62,38 @@ def _product(
         b_ptr + offset64(start, stride_br) + offset64(lane, stride_br)[:, None] + offset64(b_cols, stride_c)[None, :]
     )
     acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
+    sums = tl.zeros((BLOCK_N, BLOCK_J), tl.float32)
+    count = tl.zeros((BLOCK_N,), tl.float32)
     for row in range(start, stop, BLOCK_N):
         live = lane < stop - row
         if DESCRIPTORS:
-            a = a_blocks.load([batch, row, a_col]).reshape([BLOCK_N, BLOCK_I])
-            b = b_blocks.load([batch, row, b_col]).reshape([BLOCK_N, BLOCK_J])
+            if ROWS_FIRST:
+                a = a_blocks.load([row, batch, a_col]).reshape([BLOCK_N, BLOCK_I])
+            else:
+                a = a_blocks.load([batch, row, a_col]).reshape([BLOCK_N, BLOCK_I])
         else:
             a = tl.load(a_ptrs, mask=live[:, None] & (a_cols < a_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_I]
+        if ONE_TILE:
+            b = a
+        elif DESCRIPTORS:
+            if ROWS_FIRST:
+                b = b_blocks.load([row, batch, b_col]).reshape([BLOCK_N, BLOCK_J])
+            else:
+                b = b_blocks.load([batch, row, b_col]).reshape([BLOCK_N, BLOCK_J])
+        else:
             b = tl.load(b_ptrs, mask=live[:, None] & (b_cols < b_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_J]
         if HAS_WEIGHTS:
             w = tl.load(w_ptr + offset64(row + lane, stride_w), mask=live, other=0.0).to(tl.float32)
             # 16-bit rows are exact in tf32, the weighted ones are not exact in 16 bits: so the product runs in (tf)32.
             a = a.to(tl.float32) * w[:, None]
             b = b.to(tl.float32)
+            count += w
+        if WITH_SUMS:
+            sums += a.to(tl.float32)
         acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
         a_ptrs += offset64(BLOCK_N, stride_ar)
         b_ptrs += offset64(BLOCK_N, stride_br)
-    return acc
+    return acc, sums, count
 
 
 @triton.jit
@@ -201,6 +219,7 @@ def gram_kernel(
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
     STAGE_HEAD: tl.constexpr, STAGE_SUMS: tl.constexpr, HAS_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    ROWS_FIRST: tl.constexpr, ONE_TILE: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One split of a tile, one share of the tail, or a block of column sums; grid ``(head splits + shares + sums; batch)``.
@@ -209,8 +228,8 @@ def gram_kernel(
     ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. With ``STAGE_HEAD`` the tiles of the head go
     to ``partial`` ``[batch, partials, BLOCK_I, BLOCK_J]`` in the order of the programs, else straight to their place (of
     tall tiles only those of ``G'X``); behind them the pieces of the tail's tiles, in the order of their steps. With
-    ``STAGE_SUMS`` sums go to ``sums`` ``[batch, sum_splits, sum_blocks, BLOCK_J]``. :func:`gram_finish_kernel` does the
-    rest. A ``share`` counts steps of ``BLOCK_N`` rows, at most those of one tile; ``common`` is the least common multiple
+    ``STAGE_SUMS`` sums go to ``sums`` ``[batch, sum_splits, sum_blocks, BLOCK_J]``, with ``ONE_TILE`` those of each piece.
+    :func:`gram_finish_kernel` does the rest. With ``ROWS_FIRST`` descriptors are ``[n_rows, batch, d]``. A ``share`` counts steps of ``BLOCK_N`` rows, at most those of one tile; ``common`` is the least common multiple
     of the two: after so many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for a ``G`` shaped as ``X`` whose
     product with it is known to be symmetric.
     """
@@ -257,10 +276,27 @@ def gram_kernel(
             if HAS_G:  # noqa: SIM102 - the outer condition is a constant of the compiler, the inner one is not
                 if kind == 0:
                     a_ptr, a_blocks, a_width, stride_ar = g_ptr, g_blocks_i, m, stride_gr
-            acc = _product(
+            acc, sums, count = _product(
                 a_ptr, x_ptr, w_ptr, a_blocks, x_blocks_j, batch, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
                 stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS, DESCRIPTORS,
+                ROWS_FIRST, ONE_TILE, ONE_TILE and HAS_ONES,
             )  # fmt: skip
+            if ONE_TILE and HAS_ONES:
+                lane = tl.arange(0, BLOCK_J)
+                column_sums = tl.sum(sums, 0)
+                rows_counted = (stop - start).to(tl.float32)
+                if HAS_WEIGHTS:
+                    rows_counted = tl.sum(count, 0)
+                for block in range(sum_blocks):  # two if the count does not fit behind the columns
+                    value = tl.where(lane + block * BLOCK_J == d, rows_counted, tl.where(block == 0, column_sums, 0.0))
+                    if STAGE_SUMS:
+                        place = offset64(offset64(batch, sum_splits) + slot, sum_blocks) + block
+                        tl.store(sums_ptr + offset64(place, BLOCK_J) + lane, value)
+                    else:
+                        _finish_sums(
+                            value, block, s_ptr, c_ptr, gb_ptr, d, m, 0, alpha, beta, stride_sr, stride_cr,
+                            HAS_G, HAS_C, BLOCK_J,
+                        )  # fmt: skip
             if stored:
                 base = partial_ptr + offset64(offset64(batch, partials) + slot, BLOCK_I * BLOCK_J)
                 tl.store(base + tl.arange(0, BLOCK_I)[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :], acc)
@@ -273,7 +309,7 @@ def gram_kernel(
             slot += 1
             start = 0
             stop = rest
-    elif HAS_ONES:
+    elif HAS_ONES and not ONE_TILE:
         block = (program - products) % sum_blocks
         split = (program - products) // sum_blocks
         start = split * sum_rows

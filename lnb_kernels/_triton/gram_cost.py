@@ -41,7 +41,7 @@ class Work:
     """``programs`` of ``rows`` rows of a tile ``block_i x block_j`` each, ``block_n`` rows a step.
 
     ``together`` programs share a multiprocessor; ``partials`` tiles go to the workspace, for a second kernel. Where there
-    are more of these than programs, programs end one tile and begin another.
+    are more of these than programs, programs end one tile and begin another. A ``whole`` matrix in one tile is loaded once.
     """
 
     programs: int
@@ -52,6 +52,7 @@ class Work:
     together: int
     partials: int
     itemsize: int = 2
+    whole: bool = False
 
     def bounds(self, arch: Arch) -> tuple[float, float]:
         """Seconds that arithmetic and L2 take, in whole turns."""
@@ -59,7 +60,8 @@ class Work:
         turns = full * self.together + math.ceil(rest / arch.multiprocessors)
         everywhere = turns * arch.multiprocessors
         flops = everywhere * 2 * self.rows * self.block_i * self.block_j
-        loaded = everywhere * self.itemsize * self.rows * (self.block_i + self.block_j)
+        columns = self.block_j if self.whole else self.block_i + self.block_j
+        loaded = everywhere * self.itemsize * self.rows * columns
         rate = arch.half_rate if self.itemsize == 2 else (arch.tf32_rate or arch.ieee_rate)
         return flops / (REACHED * rate), loaded / (L2_OVER_MEMORY * arch.memory_rate)
 

@@ -11,7 +11,7 @@ import torch
 
 from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
-from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks, loads_in_vectors
+from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks, loads_in_vectors, side_by_side
 from lnb_kernels._triton.gram_cost import Work, predict, programs_per_multiprocessor
 from lnb_kernels._triton.gram_tail import Tail, cut_tail
 from lnb_kernels._triton.launch import on_device
@@ -136,6 +136,7 @@ def _geometry(
         for staged in (False, True)
     }
     slots = arch.multiprocessors * together[True]
+    whole = tiles == 1
     candidates: list[tuple[float, tuple[int, int, int, bool, Tail]]] = []
 
     def consider(head: int, splits: int, staged: bool, programs: int) -> None:
@@ -149,8 +150,8 @@ def _geometry(
             return
         shape = block_i, block_j, block_n
         parts = [
-            Work(head * splits * batch, rows, *shape, together[staged or shares > 0], staged_head * batch, itemsize),
-            Work(shares * batch, cut.share * block_n, *shape, together[True], pieces * batch, itemsize),
+            Work(head * splits * batch, rows, *shape, together[staged or shares > 0], staged_head * batch, itemsize, whole),
+            Work(shares * batch, cut.share * block_n, *shape, together[True], pieces * batch, itemsize, whole),
         ]
         candidates.append((predict(parts, memory, arch).seconds, (head, splits, rows, staged, cut)))
 
@@ -276,11 +277,14 @@ def launch_gram(
         plan = gram_plan(n, d, m, itemsize, arch, batch, tile=tile, aligned=aligned)
     sum_blocks = plan.sum_blocks if ones else 0
     cut = plan.tail
-    staged = plan.partials > 0 or (ones and plan.sum_splits > 1)
+    one_tile = plan.tiles == 1 and g is None and other is None
+    sum_splits = max(1, plan.partials) if one_tile else plan.sum_splits
+    sum_programs = 0 if one_tile else sum_blocks * sum_splits
+    staged = plan.partials > 0 or (ones and sum_splits > 1)
     partial = sums = s
     if staged:
         partial = s.new_empty((batch, plan.partials, plan.block_i, plan.block_j), dtype=torch.float32)
-        sums = s.new_empty((batch, plan.sum_splits, sum_blocks, plan.block_j), dtype=torch.float32)
+        sums = s.new_empty((batch, sum_splits, sum_blocks, plan.block_j), dtype=torch.float32)
     a = g if g is not None else x if other is None else other
     w_or_x = x if weights is None else weights
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
@@ -296,14 +300,15 @@ def launch_gram(
             block_descriptor(g_rows, plan.block_n, plan.block_i),
         )
     with on_device(x):
-        gram_kernel[(plan.products + sum_blocks * plan.sum_splits, batch)](
+        gram_kernel[(plan.products + sum_programs, batch)](
             x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums,
             n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, cut.programs,
-            cut.share, cut.tiles, cut.shares, cut.pieces, cut.common, plan.partials, plan.sum_splits, plan.sum_rows, alpha, beta,
+            cut.share, cut.tiles, cut.shares, cut.pieces, cut.common, plan.partials, sum_splits, plan.sum_rows, alpha, beta,
             x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
             HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
             HAS_C=c is not None, STAGE_HEAD=plan.staged, STAGE_SUMS=staged, HAS_TAIL=cut.groups > 0, DESCRIPTORS=descriptors,
+            ROWS_FIRST=descriptors and side_by_side(x), ONE_TILE=one_tile,
             BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
             num_warps=plan.num_warps, num_stages=plan.num_stages,
         )  # fmt: skip
@@ -312,7 +317,7 @@ def launch_gram(
             gram_finish_kernel[((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)](
                 s, c_or_s, out_weight, out_bias, partial, sums,
                 d, m, cut.steps, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, cut.share, cut.tiles, cut.pieces,
-                cut.common, plan.partials, plan.sum_splits, alpha, beta,
+                cut.common, plan.partials, sum_splits, alpha, beta,
                 s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
                 HAS_G=g is not None, HAS_C=c is not None,
                 BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, ROWS=plan.finish_rows, CHUNK=plan.finish_chunk, num_warps=4,

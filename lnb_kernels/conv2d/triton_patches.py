@@ -88,8 +88,9 @@ def patch_arguments(x: torch.Tensor, conv: Geometry) -> tuple[int, ...]:
 
 
 def plan(n: int, d: int, itemsize: int, arch: Arch, groups: int) -> GramPlan:
-    """Launch geometry: that of the Gram kernel with tiles of at most 64, since gathering takes registers; no tail."""
-    return gram_plan(n, d, 0, itemsize, arch, groups, tail=False, tile=tile_config(min(d, 64), itemsize, arch))
+    """Launch geometry: that of the Gram kernel with tiles of at most 64 and 32 rows a step, as gathering takes registers."""
+    block_i, block_j, block_n, *rest = tile_config(min(d, 64), itemsize, arch)
+    return gram_plan(n, d, 0, itemsize, arch, groups, tail=False, tile=(block_i, block_j, min(block_n, 32), *rest))
 
 
 def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
