@@ -281,6 +281,14 @@ def gram_kernel(
                 stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS, DESCRIPTORS,
                 ROWS_FIRST, ONE_TILE, ONE_TILE and HAS_ONES,
             )  # fmt: skip
+            if stored:
+                base = partial_ptr + offset64(offset64(batch, partials) + slot, BLOCK_I * BLOCK_J)
+                tl.store(base + tl.arange(0, BLOCK_I)[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :], acc)
+            else:
+                _finish(
+                    acc, kind, i, j, 0, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
+                    HAS_G, BLOCK_I == BLOCK_J, HAS_C, BLOCK_I, BLOCK_J, BLOCK_I,
+                )  # fmt: skip
             if ONE_TILE and HAS_ONES:
                 lane = tl.arange(0, BLOCK_J)
                 column_sums = tl.sum(sums, 0)
@@ -297,14 +305,6 @@ def gram_kernel(
                             value, block, s_ptr, c_ptr, gb_ptr, d, m, 0, alpha, beta, stride_sr, stride_cr,
                             HAS_G, HAS_C, BLOCK_J,
                         )  # fmt: skip
-            if stored:
-                base = partial_ptr + offset64(offset64(batch, partials) + slot, BLOCK_I * BLOCK_J)
-                tl.store(base + tl.arange(0, BLOCK_I)[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :], acc)
-            else:
-                _finish(
-                    acc, kind, i, j, 0, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-                    HAS_G, BLOCK_I == BLOCK_J, HAS_C, BLOCK_I, BLOCK_J, BLOCK_I,
-                )  # fmt: skip
             tile += 1
             slot += 1
             start = 0

@@ -251,9 +251,9 @@ def launch_gram(
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
     aligned = loads_in_vectors(x)
+    in_place = c is not None and c.data_ptr() == s.data_ptr()
     if plan is None:
         tile = None
-        in_place = c is not None and c.data_ptr() == s.data_ptr()
         if autotune.enabled() and not in_place:
             flags = (
                 x.dtype,
@@ -299,7 +299,27 @@ def launch_gram(
             block_descriptor(x, plan.block_n, plan.block_j),
             block_descriptor(g_rows, plan.block_n, plan.block_i),
         )
+    options: dict[str, int] = {}
+    if one_tile and arch.bulk_copies and plan.staged:
+        # The sums of columns take some registers more than two programs of a multiprocessor may have, if not told so.
+        together = programs_per_multiprocessor(plan.block_i, plan.block_j, itemsize, True, aligned, arch)
+        options["maxnreg"] = min(255, 65536 // (32 * plan.num_warps * together))
+    first_tile = 0 if plan.staged else plan.head
+    finish_grid = ((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)
+    finish_arguments = (
+        s, c_or_s, out_weight, out_bias, partial, sums,
+        d, m, cut.steps, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, cut.share, cut.tiles, cut.pieces,
+        cut.common, plan.partials, sum_splits, alpha, beta,
+        s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
+    )  # fmt: skip
+    finish_options = {
+        "HAS_G": g is not None, "HAS_C": c is not None, "BLOCK_I": plan.block_i, "BLOCK_J": plan.block_j,
+        "ROWS": plan.finish_rows, "CHUNK": plan.finish_chunk, "num_warps": 4,
+    }  # fmt: skip
     with on_device(x):
+        if staged and in_place:
+            # The first kernel may change c: if the second does not compile, that must come out before.
+            gram_finish_kernel.warmup(*finish_arguments, grid=finish_grid, **finish_options)
         gram_kernel[(plan.products + sum_programs, batch)](
             x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums,
             n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, cut.programs,
@@ -310,15 +330,7 @@ def launch_gram(
             HAS_C=c is not None, STAGE_HEAD=plan.staged, STAGE_SUMS=staged, HAS_TAIL=cut.groups > 0, DESCRIPTORS=descriptors,
             ROWS_FIRST=descriptors and side_by_side(x), ONE_TILE=one_tile,
             BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
-            num_warps=plan.num_warps, num_stages=plan.num_stages,
+            num_warps=plan.num_warps, num_stages=plan.num_stages, **options,
         )  # fmt: skip
         if staged:
-            first_tile = 0 if plan.staged else plan.head
-            gram_finish_kernel[((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)](
-                s, c_or_s, out_weight, out_bias, partial, sums,
-                d, m, cut.steps, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, cut.share, cut.tiles, cut.pieces,
-                cut.common, plan.partials, sum_splits, alpha, beta,
-                s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
-                HAS_G=g is not None, HAS_C=c is not None,
-                BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, ROWS=plan.finish_rows, CHUNK=plan.finish_chunk, num_warps=4,
-            )  # fmt: skip
+            gram_finish_kernel[finish_grid](*finish_arguments, **finish_options)
