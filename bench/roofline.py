@@ -177,7 +177,9 @@ def main() -> None:
 
 def print_blocks(arch: Arch) -> None:
     """Second moments of diagonal blocks, what the default preset keeps: bound by the bytes of X, read once."""
-    print("\nPREDICTED likewise: second moments of the blocks of 128 columns. Floor: X from memory once, at its full rate\n")
+    print(
+        "\nPREDICTED likewise: second moments of the blocks of 128 columns. Floor: X from memory once, at its full rate\n"
+    )
     for n, d in ((16384, 512), (16384, 2048), (65536, 768), (65536, 3072)):
         ours, floor = gram(n, 128, 0, arch, blocks=d // 128), SIZE * n * d / arch.memory_rate
         print(

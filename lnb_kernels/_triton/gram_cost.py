@@ -23,14 +23,17 @@ LAUNCH, FILL, STEP = 4e-6, 1e-6, 0.25e-6  # seconds
 
 
 def programs_per_multiprocessor(
-    block_i: int, block_j: int, itemsize: int, staged: bool, aligned: bool, arch: Arch
+    block_i: int, block_j: int, itemsize: int, staged: bool, aligned: bool, arch: Arch, whole: bool = False
 ) -> int:
     """Programs of the Gram kernel that share a multiprocessor, by registers and shared memory of the compiled code.
 
     ``bench/codegen.py --check`` compares with every compiled configuration. ``staged`` kernels only store their
     accumulators; the epilogue of the others, like addresses of single elements where rows are not ``aligned``, takes so
-    many registers that a tile of 128 x 128 has a multiprocessor for itself.
+    many registers that a tile of 128 x 128 has a multiprocessor for itself; so do, on sm_100, the sums of columns that the
+    programs of a ``whole`` matrix form.
     """
+    if block_j == 128 and whole and arch.name == "sm_100":
+        return 1
     if block_j == 128:
         return 2 if block_i == 128 and itemsize == 2 and staged and aligned and arch.bulk_copies else 1
     return {16: 8, 32: 4, 64: 2}[block_j]

@@ -132,7 +132,7 @@ def _geometry(
     memory = itemsize * n * (d + m) * batch
     limit = max(1, WORKSPACE_BYTES // (4 * block_i * block_j * batch))  # partial tiles
     together = {
-        staged: programs_per_multiprocessor(block_i, block_j, itemsize, staged, aligned, arch)
+        staged: programs_per_multiprocessor(block_i, block_j, itemsize, staged, aligned, arch, tiles == 1)
         for staged in (False, True)
     }
     slots = arch.multiprocessors * together[True]
@@ -150,7 +150,15 @@ def _geometry(
             return
         shape = block_i, block_j, block_n
         parts = [
-            Work(head * splits * batch, rows, *shape, together[staged or shares > 0], staged_head * batch, itemsize, whole),
+            Work(
+                head * splits * batch,
+                rows,
+                *shape,
+                together[staged or shares > 0],
+                staged_head * batch,
+                itemsize,
+                whole,
+            ),
             Work(shares * batch, cut.share * block_n, *shape, together[True], pieces * batch, itemsize, whole),
         ]
         candidates.append((predict(parts, memory, arch).seconds, (head, splits, rows, staged, cut)))
@@ -166,7 +174,9 @@ def _geometry(
             if not tail or batch > 1:
                 continue
             for head in {0, tiles * splits // slots * slots // splits, tiles_of_g}:
-                if head < tiles and not (direct_tall and head > tiles_of_g):
+                # Beside the loop over the parts of a share, an epilogue of 64 elements a thread has no registers.
+                crowded = not staged and block_i == block_j == 128
+                if head < tiles and not crowded and not (direct_tall and head > tiles_of_g):
                     for waves in (1, 2, 4, 8):
                         consider(head, splits, staged, waves * slots)
     if not candidates:
@@ -302,8 +312,9 @@ def launch_gram(
     options: dict[str, int] = {}
     if one_tile and arch.bulk_copies and plan.staged:
         # The sums of columns take some registers more than two programs of a multiprocessor may have, if not told so.
-        together = programs_per_multiprocessor(plan.block_i, plan.block_j, itemsize, True, aligned, arch)
-        options["maxnreg"] = min(255, 65536 // (32 * plan.num_warps * together))
+        together = programs_per_multiprocessor(plan.block_i, plan.block_j, itemsize, True, aligned, arch, one_tile)
+        if together * plan.num_warps == 16:
+            options["maxnreg"] = 128
     first_tile = 0 if plan.staged else plan.head
     finish_grid = ((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)
     finish_arguments = (
