@@ -2,7 +2,8 @@
 
 A part of a launch is so many programs of so many rows each. It takes whole turns: as many as the busiest multiprocessor
 works off, each as long as the FLOPs of those rows of a whole tile (padding included) or their bytes from L2, and 1 us to
-fill the pipeline for every tile that a program begins. Programs that share a multiprocessor share its rates, so turns follow one another whether they
+fill the pipeline for every tile that a program begins. Programs that share a multiprocessor share its rates, so turns
+follow one another whether they
 overlap or not; sharing hides latency, which bounds small tiles. All parts together take at least as long as the bytes
 from memory; then partial tiles are written and read, and each launch costs 4 us.
 
@@ -43,8 +44,10 @@ def programs_per_multiprocessor(
 class Work:
     """``programs`` of ``rows`` rows of a tile ``block_i x block_j`` each, ``block_n`` rows a step.
 
-    ``together`` programs share a multiprocessor; ``partials`` tiles go to the workspace, for a second kernel. Where there
-    are more of these than programs, programs end one tile and begin another. A ``whole`` matrix in one tile is loaded once.
+    ``together`` programs share a multiprocessor; ``partials`` tiles go to the workspace, for a second kernel.
+    Where there
+    are more of these than programs, programs end one tile and begin another. A ``whole`` matrix in one tile is
+    loaded once.
     """
 
     programs: int

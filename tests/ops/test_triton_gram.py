@@ -103,7 +103,12 @@ def layouts_of_rows() -> dict[str, tuple[torch.Tensor, bool]]:
         "some rows of each": (wide[:, 3:29], True),
         "every second row": (wide[:, ::2], True),
         "d not a multiple of the alignment": (wide[:, :, :33], True),
-        "matrices in reverse": (wide.view(40, 2, 64).transpose(0, 1), False),
+        "matrices side by side": (wide.view(40, 2, 64).transpose(0, 1), True),
+        "some columns side by side": (wide.view(40, 2, 64).transpose(0, 1)[:, :, :33], True),
+        "matrices side by side, not aligned": (
+            torch.randn(40, 66, device=DEVICE).view(40, 2, 33).transpose(0, 1),
+            False,
+        ),
         "base not aligned": (wide[:, :, 1:33], False),
         "rows not aligned": (torch.randn(2, 40, 63, device=DEVICE), False),
         "columns apart": (wide[:, :, ::2], False),
