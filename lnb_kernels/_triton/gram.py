@@ -266,8 +266,8 @@ def gram_kernel(
                 group = (program - head_programs) // group_shares
                 within = (program - head_programs) % group_shares
                 steps = tl.cdiv(n_rows, BLOCK_N)
-                begin = offset64(within, share)
-                end = tl.minimum(begin + share, offset64(group_tiles, steps))
+                begin = within * share  # below 2^31, see cut_tail
+                end = tl.minimum(begin + share, group_tiles * steps)
                 first = begin // steps  # tile of the group
                 begin_tile = first * steps
                 slot += group * (group_pieces - group_shares) + (first - begin // common).to(tl.int32)
@@ -377,7 +377,7 @@ def gram_finish_kernel(
         in_head = tile < head
         late = tl.maximum(tile - head, 0)
         within = late % group_tiles
-        begin = offset64(within, steps)
+        begin = within * steps
         first_share = begin // share
         first_slot = (head - first_tile) * splits + late // group_tiles * group_pieces
         first_slot += within + (first_share - begin // common).to(tl.int32)

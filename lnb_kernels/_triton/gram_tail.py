@@ -28,7 +28,7 @@ class Tail:
     @property
     def common(self) -> int:
         """Steps after which shares and tiles of a group end together."""
-        return math.lcm(self.share, self.steps)
+        return min(math.lcm(self.share, self.steps), (1 << 31) - 1)  # kernels count steps in int32
 
     @property
     def pieces(self) -> int:
@@ -42,7 +42,7 @@ NO_TAIL = Tail(0, 1, 1, 1, 1)
 def cut_tail(tiles: int, programs: int, steps: int) -> Tail | None:
     """``tiles`` of ``steps`` steps for ``programs`` programs, in as many groups as can be alike: fewer pieces of tiles.
 
-    None if there are more tiles than programs.
+    None if there are more tiles than programs, or 2^31 steps in a group.
     """
     if tiles == 0:
         return NO_TAIL
@@ -50,4 +50,6 @@ def cut_tail(tiles: int, programs: int, steps: int) -> Tail | None:
         return None
     groups = math.gcd(tiles, programs)
     share = math.ceil(tiles * steps / programs)
+    if tiles // groups * steps + share >= 1 << 31:
+        return None
     return Tail(groups, tiles // groups, math.ceil(tiles // groups * steps / share), share, steps)
