@@ -174,8 +174,9 @@ def _geometry(
             if not tail or batch > 1:
                 continue
             for head in {0, tiles * splits // slots * slots // splits, tiles_of_g}:
-                # Beside the loop over the parts of a share, an epilogue of 64 elements a thread has no registers.
-                crowded = not staged and block_i == block_j == 128
+                # Beside the loop over the parts of a share, an epilogue of 64 elements a thread has no registers; and on
+                # sm_100, whose accumulators are read back from tensor memory, nor has one of 128.
+                crowded = not staged and block_j == 128 and (block_i == block_j or arch.name == "sm_100")
                 if head < tiles and not crowded and not (direct_tall and head > tiles_of_g):
                     for waves in (1, 2, 4, 8):
                         consider(head, splits, staged, waves * slots)
@@ -261,6 +262,7 @@ def launch_gram(
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
     aligned = loads_in_vectors(x)
+    tail = weights is None  # weighted operands take the registers that a share of the tail needs
     in_place = c is not None and c.data_ptr() == s.data_ptr()
     if plan is None:
         tile = None
@@ -281,10 +283,10 @@ def launch_gram(
                 tile_candidates(d, itemsize, arch),
                 lambda tile: launch_gram(
                     x, s, g=g, other=other, weights=weights, c=c, grad_weight=grad_weight, grad_bias=grad_bias, ones=ones,
-                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tile=tile, aligned=aligned),
+                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tail, tile, aligned),
                 ),
             )  # fmt: skip
-        plan = gram_plan(n, d, m, itemsize, arch, batch, tile=tile, aligned=aligned)
+        plan = gram_plan(n, d, m, itemsize, arch, batch, tail, tile, aligned)
     sum_blocks = plan.sum_blocks if ones else 0
     cut = plan.tail
     one_tile = plan.tiles == 1 and g is None and other is None
