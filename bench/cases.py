@@ -20,6 +20,12 @@ def _second_moment(n: int, d: int, dtype: torch.dtype, weighted: bool = False) -
     return lambda: second_moment(_meta(n, d, dtype=dtype), _meta(n) if weighted else None)
 
 
+def _second_moment_of_blocks(n: int, d: int, blocks: int, dtype: torch.dtype) -> Callable[[], Any]:
+    from lnb_kernels.second_moment.triton_kernel import second_moment
+
+    return lambda: second_moment(_meta(n, d, dtype=dtype), None, None, blocks)
+
+
 def _linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[], Any]:
     from lnb_kernels.linear.triton_kernel import linear_backward
 
@@ -89,6 +95,8 @@ def cases() -> dict[str, Callable[[], Any]]:
         for d in (16, 32, 64, 1024, 2048):
             table[f"second_moment/{tag}/d{d}"] = _second_moment(16384, d, dtype)
         table[f"second_moment/{tag}/d2048/weighted"] = _second_moment(16384, 2048, dtype, weighted=True)
+        for d, blocks in ((2048, 16), (784, 7), (1728, 12)):  # blocks of 128, 112 and 144 columns
+            table[f"second_moment/{tag}/d{d}/blocks{blocks}"] = _second_moment_of_blocks(16384, d, blocks, dtype)
         table[f"linear_backward/{tag}/d2048"] = _linear_backward(16384, 2048, 2048, dtype)
         for d, m in ((16, 10), (512, 32), (1024, 10)):
             table[f"cov_matvec/{tag}/d{d}/m{m}"] = _cov_matvec(65536, d, m, dtype)

@@ -99,7 +99,9 @@ def assumed_together(launch: Launch, arch: Arch) -> int:
     itemsize = 4 if value["HAS_WEIGHTS"] else value["x_ptr"].element_size()
     staged = value["STAGE_HEAD"] or value["head"] < value["tiles"]
     aligned = loads_in_vectors(value["x_ptr"])
-    return programs_per_multiprocessor(value["BLOCK_I"], value["BLOCK_J"], itemsize, staged, aligned, arch)
+    return programs_per_multiprocessor(
+        value["BLOCK_I"], value["BLOCK_J"], itemsize, staged, aligned, arch, value["ONE_TILE"]
+    )
 
 
 def measure(job: tuple[str, str]) -> dict[str, dict[str, Any]]:

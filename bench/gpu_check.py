@@ -48,7 +48,9 @@ def command(words: list[str], seconds: float) -> dict[str, Any]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"ok": False, "output": str(error)}
-    return {"ok": done.returncode == 0, "output": (done.stdout + done.stderr)[-4000:]}
+    output = done.stdout + done.stderr
+    failed = [line for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]  # of pytest's summary
+    return {"ok": done.returncode == 0, "failed": failed, "output": output[-4000:]}
 
 
 def milliseconds(call: Callable[[], Any], device: str) -> float:
@@ -105,6 +107,12 @@ def kernels(device: str, small: bool) -> list[dict[str, Any]]:
         tag = f"{str(dtype)[6:]}/d{d}"
         square = x.double().t() @ x.double()
         row(f"second_moment/{tag} against X'X", lambda: lk.second_moment(x)[:-1, :-1], lambda: x.t() @ x, square)
+        blocks = max(2, d // 128)
+        cut = x.unflatten(1, (blocks, -1)).transpose(0, 1)  # [blocks, n, d / blocks]
+        row(
+            f"second_moment of {blocks} blocks/{tag} against batched products",
+            lambda: lk.second_moment(x, blocks=blocks)[:, :-1, :-1], lambda: cut.mT @ cut, cut.double().mT @ cut.double(),
+        )  # fmt: skip
         mask = [False, True, True, True]
         row(
             f"linear_backward/{tag} against G'X",
@@ -284,7 +292,7 @@ def main() -> int:
         report["results"][name] = result
         rows = result if isinstance(result, list) else []
         if isinstance(result, dict) and not result["ok"]:
-            report["failures"].append(f"{name}: {result['output'][-600:]}")
+            report["failures"] += [f"{name}: {line}" for line in result.get("failed") or [result["output"][-600:]]]
         for entry in rows:
             print(
                 name,

@@ -9,10 +9,9 @@ picks our splits: :mod:`lnb_kernels._triton.gram_cost`. The library takes tiles 
 up to 8; a second figure frees it from the L2 bound, as its clusters share operands. The floor is the ideal work, half a
 square for ``S``, at full peak.
 
-What cannot be reached. By FLOPs alone ``linear_backward`` is at least 1.5 weight gradients at ``m = d``: ``2 N d^2`` for
-it and ``N d^2`` for ``S``. With ``b = d / 256``, ``S`` takes ``b (b + 1)`` tiles of 256 x 128 where the library takes
-``2 b^2``: ``(1 + 1 / b) / 2``, so 0.5625 at d = 2048 before anything else. There the 72 tiles are fewer than the
-multiprocessors and have to be split; at N = 16384 the partial tiles, 35 MB written and read, and the second launch add 0.08.
+What cannot be reached: see :func:`tile_floor`, printed as a column. At N = 16384, d = 2048 the 72 tiles are fewer than the
+multiprocessors, so they are shared (:mod:`lnb_kernels._triton.gram_tail`); the 192 partial tiles, 25 MB written and read, and
+the second launch add 0.04 to the library's time.
 """
 
 from __future__ import annotations
@@ -40,28 +39,52 @@ def library(n: int, d: int, m: int, arch: Arch, multicast: bool = False) -> Pred
     """A plain product ``[m, n] [n, d]`` by the vendor's library."""
     tiles = math.ceil(m / 256) * math.ceil(d / 128)
     memory = SIZE * (n * (d + m) + d * m)
-    plans = [[Work(tiles, splits, math.ceil(n / splits), 256, 128, 64, 1, splits > 1)] for splits in range(1, 9)]
+    plans = [
+        [Work(tiles * splits, math.ceil(n / splits), 256, 128, 64, 1, tiles * splits if splits > 1 else 0)]
+        for splits in range(1, 9)
+    ]
     return min((predict(plan, memory, arch, multicast) for plan in plans), key=lambda prediction: prediction.seconds)
 
 
-def gram(n: int, d: int, m: int, arch: Arch, plan: GramPlan | None = None) -> Prediction:
-    """The launches of ``[G | X 1]'X``."""
-    plan = plan or gram_plan(n, d, m, SIZE, arch)
+def gram(n: int, d: int, m: int, arch: Arch, plan: GramPlan | None = None, blocks: int = 1) -> Prediction:
+    """The launches of ``[G | X 1]'X``, of each of ``blocks`` blocks of ``d`` columns of ``X``."""
+    plan = plan or gram_plan(n, d, m, SIZE, arch, blocks)
     shape = plan.block_i, plan.block_j, plan.block_n
-    late = plan.tiles - plan.head
+    whole = plan.tiles == 1
 
     def together(staged: bool) -> int:
         return programs_per_multiprocessor(plan.block_i, plan.block_j, SIZE, staged, True, arch)
 
-    head = Work(plan.head, plan.splits, plan.rows_per_split, *shape, together(plan.staged or late > 0), plan.staged)
-    tail = Work(late, plan.tail_splits, plan.tail_rows, *shape, together(True), True)
-    # The sums of columns read X (and G) once more than the products do.
-    return predict([head, tail], 2 * SIZE * n * (d + m) + 4 * d * d + SIZE * d * m, arch)
+    first, shares = plan.head * plan.splits, plan.tail.programs
+    staged = first if plan.staged else 0
+    parts = [
+        Work(
+            first * blocks, plan.rows_per_split, *shape, together(plan.staged or shares > 0), staged * blocks, SIZE, whole
+        ),
+        Work(
+            shares * blocks, plan.tail.share * plan.block_n, *shape, together(True), (plan.partials - staged) * blocks, SIZE,
+            whole,
+        ),
+    ]  # fmt: skip
+    # Sums of columns that are not part of the products read X (and G) once more.
+    read = (1 if whole else 2) * SIZE * n * (d + m)
+    return predict(parts, blocks * (read + 4 * d * d + SIZE * d * m), arch)
 
 
 def floor_seconds(n: int, d: int, m: int, arch: Arch) -> float:
     """The ideal work at full peak."""
     return max(n * d * (d + 2 * m) / arch.half_rate, SIZE * n * (d + m) / arch.memory_rate)
+
+
+def tile_floor(d: int, m: int) -> float:
+    """FLOPs of the tiles of 256 x 128 over those of the library's ``[d, n] [n, d]``: no schedule is below
+    where the library keeps the GPU busy (d >= 2048).
+
+    With ``b = d / 256`` the library takes ``2 b^2`` tiles, ``S`` takes ``b (b + 1)``: ``(1 + 1 / b) / 2``. The weight gradient
+    at ``m = d`` is the library's product and adds 1: ``3 N d^2`` FLOPs against ``2 N d^2``, so never below 1.5.
+    """
+    rows = math.ceil(d / 256)
+    return rows * (rows + 1) / (rows * math.ceil(d / 128)) + math.ceil(m / 256) / rows
 
 
 PIECE_SIZE, THREADS, TENSORS = 8192, 256, 320  # elements and threads of a block, tensors of a launch
@@ -132,15 +155,37 @@ def main() -> None:
     print(
         "PREDICTED by a model for H100, bf16; nothing here was measured. Full product by the library: [d, N] [N, d]\n"
     )
-    print(f"{'kernel':40s} {'us':>8s} {'bound':>11s} {'x floor':>8s} {'x library':>10s} {'x multicast library':>20s}")
-    for n, d in ((16384, 256), (16384, 1024), (16384, 2048), (16384, 4096), (65536, 2048), (8192, 8192)):
+    print(
+        f"{'kernel':40s} {'us':>8s} {'bound':>11s} {'x floor':>8s} {'x library':>10s} {'x multicast library':>20s}"
+        f" {'floor of tiles':>15s}"
+    )
+    for n, d in ((16384, 128), (16384, 256), (16384, 1024), (16384, 2048), (16384, 4096), (65536, 2048), (8192, 8192)):
         for name, m in (("second_moment", 0), ("linear_backward, m = d", d)):
             ours = gram(n, d, m, arch)
             ratios = [ours.seconds / library(n, d, d, arch, multicast).seconds for multicast in (False, True)]
             print(
                 f"{f'{name} N={n} d={d}':40s} {1e6 * ours.seconds:8.1f} {ours.bound:>11s}"
                 f" {ours.seconds / floor_seconds(n, d, m, arch):8.2f} {ratios[0]:10.2f} {ratios[1]:20.2f}"
+                f" {f'{tile_floor(d, m):.3f}' if d >= 2048 else '':>15s}"
             )
+    print(
+        "\nThe fused backward at m = d issues 3 N d^2 FLOPs where the weight gradient issues 2 N d^2: at equal rates it takes at"
+        "\nleast 1.5 times as long, and 1.5 + 128 / d in tiles of 256 x 128. A ratio of 1.35 is below that floor."
+    )
+    print_blocks(arch)
+
+
+def print_blocks(arch: Arch) -> None:
+    """Second moments of diagonal blocks, what the default preset keeps: bound by the bytes of X, read once."""
+    print(
+        "\nPREDICTED likewise: second moments of the blocks of 128 columns. Floor: X from memory once, at its full rate\n"
+    )
+    for n, d in ((16384, 512), (16384, 2048), (65536, 768), (65536, 3072)):
+        ours, floor = gram(n, 128, 0, arch, blocks=d // 128), SIZE * n * d / arch.memory_rate
+        print(
+            f"{f'second_moment N={n} d={d} blocks={d // 128}':44s} {1e6 * ours.seconds:8.1f} us {ours.bound:>11s}"
+            f" {ours.seconds / floor:6.2f} x floor"
+        )
 
 
 def print_traffic() -> None:

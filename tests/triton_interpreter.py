@@ -1,7 +1,10 @@
-"""Triton's interpreter with correct bfloat16.
+"""Triton's interpreter with correct bfloat16, and with loop bounds that current numpy accepts.
 
 numpy has no bfloat16, so the interpreter (triton 3.6, 3.7) keeps its bits in ``uint16`` and then computes on these integers. Here
 each operation on bfloat16 widens its operands to float32 (exact), computes, and rounds to nearest even, as hardware does.
+
+A scalar of the interpreter is an array ``[1]``. Triton 3.6 passes that to ``int()`` where a loop needs its bounds, which
+numpy 2.4 refuses; here it is unpacked first, as triton 3.7 does.
 """
 
 from __future__ import annotations
@@ -63,5 +66,12 @@ def install() -> None:
     def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return dot(self, _as_float32(a), _as_float32(b), *rest)
 
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
     Builder.cast_impl, Builder.binary_op, Builder.create_dot = cast_impl, binary_op, create_dot
+    interpreter._patch_lang_tensor = patch_lang_tensor
     Builder._bf16_repaired = True

@@ -24,7 +24,20 @@ def copies_in_blocks(x: torch.Tensor) -> bool:
         and x.data_ptr() % ALIGNMENT == 0
         and rows >= d
         and rows * size % ALIGNMENT == 0
-        and (batch == 1 or (matrices >= n * rows and matrices % rows == 0))
+        and (batch == 1 or (matrices >= n * rows and matrices % rows == 0) or side_by_side(x))
+    )
+
+
+def side_by_side(x: torch.Tensor) -> bool:
+    """Whether the matrices of ``x`` ``[batch, n, d]`` are aligned blocks of the columns of one, not one after the other."""
+    batch, _, d = x.shape
+    rows, matrices = x.stride(1), x.stride(0)
+    return (
+        batch > 1
+        and d <= matrices
+        and matrices * batch <= rows
+        and rows % matrices == 0
+        and matrices * x.element_size() % ALIGNMENT == 0
     )
 
 
@@ -39,9 +52,14 @@ def loads_in_vectors(x: torch.Tensor) -> bool:
 
 
 def block_descriptor(x: torch.Tensor, rows: int, columns: int) -> Any:
-    """A descriptor of ``x`` ``[batch, n, d]`` for blocks ``[1, rows, columns]``; :func:`copies_in_blocks` must hold."""
+    """A descriptor of ``x`` ``[batch, n, d]`` for blocks ``[1, rows, columns]``; :func:`copies_in_blocks` must hold.
+
+    Strides must fall from dimension to dimension, so one of matrices :func:`side_by_side` is ``[n, batch, d]``.
+    """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    batch, n, _ = x.shape
+    batch, n, d = x.shape
+    if side_by_side(x):
+        return TensorDescriptor(x, [n, batch, d], [x.stride(1), x.stride(0), 1], [rows, 1, columns])
     matrices = x.stride(0) if batch > 1 else n * x.stride(1)  # the stride of a dimension of size 1 means nothing
     return TensorDescriptor(x, list(x.shape), [matrices, x.stride(1), 1], [1, rows, columns])

@@ -10,21 +10,27 @@ Tile scheme. A program owns one ``BLOCK_I x BLOCK_J`` tile of the stacked produc
 *split*). ``BLOCK_I = R BLOCK_J``: tall tiles (``R`` 2) take fewer bytes from L2 per product. Of ``S`` only tiles that
 reach the diagonal or lie below it exist; the epilogue stores each element twice, mirrored, so ``S`` is symmetric to the
 bit. The ones column is no column of a tile (``d`` is usually a multiple of 128 and a 129th column would cost a row of
-tiles): programs after the last tile sum columns instead. Tiles of one split are neighbours in the grid, so that its
+tiles): programs after the last tile sum columns instead, or where all columns fit one tile, its programs do, which then
+read ``X`` once: both operands of the product are one block. Tiles of one split are neighbours in the grid, so that its
 rows of ``X`` and ``G`` stay in L2 for all of them.
 
-Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves; the few
-*tail* tiles that are left take ``tail_splits``, so many that they fill it once more, for a short time. Partial tiles go to
-a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A head
-tile of one program is stored at once, or goes the same way (*staged*): an epilogue takes more registers than the product
-loop, and more than there are for a tall tile of ``S``.
+Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves. The
+*tail*
+tiles that are left make groups; the row steps of a group's tiles are laid end to end and cut into equal shares, one for
+each program that the GPU holds, so that none of it idles: a share may end one tile and begin the next. Partial tiles
+go to a workspace and
+:func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A head tile of one
+program is stored at once, or goes the same way (*staged*): an epilogue takes more registers than the product loop, and more
+than there are for a tall tile of ``S``.
 
-Loads. Where the GPU has a copy engine and the layout fits it (:mod:`lnb_kernels._triton.descriptors`), blocks are fetched
+Loads. Where the GPU has a copy engine and the layout fits it (:mod:`lnb_kernels._triton.descriptors`), blocks are
+fetched
 by tensor descriptors, else by pointers.
 
 Cost with ``nb = ceil(d / BLOCK_I)``, ``mb = ceil(m / BLOCK_I)``, ``T = R nb (nb + 1) / 2 + mb ceil(d / BLOCK_J)``
 tiles: FLOPs ``2 N BLOCK_I BLOCK_J T`` (against ``2 N d^2`` of the full square); bytes from L2
-``N (BLOCK_I + BLOCK_J) T size``, from memory at least ``N (d + m) size``; workspace ``8 BLOCK_I BLOCK_J T splits``.
+``N (BLOCK_I + BLOCK_J) T size``, from memory at least ``N (d + m) size``; workspace ``8 BLOCK_I BLOCK_J`` for each
+partial tile, of which a group of ``t`` tiles in ``h`` shares has at most ``h + t - 1``: so many pieces of tiles.
 """
 
 from __future__ import annotations
@@ -40,11 +46,15 @@ def _product(
     a_ptr, b_ptr, w_ptr, a_blocks, b_blocks, batch, a_col, b_col, a_width, b_width, start, stop,
     stride_ar, stride_br, stride_c, stride_w,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr, ROWS_FIRST: tl.constexpr,
+    ONE_TILE: tl.constexpr, WITH_SUMS: tl.constexpr,
 ):  # fmt: skip
-    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32.
+    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32, column sums and count.
 
-    With ``DESCRIPTORS`` one thread asks the copy engine for each block, which is zero outside of the matrix; ``stop`` is
+    With ``ONE_TILE`` ``b`` is ``a``; with ``WITH_SUMS`` the second result, ``[BLOCK_N, BLOCK_J]``, adds up over
+    its first
+    dimension to ``sum w_n a_n``, and, ``HAS_WEIGHTS`` given, the third to ``sum w_n``. With ``DESCRIPTORS`` one
+    thread asks the copy engine for each block, which is zero outside of the matrix; ``stop`` is
     then the end of the matrix or ``BLOCK_N`` divides ``stop - start``.
     """
     lane = tl.arange(0, BLOCK_N)
@@ -57,23 +67,38 @@ def _product(
         b_ptr + offset64(start, stride_br) + offset64(lane, stride_br)[:, None] + offset64(b_cols, stride_c)[None, :]
     )
     acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
+    sums = tl.zeros((BLOCK_N, BLOCK_J), tl.float32)
+    count = tl.zeros((BLOCK_N,), tl.float32)
     for row in range(start, stop, BLOCK_N):
         live = lane < stop - row
         if DESCRIPTORS:
-            a = a_blocks.load([batch, row, a_col]).reshape([BLOCK_N, BLOCK_I])
-            b = b_blocks.load([batch, row, b_col]).reshape([BLOCK_N, BLOCK_J])
+            if ROWS_FIRST:
+                a = a_blocks.load([row, batch, a_col]).reshape([BLOCK_N, BLOCK_I])
+            else:
+                a = a_blocks.load([batch, row, a_col]).reshape([BLOCK_N, BLOCK_I])
         else:
             a = tl.load(a_ptrs, mask=live[:, None] & (a_cols < a_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_I]
+        if ONE_TILE:
+            b = a
+        elif DESCRIPTORS:
+            if ROWS_FIRST:
+                b = b_blocks.load([row, batch, b_col]).reshape([BLOCK_N, BLOCK_J])
+            else:
+                b = b_blocks.load([batch, row, b_col]).reshape([BLOCK_N, BLOCK_J])
+        else:
             b = tl.load(b_ptrs, mask=live[:, None] & (b_cols < b_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_J]
         if HAS_WEIGHTS:
             w = tl.load(w_ptr + offset64(row + lane, stride_w), mask=live, other=0.0).to(tl.float32)
             # 16-bit rows are exact in tf32, the weighted ones are not exact in 16 bits: so the product runs in (tf)32.
             a = a.to(tl.float32) * w[:, None]
             b = b.to(tl.float32)
+            count += w
+        if WITH_SUMS:
+            sums += a.to(tl.float32)
         acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
         a_ptrs += offset64(BLOCK_N, stride_ar)
         b_ptrs += offset64(BLOCK_N, stride_br)
-    return acc
+    return acc, sums, count
 
 
 @triton.jit
@@ -194,64 +219,107 @@ def _locate(tile, d, m, HAS_G: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.
 @triton.jit
 def gram_kernel(
     x_ptr, g_ptr, w_ptr, x_blocks_i, x_blocks_j, g_blocks_i, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, tail_splits, tail_rows, sum_splits, sum_rows, alpha, beta,
+    n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, shares, share, group_tiles, group_shares, group_pieces, common,
+    partials, sum_splits, sum_rows, alpha, beta,
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
-    STAGE_HEAD: tl.constexpr, STAGE_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    STAGE_HEAD: tl.constexpr, STAGE_SUMS: tl.constexpr, HAS_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    ROWS_FIRST: tl.constexpr, ONE_TILE: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One split of a tile, or of a block of column sums, of one matrix; grid ``(head splits, tail, sums; batch)``.
+    """One split of a tile, one share of the tail, or a block of column sums; grid ``(head splits + shares + sums; batch)``.
 
     ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
-    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. Split tiles go to ``partial``
-    ``[batch, programs, BLOCK_I, BLOCK_J]``, in the order of the programs, and split sums to ``sums``
-    ``[batch, sum_splits, sum_blocks, BLOCK_J]`` for :func:`gram_finish_kernel`, the others straight to their place: the
-    head only without ``STAGE_HEAD``, and of tall tiles only those of ``G'X``. With
-    ``PAIR``, ``S`` is ``G'X`` for a ``G`` shaped as ``X`` whose product with it is known to be symmetric.
+    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. With ``STAGE_HEAD`` the tiles of the
+    head go
+    to ``partial`` ``[batch, partials, BLOCK_I, BLOCK_J]`` in the order of the programs, else straight to their
+    place (of
+    tall tiles only those of ``G'X``); behind them the pieces of the tail's tiles, in the order of their steps. With
+    ``STAGE_SUMS`` sums go to ``sums`` ``[batch, sum_splits, sum_blocks, BLOCK_J]``, with ``ONE_TILE`` those of
+    each piece.
+    :func:`gram_finish_kernel` does the rest. With ``ROWS_FIRST`` descriptors are ``[n_rows, batch, d]``. A
+    ``share`` counts steps of ``BLOCK_N`` rows, at most those of one tile; ``common`` is the least common multiple
+    of the two: after so many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for
+    a ``G`` shaped as ``X`` whose
+    product with it is known to be symmetric.
     """
     program = tl.program_id(0)
     batch = tl.program_id(1)
-    tail = tiles - head
     head_programs = head * splits
-    products = head_programs + tail * tail_splits
+    products = head_programs + shares
     x_ptr += offset64(batch, stride_xb)
     s_ptr += offset64(batch, stride_sb)
     c_ptr += offset64(batch, stride_cb)
     if program < products:
-        in_head = program < head_programs
-        late = tl.maximum(program - head_programs, 0)
-        tile = tl.where(in_head, program % head, head + late % tl.maximum(tail, 1))
-        split = tl.where(in_head, program // head, late // tl.maximum(tail, 1))
-        rows = tl.where(in_head, rows_per_split, tail_rows)
-        start = split * rows
-        stop = start + tl.minimum(rows, n_rows - start)
-        kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
-        a_ptr, a_blocks, a_width, stride_ar = x_ptr, x_blocks_i, d, stride_xr
-        if PAIR:
-            a_ptr, a_blocks, stride_ar = g_ptr + offset64(batch, stride_xb), g_blocks_i, stride_gr
-        if HAS_G:  # noqa: SIM102 - the outer condition is a constant of the compiler, the inner one is not
-            # One loop for both kinds of tile: a second one would have pipeline buffers of its own in shared memory.
-            if kind == 0:
-                a_ptr, a_blocks, a_width, stride_ar = g_ptr, g_blocks_i, m, stride_gr
-        acc = _product(
-            a_ptr, x_ptr, w_ptr, a_blocks, x_blocks_j, batch, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
-            stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS, DESCRIPTORS,
-        )  # fmt: skip
-        partial = STAGE_HEAD
-        stored = products
-        if STAGE_TAIL and not STAGE_HEAD:
-            partial = tile >= head
-            program -= head
-            stored -= head
-        if partial:
-            base = partial_ptr + offset64(offset64(batch, stored) + program, BLOCK_I * BLOCK_J)
-            tl.store(base + tl.arange(0, BLOCK_I)[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :], acc)
-        else:
-            _finish(
-                acc, kind, i, j, 0, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-                HAS_G, BLOCK_I == BLOCK_J, HAS_C, BLOCK_I, BLOCK_J, BLOCK_I,
+        slot = program
+        tile = program % tl.maximum(head, 1)
+        start = program // tl.maximum(head, 1) * rows_per_split
+        stop = start + tl.minimum(rows_per_split, n_rows - start)
+        stored = STAGE_HEAD
+        parts = 1
+        rest = 0
+        if HAS_TAIL:
+            if not STAGE_HEAD:
+                stored = program >= head_programs
+                slot -= head
+            if program >= head_programs:
+                group = (program - head_programs) // group_shares
+                within = (program - head_programs) % group_shares
+                steps = tl.cdiv(n_rows, BLOCK_N)
+                begin = within * share  # below 2^31, see cut_tail
+                end = tl.minimum(begin + share, group_tiles * steps)
+                first = begin // steps  # tile of the group
+                begin_tile = first * steps
+                slot += group * (group_pieces - group_shares) + (first - begin // common).to(tl.int32)
+                tile = head + group * group_tiles + first.to(tl.int32)
+                start = (begin - begin_tile).to(tl.int32) * BLOCK_N
+                stop = tl.minimum(tl.minimum(end - begin_tile, steps).to(tl.int32) * BLOCK_N, n_rows)
+                rest = tl.minimum(tl.maximum(end - begin_tile - steps, 0).to(tl.int32) * BLOCK_N, n_rows)
+                parts = tl.where(rest > 0, 2, 1)
+        # One loop for the one part of the head's programs and the one or two of a share: a second loop would have pipeline
+        # buffers of its own in shared memory, as would one for each kind of tile.
+        for _ in range(parts):
+            kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
+            a_ptr, a_blocks, a_width, stride_ar = x_ptr, x_blocks_i, d, stride_xr
+            if PAIR:
+                a_ptr, a_blocks, stride_ar = g_ptr + offset64(batch, stride_xb), g_blocks_i, stride_gr
+            if HAS_G:  # noqa: SIM102 - the outer condition is a constant of the compiler, the inner one is not
+                if kind == 0:
+                    a_ptr, a_blocks, a_width, stride_ar = g_ptr, g_blocks_i, m, stride_gr
+            acc, sums, count = _product(
+                a_ptr, x_ptr, w_ptr, a_blocks, x_blocks_j, batch, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
+                stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS, DESCRIPTORS,
+                ROWS_FIRST, ONE_TILE, ONE_TILE and HAS_ONES,
             )  # fmt: skip
-    elif HAS_ONES:
+            if stored:
+                base = partial_ptr + offset64(offset64(batch, partials) + slot, BLOCK_I * BLOCK_J)
+                tl.store(base + tl.arange(0, BLOCK_I)[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :], acc)
+            else:
+                _finish(
+                    acc, kind, i, j, 0, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
+                    HAS_G, BLOCK_I == BLOCK_J, HAS_C, BLOCK_I, BLOCK_J, BLOCK_I,
+                )  # fmt: skip
+            if ONE_TILE and HAS_ONES:
+                lane = tl.arange(0, BLOCK_J)
+                column_sums = tl.sum(sums, 0)
+                rows_counted = (stop - start).to(tl.float32)
+                if HAS_WEIGHTS:
+                    rows_counted = tl.sum(count, 0)
+                for block in range(sum_blocks):  # two if the count does not fit behind the columns
+                    value = tl.where(lane + block * BLOCK_J == d, rows_counted, tl.where(block == 0, column_sums, 0.0))
+                    if STAGE_SUMS:
+                        place = offset64(offset64(batch, sum_splits) + slot, sum_blocks) + block
+                        tl.store(sums_ptr + offset64(place, BLOCK_J) + lane, value)
+                    else:
+                        _finish_sums(
+                            value, block, s_ptr, c_ptr, gb_ptr, d, m, 0, alpha, beta, stride_sr, stride_cr,
+                            HAS_G, HAS_C, BLOCK_J,
+                        )  # fmt: skip
+            tile += 1
+            slot += 1
+            start = 0
+            stop = rest
+    elif HAS_ONES and not ONE_TILE:
         block = (program - products) % sum_blocks
         split = (program - products) // sum_blocks
         start = split * sum_rows
@@ -269,9 +337,9 @@ def gram_kernel(
             a_ptr, w_ptr, x_block * BLOCK_J + lane, width, start, stop, stride_ar, stride_xc, stride_w,
             BLOCK_J, BLOCK_N, HAS_WEIGHTS,
         )  # fmt: skip
-        if STAGE_TAIL:
-            slot = offset64(batch, sum_splits) + split
-            tl.store(sums_ptr + offset64(offset64(slot, sum_blocks) + block, BLOCK_J) + lane, sums)
+        if STAGE_SUMS:
+            place = offset64(offset64(batch, sum_splits) + split, sum_blocks) + block
+            tl.store(sums_ptr + offset64(place, BLOCK_J) + lane, sums)
         else:
             _finish_sums(
                 sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr,
@@ -282,15 +350,16 @@ def gram_kernel(
 @triton.jit
 def gram_finish_kernel(
     s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    d, m, first_tile, tiles, sum_blocks, head, splits, tail_splits, sum_splits, alpha, beta,
-    stride_sb, stride_sr, stride_cb, stride_cr,
+    d, m, steps, first_tile, tiles, sum_blocks, head, splits, share, group_tiles, group_pieces, common, partials, sum_splits,
+    alpha, beta, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Add the splits of ``ROWS`` rows of one tile in order and store them.
 
     Grid ``((tiles - first_tile) BLOCK_I / ROWS + sum blocks, batch)``: tiles before ``first_tile`` (0 or ``head``) are
-    finished. ``CHUNK`` splits are loaded at a time to keep enough loads in flight. Bytes: ``4 splits`` per element of a
+    finished. ``steps`` of ``BLOCK_N`` rows make one tile. ``CHUNK`` splits are loaded at a time to keep enough
+    loads in flight. Bytes: ``4 splits`` per element of a
     tile read, ``8`` written.
     """
     program = tl.program_id(0)
@@ -301,16 +370,21 @@ def gram_finish_kernel(
     chunk = tl.arange(0, CHUNK)
     lane = tl.arange(0, BLOCK_J)
     unfinished = tiles - first_tile
-    tail = tiles - head
     if program < unfinished * parts:
         tile = first_tile + program // parts
         row = program % parts * ROWS
         kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
         in_head = tile < head
-        head_slots = tl.where(first_tile == 0, head * splits, 0)
-        count = tl.where(in_head, splits, tail_splits)
-        step = tl.where(in_head, head, tail)
-        first = offset64(batch, head_slots + tail * tail_splits) + tl.where(in_head, tile, head_slots + tile - head)
+        late = tl.maximum(tile - head, 0)
+        within = late % group_tiles
+        begin = within * steps
+        first_share = begin // share
+        first_slot = (head - first_tile) * splits + late // group_tiles * group_pieces
+        first_slot += within + (first_share - begin // common).to(tl.int32)
+        first_slot = tl.where(in_head, tile, first_slot)
+        count = tl.where(in_head, splits, ((begin + steps - 1) // share - first_share).to(tl.int32) + 1)
+        step = tl.where(in_head, head, 1)
+        first = offset64(batch, partials) + first_slot
         inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + lane[None, :]
         acc = tl.zeros((ROWS, BLOCK_J), tl.float32)
         for split in range(0, count, CHUNK):

@@ -1,8 +1,9 @@
 """What launches of the Gram kernel cost, by a model: the launcher picks splits by it, ``bench/roofline.py`` prints it.
 
-A part of a launch is so many tiles, each by so many programs. It takes whole turns: as many as the busiest
-multiprocessor works off, each as long as the FLOPs of a whole tile (padding included) or its bytes from L2, and 1 us to
-fill the pipeline. Programs that share a multiprocessor share its rates, so turns follow one another whether they
+A part of a launch is so many programs of so many rows each. It takes whole turns: as many as the busiest multiprocessor
+works off, each as long as the FLOPs of those rows of a whole tile (padding included) or their bytes from L2, and 1 us to
+fill the pipeline for every tile that a program begins. Programs that share a multiprocessor share its rates, so turns
+follow one another whether they
 overlap or not; sharing hides latency, which bounds small tiles. All parts together take at least as long as the bytes
 from memory; then partial tiles are written and read, and each launch costs 4 us.
 
@@ -23,14 +24,17 @@ LAUNCH, FILL, STEP = 4e-6, 1e-6, 0.25e-6  # seconds
 
 
 def programs_per_multiprocessor(
-    block_i: int, block_j: int, itemsize: int, staged: bool, aligned: bool, arch: Arch
+    block_i: int, block_j: int, itemsize: int, staged: bool, aligned: bool, arch: Arch, whole: bool = False
 ) -> int:
     """Programs of the Gram kernel that share a multiprocessor, by registers and shared memory of the compiled code.
 
     ``bench/codegen.py --check`` compares with every compiled configuration. ``staged`` kernels only store their
     accumulators; the epilogue of the others, like addresses of single elements where rows are not ``aligned``, takes so
-    many registers that a tile of 128 x 128 has a multiprocessor for itself.
+    many registers that a tile of 128 x 128 has a multiprocessor for itself; so do, on sm_100, the sums of columns that the
+    programs of a ``whole`` matrix form.
     """
+    if block_j == 128 and whole and arch.name == "sm_100":
+        return 1
     if block_j == 128:
         return 2 if block_i == 128 and itemsize == 2 and staged and aligned and arch.bulk_copies else 1
     return {16: 8, 32: 4, 64: 2}[block_j]
@@ -38,41 +42,46 @@ def programs_per_multiprocessor(
 
 @dataclass(frozen=True)
 class Work:
-    """``tiles`` of ``block_i x block_j``, each by ``splits`` programs of ``rows`` rows, ``block_n`` rows a step.
+    """``programs`` of ``rows`` rows of a tile ``block_i x block_j`` each, ``block_n`` rows a step.
 
-    ``together`` programs share a multiprocessor; ``staged`` ones leave their tile to a second kernel.
+    ``together`` programs share a multiprocessor; ``partials`` tiles go to the workspace, for a second kernel.
+    Where there
+    are more of these than programs, programs end one tile and begin another. A ``whole`` matrix in one tile is
+    loaded once.
     """
 
-    tiles: int
-    splits: int
+    programs: int
     rows: int
     block_i: int
     block_j: int
     block_n: int
     together: int
-    staged: bool
+    partials: int
     itemsize: int = 2
+    whole: bool = False
 
     def bounds(self, arch: Arch) -> tuple[float, float]:
         """Seconds that arithmetic and L2 take, in whole turns."""
-        full, rest = divmod(self.tiles * self.splits, self.together * arch.multiprocessors)
+        full, rest = divmod(self.programs, self.together * arch.multiprocessors)
         turns = full * self.together + math.ceil(rest / arch.multiprocessors)
         everywhere = turns * arch.multiprocessors
         flops = everywhere * 2 * self.rows * self.block_i * self.block_j
-        loaded = everywhere * self.itemsize * self.rows * (self.block_i + self.block_j)
+        columns = self.block_j if self.whole else self.block_i + self.block_j
+        loaded = everywhere * self.itemsize * self.rows * columns
         rate = arch.half_rate if self.itemsize == 2 else (arch.tf32_rate or arch.ieee_rate)
         return flops / (REACHED * rate), loaded / (L2_OVER_MEMORY * arch.memory_rate)
 
     def seconds(self, arch: Arch, multicast: bool = False) -> float:
         """Seconds of the whole part; with ``multicast`` L2 is no bound."""
         arithmetic, l2 = self.bounds(arch)
-        waves = math.ceil(self.tiles * self.splits / (self.together * arch.multiprocessors))
+        waves = math.ceil(self.programs / (self.together * arch.multiprocessors))
+        begun = 2 if self.partials > self.programs else 1
         latency = waves * math.ceil(self.rows / self.block_n) * STEP
-        return max(arithmetic, latency, 0.0 if multicast else l2) + waves * FILL
+        return max(arithmetic, latency, 0.0 if multicast else l2) + waves * begun * FILL
 
     def partial_bytes(self) -> int:
         """Bytes of the partial tiles."""
-        return 4 * self.block_i * self.block_j * self.tiles * self.splits if self.staged else 0
+        return 4 * self.block_i * self.block_j * self.partials
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Prediction:
 
 def predict(parts: Sequence[Work], memory_bytes: float, arch: Arch, multicast: bool = False) -> Prediction:
     """The time of launches that work off ``parts`` one after the other."""
-    parts = [part for part in parts if part.tiles]
+    parts = [part for part in parts if part.programs]
     bounds = [part.bounds(arch) for part in parts]
     products = sum(part.seconds(arch, multicast) for part in parts)
     memory = memory_bytes / arch.memory_rate

@@ -11,8 +11,9 @@ import torch
 
 from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
-from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks, loads_in_vectors
+from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks, loads_in_vectors, side_by_side
 from lnb_kernels._triton.gram_cost import Work, predict, programs_per_multiprocessor
+from lnb_kernels._triton.gram_tail import Tail, cut_tail
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
 
@@ -31,12 +32,11 @@ class GramPlan:
     num_stages: int
     tiles: int  # of one split of one matrix
     sum_blocks: int  # blocks of block_j columns of G and of [X 1]
-    head: int  # tiles of `splits` programs each; the others take `tail_splits`
+    head: int  # tiles of `splits` programs each; the others are the tail
     splits: int
     rows_per_split: int
     staged: bool  # whether tiles of the head go through the workspace: always if there are several splits
-    tail_splits: int
-    tail_rows: int
+    tail: Tail
     sum_splits: int  # programs of a block of column sums
     sum_rows: int
     finish_rows: int
@@ -50,12 +50,12 @@ class GramPlan:
     @property
     def products(self) -> int:
         """Programs of the products of one matrix."""
-        return self.head * self.splits + (self.tiles - self.head) * self.tail_splits
+        return self.head * self.splits + self.tail.programs
 
     @property
     def partials(self) -> int:
         """Partial tiles of one matrix in the workspace."""
-        return self.products - (0 if self.staged else self.head)
+        return (self.head * self.splits if self.staged else 0) + self.tail.groups * self.tail.pieces
 
     @property
     def elements(self) -> int:
@@ -120,58 +120,69 @@ def _geometry(
     tile: tuple[int, ...],
     tiles: int,
     tiles_of_g: int,
-) -> tuple[int, int, int, bool, int, int] | None:
-    """``(head, splits, rows_per_split, staged, tail_splits, tail_rows)`` of the least predicted time.
+) -> tuple[int, int, int, bool, Tail] | None:
+    """``(head, splits, rows_per_split, staged, tail)`` of the least predicted time.
 
     None if no workspace is large enough for tall tiles of ``S``. The time is that of :mod:`lnb_kernels._triton.gram_cost`.
-    Without a tail, or for several matrices, all tiles are alike. Else the head is what fills whole waves, or all tiles
-    of ``G'X``, which even tall tiles can store at once.
+    Without a tail, or for several matrices, all tiles are alike. Else the head is nothing, what fills whole waves, or all
+    tiles of ``G'X``, which even tall tiles can store at once.
     """
     block_i, block_j, block_n = tile[:3]
     steps = max(1, math.ceil(n / block_n))
     memory = itemsize * n * (d + m) * batch
     limit = max(1, WORKSPACE_BYTES // (4 * block_i * block_j * batch))  # partial tiles
     together = {
-        staged: programs_per_multiprocessor(block_i, block_j, itemsize, staged, aligned, arch)
+        staged: programs_per_multiprocessor(block_i, block_j, itemsize, staged, aligned, arch, tiles == 1)
         for staged in (False, True)
     }
     slots = arch.multiprocessors * together[True]
-    candidates = []
+    whole = tiles == 1
+    candidates: list[tuple[float, tuple[int, int, int, bool, Tail]]] = []
 
-    def consider(head: int, splits: int, staged: bool, tail_splits: int) -> None:
+    def consider(head: int, splits: int, staged: bool, programs: int) -> None:
         splits, rows = _even(n, splits, block_n)
-        tail_splits, tail_rows = _even(n, tail_splits, block_n)
-        late = tiles - head
-        staged_tail = late > 0
-        partials = (head * splits if staged else 0) + late * tail_splits
-        if (splits > 1 and not staged) or partials > limit:
+        cut = cut_tail(tiles - head, programs, steps)
+        if cut is None:
             return
+        shares, pieces = cut.programs, cut.groups * cut.pieces
+        staged_head = head * splits if staged else 0
+        if (splits > 1 and not staged) or staged_head + pieces > limit:
+            return
+        shape = block_i, block_j, block_n
         parts = [
             Work(
-                head * batch, splits, rows, block_i, block_j, block_n, together[staged or staged_tail], staged, itemsize
+                head * splits * batch,
+                rows,
+                *shape,
+                together[staged or shares > 0],
+                staged_head * batch,
+                itemsize,
+                whole,
             ),
-            Work(late * batch, tail_splits, tail_rows, block_i, block_j, block_n, together[True], True, itemsize),
+            Work(shares * batch, cut.share * block_n, *shape, together[True], pieces * batch, itemsize, whole),
         ]
-        seconds = predict(parts, memory, arch).seconds
-        candidates.append((seconds, head, splits, rows, staged, tail_splits, tail_rows))
+        candidates.append((predict(parts, memory, arch).seconds, (head, splits, rows, staged, cut)))
 
     most = max(1, min(steps, limit // tiles))
     fitting = {slots * waves // (tiles * batch) for waves in range(1, 9)}  # splits that fill whole waves
     for splits in sorted({min(most, max(1, wanted)) for wanted in (*range(1, 17), *fitting)}):
         # Addresses of single elements and an epilogue of 64 of them a thread take more registers than there are.
-        for staged in (False, True) if aligned or block_j < 128 else (True,):
+        for staged in (True, False) if aligned or block_j < 128 else (True,):
             direct_tall = block_i > block_j and not staged
             if not direct_tall:
-                consider(tiles, splits, staged, splits)
+                consider(tiles, splits, staged, 0)
             if not tail or batch > 1:
                 continue
-            for head in {tiles * splits // slots * slots // splits, tiles_of_g}:
-                if 0 < head < tiles and not (direct_tall and head > tiles_of_g):
+            for head in {0, tiles * splits // slots * slots // splits, tiles_of_g}:
+                # Beside the loop over the parts of a share, an epilogue of 64 elements a thread has no registers; and on
+                # sm_100, whose accumulators are read back from tensor memory, nor has one of 128.
+                crowded = not staged and block_j == 128 and (block_i == block_j or arch.name == "sm_100")
+                if head < tiles and not crowded and not (direct_tall and head > tiles_of_g):
                     for waves in (1, 2, 4, 8):
-                        consider(head, splits, staged, min(steps, max(1, waves * slots // (tiles - head))))
+                        consider(head, splits, staged, waves * slots)
     if not candidates:
         return None
-    return min(candidates)[1:]
+    return min(candidates, key=lambda candidate: candidate[0])[1]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -188,7 +199,7 @@ def gram_plan(
 ) -> GramPlan:
     """The launch of ``[G | X 1]'X`` for ``X`` ``[n, d]``, ``G`` ``[n, m]`` (``m`` 0: none), ``batch`` matrices ``X``.
 
-    ``tile`` replaces :func:`tile_config`'s; ``tail`` False gives every tile, and the sums, the same number of splits;
+    ``tile`` replaces :func:`tile_config`'s; ``tail`` False gives every tile the same number of splits;
     ``aligned`` tells whether 16 bytes of ``X`` can be loaded at a time.
     """
     for candidate in (tile or tile_config(d, itemsize, arch), tile_config(d, itemsize, arch, square=True)):
@@ -209,7 +220,8 @@ def gram_plan(
     # A program that summed a whole column would take longer than the products do.
     wanted = max(splits, min(math.ceil(n / (16 * block_n)), 8 * arch.multiprocessors // sum_blocks))
     sums = _even(n, wanted, block_n)
-    most_splits = max(splits, geometry[4], sums[0])
+    cut = geometry[4]
+    most_splits = max(splits, math.ceil(cut.steps / cut.share) + 1 if cut.groups else 1, sums[0])
     chunk = max(1, min(16, 2048 // (finish_rows * block_j), 1 << (most_splits - 1).bit_length()))
     return GramPlan(
         block_i, block_j, block_n, num_warps, num_stages, tiles, sum_blocks,
@@ -250,9 +262,10 @@ def launch_gram(
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
     aligned = loads_in_vectors(x)
+    tail = weights is None  # weighted operands take the registers that a share of the tail needs
+    in_place = c is not None and c.data_ptr() == s.data_ptr()
     if plan is None:
         tile = None
-        in_place = c is not None and c.data_ptr() == s.data_ptr()
         if autotune.enabled() and not in_place:
             flags = (
                 x.dtype,
@@ -270,16 +283,20 @@ def launch_gram(
                 tile_candidates(d, itemsize, arch),
                 lambda tile: launch_gram(
                     x, s, g=g, other=other, weights=weights, c=c, grad_weight=grad_weight, grad_bias=grad_bias, ones=ones,
-                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tile=tile, aligned=aligned),
+                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tail, tile, aligned),
                 ),
             )  # fmt: skip
-        plan = gram_plan(n, d, m, itemsize, arch, batch, tile=tile, aligned=aligned)
+        plan = gram_plan(n, d, m, itemsize, arch, batch, tail, tile, aligned)
     sum_blocks = plan.sum_blocks if ones else 0
-    staged_tail = plan.partials > 0 or (ones and plan.sum_splits > 1)
+    cut = plan.tail
+    one_tile = plan.tiles == 1 and g is None and other is None
+    sum_splits = max(1, plan.partials) if one_tile else plan.sum_splits
+    sum_programs = 0 if one_tile else sum_blocks * sum_splits
+    staged = plan.partials > 0 or (ones and sum_splits > 1)
     partial = sums = s
-    if staged_tail:
+    if staged:
         partial = s.new_empty((batch, plan.partials, plan.block_i, plan.block_j), dtype=torch.float32)
-        sums = s.new_empty((batch, plan.sum_splits, sum_blocks, plan.block_j), dtype=torch.float32)
+        sums = s.new_empty((batch, sum_splits, sum_blocks, plan.block_j), dtype=torch.float32)
     a = g if g is not None else x if other is None else other
     w_or_x = x if weights is None else weights
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
@@ -294,24 +311,39 @@ def launch_gram(
             block_descriptor(x, plan.block_n, plan.block_j),
             block_descriptor(g_rows, plan.block_n, plan.block_i),
         )
+    options: dict[str, int] = {}
+    if one_tile and arch.bulk_copies and plan.staged:
+        # The sums of columns take some registers more than two programs of a multiprocessor may have, if not told so.
+        together = programs_per_multiprocessor(plan.block_i, plan.block_j, itemsize, True, aligned, arch, one_tile)
+        if together * plan.num_warps == 16:
+            options["maxnreg"] = 128
+    first_tile = 0 if plan.staged else plan.head
+    finish_grid = ((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)
+    finish_arguments = (
+        s, c_or_s, out_weight, out_bias, partial, sums,
+        d, m, cut.steps, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, cut.share, cut.tiles, cut.pieces,
+        cut.common, plan.partials, sum_splits, alpha, beta,
+        s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
+    )  # fmt: skip
+    finish_options = {
+        "HAS_G": g is not None, "HAS_C": c is not None, "BLOCK_I": plan.block_i, "BLOCK_J": plan.block_j,
+        "ROWS": plan.finish_rows, "CHUNK": plan.finish_chunk, "num_warps": 4,
+    }  # fmt: skip
     with on_device(x):
-        gram_kernel[(plan.products + sum_blocks * plan.sum_splits, batch)](
+        if staged and in_place:
+            # The first kernel may change c: if the second does not compile, that must come out before.
+            gram_finish_kernel.warmup(*finish_arguments, grid=finish_grid, **finish_options)
+        gram_kernel[(plan.products + sum_programs, batch)](
             x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums,
-            n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, plan.tail_splits, plan.tail_rows,
-            plan.sum_splits, plan.sum_rows, alpha, beta,
+            n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, cut.programs,
+            cut.share, cut.tiles, cut.shares, cut.pieces, cut.common, plan.partials, sum_splits, plan.sum_rows, alpha, beta,
             x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
             HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
-            HAS_C=c is not None, STAGE_HEAD=plan.staged, STAGE_TAIL=staged_tail, DESCRIPTORS=descriptors,
+            HAS_C=c is not None, STAGE_HEAD=plan.staged, STAGE_SUMS=staged, HAS_TAIL=cut.groups > 0, DESCRIPTORS=descriptors,
+            ROWS_FIRST=descriptors and side_by_side(x), ONE_TILE=one_tile,
             BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
-            num_warps=plan.num_warps, num_stages=plan.num_stages,
+            num_warps=plan.num_warps, num_stages=plan.num_stages, **options,
         )  # fmt: skip
-        if staged_tail:
-            first_tile = 0 if plan.staged else plan.head
-            gram_finish_kernel[((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)](
-                s, c_or_s, out_weight, out_bias, partial, sums,
-                d, m, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, plan.tail_splits, plan.sum_splits, alpha, beta,
-                s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
-                HAS_G=g is not None, HAS_C=c is not None,
-                BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, ROWS=plan.finish_rows, CHUNK=plan.finish_chunk, num_warps=4,
-            )  # fmt: skip
+        if staged:
+            gram_finish_kernel[finish_grid](*finish_arguments, **finish_options)

@@ -88,8 +88,9 @@ def patch_arguments(x: torch.Tensor, conv: Geometry) -> tuple[int, ...]:
 
 
 def plan(n: int, d: int, itemsize: int, arch: Arch, groups: int) -> GramPlan:
-    """Launch geometry: that of the Gram kernel with tiles of at most 64, since gathering takes registers; no tail."""
-    return gram_plan(n, d, 0, itemsize, arch, groups, tail=False, tile=tile_config(min(d, 64), itemsize, arch))
+    """Launch geometry: that of the Gram kernel with tiles of at most 64 and 32 rows a step, as gathering takes registers."""
+    block_i, block_j, block_n, *rest = tile_config(min(d, 64), itemsize, arch)
+    return gram_plan(n, d, 0, itemsize, arch, groups, tail=False, tile=(block_i, block_j, min(block_n, 32), *rest))
 
 
 def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
@@ -112,8 +113,8 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
         )  # fmt: skip
         gram_finish_kernel[(geometry.tiles * geometry.parts + sum_blocks, groups)](
             s, s, s, s, partial, sums,
-            d, 0, 0, geometry.tiles, sum_blocks, geometry.tiles, geometry.splits, geometry.splits,
-            geometry.splits, 1.0, 0.0, *s.stride()[:2], *s.stride()[:2],
+            d, 0, 1, 0, geometry.tiles, sum_blocks, geometry.tiles, geometry.splits, 1, 1, 1, 1,
+            geometry.tiles * geometry.splits, geometry.splits, 1.0, 0.0, *s.stride()[:2], *s.stride()[:2],
             HAS_G=False, HAS_C=False, BLOCK_I=block, BLOCK_J=block,
             ROWS=geometry.finish_rows, CHUNK=geometry.finish_chunk, num_warps=4,
         )  # fmt: skip

@@ -163,6 +163,6 @@ def cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float = 0.0) -> torch.Te
         cov_matvec_kernel[(splits,)](
             rows, vectors, partial, y, n, m, d, size, rows_per_split, slab, rows.stride(0), rows.stride(1), vectors.stride(0),
             BIAS=size > d, BLOCK_M=block_m, BLOCK_C=block_c, BLOCK_N=block_n, PRECISION=input_precision(arch),
-            num_warps=4, num_stages=3,
+            num_warps=4 if block_m == 16 else 8, num_stages=3,
         )  # fmt: skip
         return finish(partial, vectors, d, n, ridge).view(v.shape)

@@ -36,6 +36,9 @@ def second_moment(
 @compiles_or_unavailable("second_moment")
 def second_moment_ema_(s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None = None) -> None:
     """``S <- decay S + (1 - decay) sum_i w_i [x_i 1]' [x_i 1]`` in place, in the epilogue: ``S`` is read and written once."""
+    if x.shape[:-1].numel() > gram_launch.MAX_ROWS:  # several launches: if a later one failed, S would be half done
+        s.mul_(decay).add_(second_moment(x, weights), alpha=1.0 - decay)
+        return
     _accumulate(x, weights, s, s, 1.0 - decay, decay)
 
 

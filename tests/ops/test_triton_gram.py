@@ -12,34 +12,43 @@ from triton_support import DEVICE
 from lnb_kernels._triton import descriptors, gram, gram_launch, precision
 from lnb_kernels._triton.arch import ARCHS, Arch, arch_of
 from lnb_kernels._triton.gram_launch import GramPlan, gram_plan, launch_gram
+from lnb_kernels._triton.gram_tail import NO_TAIL, cut_tail
 from lnb_kernels.linear import reference
 from lnb_kernels.second_moment import reference as moments
 
 
 def plan(
-    n: int, d: int, m: int, tall: bool, head: int, splits: int, staged: bool, tail_splits: int, sum_splits: int
+    n: int, d: int, m: int, tall: bool, tail: int, splits: int, staged: bool, programs: int, sum_splits: int
 ) -> GramPlan:
-    """``head`` counts tiles from the first, or from the end if it is not positive."""
+    """``tail`` tiles by ``programs`` programs; a negative ``tail`` counts the tiles before it."""
     block_i, block_j, block_n = 32 if tall else 16, 16, 16
     rows_of_s = math.ceil(d / block_i)
     tiles = block_i // block_j * (rows_of_s * (rows_of_s + 1) // 2) + math.ceil(m / block_i) * math.ceil(d / block_j)
     sum_blocks = math.ceil(m / block_j) + math.ceil((d + 1) / block_j)
-    rows = [math.ceil(math.ceil(n / block_n) / parts) * block_n for parts in (splits, tail_splits, sum_splits)]
+    steps = math.ceil(n / block_n)
+    rows = [math.ceil(steps / parts) * block_n for parts in (splits, sum_splits)]
+    tail = min(tail, tiles) if tail >= 0 else tiles + tail
+    cut = cut_tail(tail, programs, steps)
+    assert cut is not None
     return GramPlan(
-        block_i, block_j, block_n, 4, 2, tiles, sum_blocks, head if head > 0 else tiles + head, splits, rows[0], staged,
-        tail_splits, rows[1], sum_splits, rows[2], 8, 2,
+        block_i, block_j, block_n, 4, 2, tiles, sum_blocks, tiles - tail, splits, rows[0], staged, cut, sum_splits, rows[1], 8, 2
     )  # fmt: skip
 
 
+ALL = 99
 GEOMETRIES = {
     "stored at once": (0, 1, False, 1, 1),
     "sums split": (0, 1, False, 1, 3),
     "staged whole": (0, 1, True, 1, 1),
-    "tail split": (-2, 1, False, 3, 2),
-    "tail split, all staged": (-2, 2, True, 3, 1),
-    "tail whole": (-2, 1, False, 1, 3),
-    "all split": (0, 3, True, 3, 3),
-    "G'X at once": (3, 1, False, 2, 2),  # all three tiles of G'X: the only ones that tall tiles store at once
+    "all split": (0, 3, True, 1, 3),
+    "tail shared": (2, 1, False, 3, 2),  # 2 tiles of 3 steps in 3 shares of 2: the second ends one and begins the other
+    "tail shared, all staged": (2, 2, True, 3, 1),
+    "tail in two groups": (2, 1, False, 4, 1),
+    "tail of single steps": (2, 1, False, 6, 1),
+    "tail whole": (2, 1, False, 2, 3),
+    "all shared": (ALL, 1, False, 17, 2),
+    "all shared, in groups": (ALL, 1, False, 28, 1),
+    "G'X at once": (-3, 1, False, 17, 2),  # all three tiles of G'X: the only ones that tall tiles store at once
 }
 
 
@@ -49,8 +58,8 @@ GEOMETRIES = {
 def test_every_geometry_gives_the_same_sums(
     name: str, tall: bool, aligned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head, splits, staged, tail_splits, sum_splits = GEOMETRIES[name]
-    if tall and not staged and head <= 0:
+    tail, splits, staged, programs, sum_splits = GEOMETRIES[name]
+    if tall and not staged and 0 <= tail < ALL:
         pytest.skip("tall tiles of S are always staged")
     n, d, m = 41, 40 if aligned else 37, 20 if aligned else 18
     g, x = torch.randn(n, m, device=DEVICE), torch.randn(n, d, device=DEVICE)
@@ -58,7 +67,7 @@ def test_every_geometry_gives_the_same_sums(
     c = torch.randn(d + 1, d + 1, device=DEVICE)
     c = c + c.t()
     s, weight, bias = x.new_empty(1, d + 1, d + 1), x.new_empty(m, d), x.new_empty(m)
-    geometry = plan(n, d, m, tall, head, splits, staged, tail_splits, sum_splits)
+    geometry = plan(n, d, m, tall, tail, splits, staged, programs, sum_splits)
     launch_gram(
         x.unsqueeze(0), s, g=g, c=c.unsqueeze(0), grad_weight=weight, grad_bias=bias, alpha=0.5, beta=2.0, plan=geometry
     )
@@ -94,7 +103,12 @@ def layouts_of_rows() -> dict[str, tuple[torch.Tensor, bool]]:
         "some rows of each": (wide[:, 3:29], True),
         "every second row": (wide[:, ::2], True),
         "d not a multiple of the alignment": (wide[:, :, :33], True),
-        "matrices in reverse": (wide.view(40, 2, 64).transpose(0, 1), False),
+        "matrices side by side": (wide.view(40, 2, 64).transpose(0, 1), True),
+        "some columns side by side": (wide.view(40, 2, 64).transpose(0, 1)[:, :, :33], True),
+        "matrices side by side, not aligned": (
+            torch.randn(40, 66, device=DEVICE).view(40, 2, 33).transpose(0, 1),
+            False,
+        ),
         "base not aligned": (wide[:, :, 1:33], False),
         "rows not aligned": (torch.randn(2, 40, 63, device=DEVICE), False),
         "columns apart": (wide[:, :, ::2], False),
@@ -131,11 +145,40 @@ def test_gpus_without_a_copy_engine_take_pointers(monkeypatch: pytest.MonkeyPatc
         assert bool(described) == expected, arch
 
 
+@pytest.mark.parametrize("tiles", [1, 2, 5, 72, 131])
+@pytest.mark.parametrize("programs", [132, 264])
+@pytest.mark.parametrize("steps", [1, 2, 3, 100, 256, 2**23])
+def test_shares_cut_the_tail_into_pieces_without_gaps(tiles: int, programs: int, steps: int) -> None:
+    """Slots count the pieces in order, as the two kernels compute them."""
+    tail = cut_tail(tiles, programs, steps)
+    assert tail is not None
+    assert (tail.groups * tail.tiles, tail.steps) == (tiles, steps)
+    assert tail.programs <= programs
+    assert tail.share == math.ceil(tiles * steps / programs) <= steps
+    ends = {min(end, tail.tiles * steps) for end in range(0, (tail.shares + 1) * tail.share, tail.share)}
+    ends |= set(range(0, (tail.tiles + 1) * steps, steps))
+    starts = sorted(ends)[:-1]
+    assert tail.pieces == len(starts)
+    for slot, start in enumerate(starts):
+        begin = start // tail.share * tail.share
+        first = begin // steps
+        assert start // tail.share + first - begin // tail.common + (start > begin) == slot
+        if start % steps == 0:
+            assert start // tail.share + start // steps - start // tail.common == slot
+
+
+def test_more_tiles_than_programs_are_no_tail() -> None:
+    assert cut_tail(133, 132, 256) is None
+    assert cut_tail(131, 132, 2**25) is None
+    assert cut_tail(0, 132, 256) == NO_TAIL
+    assert NO_TAIL.programs == NO_TAIL.pieces * NO_TAIL.groups == 0
+
+
 def cost(geometry: GramPlan, arch: Arch) -> float:
     """Row steps that the busiest multiprocessor issues: waves of head and tail."""
     waves = math.ceil(geometry.head * geometry.splits / arch.multiprocessors) * geometry.rows_per_split
-    late = (geometry.tiles - geometry.head) * geometry.tail_splits
-    return waves + math.ceil(late / arch.multiprocessors) * geometry.tail_rows
+    late = math.ceil(geometry.tail.programs / arch.multiprocessors)
+    return waves + late * geometry.tail.share * geometry.block_n
 
 
 @pytest.mark.parametrize("d", [2048, 4096, 8192])

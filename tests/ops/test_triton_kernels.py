@@ -112,11 +112,13 @@ def test_second_moment_adds_over_rows_in_any_order(n: int, d: int, cut: int) -> 
 @pytest.mark.parametrize("d", [8, 784, 8192])
 def test_launch_geometry_covers_every_row_once(arch: str, n: int, d: int) -> None:
     plan = gram_launch.gram_plan(n, d, d, 2, ARCHS[arch])
-    for splits, rows in ((plan.splits, plan.rows_per_split), (plan.tail_splits, plan.tail_rows)):
-        assert rows % plan.block_n == 0
-        assert (splits - 1) * rows < n <= splits * rows
-    assert 0 < plan.head <= plan.tiles
-    assert plan.tail_splits >= plan.splits
+    assert plan.rows_per_split % plan.block_n == 0
+    assert (plan.splits - 1) * plan.rows_per_split < n <= plan.splits * plan.rows_per_split
+    tail = plan.tail
+    assert plan.head + tail.groups * tail.tiles == plan.tiles
+    if tail.groups:
+        assert tail.steps == -(-n // plan.block_n)
+        assert (tail.shares - 1) * tail.share < tail.tiles * tail.steps <= tail.shares * tail.share
     assert 4 * plan.partials * plan.elements <= gram_launch.WORKSPACE_BYTES
 
 

@@ -1,4 +1,9 @@
-"""triton-viz's sanitizer on the kernels that it can model."""
+"""triton-viz's sanitizer on the kernels that it can model.
+
+It decides symbolically, so it has to know every operation of a kernel. It does not know square tiles transposed for ``tl.dot``
+(all kernels of products) nor branches on quotients (the order of tiles, :func:`lower_tile`): these kernels are covered by
+``triton_sanitizer.py``, which compares each address with the memory of its tensor, in every test that runs a kernel.
+"""
 
 from __future__ import annotations
 
