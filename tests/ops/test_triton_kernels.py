@@ -123,7 +123,7 @@ def test_launch_geometry_covers_every_row_once(arch: str, n: int, d: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "d", "m"), [(7, 1, 5), (9, 6, 1), (123, 140, 33)])
+@pytest.mark.parametrize(("n", "d", "m"), [(1, 1, 1), (7, 1, 5), (9, 6, 1), (507, 7, 3), (123, 140, 33)])
 def test_linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> None:
     grad, x, weight = rand(n, m, dtype=dtype), rand(n, d, dtype=dtype), rand(m, d, dtype=dtype)
     for g in (grad, grad.t().contiguous().t()):
@@ -135,7 +135,7 @@ def test_linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "d", "m"), [(1, 1, 1), (7, 7, 3), (123, 123, 20), (1300, 70, 10)])
+@pytest.mark.parametrize(("n", "d", "m"), [(1, 1, 1), (7, 7, 3), (123, 123, 20), (1, 507, 1), (507, 1, 7), (1300, 70, 10)])
 @pytest.mark.parametrize("bias", [0, 1])
 def test_cov_matvec(n: int, d: int, m: int, bias: int, dtype: torch.dtype) -> None:
     x, v = rand(n, d, dtype=dtype), rand(m, d + bias, dtype=dtype)
@@ -145,7 +145,7 @@ def test_cov_matvec(n: int, d: int, m: int, bias: int, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize(("scope", "one_launch"), [("layer", False), ("neuron", False), ("neuron", True)])
-@pytest.mark.parametrize(("lead", "m", "d"), [((), 5, 7), ((2,), 20, 33), ((2, 2), 17, 12)])
+@pytest.mark.parametrize(("lead", "m", "d"), [((), 1, 1), ((), 5, 7), ((2,), 20, 33), ((), 3, 123), ((2, 2), 17, 12)])
 def test_pcg(
     lead: tuple[int, ...], m: int, d: int, scope: str, one_launch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,10 +178,13 @@ GEOMETRIES = [
     (2, 4, 7, 7, Geometry((3, 2), (1, 1), (1, 0, 2, 1), (2, 1), 2)),
     (2, 6, 6, 6, Geometry((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 6)),
     (2, 4, 6, 6, Geometry((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)),
+    (1, 7, 4, 9, Geometry((2, 4), (1, 1), (1, 0, 3, 0), (1, 1), 1)),
+    (3, 1, 1, 1, Geometry((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)),
+    (1, 2, 9, 7, Geometry((3, 3), (3, 2), (2, 2, 0, 1), (1, 1), 1)),
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("b", "c", "h", "w", "conv"), GEOMETRIES)
 def test_conv2d_second_moment(b: int, c: int, h: int, w: int, conv: Geometry, dtype: torch.dtype) -> None:
     x = rand(b, c, h, w, dtype=dtype)
@@ -195,7 +198,7 @@ def test_conv2d_second_moment(b: int, c: int, h: int, w: int, conv: Geometry, dt
         assert torch.equal(actual, actual.mT)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("b", "c", "h", "w", "conv"), GEOMETRIES)
 @pytest.mark.parametrize("bias", [0, 1])
 def test_conv2d_cov_matvec(b: int, c: int, h: int, w: int, conv: Geometry, bias: int, dtype: torch.dtype) -> None:

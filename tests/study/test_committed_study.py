@@ -1,4 +1,4 @@
-"""The committed study: whole, small, and told in ``docs/results.md`` as the data have it."""
+"""The committed studies: whole, small, and told in ``docs/`` as the data have it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,34 @@ from pathlib import Path
 
 import pytest
 
-from lnb.study import Findings, Store, compare, families, load_profile, load_suite
+from lnb.study import Findings, Store, Suite, compare, families, load_profile, load_suite
 from lnb.study.markdown import markdown
 from lnb.study.profiles import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "bench" / "results" / "study"
+DOCUMENTS = {"study": "results", "condition": "results-condition", "peers": "results-peers"}
+
+
+@pytest.fixture(scope="module", params=DOCUMENTS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def findings() -> Findings:
+def suite(name: str) -> Suite:
+    return load_suite(ROOT / "bench" / "suites" / f"{name}.toml")
+
+
+@pytest.fixture(scope="module")
+def findings(name: str, suite: Suite) -> Findings:
     """What the report is made of, from the data of the repository alone."""
-    suite = load_suite(ROOT / "bench" / "suites" / "study.toml")
-    comparisons = tuple(compare(suite, Store(RESULTS)))
-    profiles = tuple(load_profile(RESULTS / f"{kind}.json") for kind in KINDS)
+    results = ROOT / "bench" / "results" / name
+    comparisons = tuple(compare(suite, Store(results)))
+    profiles = tuple(load_profile(results / f"{kind}.json") for kind in KINDS if name == "study")
     return Findings(comparisons, tuple(families(suite, comparisons)), profiles)
 
 
-def test_every_task_is_finished_with_every_seed(findings: Findings) -> None:
-    suite = load_suite(ROOT / "bench" / "suites" / "study.toml")
+def test_every_task_is_finished_with_every_seed(suite: Suite, findings: Findings) -> None:
     assert [comparison.task.label for comparison in findings.comparisons] == [task.label for task in suite.tasks]
     for comparison in findings.comparisons:
         for row in comparison.rows:
@@ -34,9 +43,10 @@ def test_every_task_is_finished_with_every_seed(findings: Findings) -> None:
             )
 
 
-def test_the_document_is_made_from_the_data(findings: Findings) -> None:
-    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == markdown(findings, "results")
+def test_the_document_is_made_from_the_data(name: str, findings: Findings) -> None:
+    document = ROOT / "docs" / f"{DOCUMENTS[name]}.md"
+    assert document.read_text(encoding="utf-8") == markdown(findings, DOCUMENTS[name])
 
 
-def test_the_data_are_small() -> None:
-    assert sum(file.stat().st_size for file in RESULTS.iterdir()) < 2_000_000
+def test_the_data_are_small(name: str) -> None:
+    assert sum(file.stat().st_size for file in (ROOT / "bench" / "results" / name).iterdir()) < 3_000_000
