@@ -74,6 +74,26 @@ def conv2d_second_moment(device: str, dtype: torch.dtype, batch: int, channels: 
     return Case(ours, plain, 2e-2 if dtype == torch.bfloat16 else 1e-3)
 
 
+def conv2d(device: str, dtype: torch.dtype, batch: int, channels: int, size: int) -> Case:
+    """Forward and backward pass with a probe, against the layer and a product of its patches."""
+    x = torch.randn(batch, channels, size, size, device=device).to(dtype)
+    weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype).requires_grad_()
+    upstream = torch.ones(batch, channels, size, size, device=device, dtype=dtype)
+    side = 9 * channels + 1
+    probe = torch.zeros((), device=device).expand(1, side, side).requires_grad_()
+
+    def ours() -> tuple[Tensor, ...]:
+        gradient, s = torch.autograd.grad(lk.conv2d(x, weight, padding=1, probe=probe), (weight, probe), upstream)
+        return gradient, s[0, :-1, :-1]
+
+    def plain() -> tuple[Tensor, ...]:
+        (gradient,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, upstream)
+        patches = F.unfold(x, 3, padding=1).transpose(0, 1).flatten(1)
+        return gradient, patches @ patches.t()
+
+    return Case(ours, plain)
+
+
 def cov_matvec(device: str, dtype: torch.dtype, n: int, d: int) -> Case:
     """Against the product that autograd gives: forward mode, then reverse mode, through the layer."""
     x, v = rows(device, dtype, n, d), rows(device, dtype, 10, d)
@@ -181,6 +201,7 @@ CASES: dict[str, tuple[Callable[..., Case], torch.dtype, tuple[int, ...]]] = {
     "conv2d_second_moment-16x64x32x32": (conv2d_second_moment, FLOAT, (16, 64, 32)),
     "conv2d_second_moment-16x64x32x32-bf16": (conv2d_second_moment, BF16, (16, 64, 32)),
     "conv2d_second_moment-8x256x8x8": (conv2d_second_moment, FLOAT, (8, 256, 8)),
+    "conv2d-16x64x32x32": (conv2d, FLOAT, (16, 64, 32)),
     "cov_matvec-8192x512": (cov_matvec, FLOAT, (8192, 512)),
     "conv2d_cov_matvec-8x32x32x32": (conv2d_cov_matvec, FLOAT, (8, 32, 32)),
     "pcg-512x256": (pcg, FLOAT, (512, 256)),

@@ -135,7 +135,9 @@ def test_linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "d", "m"), [(1, 1, 1), (7, 7, 3), (123, 123, 20), (1, 507, 1), (507, 1, 7), (1300, 70, 10)])
+@pytest.mark.parametrize(
+    ("n", "d", "m"), [(1, 1, 1), (7, 7, 3), (123, 123, 20), (1, 507, 1), (507, 1, 7), (1300, 70, 10)]
+)
 @pytest.mark.parametrize("bias", [0, 1])
 def test_cov_matvec(n: int, d: int, m: int, bias: int, dtype: torch.dtype) -> None:
     x, v = rand(n, d, dtype=dtype), rand(m, d + bias, dtype=dtype)

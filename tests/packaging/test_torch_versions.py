@@ -24,7 +24,6 @@ IMPORTED_BY_TORCH = ("typing_extensions", "filelock", "fsspec", "jinja2", "netwo
 EXERCISE = """
 import sys
 import torch
-import cuda_stubs
 import lnb, lnb_kernels as lk
 from lnb_kernels import _native
 assert torch.__version__.startswith(sys.argv[1]), torch.__version__
