@@ -10,6 +10,7 @@ next one runs; the exit status is 1 if any failed. A kernel whose result is wron
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -278,7 +279,8 @@ def main() -> int:
             [sanitizer, "--error-exitcode", "9", *pytest, *cuda_tests], 120
         )
     if not dry:
-        plan["all tests"] = lambda: command([*pytest, "tests/ops", "tests/optimizer"], 300)
+        at_once = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+        plan["all tests"] = lambda: command([*pytest, *at_once, "tests/ops", "tests/optimizer"], 300)
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
         "torch": torch.__version__, "python": platform.python_version(),
