@@ -44,6 +44,18 @@ def shape_is(op: str, name: str, value: torch.Tensor, allowed: Sequence[int], me
         raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, allowed is {tuple(allowed)} ({meaning})")
 
 
+def lists_of_layers(op: str, **lists: object) -> None:
+    """Require lists or tuples, as long as the first of them."""
+    (first, layers), *_ = lists.items()
+    for name, values in lists.items():
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"{op}: {name} must be a list, got {type(values).__name__}")
+        if isinstance(layers, (list, tuple)) and len(values) != len(layers):
+            raise ValueError(
+                f"{op}: {name} has {len(values)} entries, allowed is one for each of {first}, {len(layers)}"
+            )
+
+
 def at_least_1d(op: str, name: str, value: torch.Tensor) -> None:
     """Raise ``ValueError`` for a scalar tensor."""
     if value.dim() == 0:

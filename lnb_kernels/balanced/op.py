@@ -74,13 +74,7 @@ def balanced_directions(
         ValueError: lengths, shapes, dtypes or devices do not fit; the message names the layer.
     """
     op = "balanced_directions"
-    if not isinstance(weights, (list, tuple)):
-        raise TypeError(f"{op}: weights must be a list, got {type(weights).__name__}")
-    for name, values in (("biases", biases), ("inverses", inverses), ("means", means), ("roots", roots)):
-        if not isinstance(values, (list, tuple)):
-            raise TypeError(f"{op}: {name} must be a list, got {type(values).__name__}")
-        if len(values) != len(weights):
-            raise ValueError(f"{op}: {name} has {len(values)} entries, allowed is one per weight, {len(weights)}")
+    _checks.lists_of_layers(op, weights=weights, biases=biases, inverses=inverses, means=means, roots=roots)
     if not weights:
         return [], []
     for i, problem in enumerate(zip(weights, biases, inverses, means, roots, strict=True)):

@@ -105,15 +105,10 @@ def pcg_layers(
         ValueError: lengths, shapes, devices or options do not fit; the message names the layer.
     """
     op = "pcg_layers"
-    if not isinstance(gradients, (list, tuple)):
-        raise TypeError(f"{op}: gradients must be a list, got {type(gradients).__name__}")
+    _checks.lists_of_layers(op, gradients=gradients)
     starts = [None] * len(gradients) if starts is None else starts
     arrows = [None] * len(gradients) if arrows is None else arrows
-    for name, values in (("moments", moments), ("starts", starts), ("arrows", arrows)):
-        if not isinstance(values, (list, tuple)):
-            raise TypeError(f"{op}: {name} must be a list, got {type(values).__name__}")
-        if len(values) != len(gradients):
-            raise ValueError(f"{op}: {name} has {len(values)} entries, allowed is one per gradient, {len(gradients)}")
+    _checks.lists_of_layers(op, gradients=gradients, moments=moments, starts=starts, arrows=arrows)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise ValueError(f"{op}: iterations={iterations!r} is not allowed; it must be an int >= 0")
     ridge = _checks.non_negative(op, "ridge", ridge)

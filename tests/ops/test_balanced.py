@@ -176,7 +176,7 @@ W, B, C, MU, P = problem((), 4, 6, 2, 3, True)
 BAD: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     ((W, [B], [C], [MU], [P]), TypeError, "weights must be a list, got Tensor"),
     (([W], B, [C], [MU], [P]), TypeError, "biases must be a list, got Tensor"),
-    (([W], [B, B], [C], [MU], [P]), ValueError, "biases has 2 entries, allowed is one per weight, 1"),
+    (([W], [B, B], [C], [MU], [P]), ValueError, "biases has 2 entries, allowed is one for each of weights, 1"),
     (([W.long()], [B], [C], [MU], [P]), TypeError, "layer 0: weight"),
     (([W[0]], [B], [C], [MU], [P]), ValueError, r"layer 0: weight has shape \(6,\)"),
     (([W], [None], [C], [MU], [P]), ValueError, "layer 0: bias and mean come together"),
