@@ -225,7 +225,8 @@ def largest_error(actual: Any, expected: Any) -> float:
 def test_time(measure: Callable[..., None], name: str, device: str, who: str) -> None:
     make, dtype, sizes = CASES[name]
     op = name.partition("-")[0]
-    kernels = lk._backend.routes()["linear_backward" if op == "linear" else op].kernels
+    of_layer = {"linear": "linear_backward", "conv2d": "conv2d_second_moment"}
+    kernels = lk._backend.routes()[of_layer.get(op, op)].kernels
     # The moment of `linear` comes from the native second_moment, each layer of `pcg_layers` from the native pcg.
     served_within = op in ("linear", "pcg_layers") and who == "native"
     if who in ("native", "triton") and not (who in kernels or served_within):
