@@ -16,8 +16,6 @@ import argparse
 import json
 import math
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 
 import torch
 
+from lnb.study import CLOCKS
 from lnb.training import LoopConfig, OptimizerConfig, Task, TaskOptions, TrainingError, make_task
 from lnb.training.loop import Trainer
 
@@ -34,7 +33,6 @@ GRIDS = {
     "lnb": (0.02, 0.035, 0.05, 0.1),
 }
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,10 @@
 // promise to the vectoriser only.
 
 #include "cg_vectors_isa.h"
+#include "dot_loop.h"
 
 namespace lnb {
 namespace {
-
-double dot(const float* x, const float* y, int64_t size) {
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < size; ++j) sum += static_cast<double>(x[j]) * static_cast<double>(y[j]);
-    return sum;
-}
 
 // What becomes of P r: nothing, p, or a part of p.
 enum class Then { kNothing, kStore, kAdd };

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "dot_loop.h"
 #include "products_isa.h"
 
 namespace lnb {
@@ -96,13 +97,6 @@ void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const
     }
     for (; column + kLanes <= n; column += kLanes) strip<kInto, 1>(m, k, a, lda, b + column, ldb, c + column, ldc);
     if (column < n) last_columns<kInto>(m, n - column, k, a, lda, b + column, ldb, c + column, ldc);
-}
-
-double dot(const float* x, const float* y, int64_t size) {
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < size; ++j) sum += static_cast<double>(x[j]) * static_cast<double>(y[j]);
-    return sum;
 }
 
 void add_scaled(float* y, const float* x, float factor, int64_t size) {
