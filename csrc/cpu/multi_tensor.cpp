@@ -22,6 +22,10 @@ struct Run {
 };
 constexpr int64_t kRun = 16384;
 
+// Which end of the lists a call starts at. The dot products of a step come between its average and its application;
+// they go backwards, so that each of the two later calls starts with what the one before it has left in the cache.
+enum class Order { kForwards, kBackwards };
+
 // Runs, grouped into parts of about kRun elements: hundreds of small tensors do not cost hundreds of hand-outs.
 struct Partition {
     std::vector<Run> runs;
@@ -45,16 +49,12 @@ struct Partition {
 
     // Calls f(index of run, run) for every run; each part in one thread.
     template <typename F>
-    void for_each(int threads, F f) const {
-        struct Context {
-            const Partition* self;
-            F* f;
-        } context{this, &f};
-        const auto body = [](void* memory, int64_t part) {
-            const auto& [self, function] = *static_cast<Context*>(memory);
-            for (int64_t i = self->parts[part]; i < self->parts[part + 1]; ++i) (*function)(i, self->runs[i]);
-        };
-        parallel_for(static_cast<int64_t>(parts.size()) - 1, threads, body, &context);
+    void for_each(int threads, F f, Order order = Order::kForwards) const {
+        const int64_t count = static_cast<int64_t>(parts.size()) - 1;
+        parallel_for(count, threads, [&](int64_t i) {
+            const int64_t part = order == Order::kForwards ? i : count - 1 - i;
+            for (int64_t j = parts[part]; j < parts[part + 1]; ++j) f(j, runs[j]);
+        });
     }
 
     // totals[tensor] <- sum of the tensor's runs, in their order.
@@ -122,10 +122,11 @@ void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int
     const Partition work(pairs, count);
     std::vector<double> sums(work.runs.size());
     const auto loop = entry(loops().dot, x, y);
-    work.for_each(threads, [=, &sums](int64_t i, const Run& run) {
+    const auto sum = [=, &sums](int64_t i, const Run& run) {
         const Pair& pair = pairs[run.tensor];
         sums[i] = loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size);
-    });
+    };
+    work.for_each(threads, sum, Order::kBackwards);
     work.add_up(sums, count, products);
 }
 
