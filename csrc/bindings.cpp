@@ -196,10 +196,12 @@ void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const
 
 // For every layer the addresses of weight, bias, inverse, mean, root, direction, bias_direction (bias, mean and
 // bias_direction are null without a bias), and its matrices, rows, inputs, input_block, output_block.
-void balanced_directions(const std::vector<std::array<uintptr_t, 7>>& addresses,
-                         const std::vector<std::array<int64_t, 5>>& shapes, int threads) {
+// Returns the products of all matrices, layer by layer.
+std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 7>>& addresses,
+                                        const std::vector<std::array<int64_t, 5>>& shapes, int threads) {
     if (addresses.size() != shapes.size()) throw std::invalid_argument("one shape per layer");
     std::vector<lnb::BalancedLayer> layers;
+    int64_t all_matrices = 0;
     for (size_t i = 0; i < shapes.size(); ++i) {
         const auto& [matrices, rows, inputs, size, side] = shapes[i];
         if (matrices < 0 || rows < 0 || inputs < 0 || size < 1 || side < 1 || inputs % size != 0 || rows % side != 0) {
@@ -219,9 +221,18 @@ void balanced_directions(const std::vector<std::array<uintptr_t, 7>>& addresses,
         }
         const auto in = [&](size_t j) { return reinterpret_cast<const float*>(at[j]); };
         const auto out = [&](size_t j) { return reinterpret_cast<float*>(at[j]); };
-        layers.push_back({in(0), in(1), in(2), in(3), in(4), out(5), out(6), matrices, rows, inputs, size, side});
+        layers.push_back(
+            {in(0), in(1), in(2), in(3), in(4), out(5), out(6), nullptr, matrices, rows, inputs, size, side});
+        all_matrices += matrices;
+    }
+    std::vector<double> products(static_cast<size_t>(all_matrices));
+    double* next = products.data();
+    for (lnb::BalancedLayer& layer : layers) {
+        layer.products = next;
+        next += layer.matrices;
     }
     without_gil([&] { lnb::balanced_directions(layers.data(), static_cast<int64_t>(layers.size()), threads); });
+    return products;
 }
 
 // `failed` is one byte per matrix.

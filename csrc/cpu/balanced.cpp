@@ -44,7 +44,8 @@ std::vector<Part> parts_of(const BalancedLayer* layers, int64_t count) {
     return parts;
 }
 
-void solve(const Part& part, const ProductLoops& loops) {
+// Returns the part's share of the layer's product.
+double solve(const Part& part, const ProductLoops& loops) {
     const BalancedLayer& layer = *part.layer;
     const int64_t inputs = layer.inputs, size = layer.input_block, side = layer.output_block;
     const int64_t rows = part.rows.size(), block = part.rows.begin / side, top = block * side;
@@ -70,16 +71,22 @@ void solve(const Part& part, const ProductLoops& loops) {
         loops.multiply(rows, size, size, mixed.get() + column, inputs, inverse + column * size, size,
                        direction + column, inputs);
     }
+    const float* own = gradient + (part.rows.begin - top) * inputs;  // the gradient of these rows
+    double sum = 0;
     for (int64_t row = 0; row < rows; ++row) {
         float* h = direction + row * inputs;
         const double c = of_bias[row];
         const double product = loops.dot(h, mixed.get() + row * inputs, inputs) + c * c;
         const auto factor = static_cast<float>(product > 0 ? 1 / std::sqrt(product) : 0);
         if (layer.bias != nullptr) {
-            layer.bias_direction[first + row] = static_cast<float>(c - loops.dot(h, mean, inputs)) * factor;
+            const float of_row = static_cast<float>(c - loops.dot(h, mean, inputs)) * factor;
+            layer.bias_direction[first + row] = of_row;
+            sum += static_cast<double>(of_row) * static_cast<double>(layer.bias[first + row]);
         }
         loops.scale(h, factor, inputs);
+        sum += loops.dot(h, own + row * inputs, inputs);
     }
+    return sum;
 }
 
 }  // namespace
@@ -87,8 +94,13 @@ void solve(const Part& part, const ProductLoops& loops) {
 void balanced_directions(const BalancedLayer* layers, int64_t count, int threads) {
     const ProductLoops& loops = *isa().product_loops;
     const std::vector<Part> parts = parts_of(layers, count);
-    parallel_for(static_cast<int64_t>(parts.size()), threads,
-                 [&](int64_t i) { solve(parts[static_cast<size_t>(i)], loops); });
+    std::vector<double> sums(parts.size());
+    parallel_for(static_cast<int64_t>(parts.size()), threads, [&](int64_t i) { sums[i] = solve(parts[i], loops); });
+    // In an order that depends on the shapes alone: the same bits for any number of threads.
+    for (const BalancedLayer* layer = layers; layer != layers + count; ++layer) {
+        std::fill_n(layer->products, layer->matrices, 0.0);
+    }
+    for (size_t i = 0; i < parts.size(); ++i) parts[i].layer->products[parts[i].matrix] += sums[i];
 }
 
 }  // namespace lnb

@@ -4,7 +4,8 @@
 //
 //     M = P^(-1/2) G,  c = P^(-1/2) b,  M <- M - c mu',  H = M C^-1,  h = c - H mu
 //
-// and every row of (H, h) is divided by the root of its <H, M> + c^2; where that is not positive, the row is zero.
+// and every row of (H, h) is divided by the root of its <H, M> + c^2; where that is not positive, the row is zero. What
+// a step's size and its check for finite numbers need, <H, G> + <h, b>, is summed while rows of both are in the cache.
 // Every row of H needs one block of rows of G and nothing else, so rows are handed out to threads, and M, which is a
 // few rows at a time, stays in the cache.
 //
@@ -24,6 +25,7 @@ struct BalancedLayer {
     const float* root;      // the blocks of P^(-1/2) [matrices, rows / output_block, output_block, output_block]
     float* direction;       // H, like G
     float* bias_direction;  // h, like b
+    double* products;       // <H, G> + <h, b> of every matrix [matrices]
     int64_t matrices, rows, inputs, input_block, output_block;
 };
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,26 +14,44 @@ LARGEST_BLOCK = 256
 """Side of a block up to which the native products, which keep a strip of it in the first cache, are faster than the BLAS."""
 
 
-def balanced_directions(problems: Sequence[reference.Problem]) -> list[tuple[Tensor, Tensor | None]]:
+def balanced_directions(problems: Sequence[reference.Problem]) -> tuple[list[reference.Step], Tensor]:
     """As :func:`lnb_kernels.balanced.reference.balanced_directions`; float64 and large blocks go by it."""
-    native = _native.module()
-    found: list[tuple[Tensor, Tensor | None]] = []
+    ours = [problem for problem in problems if _is_taken(problem)]
+    if len(ours) == len(problems):
+        return _by_kernel(ours)
+    theirs = [problem for problem in problems if not _is_taken(problem)]
+    solved_here = _one_by_one(ours, *_by_kernel(ours))
+    solved_there = _one_by_one(theirs, *reference.balanced_directions(theirs))
+    solved = [next(solved_here if _is_taken(problem) else solved_there) for problem in problems]
+    return [step for step, _ in solved], torch.cat([products for _, products in solved])
+
+
+def _by_kernel(problems: Sequence[reference.Problem]) -> tuple[list[reference.Step], Tensor]:
+    steps: list[reference.Step] = []
     addresses, shapes = [], []
     kept = []  # copies in a contiguous layout, until the call
     for problem in problems:
         weight, bias, inverse, _, root = problem
-        if not _is_taken(problem):
-            found.append(reference.balanced_direction(*problem))
-            continue
         tensors = [None if t is None else t.contiguous() for t in problem]
         outputs = weight.new_empty(weight.shape), None if bias is None else bias.new_empty(bias.shape)
-        found.append(outputs)
+        steps.append(outputs)
         kept.append(tensors)
         addresses.append([0 if t is None else t.data_ptr() for t in (*tensors, *outputs)])
         rows, inputs = weight.shape[-2:]
-        shapes.append([weight.numel() // (rows * inputs), rows, inputs, inverse.shape[-1], root.shape[-1]])
-    native.balanced_directions(addresses, shapes, torch.get_num_threads())
-    return found
+        shapes.append([_matrices(problem), rows, inputs, inverse.shape[-1], root.shape[-1]])
+    products = _native.module().balanced_directions(addresses, shapes, torch.get_num_threads())
+    return steps, torch.tensor(products, dtype=torch.float32)
+
+
+def _one_by_one(
+    problems: Sequence[reference.Problem], steps: list[reference.Step], products: Tensor
+) -> Iterator[tuple[reference.Step, Tensor]]:
+    """The step and the products of every problem."""
+    yield from zip(steps, products.split([_matrices(problem) for problem in problems]), strict=True)
+
+
+def _matrices(problem: reference.Problem) -> int:
+    return problem[0].shape[:-2].numel()
 
 
 def _is_taken(problem: reference.Problem) -> bool:

@@ -27,8 +27,8 @@ def _balanced_directions(
 ) -> list[Tensor]:
     problems = list(zip(weights, biases, inverses, means, roots, strict=True))
     with _autocast.disabled(weights[0].device):
-        solved = _backend.call("balanced_directions", weights[0], problems)
-    return [step for step, _ in solved] + [step for _, step in solved if step is not None]
+        steps, products = _backend.call("balanced_directions", weights[0], problems)
+    return [step for step, _ in steps] + [step for _, step in steps if step is not None] + [products]
 
 
 @_balanced_directions.register_fake
@@ -39,7 +39,10 @@ def _(
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
 ) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (*weights, *biases) if t is not None]
+    matrices = sum(weight.shape[:-2].numel() for weight in weights)
+    wide = torch.float64 in {weight.dtype for weight in weights}
+    products = weights[0].new_empty(matrices, dtype=torch.float64 if wide else torch.float32)
+    return [*(t.new_empty(t.shape) for t in (*weights, *biases) if t is not None), products]
 
 
 def balanced_directions(
@@ -48,7 +51,7 @@ def balanced_directions(
     inverses: Sequence[Tensor],
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
-) -> tuple[list[Tensor], list[Tensor | None]]:
+) -> tuple[list[Tensor], list[Tensor | None], Tensor]:
     """Directions whose every row has unit size in the layer's metric, of a whole model in one call.
 
     Of a layer with averaged gradient ``W`` of the weight and ``b`` of the bias, inputs of mean ``mu`` and covariance ``C``, and
@@ -67,7 +70,9 @@ def balanced_directions(
         roots: the diagonal blocks of ``P^(-1/2)``, ``[..., m / side, side, side]``.
 
     Returns:
-        ``(directions, bias_directions)``, in the shapes of ``weights`` and ``biases``. Not differentiable.
+        ``(directions, bias_directions, products)``: the first two in the shapes of ``weights`` and ``biases``; ``products`` is
+        ``<H, W> + <h, b>`` of every matrix, those of a layer side by side, ``[matrices of all layers]``, in float32, or
+        float64 if a weight is float64. It is finite only where all entries are. Not differentiable.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -76,12 +81,13 @@ def balanced_directions(
     op = "balanced_directions"
     _checks.lists_of_layers(op, weights=weights, biases=biases, inverses=inverses, means=means, roots=roots)
     if not weights:
-        return [], []
+        return [], [], torch.empty(0)
     for i, problem in enumerate(zip(weights, biases, inverses, means, roots, strict=True)):
         _check_layer(f"{op}: layer {i}", *problem, weights[0])
     found = _balanced_directions(weights, biases, inverses, means, roots)
-    rest = iter(found[len(weights) :])
-    return found[: len(weights)], [None if bias is None else next(rest) for bias in biases]
+    *solved, products = found
+    rest = iter(solved[len(weights) :])
+    return solved[: len(weights)], [None if bias is None else next(rest) for bias in biases], products
 
 
 def _check_layer(

@@ -8,11 +8,23 @@ import torch
 from torch import Tensor
 
 Problem = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]  # weight, bias, inverse, mean, root
+Step = tuple[Tensor, Tensor | None]  # directions of weight and bias
 
 
-def balanced_directions(problems: Sequence[Problem]) -> list[tuple[Tensor, Tensor | None]]:
-    """The directions of weight and bias of every problem; see :func:`lnb_kernels.balanced_directions`."""
-    return [balanced_direction(*problem) for problem in problems]
+def balanced_directions(problems: Sequence[Problem]) -> tuple[list[Step], Tensor]:
+    """The directions of weight and bias of every problem, and their products; see :func:`lnb_kernels.balanced_directions`."""
+    steps = [balanced_direction(*problem) for problem in problems]
+    products = [_product(*step, *problem[:2]) for step, problem in zip(steps, problems, strict=True)]
+    return steps, torch.cat(products) if products else torch.empty(0)
+
+
+def _product(step: Tensor, step_bias: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``<H, W> + <h, b>`` of every matrix, ``[matrices]``, summed in float32 or wider."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    product = (step * weight).sum((-2, -1), dtype=dtype)
+    if bias is not None and step_bias is not None:
+        product = product + (step_bias * bias).sum((-2, -1), dtype=dtype)
+    return product.flatten()
 
 
 def balanced_direction(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +29,16 @@ _STACKED = 1 << 15
 
 @dataclass(frozen=True)
 class Direction:
-    """One layer's ``h``, one tensor for each of its moving parameters; and CG's last residual norms where there are any."""
+    """One layer's ``h``, one tensor for each of its moving parameters.
+
+    Attributes:
+        residual: CG's last residual norms, where there are any.
+        product: ``<h, g~>``, where the solver has it.
+    """
 
     parts: list[Tensor]
     residual: Tensor | None = None
+    product: Tensor | None = None
 
 
 def solve(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
@@ -45,11 +53,12 @@ def _solve_factored(works: list[BlockWork], averages: dict[nn.Parameter, Tensor]
     gradients = [_matrices(work, averages) for work in works]
     factors = [_refresh(work, gradient, verdict) for work, gradient in zip(works, gradients, strict=True)]
     batches = [_Batch.of(members, works, gradients, factors) for members in _members(works, gradients, factors)]
-    found: dict[int, list[Tensor]] = {}
-    for batch, steps in zip(batches, _directions(batches), strict=True):
+    found: dict[int, Direction] = {}
+    for batch, (weight, bias, products) in zip(batches, _directions(batches), strict=True):
         for k, i in enumerate(batch.members):
-            found[i] = [step[k] for step in steps if step is not None]
-    return [Direction(works[i].block.shaped(found[i])) for i in range(len(works))]
+            parts = [weight[k]] if bias is None else [weight[k], bias[k]]
+            found[i] = Direction(works[i].block.shaped(parts), product=None if products is None else products[k])
+    return [found[i] for i in range(len(works))]
 
 
 @dataclass(frozen=True)
@@ -85,24 +94,33 @@ class _Batch:
         )
 
 
-def _directions(batches: list[_Batch]) -> list[tuple[Tensor, Tensor | None]]:
+_Solved: TypeAlias = tuple[Tensor, Tensor | None, Sequence[Tensor] | None]  # weight, bias, product of every layer
+
+
+def _directions(batches: list[_Batch]) -> list[_Solved]:
     """The directions of every batch; those of the balanced region in one call per device and dtype."""
     together: dict[tuple[torch.device, torch.dtype], list[_Batch]] = {}
     for batch in batches:
         if batch.output is not None:
             together.setdefault((batch.weight.device, batch.weight.dtype), []).append(batch)
-    solved: dict[int, tuple[Tensor, Tensor | None]] = {}
+    solved: dict[int, _Solved] = {}
     for alike in together.values():
-        weights, biases = lk.balanced_directions(
+        weights, biases, products = lk.balanced_directions(
             [batch.weight for batch in alike],
             [batch.bias for batch in alike],
             [batch.factor.matrix for batch in alike],
             [batch.factor.mean for batch in alike],
             [batch.output for batch in alike if batch.output is not None],
         )
+        of_layers = iter(_sums(products, [batch.weight.shape[1] for batch in alike for _ in batch.members]))
         for batch, weight, bias in zip(alike, weights, biases, strict=True):
-            solved[batch.members[0]] = weight, bias
-    return [_direction(batch) if batch.output is None else solved[batch.members[0]] for batch in batches]
+            solved[batch.members[0]] = weight, bias, [next(of_layers) for _ in batch.members]
+    return [(*_direction(batch), None) if batch.output is None else solved[batch.members[0]] for batch in batches]
+
+
+def _sums(products: Tensor, counts: list[int]) -> Sequence[Tensor]:
+    """The sum of each run of ``counts[i]`` products."""
+    return products.unbind() if max(counts) == 1 else [run.sum() for run in products.split(counts)]
 
 
 def _direction(batch: _Batch) -> tuple[Tensor, Tensor | None]:

@@ -35,7 +35,7 @@ def run(work: Work, verdict: Verdict, config: Config) -> tuple[Verdict, list[Dir
         others = [averages[parameter] for parameter in work.others]
     directions = [part for direction in solved for part in direction.parts] + others
     owners = _owners(work)
-    products = _products(work, directions, averages, owners)
+    products = _products(work, solved, directions, averages, owners)
     scales, verdict = _scales(work, directions, products, owners, verdict, config)
     if not verdict.rejected:
         _apply(work, directions, scales, verdict, config)
@@ -43,7 +43,11 @@ def run(work: Work, verdict: Verdict, config: Config) -> tuple[Verdict, list[Dir
 
 
 def _products(
-    work: Work, directions: list[Tensor], averages: dict[nn.Parameter, Tensor], owners: tuple[int, ...]
+    work: Work,
+    solved: list[Direction],
+    directions: list[Tensor],
+    averages: dict[nn.Parameter, Tensor],
+    owners: tuple[int, ...],
 ) -> Tensor:
     """``<h, g~>`` of every layer, then of every other parameter, ``[layers + others]``, float64 where the device has it.
 
@@ -51,12 +55,20 @@ def _products(
     """
     device = work.parameters[0].device
     total = torch.zeros(len(work.blocks) + len(work.others), dtype=_widest(device), device=device)
+    known = {i: direction.product for i, direction in enumerate(solved) if direction.product is not None}
+    if known:
+        values = torch.stack([product.to(device) for product in known.values()])
+        total.index_copy_(0, _index(tuple(known), device), values.to(total.dtype))
     for members in by_device(work.parameters).values():
         chosen = set(members)
-        triples = [t for t in zip(work.parameters, directions, owners, strict=True) if t[0] in chosen]
-        of_each = [owner for _, _, owner in triples]
+        every = zip(work.parameters, directions, owners, strict=True)
+        triples = [t for t in every if t[0] in chosen and t[2] not in known]
+        if not triples:
+            continue
+        place = {owner: i for i, owner in enumerate(dict.fromkeys(owner for _, _, owner in triples))}
+        of_each = [place[owner] for _, _, owner in triples]
         sums = multi_tensor.dot([d for _, d, _ in triples], [averages[p] for p, _, _ in triples], of_each)
-        total[: len(sums)] += sums.to(device, total.dtype)
+        total.index_add_(0, _index(tuple(place), device), sums.to(device, total.dtype))
     return total
 
 

@@ -42,9 +42,12 @@ def double(values: Problem) -> Any:
 
 def check(problems: list[Problem]) -> None:
     """At most twice the error of plain PyTorch in float32."""
-    ours = native_kernel.balanced_directions(problems)
-    plain = reference.balanced_directions(problems)
-    exact = reference.balanced_directions([double(values) for values in problems])
+    ours, products = native_kernel.balanced_directions(problems)
+    plain, plain_products = reference.balanced_directions(problems)
+    exact, exact_products = reference.balanced_directions([double(values) for values in problems])
+    assert products.dtype == torch.float32
+    if problems:
+        assert_close_to_reference(products, exact_products, plain_products)
     for found, usual, truth, values in zip(ours, plain, exact, problems, strict=True):
         for part in range(1 if values[1] is None else 2):
             assert_close_to_reference(found[part], truth[part], usual[part])
@@ -90,7 +93,8 @@ def test_layout_threads_and_order_change_nothing() -> None:
         problem((), 9, 20, 9, 20, False),
         problem((3,), 20, 48, 10, 24, True),
     ]
-    alone = [native_kernel.balanced_directions([values])[0] for values in problems]
+    alone = [native_kernel.balanced_directions([values]) for values in problems]
+    expected_products = torch.cat([products for _, products in reversed(alone)])
     strided = [
         tuple(None if v is None else v.repeat_interleave(2, -1)[..., ::2] for v in values)
         for values in reversed(problems)
@@ -99,10 +103,11 @@ def test_layout_threads_and_order_change_nothing() -> None:
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         try:
-            found = native_kernel.balanced_directions(strided)  # type: ignore[arg-type]
+            found, products = native_kernel.balanced_directions(strided)  # type: ignore[arg-type]
         finally:
             torch.set_num_threads(threads)
-        for ours, expected in zip(reversed(found), alone, strict=True):
+        assert torch.equal(products, expected_products)
+        for ours, ([expected], _) in zip(reversed(found), alone, strict=True):
             assert all(a is b or torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
@@ -137,31 +142,71 @@ def test_rows_without_descent_stand_still_and_nan_stays(backend: Callable[[list[
     assert mean is not None
     weight[1], bias[1] = 0, 0
     root = torch.eye(6).reshape(1, 6, 6)
-    [(step, step_bias)] = backend([(weight, bias, inverse, mean, root)])
+    [(step, step_bias)], products = backend([(weight, bias, inverse, mean, root)])
     assert bool((step[1] == 0).all() and (step_bias[1] == 0).all())
     assert bool(step.isfinite().all() and (step[2:] != 0).all())
+    assert bool(products.isfinite().all())
     weight[2, 3] = torch.nan
-    [(step, step_bias)] = backend([(weight, bias, inverse, mean, root)])
+    [(step, step_bias)], products = backend([(weight, bias, inverse, mean, root)])
     assert bool(step[2].isnan().all() and step_bias[2].isnan().all())
-    [(step, step_bias)] = backend([(weight[:2], None, -inverse, None, torch.eye(2).reshape(1, 2, 2))])
-    assert bool((step == 0).all())
+    assert bool(products.isnan().all())
+    [(step, step_bias)], products = backend([(weight[:2], None, -inverse, None, torch.eye(2).reshape(1, 2, 2))])
+    assert bool((step == 0).all() and (products == 0).all())
 
 
 def test_what_the_kernel_does_not_take_goes_by_the_reference() -> None:
-    for values in (double(problem((), 4, 6, 4, 3, True)), problem((), 3, 300, 3, 300, True)):
-        [step], [step_bias] = lk.balanced_directions(*([value] for value in values))
-        expected = reference.balanced_direction(*values)
+    wide = double(problem((), 4, 6, 4, 3, True))
+    for values in (wide, problem((), 3, 300, 3, 300, True)):
+        [step], [step_bias], products = lk.balanced_directions(*([value] for value in values))
+        [expected], expected_products = reference.balanced_directions([values])
         assert torch.equal(step, expected[0])
         assert step_bias is not None
         assert expected[1] is not None
         assert torch.equal(step_bias, expected[1])
+        assert torch.equal(products, expected_products)
+        assert products.dtype == step.dtype
+
+
+@needs_native
+def test_layers_for_the_kernel_and_for_the_reference_side_by_side() -> None:
+    """Each gets the directions and products that it gets alone, in the order of the lists."""
+    problems = [
+        problem((2,), 3, 300, 3, 300, True),
+        problem((3,), 8, 10, 4, 5, False),
+        double(problem((), 4, 6, 4, 3, True)),
+        problem((), 5, 12, 5, 12, True),
+    ]
+    steps, products = native_kernel.balanced_directions(problems)
+    alone = [native_kernel.balanced_directions([values]) for values in problems]
+    assert torch.equal(products, torch.cat([own for _, own in alone]))
+    assert products.dtype == torch.float64
+    for step, ([expected], _) in zip(steps, alone, strict=True):
+        assert all(a is b or torch.equal(a, b) for a, b in zip(step, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_products_are_those_of_the_directions(backend: Callable[[list[Problem]], Any]) -> None:
+    """``<H, W> + <h, b>`` of every matrix, in the order of the layers."""
+    problems = [problem((2, 3), 10, 12, 5, 6, True), problem((), 7, 9, 7, 9, False)]
+    steps, products = backend(problems)
+    expected = []
+    for (step, step_bias), (weight, bias, *_) in zip(steps, problems, strict=True):
+        of_matrix = torch.linalg.vecdot(step.double().flatten(-2), weight.double().flatten(-2))
+        if bias is not None:
+            of_matrix = of_matrix + torch.linalg.vecdot(step_bias.double().flatten(-2), bias.double().flatten(-2))
+        expected.append(of_matrix.flatten())
+    torch.testing.assert_close(products.double(), torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_no_layers_and_empty_layers() -> None:
-    assert lk.balanced_directions([], [], [], [], []) == ([], [])
+    weights, biases, products = lk.balanced_directions([], [], [], [], [])
+    assert weights == []
+    assert biases == []
+    assert products.shape == (0,)
     lists = ([torch.zeros(0, 4)], [None], [torch.eye(4)[None]], [None], [torch.zeros(0, 1, 1)])
-    [step], [step_bias] = lk.balanced_directions(*lists)
+    [step], [step_bias], products = lk.balanced_directions(*lists)
     assert step.shape == (0, 4)
+    assert products.tolist() == [0]
     assert step_bias is None
 
 

@@ -42,7 +42,7 @@ def gradient(with_bias: bool, rows: int = ROWS) -> Gradient:
 
 
 def direction(g: Gradient, factor: Factor, root: torch.Tensor) -> Gradient:
-    [weight], [bias] = lk.balanced_directions([g[0]], [g[1]], [factor.matrix], [factor.mean], [root])
+    [weight], [bias], _ = lk.balanced_directions([g[0]], [g[1]], [factor.matrix], [factor.mean], [root])
     return weight, bias
 
 
