@@ -196,35 +196,41 @@ void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const
 
 // For every layer the addresses of weight, bias, inverse, mean, root, direction, bias_direction (bias, mean and
 // bias_direction are null without a bias), and its matrices, rows, inputs, input_block, output_block.
-// Returns the products of all matrices, layer by layer.
-std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 7>>& addresses,
+// Overwrites weights and biases; returns the products of all matrices, layer by layer.
+std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 5>>& addresses,
                                         const std::vector<std::array<int64_t, 5>>& shapes, int threads) {
     if (addresses.size() != shapes.size()) throw std::invalid_argument("one shape per layer");
     std::vector<lnb::BalancedLayer> layers;
+    Addresses weights, biases;
+    Sizes weight_bytes, bias_bytes;
     int64_t all_matrices = 0;
     for (size_t i = 0; i < shapes.size(); ++i) {
         const auto& [matrices, rows, inputs, size, side] = shapes[i];
         if (matrices < 0 || rows < 0 || inputs < 0 || size < 1 || side < 1 || inputs % size != 0 || rows % side != 0) {
             throw std::invalid_argument("layer " + std::to_string(i) + ": no such blocks");
         }
-        const auto& at = addresses[i];
-        if ((at[1] == 0) != (at[3] == 0) || (at[1] == 0) != (at[6] == 0)) {
-            throw std::invalid_argument("layer " + std::to_string(i) + ": bias, mean and bias_direction come together");
+        const auto& [weight, bias, inverse, mean, root] = addresses[i];
+        if ((bias == 0) != (mean == 0)) {
+            throw std::invalid_argument("layer " + std::to_string(i) + ": bias and mean come together");
         }
-        const int64_t counts[] = {matrices * rows * inputs, matrices * rows,        matrices * inputs * size,
-                                  matrices * inputs,        matrices * rows * side, matrices * rows * inputs,
-                                  matrices * rows};
-        const char* names[] = {"weight", "bias", "inverse", "mean", "root", "direction", "bias_direction"};
-        for (size_t j = 0; j < at.size(); ++j) {
-            if (at[j] != 0 || (j != 1 && j != 3 && j != 6))
-                check_memory(names[j], at[j], counts[j], lnb::Type::kFloat32);
+        check_memory("weight", weight, matrices * rows * inputs, lnb::Type::kFloat32);
+        check_memory("inverse", inverse, matrices * inputs * size, lnb::Type::kFloat32);
+        check_memory("root", root, matrices * rows * side, lnb::Type::kFloat32);
+        if (bias != 0) {
+            check_memory("bias", bias, matrices * rows, lnb::Type::kFloat32);
+            check_memory("mean", mean, matrices * inputs, lnb::Type::kFloat32);
         }
-        const auto in = [&](size_t j) { return reinterpret_cast<const float*>(at[j]); };
-        const auto out = [&](size_t j) { return reinterpret_cast<float*>(at[j]); };
-        layers.push_back(
-            {in(0), in(1), in(2), in(3), in(4), out(5), out(6), nullptr, matrices, rows, inputs, size, side});
+        weights.push_back(weight);
+        weight_bytes.push_back(matrices * rows * inputs * static_cast<int64_t>(sizeof(float)));
+        biases.push_back(bias);
+        bias_bytes.push_back(bias == 0 ? 0 : matrices * rows * static_cast<int64_t>(sizeof(float)));
+        layers.push_back({reinterpret_cast<float*>(weight), reinterpret_cast<float*>(bias),
+                          reinterpret_cast<const float*>(inverse), reinterpret_cast<const float*>(mean),
+                          reinterpret_cast<const float*>(root), nullptr, matrices, rows, inputs, size, side});
         all_matrices += matrices;
     }
+    require_disjoint_writes("weights", weights, weight_bytes, "biases", biases, bias_bytes);
+    require_disjoint_writes("biases", biases, bias_bytes, "weights", weights, weight_bytes);
     std::vector<double> products(static_cast<size_t>(all_matrices));
     double* next = products.data();
     for (lnb::BalancedLayer& layer : layers) {

@@ -15,7 +15,7 @@ from lnb_kernels._triton.precision import set_input_precision
 # Functions share names with the packages they live in: these imports bind the functions over the packages, which
 # stay reachable by `from lnb_kernels.<op> import ...`.
 from lnb_kernels.arrow.op import arrow_solve
-from lnb_kernels.balanced.op import balanced_directions
+from lnb_kernels.balanced.op import balanced_directions_
 from lnb_kernels.conv2d.layer import conv2d
 from lnb_kernels.conv2d.op import conv2d_cov_matvec, conv2d_second_moment
 from lnb_kernels.cov_matvec.op import cov_matvec
@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "arrow_solve",
-    "balanced_directions",
+    "balanced_directions_",
     "conv2d",
     "conv2d_cov_matvec",
     "conv2d_second_moment",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -17,13 +18,13 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def floating_tensor(op: str, name: str, value: object) -> torch.Tensor:
+def floating_tensor(op: str, name: str, value: object) -> Tensor:
     """``value``, if it is a dense tensor of a supported floating dtype.
 
     Raises:
         TypeError: it is no tensor, or of another dtype or layout.
     """
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{op}: {name} has dtype {value.dtype}; allowed are float64, float32, bfloat16 and float16")
@@ -32,13 +33,13 @@ def floating_tensor(op: str, name: str, value: object) -> torch.Tensor:
     return value
 
 
-def same_device(op: str, name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Raise ``ValueError`` unless both tensors live on one device."""
     if value.device != other.device:
         raise ValueError(f"{op}: {name} is on {value.device} but {other_name} is on {other.device}; use one device")
 
 
-def shape_is(op: str, name: str, value: torch.Tensor, allowed: Sequence[int], meaning: str) -> None:
+def shape_is(op: str, name: str, value: Tensor, allowed: Sequence[int], meaning: str) -> None:
     """Raise ``ValueError`` unless ``value.shape == allowed``; ``meaning`` says where the allowed shape comes from."""
     if tuple(value.shape) != tuple(allowed):
         raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, allowed is {tuple(allowed)} ({meaning})")
@@ -56,7 +57,7 @@ def lists_of_layers(op: str, **lists: object) -> None:
             )
 
 
-def at_least_1d(op: str, name: str, value: torch.Tensor) -> None:
+def at_least_1d(op: str, name: str, value: Tensor) -> None:
     """Raise ``ValueError`` for a scalar tensor."""
     if value.dim() == 0:
         raise ValueError(f"{op}: {name} is a scalar tensor; at least one dimension [..., d] is needed")
@@ -102,3 +103,31 @@ def pair(op: str, name: str, value: int | Sequence[int], minimum: int) -> tuple[
     if len(values) != 2 or min(values) < minimum:
         raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be an int or two ints, each >= {minimum}")
     return values[0], values[1]
+
+
+def writable(op: str, name: str, values: Sequence[Tensor]) -> None:
+    """Each tensor may be written in place.
+
+    Raises:
+        ValueError: entries of one tensor share memory (``expand``, ``as_strided``), or a tensor stands in the list twice.
+        RuntimeError: autograd is recording and would miss the write.
+    """
+    contiguous = all(map(Tensor.is_contiguous, values))
+    for i, value in enumerate(() if contiguous else values):
+        if _shares_entries(value):
+            raise ValueError(f"{op}: {name}[{i}] has entries that share memory; use .contiguous() to write to it")
+    if len({id(value) for value in values}) != len(values):
+        raise ValueError(f"{op}: {name} holds one tensor twice; each may be written once")
+    if torch.is_grad_enabled() and True in {value.requires_grad for value in values}:
+        raise RuntimeError(f"{op}: {name} require grad and are written in place; call it under torch.no_grad()")
+
+
+def _shares_entries(tensor: Tensor) -> bool:
+    """Whether two entries may be in one place: a dimension's stride lies within what smaller strides reach."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return tensor.numel() > 0
+            reach += stride * (size - 1)
+    return False

@@ -32,6 +32,6 @@ def count_flops() -> FlopCounterMode:
     formulas = {
         ops.newton_schulz: _newton_schulz,
         ops.newton_schulz_root: _newton_schulz_root,
-        ops.balanced_directions: _balanced_directions,
+        ops.balanced_directions_: _balanced_directions,
     }
     return FlopCounterMode(display=False, custom_mapping=formulas)

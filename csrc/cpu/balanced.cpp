@@ -7,22 +7,20 @@
 #include "isa.h"
 #include "parallel.h"
 #include "products_isa.h"
-#include "ranges.h"
 #include "workspace.h"
 
 namespace lnb {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 64;  // of one part: whole tiles, enough of them to use what is in the first cache again
+constexpr int64_t kRowsAtOnce = 64;  // of H: whole tiles, enough of them to use what is in the first cache again
 
-// Rows of one block of outputs of one matrix.
+// One block of outputs of one matrix.
 struct Part {
     const BalancedLayer* layer;
-    int64_t matrix;
-    Range rows;
+    int64_t matrix, block;
 
     double work() const {
-        return static_cast<double>(rows.size() * layer->inputs * (layer->input_block + layer->output_block));
+        return static_cast<double>(layer->output_block * layer->inputs * (layer->input_block + layer->output_block));
     }
 };
 
@@ -30,12 +28,8 @@ std::vector<Part> parts_of(const BalancedLayer* layers, int64_t count) {
     std::vector<Part> parts;
     for (const BalancedLayer* layer = layers; layer != layers + count; ++layer) {
         for (int64_t matrix = 0; matrix < layer->matrices; ++matrix) {
-            for (int64_t top = 0; top < layer->rows; top += layer->output_block) {
-                const int64_t pieces = ceil_div(layer->output_block, kRowsAtOnce);
-                for (int64_t i = 0; i < pieces; ++i) {
-                    const Range rows = piece(layer->output_block, pieces, i);
-                    parts.push_back({layer, matrix, {top + rows.begin, top + rows.end}});
-                }
+            for (int64_t block = 0; block < layer->rows / layer->output_block; ++block) {
+                parts.push_back({layer, matrix, block});
             }
         }
     }
@@ -48,43 +42,45 @@ std::vector<Part> parts_of(const BalancedLayer* layers, int64_t count) {
 double solve(const Part& part, const ProductLoops& loops) {
     const BalancedLayer& layer = *part.layer;
     const int64_t inputs = layer.inputs, size = layer.input_block, side = layer.output_block;
-    const int64_t rows = part.rows.size(), block = part.rows.begin / side, top = block * side;
-    const float* root = layer.root + (part.matrix * (layer.rows / side) + block) * side * side +
-                        (part.rows.begin - top) * side;  // the rows of P^(-1/2)
-    const float* gradient = layer.weight + (part.matrix * layer.rows + top) * inputs;
+    const int64_t first = part.matrix * layer.rows + part.block * side;
+    const float* root = layer.root + first * side;
     const float* inverse = layer.inverse + part.matrix * inputs * size;
-    const float* mean = layer.bias == nullptr ? nullptr : layer.mean + part.matrix * inputs;
-    const int64_t first = part.matrix * layer.rows + part.rows.begin;
-    float* direction = layer.direction + first * inputs;
-    const Workspace<float> mixed(rows * inputs);
-    float of_bias[kRowsAtOnce] = {};
+    const float* mean = layer.mean + (layer.bias == nullptr ? 0 : part.matrix * inputs);
+    float* weight = layer.weight + first * inputs;
+    float* bias = layer.bias == nullptr ? nullptr : layer.bias + first;
 
-    loops.multiply(rows, inputs, side, root, side, gradient, inputs, mixed.get(), inputs);
-    if (layer.bias != nullptr) {
-        for (int64_t row = 0; row < rows; ++row) {
-            of_bias[row] =
-                static_cast<float>(loops.dot(root + row * side, layer.bias + part.matrix * layer.rows + top, side));
-            loops.add_scaled(mixed.get() + row * inputs, mean, -of_bias[row], inputs);
-        }
+    const Workspace<float> mixed(side * inputs);
+    loops.multiply(side, inputs, side, root, side, weight, inputs, mixed.get(), inputs);
+    std::vector<float> of_bias(bias == nullptr ? 0 : side);
+    for (size_t row = 0; row < of_bias.size(); ++row) {
+        of_bias[row] = static_cast<float>(loops.dot(root + row * side, bias, side));
+        loops.add_scaled(mixed.get() + row * inputs, mean, -of_bias[row], inputs);
     }
-    for (int64_t column = 0; column < inputs; column += size) {
-        loops.multiply(rows, size, size, mixed.get() + column, inputs, inverse + column * size, size,
-                       direction + column, inputs);
-    }
-    const float* own = gradient + (part.rows.begin - top) * inputs;  // the gradient of these rows
+
     double sum = 0;
-    for (int64_t row = 0; row < rows; ++row) {
-        float* h = direction + row * inputs;
-        const double c = of_bias[row];
-        const double product = loops.dot(h, mixed.get() + row * inputs, inputs) + c * c;
-        const auto factor = static_cast<float>(product > 0 ? 1 / std::sqrt(product) : 0);
-        if (layer.bias != nullptr) {
-            const float of_row = static_cast<float>(c - loops.dot(h, mean, inputs)) * factor;
-            layer.bias_direction[first + row] = of_row;
-            sum += static_cast<double>(of_row) * static_cast<double>(layer.bias[first + row]);
+    const Workspace<float> directions(std::min(side, kRowsAtOnce) * inputs);
+    for (int64_t begin = 0; begin < side; begin += kRowsAtOnce) {
+        const int64_t rows = std::min(side - begin, kRowsAtOnce);
+        const float* m = mixed.get() + begin * inputs;
+        for (int64_t column = 0; column < inputs; column += size) {
+            loops.multiply(rows, size, size, m + column, inputs, inverse + column * size, size,
+                           directions.get() + column, inputs);
         }
-        loops.scale(h, factor, inputs);
-        sum += loops.dot(h, own + row * inputs, inputs);
+        for (int64_t row = 0; row < rows; ++row, m += inputs) {
+            float* h = directions.get() + row * inputs;
+            float* g = weight + (begin + row) * inputs;
+            const double c = bias == nullptr ? 0 : of_bias[begin + row];
+            const double product = loops.dot(h, m, inputs) + c * c;
+            const auto factor = static_cast<float>(product > 0 ? 1 / std::sqrt(product) : 0);
+            if (bias != nullptr) {
+                const float of_row = static_cast<float>(c - loops.dot(h, mean, inputs)) * factor;
+                sum += static_cast<double>(of_row) * static_cast<double>(bias[begin + row]);
+                bias[begin + row] = of_row;
+            }
+            loops.scale(h, factor, inputs);
+            sum += loops.dot(h, g, inputs);
+            std::copy_n(h, inputs, g);
+        }
     }
     return sum;
 }

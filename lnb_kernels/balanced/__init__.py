@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lnb_kernels.balanced.op import balanced_directions
+from lnb_kernels.balanced.op import balanced_directions_
 
-__all__ = ["balanced_directions"]
+__all__ = ["balanced_directions_"]

@@ -1,4 +1,4 @@
-"""The op ``lnb_kernels::balanced_directions``: schema, fake and dispatch."""
+"""The op ``lnb_kernels::balanced_directions_``: schema, fake and dispatch."""
 
 from __future__ import annotations
 
@@ -11,83 +11,88 @@ from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.balanced import reference
 
 _backend.register(
-    "balanced_directions",
-    reference.balanced_directions,
-    native="lnb_kernels.balanced.native_kernel:balanced_directions",
+    "balanced_directions_",
+    reference.balanced_directions_,
+    native="lnb_kernels.balanced.native_kernel:balanced_directions_",
 )
 
 
-@torch.library.custom_op("lnb_kernels::balanced_directions", mutates_args=())
-def _balanced_directions(
+@torch.library.custom_op("lnb_kernels::balanced_directions_", mutates_args=("weights", "biases"))
+def _balanced_directions_(
     weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
+    biases: Sequence[Tensor],
     inverses: Sequence[Tensor],
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
-) -> list[Tensor]:
-    problems = list(zip(weights, biases, inverses, means, roots, strict=True))
+) -> Tensor:
+    # A schema has no list of optional tensors that are written: there is a bias where there is a mean.
+    given = iter(biases)
+    of_layers = [None if mean is None else next(given) for mean in means]
+    problems = list(zip(weights, of_layers, inverses, means, roots, strict=True))
     with _autocast.disabled(weights[0].device):
-        steps, products = _backend.call("balanced_directions", weights[0], problems)
-    return [step for step, _ in steps] + [step for _, step in steps if step is not None] + [products]
+        products: Tensor = _backend.call("balanced_directions_", weights[0], problems)
+    return products
 
 
-@_balanced_directions.register_fake
+@_balanced_directions_.register_fake
 def _(
     weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
+    biases: Sequence[Tensor],
     inverses: Sequence[Tensor],
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
-) -> list[Tensor]:
+) -> Tensor:
     matrices = sum(weight.shape[:-2].numel() for weight in weights)
     wide = torch.float64 in {weight.dtype for weight in weights}
-    products = weights[0].new_empty(matrices, dtype=torch.float64 if wide else torch.float32)
-    return [*(t.new_empty(t.shape) for t in (*weights, *biases) if t is not None), products]
+    return weights[0].new_empty(matrices, dtype=torch.float64 if wide else torch.float32)
 
 
-def balanced_directions(
+def balanced_directions_(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     inverses: Sequence[Tensor],
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
-) -> tuple[list[Tensor], list[Tensor | None], Tensor]:
-    """Directions whose every row has unit size in the layer's metric, of a whole model in one call.
+) -> Tensor:
+    """Directions whose every row has unit size in the layer's metric, of a whole model in one call, in place.
 
     Of a layer with averaged gradient ``W`` of the weight and ``b`` of the bias, inputs of mean ``mu`` and covariance ``C``, and
     ``P`` the second moment of its neurons' whitened gradients, with ``M = P^(-1/2) (W - b mu')`` and ``c = P^(-1/2) b``:
 
         ``H = M C^-1``,  ``h = c - H mu``,  then row by row  ``(H, h) / sqrt(<H, M> + c^2)``
 
-    which is zero where that is not positive. Each layer has leading dimensions ``...`` of its own, of independent
-    matrices. On CPUs the rows of all layers are shared out to the threads at once.
+    which is zero where that is not positive; ``H`` takes the place of ``W``, and ``h`` that of ``b``. Each layer has leading
+    dimensions ``...`` of its own, of independent matrices. On CPUs the blocks of all layers are shared out to the threads
+    at once.
 
     Args:
-        weights: per layer ``W``, ``[..., m, d]``, floating point, all on one device.
-        biases: per layer ``b``, ``[..., m, 1]``, or None.
+        weights: per layer ``W``, ``[..., m, d]``, floating point, all on one device; overwritten.
+        biases: per layer ``b``, ``[..., m, 1]``, overwritten; or None.
         inverses: the diagonal blocks of ``C^-1``, ``[..., d / size, size, size]``.
         means: ``mu``, ``[..., d]``; None where there is no bias.
         roots: the diagonal blocks of ``P^(-1/2)``, ``[..., m / side, side, side]``.
 
     Returns:
-        ``(directions, bias_directions, products)``: the first two in the shapes of ``weights`` and ``biases``; ``products`` is
         ``<H, W> + <h, b>`` of every matrix, those of a layer side by side, ``[matrices of all layers]``, in float32, or
-        float64 if a weight is float64. It is finite only where all entries are. Not differentiable.
+        float64 if a weight is float64. It is finite only where all entries of the matrix are. Not differentiable.
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: lengths, shapes, dtypes or devices do not fit; the message names the layer.
+        ValueError: lengths, shapes, dtypes or devices do not fit, or written tensors share memory; the message names the
+            layer. Nothing was written.
+        RuntimeError: a written tensor requires grad while autograd records.
     """
-    op = "balanced_directions"
+    op = "balanced_directions_"
     _checks.lists_of_layers(op, weights=weights, biases=biases, inverses=inverses, means=means, roots=roots)
     if not weights:
-        return [], [], torch.empty(0)
+        return torch.empty(0)
     for i, problem in enumerate(zip(weights, biases, inverses, means, roots, strict=True)):
         _check_layer(f"{op}: layer {i}", *problem, weights[0])
-    found = _balanced_directions(weights, biases, inverses, means, roots)
-    *solved, products = found
-    rest = iter(solved[len(weights) :])
-    return solved[: len(weights)], [None if bias is None else next(rest) for bias in biases], products
+    given = [bias for bias in biases if bias is not None]
+    _checks.writable(op, "weights", weights)
+    _checks.writable(op, "biases", given)
+    products: Tensor = _balanced_directions_(weights, given, inverses, means, roots)
+    return products
 
 
 def _check_layer(

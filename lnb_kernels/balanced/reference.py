@@ -8,40 +8,39 @@ import torch
 from torch import Tensor
 
 Problem = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]  # weight, bias, inverse, mean, root
-Step = tuple[Tensor, Tensor | None]  # directions of weight and bias
 
 
-def balanced_directions(problems: Sequence[Problem]) -> tuple[list[Step], Tensor]:
-    """The directions of weight and bias of every problem, and their products; see :func:`lnb_kernels.balanced_directions`."""
-    steps = [balanced_direction(*problem) for problem in problems]
-    products = [_product(*step, *problem[:2]) for step, problem in zip(steps, problems, strict=True)]
-    return steps, torch.cat(products) if products else torch.empty(0)
+def balanced_directions_(problems: Sequence[Problem]) -> Tensor:
+    """Overwrite weight and bias of every problem by their directions; see :func:`lnb_kernels.balanced_directions_`."""
+    products = [balanced_direction_(*problem) for problem in problems]
+    return torch.cat(products) if products else torch.empty(0)
 
 
-def _product(step: Tensor, step_bias: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``<H, W> + <h, b>`` of every matrix, ``[matrices]``, summed in float32 or wider."""
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    product = (step * weight).sum((-2, -1), dtype=dtype)
-    if bias is not None and step_bias is not None:
-        product = product + (step_bias * bias).sum((-2, -1), dtype=dtype)
-    return product.flatten()
-
-
-def balanced_direction(
+def balanced_direction_(
     weight: Tensor, bias: Tensor | None, inverse: Tensor, mean: Tensor | None, root: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """One of them."""
+) -> Tensor:
+    """One of them; returns ``<H, W> + <h, b>`` of every matrix, ``[matrices]``, summed in float32 or wider."""
     mixed = _mix(root, weight)
     if bias is None or mean is None:
         step = times_blocks(mixed, inverse)
-        return step.mul_(row_scale((step * mixed).sum(-1, keepdim=True))), None
-    mixed_bias = _mix(root, bias)
-    mixed.addcmul_(mixed_bias, mean.unsqueeze(-2), value=-1)  # centred
-    step = times_blocks(mixed, inverse)
-    step_bias = mixed_bias - step @ mean.unsqueeze(-1)
-    # <(h_w, h_b), (w, b)> = <h_w, w - b mu> + b^2
-    scale = row_scale((step * mixed).sum(-1, keepdim=True) + mixed_bias.square())
-    return step.mul_(scale), step_bias.mul_(scale)
+        scale = row_scale(_rows_dot(step, mixed))
+        products = _rows_dot(step, weight) * scale
+    else:
+        mixed_bias = _mix(root, bias)
+        mixed.addcmul_(mixed_bias, mean.unsqueeze(-2), value=-1)  # centred
+        step = times_blocks(mixed, inverse)
+        step_bias = mixed_bias - step @ mean.unsqueeze(-1)
+        # <(h_w, h_b), (w, b)> = <h_w, w - b mu> + b^2
+        scale = row_scale(_rows_dot(step, mixed) + mixed_bias.square())
+        products = (_rows_dot(step, weight) + step_bias * bias) * scale
+        torch.mul(step_bias, scale, out=bias)
+    torch.mul(step, scale, out=weight)
+    return products.sum((-2, -1), dtype=torch.promote_types(weight.dtype, torch.float32)).flatten()
+
+
+def _rows_dot(x: Tensor, y: Tensor) -> Tensor:
+    """The dot product of every pair of rows, ``[..., m, 1]``."""
+    return (x * y).sum(-1, keepdim=True)
 
 
 def row_scale(products: Tensor) -> Tensor:

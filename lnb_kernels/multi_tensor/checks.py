@@ -66,34 +66,6 @@ def pairs(op: str, name: str, values: Sequence[Tensor], other_name: str, others:
             )
 
 
-def writable(op: str, name: str, values: Sequence[Tensor]) -> None:
-    """Each tensor may be written in place.
-
-    Raises:
-        ValueError: entries of one tensor share memory (``expand``, ``as_strided``), or a tensor stands in the list twice.
-        RuntimeError: autograd is recording and would miss the write.
-    """
-    contiguous = all(map(Tensor.is_contiguous, values))
-    for i, value in enumerate(() if contiguous else values):
-        if _shares_entries(value):
-            raise ValueError(f"{op}: {name}[{i}] has entries that share memory; use .contiguous() to write to it")
-    if len({id(value) for value in values}) != len(values):
-        raise ValueError(f"{op}: {name} holds one tensor twice; each may be written once")
-    if torch.is_grad_enabled() and True in {value.requires_grad for value in values}:
-        raise RuntimeError(f"{op}: {name} require grad and are written in place; call it under torch.no_grad()")
-
-
-def _shares_entries(tensor: Tensor) -> bool:
-    """Whether two entries may be in one place: a dimension's stride lies within what smaller strides reach."""
-    reach = 0
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride <= reach:
-                return tensor.numel() > 0
-            reach += stride * (size - 1)
-    return False
-
-
 def flag(op: str, ok: Tensor | None, values: Sequence[Tensor]) -> None:
     """``ok`` is None or a bool tensor ``[]`` beside the tensors."""
     if ok is None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lnb_kernels import _backend
+from lnb_kernels._checks import writable
 from lnb_kernels.multi_tensor import checks, reference
 
 _LIBRARY = torch.library.Library("lnb_kernels", "FRAGMENT")
@@ -171,6 +172,7 @@ def ema_combined_(
     shares: Tensor,
     take: float,
     ok: Tensor | None = None,
+    out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """:func:`ema_`, and in the same pass ``share average + take value`` of every pair, by the new average.
 
@@ -182,12 +184,13 @@ def ema_combined_(
         shares: ``[n]``, one factor per average, on the same device.
         take: finite factor of the values. Where it is 0 they count through the averages only.
         ok: as for :func:`ema_`. Where it is False the averages combined are the old ones.
+        out: tensors of the averages' shapes and dtypes to write to; None for new ones.
 
     Returns:
-        ``n`` new tensors like the averages.
+        ``out``, or ``n`` new tensors like the averages.
 
     Raises:
-        TypeError: not lists of dense floating tensors.
+        TypeError: not lists of dense floating tensors, or a tensor of ``out`` has another dtype than its average.
         ValueError: lengths, shapes or devices do not fit, written tensors share memory, ``beta`` is outside [0, 1], or
             ``take`` is not finite.
         RuntimeError: a written tensor requires grad while autograd records.
@@ -197,11 +200,17 @@ def ema_combined_(
     beta = checks.share(op, "beta", beta)
     checks.factors(op, "shares", shares, "averages", averages)
     take = checks.number(op, "take", take)
-    if not averages:
-        return []
-    combined: list[Tensor] = list(map(torch.empty_like, averages))
-    _ema_combined(averages, combined, values, beta, shares, take, ok)
-    return combined
+    if out is None:
+        out = list(map(torch.empty_like, averages))
+    else:
+        checks.pairs(op, "averages", averages, "out", out)
+        writable(op, "out", out)
+        for i, (average, target) in enumerate(zip(averages, out, strict=True)):
+            if target.dtype != average.dtype:
+                raise TypeError(f"{op}: out[{i}] has dtype {target.dtype}; allowed is averages[{i}]'s, {average.dtype}")
+    if averages:
+        _ema_combined(averages, out, values, beta, shares, take, ok)
+    return list(out)
 
 
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
@@ -253,7 +262,7 @@ def apply_(
     """
     op = "multi_tensor.apply_"
     checks.pairs(op, "params", params, "directions", directions)
-    checks.writable(op, "params", params)
+    writable(op, "params", params)
     rates = _check_step(op, "params", params, scales, lr, weight_decay, ok)
     if params:
         _apply(params, directions, scales, *rates, ok)
@@ -289,8 +298,8 @@ def apply_master_(
     for i, master in enumerate(masters):
         if master.dtype != torch.float32:
             raise TypeError(f"{op}: masters[{i}] has dtype {master.dtype}; allowed is float32")
-    checks.writable(op, "masters", masters)
-    checks.writable(op, "params", params)
+    writable(op, "masters", masters)
+    writable(op, "params", params)
     rates = _check_step(op, "masters", masters, scales, lr, weight_decay, ok)
     if masters:
         _apply_master(masters, params, directions, scales, *rates, ok)
@@ -313,5 +322,5 @@ def _check_step(
 
 def _check_ema(op: str, averages: Sequence[Tensor], values: Sequence[Tensor], ok: Tensor | None) -> None:
     checks.pairs(op, "averages", averages, "values", values)
-    checks.writable(op, "averages", averages)
+    writable(op, "averages", averages)
     checks.flag(op, ok, averages)

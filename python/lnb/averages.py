@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lnb.capture import statistics_dtype
 from lnb.config import Config
+from lnb.scratch import Scratch
 from lnb.statistics import bias_correction
 from lnb.verdict import Verdict
 from lnb.work import Work
@@ -17,10 +18,11 @@ from lnb_kernels import multi_tensor
 _ADAM_EPSILON = 1e-8
 
 
-def average_gradients(work: Work, verdict: Verdict, config: Config) -> dict[nn.Parameter, Tensor]:
+def average_gradients(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> dict[nn.Parameter, Tensor]:
     """Update the gradient averages; return ``g~`` per moving parameter, in the statistics' dtype.
 
     ``m <- b m + (1 - b) grad``; ``g~ = m / (1 - b^t)``, or with Nesterov's look-ahead ``b m / (1 - b^t) + (1 - b) grad``.
+    The caller may overwrite ``g~``; what a direction will overwrite is in the memory of ``scratch``.
     """
     averages: dict[nn.Parameter, Tensor] = {}
     for device, members in by_device(work.parameters).items():
@@ -39,9 +41,20 @@ def average_gradients(work: Work, verdict: Verdict, config: Config) -> dict[nn.P
         corrections = bias_correction(config.momentum, torch.stack(steps))
         shares = (config.momentum if config.nesterov else 1.0) / corrections
         take = 1 - config.momentum if config.nesterov else 0.0
-        corrected = multi_tensor.ema_combined_(raw, gradients, config.momentum, shares, take, ok)
+        out = _memory(work, members, raw, scratch) if device.type == "cpu" else None
+        corrected = multi_tensor.ema_combined_(raw, gradients, config.momentum, shares, take, ok, out)
         averages.update(zip(members, corrected, strict=True))
     return averages
+
+
+def _memory(work: Work, members: list[nn.Parameter], averages: list[Tensor], scratch: Scratch) -> list[Tensor] | None:
+    """Where ``g~`` of ``members`` goes; None where none of it is overwritten by its direction."""
+    balanced = (block.parameters for block in work.blocks if block.config.trust_region == "balanced")
+    overwritten = {parameter for parameters in balanced for parameter in parameters}
+    kept = scratch.take({p: average for p, average in zip(members, averages, strict=True) if p in overwritten})
+    if not kept:
+        return None
+    return [kept[p] if p in kept else torch.empty_like(average) for p, average in zip(members, averages, strict=True)]
 
 
 def adam_directions(work: Work, averages: dict[nn.Parameter, Tensor], verdict: Verdict, decay: float) -> list[Tensor]:

@@ -21,6 +21,7 @@ from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
 from lnb.schedule import is_refresh_step, sample_start
+from lnb.scratch import Scratch
 from lnb.serialization import (
     FORMAT,
     check_state,
@@ -110,6 +111,7 @@ class LNB(Optimizer):
         self._planner = Planner(config, rates)
         self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
+        self._scratch = Scratch()
         attached = attach_layers(model, exclude)
         try:
             self._inventory = take_inventory(model, exclude)
@@ -201,7 +203,7 @@ class LNB(Optimizer):
             verdict = check_finite(work, wait=self._strict)
             rejected = verdict.rejected
             if not rejected:
-                verdict, directions, products = update.run(work, verdict, self._config)
+                verdict, directions, products = update.run(work, verdict, self._config, self._scratch)
                 self._records.record(self._step_index, work.blocks, directions, products)
             self._count(verdict)
             self._step_index += 1
@@ -385,4 +387,5 @@ class LNB(Optimizer):
         super().__setstate__(state)
         self._zeroed = {}
         self._meter = None
+        self._scratch = Scratch()
         self._switch_captures()

@@ -105,7 +105,8 @@ def _directions(batches: list[_Batch]) -> list[_Solved]:
             together.setdefault((batch.weight.device, batch.weight.dtype), []).append(batch)
     solved: dict[int, _Solved] = {}
     for alike in together.values():
-        weights, biases, products = lk.balanced_directions(
+        # In place: nothing needs the averages any more, and new tensors would cost a CPU more than the solution of small layers.
+        products = lk.balanced_directions_(
             [batch.weight for batch in alike],
             [batch.bias for batch in alike],
             [batch.factor.matrix for batch in alike],
@@ -113,8 +114,8 @@ def _directions(batches: list[_Batch]) -> list[_Solved]:
             [batch.output for batch in alike if batch.output is not None],
         )
         of_layers = iter(_sums(products, [batch.weight.shape[1] for batch in alike for _ in batch.members]))
-        for batch, weight, bias in zip(alike, weights, biases, strict=True):
-            solved[batch.members[0]] = weight, bias, [next(of_layers) for _ in batch.members]
+        for batch in alike:
+            solved[batch.members[0]] = batch.weight, batch.bias, [next(of_layers) for _ in batch.members]
     return [(*_direction(batch), None) if batch.output is None else solved[batch.members[0]] for batch in batches]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lnb.averages import adam_directions, average_gradients, by_device
 from lnb.config import Config
 from lnb.master import has_master, masters_of, remember
+from lnb.scratch import Scratch
 from lnb.solve import Direction, solve
 from lnb.trust_region import layer_scale, rms_scale
 from lnb.verdict import Verdict
@@ -21,13 +22,13 @@ from lnb.work import Work
 from lnb_kernels import multi_tensor
 
 
-def run(work: Work, verdict: Verdict, config: Config) -> tuple[Verdict, list[Direction], Tensor]:
+def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple[Verdict, list[Direction], Tensor]:
     """Make the step, as far as ``verdict`` allows.
 
     Returns:
         The verdict, narrowed by the directions being finite; the layers' directions; and their ``<h, g~>`` ``[layers]``.
     """
-    averages = average_gradients(work, verdict, config)
+    averages = average_gradients(work, verdict, config, scratch)
     solved = solve(work.blocks, averages, verdict)
     if config.others == "adamw":
         others = adam_directions(work, averages, verdict, config.b_others)

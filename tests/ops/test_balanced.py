@@ -1,9 +1,9 @@
-"""``balanced_directions``: the native kernel on every instruction set, against float64; checks; the op itself."""
+"""``balanced_directions_``: the native kernel on every instruction set, against float64; checks; the op itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -40,17 +40,29 @@ def double(values: Problem) -> Any:
     return tuple(None if value is None else value.double() for value in values)
 
 
+Backend: TypeAlias = Callable[[list[Problem]], Tensor]
+Step: TypeAlias = tuple[Tensor, Tensor | None]  # of the weight and the bias
+
+
+def solved(backend: Backend, problems: list[Problem]) -> tuple[list[Step], Tensor]:
+    """Directions and products of copies of the problems."""
+    copies = [tuple(None if value is None else value.clone() for value in values) for values in problems]
+    products = backend(copies)  # type: ignore[arg-type]
+    return [(values[0], values[1]) for values in copies], products  # type: ignore[misc]
+
+
 def check(problems: list[Problem]) -> None:
     """At most twice the error of plain PyTorch in float32."""
-    ours, products = native_kernel.balanced_directions(problems)
-    plain, plain_products = reference.balanced_directions(problems)
-    exact, exact_products = reference.balanced_directions([double(values) for values in problems])
+    ours, products = solved(native_kernel.balanced_directions_, problems)
+    plain, plain_products = solved(reference.balanced_directions_, problems)
+    exact, exact_products = solved(reference.balanced_directions_, [double(values) for values in problems])
     assert products.dtype == torch.float32
     if problems:
         assert_close_to_reference(products, exact_products, plain_products)
-    for found, usual, truth, values in zip(ours, plain, exact, problems, strict=True):
-        for part in range(1 if values[1] is None else 2):
-            assert_close_to_reference(found[part], truth[part], usual[part])
+    for found, usual, truth in zip(ours, plain, exact, strict=True):
+        for of_ours, of_plain, of_exact in zip(found, usual, truth, strict=True):
+            if of_ours is not None and of_plain is not None and of_exact is not None:
+                assert_close_to_reference(of_ours, of_exact, of_plain)
 
 
 SHAPES = [  # rows, inputs, blocks of outputs, blocks of inputs
@@ -93,127 +105,149 @@ def test_layout_threads_and_order_change_nothing() -> None:
         problem((), 9, 20, 9, 20, False),
         problem((3,), 20, 48, 10, 24, True),
     ]
-    alone = [native_kernel.balanced_directions([values]) for values in problems]
+    alone = [solved(native_kernel.balanced_directions_, [values]) for values in problems]
     expected_products = torch.cat([products for _, products in reversed(alone)])
-    strided = [
-        tuple(None if v is None else v.repeat_interleave(2, -1)[..., ::2] for v in values)
-        for values in reversed(problems)
-    ]
     threads = torch.get_num_threads()
     for count in (1, 2, 3):
+        # The constants are strided; what is written is as it was.
+        strided: list[Problem] = [
+            (weight.clone(), None if bias is None else bias.clone(), *map(with_gaps, constants))
+            for weight, bias, *constants in reversed(problems)
+        ]  # type: ignore[misc]
         torch.set_num_threads(count)
         try:
-            found, products = native_kernel.balanced_directions(strided)  # type: ignore[arg-type]
+            products = native_kernel.balanced_directions_(strided)
         finally:
             torch.set_num_threads(threads)
         assert torch.equal(products, expected_products)
-        for ours, ([expected], _) in zip(reversed(found), alone, strict=True):
-            assert all(a is b or torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+        for (weight, bias, *_), ([expected], _) in zip(reversed(strided), alone, strict=True):
+            assert same((weight, bias), expected)
+
+
+def with_gaps(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.repeat_interleave(2, -1)[..., ::2]
+
+
+def same(step: Step, other: Step) -> bool:
+    return all(a is b or torch.equal(a, b) for a, b in zip(step, other, strict=True) if a is not None and b is not None)
 
 
 @needs_native
-def test_every_entry_is_written_and_nothing_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs start as NaN between guards."""
+def test_nothing_beyond_the_layers_is_written() -> None:
+    """Weights and biases lie between guards, and their constants keep their values."""
     guard = 64
-    made = []
+    made: list[Tensor] = []
 
-    def poisoned(shape: Any) -> Tensor:
-        count = torch.Size(shape).numel()
-        memory = torch.full((count + 2 * guard,), torch.nan)
-        made.append(memory)
-        return memory[guard : guard + count].view(shape)
+    def guarded(value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        made.append(torch.cat([torch.full((guard,), torch.nan), value.flatten(), torch.full((guard,), torch.nan)]))
+        return made[-1][guard:-guard].view(value.shape)
 
-    monkeypatch.setattr(Tensor, "new_empty", lambda _, shape: poisoned(shape))
-    native_kernel.balanced_directions([problem((2,), m, d, a, b, True) for m, d, a, b in SHAPES])
-    assert len(made) == 2 * len(SHAPES)
+    problems = [problem((2,), m, d, a, b, True) for m, d, a, b in SHAPES]
+    placed: list[Problem] = [tuple(map(guarded, values)) for values in problems]  # type: ignore[misc]
+    native_kernel.balanced_directions_(placed)
+    for (weight, bias, *constants), (_, _, *before) in zip(placed, problems, strict=True):
+        assert weight.isfinite().all()
+        assert bias is not None
+        assert bias.isfinite().all()
+        for constant, original in zip(constants, before, strict=True):
+            assert constant is not None
+            assert original is not None
+            assert torch.equal(constant, original)
     for memory in made:
-        assert bool(memory[guard:-guard].isfinite().all())
         assert bool(memory[:guard].isnan().all())
         assert bool(memory[-guard:].isnan().all())
 
 
-BACKENDS = [reference.balanced_directions, pytest.param(native_kernel.balanced_directions, marks=needs_native)]
+BACKENDS = [reference.balanced_directions_, pytest.param(native_kernel.balanced_directions_, marks=needs_native)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_rows_without_descent_stand_still_and_nan_stays(backend: Callable[[list[Problem]], Any]) -> None:
+def test_rows_without_descent_stand_still_and_nan_stays(backend: Backend) -> None:
     weight, bias, inverse, mean, root = problem((), 6, 8, 6, 8, True)
     assert bias is not None
     assert mean is not None
     weight[1], bias[1] = 0, 0
     root = torch.eye(6).reshape(1, 6, 6)
-    [(step, step_bias)], products = backend([(weight, bias, inverse, mean, root)])
+    [(step, step_bias)], products = solved(backend, [(weight, bias, inverse, mean, root)])
+    assert step_bias is not None
     assert bool((step[1] == 0).all() and (step_bias[1] == 0).all())
     assert bool(step.isfinite().all() and (step[2:] != 0).all())
     assert bool(products.isfinite().all())
     weight[2, 3] = torch.nan
-    [(step, step_bias)], products = backend([(weight, bias, inverse, mean, root)])
+    [(step, step_bias)], products = solved(backend, [(weight, bias, inverse, mean, root)])
+    assert step_bias is not None
     assert bool(step[2].isnan().all() and step_bias[2].isnan().all())
     assert bool(products.isnan().all())
-    [(step, step_bias)], products = backend([(weight[:2], None, -inverse, None, torch.eye(2).reshape(1, 2, 2))])
+    [(step, _)], products = solved(backend, [(weight[:2], None, -inverse, None, torch.eye(2).reshape(1, 2, 2))])
     assert bool((step == 0).all() and (products == 0).all())
 
 
-def test_what_the_kernel_does_not_take_goes_by_the_reference() -> None:
-    wide = double(problem((), 4, 6, 4, 3, True))
-    for values in (wide, problem((), 3, 300, 3, 300, True)):
-        [step], [step_bias], products = lk.balanced_directions(*([value] for value in values))
-        [expected], expected_products = reference.balanced_directions([values])
-        assert torch.equal(step, expected[0])
-        assert step_bias is not None
-        assert expected[1] is not None
-        assert torch.equal(step_bias, expected[1])
-        assert torch.equal(products, expected_products)
-        assert products.dtype == step.dtype
-
-
-@needs_native
-def test_layers_for_the_kernel_and_for_the_reference_side_by_side() -> None:
-    """Each gets the directions and products that it gets alone, in the order of the lists."""
-    problems = [
-        problem((2,), 3, 300, 3, 300, True),
-        problem((3,), 8, 10, 4, 5, False),
-        double(problem((), 4, 6, 4, 3, True)),
-        problem((), 5, 12, 5, 12, True),
-    ]
-    steps, products = native_kernel.balanced_directions(problems)
-    alone = [native_kernel.balanced_directions([values]) for values in problems]
-    assert torch.equal(products, torch.cat([own for _, own in alone]))
-    assert products.dtype == torch.float64
-    for step, ([expected], _) in zip(steps, alone, strict=True):
-        assert all(a is b or torch.equal(a, b) for a, b in zip(step, expected, strict=True))
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_products_are_those_of_the_directions(backend: Callable[[list[Problem]], Any]) -> None:
+def test_products_are_those_of_the_directions(backend: Backend) -> None:
     """``<H, W> + <h, b>`` of every matrix, in the order of the layers."""
     problems = [problem((2, 3), 10, 12, 5, 6, True), problem((), 7, 9, 7, 9, False)]
-    steps, products = backend(problems)
+    steps, products = solved(backend, problems)
     expected = []
     for (step, step_bias), (weight, bias, *_) in zip(steps, problems, strict=True):
         of_matrix = torch.linalg.vecdot(step.double().flatten(-2), weight.double().flatten(-2))
-        if bias is not None:
+        if bias is not None and step_bias is not None:
             of_matrix = of_matrix + torch.linalg.vecdot(step_bias.double().flatten(-2), bias.double().flatten(-2))
         expected.append(of_matrix.flatten())
     torch.testing.assert_close(products.double(), torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 
+@needs_native
+def test_what_the_kernel_does_not_take_goes_by_the_reference() -> None:
+    """Wide blocks and float64, alone and beside layers for the kernel, in any order."""
+    wide, doubles = problem((2,), 3, 300, 3, 300, True), double(problem((), 4, 6, 4, 3, True))
+    problems = [wide, problem((3,), 8, 10, 4, 5, False), doubles, problem((), 5, 12, 5, 12, True)]
+    backends = [reference.balanced_directions_, native_kernel.balanced_directions_] * 2
+    alone = [solved(backend, [values]) for backend, values in zip(backends, problems, strict=True)]
+    steps, products = solved(native_kernel.balanced_directions_, problems)
+    assert products.dtype == torch.float64
+    assert torch.equal(products, torch.cat([own for _, own in alone]))
+    for step, ([expected], _) in zip(steps, alone, strict=True):
+        assert same(step, expected)
+
+
+@needs_native
+def test_written_tensors_with_gaps_are_written() -> None:
+    weight, bias, *constants = problem((), 6, 10, 3, 5, True)
+    [(step, step_bias)], _ = solved(reference.balanced_directions_, [(weight, bias, *constants)])  # type: ignore[arg-type]
+    strided = with_gaps(weight), with_gaps(bias)
+    native_kernel.balanced_directions_([(*strided, *constants)])  # type: ignore[list-item]
+    assert same(strided, (step, step_bias))  # type: ignore[arg-type]
+
+
+@needs_native
+def test_the_op_writes_to_its_arguments() -> None:
+    values = problem((), 12, 10, 4, 5, True)
+    [(step, step_bias)], expected = solved(native_kernel.balanced_directions_, [values])
+    weight, bias, *_ = values
+    assert bias is not None
+    assert step_bias is not None
+    versions = weight._version, bias._version
+    products = lk.balanced_directions_(*([value] for value in values))
+    assert torch.equal(products, expected)
+    assert torch.equal(weight, step)
+    assert torch.equal(bias, step_bias)
+    assert (weight._version, bias._version) > versions
+
+
 def test_no_layers_and_empty_layers() -> None:
-    weights, biases, products = lk.balanced_directions([], [], [], [], [])
-    assert weights == []
-    assert biases == []
-    assert products.shape == (0,)
-    lists = ([torch.zeros(0, 4)], [None], [torch.eye(4)[None]], [None], [torch.zeros(0, 1, 1)])
-    [step], [step_bias], products = lk.balanced_directions(*lists)
-    assert step.shape == (0, 4)
+    assert lk.balanced_directions_([], [], [], [], []).shape == (0,)
+    empty = torch.zeros(0, 4)
+    products = lk.balanced_directions_([empty], [None], [torch.eye(4)[None]], [None], [torch.zeros(0, 1, 1)])
     assert products.tolist() == [0]
-    assert step_bias is None
 
 
 def test_opcheck() -> None:
-    problems = [problem((2,), 6, 8, 3, 4, True), problem((), 5, 7, 5, 7, False)]
+    weights, biases, *constants = zip(problem((2,), 6, 8, 3, 4, True), problem((), 5, 7, 5, 7, False), strict=True)
+    given = [bias for bias in biases if bias is not None]
     torch.library.opcheck(
-        torch.ops.lnb_kernels.balanced_directions.default, tuple(map(list, zip(*problems, strict=True)))
+        torch.ops.lnb_kernels.balanced_directions_.default, (list(weights), given, *map(list, constants))
     )
 
 
@@ -232,10 +266,27 @@ BAD: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     (([W, W], [B, B], [C, C], [MU, MU], [P, P[0]]), ValueError, "layer 1: root has shape"),
     (([W], [B], [C.double()], [MU], [P]), ValueError, "layer 0: inverse is torch.float64"),
     (([W], [B], [C], [MU], [P.to("meta")]), ValueError, "layer 0: root"),
+    (([W, W], [B, B], [C, C], [MU, MU], [P, P]), ValueError, "weights holds one tensor twice"),
+    (([W, W.clone()], [B, B], [C, C], [MU, MU], [P, P]), ValueError, "biases holds one tensor twice"),
+    (([W[:1].expand(4, 6)], [B], [C], [MU], [P]), ValueError, r"weights\[0\] has entries that share memory"),
+    (([W.clone().requires_grad_()], [B], [C], [MU], [P]), RuntimeError, "weights require grad"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "words"), BAD)
 def test_bad_arguments_are_named(arguments: tuple[Any, ...], error: type[Exception], words: str) -> None:
+    before = W.clone(), B.clone()  # type: ignore[union-attr]
     with pytest.raises(error, match=words):
-        lk.balanced_directions(*arguments)
+        lk.balanced_directions_(*arguments)
+    assert torch.equal(W, before[0])
+    assert torch.equal(B, before[1])  # type: ignore[arg-type]
+
+
+@needs_native
+def test_views_of_one_memory_are_refused() -> None:
+    memory = torch.randn(5, 6)
+    values = [problem((), 4, 6, 2, 3, True) for _ in range(2)]
+    lists = [list(column) for column in zip(*values, strict=True)]
+    lists[0] = [memory[:4], memory[1:]]
+    with pytest.raises(ValueError, match=r"weights\[1\] and weights\[0\] overlap in memory"):
+        lk.balanced_directions_(*lists)

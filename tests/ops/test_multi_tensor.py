@@ -93,6 +93,10 @@ def test_values(backend: str, x_dtype: torch.dtype, y_dtype: torch.dtype) -> Non
             [s * x + take * y for x, y, s in zip(doubles(updated), doubles(ys), scales.double(), strict=True)],
             [s * x.to(wide) + take * y.to(wide) for x, y, s in zip(updated, ys, scales, strict=True)],
         )
+        targets = [torch.full_like(x, torch.nan) for x in xs]
+        again = multi_tensor.ema_combined_(copies(xs), ys, 0.9, scales, take, out=targets)
+        assert all(a is target for a, target in zip(again, targets, strict=True))
+        assert all(torch.equal(target, c) for target, c in zip(targets, combined, strict=True))
 
     products = multi_tensor.dot(xs, ys)
     assert products.dtype == (torch.float64 if torch.float64 in (x_dtype, y_dtype) else torch.float32)
@@ -406,6 +410,12 @@ def test_compiled_function_updates_in_place() -> None:
 
 
 A, B = torch.zeros(3), torch.ones(3)
+
+
+def combine_into(out: list[Tensor]) -> list[Tensor]:
+    return multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(1), 0.0, out=out)
+
+
 BAD_CALLS = [
     (lambda: multi_tensor.ema_(A, [B], 0.9), TypeError, "averages must be a list"),
     (lambda: multi_tensor.ema_([A], [B, B], 0.9), ValueError, "values has 2 tensors"),
@@ -429,6 +439,10 @@ BAD_CALLS = [
     (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(2), 0.0), ValueError, "shares has shape"),
     (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(1), float("inf")), ValueError, "take=inf"),
     (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(1), B), TypeError, "take must be a number"),
+    (lambda: combine_into([B, B.clone()]), ValueError, "out has 2 tensors and averages has 1"),
+    (lambda: combine_into([B[:2]]), ValueError, r"out\[0\] has shape \(2,\)"),
+    (lambda: combine_into([B.double()]), TypeError, r"out\[0\] has dtype torch.float64; allowed is averages\[0\]'s"),
+    (lambda: combine_into([B[:1].expand(B.shape)]), ValueError, r"out\[0\] has entries that share memory"),
     (lambda: multi_tensor.apply_([A], [B], torch.ones(2), 0.1, 0.0), ValueError, "scales has shape"),
     (lambda: multi_tensor.apply_([A], [B], torch.ones(1), float("nan"), 0.0), ValueError, "lr=nan"),
     (lambda: multi_tensor.apply_([A], [B], torch.ones(1), 0.1, torch.ones(2)), ValueError, "weight_decay has shape"),

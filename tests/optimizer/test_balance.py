@@ -42,7 +42,8 @@ def gradient(with_bias: bool, rows: int = ROWS) -> Gradient:
 
 
 def direction(g: Gradient, factor: Factor, root: torch.Tensor) -> Gradient:
-    [weight], [bias], _ = lk.balanced_directions([g[0]], [g[1]], [factor.matrix], [factor.mean], [root])
+    weight, bias = g[0].clone(), None if g[1] is None else g[1].clone()
+    lk.balanced_directions_([weight], [bias], [factor.matrix], [factor.mean], [root])
     return weight, bias
 
 
