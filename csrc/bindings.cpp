@@ -55,8 +55,8 @@ Sizes bytes(const Sizes& sizes, lnb::Type type) {
 std::vector<double> ema(const Addresses& averages, lnb::Type average_type, const Addresses& values,
                         lnb::Type value_type, const Sizes& sizes, double beta, bool with_norms, int threads) {
     const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes);
-    require_disjoint_writes("averages", averages, bytes(sizes, average_type), "values", values,
-                            bytes(sizes, value_type));
+    require_disjoint_writes({{"averages", averages, bytes(sizes, average_type), true},
+                             {"values", values, bytes(sizes, value_type), false}});
     std::vector<double> norms(with_norms ? work.size() : 0);
     without_gil([&] {
         lnb::ema(work.data(), static_cast<int64_t>(work.size()), average_type, value_type, beta,
@@ -70,12 +70,11 @@ void ema_combined(const Addresses& averages, lnb::Type average_type, const Addre
                   double take, int threads) {
     const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes);
     if (!lnb::combines(average_type, value_type)) throw std::invalid_argument("no kernel for this pair of dtypes");
-    check_addresses("outputs", outputs, sizes, average_type);
+    check_addresses("out", outputs, sizes, average_type);
     if (shares.size() != work.size()) throw std::invalid_argument("shares: one per tensor");
-    const Sizes written = bytes(sizes, average_type);
-    require_disjoint_writes("averages", averages, written, "values", values, bytes(sizes, value_type));
-    require_disjoint_writes("outputs", outputs, written, "averages", averages, written);
-    require_disjoint_writes("outputs", outputs, written, "values", values, bytes(sizes, value_type));
+    require_disjoint_writes({{"averages", averages, bytes(sizes, average_type), true},
+                             {"values", values, bytes(sizes, value_type), false},
+                             {"out", outputs, bytes(sizes, average_type), true}});
     std::vector<void*> targets(outputs.size());
     for (size_t i = 0; i < outputs.size(); ++i) targets[i] = reinterpret_cast<void*>(outputs[i]);
     without_gil([&] {
@@ -97,8 +96,8 @@ void apply(const Addresses& params, lnb::Type param_type, const Addresses& direc
            const Sizes& sizes, const std::vector<double>& scales, double lr, double weight_decay, int threads) {
     const auto work = pairs("params", params, param_type, "directions", directions, direction_type, sizes);
     if (scales.size() != work.size()) throw std::invalid_argument("scales: one per tensor");
-    require_disjoint_writes("params", params, bytes(sizes, param_type), "directions", directions,
-                            bytes(sizes, direction_type));
+    require_disjoint_writes({{"params", params, bytes(sizes, param_type), true},
+                             {"directions", directions, bytes(sizes, direction_type), false}});
     without_gil([&] {
         lnb::apply(work.data(), static_cast<int64_t>(work.size()), param_type, direction_type, scales.data(), lr,
                    weight_decay, threads);
@@ -229,8 +228,7 @@ std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 
                           reinterpret_cast<const float*>(root), nullptr, matrices, rows, inputs, size, side});
         all_matrices += matrices;
     }
-    require_disjoint_writes("weights", weights, weight_bytes, "biases", biases, bias_bytes);
-    require_disjoint_writes("biases", biases, bias_bytes, "weights", weights, weight_bytes);
+    require_disjoint_writes({{"weights", weights, weight_bytes, true}, {"biases", biases, bias_bytes, true}});
     std::vector<double> products(static_cast<size_t>(all_matrices));
     double* next = products.data();
     for (lnb::BalancedLayer& layer : layers) {
@@ -275,6 +273,8 @@ PYBIND11_MODULE(_native_module, m) {
         .value("BFLOAT16", lnb::Type::kBFloat16)
         .value("FLOAT16", lnb::Type::kFloat16);
     m.def("supported", &lnb::supported);
+    py::class_<lnb::Memory>(m, "Memory", py::module_local())
+        .def(py::init<std::string, Addresses, Sizes, bool>(), "A list: name, addresses, bytes, whether it is written.");
     m.def("require_disjoint_writes", &require_disjoint_writes);
     m.def("ema", &ema);
     m.def("combines", &lnb::combines);

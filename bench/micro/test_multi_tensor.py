@@ -1,24 +1,26 @@
 """The whole-model update of 10 million parameters in 200 tensors: native kernels, torch._foreach, fused AdamW, a copy.
 
-`average_and_apply` is what every step of an optimizer with Nesterov's look-ahead needs; `update` takes the products of
-directions and averages besides. A pass is one tensor read or written, and at equal bandwidth time goes by passes:
+`update` is what a step of the default preset does to a model's tensors beside solving: the average of the gradients with
+Nesterov's look-ahead, and the decayed step; the solver gives the products of directions and gradients. Other solvers leave
+them to a pass of their own, `update_with_products`. A pass is one tensor read or written, and at equal bandwidth time goes
+by passes:
 
 | call | reads | writes | passes | floor against AdamW |
 | --- | --- | --- | --- | --- |
 | fused AdamW | p, g, m, v | p, m, v | 7 | 1 |
-| `average_and_apply` | g, m; h, p | m, z; p | 7 | 1 |
-| `update` | g, m; h, m; h, p | m; p | 8 | 1.14 |
-| `update_with_look_ahead` | g, m; h, z; h, p | m, z; p | 9 | 1.29 |
+| `update` | g, m; h, p | m, z; p | 7 | 1 |
+| `update_with_products` | g, m; h, z; h, p | m, z; p | 9 | 1.29 |
+| `update_without_look_ahead` | g, m; h, m; h, p | m; p | 8 | 1.14 |
 | `update_along_averages` | g, m; m, p | m; p | 6 | 0.86 |
-| `foreach` | m; m, g; h, m; products; h; steps, p; p, steps | m; m; products; steps; steps; p | 17 | 2.43 |
+| `foreach` | m; m, g; m; z, g; h; steps, p; p, steps | m; m; z; z; steps; steps; p | 18 | 2.57 |
 
-So the product cannot come at AdamW's price as a pass of its own; and it has to be one: a product that is not finite, of any
-layer, stops the whole step, so that all are known before the first parameter is written. (Product and apply of a piece
-in one pass, without that promise, took 0.90 of the time of three passes.)
+Products cannot wait for the pass that applies the step: one that is not finite, of any layer, stops the whole step, so that
+all are known before the first parameter is written. Where one core reads no faster than memory delivers, writes cost
+nothing and time goes by reads: 4 of AdamW, 4 of `update`, 6 with products. These go through the lists backwards, for what
+the average left in the cache.
 
-`foreach` against `update` is 17/8 = 2.1 at equal bandwidth, and 19/8 = 2.4 where the lines of new tensors are read before
-they are written. A factor of 3 is out of reach as long as its new tensors come out of memory that is kept; where the system
-makes their pages anew at every call, it is passed.
+`foreach` against `update` is 18/7 = 2.6 at equal bandwidth, and 22/7 = 3.1 where the lines of new tensors (z twice, steps
+twice) are read before they are written.
 
 Of a call's time 0.25 to 0.4 ms is Python's, for 200 tensors in lists: checks of shapes, types and devices, and addresses;
 fused AdamW has 0.9 ms for all of a step.
@@ -43,9 +45,9 @@ from lnb_kernels import _native, multi_tensor
 TENSORS, SIZE = 200, 50_000
 BETA, LR, DECAY = 0.9, 0.01, 1e-4
 PASSES = {
-    "average_and_apply": 7,
-    "update": 8,
-    "update_with_look_ahead": 9,
+    "update": 7,
+    "update_with_products": 9,
+    "update_without_look_ahead": 8,
     "update_along_averages": 6,
     "adamw": 7,
     "copy": 2,
@@ -62,53 +64,55 @@ class Model:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.averages, self.grads, self.directions, self.params = tensors(), tensors(), tensors(), tensors()
+        self.ahead = tensors()
         self.scales, self.shares = torch.full((TENSORS,), 0.5), torch.full((TENSORS,), BETA)
 
-    def average_and_apply(self) -> list[Tensor]:
+    def update(self) -> None:
         """Average the gradients, look one step ahead, and apply a step."""
-        ahead = multi_tensor.ema_combined_(self.averages, self.grads, BETA, self.shares, 1 - BETA)
-        multi_tensor.apply_(self.params, self.directions, self.scales, LR, DECAY)
-        return ahead
+        self._look_ahead()
+        self._apply(self.directions)
 
-    def foreach_average_and_apply(self) -> list[Tensor]:
-        """The same without these ops."""
-        torch._foreach_mul_(self.averages, BETA)
-        torch._foreach_add_(self.averages, self.grads, alpha=1 - BETA)
-        ahead = torch._foreach_mul(self.averages, self.shares.tolist())
-        torch._foreach_add_(ahead, self.grads, alpha=1 - BETA)
-        self._foreach_apply()
-        return ahead
-
-    def update_with_look_ahead(self) -> Tensor:
-        """:meth:`update` with it: all that a step does where the solver leaves no products."""
-        ahead = multi_tensor.ema_combined_(self.averages, self.grads, BETA, self.shares, 1 - BETA)
-        products = multi_tensor.dot(self.directions, ahead)
-        multi_tensor.apply_(self.params, self.directions, self.scales, LR, DECAY)
+    def update_with_products(self) -> Tensor:
+        """The same where the solver leaves no products of directions and gradients."""
+        self._look_ahead()
+        products = multi_tensor.dot(self.directions, self.ahead)
+        self._apply(self.directions)
         return products
 
-    def update(self) -> Tensor:
-        """Average the gradients, take the products of directions and averages, apply the step."""
+    def update_without_look_ahead(self) -> Tensor:
+        """Average the gradients in place, take the products of directions and averages, apply the step."""
         multi_tensor.ema_(self.averages, self.grads, BETA)
         products = multi_tensor.dot(self.directions, self.averages)
-        multi_tensor.apply_(self.params, self.directions, self.scales, LR, DECAY)
+        self._apply(self.directions)
         return products
 
     def update_along_averages(self) -> Tensor:
         """The same where directions are the averages: their norms come with the average."""
         norms = multi_tensor.ema_squared_norms_(self.averages, self.grads, BETA)
-        multi_tensor.apply_(self.params, self.averages, self.scales, LR, DECAY)
+        self._apply(self.averages)
         return norms
 
-    def foreach(self) -> Tensor:
-        """What one would write without these ops, in place wherever torch allows it.
+    def _look_ahead(self) -> None:
+        multi_tensor.ema_combined_(self.averages, self.grads, BETA, self.shares, 1 - BETA, out=self.ahead)
 
-        Passes: scale m (2), add g to it (3), the products (3) and their sums (1), scale h (2), add the decay (3), to p (3).
+    def _apply(self, directions: list[Tensor]) -> None:
+        multi_tensor.apply_(self.params, directions, self.scales, LR, DECAY)
+
+    def foreach(self) -> None:
+        """:meth:`update` as one would write it without these ops, in place wherever torch allows it.
+
+        Passes: scale m (2), add g to it (3), scale it into z (2), add g (3), scale h (2), add the decay (3), to p (3).
         """
         torch._foreach_mul_(self.averages, BETA)
         torch._foreach_add_(self.averages, self.grads, alpha=1 - BETA)
-        products = torch.stack([p.sum() for p in torch._foreach_mul(self.directions, self.averages)])
+        self.ahead = list(torch._foreach_mul(self.averages, self.shares.tolist()))
+        torch._foreach_add_(self.ahead, self.grads, alpha=1 - BETA)
         self._foreach_apply()
-        return products
+
+    def foreach_with_products(self) -> Tensor:
+        """:meth:`update_with_products` likewise: 4 passes more, for the products and their sums."""
+        self.foreach()
+        return torch.stack([p.sum() for p in torch._foreach_mul(self.directions, self.ahead)])
 
     def _foreach_apply(self) -> None:
         steps = torch._foreach_mul(self.directions, self.scales.tolist())
@@ -139,14 +143,14 @@ def verified() -> None:
     large = torch.empty(31 << 18)
     del large
     ours, plain = Model(), Model()
-    for a, b in zip(ours.average_and_apply(), plain.foreach_average_and_apply(), strict=True):
-        torch.testing.assert_close(a, b)
-    torch.testing.assert_close(ours.update(), plain.foreach(), rtol=1e-4, atol=1e-2)
-    for a, b in zip(ours.params + ours.averages, plain.params + plain.averages, strict=True):
+    torch.testing.assert_close(ours.update_with_products(), plain.foreach_with_products(), rtol=1e-4, atol=1e-2)
+    ours.update()
+    plain.foreach()
+    for a, b in zip(ours.params + ours.averages + ours.ahead, plain.params + plain.averages + plain.ahead, strict=True):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("kind", [*PASSES, "foreach", "foreach_average_and_apply"])
+@pytest.mark.parametrize("kind", [*PASSES, "foreach", "foreach_with_products"])
 def test_time(benchmark, verified: None, kind: str) -> None:
     call = {"adamw": adamw, "copy": copy}[kind]() if kind in ("adamw", "copy") else getattr(Model(), kind)
     call()
@@ -160,7 +164,7 @@ def test_ratios(benchmark, verified: None) -> None:
     calls = {
         **{name: getattr(Model(), name) for name in PASSES if hasattr(Model, name)},
         "foreach": Model().foreach,
-        "foreach_average_and_apply": Model().foreach_average_and_apply,
+        "foreach_with_products": Model().foreach_with_products,
         "adamw": adamw(),
         "copy": copy(),
     }
@@ -183,8 +187,8 @@ def test_ratios(benchmark, verified: None) -> None:
     rows = {f"{name} / fused AdamW": ratios[name] for name in PASSES if name != "copy"}
     rows |= {f"  passes of {name} / of AdamW": PASSES[name] / PASSES["adamw"] for name in PASSES if name != "copy"}
     rows |= {f"bandwidth of {name} / of copy": bandwidth[name] / bandwidth["copy"] for name in PASSES}
-    rows["foreach / update"] = medians["foreach"] / medians["update"]
-    rows["foreach / average_and_apply"] = medians["foreach_average_and_apply"] / medians["average_and_apply"]
+    for suffix in ("", "_with_products"):
+        rows[f"foreach{suffix} / update{suffix}"] = medians[f"foreach{suffix}"] / medians[f"update{suffix}"]
     benchmark.extra_info |= {"milliseconds": {name: 1e3 * t for name, t in medians.items()}, "ratios": rows}
     print()
     for name, seconds in medians.items():

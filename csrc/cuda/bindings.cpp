@@ -192,6 +192,9 @@ PYBIND11_MODULE(_cuda_module, m) {
     m.def("failure", &lnb::cuda::failure, "Why the kernels cannot run on a device; empty if they can.");
     m.def("runtime_version", &lnb::cuda::runtime_version);
     m.def("supported", &lnb::cuda::supported);
+    py::class_<lnb::Memory>(m, "Memory", py::module_local())
+        .def(py::init<std::string, lnb::Addresses, lnb::Sizes, bool>(),
+             "A list: name, addresses, bytes, whether it is written.");
     m.def("require_disjoint_writes", &lnb::require_disjoint_writes);
     m.def("ema", &ema);
     m.def("combines", &lnb::cuda::combines);

@@ -39,31 +39,33 @@ def tensors(op: str, name: str, values: Sequence[Tensor]) -> None:
         same_device(op, f"{name}[{i}]", value, f"{name}[0]", values[0])
 
 
-def pairs(op: str, name: str, values: Sequence[Tensor], other_name: str, others: Sequence[Tensor]) -> None:
-    """Both lists are as :func:`tensors` wants them, equally long, and pairwise of one shape.
+def alike(op: str, **lists: Sequence[Tensor]) -> None:
+    """All lists are as :func:`tensors` wants them, as long as the first, and agree with it in every shape.
 
     Raises:
         TypeError: as :func:`tensors`.
         ValueError: lengths, shapes or devices differ.
     """
-    tensors(op, name, values)
-    tensors(op, other_name, others)
-    if len(values) != len(others):
-        raise ValueError(
-            f"{op}: {other_name} has {len(others)} tensors and {name} has {len(values)}; allowed is as many"
-        )
-    if not values:
-        return
-    same_device(op, f"{other_name}[0]", others[0], f"{name}[0]", values[0])
-    shapes, other_shapes = [value.shape for value in values], [other.shape for other in others]
-    if shapes == other_shapes:
-        return
-    for i, (value, other) in enumerate(zip(values, others, strict=True)):
-        if value.shape != other.shape:
+    for name, values in lists.items():
+        tensors(op, name, values)
+    (first_name, first), *others = lists.items()
+    shapes = [value.shape for value in first]
+    for name, values in others:
+        if len(values) != len(first):
             raise ValueError(
-                f"{op}: {other_name}[{i}] has shape {tuple(other.shape)}, allowed is the shape of {name}[{i}], "
-                f"{tuple(value.shape)}"
+                f"{op}: {name} has {len(values)} tensors and {first_name} has {len(first)}; allowed is as many"
             )
+        if not values:
+            continue
+        same_device(op, f"{name}[0]", values[0], f"{first_name}[0]", first[0])
+        if [value.shape for value in values] == shapes:
+            continue
+        for i, (value, shape) in enumerate(zip(values, shapes, strict=True)):
+            if value.shape != shape:
+                raise ValueError(
+                    f"{op}: {name}[{i}] has shape {tuple(value.shape)}, allowed is the shape of {first_name}[{i}], "
+                    f"{tuple(shape)}"
+                )
 
 
 def flag(op: str, ok: Tensor | None, values: Sequence[Tensor]) -> None:

@@ -66,9 +66,9 @@ def ema_combined_(
 ) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_combined_`."""
     native = _cuda.module(averages[0].device)
-    lists = {"averages": averages, "values": values, "outputs": outputs}
+    lists = {"averages": averages, "values": values, "out": outputs}
     groups, rest = partition(native, lists, lambda x, y, _: native.combines(x, y))
-    require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
+    require_disjoint(native, groups, lists, {"averages", "out"})
     factors = shares.contiguous()
     for group in groups:
         of_averages, of_values, of_outputs = group.addresses
@@ -134,10 +134,9 @@ def apply_master_(
     def supported(_: Any, param: Any, direction: Any) -> bool:
         return param in (types.BFLOAT16, types.FLOAT16) and direction in (types.FLOAT32, param)
 
-    groups, rest = partition(native, {"masters": masters, "params": params, "directions": directions}, supported)
-    require_disjoint(native, groups, ("masters", masters, 0), ("params", params, 1))
-    require_disjoint(native, groups, ("masters", masters, 0), ("directions", directions, 2))
-    require_disjoint(native, groups, ("params", params, 1), ("directions", directions, 2))
+    lists = {"masters": masters, "params": params, "directions": directions}
+    groups, rest = partition(native, lists, supported)
+    require_disjoint(native, groups, lists, {"masters", "params"})
     step = _Step(native, scales, (lr, lr_tensor), (weight_decay, weight_decay_tensor), ok)
     for group in groups:
         of_masters, of_params, of_directions = group.addresses
@@ -232,8 +231,9 @@ class _Step:
 def _writable_pairs(
     native: Any, written: tuple[str, Sequence[Tensor]], read: tuple[str, Sequence[Tensor]]
 ) -> tuple[list[Group], list[int]]:
-    groups, rest = partition(native, dict((written, read)), native.supported)
-    require_disjoint(native, groups, (*written, 0), (*read, 1))
+    lists = dict((written, read))
+    groups, rest = partition(native, lists, native.supported)
+    require_disjoint(native, groups, lists, {written[0]})
     return groups, rest
 
 

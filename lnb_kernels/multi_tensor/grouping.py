@@ -6,7 +6,7 @@ the same in all of them and has no gaps, as in channels_last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -97,26 +97,27 @@ def _sort_out(lists: Sequence[Sequence[Tensor]]) -> tuple[dict[_Dtypes, Sequence
 
 
 def require_disjoint(
-    native: Any,
-    groups: list[Group],
-    written: tuple[str, Sequence[Tensor], int],
-    read: tuple[str, Sequence[Tensor], int],
+    native: Any, groups: list[Group], named: dict[str, Sequence[Tensor]], written: Collection[str]
 ) -> None:
     """Raise ``ValueError`` where memory that a native kernel writes is reached through another tensor too.
 
-    ``written`` and ``read`` are the name of a list, its tensors, and its place among the lists of the groups.
+    Args:
+        native: the module of the kernel.
+        groups: what :func:`partition` made of the lists.
+        named: the lists.
+        written: names of those that are written.
     """
     if not groups:
         return
-    arguments: list[Any] = []
-    for name, tensors, place in (written, read):
+    memory = []
+    for place, (name, tensors) in enumerate(named.items()):
         addresses, extents = [0] * len(tensors), [0] * len(tensors)
         for group in groups:
             width = tensors[group.positions[0]].element_size()
             put(addresses, group.positions, group.addresses[place])
             put(extents, group.positions, [size * width for size in group.sizes])
-        arguments += [name, addresses, extents]
-    native.require_disjoint_writes(*arguments)
+        memory.append(native.Memory(name, addresses, extents, name in written))
+    native.require_disjoint_writes(memory)
 
 
 def at(tensors: Sequence[Tensor], positions: Sequence[int]) -> Sequence[Tensor]:

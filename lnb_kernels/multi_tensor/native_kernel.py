@@ -6,7 +6,7 @@ reference, in the same call. All checks of memory come before the first write.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -55,9 +55,8 @@ def ema_combined_(
         reference.ema_combined_(averages, outputs, values, beta, shares, take, ok)
         return
     native = _native.module()
-    lists = {"averages": averages, "values": values, "outputs": outputs}
-    groups, rest = partition(native, lists, lambda x, y, _: native.combines(x, y))
-    _require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
+    lists = {"averages": averages, "values": values, "out": outputs}
+    groups, rest = _separate(native, lists, lambda x, y, _: native.combines(x, y), {"averages", "out"})
     factors = shares.tolist()
     for group in groups:
         of_group = [factors[i] for i in group.positions]
@@ -104,8 +103,7 @@ def apply_(
     if ok is not None and not ok:
         return
     native = _native.module()
-    groups, rest = partition(native, {"params": params, "directions": directions}, native.supported)
-    _require_disjoint(native, groups, ("params", params, 0), ("directions", directions, 1))
+    groups, rest = _separate(native, {"params": params, "directions": directions}, native.supported, {"params"})
     factors = scales.tolist()
     rate = lr if lr_tensor is None else float(lr_tensor)
     decay = weight_decay if weight_decay_tensor is None else float(weight_decay_tensor)
@@ -132,8 +130,7 @@ def apply_master_(
         native = _native.module()
         lists = {"masters": masters, "params": params, "directions": directions}
         groups, _ = partition(native, lists, lambda *_: True)  # only to look at their memory
-        require_disjoint(native, groups, ("masters", masters, 0), ("params", params, 1))
-        require_disjoint(native, groups, ("params", params, 1), ("directions", directions, 2))
+        require_disjoint(native, groups, lists, {"masters", "params"})
         apply_(masters, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, None)
         torch._foreach_copy_(list(params), list(masters))
 
@@ -141,8 +138,7 @@ def apply_master_(
 def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with_norms: bool) -> list[float]:
     """Update the averages; with ``with_norms``, return their squared norms."""
     native = _native.module()
-    groups, rest = partition(native, {"averages": averages, "values": values}, native.supported)
-    _require_disjoint(native, groups, ("averages", averages, 0), ("values", values, 1))
+    groups, rest = _separate(native, {"averages": averages, "values": values}, native.supported, {"averages"})
     norms = [0.0] * len(averages)
     for group in groups:
         found = native.ema(*_operands(group), beta, with_norms, torch.get_num_threads())
@@ -161,15 +157,14 @@ def _operands(group: Group) -> tuple[Any, ...]:
     return group.addresses[0], group.types[0], group.addresses[1], group.types[1], group.sizes
 
 
-def _require_disjoint(
-    native: Any,
-    groups: list[Group],
-    written: tuple[str, Sequence[Tensor], int],
-    read: tuple[str, Sequence[Tensor], int],
-) -> None:
-    """:func:`require_disjoint` where a kernel, which looks at the memory of its own call, would see too little."""
+def _separate(
+    native: Any, named: dict[str, Sequence[Tensor]], supported: Callable[..., bool], written: Collection[str]
+) -> tuple[list[Group], list[int]]:
+    """:func:`partition`, refused where written memory is shared between groups; a kernel looks at its own group's."""
+    groups, rest = partition(native, named, supported)
     if len(groups) > 1:
-        require_disjoint(native, groups, written, read)
+        require_disjoint(native, groups, named, written)
+    return groups, rest
 
 
 def _vector(values: list[float], tensors: Sequence[Tensor]) -> Tensor:

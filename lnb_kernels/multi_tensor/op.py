@@ -196,18 +196,19 @@ def ema_combined_(
         RuntimeError: a written tensor requires grad while autograd records.
     """
     op = "multi_tensor.ema_combined_"
-    _check_ema(op, averages, values, ok)
+    if out is None:
+        _check_ema(op, averages, values, ok)
+    else:
+        _check_ema(op, averages, values, ok, out=out)
+        writable(op, "out", out)
+        for i, (average, target) in enumerate(zip(averages, out, strict=True)):
+            if target.dtype != average.dtype:
+                raise TypeError(f"{op}: out[{i}] has dtype {target.dtype}; allowed is averages[{i}]'s, {average.dtype}")
     beta = checks.share(op, "beta", beta)
     checks.factors(op, "shares", shares, "averages", averages)
     take = checks.number(op, "take", take)
     if out is None:
         out = list(map(torch.empty_like, averages))
-    else:
-        checks.pairs(op, "averages", averages, "out", out)
-        writable(op, "out", out)
-        for i, (average, target) in enumerate(zip(averages, out, strict=True)):
-            if target.dtype != average.dtype:
-                raise TypeError(f"{op}: out[{i}] has dtype {target.dtype}; allowed is averages[{i}]'s, {average.dtype}")
     if averages:
         _ema_combined(averages, out, values, beta, shares, take, ok)
     return list(out)
@@ -229,7 +230,7 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
         TypeError: not lists of dense floating tensors.
         ValueError: lengths, shapes or devices do not fit.
     """
-    checks.pairs("multi_tensor.dot", "xs", xs, "ys", ys)
+    checks.alike("multi_tensor.dot", xs=xs, ys=ys)
     checks.layers("multi_tensor.dot", layers, len(xs))
     if not xs:
         return torch.empty(0)
@@ -261,7 +262,7 @@ def apply_(
         RuntimeError: a written tensor requires grad while autograd records.
     """
     op = "multi_tensor.apply_"
-    checks.pairs(op, "params", params, "directions", directions)
+    checks.alike(op, params=params, directions=directions)
     writable(op, "params", params)
     rates = _check_step(op, "params", params, scales, lr, weight_decay, ok)
     if params:
@@ -293,8 +294,7 @@ def apply_master_(
         RuntimeError: likewise.
     """
     op = "multi_tensor.apply_master_"
-    checks.pairs(op, "masters", masters, "directions", directions)
-    checks.pairs(op, "masters", masters, "params", params)
+    checks.alike(op, masters=masters, params=params, directions=directions)
     for i, master in enumerate(masters):
         if master.dtype != torch.float32:
             raise TypeError(f"{op}: masters[{i}] has dtype {master.dtype}; allowed is float32")
@@ -320,7 +320,9 @@ def _check_step(
     return (*checks.rate(op, "lr", lr), *checks.rate(op, "weight_decay", weight_decay))
 
 
-def _check_ema(op: str, averages: Sequence[Tensor], values: Sequence[Tensor], ok: Tensor | None) -> None:
-    checks.pairs(op, "averages", averages, "values", values)
+def _check_ema(
+    op: str, averages: Sequence[Tensor], values: Sequence[Tensor], ok: Tensor | None, **out: Sequence[Tensor]
+) -> None:
+    checks.alike(op, averages=averages, values=values, **out)
     writable(op, "averages", averages)
     checks.flag(op, ok, averages)

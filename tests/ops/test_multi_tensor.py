@@ -491,6 +491,23 @@ def test_written_memory_that_overlaps_is_refused_before_any_write(xs, ys, messag
 
 
 @needs_native
+def test_outputs_that_overlap_are_refused_before_any_write(backend: str) -> None:
+    """With the averages, the values, or one another."""
+    if backend == "reference":
+        return
+    averages, values, shares = [torch.zeros(8), torch.zeros(8)], [torch.ones(8), torch.ones(8)], torch.ones(2)
+    memory = torch.zeros(12)
+    for out, named in (
+        ([averages[1], torch.zeros(8)], r"out\[0\] and averages\[1\]|averages\[1\] and out\[0\]"),
+        ([torch.zeros(8), values[0]], r"out\[1\] and values\[0\]|values\[0\] and out\[1\]"),
+        ([memory[:8], memory[4:]], r"out\[1\] and out\[0\]"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            multi_tensor.ema_combined_(averages, values, 0.5, shares, 0.5, out=out)
+        assert not torch.cat(averages).any()
+        assert bool((torch.cat(values) == 1).all())
+
+
 def test_masters_and_parameters_that_overlap_are_refused_before_any_write() -> None:
     memory, ones = torch.zeros(20), torch.ones(8, dtype=torch.bfloat16)
     views = memory.view(torch.bfloat16)
