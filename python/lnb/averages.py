@@ -49,8 +49,7 @@ def average_gradients(work: Work, verdict: Verdict, config: Config, scratch: Scr
 
 def _memory(work: Work, members: list[nn.Parameter], averages: list[Tensor], scratch: Scratch) -> list[Tensor] | None:
     """Where ``g~`` of ``members`` goes; None where none of it is overwritten by its direction."""
-    balanced = (block.parameters for block in work.blocks if block.config.trust_region == "balanced")
-    overwritten = {parameter for parameters in balanced for parameter in parameters}
+    overwritten = {p for block in work.blocks if block.config.overwrites_average for p in block.parameters}
     kept = scratch.take({p: average for p, average in zip(members, averages, strict=True) if p in overwritten})
     if not kept:
         return None

@@ -157,6 +157,11 @@ class Config:
         return self.solver in ("auto", "pcg") and self.averaged
 
     @property
+    def overwrites_average(self) -> bool:
+        """Whether the direction takes the place of the averaged gradient in memory."""
+        return self.trust_region == "balanced"
+
+    @property
     def keeps_direction(self) -> bool:
         """Whether the state holds the previous solution, to start conjugate gradients from."""
         return not self.factored and self.solver in ("auto", "pcg", "matrix_free")

@@ -12,7 +12,7 @@ from lnb.factored import block_count
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS
 from lnb.planning.choice import Choice
 from lnb.planning.cost import Cost, layer_cost
-from lnb.planning.memory import input_bytes, moment_bytes, state_bytes
+from lnb.planning.memory import input_bytes, moment_bytes, scratch_bytes, state_bytes
 from lnb.planning.rates import Rates
 from lnb.work import moment_blocks
 
@@ -51,6 +51,7 @@ class PlanRow:
         state_bytes: what the optimizer keeps, gradient averages included.
         input_bytes: inputs kept from the backward pass to the step; 0 until rows are known.
         moment_bytes: the second moment that lives from the backward pass to the step, on steps that gather one.
+        scratch_bytes: host memory that is kept to work in; 0 on an accelerator.
         rows: of one step; None until a backward pass was seen.
         cost: predicted seconds; None until rows are known.
         reason: why.
@@ -68,6 +69,7 @@ class PlanRow:
     state_bytes: int
     input_bytes: int
     moment_bytes: int
+    scratch_bytes: int
     rows: int | None
     cost: Cost | None
     reason: str
@@ -125,6 +127,11 @@ class Plan:
         return sum(row.moment_bytes + row.input_bytes for row in self.rows)
 
     @property
+    def scratch_bytes(self) -> int:
+        """Bytes of host memory that a step works in, kept for the next one; they are no state."""
+        return sum(row.scratch_bytes for row in self.rows)
+
+    @property
     def overhead(self) -> float | None:
         """Predicted time of statistics, solutions and trust regions relative to the layers' forward and backward passes;
         None until the rows of any layer are known."""
@@ -140,7 +147,8 @@ class Plan:
         ]
         others = f", of other parameters: {self.other_bytes / 1e6:.3g} MB" if self.other_bytes else ""
         gathered = f"; from backward pass to step: {self.gathered_bytes / 1e6:.3g} MB"
-        lines.append(f"state of all layers: {self.state_bytes / 1e6:.3g} MB{others}{gathered}")
+        scratch = f"; to work in: {self.scratch_bytes / 1e6:.3g} MB" if self.scratch_bytes else ""
+        lines.append(f"state of all layers: {self.state_bytes / 1e6:.3g} MB{others}{gathered}{scratch}")
         if self.overhead is None:
             lines.append("times are predicted once a backward pass and a step have shown how many rows there are")
         else:
@@ -176,6 +184,7 @@ def plan_block(block: Block, choice: Choice, rows: Rows | None, rates: Rates | N
         state_bytes=state_bytes(block, config),
         input_bytes=0 if rows is None else input_bytes(block, config, rows),
         moment_bytes=moment_bytes(block, config),
+        scratch_bytes=scratch_bytes(block, config),
         rows=None if rows is None else rows.count,
         cost=None if rows is None or rates is None else layer_cost(block, config, rows, rates),
         reason="; ".join(filter(None, (reason, choice.reason))),

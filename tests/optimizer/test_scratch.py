@@ -97,6 +97,17 @@ def test_a_copy_works_in_memory_of_its_own() -> None:
     assert own.isdisjoint(tensor.data_ptr() for tensor in twin._scratch._kept.values())
 
 
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_the_plan_announces_it(preset: str) -> None:
+    net = model()
+    optimizer = lnb.LNB(net, lr=0.01, preset=preset)
+    planned = optimizer.plan()
+    train(net, optimizer, range(2))
+    kept = sum(tensor.numel() * tensor.element_size() for tensor in optimizer._scratch._kept.values())
+    assert planned.scratch_bytes == kept
+    assert ("to work in" in str(planned)) == (preset == "fast")
+
+
 def test_no_part_of_the_state() -> None:
     net = model()
     optimizer = lnb.LNB(net, lr=0.01)

@@ -49,6 +49,13 @@ def moment_bytes(block: Block, config: Config) -> int:
     return statistics_dtype(block.weight.dtype).itemsize * count * (d_in // blocks + 1) ** 2
 
 
+def scratch_bytes(block: Block, config: Config) -> int:
+    """Host memory that is kept for the averages that directions overwrite (:mod:`lnb.scratch`)."""
+    if not config.overwrites_average or block.weight.device.type != "cpu":
+        return 0
+    return sum(p.numel() * statistics_dtype(p.dtype).itemsize for p in block.parameters)
+
+
 def input_bytes(block: Block, config: Config, rows: Rows) -> int:
     """Inputs that are kept until the step, for solvers that use them."""
     if not config.keeps_inputs or block.packed:
