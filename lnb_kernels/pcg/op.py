@@ -127,10 +127,10 @@ def pcg(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve ``A h = g`` approximately by ``iterations`` steps of preconditioned conjugate gradients.
 
-    From ``r = g - A h``, ``z = P r``, ``p = z``, each step does
-    ``alpha = <r, z> / <p, A p>``, ``h += alpha p``, ``r -= alpha A p``, ``z = P r``, ``beta = <r, z>_new / <r,
-    z>_old``, ``p = z + beta p``, where ``<.,.>`` sums over one scope unit. A unit stops (``alpha = 0``) where ``||r||
-    <= 1e-5 ||g||`` or ``<p, A p>`` is not positive; this is a mask, so no value is read back from the device.
+    From ``r = g - A h``, ``z = P r``, ``p = z``, each step does ``alpha = <r, z> / <p, A p>``, ``h += alpha p``,
+    ``r -= alpha A p``, ``z = P r``, ``beta = <r, z>_new / <r, z>_old``, ``p = z + beta p``, where ``<.,.>`` sums over
+    one scope unit. A unit stops (``alpha = 0``) where ``||r|| <= 1e-5 ||g||`` or ``<p, A p>`` is not positive; this is
+    a mask, so no value is read back from the device.
 
     Cost: ``iterations`` products with ``A`` for ``h0=None``, one more (the first residual) with ``h0``.
 

@@ -1,4 +1,4 @@
-"""Training runs as a library: tasks on real data, one loop for every optimizer, runs on disk that survive a kill.
+"""Training runs as a library: tasks on real data, one loop for every optimizer, runs on disk that survive a kill::
 
 task = make_task("digits")
 trainer = Trainer(task, OptimizerConfig("lnb", lr=0.1), LoopConfig(steps=200))
