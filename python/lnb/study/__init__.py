@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from lnb.study.clocks import CLOCKS, clock_of
 from lnb.study.findings import Family, Findings, families
 from lnb.study.measures import Comparison, Row, compare
 from lnb.study.outcomes import Outcome, Store
 from lnb.study.profiles import Profile, load_profile
-from lnb.study.runner import CLOCKS, Progress, run_suite
+from lnb.study.runner import Progress, run_suite
 from lnb.study.suite import Cell, Suite, SuiteError, SuiteFamily, SuiteTask, load_suite
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "SuiteError",
     "SuiteFamily",
     "SuiteTask",
+    "clock_of",
     "compare",
     "families",
     "load_profile",
