@@ -14,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 import lnb_kernels as lk
+from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import geometry
 from lnb_kernels.conv2d.patches import conv2d_second_moment_by_patches
 from lnb_kernels.conv2d.shifts import conv2d_second_moment_by_shifts, has_interior
@@ -159,10 +160,10 @@ def test_stride_one_builds_no_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*args: Any, **kwargs: Any) -> torch.Tensor:
         raise AssertionError("patches were built")
 
-    x = torch.randn(2, 4, 20, 20)
-    expected = lk.conv2d_second_moment(x, 3, padding=1)
+    x, code = torch.randn(2, 4, 20, 20), geometry("test", 3, 1, 1, 1, 1).encode()
+    expected = reference.conv2d_second_moment(x, code)
     monkeypatch.setattr(F, "unfold", forbidden)
-    assert torch.equal(lk.conv2d_second_moment(x, 3, padding=1), expected)
+    assert torch.equal(reference.conv2d_second_moment(x, code), expected)
     with pytest.raises(AssertionError, match="patches were built"):
         lk.conv2d_second_moment(x, 3, stride=2, padding=1)
 
