@@ -67,6 +67,7 @@ GEOMETRIES: list[tuple[Pair, Pair, Pair | str, Pair, int]] = [
 ]
 
 
+@pytest.mark.usefixtures("both_backends")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "groups"), GEOMETRIES)
 @pytest.mark.parametrize("shape", [(3, 4, 13, 11), (4, 9, 9), (1, 4, 24, 40)], ids=str)
@@ -89,6 +90,7 @@ def test_matches_patches_in_float64(
         assert_close_to_reference(s, truth, plain)
 
 
+@pytest.mark.usefixtures("both_backends")
 @pytest.mark.parametrize("channels", [1, 7, 123])
 @pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 7), (2, 3), (7, 23)], ids=str)
 def test_odd_sizes(size: Pair, channels: int) -> None:
@@ -99,6 +101,7 @@ def test_odd_sizes(size: Pair, channels: int) -> None:
     assert_close_to_reference(lk.conv2d_second_moment(x, *args), truth, gram(patch_rows(x, *args)))
 
 
+@pytest.mark.usefixtures("both_backends")
 @pytest.mark.parametrize("shape", [(8, 64, 20, 20), (2, 16, 70, 66), (9, 3, 64, 64)], ids=str)
 def test_long_sums_keep_their_digits(shape: tuple[int, ...]) -> None:
     """Positive features, so that sums grow with the number of pixels: the worst case for float32."""
