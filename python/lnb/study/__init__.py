@@ -8,7 +8,8 @@ from lnb.study.measures import Comparison, Row, compare
 from lnb.study.outcomes import Outcome, Store
 from lnb.study.profiles import Profile, load_profile
 from lnb.study.runner import Progress, run_suite
-from lnb.study.suite import Cell, Suite, SuiteError, SuiteFamily, SuiteTask, load_suite
+from lnb.study.suite import Cell, Suite, SuiteError, SuiteFamily, SuiteTask
+from lnb.study.suite_file import load_suite
 
 __all__ = [
     "CLOCKS",
