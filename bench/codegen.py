@@ -4,10 +4,9 @@
     python bench/codegen.py --check     # compile again, compare with it, exit 1 on a violated budget
 
 For each case of ``cases.py`` and each architecture: registers, spilled bytes, shared memory, and the number of
-tensor-core
-instructions (HMMA, HGMMA, UTCHMMA and the tf32 forms; MFMA on AMD). Budgets: no spills, tensor-core instructions
-where the recorded code has them, registers at most 10% above the recorded number; and at least as many programs share a
-multiprocessor as the cost model of the Gram kernel assumes.
+tensor-core instructions (HMMA, HGMMA, UTCHMMA and the tf32 forms; MFMA on AMD). Budgets: no spills, tensor-core
+instructions where the recorded code has them, registers at most 10% above the recorded number; and at least as many
+programs share a multiprocessor as the cost model of the Gram kernel assumes.
 """
 
 from __future__ import annotations

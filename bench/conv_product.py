@@ -3,7 +3,7 @@
 The product ``(P~'P~ / N + ridge) v`` over the patches ``P`` is what conjugate gradients need three times per layer and step.
 Routes: ours (``lnb_kernels.conv2d_cov_matvec``), a forward-mode derivative followed by a reverse-mode one in torch (what the
 published implementation does) and in jax (an outside reference; the extra ``jax``), and a product with the second moment
-``S``; beside them what making ``S`` once costs. Rows: layers of the UNet of ``step_overhead.py``, and all its convolutions
+``S``; beside them what making ``S`` once costs. Rows: layers of the UNet of ``models.py``, and all its convolutions
 together, these over ``loss.backward()`` of the whole network. Routes take turns; medians of ratios within a round. A route
 whose result errs more than twice as much as torch's autodiff, both against float64, ends the benchmark.
 
@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import models
 import step_overhead
+import timing
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lnb_kernels as lk
-from lnb.study import CLOCKS
 from lnb.study.profiles import save_profile
 
 RIDGE = 0.1
@@ -173,7 +174,7 @@ def layer_backward(site: Site) -> Route:
     return lambda: torch.autograd.grad(y, wanted, upstream, retain_graph=True)
 
 
-def model_backward(model: nn.Module, batch: step_overhead.Batch) -> Route:
+def model_backward(model: nn.Module, batch: models.Batch) -> Route:
     """``loss.backward()`` of the whole model, without the adding up into ``.grad``."""
     inputs, loss_fn = batch
     loss = loss_fn(model(inputs))
@@ -205,7 +206,7 @@ def compare(
 
 
 def measure(
-    model: nn.Module, batch: step_overhead.Batch, rounds: int, clock: Callable[[], float], with_jax: bool
+    model: nn.Module, batch: models.Batch, rounds: int, clock: Callable[[], float], with_jax: bool
 ) -> dict[str, dict[str, dict[str, float] | None]]:
     """Rows of the distinct shapes among the model's convolutions, and of all of them together."""
     every = sites(model, batch[0])
@@ -231,28 +232,23 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.clock == "cpu" and arguments.threads != 1:
-        parser.error("--clock cpu adds up the time of all threads: give --threads 1 too")
-    torch.set_num_threads(arguments.threads)
+    arguments, clock = timing.parse(parser, threads=1)
     if hasattr(os, "sched_setaffinity"):  # jax takes as many threads as the process may run on cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     with_jax = importlib.util.find_spec("jax") is not None
     if not with_jax:
         print("NO JAX: the outside reference is missing from every row; pip install 'lnb-kernels[jax]'", flush=True)
     torch.manual_seed(0)
-    model, batch = step_overhead.unet()
-    results = measure(model, batch, arguments.rounds, CLOCKS[arguments.clock], with_jax)
+    model, batch = models.unet()
+    results = measure(model, batch, arguments.rounds, clock, with_jax)
     if arguments.json:
         versions = {}
         if with_jax:
             import jax
 
             versions["jax"] = jax.__version__
-        title = f"Convolutions of the UNet ({(step_overhead.unet.__doc__ or '').rstrip('.')})"
+        title = f"Convolutions of the UNet ({(models.unet.__doc__ or '').rstrip('.')})"
         save_profile(arguments.json, "product", title, results, **versions)
 
 

@@ -224,12 +224,12 @@ def steps(device: str, small: bool) -> list[dict[str, Any]]:
     """Forward, backward and step of an MLP: LNB against fused AdamW."""
     import lnb
 
-    width, batch, rows = (32, 16, []) if small else (2048, 8192, [])
+    width, batch = (32, 16) if small else (2048, 8192)
+    rows: list[dict[str, Any]] = []
     for name in ("adamw", "lnb"):
         torch.manual_seed(0)
-        model = torch.nn.Sequential(
-            torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, 10)  # noqa: E501
-        ).to(device)  # fmt: skip
+        hidden = [layer for _ in range(2) for layer in (torch.nn.Linear(width, width), torch.nn.GELU())]
+        model = torch.nn.Sequential(*hidden, torch.nn.Linear(width, 10)).to(device)
         x, y = torch.randn(batch, width, device=device), torch.randint(10, (batch,), device=device)
         fused = torch.optim.AdamW(model.parameters(), fused=device == "cuda") if name == "adamw" else None
         optimizer: Any = fused or lnb.LNB(model, lr=0.01)

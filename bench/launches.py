@@ -1,9 +1,8 @@
 """Record what the launchers would launch, without a GPU: kernels, grids, constants and argument types.
 
 The launchers run on meta tensors with the heuristics of a chosen architecture, and Triton's launch is replaced by a
-recorder. So the
-code that is inspected (``codegen.py``) and costed (``roofline.py``) is that of the shipped configurations by
-construction.
+recorder. So the code that is inspected (``codegen.py``) and costed (``roofline.py``) is that of the shipped
+configurations by construction.
 """
 
 from __future__ import annotations

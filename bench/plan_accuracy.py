@@ -1,6 +1,6 @@
 """What ``LNB.plan()`` predicts against what is measured, per model and setting.
 
-Every optimizer trains its own copy of a model of ``step_overhead.py``. Its forward and backward passes and its ``step()`` are
+Every optimizer trains its own copy of a model of ``models.py``. Its forward and backward passes and its ``step()`` are
 timed apart, on steps that gather statistics and on others; the passes of a copy without LNB, which takes turns, are what
 gathering is measured against. All times are milliseconds per step on average.
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step_overhead import MODELS, Batch
+from models import MODELS, Batch
 from torch import nn
 
 import lnb

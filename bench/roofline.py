@@ -200,6 +200,11 @@ def print_traffic() -> None:
             print(
                 f"{op + ' ' + label:40s} {moved / 1e6:8.1f} MB {moved / traffic.minimum:6.3f}  {traffic.launches} launches"
             )
+    traffic = pcg_step(768, 769)
+    moved = traffic.read + traffic.written - traffic.repeated
+    print(
+        f"{'vectors of a CG step, 768 rows of 769':40s} {moved / 1e6:8.1f} MB {moved / traffic.minimum:6.3f}  1 launch"
+    )
     print()
 
 

@@ -26,16 +26,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from models import MODELS, Batch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import lnb
 import lnb_kernels as lk
-from lnb.training.models import MLP, UNet
-from lnb.training.models.transformer import Block
 from lnb.training.optimizers import OptimizerConfig, build_optimizer
-
-Batch = tuple[Tensor, Callable[[Tensor], Tensor]]
 
 
 class Stepper:
@@ -127,26 +124,6 @@ def autodiff_step(model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def transformer() -> tuple[nn.Module, Batch]:
-    """Two blocks, d=512, 16 x 512 tokens."""
-    x = torch.randn(16, 512, 512)
-    target = torch.randn(16, 512, 512)
-    return nn.Sequential(Block(512, 8, True), Block(512, 8, True)), (x, lambda y: F.mse_loss(y, target))
-
-
-def unet() -> tuple[nn.Module, Batch]:
-    """16 base channels, images of 64 x 64, batch 8, 11 classes."""
-    target = torch.randint(0, 11, (8, 64, 64))
-    return UNet(3, 11, width=16), (torch.rand(8, 3, 64, 64), lambda y: F.cross_entropy(y, target))
-
-
-def mlp() -> tuple[nn.Module, Batch]:
-    """784-800-10, batch 1000."""
-    target = torch.randint(0, 10, (1000,))
-    return MLP(784, 10, width=800), (torch.rand(1000, 784), lambda y: F.cross_entropy(y, target))
-
-
-MODELS = {"transformer": transformer, "unet": unet, "mlp": mlp}
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW fused": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True),
     "fast": lambda m: lnb.LNB(m, 0.01),

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import step_overhead
+import timing
 import torch
 import torch.utils.checkpoint
+from models import MODELS, Batch
 from torch import nn
 
 import lnb
 from lnb import update
-from lnb.study import CLOCKS
 from lnb.study.memory import peak_bytes
 from lnb.study.profiles import PARTS, save_profile
 
@@ -49,7 +50,7 @@ class Worker:
         self.optimizer = make(self.model)
         self.losses: list[float] = []
 
-    def step(self, batch: step_overhead.Batch) -> Spans:
+    def step(self, batch: Batch) -> Spans:
         """Make one training step."""
         inputs, loss_fn = batch
         self.optimizer.zero_grad()
@@ -103,9 +104,7 @@ def split(mine: Spans, base: Spans) -> dict[str, float]:
     }
 
 
-def parts(
-    model: nn.Module, batch: step_overhead.Batch, cycles: int, clock: Callable[[], float]
-) -> dict[str, dict[str, float]]:
+def parts(model: nn.Module, batch: Batch, cycles: int, clock: Callable[[], float]) -> dict[str, dict[str, float]]:
     """Milliseconds of a step of every optimizer by :data:`PARTS`; optimizers that did not train are left out."""
     workers = {label: Worker(model, make, clock) for label, make in OPTIMIZERS.items()}
     found: dict[str, list[dict[str, float]]] = {label: [] for label in workers}
@@ -137,9 +136,9 @@ def show_parts(models: list[str], cycles: int, clock: Callable[[], float]) -> di
     results: dict[str, Any] = {}
     for name in models:
         torch.manual_seed(0)
-        print(f"\n{name}: {step_overhead.MODELS[name].__doc__} (ms)")
+        print(f"\n{name}: {MODELS[name].__doc__} (ms)")
         print(f"{'':22}" + "".join(f"{part:>12}" for part in PARTS))
-        results[name] = parts(*step_overhead.MODELS[name](), cycles, clock)
+        results[name] = parts(*MODELS[name](), cycles, clock)
         for label, row in results[name].items():
             print(f"{label:22}" + "".join(f"{row[part]:12.2f}" for part in PARTS), flush=True)
     return results
@@ -209,30 +208,25 @@ def show_memory(batches: list[int], width: int, depth: int) -> list[dict[str, An
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(step_overhead.MODELS), action="append")
+    parser.add_argument("--model", choices=list(MODELS), action="append")
     parser.add_argument("--memory", action="store_true", help="peak memory against batch size instead of times")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024, 4096])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--cycles", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.clock == "cpu" and arguments.threads != 1:
-        parser.error("--clock cpu adds up the time of all threads: give --threads 1 too")
-    torch.set_num_threads(arguments.threads)
+    arguments, clock = timing.parse(parser)
     results: Any
     if arguments.memory:
         width, depth = arguments.width, arguments.depth
         results = show_memory(arguments.batches, width, depth)
         kind, title = "memory", f"{depth} x 2 linear layers of {width} with tanh, fp32"
     else:
-        models = arguments.model or list(step_overhead.MODELS)
-        results = show_parts(models, arguments.cycles, CLOCKS[arguments.clock])
+        chosen = arguments.model or list(MODELS)
+        results = show_parts(chosen, arguments.cycles, clock)
         kind, title = (
             "parts",
-            "; ".join(f"{name}: {(step_overhead.MODELS[name].__doc__ or '').rstrip('.')}" for name in models),
+            "; ".join(f"{name}: {(MODELS[name].__doc__ or '').rstrip('.')}" for name in chosen),
         )
     if arguments.json:
         save_profile(arguments.json, kind, title, results)

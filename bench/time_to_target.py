@@ -16,14 +16,15 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import timing
 import torch
 
-from lnb.study import CLOCKS
 from lnb.training import LoopConfig, OptimizerConfig, Task, TaskOptions, TrainingError, make_task
 from lnb.training.loop import Trainer
 
@@ -70,7 +71,7 @@ Curve = list[tuple[float, float]]  # seconds of training, validation value
 class Study:
     """All runs of one task."""
 
-    def __init__(self, cell: Cell, task: Task, clock: str) -> None:
+    def __init__(self, cell: Cell, task: Task, clock: Callable[[], float]) -> None:
         self.cell, self.task, self.clock = cell, task, clock
         self.curves: dict[tuple[str, float, int, float], Curve] = {}  # by optimizer, lr, seed, share of the budget
 
@@ -94,7 +95,7 @@ class Study:
         )
         curve: Curve = []
         try:
-            trainer = Trainer(self.task, OptimizerConfig(optimizer, lr=lr), config, CLOCKS[self.clock])
+            trainer = Trainer(self.task, OptimizerConfig(optimizer, lr=lr), config, self.clock)
             for record in trainer.records():
                 if record.split == "test":
                     curve.append((record.seconds, record.values[cell.metric]))
@@ -137,7 +138,7 @@ class Study:
         return min(found)
 
 
-def study(name: str, data: Path | None, seeds: int, clock: str) -> dict[str, Any]:
+def study(name: str, data: Path | None, seeds: int, clock: Callable[[], float]) -> dict[str, Any]:
     """Tune, repeat and compare on one task."""
     cell = CELLS[name]
     runs = Study(cell, make_task(cell.task, TaskOptions(data=data, **cell.options)), clock)
@@ -173,13 +174,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--task", choices=list(CELLS), action="append")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if arguments.clock == "cpu" and arguments.threads != 1:
-        parser.error("--clock cpu adds up the time of all threads: use it with --threads 1")
-    torch.set_num_threads(arguments.threads)
+    arguments, clock = timing.parse(parser)
     facts = {
         "date": date.today().isoformat(),
         "torch": torch.__version__,
@@ -189,7 +185,7 @@ def main() -> None:
     }
     results: dict[str, Any] = {}
     for name in arguments.task or CELLS:
-        results[name] = study(name, arguments.data, arguments.seeds, arguments.clock)
+        results[name] = study(name, arguments.data, arguments.seeds, clock)
         print(f"\n{name}: {CELLS[name].metric} {results[name]['target']:.4f}, the best of tuned AdamW")
         for optimizer, row in results[name]["optimizers"].items():
             final = ", ".join("diverged" if value is None else f"{value:.4f}" for value in row["final"])

@@ -19,14 +19,23 @@ inline std::string label(const std::string& list, size_t i) {
     return list + "[" + std::to_string(i) + "]";
 }
 
+// What is wrong with so many elements at an address; null for nothing.
+inline const char* fault(uintptr_t address, int64_t size, Type type) {
+    if (size < 0) return " has a negative size";
+    if (size > 0 && address == 0) return " has entries but a null pointer";
+    if (size > 0 && address % width(type) != 0) return " is not aligned to its dtype";
+    return nullptr;
+}
+
+inline void check_memory(const char* name, uintptr_t address, int64_t size, Type type) {
+    if (const char* found = fault(address, size, type)) throw std::invalid_argument(std::string(name) + found);
+}
+
 inline void check_addresses(const char* list, const Addresses& addresses, const Sizes& sizes, Type type) {
     if (addresses.size() != sizes.size()) throw std::invalid_argument(std::string(list) + ": one size per address");
     for (size_t i = 0; i < sizes.size(); ++i) {
-        if (sizes[i] < 0) throw std::invalid_argument(label(list, i) + " has a negative size");
-        if (sizes[i] == 0) continue;
-        if (addresses[i] == 0) throw std::invalid_argument(label(list, i) + " has entries but a null pointer");
-        if (addresses[i] % width(type) != 0) {
-            throw std::invalid_argument(label(list, i) + " is not aligned to its dtype");
+        if (const char* found = fault(addresses[i], sizes[i], type)) {
+            throw std::invalid_argument(label(list, i) + found);
         }
     }
 }

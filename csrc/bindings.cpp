@@ -25,6 +25,7 @@ namespace {
 
 using lnb::Addresses;
 using lnb::check_addresses;
+using lnb::check_memory;
 using lnb::require_disjoint_writes;
 using lnb::Sizes;
 
@@ -48,7 +49,7 @@ void without_gil(F f) {
 
 Sizes bytes(const Sizes& sizes, lnb::Type type) {
     Sizes result(sizes);
-    for (int64_t& size : result) size *= lnb::kWidth[static_cast<int>(type)];
+    for (int64_t& size : result) size *= lnb::width(type);
     return result;
 }
 
@@ -111,13 +112,6 @@ bool all_finite(const Addresses& tensors, lnb::Type type, const Sizes& sizes, in
     return finite;
 }
 
-void check_memory(const char* name, uintptr_t address, int64_t entries, lnb::Type type) {
-    if (entries > 0 && address == 0) throw std::invalid_argument(std::string(name) + " has entries but a null pointer");
-    if (entries > 0 && address % lnb::kWidth[static_cast<int>(type)] != 0) {
-        throw std::invalid_argument(std::string(name) + " is not aligned to its dtype");
-    }
-}
-
 // `stride` is in elements.
 void second_moment(uintptr_t x, lnb::Type type, int64_t rows, int64_t columns, int64_t stride, bool round, uintptr_t s,
                    int threads) {
@@ -125,8 +119,7 @@ void second_moment(uintptr_t x, lnb::Type type, int64_t rows, int64_t columns, i
     if (rows < 0 || columns < 0 || stride < 0) throw std::invalid_argument("x has a negative size or stride");
     check_memory("x", x, rows * columns, type);
     check_memory("s", s, (columns + 1) * (columns + 1), lnb::Type::kFloat32);
-    const lnb::Rows all{reinterpret_cast<const void*>(x), type, rows, columns,
-                        stride * lnb::kWidth[static_cast<int>(type)]};
+    const lnb::Rows all{reinterpret_cast<const void*>(x), type, rows, columns, stride * lnb::width(type)};
     without_gil([&] { lnb::second_moment(all, round, reinterpret_cast<float*>(s), threads); });
 }
 
@@ -143,7 +136,7 @@ void conv_moment(uintptr_t x, lnb::Type type, const Four& shape, const Four& str
         if (taps < 1 || dilation < 1 || before < 0 || outputs < 0) throw std::invalid_argument("no such convolution");
     }
     if (groups < 1 || shape[1] % groups != 0) throw std::invalid_argument("groups must divide the channels");
-    const int64_t width = lnb::kWidth[static_cast<int>(type)], d = shape[1] / groups * rows[0] * columns[0];
+    const int64_t width = lnb::width(type), d = shape[1] / groups * rows[0] * columns[0];
     check_memory("x", x, shape[0] * shape[1] * shape[2] * shape[3], type);
     check_memory("s", s, groups * (d + 1) * (d + 1), lnb::Type::kFloat32);
     const lnb::Images images{reinterpret_cast<const void*>(x),

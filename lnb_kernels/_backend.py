@@ -1,7 +1,7 @@
 """Which backend serves each op: the table of kernels, the choice, and the user's override.
 
-Every op has a reference in plain PyTorch, and may have a Triton and a native kernel. ``op.py`` of each
-op registers them by name with :func:`register`; nothing is imported before the first call needs it.
+Every op has a reference in plain PyTorch, and may have a Triton and a native kernel. ``op.py`` of each op registers
+them by name with :func:`register`; nothing is imported before the first call needs it.
 """
 
 from __future__ import annotations

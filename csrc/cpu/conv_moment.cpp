@@ -16,6 +16,7 @@
 #include "conv_moment.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "isa.h"

@@ -77,7 +77,7 @@ class SecondMoment {
     // Packs the steps from `begin` on, and adds the columns' sums to the totals.
     void pack(int64_t begin, int64_t steps) {
         const auto pack = isa().tiles->pack[static_cast<int>(form_)][static_cast<int>(x_.type)];
-        const int64_t width = kWidth[static_cast<int>(x_.type)], columns = blocks_ * kBlock;
+        const int64_t width = lnb::width(x_.type), columns = blocks_ * kBlock;
         const int64_t parts = ceil_div(steps, kPackSteps);
         parallel_for(parts, threads_, [=](int64_t part) {
             const int64_t first = part * kPackSteps, count = std::min(kPackSteps, steps - first);

@@ -149,7 +149,7 @@ void pcg_rows(const std::vector<Fields<11>>& problems, int iterations, double ri
     });
 }
 
-lnb::cuda::Sums sums(const Fields<6>& addresses) {
+lnb::CgSums sums(const Fields<6>& addresses) {
     const auto& [gg, old_rr, rr, old_rz, rz, pap] = addresses;
     return {pointer<double>(gg),
             {pointer<double>(old_rr), pointer<double>(rr)},
@@ -157,8 +157,8 @@ lnb::cuda::Sums sums(const Fields<6>& addresses) {
             pointer<double>(pap)};
 }
 
-void pcg_phase(lnb::cuda::Phase phase, const std::vector<Fields<12>>& problems, bool unit_per_row,
-               const Fields<6>& units, const Fields<6>& rows, double stop, const Where& where) {
+void pcg_phase(lnb::CgPhase phase, const std::vector<Fields<12>>& problems, bool unit_per_row, const Fields<6>& units,
+               const Fields<6>& rows, double stop, const Where& where) {
     std::vector<lnb::cuda::VectorProblem> work;
     for (const auto& [g, mu, var, h, r, p, ap, first_row, unit, m, d, columns] : problems) {
         work.push_back({pointer<const float>(g), pointer<const float>(mu), pointer<const float>(var), pointer<float>(h),
@@ -179,12 +179,12 @@ PYBIND11_MODULE(_cuda_module, m) {
         .value("FLOAT32", Type::kFloat32)
         .value("BFLOAT16", Type::kBFloat16)
         .value("FLOAT16", Type::kFloat16);
-    py::enum_<lnb::cuda::Phase>(m, "Phase", py::module_local())
-        .value("START", lnb::cuda::Phase::kStart)
-        .value("PRODUCT", lnb::cuda::Phase::kProduct)
-        .value("MOVE", lnb::cuda::Phase::kMove)
-        .value("DIRECTION", lnb::cuda::Phase::kDirection)
-        .value("STEP", lnb::cuda::Phase::kStep);
+    py::enum_<lnb::CgPhase>(m, "Phase", py::module_local())
+        .value("START", lnb::CgPhase::kStart)
+        .value("PRODUCT", lnb::CgPhase::kProduct)
+        .value("MOVE", lnb::CgPhase::kMove)
+        .value("DIRECTION", lnb::CgPhase::kDirection)
+        .value("STEP", lnb::CgPhase::kStep);
     m.attr("TENSORS_PER_LAUNCH") = lnb::cuda::kTensors;
     m.attr("PIECE_SIZE") = lnb::cuda::kPieceSize;
     m.attr("ROW_COLUMNS") = lnb::cuda::kRowColumns;

@@ -149,6 +149,19 @@ void start_apply(const Pair* pairs, int64_t count, const void* scales, Type scal
     });
 }
 
+// Averages of 16 bits have no combination: whoever keeps some has the wide values to combine.
+template <typename F>
+bool with_combined_types(Type x, Type y, F f) {
+    bool found = false;
+    with_types(x, y, [&](auto x_value, auto y_value) {
+        if constexpr (sizeof x_value > 2) {
+            f(x_value, y_value);
+            found = true;
+        }
+    });
+    return found;
+}
+
 }  // namespace
 
 bool supported(Type x, Type y) {
@@ -175,17 +188,6 @@ void apply_master(const Pair* pairs, int64_t count, Type copy_type, Type y, cons
     if (copy_type == Type::kBFloat16 && y == copy_type) return start(BFloat16{}, BFloat16{});
     if (copy_type == Type::kFloat16 && y == copy_type) return start(Half{}, Half{});
     require_kernel(false);
-}
-
-// Averages of 16 bits have no combination: whoever keeps some has the wide values to combine.
-template <typename F>
-bool with_combined_types(Type x, Type y, F f) {
-    const auto is = [=](Type want_x, Type want_y) { return x == want_x && y == want_y; };
-    if (is(Type::kFloat64, Type::kFloat64)) return f(double{}, double{}), true;
-    if (is(Type::kFloat32, Type::kFloat32)) return f(float{}, float{}), true;
-    if (is(Type::kFloat32, Type::kBFloat16)) return f(float{}, BFloat16{}), true;
-    if (is(Type::kFloat32, Type::kFloat16)) return f(float{}, Half{}), true;
-    return false;
 }
 
 bool combines(Type x, Type y) {

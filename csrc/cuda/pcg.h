@@ -1,12 +1,10 @@
 // Conjugate gradients on the GPU, over layers of different shapes in the same launches.
-//
-// For every row of a right-hand side g: from h = h0, r = g - A h, z = P r, p = z, each step does alpha = <r, z> / <p, A
-// p>, h += alpha p, r -= alpha A p, z = P r, beta = <r, z> / <r, z>_old, p = z + beta p. P is the arrow preconditioner:
-// of a row (w, b), w1 = (w - mu b) / var and b1 = b - sum(mu w1); without a bias, w1 = w / (var + mu^2). A scope unit -
-// a row, or all rows of a layer - is done where ||r|| <= stop ||g|| or <p, A p> <= 0: alpha is 0 then, on the device.
+// The method is that of cg_phase.h, and masks are evaluated on the device.
 #pragma once
 
 #include <cstdint>
+
+#include "../cg_phase.h"
 
 namespace lnb::cuda {
 
@@ -45,24 +43,7 @@ struct VectorProblem {
     int32_t m, d, columns;
 };
 
-// Sums of one unit, or before they are added up, of one row.
-struct Sums {
-    double* gg;     // <g, g>
-    double* rr[2];  // <r, r>, before and after the step
-    double* rz[2];  // <r, z>, likewise
-    double* pap;    // <p, A p>
-};
-
-enum class Phase : int {
-    kStart,      // r <- g - ap (the product with h0, if there is one), p <- P r; gg, rr[1], rz[1] of rows
-    kProduct,    // pap of rows
-    kMove,       // h, r by alpha; rr[1], rz[1] of rows
-    kDirection,  // p by beta
-    kStep,       // the last three at once, where each row is a unit
-};
-
-// `units` holds the sums that the phase reads, `rows` those that it writes; they are the same where each row is a unit.
-void pcg_phase(Phase phase, const VectorProblem* problems, int64_t count, bool unit_per_row, const Sums& units,
-               const Sums& rows, double stop, void* stream);
+void pcg_phase(CgPhase phase, const VectorProblem* problems, int64_t count, bool unit_per_row, const CgSums& units,
+               const CgSums& rows, double stop, void* stream);
 
 }  // namespace lnb::cuda

@@ -92,10 +92,10 @@ __device__ __forceinline__ Part<kOwn> precondition(const Row<kOwn>& row, const P
     return z;
 }
 
-template <Phase kPhase, int kOwn, int kThreadsOfRow>
+template <CgPhase kPhase, int kOwn, int kThreadsOfRow>
 __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(VectorTable) table, bool unit_per_row,
-                                                                  const Sums units, const Sums rows, double stop) {
-    constexpr bool kStart = kPhase == Phase::kStart, kStep = kPhase == Phase::kStep;
+                                                                  const CgSums units, const CgSums rows, double stop) {
+    constexpr bool kStart = kPhase == CgPhase::kStart, kStep = kPhase == CgPhase::kStep;
     int index = 0;
     while (static_cast<unsigned>(table.first_block[index + 1]) <= blockIdx.x) ++index;
     const VectorProblem& problem = table.problem[index];
@@ -130,17 +130,17 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
 
     double pap[1], rz = 0;
     bool active = false;
-    if constexpr (kPhase != Phase::kDirection) {
+    if constexpr (kPhase != CgPhase::kDirection) {
         p = row.load(problem.p);
         const Part<kOwn> ap = row.load(problem.ap);
-        if constexpr (kPhase != Phase::kMove) {
+        if constexpr (kPhase != CgPhase::kMove) {
             pap[0] = dot(p, ap);
             block_sums(pap, sums_scratch);
             if (threadIdx.x == 0) write(rows.pap + row_number, pap[0]);
         } else {
             pap[0] = read(units.pap + unit);
         }
-        if constexpr (kPhase == Phase::kProduct) return;
+        if constexpr (kPhase == CgPhase::kProduct) return;
         active = read(units.rr[0] + unit) > stop * stop * read(units.gg + unit) && pap[0] > 0;
         const auto alpha = static_cast<float>(active ? read(units.rz[0] + unit) / pap[0] : 0);
         Part<kOwn> h = row.load(problem.h);
@@ -162,14 +162,14 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
         }
         rz = sums[1];
     }
-    if constexpr (kPhase == Phase::kDirection) {
+    if constexpr (kPhase == CgPhase::kDirection) {
         active = read(units.rr[0] + unit) > stop * stop * read(units.gg + unit) && read(units.pap + unit) > 0;
         rz = read(units.rz[1] + unit);
         p = row.load(problem.p);
         r = row.load(problem.r);
         z = precondition(row, r, problem, scratch);
     }
-    if constexpr (kPhase == Phase::kDirection || kStep) {
+    if constexpr (kPhase == CgPhase::kDirection || kStep) {
         const auto beta = static_cast<float>(active ? rz / read(units.rz[0] + unit) : 0);
         LNB_UNROLL
         for (int i = 0; i < kOwn; ++i) z.value[i] += beta * p.value[i];
@@ -177,9 +177,9 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
     }
 }
 
-template <Phase kPhase, int kOwn, int kThreadsOfRow>
-void start(const char* name, const VectorProblem* problems, int64_t count, bool unit_per_row, const Sums& units,
-           const Sums& rows, double stop, void* stream) {
+template <CgPhase kPhase, int kOwn, int kThreadsOfRow>
+void start(const char* name, const VectorProblem* problems, int64_t count, bool unit_per_row, const CgSums& units,
+           const CgSums& rows, double stop, void* stream) {
     for (int64_t begin = 0; begin < count; begin += kVectorProblems) {
         VectorTable table;
         table.count = static_cast<int32_t>(std::min<int64_t>(kVectorProblems, count - begin));
@@ -193,9 +193,9 @@ void start(const char* name, const VectorProblem* problems, int64_t count, bool 
     }
 }
 
-template <Phase kPhase>
-void start(const char* name, const VectorProblem* problems, int64_t count, bool unit_per_row, const Sums& units,
-           const Sums& rows, double stop, void* stream) {
+template <CgPhase kPhase>
+void start(const char* name, const VectorProblem* problems, int64_t count, bool unit_per_row, const CgSums& units,
+           const CgSums& rows, double stop, void* stream) {
     int columns = 0;
     for (int64_t i = 0; i < count; ++i) columns = std::max<int>(columns, problems[i].columns);
     if (columns > kVectorColumns) throw std::invalid_argument("pcg_phase: g has too many columns");
@@ -205,22 +205,22 @@ void start(const char* name, const VectorProblem* problems, int64_t count, bool 
 
 }  // namespace
 
-void pcg_phase(Phase phase, const VectorProblem* problems, int64_t count, bool unit_per_row, const Sums& units,
-               const Sums& rows, double stop, void* stream) {
+void pcg_phase(CgPhase phase, const VectorProblem* problems, int64_t count, bool unit_per_row, const CgSums& units,
+               const CgSums& rows, double stop, void* stream) {
     const auto call = [&](auto of_phase, const char* name) {
         of_phase(name, problems, count, unit_per_row, units, rows, stop, stream);
     };
     switch (phase) {
-        case Phase::kStart:
-            return call(start<Phase::kStart>, "pcg_phase.start");
-        case Phase::kProduct:
-            return call(start<Phase::kProduct>, "pcg_phase.product");
-        case Phase::kMove:
-            return call(start<Phase::kMove>, "pcg_phase.move");
-        case Phase::kDirection:
-            return call(start<Phase::kDirection>, "pcg_phase.direction");
-        case Phase::kStep:
-            return call(start<Phase::kStep>, "pcg_phase.step");
+        case CgPhase::kStart:
+            return call(start<CgPhase::kStart>, "pcg_phase.start");
+        case CgPhase::kProduct:
+            return call(start<CgPhase::kProduct>, "pcg_phase.product");
+        case CgPhase::kMove:
+            return call(start<CgPhase::kMove>, "pcg_phase.move");
+        case CgPhase::kDirection:
+            return call(start<CgPhase::kDirection>, "pcg_phase.direction");
+        case CgPhase::kStep:
+            return call(start<CgPhase::kStep>, "pcg_phase.step");
     }
 }
 

@@ -15,8 +15,7 @@ def fused_matvec_pays(d: int, m: int) -> bool:
     """Whether ``X'(X V)`` runs fused, ``X`` read from memory once: few neurons, and rows that L2 can hold for their second use.
 
     Otherwise two plain products read ``X`` twice at the vendor's speed. Fused moves ``N d`` elements from memory and
-    ``2 N d`` plus
-    the partial results from L2, whose rate is about twice as high.
+    ``2 N d`` plus the partial results from L2, whose rate is about twice as high.
     """
     return 0 < m <= FEW_NEURONS and d <= WIDEST_FUSED
 
@@ -33,8 +32,8 @@ def shifts_pay(channels: int, kernel: tuple[int, int], cells: int) -> bool:
     """Whether a stride-1 convolution's second moment is formed from shifted products rather than implicit patches.
 
     Shifts issue ``((2 kh - 1)(2 kw - 1) + 1) / 2`` products of ``channels^2``, patches about
-    ``(kh kw channels)^2 / 2``. Shifts need 16
-    channels to fill a tile, more than one tap, and workspace for every border cell that stays below 8 results.
+    ``(kh kw channels)^2 / 2``. Shifts need 16 channels to fill a tile, more than one tap, and workspace for every
+    border cell that stays below 8 results.
     """
     taps = kernel[0] * kernel[1]
     shifts = ((2 * kernel[0] - 1) * (2 * kernel[1] - 1) + 1) // 2

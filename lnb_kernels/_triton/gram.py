@@ -1,8 +1,7 @@
 """The Gram kernel: every symmetric product ``X'X`` of this library, alone or stacked under ``G'X``.
 
-``second_moment``, the fused backward pass of a linear layer, and the symmetric products of Newton-Schulz iterations
-are this
-kernel with other strides and epilogues. The equation, with rows ``x_n`` (and ``g_n``) and weights ``w_n``:
+``second_moment``, the fused backward pass of a linear layer, and the symmetric products of Newton-Schulz iterations are
+this kernel with other strides and epilogues. The equation, with rows ``x_n`` (and ``g_n``) and weights ``w_n``:
 
     S = alpha * sum_n w_n [x_n 1]' [x_n 1] + beta * C,      W = sum_n g_n' x_n,      b = sum_n g_n
 
@@ -14,18 +13,15 @@ tiles): programs after the last tile sum columns instead, or where all columns f
 read ``X`` once: both operands of the product are one block. Tiles of one split are neighbours in the grid, so that its
 rows of ``X`` and ``G`` stay in L2 for all of them.
 
-Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves. The
-*tail*
+Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves. The *tail*
 tiles that are left make groups; the row steps of a group's tiles are laid end to end and cut into equal shares, one for
-each program that the GPU holds, so that none of it idles: a share may end one tile and begin the next. Partial tiles
-go to a workspace and
-:func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A head tile of one
-program is stored at once, or goes the same way (*staged*): an epilogue takes more registers than the product loop, and more
-than there are for a tall tile of ``S``.
+each program that the GPU holds, so that none of it idles: a share may end one tile and begin the next. Partial tiles go
+to a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A
+head tile of one program is stored at once, or goes the same way (*staged*): an epilogue takes more registers than the
+product loop, and more than there are for a tall tile of ``S``.
 
 Loads. Where the GPU has a copy engine and the layout fits it (:mod:`lnb_kernels._triton.descriptors`), blocks are
-fetched
-by tensor descriptors, else by pointers.
+fetched by tensor descriptors, else by pointers.
 
 Cost with ``nb = ceil(d / BLOCK_I)``, ``mb = ceil(m / BLOCK_I)``, ``T = R nb (nb + 1) / 2 + mb ceil(d / BLOCK_J)``
 tiles: FLOPs ``2 N BLOCK_I BLOCK_J T`` (against ``2 N d^2`` of the full square); bytes from L2
@@ -51,11 +47,10 @@ def _product(
 ):  # fmt: skip
     """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32, column sums and count.
 
-    With ``ONE_TILE`` ``b`` is ``a``; with ``WITH_SUMS`` the second result, ``[BLOCK_N, BLOCK_J]``, adds up over
-    its first
-    dimension to ``sum w_n a_n``, and, ``HAS_WEIGHTS`` given, the third to ``sum w_n``. With ``DESCRIPTORS`` one
-    thread asks the copy engine for each block, which is zero outside of the matrix; ``stop`` is
-    then the end of the matrix or ``BLOCK_N`` divides ``stop - start``.
+    With ``ONE_TILE`` ``b`` is ``a``; with ``WITH_SUMS`` the second result, ``[BLOCK_N, BLOCK_J]``, adds up over its
+    first dimension to ``sum w_n a_n``, and, ``HAS_WEIGHTS`` given, the third to ``sum w_n``. With ``DESCRIPTORS`` one
+    thread asks the copy engine for each block, which is zero outside of the matrix; ``stop`` is then the end of the
+    matrix or ``BLOCK_N`` divides ``stop - start``.
     """
     lane = tl.arange(0, BLOCK_N)
     a_cols = a_col + tl.arange(0, BLOCK_I)
@@ -230,18 +225,14 @@ def gram_kernel(
     """One split of a tile, one share of the tail, or a block of column sums; grid ``(head splits + shares + sums; batch)``.
 
     ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
-    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. With ``STAGE_HEAD`` the tiles of the
-    head go
-    to ``partial`` ``[batch, partials, BLOCK_I, BLOCK_J]`` in the order of the programs, else straight to their
-    place (of
-    tall tiles only those of ``G'X``); behind them the pieces of the tail's tiles, in the order of their steps. With
-    ``STAGE_SUMS`` sums go to ``sums`` ``[batch, sum_splits, sum_blocks, BLOCK_J]``, with ``ONE_TILE`` those of
-    each piece.
-    :func:`gram_finish_kernel` does the rest. With ``ROWS_FIRST`` descriptors are ``[n_rows, batch, d]``. A
-    ``share`` counts steps of ``BLOCK_N`` rows, at most those of one tile; ``common`` is the least common multiple
-    of the two: after so many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for
-    a ``G`` shaped as ``X`` whose
-    product with it is known to be symmetric.
+    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. With ``STAGE_HEAD`` the tiles of the head
+    go to ``partial`` ``[batch, partials, BLOCK_I, BLOCK_J]`` in the order of the programs, else straight to their place
+    (of tall tiles only those of ``G'X``); behind them the pieces of the tail's tiles, in the order of their steps. With
+    ``STAGE_SUMS`` sums go to ``sums`` ``[batch, sum_splits, sum_blocks, BLOCK_J]``, with ``ONE_TILE`` those of each
+    piece. :func:`gram_finish_kernel` does the rest. With ``ROWS_FIRST`` descriptors are ``[n_rows, batch, d]``. A
+    ``share`` counts steps of ``BLOCK_N`` rows, at most those of one tile; ``common`` is the least common multiple of
+    the two: after so many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for a ``G``
+    shaped as ``X`` whose product with it is known to be symmetric.
     """
     program = tl.program_id(0)
     batch = tl.program_id(1)
@@ -358,9 +349,8 @@ def gram_finish_kernel(
     """Add the splits of ``ROWS`` rows of one tile in order and store them.
 
     Grid ``((tiles - first_tile) BLOCK_I / ROWS + sum blocks, batch)``: tiles before ``first_tile`` (0 or ``head``) are
-    finished. ``steps`` of ``BLOCK_N`` rows make one tile. ``CHUNK`` splits are loaded at a time to keep enough
-    loads in flight. Bytes: ``4 splits`` per element of a
-    tile read, ``8`` written.
+    finished. ``steps`` of ``BLOCK_N`` rows make one tile. ``CHUNK`` splits are loaded at a time to keep enough loads in
+    flight. Bytes: ``4 splits`` per element of a tile read, ``8`` written.
     """
     program = tl.program_id(0)
     batch = tl.program_id(1)

@@ -1,11 +1,11 @@
 """What launches of the Gram kernel cost, by a model: the launcher picks splits by it, ``bench/roofline.py`` prints it.
 
 A part of a launch is so many programs of so many rows each. It takes whole turns: as many as the busiest multiprocessor
-works off, each as long as the FLOPs of those rows of a whole tile (padding included) or their bytes from L2, and 1 us to
-fill the pipeline for every tile that a program begins. Programs that share a multiprocessor share its rates, so turns
-follow one another whether they
-overlap or not; sharing hides latency, which bounds small tiles. All parts together take at least as long as the bytes
-from memory; then partial tiles are written and read, and each launch costs 4 us.
+works off, each as long as the FLOPs of those rows of a whole tile (padding included) or their bytes from L2, and 1 us
+to fill the pipeline for every tile that a program begins. Programs that share a multiprocessor share its rates, so
+turns follow one another whether they overlap or not; sharing hides latency, which bounds small tiles. All parts
+together take at least as long as the bytes from memory; then partial tiles are written and read, and each launch costs
+4 us.
 
 Assumed: 60% of the peak of the matrix units, memory at its rate, L2 at 1.6 times that, partial tiles in L2 while they
 fill less than half of it, 0.25 us for a step of a program that has nothing to wait for but its loads.
@@ -44,9 +44,8 @@ def programs_per_multiprocessor(
 class Work:
     """``programs`` of ``rows`` rows of a tile ``block_i x block_j`` each, ``block_n`` rows a step.
 
-    ``together`` programs share a multiprocessor; ``partials`` tiles go to the workspace, for a second kernel.
-    Where there
-    are more of these than programs, programs end one tile and begin another. A ``whole`` matrix in one tile is
+    ``together`` programs share a multiprocessor; ``partials`` tiles go to the workspace, for a second kernel. Where
+    there are more of these than programs, programs end one tile and begin another. A ``whole`` matrix in one tile is
     loaded once.
     """
 

@@ -67,11 +67,11 @@ def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tupl
     """``(block_i, block_j, block_n, num_warps, num_stages)``, the shipped configurations of the product loop.
 
     A tile of 128 x 128 keeps 64 accumulators per thread (8 warps); a smaller matrix gets the next power of two. From
-    Hopper on, wide matrices of 16-bit rows take 256 x 128, which reads a quarter fewer bytes from L2 per product; narrow ones
-    would lose more to what such tiles cover above the diagonal. Their accumulators leave no registers for an epilogue, so
-    they are staged (:func:`gram_plan`), and the second kernel finishes them. The pipeline is as deep as shared memory allows
-    for the programs that share a multiprocessor, at most 4; on AMD 2, as its loads are
-    pipelined through registers.
+    Hopper on, wide matrices of 16-bit rows take 256 x 128, which reads a quarter fewer bytes from L2 per product;
+    narrow ones would lose more to what such tiles cover above the diagonal. Their accumulators leave no registers for
+    an epilogue, so they are staged (:func:`gram_plan`), and the second kernel finishes them. The pipeline is as deep as
+    shared memory allows for the programs that share a multiprocessor, at most 4; on AMD 2, as its loads are pipelined
+    through registers.
     """
     block_j = min(128, max(16, 1 << (d - 1).bit_length()))
     tall = not square and itemsize == 2 and d >= 1024 and arch.name in ("sm_90", "sm_100")

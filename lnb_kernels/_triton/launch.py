@@ -24,8 +24,8 @@ def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[
     """Turn a failure to compile or load ``kernel`` into :class:`KernelUnavailable`, which lets the reference take over.
 
     Triton reports such failures by many types, plain ``RuntimeError`` among them. What the user's call or the device
-    caused passes
-    unchanged: wrong arguments, memory, and errors of the CUDA driver (after which no kernel can be trusted).
+    caused passes unchanged: wrong arguments, memory, and errors of the CUDA driver (after which no kernel can be
+    trusted).
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

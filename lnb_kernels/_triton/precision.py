@@ -15,9 +15,8 @@ def set_input_precision(name: str) -> None:
 
     Args:
         name: ``"tf32"`` (one pass, 11 significant bits), ``"tf32x3"`` (three passes, about fp32), ``"ieee"`` (fp32, no
-        tensor cores), or
-            ``"auto"``: ``"tf32"`` where ``torch.set_float32_matmul_precision`` allows it, else ``"tf32x3"``; on GPUs
-            without tf32, ``"ieee"``.
+            tensor cores), or ``"auto"``: ``"tf32"`` where ``torch.set_float32_matmul_precision`` allows it, else
+            ``"tf32x3"``; on GPUs without tf32, ``"ieee"``.
 
     Raises:
         ValueError: ``name`` is none of these.

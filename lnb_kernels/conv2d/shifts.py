@@ -1,10 +1,10 @@
 """Second moment of convolution patches from shifted channel products, without patches (stride 1).
 
-Write ``T_s(R)[c, c'] = sum over pixels q in R of x[c, q] x[c', q + s]``. The patch entries ``(c, a)`` and ``(c',
-b)``, taps ``a`` and ``b``, have the second moment ``T_(b-a)(R_a)``, where ``R_a`` is the rectangle of image pixels
-that tap ``a`` visits. So blocks depend on the taps through their shift alone, but for the borders of the image. Cut
-both axes into the *interior*, visited by every tap, and
-single border lines: each ``R_a`` is a union of the cells of this grid, and
+Write ``T_s(R)[c, c'] = sum over pixels q in R of x[c, q] x[c', q + s]``. The patch entries ``(c, a)`` and ``(c', b)``,
+taps ``a`` and ``b``, have the second moment ``T_(b-a)(R_a)``, where ``R_a`` is the rectangle of image pixels that tap
+``a`` visits. So blocks depend on the taps through their shift alone, but for the borders of the image. Cut both axes
+into the *interior*, visited by every tap, and single border lines: each ``R_a`` is a union of the cells of this grid,
+and
 
     S[(c, a), (c', b)] = sum over cells K inside R_a of T_(b-a)(K)[c, c'].
 
@@ -162,8 +162,8 @@ def _self_gradient(
 ) -> torch.Tensor:
     """Products of all shifts over cells of one size: a weight gradient with one group per cell and group.
 
-    ``pixels`` take the place of the output's gradient and ``reached`` that of the input. ``[cells, C, C/groups, kh, 2
-    kw - 1]``.
+    ``pixels`` take the place of the output's gradient and ``reached`` that of the input. The result is
+    ``[cells, C, C/groups, kh, 2 kw - 1]``.
     """
     count, channels = len(cells), cells[0][0].shape[1]
     pixels, reached = cells[0] if count == 1 else (torch.cat(side, 1) for side in zip(*cells, strict=True))
@@ -184,7 +184,6 @@ def _corners(cells: list[tuple[torch.Tensor, torch.Tensor]], conv: Geometry) -> 
     pixels = torch.stack([pixel for pixel, _ in cells]).unflatten(2, (conv.groups, -1))  # [cells, B, g, C/g, 1, 1]
     reached = torch.stack([window[:, :, :: conv.dilation[0], :: conv.dilation[1]] for _, window in cells])
     reached = reached.unflatten(2, (conv.groups, -1))  # [cells, B, g, C/g, kh, 2 kw - 1]
-    products: torch.Tensor = pixels.flatten(3).permute(0, 2, 3, 1) @ reached.flatten(3).transpose(
-        1, 2
-    )  # [cells, g, C/g, entries]
+    left, right = pixels.flatten(3).permute(0, 2, 3, 1), reached.flatten(3).transpose(1, 2)
+    products: torch.Tensor = left @ right  # [cells, g, C/g, entries]
     return products.reshape(len(cells), -1, pixels.shape[3], kh, 2 * kw - 1)

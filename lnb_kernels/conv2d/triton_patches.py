@@ -2,14 +2,12 @@
 
     S_g = sum over positions [p 1]'[p 1]        p: the zero-padded patch of group g, D entries
 
-The Gram kernel's scheme (:mod:`lnb_kernels._triton.gram`: lower tiles, splits of the positions, mirrored epilogue)
-with rows gathered from
-the image (:func:`lnb_kernels._triton.patches.patch_tile`) instead of a patch matrix that would be ``kh kw`` times as
-large as the image.
+The Gram kernel's scheme (:mod:`lnb_kernels._triton.gram`: lower tiles, splits of the positions, mirrored epilogue) with
+rows gathered from the image (:func:`lnb_kernels._triton.patches.patch_tile`) instead of a patch matrix that would be
+``kh kw`` times as large as the image.
 
 Cost per group with ``T = nb (nb + 1) / 2`` tiles: FLOPs ``2 N BLOCK_D^2 T``; from L2 and L1 ``2 N BLOCK_D T`` gathered
-elements; from
-memory the image, about once.
+elements; from memory the image, about once.
 """
 
 from __future__ import annotations

@@ -1,24 +1,21 @@
 """Convolution second moments from shifted channel products on the GPU (stride 1).
 
-    S[(c, a), (c', b)] = sum over cells K inside R_a of T_(b-a)(K)[c, c'],    T_s(K)[c, c'] = sum over q in K of x[c,
-    q] x[c', q + s]
+    S[(c, a), (c', b)] = sum over cells K inside R_a of T_(b-a)(K)[c, c'],
+    T_s(K)[c, c'] = sum over q in K of x[c, q] x[c', q + s]
 
 ``R_a`` are the pixels that tap ``a`` visits. Cutting both axes into the interior, which every tap visits, and single
-border lines makes each
-``R_a`` a union of *cells* (derivation: :mod:`lnb_kernels.conv2d.shifts`), so borders cost no correction and no
-cancellation.
+border lines makes each ``R_a`` a union of *cells* (derivation: :mod:`lnb_kernels.conv2d.shifts`), so borders cost no
+correction and no cancellation.
 
 1. :func:`shift_kernel` forms ``T_s`` for the half of the shifts that symmetry leaves, per cell, as a product over
-pixels. The interior is
-   also split over its pixels; each (cell, split) is a *unit*. Tiles ``BLOCK_C x BLOCK_C`` of channels, pixels gathered
-   by the row.
+   pixels. The interior is also split over its pixels; each (cell, split) is a *unit*. Tiles ``BLOCK_C x BLOCK_C`` of
+   channels, pixels gathered by the row.
 2. The splits of the interior are added.
-3. :func:`assemble_kernel` gathers each element of ``S`` from its shift and cells; a program writes a tile and its
-mirror image.
+3. :func:`assemble_kernel` gathers each element of ``S`` from its shift and cells; a program writes a tile and its mirror
+   image.
 
 FLOPs: ``((2 kh - 1)(2 kw - 1) + 1) / 2`` products ``2 pixels C^2`` per group: 13 for 3x3, where patches need 45 of the
-81 with
-symmetry. Bytes: two reads of ``x`` from L2 per shift and tile; workspace ``4 units shifts C^2``; assembly reads
+81 with symmetry. Bytes: two reads of ``x`` from L2 per shift and tile; workspace ``4 units shifts C^2``; assembly reads
 ``4 cells`` per element of ``S``.
 """
 
@@ -50,11 +47,9 @@ def shift_kernel(
 ):  # fmt: skip
     """One tile of one shifted product over one unit; grid ``(shifts blocks^2 + blocks, units, groups)``.
 
-    ``units`` ``[units, 6]`` int32: first row, rows, first column, columns, first and last pixel (of all images,
-    counted within the
-    cell). ``products`` ``[units, groups, shifts, channels, channels]``, ``sums`` ``[units, groups, channels]``;
-    ``channels`` of one group.
-    The last ``blocks`` programs sum the pixels themselves.
+    ``units`` ``[units, 6]`` int32: first row, rows, first column, columns, first and last pixel (of all images, counted
+    within the cell). ``products`` ``[units, groups, shifts, channels, channels]``, ``sums``
+    ``[units, groups, channels]``; ``channels`` of one group. The last ``blocks`` programs sum the pixels themselves.
     """
     SHIFTS: tl.constexpr = KW + (KH - 1) * (2 * KW - 1)
     tile = tl.program_id(0)
@@ -112,11 +107,10 @@ def assemble_kernel(
 ):  # fmt: skip
     """One tile of ``S`` and its mirror image, or a block of its last row; grid ``(tiles + sum blocks, groups)``.
 
-    ``inside`` ``[taps, cells]`` fp32 is 1 where the cell lies in ``R_tap``. Cell 0 is the interior, whose
-    ``interiors`` splits were added into
-    unit 0; cell ``k`` is unit ``interiors - 1 + k``. For opposite shifts ``T_(-s)(R_b)[c', c] = T_s(R_a)[c, c']``; for
-    shift
-    zero the element with ``c >= c'`` is taken for both: ``S`` is symmetric to the bit.
+    ``inside`` ``[taps, cells]`` fp32 is 1 where the cell lies in ``R_tap``. Cell 0 is the interior, whose ``interiors``
+    splits were added into unit 0; cell ``k`` is unit ``interiors - 1 + k``. For opposite shifts
+    ``T_(-s)(R_b)[c', c] = T_s(R_a)[c, c']``; for shift zero the element with ``c >= c'`` is taken for both: ``S`` is
+    symmetric to the bit.
     """
     SHIFTS: tl.constexpr = KW + (KH - 1) * (2 * KW - 1)
     tile = tl.program_id(0)

@@ -3,17 +3,14 @@
     out = X~'(X~ v') / N + ridge v        X~ = X or [X 1], v [m, d or d+1]
 
 Tile scheme. A program owns a slice of the rows and takes it slab by slab. For the rows of a slab it forms
-``y = x v' + v_b`` (kept in
-scratch), then adds ``y' x`` to its partial result, chunk by chunk of the features; the second use of a row comes from
-L2, as all slabs in
-flight fit half of it. :func:`finish_kernel` adds the partial results in a fixed order, divides by ``N`` and
-regularises. Products
-run in tf32 arithmetic (16-bit ``x`` is exact in it) under the precision of :mod:`lnb_kernels._triton.precision`.
+``y = x v' + v_b`` (kept in scratch), then adds ``y' x`` to its partial result, chunk by chunk of the features; the
+second use of a row comes from L2, as all slabs in flight fit half of it. :func:`finish_kernel` adds the partial results
+in a fixed order, divides by ``N`` and regularises. Products run in tf32 arithmetic (16-bit ``x`` is exact in it) under
+the precision of :mod:`lnb_kernels._triton.precision`.
 
-Bytes: ``N d size`` from memory; from L2 ``2 N d size``, and ``8 m d`` per slab for the partial result;
-``4 splits m d`` to finish. FLOPs:
-``4 N d m`` with ``m`` rounded up to a power of two. Many neurons, or rows too wide for slabs, go to two plain products
-(:func:`lnb_kernels._triton.crossover.fused_matvec_pays`).
+Bytes: ``N d size`` from memory; from L2 ``2 N d size``, and ``8 m d`` per slab for the partial result; ``4 splits m d``
+to finish. FLOPs: ``4 N d m`` with ``m`` rounded up to a power of two. Many neurons, or rows too wide for slabs, go to
+two plain products (:func:`lnb_kernels._triton.crossover.fused_matvec_pays`).
 """
 
 from __future__ import annotations

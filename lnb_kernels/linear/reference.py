@@ -12,9 +12,8 @@ def linear_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, m
     """The wanted ones of ``[G W, G'X, sum G, [X 1]'[X 1]]``.
 
     The products are those that autograd derives for ``F.linear``, in its layouts and order, so that results equal its
-    bit for
-    bit: a product for a column-major operand is taken in transposed form, and the bias gradient is summed over
-        flattened rows where the forward pass flattens them.
+    bit for bit: a product for a column-major operand is taken in transposed form, and the bias gradient is summed over
+    flattened rows where the forward pass flattens them.
     """
     rows = as_rows(x)  # [N, d]
     g = as_rows(grad)  # [N, m]

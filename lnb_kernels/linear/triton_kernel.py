@@ -1,12 +1,10 @@
 """Backward pass of a linear layer on the GPU: ``[G | X 1]'X`` in one launch.
 
 Weight gradient, bias gradient and second moment multiply by the same ``X``; tiles of one split of the rows are
-neighbours in the
-grid, so ``X`` comes from memory once for all three. Equation, tile scheme, bytes and FLOPs:
-:mod:`lnb_kernels._triton.gram`. At ``m = d``
-(``d`` >> 128) the launch issues ``3 N d^2`` FLOPs where the weight gradient alone issues ``2 N d^2``. ``G W`` shares
-no operand product
-with these and stays a plain product of the vendor's library.
+neighbours in the grid, so ``X`` comes from memory once for all three. Equation, tile scheme, bytes and FLOPs:
+:mod:`lnb_kernels._triton.gram`. At ``m = d`` (``d`` >> 128) the launch issues ``3 N d^2`` FLOPs where the weight
+gradient alone issues ``2 N d^2``. ``G W`` shares no operand product with these and stays a plain product of the
+vendor's library.
 """
 
 from __future__ import annotations

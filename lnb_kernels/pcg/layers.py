@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lnb_kernels import _autocast, _backend, _checks
-from lnb_kernels.pcg.op import ROW_COLUMNS, _batch_check
+from lnb_kernels.pcg import checks
+from lnb_kernels.pcg.checks import Arrow
+from lnb_kernels.pcg.op import ROW_COLUMNS
 
-Arrow = tuple[Tensor, Tensor]
 Problem = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # s, g, h0, mu, var
 
 
@@ -109,8 +110,7 @@ def pcg_layers(
     starts = [None] * len(gradients) if starts is None else starts
     arrows = [None] * len(gradients) if arrows is None else arrows
     _checks.lists_of_layers(op, gradients=gradients, moments=moments, starts=starts, arrows=arrows)
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"{op}: iterations={iterations!r} is not allowed; it must be an int >= 0")
+    checks.iterations(op, iterations)
     ridge = _checks.non_negative(op, "ridge", ridge)
     pairs: list[tuple[Tensor | None, Tensor | None]] = []
     for i, problem in enumerate(zip(moments, gradients, starts, arrows, strict=True)):
@@ -128,22 +128,7 @@ def _check_layer(
     where: str, s: Tensor, g: Tensor, h0: Tensor | None, arrow: Arrow | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Check one layer; returns ``mu`` and ``var``."""
-    _checks.floating_tensor(where, "gradient", g)
-    if g.dim() < 2:
-        raise ValueError(f"{where}: gradient has shape {tuple(g.shape)}; allowed is [..., m, D] or [..., m, D+1]")
-    _checks.floating_tensor(where, "moment", s)
-    _checks.same_device(where, "moment", s, "gradient", g)
-    _batch_check(where, s, g)
-    if h0 is not None:
-        _checks.floating_tensor(where, "start", h0)
-        _checks.shape_is(where, "start", h0, g.shape, "the shape of the gradient")
-        _checks.same_device(where, "start", h0, "gradient", g)
-    if arrow is None:
-        return None, None
-    if not isinstance(arrow, tuple) or len(arrow) != 2:
-        raise TypeError(f"{where}: arrow must be None or a tuple (mu, var), got {type(arrow).__name__}")
-    for name, value in zip(("arrow mu", "arrow var"), arrow, strict=True):
-        _checks.floating_tensor(where, name, value)
-        _checks.same_device(where, name, value, "gradient", g)
-        _checks.shape_is(where, name, value, (*g.shape[:-2], s.shape[-1] - 1), "the features of S")
-    return arrow
+    checks.right_hand_side(where, "gradient", g)
+    checks.second_moment(where, "moment", s, "gradient", g)
+    checks.start(where, "start", h0, "gradient", g)
+    return checks.arrow(where, arrow, "gradient", g, s.shape[-1] - 1, "the features of S")

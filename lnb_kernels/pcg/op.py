@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lnb_kernels import _autocast, _backend, _checks
-from lnb_kernels.pcg import reference
+from lnb_kernels.pcg import checks, reference
 
 SCOPES = ("layer", "neuron")
 ROW_COLUMNS = 129  # of g, for the kernel that does all iterations in one launch: 128 features and a bias
@@ -97,23 +97,6 @@ def _backward(ctx: Any, grad_h: torch.Tensor, grad_norms: torch.Tensor) -> tuple
 _pcg.register_autograd(_backward, setup_context=_save)
 
 
-def _batch_check(op: str, s: torch.Tensor, g: torch.Tensor) -> None:
-    if s.dim() < 2 or s.shape[-1] != s.shape[-2] or s.shape[-1] < 1:
-        raise ValueError(f"{op}: S has shape {tuple(s.shape)}; allowed is [..., D+1, D+1]")
-    size = s.shape[-1]
-    if g.shape[-1] not in (size - 1, size):
-        raise ValueError(
-            f"{op}: g has shape {tuple(g.shape)}; its last dimension must be D={size - 1} or D+1={size}, as S says"
-        )
-    batch = g.shape[:-2]
-    lead = s.shape[:-2]
-    fits = len(lead) <= len(batch) and all(
-        ours in (1, theirs) for ours, theirs in zip(reversed(lead), reversed(batch), strict=False)
-    )
-    if not fits:
-        raise ValueError(f"{op}: S has leading dimensions {tuple(lead)}, which do not broadcast to {tuple(batch)} of g")
-
-
 def pcg(
     matvec_or_s: torch.Tensor | reference.Matvec,
     g: torch.Tensor,
@@ -127,10 +110,10 @@ def pcg(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve ``A h = g`` approximately by ``iterations`` steps of preconditioned conjugate gradients.
 
-    From ``r = g - A h``, ``z = P r``, ``p = z``, each step does
-    ``alpha = <r, z> / <p, A p>``, ``h += alpha p``, ``r -= alpha A p``, ``z = P r``, ``beta = <r, z>_new / <r,
-    z>_old``, ``p = z + beta p``, where ``<.,.>`` sums over one scope unit. A unit stops (``alpha = 0``) where ``||r||
-    <= 1e-5 ||g||`` or ``<p, A p>`` is not positive; this is a mask, so no value is read back from the device.
+    From ``r = g - A h``, ``z = P r``, ``p = z``, each step does ``alpha = <r, z> / <p, A p>``, ``h += alpha p``,
+    ``r -= alpha A p``, ``z = P r``, ``beta = <r, z>_new / <r, z>_old``, ``p = z + beta p``, where ``<.,.>`` sums over
+    one scope unit. A unit stops (``alpha = 0``) where ``||r|| <= 1e-5 ||g||`` or ``<p, A p>`` is not positive; this is
+    a mask, so no value is read back from the device.
 
     Cost: ``iterations`` products with ``A`` for ``h0=None``, one more (the first residual) with ``h0``.
 
@@ -160,26 +143,19 @@ def pcg(
         ValueError: shapes, devices or options do not fit.
     """
     op = "pcg"
-    _checks.floating_tensor(op, "g", g)
-    if g.dim() < 2:
-        raise ValueError(f"{op}: g has shape {tuple(g.shape)}; allowed is [..., m, D] or [..., m, D+1]")
+    checks.right_hand_side(op, "g", g)
     if scope not in SCOPES:
         raise ValueError(f"{op}: scope={scope!r} is not allowed; choose 'layer' or 'neuron'")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"{op}: iterations={iterations!r} is not allowed; it must be an int >= 0")
+    checks.iterations(op, iterations)
     if layer_dims not in (2, 3) or layer_dims > g.dim():
         raise ValueError(
             f"{op}: layer_dims={layer_dims!r} is not allowed for g of {g.dim()} dimensions; it must be 2 or 3"
         )
     ridge = _checks.non_negative(op, "ridge", ridge)
-    if h0 is not None:
-        _checks.floating_tensor(op, "h0", h0)
-        _checks.shape_is(op, "h0", h0, g.shape, "the shape of g")
-        _checks.same_device(op, "h0", h0, "g", g)
+    checks.start(op, "h0", h0, "g", g)
     if isinstance(matvec_or_s, torch.Tensor):
-        s = _checks.floating_tensor(op, "S", matvec_or_s)
-        _checks.same_device(op, "S", s, "g", g)
-        _batch_check(op, s, g)
+        s = matvec_or_s
+        checks.second_moment(op, "S", s, "g", g)
         has_bias = g.shape[-1] == s.shape[-1]
         if bias is not None and bias != has_bias:
             raise ValueError(
@@ -191,15 +167,7 @@ def pcg(
         has_bias = bool(bias) if bias is not None else arrow is not None and arrow[0].shape[-1] == g.shape[-1] - 1
     else:
         raise TypeError(f"{op}: matvec_or_s must be a tensor S or a callable, got {type(matvec_or_s).__name__}")
-    mu = var = None
-    if arrow is not None:
-        if not isinstance(arrow, tuple) or len(arrow) != 2:
-            raise TypeError(f"{op}: arrow must be None or a tuple (mu, var), got {type(arrow).__name__}")
-        mu, var = arrow
-        for name, value in (("arrow mu", mu), ("arrow var", var)):
-            _checks.floating_tensor(op, name, value)
-            _checks.same_device(op, name, value, "g", g)
-            _checks.shape_is(op, name, value, (*g.shape[:-2], g.shape[-1] - int(has_bias)), "features of g")
+    mu, var = checks.arrow(op, arrow, "g", g, g.shape[-1] - int(has_bias), "features of g")
     if isinstance(matvec_or_s, torch.Tensor):
         h, norms = _pcg(matvec_or_s, g, h0, mu, var, iterations, ridge, scope, layer_dims)
         return h, norms

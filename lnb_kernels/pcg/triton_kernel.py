@@ -3,20 +3,16 @@
 For rows ``g`` of ``[m, size]``, ``A = S / N + ridge diag(1..1, 0)`` and the arrow preconditioner ``P``
 (:func:`lnb_kernels.arrow_solve`), fused into the vector work:
 
-    ap = p A,  alpha = <r, z> / <p, ap>,  h += alpha p,  r -= alpha ap,  z = P r,  beta = <r, z> / <r, z>_old,  p = z +
-    beta p
+    ap = p A,  alpha = <r, z> / <p, ap>,  h += alpha p,  r -= alpha ap,
+    z = P r,   beta = <r, z> / <r, z>_old,  p = z + beta p
 
 *One launch* (scope "neuron"): given ``S``, rows do not depend on each other. A program owns ``BLOCK_M`` rows and runs
-all iterations;
-its vectors live in a scratch buffer that stays in L1/L2, and a barrier of the program orders the phases. Per iteration
-and program:
-``2 BLOCK_M size^2`` FLOPs and ``4 size^2`` bytes of ``S`` from L2.
+all iterations; its vectors live in a scratch buffer that stays in L1/L2, and a barrier of the program orders the
+phases. Per iteration and program: ``2 BLOCK_M size^2`` FLOPs and ``4 size^2`` bytes of ``S`` from L2.
 
 *Two phases* (both scopes): a product kernel over tiles of ``ap``, which forms ``p`` on the fly and writes partial
-``<p, ap>``, and an
-update kernel over blocks of rows, which adds these in a fixed order. Two launches per iteration, ``2 m size^2`` FLOPs
-spread over the
-whole GPU. :func:`one_launch_pays` is the crossover.
+``<p, ap>``, and an update kernel over blocks of rows, which adds these in a fixed order. Two launches per iteration,
+``2 m size^2`` FLOPs spread over the whole GPU. :func:`one_launch_pays` is the crossover.
 
 Units that are done are switched off by ``alpha = 0``, never by a branch; results are deterministic.
 """
@@ -255,9 +251,8 @@ def pcg_product_kernel(
     """One tile of ``out = p A`` with ``p = v + beta p_old``; grid ``(row blocks, column blocks, batch)``.
 
     ``MODE`` 0: ``out -= v A``, the first residual (``out`` holds ``g``). 1: first iteration, ``p = v``. 2:
-    ``beta = rz / rz_old`` where
-    the last step was active. Modes 1 and 2 store ``p`` (to another buffer: other programs still read the old one)
-    and partial ``<p, p A>``.
+    ``beta = rz / rz_old`` where the last step was active. Modes 1 and 2 store ``p`` (to another buffer: other programs
+    still read the old one) and partial ``<p, p A>``.
     """
     row = tl.program_id(0) * BLOCK_M
     col = tl.program_id(1) * BLOCK_C
@@ -372,8 +367,7 @@ def one_launch_pays(m: int, size: int, batch: int, arch: Arch) -> bool:
     """Whether one launch for all iterations beats two launches per iteration: predicted time of one iteration.
 
     A program has the tensor cores and L2 share of one multiprocessor; the two-phase form has all of them but pays two
-    launches. L2 is
-    taken at 1.6 times the rate of memory, half of the tf32 peak is taken as reachable.
+    launches. L2 is taken at 1.6 times the rate of memory, half of the tf32 peak is taken as reachable.
     """
     waves = math.ceil(math.ceil(m / ROWS) * batch / arch.multiprocessors)
     rate = (arch.tf32_rate or arch.ieee_rate) / 2

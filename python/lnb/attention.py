@@ -72,6 +72,11 @@ class PackedCapture(Capture):
         count = stacked[:, :1, -1:, -1:]
         return stacked * (count[0] / count.clamp(min=1))
 
+    @property
+    def gathered(self) -> bool:
+        """Whether a backward pass left something in any part."""
+        return any(part.gathered for part in self.parts.values())
+
     def clear(self) -> None:
         """Forget everything gathered so far."""
         for part in self.parts.values():

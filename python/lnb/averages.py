@@ -35,9 +35,8 @@ def average_gradients(work: Work, verdict: Verdict, config: Config, scratch: Scr
         raw = [state["momentum"] for state in states]
         gradients = [cast(Tensor, parameter.grad) for parameter in members]
         steps = [state["step"] for state in states]
-        torch._foreach_add_(
-            steps, 1.0 if ok is None else [ok.float()] * len(steps)
-        )  # a lone tensor may be read by the host
+        # One tensor for each: a lone one may be read by the host.
+        torch._foreach_add_(steps, 1.0 if ok is None else [ok.float()] * len(steps))
         corrections = bias_correction(config.momentum, torch.stack(steps))
         shares = (config.momentum if config.nesterov else 1.0) / corrections
         take = 1 - config.momentum if config.nesterov else 0.0

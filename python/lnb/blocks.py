@@ -75,6 +75,17 @@ class Block:
         return (math.prod(2 * k - 1 for k in kernel) + 1) // 2
 
     @property
+    def by_shifts(self) -> bool:
+        """Whether its second moments are made of products of shifted channels: patches that no stride sets apart."""
+        return self.taps > 1 and self.stride_area == 1
+
+    def moment_flops(self, size: int) -> int:
+        """Operations of one row's share in the second moment of ``size`` inputs."""
+        if self.by_shifts:
+            return 2 * self.shifts * (size // self.taps) ** 2
+        return (size + 1) ** 2  # one half of the symmetric product, two operations each
+
+    @property
     def rows(self) -> Rows:
         """What the layer's passes worked on since the captures were cleared, known without asking the device."""
         found = [capture.counted() for capture in self.captures]

@@ -73,7 +73,10 @@ class Capture:
         return (size, size) if self.groups is None and count == 1 else (count, size, size)
 
     def switch(self, weight: Tensor, *, moments: bool, channels: bool, inputs: bool, blocks: int = 1) -> None:
-        """Choose what the next backward pass leaves: the second moment in ``blocks``, per-channel moments, the inputs."""
+        """Choose what the next backward pass leaves: the second moment in ``blocks``, per-channel moments, the inputs.
+
+        Moments gathered before in other blocks are forgotten: they would not add up with these.
+        """
         self.moments_on, self.channels_on, self.inputs_on = moments, channels and self.channels is not None, inputs
         if blocks != self.blocks:
             self.blocks = blocks
@@ -118,6 +121,12 @@ class Capture:
         """The probe of the per-channel moments of a convolution's unpadded input; None like :meth:`probe_for`'s."""
         live = self.channels_on and weight.requires_grad and _fits(self.channel_probe, weight) and not _transformed()
         return self.channel_probe if live else None
+
+    @property
+    def gathered(self) -> bool:
+        """Whether a backward pass left something since the last :meth:`clear`."""
+        probes = (self.probe, self.channel_probe)
+        return bool(self.inputs) or any(probe is not None and probe.grad is not None for probe in probes)
 
     def keep(self, weight: Tensor, input: Tensor, output: Tensor) -> None:
         """Keep ``input`` until the step, if a backward pass reaches ``output`` and inputs are switched on."""

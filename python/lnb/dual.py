@@ -68,8 +68,7 @@ def input_rows(block: Block, inputs: list[Tensor], dtype: torch.dtype) -> Tensor
     for x in inputs:
         images = x.to(dtype).reshape(-1, *x.shape[-3:])
         padding = conv._reversed_padding_repeated_twice if conv.padding_mode == "zeros" else [0, 0, 0, 0]
-        patches: Tensor = F.unfold(
-            F.pad(images, padding), conv.kernel_size, conv.dilation, 0, conv.stride
-        )  # [n, C kh kw, p]
+        images = F.pad(images, padding)
+        patches: Tensor = F.unfold(images, conv.kernel_size, conv.dilation, 0, conv.stride)  # [n, C kh kw, p]
         pieces.append(patches.unflatten(1, (block.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2))
     return torch.cat(pieces, dim=1)

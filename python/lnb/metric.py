@@ -122,11 +122,8 @@ def _operator(work: BlockWork, verdict: Verdict, config: Config) -> tuple[Tensor
         """``(X~'X~/N + ridge) v``: every input's share, weighted by its rows."""
         flat = direction.reshape(-1, direction.shape[-1])
         shares = [_cov_matvec(block, x, flat, work.ridge) * (n / total) for x, n in zip(inputs, rows, strict=True)]
-        return (
-            torch.stack(shares).sum(0).reshape(direction.shape)
-            if len(shares) > 1
-            else shares[0].reshape(direction.shape)
-        )
+        product = torch.stack(shares).sum(0) if len(shares) > 1 else shares[0]
+        return product.reshape(direction.shape)
 
     return matvec, 0.0
 

@@ -261,7 +261,10 @@ class LNB(Optimizer):
         return sum(other_bytes(p, self._config) for p in parameters if p not in claimed and p.requires_grad)
 
     def _switch_captures(self) -> None:
+        """Have every layer gather what its next step needs; where backward passes have begun on a step, what that needs."""
         for block in self._optimized_blocks():
+            if any(capture.gathered for capture in block.captures):
+                continue
             config = self._config_of(block)
             due = is_refresh_step(self._step_index, config.refresh_every) or self._planner.is_open(block)
             due = due or not has_statistics(self.state.get(block.weight), block, config)

@@ -43,6 +43,12 @@ def orthogonalize(matrix: Tensor, steps: int = STEPS, dtype: torch.dtype | None 
     return x.mT if transposed else x
 
 
+def orthogonalize_flops(rows: int, columns: int) -> int:
+    """Of :func:`orthogonalize`, for one matrix."""
+    short, long = sorted((rows, columns))
+    return STEPS * (4 * short**2 * long + 2 * short**3)
+
+
 def products_dtype(dtype: torch.dtype, device: torch.device, shorter: int) -> torch.dtype:
     """The dtype of :func:`orthogonalize`'s products where none is given; ``shorter`` is the shorter side."""
     gains = device.type != "cpu" or (shorter >= 256 and cpu_multiplies_bfloat16())

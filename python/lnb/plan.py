@@ -9,12 +9,12 @@ from lnb.blocks import Block
 from lnb.capture import Rows
 from lnb.config import WITH_FACTOR, Config
 from lnb.factored import block_count
-from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS
+from lnb.orthogonalize import INVERSE_ROOT_FLOPS, orthogonalize_flops
 from lnb.planning.choice import Choice
 from lnb.planning.cost import Cost, layer_cost
 from lnb.planning.memory import input_bytes, moment_bytes, scratch_bytes, state_bytes
 from lnb.planning.rates import Rates
-from lnb.work import moment_blocks
+from lnb.work import gathered_moments, moment_blocks
 
 _HEADINGS = (
     "layer",
@@ -196,11 +196,10 @@ def _flops(block: Block, config: Config) -> tuple[int, int, int]:
     groups, rows, d_in = block.shape
     columns = d_in + (block.bias is not None)
     numbers = groups * rows * columns
-    count = moment_blocks(block, config)
-    size = d_in // count
+    size = d_in // moment_blocks(block, config)
     spectral = config.trust_region == "spectral"
     solve = refresh = 0
-    per_row = groups * count * _moment_flops(block, size) // config.sample_every
+    per_row = gathered_moments(block, config) * block.moment_flops(size) // config.sample_every
     if config.factored:
         if config.trust_region == "balanced":
             outputs = block_count(rows, config.block_size)
@@ -218,16 +217,8 @@ def _flops(block: Block, config: Config) -> tuple[int, int, int]:
     else:
         solve = (config.cg_iterations + 1) * 2 * numbers * columns
     if spectral:
-        short, long = sorted((rows, columns))
-        solve += groups * STEPS * (4 * short * short * long + 2 * short**3)
+        solve += groups * orthogonalize_flops(rows, columns)
     return solve, refresh, per_row
-
-
-def _moment_flops(block: Block, size: int) -> int:
-    """Of one row's share in the second moment of a block of ``size`` inputs."""
-    if block.is_convolution and block.taps > 1 and block.stride_area == 1:
-        return 2 * block.shifts * (size // block.taps) ** 2  # products of shifted channels
-    return (size + 1) ** 2  # one half of the symmetric product, two operations each
 
 
 def _solver(block: Block, config: Config) -> tuple[str, str]:

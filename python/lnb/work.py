@@ -167,3 +167,8 @@ def has_statistics(state: dict[str, Any] | None, block: Block, config: Config) -
 def moment_blocks(block: Block, config: Config) -> int:
     """The diagonal blocks in which a layer's second moment is gathered: those of the factor that is made of it."""
     return block.input_blocks(config.block_size) if config.factored else 1
+
+
+def gathered_moments(block: Block, config: Config) -> int:
+    """Such blocks of all groups. Of a packed in-projection those of one matrix: in self-attention they serve all three."""
+    return moment_blocks(block, config) * (1 if block.packed else block.groups)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lnb.study import load_profile
+from lnb.study import CLOCKS, load_profile
 
 HAS_JAX = importlib.util.find_spec("jax") is not None
 
@@ -29,7 +29,7 @@ class Small(nn.Sequential):
         )  # fmt: skip
 
 
-def small() -> tuple[nn.Module, conv_product.step_overhead.Batch]:
+def small() -> tuple[nn.Module, conv_product.models.Batch]:
     """A few small convolutions."""
     torch.manual_seed(0)
     target = torch.tensor([0, 1])
@@ -42,7 +42,7 @@ def test_all_routes_agree_and_are_timed() -> None:
     assert [site.name for site in found] == ["0", "2", "4"]
     assert [tuple(site.v.shape) for site in found] == [(4, 28), (6, 18), (2, 19)]
     conv_product.verify(found, conv_product.routes(found, with_jax=False))
-    results = conv_product.measure(model, batch, 4, conv_product.CLOCKS["cpu"], with_jax=False)
+    results = conv_product.measure(model, batch, 4, CLOCKS["cpu"], with_jax=False)
     assert len(results) == 4
     for row in results.values():
         assert row.pop(conv_product.JAX) is None
@@ -62,7 +62,7 @@ def test_a_wrong_route_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = conv_product.ours
     monkeypatch.setattr(conv_product, "ours", lambda site: plain(site) * (1 + 1e-4))
     with pytest.raises(conv_product.WrongResult, match=r"0: matrix-free errs by 1.0e-04, .* no times"):
-        conv_product.measure(*small(), 2, conv_product.CLOCKS["cpu"], with_jax=False)
+        conv_product.measure(*small(), 2, CLOCKS["cpu"], with_jax=False)
 
 
 def test_without_jax_the_row_says_so(

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from lnb import update
-from lnb.study import load_profile
+from lnb.study import CLOCKS, load_profile
 
 
-def small() -> tuple[nn.Module, step_profile.step_overhead.Batch]:
+def small() -> tuple[nn.Module, step_profile.Batch]:
     """64-8-10, batch 100."""
     torch.manual_seed(0)
     target = torch.randint(0, 10, (100,))
@@ -48,7 +48,7 @@ def test_every_moment_of_a_step_is_in_one_span() -> None:
 
 
 def test_parts_of_a_real_step() -> None:
-    rows = step_profile.parts(*small(), 1, step_profile.CLOCKS["cpu"])
+    rows = step_profile.parts(*small(), 1, CLOCKS["cpu"])
     assert list(rows) == list(step_profile.OPTIMIZERS)
     assert all(rows["paper"][name] > 0 for name in ("forward", "backward", "solve", "update"))
     assert rows["AdamW fused"]["statistics"] == rows["AdamW fused"]["solve"] == 0
@@ -62,7 +62,7 @@ def test_no_time_for_an_optimizer_that_does_not_train(
 
     chosen = {step_profile.BASE: step_profile.OPTIMIZERS[step_profile.BASE], "uphill": uphill}
     monkeypatch.setattr(step_profile, "OPTIMIZERS", chosen)
-    assert list(step_profile.parts(*small(), 1, step_profile.CLOCKS["cpu"])) == [step_profile.BASE]
+    assert list(step_profile.parts(*small(), 1, CLOCKS["cpu"])) == [step_profile.BASE]
     assert "uphill" in capsys.readouterr().out
 
 

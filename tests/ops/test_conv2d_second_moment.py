@@ -14,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 import lnb_kernels as lk
+from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import geometry
 from lnb_kernels.conv2d.patches import conv2d_second_moment_by_patches
 from lnb_kernels.conv2d.shifts import conv2d_second_moment_by_shifts, has_interior
@@ -66,6 +67,7 @@ GEOMETRIES: list[tuple[Pair, Pair, Pair | str, Pair, int]] = [
 ]
 
 
+@pytest.mark.usefixtures("both_backends")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "groups"), GEOMETRIES)
 @pytest.mark.parametrize("shape", [(3, 4, 13, 11), (4, 9, 9), (1, 4, 24, 40)], ids=str)
@@ -88,6 +90,7 @@ def test_matches_patches_in_float64(
         assert_close_to_reference(s, truth, plain)
 
 
+@pytest.mark.usefixtures("both_backends")
 @pytest.mark.parametrize("channels", [1, 7, 123])
 @pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 7), (2, 3), (7, 23)], ids=str)
 def test_odd_sizes(size: Pair, channels: int) -> None:
@@ -98,6 +101,7 @@ def test_odd_sizes(size: Pair, channels: int) -> None:
     assert_close_to_reference(lk.conv2d_second_moment(x, *args), truth, gram(patch_rows(x, *args)))
 
 
+@pytest.mark.usefixtures("both_backends")
 @pytest.mark.parametrize("shape", [(8, 64, 20, 20), (2, 16, 70, 66), (9, 3, 64, 64)], ids=str)
 def test_long_sums_keep_their_digits(shape: tuple[int, ...]) -> None:
     """Positive features, so that sums grow with the number of pixels: the worst case for float32."""
@@ -159,10 +163,10 @@ def test_stride_one_builds_no_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*args: Any, **kwargs: Any) -> torch.Tensor:
         raise AssertionError("patches were built")
 
-    x = torch.randn(2, 4, 20, 20)
-    expected = lk.conv2d_second_moment(x, 3, padding=1)
+    x, code = torch.randn(2, 4, 20, 20), geometry("test", 3, 1, 1, 1, 1).encode()
+    expected = reference.conv2d_second_moment(x, code)
     monkeypatch.setattr(F, "unfold", forbidden)
-    assert torch.equal(lk.conv2d_second_moment(x, 3, padding=1), expected)
+    assert torch.equal(reference.conv2d_second_moment(x, code), expected)
     with pytest.raises(AssertionError, match="patches were built"):
         lk.conv2d_second_moment(x, 3, stride=2, padding=1)
 

@@ -85,7 +85,7 @@ BAD_CALLS = [
     (lambda: lk.pcg_layers([S], [G], [None, None]), ValueError, "starts has 2 entries"),
     (lambda: lk.pcg_layers([S], [G], iterations=-1), ValueError, "iterations=-1"),
     (lambda: lk.pcg_layers([S], [G], ridge=-1.0), ValueError, "ridge=-1.0"),
-    (lambda: lk.pcg_layers([S, S], [G, torch.ones(2, 7)]), ValueError, "layer 1: g has shape"),
+    (lambda: lk.pcg_layers([S, S], [G, torch.ones(2, 7)]), ValueError, "layer 1: gradient has shape"),
     (lambda: lk.pcg_layers([S, S], [G, torch.ones(3)]), ValueError, "layer 1: gradient has shape"),
     (lambda: lk.pcg_layers([S, S.int()], [G, G]), TypeError, "layer 1: moment has dtype"),
     (lambda: lk.pcg_layers([S], [G], [torch.ones(2, 4)]), ValueError, "layer 0: start has shape"),

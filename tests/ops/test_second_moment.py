@@ -20,6 +20,7 @@ def plain(x: torch.Tensor) -> torch.Tensor:
     return rows.t() @ rows
 
 
+@pytest.mark.usefixtures("both_backends")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "shape", [(1,), (7,), (1, 1), (57, 7), (300, 123), (3, 41, 123), (2, 3, 5, 7), (900, 300)], ids=str
@@ -46,6 +47,7 @@ def test_weights_count_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.testing.assert_close(lk.second_moment(x, ones), lk.second_moment(x), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.usefixtures("both_backends")
 def test_large_products_take_blocks_and_stay_symmetric() -> None:
     """Above the size from which only half of the blocks are computed."""
     x = torch.randn(2500, 407)
@@ -55,6 +57,7 @@ def test_large_products_take_blocks_and_stay_symmetric() -> None:
     torch.testing.assert_close(s, s.t(), rtol=1e-6, atol=1e-3)
 
 
+@pytest.mark.usefixtures("both_backends")
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0, 5), (0, 300)], ids=str)
 def test_no_rows_give_zeros(shape: tuple[int, ...]) -> None:
     assert torch.equal(lk.second_moment(torch.empty(shape)), torch.zeros(shape[-1] + 1, shape[-1] + 1))

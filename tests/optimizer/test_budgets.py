@@ -281,6 +281,28 @@ def test_groups_added_later_count_and_are_refused_beyond_the_budget() -> None:
     run(optimizer, 2)
 
 
+def test_a_group_added_between_backward_and_step_leaves_what_was_gathered() -> None:
+    """It makes the state of the layers smaller; the step that was begun is made from the moments that are there."""
+    twin, model = wide(256), wide(256)
+    limit = lnb.LNB(copy.deepcopy(model), 0.01).plan().state_bytes + 10_000
+    optimizers = [lnb.LNB(twin, 0.01), lnb.LNB(model, 0.01, max_state_bytes=limit)]
+    for optimizer in optimizers:
+        optimizer._model(torch.ones(20, 48).cumsum(0)).square().mean().backward()
+    gathered = [capture.moments for block in optimizers[1]._inventory.blocks for capture in block.captures]
+    optimizers[1].add_param_group({"params": [nn.Parameter(torch.zeros(5_000))]})
+    assert optimizers[1].plan().state_bytes < optimizers[0].plan().state_bytes
+    kept = [capture.moments for block in optimizers[1]._inventory.blocks for capture in block.captures]
+    assert same(copied(kept), copied(gathered))
+    for optimizer in optimizers:
+        optimizer.step()
+    factors = [
+        [optimizer.state[block.weight]["factor"] for block in optimizer._inventory.blocks] for optimizer in optimizers
+    ]
+    assert same(copied(factors[0]), copied(factors[1]))
+    run(optimizers[1], 1)
+    assert held_bytes(optimizers[1]) <= limit
+
+
 def test_settings_of_the_new_optimizer_stand_where_nothing_was_chosen() -> None:
     saved = run(lnb.LNB(wide(), 0.01, refresh_every=5), 3).state_dict()
     optimizer = lnb.LNB(wide(), 0.01, refresh_every=3)

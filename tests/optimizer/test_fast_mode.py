@@ -207,9 +207,17 @@ def test_remembered_moments_serve_cholesky_and_converged_pcg_alike(
     assert torch.allclose(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
-def test_arrow_steps_between_refreshes() -> None:
+def test_arrow_steps_between_refreshes_use_the_last_statistics() -> None:
     net = model()
-    train(net, lnb.LNB(net, 0.01, "paper", solver="arrow", refresh_every=4), batches(9))
+    optimizer = lnb.LNB(net, 0.01, "paper", solver="arrow", refresh_every=4)
+    counts, moved = [], []
+    for batch in batches(9):
+        before = net[3].weight.detach().clone()
+        train(net, optimizer, [batch])
+        counts.append(int(optimizer.state[net[3].weight]["moment_step"]))
+        moved.append(not torch.equal(net[3].weight, before))
+    assert counts == [1, 2, 3, 3, 4, 4, 4, 4, 5]
+    assert all(moved)
     assert all(torch.isfinite(p).all() for p in net.parameters())
 
 

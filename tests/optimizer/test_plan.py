@@ -50,6 +50,14 @@ def step(model: nn.Module, optimizer: lnb.LNB) -> None:
     optimizer.step()
 
 
+def test_in_self_attention_one_second_moment_serves_query_key_and_value() -> None:
+    attention = nn.MultiheadAttention(6, 2)
+    row = next(iter(lnb.LNB(attention, 0.01, "paper").plan()))
+    assert row.layer == "in_proj_weight"
+    assert row.flops_per_row == 7**2
+    assert row.moment_bytes == 4 * 7**2
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_state_bytes_are_what_the_state_holds(settings: dict[str, object]) -> None:
     model = net()

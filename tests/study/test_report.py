@@ -13,6 +13,8 @@ from small_study import PROFILES, SUITE
 from typer.testing import CliRunner
 
 from lnb.cli.app import app
+from lnb.study import Findings, Store, compare, load_suite
+from lnb.study.markdown import write_markdown
 from lnb.study.profiles import save_profile
 
 PICTURES = 2 * 3 + 1 + 3  # of every task, of the family, of the profiles
@@ -86,6 +88,14 @@ def test_markdown(report: Path) -> None:
         f"results/{name}.png" for name in ("family-both", *(f"profile-{kind}" for kind in sorted(PROFILES)))
     ]
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in shown)
+
+
+def test_markdown_without_pictures_makes_no_folder_for_them(report: Path, tmp_path: Path) -> None:
+    comparisons = compare(load_suite(report / "small.toml"), Store(report / "runs"))
+    file = tmp_path / "made" / "tables.md"
+    write_markdown(Findings(tuple(comparisons)), file)
+    assert "## digits" in file.read_text()
+    assert list(file.parent.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from lnb.cli.errors import WRONG_USE, fail, reported
-from lnb.study import CLOCKS, Findings, Progress, Store, Suite, compare, families, load_profile, load_suite, run_suite
+from lnb.study import (
+    Findings,
+    Progress,
+    Store,
+    Suite,
+    clock_of,
+    compare,
+    families,
+    load_profile,
+    load_suite,
+    run_suite,
+)
 
 
 def run_bench(
@@ -26,7 +37,7 @@ def run_bench(
     """Make the runs of the suite that ``out`` does not hold yet."""
     again = f"interrupted; finished runs are kept in {out}: give the same command again to go on"
     with reported(ValueError, TypeError, interrupted=again):
-        _check_clock(clock, threads)
+        clock_of(clock, threads)
         suite = load(suite_file, modes).only(*only)
         store = Store(out)
         store.describe(suite_file.read_text(encoding="utf-8"))
@@ -35,15 +46,6 @@ def run_bench(
         last = _show(suite, store, data, clock, console)
         store.pack()
         console.print(f"{last.done} runs in {out}; look at them with: lnb report {suite_file} {out} --out DIR")
-
-
-def _check_clock(clock: str, threads: int | None) -> None:
-    if clock not in CLOCKS:
-        raise ValueError(f"--clock {clock}: must be one of {', '.join(CLOCKS)}")
-    if clock == "cpu" and threads != 1:
-        raise ValueError(
-            "--clock cpu adds up the time of all threads, which says nothing of speed: give --threads 1 too"
-        )
 
 
 def _show(suite: Suite, store: Store, data: Path | None, clock: str, console: Console) -> Progress:

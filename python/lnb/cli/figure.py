@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lnb.training import TrainingError
+from lnb.training.drawing import pyplot
 
 if TYPE_CHECKING:
     from lnb.cli.demo import Curve, Scene
@@ -23,8 +24,9 @@ def check_writable(out: Path) -> None:
     Raises:
         TrainingError: its folder does not exist or is read-only, or its format is unknown, or matplotlib is missing.
     """
-    formats = _pyplot().figure().canvas.get_supported_filetypes()
-    _pyplot().close("all")
+    figure = pyplot().figure()
+    formats = figure.canvas.get_supported_filetypes()
+    pyplot().close(figure)
     if out.suffix.lstrip(".").lower() not in formats:
         raise TrainingError(f"{out}: not a picture format that matplotlib writes; use for example {out.stem}.png")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
@@ -37,8 +39,7 @@ def draw(out: Path, scenes: Sequence[Scene], curves: dict[str, list[Curve]]) -> 
     Raises:
         TrainingError: it cannot be written.
     """
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, len(scenes), figsize=(4.0 * len(scenes), 3.6), layout="constrained")
+    figure, panels = pyplot().subplots(1, len(scenes), figsize=(4.0 * len(scenes), 3.6), layout="constrained")
     for panel, scene in zip(panels, scenes, strict=True):
         _draw_panel(panel, scene, curves[scene.title])
     try:
@@ -46,7 +47,7 @@ def draw(out: Path, scenes: Sequence[Scene], curves: dict[str, list[Curve]]) -> 
     except OSError as error:
         raise TrainingError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
-        pyplot.close(figure)
+        pyplot().close(figure)
 
 
 def _draw_panel(panel: Any, scene: Scene, curves: list[Curve]) -> None:
@@ -102,14 +103,3 @@ def _label_ends(panel: Any, curves: list[Curve]) -> None:
             va="center",
             annotation_clip=False,
         )
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise TrainingError("the demo's picture needs matplotlib: pip install 'lnb-kernels[cli]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

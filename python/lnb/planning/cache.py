@@ -8,6 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from lnb.machine import cache_folder
 from lnb.planning.rates import Rates
 
 FORMAT = 1
@@ -17,16 +18,13 @@ _LONGEST = 8192
 
 
 def cache_directory() -> Path:
-    """``$LNB_CACHE``, else ``$XDG_CACHE_HOME/lnb``, else ``~/.cache/lnb``.
+    """``$LNB_CACHE``, else :func:`lnb.machine.cache_folder`.
 
     Raises:
         RuntimeError: there is no home directory.
     """
     own = os.environ.get("LNB_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lnb"
+    return Path(own) if own else cache_folder()
 
 
 def path_of(key: dict[str, str]) -> Path:

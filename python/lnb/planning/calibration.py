@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import lnb_kernels as lk
+from lnb.machine import processor
 from lnb.planning.rates import KINDS, Rates
 
 BUDGET = 1.2
@@ -39,21 +38,11 @@ def key(device: torch.device) -> dict[str, str]:
     """What the rates depend on."""
     accelerator = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if accelerator else f"{device.type} {_processor()}",
+        "device": torch.cuda.get_device_name(device) if accelerator else f"{device.type} {processor()}",
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "kernels": _kernels(device),
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 @torch.no_grad()

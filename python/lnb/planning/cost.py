@@ -14,10 +14,10 @@ from lnb.blocks import Block
 from lnb.capture import Rows, statistics_dtype
 from lnb.config import Config
 from lnb.factored import block_count
-from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS, products_dtype
+from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS, orthogonalize_flops, products_dtype
 from lnb.planning.rates import Rates
 from lnb.rounded_metric import rounds_products
-from lnb.work import moment_blocks
+from lnb.work import gathered_moments, moment_blocks
 from lnb_kernels._triton.crossover import fused_matvec_pays
 
 # Calls of small operations, counted on the CPU: of a solution, and of what every layer needs besides.
@@ -139,16 +139,14 @@ class _LayerCost:
         """The second moment of the rows that are read, and the pass over them."""
         rows = self.rows / self.config.sample_every
         dtype = self.config.moment_dtype or self.dtype
-        matrices = self.blocks * (1 if self.block.packed else self.groups)  # of a packed one only one is gathered
-        d = self.inputs // self.blocks
-        if self.block.is_convolution and self.block.taps > 1:
-            channels = d // self.block.taps
-            if self.block.stride_area == 1:
-                flops = 2 * self.block.shifts * channels**2 * rows * matrices
-                return self.rates.seconds("conv_gram", dtype, channels, flops) + self.rates.calls(30)
-            patches = self._passes_over(rows * d * matrices, 3)
-            return patches + self.rates.seconds("gram", dtype, d, matrices * rows * d**2) + self.rates.calls(30)
+        matrices = gathered_moments(self.block, self.config)
+        d, taps = self.inputs // self.blocks, self.block.taps
+        if self.block.by_shifts:
+            flops = self.block.moment_flops(d) * rows * matrices
+            return self.rates.seconds("conv_gram", dtype, d // taps, flops) + self.rates.calls(30)
         time = self.rates.seconds("gram", dtype, d, matrices * rows * d**2)
+        if taps > 1:  # patches are made
+            return time + self._passes_over(rows * d * matrices, 3) + self.rates.calls(30)
         return time + self._passes_over(matrices * (d + 1) ** 2, 2) + self.rates.calls(10)
 
     def _moments(self) -> float:
@@ -178,10 +176,9 @@ class _LayerCost:
     def _block_product(self, size: int) -> float:
         """All numbers times a block-diagonal matrix of blocks of ``size``."""
         flops = 2.0 * self.numbers * size
-        kind, of = (
-            ("batched", float(size)) if size < self.inputs else ("matmul", (self.outputs * size * size) ** (1 / 3))
-        )
-        return self.rates.seconds(kind, self.wide, of, flops)
+        if size < self.inputs:
+            return self.rates.seconds("batched", self.wide, size, flops)
+        return self.rates.seconds("matmul", self.wide, (self.outputs * size**2) ** (1 / 3), flops)
 
     def _iterations(self) -> float:
         k = self.config.cg_iterations
@@ -197,9 +194,7 @@ class _LayerCost:
         else:
             time = self.rates.seconds("matmul", self.wide, (max(1, self.rows) * self.numbers) ** (1 / 3), flops)
         fused = self.block.weight.device.type != "cpu" and fused_matvec_pays(self.inputs, self.outputs)
-        traffic = (
-            self._passes_over(inputs, 1) if fused else self._passes_over(inputs, 2) + self._passes_over(outputs, 4)
-        )
+        traffic = self._passes_over(inputs, 1) if fused else self._passes_over(2 * inputs + 4 * outputs, 1)
         return time + traffic + self.rates.calls(12)
 
     def _dual(self) -> float:
@@ -221,7 +216,7 @@ class _LayerCost:
         time = self._passes_over(self.numbers, 2)  # <h, g~>
         if config.trust_region == "spectral":
             short, long = sorted((self.outputs, self.columns))
-            flops = self.groups * STEPS * (4 * short * short * long + 2 * short**3)
+            flops = self.groups * orthogonalize_flops(short, long)
             dtype = products_dtype(self.wide, self.block.weight.device, short)
             time += self.rates.seconds("matmul", dtype, (short * short * long) ** (1 / 3), flops)
             time += self._passes_over(self.numbers, 6 + 4 * STEPS) + self.rates.calls(_CALLS_ORTHOGONALIZE)

@@ -10,7 +10,7 @@ from lnb.capture import Rows, statistics_dtype
 from lnb.config import Config
 from lnb.factored import block_count
 from lnb.master import has_master
-from lnb.work import moment_blocks
+from lnb.work import gathered_moments, moment_blocks
 
 _SCALAR = 4  # step counters are float32
 
@@ -43,10 +43,8 @@ def moment_bytes(block: Block, config: Config) -> int:
     """The second moment that a backward pass leaves on steps that gather one (self-attention: one for all three)."""
     if config.keeps_inputs and not block.packed:
         return 0
-    groups, _, d_in = block.shape
-    blocks = moment_blocks(block, config)
-    count = blocks * (1 if block.packed else groups)
-    return statistics_dtype(block.weight.dtype).itemsize * count * (d_in // blocks + 1) ** 2
+    size = block.d_in // moment_blocks(block, config)
+    return statistics_dtype(block.weight.dtype).itemsize * gathered_moments(block, config) * (size + 1) ** 2
 
 
 def scratch_bytes(block: Block, config: Config) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from lnb.study.clocks import CLOCKS, clock_of
 from lnb.study.findings import Family, Findings, families
 from lnb.study.measures import Comparison, Row, compare
 from lnb.study.outcomes import Outcome, Store
 from lnb.study.profiles import Profile, load_profile
-from lnb.study.runner import CLOCKS, Progress, run_suite
-from lnb.study.suite import Cell, Suite, SuiteError, SuiteFamily, SuiteTask, load_suite
+from lnb.study.runner import Progress, run_suite
+from lnb.study.suite import Cell, Suite, SuiteError, SuiteFamily, SuiteTask
+from lnb.study.suite_file import load_suite
 
 __all__ = [
     "CLOCKS",
@@ -24,6 +26,7 @@ __all__ = [
     "SuiteError",
     "SuiteFamily",
     "SuiteTask",
+    "clock_of",
     "compare",
     "families",
     "load_profile",

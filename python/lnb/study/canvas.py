@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from lnb.training import TrainingError
+from lnb.training.drawing import pyplot
 
 OTHERS = ("#2563eb", "#059669", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#475569")
 OURS = ("#ea580c", "#d97706")
@@ -31,7 +31,7 @@ def subplots(theme: Theme, *grid: int, **settings: Any) -> tuple[Any, Any]:
     Raises:
         TrainingError: matplotlib is not installed.
     """
-    figure, panels = _pyplot().subplots(*grid, layout="constrained", facecolor=theme.paper, **settings)
+    figure, panels = pyplot().subplots(*grid, layout="constrained", facecolor=theme.paper, **settings)
     return figure, panels
 
 
@@ -50,16 +50,5 @@ def png(figure: Any) -> bytes:
     """The picture; the figure is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return buffer.getvalue()
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise TrainingError("the report's pictures need matplotlib: pip install 'lnb-kernels[cli]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

@@ -7,12 +7,12 @@ import os
 import platform
 from datetime import datetime, timezone
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import lnb_kernels
+from lnb.machine import processor
 
 PACKAGES = ("numpy", "pytorch_optimizer")
 
@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
     """What a timing depends on: versions, processor, threads, and the load of the machine at this moment."""
     return {
         "versions": _versions(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -34,13 +34,3 @@ def _versions() -> dict[str, str]:
     versions = {"lnb": lnb_kernels.__version__, "torch": torch.__version__, "python": platform.python_version()}
     installed = {found.name: found.version for found in metadata.distributions() if found.name in PACKAGES}
     return versions | dict(sorted(installed.items()))
-
-
-@functools.cache
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

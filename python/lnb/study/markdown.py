@@ -22,17 +22,17 @@ def markdown(findings: Findings, folder: str) -> str:
 
 
 def write_markdown(findings: Findings, path: Path) -> None:
-    """Write the document, and its pictures into a folder of the same name beside it.
+    """Write the document, and its pictures, if it shows any, into a folder of the same name beside it.
 
     Raises:
         TrainingError: it cannot be written.
     """
     try:
         folder = path.with_suffix("")
-        folder.mkdir(parents=True, exist_ok=True)
-        for section in sections(findings):
-            for picture in () if section.only_on_page else section.pictures:
-                write_atomically(folder / f"{picture.name}.png", picture.draw(THEMES[0]))
+        shown = [picture for section in sections(findings) if not section.only_on_page for picture in section.pictures]
+        (folder if shown else path.parent).mkdir(parents=True, exist_ok=True)
+        for picture in shown:
+            write_atomically(folder / f"{picture.name}.png", picture.draw(THEMES[0]))
         write_atomically(path, markdown(findings, folder.name).encode())
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written ({error.strerror or error})") from error

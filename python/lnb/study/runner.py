@@ -6,12 +6,13 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lnb.study.clocks import CLOCKS
 from lnb.study.environment import environment
 from lnb.study.memory import training_peak
 from lnb.study.outcomes import Outcome, Store
@@ -20,9 +21,6 @@ from lnb.training import Diverged, LoopConfig, OptimizerConfig, Record, Task, Ta
 from lnb.training.data.splits import FirstExamples
 from lnb.training.optimizers import require_optimizer
 from lnb.training.peers import peer_version
-
-# Processor time of one thread is not disturbed by other processes, and on a quiet machine it is the wall-clock time.
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def run_suite(suite: Suite, store: Store, data: Path | None = None, clock: str =
         suite: the study.
         store: where results are.
         data: folder of the data; None for ``$LNB_DATA``.
-        clock: what training is timed by, one of :data:`CLOCKS`.
+        clock: what training is timed by, one of :data:`lnb.study.CLOCKS`.
 
     Yields:
         One item per run, kept ones included.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lnb.study.clocks import CLOCK_WORDS
 from lnb.study.measures import Comparison, Estimate, Row
 
 WIN, TIE, LOSS = "win", "tie", "loss"
@@ -17,7 +18,6 @@ METRICS = {
     "loss": "loss",
     "relative_error": "relative error",
 }
-CLOCKS = {"wall": "wall-clock time", "cpu": "processor time"}
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def machines(comparisons: Sequence[Comparison]) -> list[str]:
                 where = run.environment
                 versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
                 threads = f"{where['threads']} thread" + ("s" if where["threads"] != 1 else "")
-                clock = CLOCKS[where["clock"]]
+                clock = CLOCK_WORDS[where["clock"]]
                 found[f"{where['processor']}, {where['cores']} cores, {threads}, {clock}; {versions}"] = None
     return list(found)
 

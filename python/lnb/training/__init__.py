@@ -1,9 +1,11 @@
 """Training runs as a library: tasks on real data, one loop for every optimizer, runs on disk that survive a kill.
 
-task = make_task("digits")
-trainer = Trainer(task, OptimizerConfig("lnb", lr=0.1), LoopConfig(steps=200))
-for record in train(trainer):
-    print(record)
+A run::
+
+    task = make_task("digits")
+    trainer = Trainer(task, OptimizerConfig("lnb", lr=0.1), LoopConfig(steps=200))
+    for record in train(trainer):
+        print(record)
 """
 
 from __future__ import annotations

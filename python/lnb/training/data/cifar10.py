@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lnb.machine import cache_folder
 from lnb.training.data.fetch import fetch_with_torchvision
-from lnb.training.data.files import Array, cache_folder, check_array, check_labels, data_folder, read_npz
+from lnb.training.data.files import Array, check_array, check_labels, data_folder, read_npz
 from lnb.training.data.splits import ImageSplit
 from lnb.training.errors import DataError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from lnb.training.data.files import cache_folder
+from lnb.machine import cache_folder
 from lnb.training.errors import DataError
 
 

@@ -17,12 +17,6 @@ from lnb.training.errors import DataError
 Array = npt.NDArray[Any]
 
 
-def cache_folder() -> Path:
-    """Where fetched data sets are kept: ``$XDG_CACHE_HOME/lnb``, else ``~/.cache/lnb``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lnb"
-
-
 def data_folder(data: Path | None) -> Path | None:
     """The folder named by the caller, else by ``$LNB_DATA``, else None.
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lnb.machine import cache_folder
 from lnb.training.data.fetch import fetch_with_torchvision
-from lnb.training.data.files import Array, cache_folder, check_labels, data_folder, find
+from lnb.training.data.files import Array, check_labels, data_folder, find
 from lnb.training.data.splits import ImageSplit, random_affine
 from lnb.training.errors import DataError
 
