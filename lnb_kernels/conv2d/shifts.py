@@ -21,6 +21,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
+from lnb_kernels._captured import keep_if_captured
 from lnb_kernels.conv2d.geometry import Geometry
 
 # Longest float32 sum on the CPU, in pixels times channels; its bounds in pixels; and the least number of sums. Measured
@@ -76,7 +77,8 @@ def conv2d_second_moment_by_shifts(x: torch.Tensor, conv: Geometry) -> torch.Ten
     batch, channels, height, width = x.shape
     groups, (kh, kw), per_group = conv.groups, conv.kernel, channels // conv.groups
     d = per_group * kh * kw
-    inside, rows_of_tap, columns_of_tap = _membership(conv, height, width, x.dtype, x.device)
+    constants = inside, rows_of_tap, columns_of_tap = _membership(conv, height, width, x.dtype, x.device)
+    keep_if_captured(*constants)
     products = _cell_products(x, conv)  # [cells, C, C/groups, kh, 2 kw - 1]
     u = torch.mm(inside, products.flatten(1))  # [taps, ...]: the sums over the cells inside R_a
     u = u.view(kh, kw, groups, per_group, per_group, kh, 2 * kw - 1)

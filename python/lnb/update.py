@@ -20,6 +20,7 @@ from lnb.trust_region import layer_scale, rms_scale
 from lnb.verdict import Verdict
 from lnb.work import Work
 from lnb_kernels import multi_tensor
+from lnb_kernels._captured import keep_if_captured
 
 
 def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple[Verdict, list[Direction], Tensor]:
@@ -79,9 +80,15 @@ def _owners(work: Work) -> tuple[int, ...]:
     return (*of_blocks, *range(len(work.blocks), len(work.blocks) + len(work.others)))
 
 
-@functools.lru_cache(maxsize=64)
 def _index(values: tuple[int, ...], device: torch.device) -> Tensor:
     """``values`` on ``device``, copied there once: a copy in every step would stall it, and cannot be captured in a graph."""
+    index = _copied(values, device)
+    keep_if_captured(index)
+    return index
+
+
+@functools.lru_cache(maxsize=64)
+def _copied(values: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)
 
