@@ -45,6 +45,7 @@ def step() -> None:
 def test_constants_live_as_long_as_graphs(
     made: list[weakref.ref[Tensor]], monkeypatch: pytest.MonkeyPatch, capturing: bool
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     step()
     gc.collect()
