@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lnb_kernels import _autocast, _backend, _checks
+from lnb_kernels._library import define_in_place
 from lnb_kernels.balanced import reference
 
 _backend.register(
@@ -17,8 +18,7 @@ _backend.register(
 )
 
 
-@torch.library.custom_op("lnb_kernels::balanced_directions_", mutates_args=("weights", "biases"))
-def _balanced_directions_(
+def _kernel(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     inverses: Sequence[Tensor],
@@ -34,17 +34,19 @@ def _balanced_directions_(
     return products
 
 
-@_balanced_directions_.register_fake
-def _(
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    inverses: Sequence[Tensor],
-    means: Sequence[Tensor | None],
-    roots: Sequence[Tensor],
-) -> Tensor:
+def _fake(weights: Sequence[Tensor], *_: object) -> Tensor:
     matrices = sum(weight.shape[:-2].numel() for weight in weights)
     wide = torch.float64 in {weight.dtype for weight in weights}
     return weights[0].new_empty(matrices, dtype=torch.float64 if wide else torch.float32)
+
+
+_balanced_directions_ = define_in_place(
+    "balanced_directions_(Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor[] inverses, Tensor?[] means, Tensor[] roots) "
+    "-> Tensor",
+    _kernel,
+    _fake,
+    writes=2,
+)
 
 
 def balanced_directions_(

@@ -1,8 +1,4 @@
-"""The ops ``lnb_kernels::multi_tensor_*``: schemas, fakes and dispatch.
-
-They are registered with :class:`torch.library.Library` itself: on a list of 200 tensors ``custom_op`` costs five times
-as much. None has a derivative; written tensors get their version counters bumped, as with every in-place op.
-"""
+"""The ops ``lnb_kernels::multi_tensor_*``: schemas, fakes and dispatch."""
 
 from __future__ import annotations
 
@@ -14,9 +10,9 @@ from torch import Tensor
 
 from lnb_kernels import _backend
 from lnb_kernels._checks import writable
+from lnb_kernels._library import define_in_place
 from lnb_kernels.multi_tensor import checks, reference
 
-_LIBRARY = torch.library.Library("lnb_kernels", "FRAGMENT")
 _DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -33,35 +29,9 @@ def _define(schema: str, fake: Callable[..., Any], *, writes: int) -> Callable[.
     )
 
     def kernel(tensors: Sequence[Tensor], *args: Any) -> Any:
-        for written in (tensors, *args)[:writes]:
-            torch.autograd.graph.increment_version(written)
         return _backend.call(name, tensors[0], tensors, *args)
 
-    _LIBRARY.define("multi_tensor_" + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lnb_kernels::{name}", fake, lib=_LIBRARY)
-    # No stop at autograd on the way: that would turn both lists into Python objects once more.
-    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    overload: Callable[..., Any] = getattr(torch.ops.lnb_kernels, name).default
-
-    def call(*args: Any) -> Any:
-        return kernel(*args) if _unobserved() else overload(*args)
-
-    return call
-
-
-def _unobserved() -> bool:
-    """Whether nobody would see a call pass through PyTorch's dispatcher: no compiler, mode, transform or profiler is on.
-
-    The dispatcher turns lists into its own and back into Python's; for 200 tensors that takes as long as all checks.
-    """
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._autograd._profiler_enabled()
-    )
+    return define_in_place("multi_tensor_" + schema, kernel, fake, writes)
 
 
 def _dot_like(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
