@@ -50,23 +50,29 @@ def solve(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict:
 
 
 def _solve_factored(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
-    gradients = [_matrices(work, averages) for work in works]
-    factors = [_refresh(work, gradient, verdict) for work, gradient in zip(works, gradients, strict=True)]
-    batches = [_Batch.of(members, works, gradients, factors) for members in _members(works, gradients, factors)]
+    batches = _batched([_Batch.of_layer(i, work, averages, verdict) for i, work in enumerate(works)])
     found: dict[int, Direction] = {}
     for batch, (weight, bias, products) in zip(batches, _directions(batches), strict=True):
+        weights, biases = batch.unstacked(weight), batch.unstacked(bias)
         for k, i in enumerate(batch.members):
-            parts = [weight[k]] if bias is None else [weight[k], bias[k]]
+            parts = [weights[k], *biases[k : k + 1]]
             found[i] = Direction(works[i].block.shaped(parts), product=None if products is None else products[k])
     return [found[i] for i in range(len(works))]
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Layers of one shape, stacked: ``g~`` of the weight ``[layers, groups, rows, d_in]`` and of the bias ``[.., rows, 1]``,
-    their factors, and those of their outputs for the balanced region."""
+    """Layers that are solved in one call: one of them, or some of one shape, stacked.
 
-    members: list[int]
+    Attributes:
+        members: their places among the layers.
+        weight: ``g~`` of the weight, ``[groups, rows, d_in]``; of several layers ``[layers, groups, rows, d_in]``.
+        bias: of the bias, ``[.., rows, 1]``.
+        factor: of their metrics.
+        output: ``P^(-1/2)`` of their outputs, for the balanced region.
+    """
+
+    members: tuple[int, ...]
     weight: Tensor
     bias: Tensor | None
     factor: Factor
@@ -74,24 +80,66 @@ class _Batch:
     trust_region: str
 
     @staticmethod
-    def of(
-        members: list[int],
-        works: list[BlockWork],
-        gradients: list[tuple[Tensor, Tensor | None]],
-        factors: list[tuple[Factor, Tensor | None]],
-    ) -> _Batch:
-        """The layers ``members`` of the lists."""
-        biases = [bias for i in members if (bias := gradients[i][1]) is not None]
-        means = [mean for i in members if (mean := factors[i][0].mean) is not None]
-        outputs = [output for i in members if (output := factors[i][1]) is not None]
+    def of_layer(i: int, work: BlockWork, averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> _Batch:
+        """The layer in place ``i``; its factor is made anew if this step gathered its second moment."""
+        weight, bias = _matrices(work, averages)
+        factor, output = _refresh(work, (weight, bias), verdict)
+        return _Batch((i,), weight, bias, factor, output, work.config.trust_region)
+
+    @staticmethod
+    def stacked(batches: list[_Batch]) -> _Batch:
+        """Layers of one shape and trust region."""
+        biases = [batch.bias for batch in batches if batch.bias is not None]
+        means = [batch.factor.mean for batch in batches if batch.factor.mean is not None]
+        outputs = [batch.output for batch in batches if batch.output is not None]
         return _Batch(
-            members,
-            _stack([gradients[i][0] for i in members]),
-            _stack(biases) if biases else None,
-            Factor(_stack([factors[i][0].matrix for i in members]), _stack(means) if means else None),
-            _stack(outputs) if outputs else None,
-            works[members[0]].config.trust_region,
+            tuple(i for batch in batches for i in batch.members),
+            torch.stack([batch.weight for batch in batches]),
+            torch.stack(biases) if biases else None,
+            Factor(torch.stack([batch.factor.matrix for batch in batches]), torch.stack(means) if means else None),
+            torch.stack(outputs) if outputs else None,
+            batches[0].trust_region,
         )
+
+    def unstacked(self, tensor: Tensor | None) -> Sequence[Tensor]:
+        """``tensor`` of every member; nothing for None."""
+        if tensor is None:
+            return ()
+        return (tensor,) if len(self.members) == 1 else tensor.unbind()
+
+    @property
+    def groups(self) -> int:
+        """Matrices of each layer."""
+        return self.weight.shape[-3]
+
+    @property
+    def stays_alone(self) -> bool:
+        """On the CPU the balanced region's op takes lists, and the stack of large layers costs more than it saves."""
+        return self.weight.is_cpu and (self.output is not None or self.weight.numel() > _STACKED)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What layers of one stack have in common."""
+        weight, output = self.weight, None if self.output is None else self.output.shape
+        return (
+            weight.shape,
+            self.bias is None,
+            self.factor.matrix.shape,
+            output,
+            weight.dtype,
+            weight.device,
+            self.trust_region,
+        )
+
+
+def _batched(layers: list[_Batch]) -> list[_Batch]:
+    """The layers, those of one kind stacked."""
+    alike: dict[tuple[object, ...], list[_Batch]] = {}
+    for layer in layers:
+        if not layer.stays_alone:
+            alike.setdefault(layer.kind, []).append(layer)
+    stacks = [members[0] if len(members) == 1 else _Batch.stacked(members) for members in alike.values()]
+    return [layer for layer in layers if layer.stays_alone] + stacks
 
 
 _Solved: TypeAlias = tuple[Tensor, Tensor | None, Sequence[Tensor] | None]  # weight, bias, product of every layer
@@ -113,7 +161,7 @@ def _directions(batches: list[_Batch]) -> list[_Solved]:
             [batch.factor.mean for batch in alike],
             [batch.output for batch in alike if batch.output is not None],
         )
-        of_layers = iter(_sums(products, [batch.weight.shape[1] for batch in alike for _ in batch.members]))
+        of_layers = iter(_sums(products, [batch.groups for batch in alike for _ in batch.members]))
         for batch in alike:
             solved[batch.members[0]] = batch.weight, batch.bias, [next(of_layers) for _ in batch.members]
     return [(*_direction(batch), None) if batch.output is None else solved[batch.members[0]] for batch in batches]
@@ -228,23 +276,3 @@ def _keep(work: BlockWork, name: str, value: Tensor | None, verdict: Verdict) ->
     if name not in state or state[name].shape != value.shape:
         state[name] = torch.zeros_like(value, memory_format=torch.contiguous_format)  # LAPACK's are not
     verdict.commit(state[name], value, also=work.moments[0, 0, -1, -1] > 0)
-
-
-def _members(
-    works: list[BlockWork],
-    gradients: list[tuple[Tensor, Tensor | None]],
-    factors: list[tuple[Factor, Tensor | None]],
-) -> list[list[int]]:
-    """Which layers are solved in one call: those of one shape and trust region."""
-    batches: dict[tuple[object, ...], list[int]] = {}
-    for i, ((weight, bias), (factor, output)) in enumerate(zip(gradients, factors, strict=True)):
-        shapes = weight.shape, bias is None, factor.matrix.shape, None if output is None else output.shape
-        listed = output is not None or weight.numel() > _STACKED  # the balanced region's op takes lists
-        alone = i if weight.device.type == "cpu" and listed else None
-        key = *shapes, weight.dtype, weight.device, works[i].config.trust_region, alone
-        batches.setdefault(key, []).append(i)
-    return list(batches.values())
-
-
-def _stack(tensors: list[Tensor]) -> Tensor:
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
