@@ -1,9 +1,10 @@
-// What both native modules check of the addresses that Python hands them: what would crash, or give results that depend
-// on timing.
+// What both native modules check of the addresses and sizes that Python hands them: what would crash, or give results
+// that depend on timing.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -19,25 +20,48 @@ inline std::string label(const std::string& list, size_t i) {
     return list + "[" + std::to_string(i) + "]";
 }
 
-// What is wrong with so many elements at an address; null for nothing.
-inline const char* fault(uintptr_t address, int64_t size, Type type) {
-    if (size < 0) return " has a negative size";
-    if (size > 0 && address == 0) return " has entries but a null pointer";
-    if (size > 0 && address % width(type) != 0) return " is not aligned to its dtype";
-    return nullptr;
+// Entries of a tensor, of which the widest have 8 bytes: more cannot be counted in bytes.
+constexpr int64_t kMostEntries = INT64_MAX / 8;
+
+// The product of sizes.
+inline int64_t entries(const std::string& name, std::initializer_list<int64_t> sizes) {
+    int64_t product = 1;
+    for (const int64_t size : sizes) {
+        if (size < 0) throw std::invalid_argument(name + " has a negative size, " + std::to_string(size));
+        if (size > 0 && product > kMostEntries / size) {
+            throw std::invalid_argument(name + " has more entries than can be counted");
+        }
+        product *= size;
+    }
+    return product;
 }
 
-inline void check_memory(const char* name, uintptr_t address, int64_t size, Type type) {
-    if (const char* found = fault(address, size, type)) throw std::invalid_argument(std::string(name) + found);
+inline void check_memory(const std::string& name, uintptr_t address, int64_t size, Type type) {
+    if (entries(name, {size}) == 0) return;
+    if (address == 0) {
+        throw std::invalid_argument(name + " has entries but a null pointer; pass a tensor whose memory is allocated");
+    }
+    if (address % width(type) != 0) {
+        throw std::invalid_argument(name + " is not aligned to its dtype: its address " + std::to_string(address) +
+                                    " is no multiple of " + std::to_string(width(type)) +
+                                    "; use .clone() to get one that is");
+    }
 }
 
 inline void check_addresses(const char* list, const Addresses& addresses, const Sizes& sizes, Type type) {
     if (addresses.size() != sizes.size()) throw std::invalid_argument(std::string(list) + ": one size per address");
     for (size_t i = 0; i < sizes.size(); ++i) {
-        if (const char* found = fault(addresses[i], sizes[i], type)) {
-            throw std::invalid_argument(label(list, i) + found);
-        }
+        // The names of hundreds of tensors are not made for nothing.
+        const bool countable = sizes[i] >= 0 && sizes[i] <= kMostEntries;
+        if (countable && addresses[i] != 0 && addresses[i] % width(type) == 0) continue;
+        check_memory(label(list, i), addresses[i], sizes[i], type);
     }
+}
+
+inline Sizes bytes(const Sizes& sizes, Type type) {
+    Sizes result(sizes);
+    for (int64_t& size : result) size *= width(type);
+    return result;
 }
 
 // A list of a call: its name, and where its tensors lie.

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
@@ -24,8 +25,10 @@ namespace py = pybind11;
 namespace {
 
 using lnb::Addresses;
+using lnb::bytes;
 using lnb::check_addresses;
 using lnb::check_memory;
+using lnb::entries;
 using lnb::require_disjoint_writes;
 using lnb::Sizes;
 
@@ -45,12 +48,6 @@ template <typename F>
 void without_gil(F f) {
     const py::gil_scoped_release release;
     f();
-}
-
-Sizes bytes(const Sizes& sizes, lnb::Type type) {
-    Sizes result(sizes);
-    for (int64_t& size : result) size *= lnb::width(type);
-    return result;
 }
 
 std::vector<double> ema(const Addresses& averages, lnb::Type average_type, const Addresses& values,
@@ -112,14 +109,24 @@ bool all_finite(const Addresses& tensors, lnb::Type type, const Sizes& sizes, in
     return finite;
 }
 
+// Results in memory that is still read would be wrong without a sign of it.
+void require_apart(const char* name, uintptr_t address, int64_t size, const char* read_name, uintptr_t read,
+                   int64_t read_size) {
+    require_disjoint_writes({{name, {address}, {size}, true}, {read_name, {read}, {read_size}, false}});
+}
+
 // `stride` is in elements.
 void second_moment(uintptr_t x, lnb::Type type, int64_t rows, int64_t columns, int64_t stride, bool round, uintptr_t s,
                    int threads) {
     if (type == lnb::Type::kFloat64) throw std::invalid_argument("x: no kernel for float64");
     if (rows < 0 || columns < 0 || stride < 0) throw std::invalid_argument("x has a negative size or stride");
-    check_memory("x", x, rows * columns, type);
-    check_memory("s", s, (columns + 1) * (columns + 1), lnb::Type::kFloat32);
-    const lnb::Rows all{reinterpret_cast<const void*>(x), type, rows, columns, stride * lnb::width(type)};
+    const int64_t width = lnb::width(type), read = entries("x", {rows, columns});
+    const int64_t written = entries("s", {columns + 1, columns + 1});
+    check_memory("x", x, read, type);
+    check_memory("s", s, written, lnb::Type::kFloat32);
+    const int64_t last_row = entries("x", {std::max<int64_t>(rows - 1, 0), stride, width});
+    require_apart("s", s, written * 4, "x", x, read == 0 ? 0 : last_row + columns * width);
+    const lnb::Rows all{reinterpret_cast<const void*>(x), type, rows, columns, stride * width};
     without_gil([&] { lnb::second_moment(all, round, reinterpret_cast<float*>(s), threads); });
 }
 
@@ -136,9 +143,15 @@ void conv_moment(uintptr_t x, lnb::Type type, const Four& shape, const Four& str
         if (taps < 1 || dilation < 1 || before < 0 || outputs < 0) throw std::invalid_argument("no such convolution");
     }
     if (groups < 1 || shape[1] % groups != 0) throw std::invalid_argument("groups must divide the channels");
-    const int64_t width = lnb::width(type), d = shape[1] / groups * rows[0] * columns[0];
-    check_memory("x", x, shape[0] * shape[1] * shape[2] * shape[3], type);
-    check_memory("s", s, groups * (d + 1) * (d + 1), lnb::Type::kFloat32);
+    const int64_t width = lnb::width(type), d = entries("s", {shape[1] / groups, rows[0], columns[0]});
+    const int64_t read = entries("x", {shape[0], shape[1], shape[2], shape[3]});
+    const int64_t written = entries("s", {groups, d + 1, d + 1});
+    check_memory("x", x, read, type);
+    check_memory("s", s, written, lnb::Type::kFloat32);
+    entries("the output", {shape[0], rows[3], columns[3]});
+    int64_t reach = width;
+    for (int i = 0; i < 4; ++i) reach += entries("x", {std::max<int64_t>(shape[i] - 1, 0), strides[i], width});
+    require_apart("s", s, written * 4, "x", x, read == 0 ? 0 : reach);
     const lnb::Images images{reinterpret_cast<const void*>(x),
                              type,
                              shape[0],
@@ -174,12 +187,16 @@ void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const
     if (layers < 0 || m < 0 || d < 0 || (columns != d && columns != d + 1)) {
         throw std::invalid_argument("no such layers");
     }
-    const int64_t count = layers * m;
+    const int64_t count = entries("rows", {layers, m}), size = entries("vectors", {count, columns});
+    const int64_t features = entries("mu", {layers, d});
     if (rows_per_unit < 1 || count % rows_per_unit != 0)
         throw std::invalid_argument("rows_per_unit must divide the rows");
-    for (const int i : {0, 3, 4, 5}) check_memory("vectors", tensors[i], count * columns, lnb::Type::kFloat32);
+    if (phase == lnb::CgPhase::kStep && rows_per_unit != 1) throw std::invalid_argument("STEP needs a unit per row");
     if ((tensors[1] == 0) != (tensors[2] == 0)) throw std::invalid_argument("mu and var come together");
-    if (phase != lnb::CgPhase::kStart) check_memory("ap", tensors[6], count * columns, lnb::Type::kFloat32);
+    const bool arrow = tensors[1] != 0, product = phase != lnb::CgPhase::kStart || tensors[6] != 0;
+    const int64_t sizes[] = {size, arrow ? features : 0, arrow ? features : 0, size, size, size, product ? size : 0};
+    const char* names[] = {"g", "mu", "var", "h", "r", "p", "ap"};
+    for (int i = 0; i < 7; ++i) check_memory(names[i], tensors[i], sizes[i], lnb::Type::kFloat32);
     const auto at = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
     const lnb::CgVectors vectors{at(0), at(1), at(2), at(3), at(4), at(5), at(6), layers, m, columns, d};
     const auto of_units = cg_sums("units", units, count / rows_per_unit), of_rows = cg_sums("rows", rows, count);
@@ -235,9 +252,11 @@ std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 
 // `failed` is one byte per matrix.
 void spd_inverses(uintptr_t matrices, uintptr_t inverses, uintptr_t failed, int64_t count, int64_t n, int threads) {
     if (count < 0 || n < 1) throw std::invalid_argument("no such matrices");
-    check_memory("matrices", matrices, count * n * n, lnb::Type::kFloat32);
-    check_memory("inverses", inverses, count * n * n, lnb::Type::kFloat32);
+    const int64_t size = entries("matrices", {count, n, n});
+    check_memory("matrices", matrices, size, lnb::Type::kFloat32);
+    check_memory("inverses", inverses, size, lnb::Type::kFloat32);
     if (count > 0 && failed == 0) throw std::invalid_argument("failed has entries but a null pointer");
+    require_apart("inverses", inverses, size * 4, "matrices", matrices, size * 4);
     without_gil([&] {
         lnb::spd_inverses(reinterpret_cast<const float*>(matrices), reinterpret_cast<float*>(inverses),
                           reinterpret_cast<uint8_t*>(failed), count, n, threads);

@@ -5,11 +5,13 @@ Checks read metadata only (shape, dtype, device), so they never wait for a devic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+PLAIN = {torch.Tensor, torch.nn.Parameter}  # a subclass need not have memory of its own
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -72,9 +74,24 @@ def non_negative(op: str, name: str, value: float) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number >= 0, got {value!r}")
-    if not 0.0 <= value < float("inf"):
+    if not value >= 0.0:
         raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be a finite number >= 0")
-    return float(value)
+    return finite(op, name, value, "it must be a finite number >= 0")
+
+
+def finite(op: str, name: str, value: float, allowed: str) -> float:
+    """``value`` as a float.
+
+    Raises:
+        ValueError: it is infinite or NaN, or an int beyond all floats.
+    """
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{op}: {name}={value!r} is not allowed; {allowed}")
+    return number
 
 
 def divisor(op: str, name: str, value: int, of: int, what: str) -> None:
@@ -86,22 +103,21 @@ def divisor(op: str, name: str, value: int, of: int, what: str) -> None:
 
 
 def pair(op: str, name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
-    """An int or a pair of ints as ``(height, width)``, each at least ``minimum``.
+    """An int or a pair of ints as ``(height, width)``, each at least ``minimum`` and below ``2**31``.
 
     Raises:
         TypeError: not an int or a sequence of ints.
-        ValueError: not two values, or one below ``minimum``.
+        ValueError: not two values, or one out of range.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        values: tuple[int, ...] = (value, value)
-    elif isinstance(value, Sequence) and all(isinstance(entry, int) for entry in value):
-        values = tuple(value)
-    else:
+    values = (value, value) if isinstance(value, int) else value
+    if not isinstance(values, Sequence) or any(type(entry) is not int for entry in values):
         raise TypeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}")
     if len(values) == 1:
-        values = values * 2
+        values = (values[0], values[0])
     if len(values) != 2 or min(values) < minimum:
         raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be an int or two ints, each >= {minimum}")
+    if max(values) >= 2**31:
+        raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be an int or two ints, each below 2**31")
     return values[0], values[1]
 
 

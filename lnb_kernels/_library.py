@@ -7,11 +7,13 @@ third of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+from lnb_kernels._checks import PLAIN
 
 _LIBRARY = torch.library.Library("lnb_kernels", "FRAGMENT")
 
@@ -90,17 +92,17 @@ def define_in_place(
     overload: Callable[..., Any] = getattr(torch.ops.lnb_kernels, name).default
 
     def call(*args: Any) -> Any:
-        return counted(*args) if _unobserved() else overload(*args)
+        return counted(*args) if _unobserved(args[0]) else overload(*args)
 
     return call
 
 
-def _unobserved() -> bool:
-    """Whether nobody would see a call pass through PyTorch's dispatcher: no compiler, mode, transform or profiler is on.
+def _unobserved(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether nobody would see a call pass through PyTorch's dispatcher: no subclass, compiler, mode, transform or profiler.
 
     The dispatcher turns lists into its own and back into Python's; for 200 tensors that takes as long as all checks.
     """
-    return not (
+    return set(map(type, tensors)) <= PLAIN and not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()

@@ -143,9 +143,9 @@ void start_all_finite(const Pair* pairs, int64_t count, Bits exponent, bool* fin
 template <typename X, typename Y, typename Copy>
 void start_apply(const Pair* pairs, int64_t count, const void* scales, Type scale_type, const Scalar& lr,
                  const Scalar& decay, const bool* ok, void* stream) {
+    const char* name = std::is_same_v<X, Copy> ? "multi_tensor.apply" : "multi_tensor.apply_master";
     for_each_table(pairs, count, [&](const Table& table, int64_t blocks) {
-        launch("multi_tensor.apply", apply_kernel<X, Y, Copy>, {blocks, kThreads}, stream, table, scales, scale_type,
-               lr, decay, ok);
+        launch(name, apply_kernel<X, Y, Copy>, {blocks, kThreads}, stream, table, scales, scale_type, lr, decay, ok);
     });
 }
 

@@ -8,6 +8,9 @@
 
 namespace lnb::cuda {
 
+// Rows of one layer at most: their numbers are 32-bit, and so are those of a block's rows beyond the last.
+constexpr int kLayerRows = INT32_MAX - 31;
+
 // --- All iterations in one launch, for an explicit A = S / N + ridge diag(1..1, 0) and a unit per row.
 
 constexpr int kRowColumns = 129;   // of g at most: 128 features and a bias

@@ -180,16 +180,18 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
 template <CgPhase kPhase, int kOwn, int kThreadsOfRow>
 void start(const char* name, const VectorProblem* problems, int64_t count, bool unit_per_row, const CgSums& units,
            const CgSums& rows, double stop, void* stream) {
-    for (int64_t begin = 0; begin < count; begin += kVectorProblems) {
+    const VectorProblem* next = problems;
+    while (next != problems + count) {
         VectorTable table;
-        table.count = static_cast<int32_t>(std::min<int64_t>(kVectorProblems, count - begin));
-        table.first_block[0] = 0;
-        for (int32_t i = 0; i < table.count; ++i) {
-            table.problem[i] = problems[begin + i];
-            table.first_block[i + 1] = table.first_block[i] + problems[begin + i].m;
+        table.count = table.first_block[0] = 0;
+        int64_t blocks = 0;
+        for (; next != problems + count && table.count < kVectorProblems && blocks + next->m <= INT32_MAX; ++next) {
+            table.problem[table.count] = *next;
+            blocks += next->m;
+            table.first_block[++table.count] = static_cast<int32_t>(blocks);
         }
-        launch(name, pcg_phase_kernel<kPhase, kOwn, kThreadsOfRow>, {table.first_block[table.count], kThreadsOfRow},
-               stream, table, unit_per_row, units, rows, stop);
+        launch(name, pcg_phase_kernel<kPhase, kOwn, kThreadsOfRow>, {blocks, kThreadsOfRow}, stream, table,
+               unit_per_row, units, rows, stop);
     }
 }
 

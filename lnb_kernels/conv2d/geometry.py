@@ -97,7 +97,8 @@ def check_input(op: str, x: object, conv: Geometry) -> torch.Tensor:
 
     Raises:
         TypeError: ``x`` is no dense floating tensor.
-        ValueError: it has neither 3 nor 4 dimensions, ``groups`` does not divide its channels, or it is too small.
+        ValueError: it has neither 3 nor 4 dimensions, ``groups`` does not divide its channels, it is too small, or more outputs
+            or products of features than can be counted would come of it.
     """
     image = _checks.floating_tensor(op, "x", x)
     if image.dim() not in (3, 4):
@@ -111,6 +112,13 @@ def check_input(op: str, x: object, conv: Geometry) -> torch.Tensor:
         raise ValueError(
             f"{op}: x of {height} x {width} pixels, padded by {conv.padding}, is smaller than the extent "
             f"{conv.extent} of the kernel"
+        )
+    outputs, features = conv.output(height, width), conv.features(channels)
+    positions = outputs[0] * outputs[1]  # of one image: a batch of any size needs no compiled code of its own
+    if max(positions, conv.groups * (features + 1) ** 2) >= 2**60:
+        raise ValueError(
+            f"{op}: x of {height} x {width} pixels, padded by {conv.padding}, with a kernel of {conv.kernel} has {positions} "
+            f"output positions of {features} entries; allowed are at most 2**60 positions, and entries of all their products"
         )
     return image
 

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lnb_kernels._checks import floating_tensor, same_device
+from lnb_kernels._checks import PLAIN, finite, floating_tensor, same_device
 
 _DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
-_PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
 def tensors(op: str, name: str, values: Sequence[Tensor]) -> None:
@@ -27,7 +26,7 @@ def tensors(op: str, name: str, values: Sequence[Tensor]) -> None:
     if not isinstance(values, (list, tuple)):
         raise TypeError(f"{op}: {name} must be a list of tensors, got {type(values).__name__}")
     if (
-        {type(value) for value in values} <= _PLAIN
+        {type(value) for value in values} <= PLAIN
         and {value.dtype for value in values} <= _DTYPES
         and {value.layout for value in values} <= {torch.strided}
         # Last, and not on the CPU: every question for a device makes a new object.
@@ -98,17 +97,20 @@ def layers(op: str, values: Sequence[int] | None, count: int) -> None:
             raise ValueError(f"{op}: layers has the entry {value}; allowed are ints in [0, {count})")
 
 
-def rate(op: str, name: str, value: float | Tensor) -> tuple[float, Tensor | None]:
+def rate(op: str, name: str, value: float | Tensor, tensors: Sequence[Tensor]) -> tuple[float, Tensor | None]:
     """A number, or a 0-dim tensor that stays on its device: ``(number, tensor or None)``.
 
     Raises:
         TypeError: neither.
-        ValueError: a tensor with dimensions, or a number that is not finite.
+        ValueError: a tensor with dimensions, or without a value beside ``tensors`` that have some; or a number that is not
+            finite.
     """
     if isinstance(value, Tensor):
         floating_tensor(op, name, value)
         if value.dim() != 0:
             raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, allowed is [] or a number")
+        if value.is_meta and tensors and not tensors[0].is_meta:
+            raise ValueError(f"{op}: {name} is on meta, where it has no value; use a number, or {tensors[0].device}")
         return 0.0, value
     return number(op, name, value, "a number or a 0-dim tensor"), None
 
@@ -122,9 +124,7 @@ def number(op: str, name: str, value: float, allowed: str = "a number") -> float
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be {allowed}, got {value!r}")
-    if not abs(value) < float("inf"):
-        raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be finite")
-    return float(value)
+    return finite(op, name, value, "it must be finite")
 
 
 def factors(op: str, name: str, value: Tensor, tensors_name: str, tensors: Sequence[Tensor]) -> None:

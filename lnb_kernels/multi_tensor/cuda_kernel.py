@@ -4,8 +4,9 @@ The host reads nothing back and copies nothing to the device: flags, scales and 
 kernel parameters, and scratch memory comes from PyTorch's allocator. So every call can be captured in a CUDA graph.
 
 Pairs that the kernels do not take - strides that differ or leave gaps, float64 or two 16-bit formats side by side - go to
-the reference, in the same call. All checks of memory come before the first write. Where CUDA refuses a later launch of a call,
-what its first launches wrote stays: that is a fault of the device or the driver, and nothing there can be taken back.
+the reference, in the same call: first, since it needs memory and may fail. All checks of memory come before the first write.
+Where CUDA refuses a later launch of a call, what its first launches wrote stays: that is a fault of the device or the driver,
+and nothing there can be taken back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lnb_kernels import _cuda
 from lnb_kernels.multi_tensor import reference
-from lnb_kernels.multi_tensor.grouping import Group, at, native_type, partition, require_disjoint
+from lnb_kernels.multi_tensor.grouping import Group, at, native_type, partition, separate
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -34,24 +35,24 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
 def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_`."""
     native = _cuda.module(averages[0].device)
-    groups, rest = _writable_pairs(native, ("averages", averages), ("values", values))
-    for group in groups:
-        native.ema(*_operands(group), [0] * len(group.sizes), beta, _address(ok), 0, _cuda.where(averages[0]))
+    groups, rest = separate(native, {"averages": averages, "values": values}, native.supported, {"averages"})
     if rest:
         reference.ema_(at(averages, rest), at(values, rest), beta, ok)
+    for group in groups:
+        native.ema(*_operands(group), [0] * len(group.sizes), beta, _address(ok), 0, _cuda.where(averages[0]))
 
 
 def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> Tensor:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_squared_norms_`."""
     native = _cuda.module(averages[0].device)
-    groups, rest = _writable_pairs(native, ("averages", averages), ("values", values))
+    groups, rest = separate(native, {"averages": averages, "values": values}, native.supported, {"averages"})
     sums = _Sums(native, averages, rest, None)
-    for group in groups:
-        native.ema(*_operands(group), sums.slots(group), beta, _address(ok), sums.address, _cuda.where(averages[0]))
     if rest:
         strided = at(averages, rest)
         reference.ema_(strided, at(values, rest), beta, ok)
         sums.set(rest, reference.dot(strided, strided))
+    for group in groups:
+        native.ema(*_operands(group), sums.slots(group), beta, _address(ok), sums.address, _cuda.where(averages[0]))
     return sums.total(_sum_dtype(averages))
 
 
@@ -67,18 +68,17 @@ def ema_combined_(
     """As :func:`lnb_kernels.multi_tensor.reference.ema_combined_`."""
     native = _cuda.module(averages[0].device)
     lists = {"averages": averages, "values": values, "out": outputs}
-    groups, rest = partition(native, lists, lambda x, y, _: native.combines(x, y))
-    require_disjoint(native, groups, lists, {"averages", "out"})
+    groups, rest = separate(native, lists, lambda x, y, _: native.combines(x, y), {"averages", "out"})
     factors = shares.contiguous()
+    if rest:
+        chosen = torch.stack([shares[i] for i in rest])
+        reference.ema_combined_(at(averages, rest), at(outputs, rest), at(values, rest), beta, chosen, take, ok)
     for group in groups:
         of_averages, of_values, of_outputs = group.addresses
         native.ema_combined(
             of_averages, group.types[0], of_values, group.types[1], of_outputs, group.sizes, list(group.positions), beta,
             factors.data_ptr(), native_type(native, factors.dtype), take, _address(ok), _cuda.where(factors),
         )  # fmt: skip
-    if rest:
-        chosen = torch.stack([shares[i] for i in rest])
-        reference.ema_combined_(at(averages, rest), at(outputs, rest), at(values, rest), beta, chosen, take, ok)
 
 
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
@@ -105,15 +105,15 @@ def apply_(
 ) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.apply_`."""
     native = _cuda.module(params[0].device)
-    groups, rest = _writable_pairs(native, ("params", params), ("directions", directions))
+    groups, rest = separate(native, {"params": params, "directions": directions}, native.supported, {"params"})
     step = _Step(native, scales, (lr, lr_tensor), (weight_decay, weight_decay_tensor), ok)
-    for group in groups:
-        native.apply(*_operands(group), list(group.positions), *step.arguments())
     if rest:
         reference.apply_(
             at(params, rest), at(directions, rest), step.scales_at(rest),
             lr, lr_tensor, weight_decay, weight_decay_tensor, ok,
         )  # fmt: skip
+    for group in groups:
+        native.apply(*_operands(group), list(group.positions), *step.arguments())
 
 
 def apply_master_(
@@ -135,19 +135,18 @@ def apply_master_(
         return param in (types.BFLOAT16, types.FLOAT16) and direction in (types.FLOAT32, param)
 
     lists = {"masters": masters, "params": params, "directions": directions}
-    groups, rest = partition(native, lists, supported)
-    require_disjoint(native, groups, lists, {"masters", "params"})
+    groups, rest = separate(native, lists, supported, {"masters", "params"})
     step = _Step(native, scales, (lr, lr_tensor), (weight_decay, weight_decay_tensor), ok)
+    if rest:
+        reference.apply_master_(
+            at(masters, rest), at(params, rest), at(directions, rest), step.scales_at(rest),
+            lr, lr_tensor, weight_decay, weight_decay_tensor, ok,
+        )  # fmt: skip
     for group in groups:
         of_masters, of_params, of_directions = group.addresses
         native.apply_master(
             of_masters, of_params, group.types[1], of_directions, group.types[2], group.sizes, list(group.positions),
             *step.arguments(),
-        )  # fmt: skip
-    if rest:
-        reference.apply_master_(
-            at(masters, rest), at(params, rest), at(directions, rest), step.scales_at(rest),
-            lr, lr_tensor, weight_decay, weight_decay_tensor, ok,
         )  # fmt: skip
 
 
@@ -224,17 +223,8 @@ class _Step:
     def _rate(self, number: float, tensor: Tensor | None) -> tuple[float, int, Any]:
         """A number, or where the kernel finds it. A rate on the CPU is read here: no device has to be waited for."""
         if tensor is None or tensor.device != self.scales.device:
-            return number if tensor is None else float(tensor), 0, self.native.Type.FLOAT64
+            return number if tensor is None else tensor.item(), 0, self.native.Type.FLOAT64
         return 0.0, tensor.data_ptr(), native_type(self.native, tensor.dtype)
-
-
-def _writable_pairs(
-    native: Any, written: tuple[str, Sequence[Tensor]], read: tuple[str, Sequence[Tensor]]
-) -> tuple[list[Group], list[int]]:
-    lists = dict((written, read))
-    groups, rest = partition(native, lists, native.supported)
-    require_disjoint(native, groups, lists, {written[0]})
-    return groups, rest
 
 
 def _operands(group: Group) -> tuple[Any, ...]:

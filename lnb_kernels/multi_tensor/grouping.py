@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lnb_kernels.multi_tensor.writes import require_writable
+
 _NAMES = {
     torch.float64: "FLOAT64",
     torch.float32: "FLOAT32",
@@ -48,8 +50,8 @@ def partition(
         supported: whether there is a kernel for such types, one per list.
 
     Raises:
-        ValueError: of several groups one has a tensor that is not aligned to its dtype. (The kernels look at that
-            themselves, but only when those of the groups before have written.)
+        ValueError: the tensors are not all of one group, and one of a group has no memory or is not aligned to its dtype.
+            (The kernels look at that themselves, but only when others have been written.)
     """
     lists = list(named.values())
     kinds = [{tensor.dtype for tensor in tensors} for tensors in lists]
@@ -69,18 +71,42 @@ def partition(
             groups.append(Group(positions, types, addresses, sizes))
         else:
             rest = [*rest, *positions]
-    if len(groups) > 1:
+    if len(groups) + bool(rest) > 1:
         for group in groups:
-            _require_aligned(named, group)
+            _require_memory(named, group)
     return groups, rest
 
 
-def _require_aligned(named: dict[str, Sequence[Tensor]], group: Group) -> None:
+def separate(
+    native: Any, named: dict[str, Sequence[Tensor]], supported: Callable[..., bool], written: Collection[str]
+) -> tuple[list[Group], list[int]]:
+    """:func:`partition`, refused where written memory is shared. A kernel looks at its own group's, and the rest goes first.
+
+    Raises:
+        ValueError: as :func:`partition`, or the tensors are not all of one group, and two share memory of which one is written.
+        RuntimeError: they are not, and an inference tensor is to be written outside ``torch.inference_mode()``.
+    """
+    groups, rest = partition(native, named, supported)
+    if rest:
+        require_writable(named, written)
+    elif len(groups) > 1:
+        require_disjoint(native, groups, named, written)
+    return groups, rest
+
+
+def _require_memory(named: dict[str, Sequence[Tensor]], group: Group) -> None:
     for (name, tensors), addresses in zip(named.items(), group.addresses, strict=True):
         width = tensors[group.positions[0]].element_size()
-        for position, address in zip(group.positions, addresses, strict=True):
+        for position, address, size in zip(group.positions, addresses, group.sizes, strict=True):
+            if size and not address:
+                raise ValueError(
+                    f"{name}[{position}] has entries but a null pointer; pass a tensor whose memory is allocated"
+                )
             if address % width:
-                raise ValueError(f"{name}[{position}] is not aligned to its dtype; use .clone() to get one that is")
+                raise ValueError(
+                    f"{name}[{position}] is not aligned to its dtype: its address {address} is no multiple of {width}; "
+                    "use .clone() to get one that is"
+                )
 
 
 def _sort_out(lists: Sequence[Sequence[Tensor]]) -> tuple[dict[_Dtypes, Sequence[int]], list[int]]:

@@ -1,12 +1,12 @@
 """The multi-tensor ops by the native CPU kernels: one call for all tensors of a dtype pair.
 
 Pairs that the kernels do not take - strides that differ or leave gaps, float64 beside another dtype - go to the
-reference, in the same call. All checks of memory come before the first write.
+reference, in the same call: first, since it needs memory and may fail. All checks of memory come before the first write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lnb_kernels import _native
 from lnb_kernels.multi_tensor import reference
-from lnb_kernels.multi_tensor.grouping import Group, at, partition, put, require_disjoint
+from lnb_kernels.multi_tensor.grouping import Group, at, partition, put, require_disjoint, separate
+from lnb_kernels.multi_tensor.writes import require_mutable, require_writable
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -52,11 +53,16 @@ def ema_combined_(
 ) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_combined_`."""
     if ok is not None and not ok:
+        require_writable({"averages": averages, "values": values, "out": outputs}, ("out",))
         reference.ema_combined_(averages, outputs, values, beta, shares, take, ok)
         return
     native = _native.module()
     lists = {"averages": averages, "values": values, "out": outputs}
-    groups, rest = _separate(native, lists, lambda x, y, _: native.combines(x, y), {"averages", "out"})
+    groups, rest = separate(native, lists, lambda x, y, _: native.combines(x, y), {"averages", "out"})
+    if rest:
+        reference.ema_combined_(
+            at(averages, rest), at(outputs, rest), at(values, rest), beta, shares[rest], take, None
+        )  # fmt: skip
     factors = shares.tolist()
     for group in groups:
         of_group = [factors[i] for i in group.positions]
@@ -64,10 +70,6 @@ def ema_combined_(
         native.ema_combined(
             of_averages, group.types[0], of_values, group.types[1], of_outputs, group.sizes, beta, of_group, take,
             torch.get_num_threads(),
-        )  # fmt: skip
-    if rest:
-        reference.ema_combined_(
-            at(averages, rest), at(outputs, rest), at(values, rest), beta, shares[rest], take, None
         )  # fmt: skip
 
 
@@ -103,15 +105,15 @@ def apply_(
     if ok is not None and not ok:
         return
     native = _native.module()
-    groups, rest = _separate(native, {"params": params, "directions": directions}, native.supported, {"params"})
+    groups, rest = separate(native, {"params": params, "directions": directions}, native.supported, {"params"})
     factors = scales.tolist()
-    rate = lr if lr_tensor is None else float(lr_tensor)
-    decay = weight_decay if weight_decay_tensor is None else float(weight_decay_tensor)
+    rate = lr if lr_tensor is None else lr_tensor.item()
+    decay = weight_decay if weight_decay_tensor is None else weight_decay_tensor.item()
+    if rest:
+        reference.apply_(at(params, rest), at(directions, rest), scales[rest], rate, None, decay, None, None)
     for group in groups:
         of_group = [factors[i] for i in group.positions]
         native.apply(*_operands(group), of_group, rate, decay, torch.get_num_threads())
-    if rest:
-        reference.apply_(at(params, rest), at(directions, rest), scales[rest], rate, None, decay, None, None)
 
 
 def apply_master_(
@@ -129,8 +131,12 @@ def apply_master_(
     if ok is None or ok:
         native = _native.module()
         lists = {"masters": masters, "params": params, "directions": directions}
-        groups, _ = partition(native, lists, lambda *_: True)  # only to look at their memory
-        require_disjoint(native, groups, lists, {"masters", "params"})
+        groups, rest = partition(native, lists, lambda *_: True)  # only to look at their memory
+        if rest:
+            require_writable(lists, ("masters", "params"))
+        else:
+            require_disjoint(native, groups, lists, ("masters", "params"))
+            require_mutable({"params": params})
         apply_(masters, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, None)
         torch._foreach_copy_(list(params), list(masters))
 
@@ -138,33 +144,23 @@ def apply_master_(
 def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with_norms: bool) -> list[float]:
     """Update the averages; with ``with_norms``, return their squared norms."""
     native = _native.module()
-    groups, rest = _separate(native, {"averages": averages, "values": values}, native.supported, {"averages"})
+    groups, rest = separate(native, {"averages": averages, "values": values}, native.supported, {"averages"})
     norms = [0.0] * len(averages)
-    for group in groups:
-        found = native.ema(*_operands(group), beta, with_norms, torch.get_num_threads())
-        if with_norms:
-            put(norms, group.positions, found)
     if rest:
         strided = at(averages, rest)
         reference.ema_(strided, at(values, rest), beta, None)
         if with_norms:
             put(norms, rest, reference.dot(strided, strided).tolist())
+    for group in groups:
+        found = native.ema(*_operands(group), beta, with_norms, torch.get_num_threads())
+        if with_norms:
+            put(norms, group.positions, found)
     return norms
 
 
 def _operands(group: Group) -> tuple[Any, ...]:
     """Addresses, types and sizes of a pair of lists, as every native function takes them first."""
     return group.addresses[0], group.types[0], group.addresses[1], group.types[1], group.sizes
-
-
-def _separate(
-    native: Any, named: dict[str, Sequence[Tensor]], supported: Callable[..., bool], written: Collection[str]
-) -> tuple[list[Group], list[int]]:
-    """:func:`partition`, refused where written memory is shared between groups; a kernel looks at its own group's."""
-    groups, rest = partition(native, named, supported)
-    if len(groups) > 1:
-        require_disjoint(native, groups, named, written)
-    return groups, rest
 
 
 def _vector(values: list[float], tensors: Sequence[Tensor]) -> Tensor:

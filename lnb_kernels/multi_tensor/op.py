@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from lnb_kernels import _backend
 from lnb_kernels._checks import writable
 from lnb_kernels._library import define_in_place
 from lnb_kernels.multi_tensor import checks, reference
+from lnb_kernels.multi_tensor.writes import require_writable
 
 _DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
@@ -22,7 +25,7 @@ def _define(schema: str, fake: Callable[..., Any], *, writes: int) -> Callable[.
     short = name.removeprefix("multi_tensor_")
     _backend.register(
         name,
-        getattr(reference, short),
+        _by_reference(getattr(reference, short), re.findall(r"Tensor[^ ]*\[\] (\w+)", schema), writes),
         native=f"lnb_kernels.multi_tensor.native_kernel:{short}",
         native_cuda=f"lnb_kernels.multi_tensor.cuda_kernel:{short}",
         native_dtypes=_DTYPES,
@@ -32,6 +35,17 @@ def _define(schema: str, fake: Callable[..., Any], *, writes: int) -> Callable[.
         return _backend.call(name, tensors[0], tensors, *args)
 
     return define_in_place("multi_tensor_" + schema, kernel, fake, writes)
+
+
+def _by_reference(function: Callable[..., Any], lists: Sequence[str], writes: int) -> Callable[..., Any]:
+    """The reference, which refuses what the kernels refuse."""
+
+    @functools.wraps(function)
+    def checked(*args: Any) -> Any:
+        require_writable(dict(zip(lists, args, strict=False)), lists[:writes])
+        return function(*args)
+
+    return checked
 
 
 def _dot_like(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
@@ -287,7 +301,7 @@ def _check_step(
     """Check what the two forms of ``apply_`` share; returns the rates as the ops take them."""
     checks.flag(op, ok, written)
     checks.factors(op, "scales", scales, name, written)
-    return (*checks.rate(op, "lr", lr), *checks.rate(op, "weight_decay", weight_decay))
+    return (*checks.rate(op, "lr", lr, written), *checks.rate(op, "weight_decay", weight_decay, written))
 
 
 def _check_ema(

@@ -1,6 +1,7 @@
 """What each multi-tensor op computes, in plain PyTorch: any dtype, layout and device, no host synchronisation.
 
-Arithmetic is in float32, or float64 where a float64 tensor takes part; what is written is rounded once, at the end.
+Arithmetic is in float32, or float64 where a float64 tensor takes part; what is written is rounded once, at the end. Nothing is
+differentiated, by autograd either.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([norm.isfinite() for norm in largest]).all()
 
 
+@torch.no_grad()
 def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
     """``average <- beta average + (1 - beta) value`` where ``ok``."""
     if not averages:
@@ -30,12 +32,14 @@ def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: 
     _write(averages, new, ok)
 
 
+@torch.no_grad()
 def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> Tensor:
     """:func:`ema_`, then ``dot(averages, averages)``."""
     ema_(averages, values, beta, ok)
     return dot(averages, averages)
 
 
+@torch.no_grad()
 def ema_combined_(
     averages: Sequence[Tensor],
     outputs: Sequence[Tensor],
@@ -54,6 +58,7 @@ def ema_combined_(
     _write(outputs, combined, None)
 
 
+@torch.no_grad()
 def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
     """``sum(x * y)`` of each pair, ``[n]``; with ``layers``, of all pairs of each layer, ``[max(layers) + 1]``."""
     if not xs:
@@ -69,6 +74,7 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
     return torch.stack([torch.stack(own).sum() if own else sums.new_zeros(()) for own in members])
 
 
+@torch.no_grad()
 def apply_(
     params: Sequence[Tensor],
     directions: Sequence[Tensor],
@@ -90,6 +96,7 @@ def apply_(
     _write(params, new, ok)
 
 
+@torch.no_grad()
 def apply_master_(
     masters: Sequence[Tensor],
     params: Sequence[Tensor],

@@ -52,16 +52,24 @@ def second_moment(op: str, name: str, s: Tensor, g_name: str, g: Tensor) -> None
         )
 
 
-def arrow(
-    op: str, value: Arrow | None, g_name: str, g: Tensor, features: int, meaning: str
-) -> tuple[Tensor | None, Tensor | None]:
-    """Require None, or ``(mu, var)`` of so many ``features``, each beside ``g``; returns ``mu`` and ``var``."""
+def pair(op: str, value: Arrow | None) -> None:
+    """Require None, or two tensors."""
     if value is None:
-        return None, None
+        return
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"{op}: arrow must be None or a tuple (mu, var), got {type(value).__name__}")
     for name, part in zip(("arrow mu", "arrow var"), value, strict=True):
         _checks.floating_tensor(op, name, part)
+
+
+def arrow(
+    op: str, value: Arrow | None, g_name: str, g: Tensor, features: int, meaning: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """Require None, or ``(mu, var)`` of so many ``features``, each beside ``g``; returns ``mu`` and ``var``."""
+    pair(op, value)
+    if value is None:
+        return None, None
+    for name, part in zip(("arrow mu", "arrow var"), value, strict=True):
         _checks.same_device(op, name, part, g_name, g)
         _checks.shape_is(op, name, part, (*g.shape[:-2], features), meaning)
     return value

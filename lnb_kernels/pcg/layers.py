@@ -10,22 +10,13 @@ from torch import Tensor
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.pcg import checks
 from lnb_kernels.pcg.checks import Arrow
-from lnb_kernels.pcg.op import ROW_COLUMNS
-
-Problem = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # s, g, h0, mu, var
+from lnb_kernels.pcg.op import Problem, is_small
 
 
 def _one_by_one(problems: Sequence[Problem], iterations: int, ridge: float) -> list[tuple[Tensor, Tensor]]:
     """Where no kernel takes lists: each layer by the best kernel for one."""
-    route = "pcg_rows" if all(map(_is_small, problems)) else "pcg"
+    route = "pcg_rows" if all(map(is_small, problems)) else "pcg"
     return [_backend.call(route, p[1], *p, iterations, ridge, "neuron", 2) for p in problems]
-
-
-def _is_small(problem: Problem) -> bool:
-    """Whether the kernel that does all iterations in one launch takes it."""
-    _, g, *_ = problem
-    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in problem)
-    return g.shape[-1] <= ROW_COLUMNS and g.numel() > 0 and not wide
 
 
 _backend.register(
@@ -50,7 +41,7 @@ def _pcg_layers(
     solved: list[tuple[Tensor, Tensor]] = [(problem[1], problem[1]) for problem in problems]
     with _autocast.disabled(gradients[0].device):
         for small in (True, False):
-            chosen = [i for i, problem in enumerate(problems) if _is_small(problem) == small]
+            chosen = [i for i, problem in enumerate(problems) if is_small(problem) == small]
             if not chosen:
                 continue
             of_kind = [problems[i] for i in chosen]

@@ -12,6 +12,10 @@ from lnb_kernels.pcg import checks, reference
 SCOPES = ("layer", "neuron")
 ROW_COLUMNS = 129  # of g, for the kernel that does all iterations in one launch: 128 features and a bias
 VECTOR_COLUMNS = 4096  # of g, for the kernels that do the vectors' part of an iteration
+LAYER_ROWS = 2**31 - 32  # of one layer, for both: they count in 32 bits
+
+Problem = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+"""``s, g, h0, mu, var``"""
 
 _NATIVE = "lnb_kernels.pcg.native_kernel"
 _FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -39,6 +43,13 @@ _backend.register(
 )
 
 
+def is_small(problem: Problem) -> bool:
+    """Whether the kernel that does all iterations in one launch takes it."""
+    _, g, *_ = problem
+    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in problem)
+    return g.shape[-1] <= ROW_COLUMNS and g.shape[-2] <= LAYER_ROWS and g.numel() > 0 and not wide
+
+
 @torch.library.custom_op("lnb_kernels::pcg", mutates_args=())
 def _pcg(
     s: torch.Tensor,
@@ -51,10 +62,9 @@ def _pcg(
     scope: str,
     layer_dims: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    tensors = (s, g, h0, mu, var)
-    few_columns = g.shape[-1] <= ROW_COLUMNS and all(t is None or t.dtype != torch.float64 for t in tensors)
-    route = "pcg_rows" if scope == "neuron" and few_columns and g.numel() else "pcg"
-    h, norms = _autocast.call(route, g, *tensors, iterations, ridge, scope, layer_dims)
+    problem = (s, g, h0, mu, var)
+    route = "pcg_rows" if scope == "neuron" and is_small(problem) else "pcg"
+    h, norms = _autocast.call(route, g, *problem, iterations, ridge, scope, layer_dims)
     return h, norms
 
 
@@ -147,12 +157,15 @@ def pcg(
     if scope not in SCOPES:
         raise ValueError(f"{op}: scope={scope!r} is not allowed; choose 'layer' or 'neuron'")
     checks.iterations(op, iterations)
-    if layer_dims not in (2, 3) or layer_dims > g.dim():
+    if type(layer_dims) is not int or layer_dims not in (2, 3) or layer_dims > g.dim():
         raise ValueError(
             f"{op}: layer_dims={layer_dims!r} is not allowed for g of {g.dim()} dimensions; it must be 2 or 3"
         )
     ridge = _checks.non_negative(op, "ridge", ridge)
     checks.start(op, "h0", h0, "g", g)
+    if bias is not None and not isinstance(bias, bool):
+        raise TypeError(f"{op}: bias must be None, True or False, got {bias!r}")
+    checks.pair(op, arrow)
     if isinstance(matvec_or_s, torch.Tensor):
         s = matvec_or_s
         checks.second_moment(op, "S", s, "g", g)
@@ -164,17 +177,32 @@ def pcg(
     elif callable(matvec_or_s):
         if ridge != 0.0:
             raise ValueError(f"{op}: ridge={ridge!r} is not allowed with a callable, which must include it; use 0.0")
-        has_bias = bool(bias) if bias is not None else arrow is not None and arrow[0].shape[-1] == g.shape[-1] - 1
+        has_bias = bias if bias is not None else arrow is not None and arrow[0].shape[-1:] == (g.shape[-1] - 1,)
     else:
         raise TypeError(f"{op}: matvec_or_s must be a tensor S or a callable, got {type(matvec_or_s).__name__}")
     mu, var = checks.arrow(op, arrow, "g", g, g.shape[-1] - int(has_bias), "features of g")
     if isinstance(matvec_or_s, torch.Tensor):
         h, norms = _pcg(matvec_or_s, g, h0, mu, var, iterations, ridge, scope, layer_dims)
         return h, norms
+    matvec = _checked(matvec_or_s, g)
     options = (has_bias, iterations, scope, layer_dims)
     recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (g, h0, mu, var))
     wide = any(t is not None and t.dtype == torch.float64 for t in (h0, mu, var))
-    if recorded or wide or g.shape[-1] > VECTOR_COLUMNS or not g.numel():
-        return reference.iterate(matvec_or_s, g, h0, mu, var, *options)
-    h, norms = _backend.call("pcg_vectors", g, matvec_or_s, g, h0, mu, var, *options)
+    too_large = g.shape[-1] > VECTOR_COLUMNS or g.shape[-2] > LAYER_ROWS
+    if recorded or wide or too_large or type(g) not in _checks.PLAIN or not g.numel():
+        return reference.iterate(matvec, g, h0, mu, var, *options)
+    h, norms = _backend.call("pcg_vectors", g, matvec, g, h0, mu, var, *options)
     return h, norms
+
+
+def _checked(matvec: reference.Matvec, g: torch.Tensor) -> reference.Matvec:
+    """``matvec``, whose results are looked at: kernels take them by their address."""
+    what = "what matvec_or_s returns"
+
+    def checked(v: torch.Tensor) -> torch.Tensor:
+        product = _checks.floating_tensor("pcg", what, matvec(v))
+        _checks.shape_is("pcg", what, product, g.shape, "the shape of its argument")
+        _checks.same_device("pcg", what, product, "g", g)
+        return product
+
+    return checked

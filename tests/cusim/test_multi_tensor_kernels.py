@@ -129,12 +129,13 @@ def test_launches_do_not_depend_on_the_number_of_tensors(simulated: Simulator, t
 
 
 def test_a_launch_that_fails_is_an_exception_with_the_kernel_in_it(simulated: Simulator) -> None:
-    xs, ys = [torch.ones(3)], [torch.zeros(3)]
+    xs, ys, halves = [torch.ones(3)], [torch.zeros(3)], [torch.zeros(3, dtype=torch.bfloat16)]
     calls = {
         "multi_tensor.ema": lambda: multi_tensor.ema_(xs, ys, 0.5),
         "multi_tensor.ema_combined": lambda: multi_tensor.ema_combined_(xs, ys, 0.5, torch.ones(1), 0.5),
         "multi_tensor.dot": lambda: multi_tensor.dot(xs, ys),
         "multi_tensor.apply": lambda: multi_tensor.apply_(xs, ys, torch.ones(1), 0.5, 0.5),
+        "multi_tensor.apply_master": lambda: multi_tensor.apply_master_(xs, halves, ys, torch.ones(1), 0.5, 0.5),
         "multi_tensor.all_finite": lambda: multi_tensor.all_finite(xs),
     }
     for name, call in calls.items():
@@ -145,6 +146,7 @@ def test_a_launch_that_fails_is_an_exception_with_the_kernel_in_it(simulated: Si
     with pytest.raises(RuntimeError, match=r"multi_tensor.segment_sums failed"):
         multi_tensor.dot(xs, ys)
     assert torch.equal(xs[0], torch.ones(3))
+    assert not halves[0].any()
 
 
 def test_overlapping_memory_is_refused_before_any_write(simulated: Simulator) -> None:
@@ -170,7 +172,8 @@ def test_overlapping_memory_is_refused_before_any_write(simulated: Simulator) ->
 
 
 @pytest.mark.parametrize(
-    ("address", "size", "message"), [(0, 4, "null pointer"), (1026, 4, "not aligned"), (1024, -1, "negative size")]
+    ("address", "size", "message"),
+    [(0, 4, "null pointer"), (1026, 4, "not aligned"), (1024, -1, "negative size, -1"), (1024, 2**61, "more entries")],
 )
 def test_bindings_refuse_addresses_that_would_crash(
     simulated: Simulator, address: int, size: int, message: str
@@ -187,30 +190,69 @@ def test_bindings_refuse_addresses_that_would_crash(
         native.dot([], kind, [], kind, [], [], 0, (1, 0))
 
 
+def test_bindings_refuse_what_kernels_would_read_or_write_elsewhere(simulated: Simulator) -> None:
+    native, where = simulated.module, (0, 0)
+    kind, wide = native.Type.FLOAT32, native.Type.FLOAT64
+    x, y, z, sums = (
+        torch.zeros(8, dtype=dtype) for dtype in (torch.float32, torch.float32, torch.float32, torch.float64)
+    )
+    a, b, c, to = ([t.data_ptr()] for t in (x, y, z, sums))
+    number, four, slot = (0.5, 0, wide), [4], [0]
+    ema = (a, kind, b, kind, four, slot, 0.5, 0)
+    apply = (a, kind, b, kind, four)
+    calls = [
+        ("partials has entries but a null pointer", lambda: native.dot(a, kind, b, kind, four, slot, 0, where)),
+        ("partials is not aligned", lambda: native.dot(a, kind, b, kind, four, slot, to[0] + 4, where)),
+        ("slots has a negative size", lambda: native.dot(a, kind, b, kind, four, [-1], *to, where)),
+        ("slots: one per tensor", lambda: native.dot(a, kind, b, kind, four, [], *to, where)),
+        ("partials is not aligned", lambda: native.ema(*ema, to[0] + 4, where)),
+        ("overlap", lambda: native.ema(a, kind, [a[0] + 12], kind, four, slot, 0.5, 0, 0, where)),
+        ("overlap", lambda: native.apply(a, kind, a, kind, four, slot, *c, kind, number, number, 0, where)),
+        ("scales has entries but a null", lambda: native.apply(*apply, slot, 0, kind, number, number, 0, where)),
+        ("lr is not aligned", lambda: native.apply(*apply, slot, *c, kind, (0.0, 1026, kind), number, 0, where)),
+        ("weight_decay is not", lambda: native.apply(*apply, slot, *c, kind, number, (0.0, 1026, kind), 0, where)),
+        ("shares has entries but a null", lambda: native.ema_combined(
+            a, kind, b, kind, c, four, slot, 0.5, 0, kind, 0.5, 0, where)),
+        ("outputs.* and averages.* overlap|averages.* and outputs.* overlap", lambda: native.ema_combined(
+            a, kind, b, kind, a, four, slot, 0.5, *to, wide, 0.5, 0, where)),
+        ("params.* overlap", lambda: native.apply_master(
+            a, a, native.Type.BFLOAT16, b, kind, four, slot, *c, kind, number, number, 0, where)),
+        ("finite has an entry but a null", lambda: native.all_finite(a, kind, four, 0, where)),
+        ("first: ", lambda: native.segment_sums([0, 3, 2], *to, *c, kind, where)),
+        ("first: ", lambda: native.segment_sums([-1, 3], *to, *c, kind, where)),
+        ("out: sums are", lambda: native.segment_sums([0, 3], *to, *c, native.Type.FLOAT16, where)),
+        ("out has entries but a null", lambda: native.segment_sums([0, 3], *to, 0, kind, where)),
+        ("partials has entries but a null", lambda: native.segment_sums([0, 3], 0, *c, kind, where)),
+    ]  # fmt: skip
+    for message, call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert simulated.launches == []
+    native.segment_sums([0, 0], 0, *c, kind, where)  # no partial sums: the sum is zero
+
+
 def test_offsets_beyond_two_to_the_31_elements(simulated: Simulator) -> None:
     """Only the last block runs, at the end of memory of which only the pages that it touches exist."""
     native = simulated.module
     size = 2**32 + 8192 + 5
-    with mmap.mmap(
-        -1, 2 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    ) as memory:
-        x = torch.frombuffer(memory, dtype=torch.bfloat16)
-        x[-1], x[-6] = 3.0, 1.0
+    kind, flags = native.Type.BFLOAT16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    with mmap.mmap(-1, 2 * size, flags=flags) as memory, mmap.mmap(-1, 2 * size, flags=flags) as other_memory:
+        x, y = (torch.frombuffer(buffer, dtype=torch.bfloat16) for buffer in (memory, other_memory))
+        x[-1], x[-6], y[-1] = 3.0, 1.0, 2.0
         blocks = -(-size // native.PIECE_SIZE)
         partials = torch.full((blocks,), -1.0, dtype=torch.float64)
         simulated.set(first_block=blocks - 1)
-        kind = native.Type.BFLOAT16
-        native.dot([x.data_ptr()], kind, [x.data_ptr()], kind, [size], [0], partials.data_ptr(), (0, 0))
-        assert partials[-1] == 9.0
+        native.dot([x.data_ptr()], kind, [y.data_ptr()], kind, [size], [0], partials.data_ptr(), (0, 0))
+        assert partials[-1] == 6.0
         assert partials[:-1].eq(-1).all()
         factor, rate = torch.ones(1), (1.0, 0, native.Type.FLOAT64)
         native.apply(
-            [x.data_ptr()], kind, [x.data_ptr()], kind, [size], [0], factor.data_ptr(), native.Type.FLOAT32, rate, rate,
+            [x.data_ptr()], kind, [y.data_ptr()], kind, [size], [0], factor.data_ptr(), native.Type.FLOAT32, rate, rate,
             0, (0, 0),
         )  # fmt: skip
-        assert x[-1] == 3.0 - 2 * 3.0
+        assert x[-1] == 3.0 - (2.0 + 3.0)
         assert x[-6] == 1.0
-        del x
+        del x, y
 
 
 def test_every_dtype_of_scales_and_rates_is_read_on_the_device(simulated: Simulator) -> None:

@@ -159,3 +159,94 @@ def test_what_the_kernels_do_not_take_goes_elsewhere(simulated: Simulator) -> No
     lk.pcg(small["s"], small["g"][:0], None, None, 1, 0.1, "neuron")
     lk.pcg(lambda v: v, small["g"].requires_grad_(), None, None, 1, 0.0, "neuron")
     assert simulated.launches == []
+
+
+def test_a_launch_that_fails_is_an_exception_with_the_kernel_in_it(simulated: Simulator) -> None:
+    small = problem((), 3, 6, False, False, False)
+    for scope, names in (("neuron", ["start", "step"]), ("layer", ["start", "product", "move", "direction"])):
+        simulated.set()
+        by_phases(*small.values(), 2, 0.1, scope, 2)
+        made = list(simulated.launches)
+        for name in names:
+            simulated.set(fail_launch=made.index(f"pcg_phase.{name}"))
+            with pytest.raises(RuntimeError, match=rf"pcg_phase\.{name} failed: simulated failure"):
+                by_phases(*small.values(), 2, 0.1, scope, 2)
+    simulated.set(fail_launch=0)
+    with pytest.raises(RuntimeError, match="pcg_rows failed: simulated failure"):
+        cuda_kernel.pcg_rows(*small.values(), 2, 0.1, "neuron", 2)
+
+
+ROW = ("s", "g", "h0", "mu", "var", "h", "norms", "norm_stride", "m", "d", "columns")
+VECTOR = ("g", "mu", "var", "h", "r", "p", "ap", "first_row", "unit", "m", "d", "columns")
+BAD_LAYERS = [
+    ("g", 0, r"layers\[0\]: g has entries but a null pointer"),
+    ("g", 1026, r"layers\[0\]: g is not aligned to its dtype"),
+    ("h", 0, "h has entries but a null pointer"),
+    ("mu", 1026, "mu is not aligned"),
+    ("var", 0, "mu and var come together"),
+    ("m", -1, r"has -1 rows; allowed are at most 2147483616"),
+    ("m", 2**31, r"has 2147483648 rows; allowed are at most 2147483616"),
+    ("d", 5, "has 4 columns for 5 features; allowed are as many or one more"),
+    ("columns", 6, "has 6 columns for 4 features"),
+]
+BAD_ROWS = [
+    *BAD_LAYERS,
+    ("s", 0, "s has entries but a null pointer"),
+    ("norms", 0, "norms has entries but a null pointer"),
+    ("h0", 1026, "h0 is not aligned"),
+    ("norm_stride", 1, "norm_stride is less than the rows"),
+]
+BAD_VECTORS = [
+    *BAD_LAYERS,
+    ("ap", 0, "ap has entries but a null pointer"),
+    ("p", 0, "p has entries but a null pointer"),
+    ("first_row", -1, "first_row or unit is negative"),
+]
+SHAPE = {"m": 2, "d": 4, "columns": 4, "norm_stride": 2, "first_row": 0, "unit": 0}
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD_ROWS)
+def test_bindings_refuse_rows_that_would_crash(simulated: Simulator, field: str, value: int, message: str) -> None:
+    memory = torch.zeros(64)
+    layer = {name: memory.data_ptr() for name in ROW} | SHAPE | {field: value}
+    with pytest.raises(ValueError, match=message):
+        simulated.module.pcg_rows([[layer[name] for name in ROW]], 2, 0.1, 1e-5, (0, 0))
+    with pytest.raises(ValueError, match="iterations is negative"):
+        simulated.module.pcg_rows([], -1, 0.1, 1e-5, (0, 0))
+    assert simulated.launches == []
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD_VECTORS)
+def test_bindings_refuse_vectors_that_would_crash(simulated: Simulator, field: str, value: int, message: str) -> None:
+    native, memory, sums = simulated.module, torch.zeros(64), [torch.zeros(8, dtype=torch.float64).data_ptr()] * 6
+    layer = {name: memory.data_ptr() for name in VECTOR} | SHAPE
+    for broken in ([0, *sums[1:]], [sums[0] + 4, *sums[1:]]):
+        with pytest.raises(ValueError, match=r"units has entries but a null pointer|units is not aligned"):
+            native.pcg_phase(native.Phase.STEP, [[layer[name] for name in VECTOR]], True, broken, sums, 1e-5, (0, 0))
+    layer[field] = value
+    with pytest.raises(ValueError, match=message):
+        native.pcg_phase(native.Phase.STEP, [[layer[name] for name in VECTOR]], True, sums, sums, 1e-5, (0, 0))
+    assert simulated.launches == []
+
+
+def test_rows_past_two_to_the_31_take_several_launches(simulated: Simulator) -> None:
+    """Two layers of half as many rows each are one more than a launch counts; the last block of each table runs."""
+    native, rows = simulated.module, 2**30
+    vectors, sums = torch.zeros(4), torch.zeros(8, dtype=torch.float64)
+    assert rows <= native.LAYER_ROWS
+    # Addresses such that the last row's entries are those of `vectors`.
+    first = vectors.data_ptr() - 4 * (rows - 1)
+    layer = dict.fromkeys(VECTOR, first) | {
+        "mu": 0,
+        "var": 0,
+        "m": rows,
+        "d": 1,
+        "columns": 1,
+        "first_row": 0,
+        "unit": 0,
+    }
+    address = [sums.data_ptr() - 8 * (rows - 1)] * 6
+    simulated.set(first_block=rows - 1)
+    fields = [layer[name] for name in VECTOR]
+    native.pcg_phase(native.Phase.PRODUCT, [fields, fields], True, address, address, 1e-5, (0, 0))
+    assert simulated.launches == ["pcg_phase.product"] * 2

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from cusim.simulated import cuda_kernels_on_cpu
 
 import lnb_kernels as lk
 from lnb_kernels import _native
 
+WHERE_NATIVE = pytest.param(
+    "native", marks=pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
+)
 ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
 
 
@@ -29,3 +33,14 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     native.select_isa(request.param)
     yield request.param
     native.select_isa(usual)
+
+
+@pytest.fixture(params=["reference", WHERE_NATIVE, "cuda"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "cuda":  # the CUDA kernels, simulated on the CPU
+        with cuda_kernels_on_cpu():
+            yield request.param
+        return
+    lk.set_backend(request.param)
+    yield request.param
+    lk.set_backend("auto")

@@ -112,21 +112,31 @@ def test_it_serves_the_op() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("wrong", ["null", "misaligned", "no arrow", "units", "columns"])
-def test_what_would_crash_is_refused(wrong: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("tensors", 3), 0, "h has entries but a null pointer"),
+        (("tensors", 6), 0, "ap has entries but a null pointer"),
+        (("tensors", 4), 1026, "r is not aligned to its dtype"),
+        (("tensors", 1), 0, "mu and var come together"),
+        (("tensors", 1), 1026, "mu is not aligned to its dtype"),
+        (("shape", 3), 4, "no such layers"),
+        (("shape", 1), 2**62, "rows has more entries than can be counted"),
+        (("units", 2), 0, "units has entries but a null pointer"),
+        (("units", 2), 1028, "units is not aligned to its dtype"),
+        (("per_unit", 0), 3, "rows_per_unit must divide the rows"),
+        (("per_unit", 0), 2, "STEP needs a unit per row"),
+    ],
+)
+def test_what_would_crash_is_refused(place: tuple[str, int], value: int, message: str) -> None:
     native = _native.module()
     x, sums = torch.zeros(4, 6), torch.zeros(6, 4, dtype=torch.float64)
-    tensors = [x.data_ptr()] * 7
-    shape, units, per_unit = [1, 4, 6, 5], [row.data_ptr() for row in sums], 1
-    if wrong == "null":
-        tensors[3] = 0
-    elif wrong == "misaligned":
-        tensors[4] += 2
-    elif wrong == "no arrow":
-        tensors[1] = 0
-    elif wrong == "units":
-        per_unit = 3
-    else:
-        shape[3] = 4
-    with pytest.raises(ValueError, match=r"null|aligned|together|divide|no such"):
-        native.cg_phase(native.Phase.MOVE, tensors, shape, per_unit, units, units, 1e-5, 1)
+    given = {
+        "tensors": [x.data_ptr()] * 7, "shape": [1, 4, 6, 5], "units": [row.data_ptr() for row in sums], "per_unit": [1]
+    }  # fmt: skip
+    rows = list(given["units"])
+    given[place[0]][place[1]] = value
+    with pytest.raises(ValueError, match=message):
+        native.cg_phase(
+            native.Phase.STEP, given["tensors"], given["shape"], *given["per_unit"], given["units"], rows, 1e-5, 1
+        )

@@ -188,11 +188,20 @@ def test_what_would_crash_is_refused() -> None:
         ((x.data_ptr() + 1, kind, 4, 5, 5, False, s.data_ptr(), 1), "x is not aligned to its dtype"),
         ((x.data_ptr(), kind, 4, 5, 5, False, 0, 1), "s has entries but a null pointer"),
         ((x.data_ptr(), kind, 4, 5, 5, False, s.data_ptr() + 2, 1), "s is not aligned"),
+        ((x.data_ptr(), kind, 4, 5, 5, False, x.data_ptr() + 40, 1), r"x\[0\] overlap|s\[0\] and x\[0\]"),
+        ((x.data_ptr(), kind, 2**40, 2**40, 5, False, s.data_ptr(), 1), "x has more entries than can be counted"),
+        ((0, kind, 0, 2**40, 5, False, s.data_ptr(), 1), "s has more entries than can be counted"),
     ]:
         with pytest.raises(ValueError, match=message):
             native.second_moment(*arguments)
     image, axis = (1, 2, 2, 5), (1, 1, 0, 2)
     strides = (20, 10, 5, 1)
-    for rows, groups, message in [((0, 1, 0, 2), 1, "no such convolution"), (axis, 3, "groups must divide")]:
+    for rows, groups, out, message in [
+        ((0, 1, 0, 2), 1, s, "no such convolution"),
+        (axis, 3, s, "groups must divide"),
+        ((1, 1, 0, 2**62), 1, s, "the output has more entries than can be counted"),
+        ((2**40, 1, 0, 2), 1, s, "s has more entries than can be counted"),
+        (axis, 1, x, "overlap in memory"),
+    ]:
         with pytest.raises(ValueError, match=message):
-            native.conv_moment(x.data_ptr(), kind, image, strides, rows, (1, 1, 0, 5), groups, False, s.data_ptr(), 1)
+            native.conv_moment(x.data_ptr(), kind, image, strides, rows, (1, 1, 0, 5), groups, False, out.data_ptr(), 1)

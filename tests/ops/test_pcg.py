@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from support import DTYPES, assert_close_to_reference
 from torch.autograd import gradcheck
 from torch.library import opcheck
+from torch.testing._internal.two_tensor import TwoTensor
 
 import lnb_kernels as lk
+from lnb_kernels.pcg.op import LAYER_ROWS, is_small
 
 
 def moments(batch: tuple[int, ...], d: int, n: int = 60, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -272,7 +274,12 @@ def test_opcheck(scope: str) -> None:
         ({"h0": torch.ones(3, 4)}, ValueError, r"h0 has shape \(3, 4\), allowed is \(3, 5\)"),
         ({"arrow": torch.ones(4)}, TypeError, r"arrow must be None or a tuple \(mu, var\), got Tensor"),
         ({"arrow": (torch.ones(5), torch.ones(4))}, ValueError, r"arrow mu has shape \(5,\), allowed is \(4,\)"),
+        ({"matvec_or_s": lambda v: v, "arrow": 5}, TypeError, r"arrow must be None or a tuple \(mu, var\), got int"),
+        ({"matvec_or_s": lambda v: v, "arrow": (1, 2)}, TypeError, r"arrow mu must be a torch.Tensor, got int"),
         ({"bias": False}, ValueError, r"bias=False contradicts the shapes"),
+        ({"matvec_or_s": lambda v: v, "bias": "yes"}, TypeError, r"bias must be None, True or False, got 'yes'"),
+        ({"layer_dims": 2.0}, ValueError, r"layer_dims=2.0 is not allowed"),
+        ({"ridge": 10**400}, ValueError, r"it must be a finite number >= 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -280,6 +287,43 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
     arguments: dict[str, Any] = {"matvec_or_s": torch.eye(5), "g": torch.ones(3, 5)} | change
     with pytest.raises(error, match=message):
         lk.pcg(**arguments)
+
+
+@pytest.mark.parametrize("scope", ["layer", "neuron"])
+@pytest.mark.parametrize(
+    ("matvec", "error", "message"),
+    [
+        (lambda v: v[:1], ValueError, r"returns has shape \(1, 300\), allowed is \(40, 300\)"),
+        (lambda v: v.t(), ValueError, r"returns has shape \(300, 40\), allowed is \(40, 300\)"),
+        (lambda v: None, TypeError, r"returns must be a torch.Tensor, got NoneType"),
+        (lambda v: v.int(), TypeError, r"returns has dtype torch.int32"),
+        (lambda v: v.to("meta"), ValueError, r"returns is on meta but g is on cpu"),
+        (lambda v: v.to_sparse(), TypeError, r"returns has layout torch.sparse_coo"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_what_a_callable_returns_is_checked(backend: str, matvec, error, message: str, scope: str) -> None:
+    """The kernels take it by its address: a product that is too short would be read beyond its end."""
+    lk.set_backend(backend)
+    try:
+        with pytest.raises(error, match=f"pcg: what matvec_or_s {message}"):
+            lk.pcg(matvec, torch.ones(40, 300), scope=scope)
+    finally:
+        lk.set_backend("auto")
+
+
+def test_subclasses_of_tensors_go_by_the_reference() -> None:
+    """They need not have memory of their own, as the two tensors in PyTorch's example have two."""
+    g = torch.randn(40, 300)
+    expected, _ = lk.pcg(lambda v: 2 * v + 1, g)
+    found, _ = lk.pcg(lambda v: 2 * v + 1, TwoTensor(g, 3 * g))
+    torch.testing.assert_close(found.a, expected)
+
+
+def test_layers_of_more_rows_than_the_kernels_count_go_elsewhere() -> None:
+    rows = (LAYER_ROWS, LAYER_ROWS + 1)
+    s = torch.ones(3, 3, device="meta")
+    assert [is_small((s, torch.ones(m, 2, device="meta"), None, None, None)) for m in rows] == [True, False]
 
 
 def test_a_wide_moment_serves_a_narrow_gradient() -> None:

@@ -119,3 +119,20 @@ def test_opcheck() -> None:
 def test_bad_arguments_are_named(value: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         lk.spd_inverse(value)
+
+
+def test_what_would_crash_is_refused() -> None:
+    native = _native.module()
+    x, y, failed = torch.eye(3), torch.empty(3, 3), torch.empty(1, dtype=torch.bool)
+    a, b, flag = x.data_ptr(), y.data_ptr(), failed.data_ptr()
+    for arguments, message in [
+        ((0, b, flag, 1, 3, 1), "matrices has entries but a null pointer"),
+        ((a + 2, b, flag, 1, 3, 1), "matrices is not aligned to its dtype: .* use .clone"),
+        ((a, 0, flag, 1, 3, 1), "inverses has entries but a null pointer"),
+        ((a, b, 0, 1, 3, 1), "failed has entries but a null pointer"),
+        ((a, a + 4, flag, 1, 3, 1), "overlap in memory"),
+        ((a, b, flag, 1, 0, 1), "no such matrices"),
+        ((a, b, flag, 2**62, 3, 1), "matrices has more entries than can be counted"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            native.spd_inverses(*arguments)

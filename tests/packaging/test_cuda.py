@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,11 @@ from lnb_kernels import _backend, _cuda, _extension
 
 PACKAGE = Path(lk.__file__).parent
 needs_cuda_module = pytest.mark.skipif(_cuda.failure() is not None, reason=str(_cuda.failure()))
+
+
+NVCC = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin:{os.environ['PATH']}")
+CUDA_HOME = str(Path(NVCC).resolve().parents[1]) if NVCC else ""
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 
 def configure(project: Path, **settings: str) -> tuple[subprocess.CompletedProcess[str], Path]:
@@ -75,6 +81,31 @@ def test_cuda_off(project: Path) -> None:
     assert json.loads(info.read_text())["cuda"] == {
         "built": False, "reason": "LNB_CUDA=off when the package was built"
     }  # fmt: skip
+
+
+def test_cuda_unknown(project: Path) -> None:
+    done, _ = configure(project, LNB_CUDA="maybe")
+    assert done.returncode != 0
+    assert "LNB_CUDA=maybe is not allowed; choose auto, on or off" in " ".join(done.stderr.split())
+
+
+@needs_nvcc
+def test_architectures_are_those_asked_for(project: Path) -> None:
+    done, info = configure(project, LNB_CUDA="on", LNB_CUDA_ARCHS="90-virtual;86-real", CUDA_HOME=CUDA_HOME)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cuda = json.loads(info.read_text())["cuda"]
+    assert cuda["built"] is True
+    assert cuda["archs"] == "90-virtual 86-real"
+
+
+@needs_nvcc
+def test_unknown_architectures_are_named(project: Path) -> None:
+    done, info = configure(project, LNB_CUDA="auto", LNB_CUDA_ARCHS="12", CUDA_HOME=CUDA_HOME)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12" in json.loads(info.read_text())["cuda"]["reason"]
+    done, _ = configure(project, LNB_CUDA="on", LNB_CUDA_ARCHS="12", CUDA_HOME=CUDA_HOME)
+    assert done.returncode != 0
+    assert "12" in done.stderr
 
 
 @needs_cuda_module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -59,6 +60,28 @@ def test_wheel_holds_every_module_and_the_native_one(project: Path, run) -> None
     assert info["built"] is True
     assert "Requires-Dist: torch>=2.10" in metadata
     assert "Requires-Python: >=3.10" in metadata
+
+
+def test_source_distribution_holds_all_that_a_build_needs(project: Path, run) -> None:
+    """The other tests here build from the same files, and from no others."""
+    (project / "lnb_kernels" / "_native_module.so").write_bytes(b"left behind by a build in place")
+    wanted = {path.relative_to(project) for path in project.rglob("*") if path.is_file() and path.suffix != ".so"}
+    code = f"import os; os.chdir({str(project)!r}); from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    done = run("-c", code)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [archive] = (project / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {Path(*Path(name).parts[1:]) for name in tar.getnames()}
+    assert wanted <= held, wanted - held
+    assert not [path for path in held if path.suffix == ".so" or path.name == "_build_info.json"]
+
+
+@pytest.mark.parametrize("variable", ["LNB_CUDA", "LNB_NATIVE"])
+def test_unknown_build_options_are_named(project: Path, run, variable: str) -> None:
+    code = f"import os, runpy, sys; os.chdir({str(project)!r}); sys.argv = ['setup.py', 'build_ext']; runpy.run_path('setup.py')"
+    done = run("-c", code, env={variable: "maybe"})
+    assert done.returncode != 0
+    assert f"{variable}='maybe' is not allowed; choose one of auto" in done.stderr
 
 
 @pytest.mark.parametrize("missing", ["compiler", "cmake"])
