@@ -213,7 +213,7 @@ def test_bindings_refuse_what_kernels_would_read_or_write_elsewhere(simulated: S
         ("weight_decay is not", lambda: native.apply(*apply, slot, *c, kind, number, (0.0, 1026, kind), 0, where)),
         ("shares has entries but a null", lambda: native.ema_combined(
             a, kind, b, kind, c, four, slot, 0.5, 0, kind, 0.5, 0, where)),
-        ("outputs.* and averages.* overlap|averages.* and outputs.* overlap", lambda: native.ema_combined(
+        ("out.* and averages.* overlap|averages.* and out.* overlap", lambda: native.ema_combined(
             a, kind, b, kind, a, four, slot, 0.5, *to, wide, 0.5, 0, where)),
         ("params.* overlap", lambda: native.apply_master(
             a, a, native.Type.BFLOAT16, b, kind, four, slot, *c, kind, number, number, 0, where)),
