@@ -1,10 +1,9 @@
-#Sets CMAKE_CUDA_COMPILER to a usable nvcc, from CUDA_HOME, PATH, or the Python package nvidia - cuda - nvcc, \
-    in this order;
+# Sets CMAKE_CUDA_COMPILER to a usable nvcc, from CUDA_HOME, PATH, or the Python package nvidia-cuda-nvcc, in this order;
 # or LNB_NO_CUDA to the reason why there is none.
 set(LNB_NO_CUDA "")
 
 if(NOT CMAKE_CUDA_COMPILER)
-#The package has its files in the namespace package `nvidia`, in a folder per CUDA release.
+  # The package has its files in the namespace package `nvidia`, in a folder per CUDA release.
   execute_process(
     COMMAND ${Python_EXECUTABLE} -c "
 import importlib.util, glob
@@ -26,20 +25,19 @@ endif()
 if(NOT CMAKE_CUDA_COMPILER)
   set(LNB_NO_CUDA "nvcc is not in CUDA_HOME, on PATH, or in the Python package nvidia-cuda-nvcc")
 else()
-  execute_process(COMMAND ${
-    CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE LNB_NVCC_VERSION ERROR_QUIET)
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE LNB_NVCC_VERSION ERROR_QUIET)
   if(LNB_NVCC_VERSION MATCHES "V([0-9]+\\.[0-9]+)")
     set(LNB_NVCC_VERSION ${CMAKE_MATCH_1})
   else()
     set(LNB_NO_CUDA "${CMAKE_CUDA_COMPILER} does not run")
   endif()
   if(NOT LNB_NO_CUDA AND LNB_NVCC_VERSION VERSION_LESS 12.1)
-#Older ones allow 4 KiB of kernel parameters : the tables of tensors need more.
+    # Older ones allow 4 KiB of kernel parameters: the tables of tensors need more.
     set(LNB_NO_CUDA "nvcc ${LNB_NVCC_VERSION} (${CMAKE_CUDA_COMPILER}) is older than 12.1")
   endif()
 endif()
 
-#PTX of the oldest architecture lets newer GPUs than those listed compile the kernels for themselves.
+# PTX of the oldest architecture lets newer GPUs than those listed compile the kernels for themselves.
 if(NOT LNB_CUDA_ARCHS)
   set(LNB_CUDA_ARCHS "80;90a-real;100a-real")
   if(LNB_NVCC_VERSION VERSION_LESS 12.8)
@@ -48,7 +46,7 @@ if(NOT LNB_CUDA_ARCHS)
 endif()
 set(CMAKE_CUDA_ARCHITECTURES ${LNB_CUDA_ARCHS})
 
-#A compiler that is there may still not work : with a host compiler too new for it, or with headers missing.
+# A compiler that is there may still not work: with a host compiler too new for it, or with headers missing.
 if(NOT LNB_NO_CUDA AND LNB_CUDA STREQUAL "auto")
   file(WRITE ${CMAKE_BINARY_DIR}/try.cu "#include <cuda_bf16.h>\n__global__ void kernel() {}\n")
   list(TRANSFORM CMAKE_CUDA_ARCHITECTURES REPLACE "([0-9]+[af]?).*" "-gencode=arch=compute_\\1,code=sm_\\1"
