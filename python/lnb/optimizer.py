@@ -124,6 +124,7 @@ class LNB(Optimizer):
             self._inventory = take_inventory(model, exclude)
             self._require_blocks()
             super().__init__(list(model.parameters()) if params is None else params, defaults)
+            self._require_own()
         except Exception:
             for module in attached:
                 detach_layer(module)
@@ -136,6 +137,14 @@ class LNB(Optimizer):
                 f"model={type(self._model).__name__} has no layer that LNB can claim (nn.Linear, nn.Conv2d or "
                 f"nn.MultiheadAttention that owns its weights); use another optimizer for it, or see why:\n"
                 f"{reasons or '  it has no parameters'}"
+            )
+
+    def _require_own(self) -> None:
+        given = [parameter for group in self.param_groups for parameter in group["params"]]
+        if not any(parameter in self._inventory.names for parameter in given):
+            raise ValueError(
+                f"params: none of the {len(given)} given is a parameter of model={type(self._model).__name__}; a copied, "
+                f"loaded or compiled model has its own: take them from the same model"
             )
 
     @property
@@ -297,7 +306,7 @@ class LNB(Optimizer):
         name = self._inventory.names.get(parameter, "(added)")
         metric, reason = self._metric(parameter)
         lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
-        return CoverageRow(name, () if lazy else tuple(parameter.shape), metric, reason)
+        return CoverageRow(name, None if lazy else tuple(parameter.shape), metric, reason)
 
     def _metric(self, parameter: nn.Parameter) -> tuple[str, str]:
         optimized = {p for group in getattr(self, "param_groups", ()) for p in group["params"]}
