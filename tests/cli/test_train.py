@@ -138,6 +138,7 @@ def test_damaged_and_foreign_checkpoints(tmp_path: Path) -> None:
         (("--task", "digits", "--device", "gpu"), "device='gpu' cannot be used here"),
         (("--task", "digits", "--set", "moment_dtype=bf16"), "moment_dtype='bf16' must be None"),
         (("--resume",), "--resume needs --out"),
+        (("--resume", "--out", "no-run"), "no-run holds no run to continue"),
     ],
 )
 def test_wrong_use(options: tuple[str, ...], message: str) -> None:
