@@ -219,7 +219,8 @@ def _captures(module: nn.Module) -> dict[str, Capture]:
 def require_module(name: str, value: object) -> None:
     """Require a ``torch.nn.Module``."""
     if not isinstance(value, nn.Module):
-        raise TypeError(f"{name}={reprlib.repr(value)} must be a torch.nn.Module, not {type(value).__name__}")
+        hint = ": pass the model itself, not its parameters" if name == "model" else ""
+        raise TypeError(f"{name}={reprlib.repr(value)} must be a torch.nn.Module, not {type(value).__name__}{hint}")
 
 
 def detach(model: M) -> M:

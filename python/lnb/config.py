@@ -39,8 +39,12 @@ class Config:
             cholesky where second moments are remembered or the trust region needs a factor, else for each layer the
             cheapest of pcg, matrix_free, and the exact cholesky and dual, once the rows of its first step are known.
         cg_scope: what shares one CG step length: the whole ``"layer"``, or each ``"neuron"`` (output row) its own.
-        trust_region: what the step is normalised by, one of ``TRUST_REGIONS``.
-        refresh_every: the second moment is gathered on every ``refresh_every``-th step, >= 1.
+        trust_region: what the step is normalised by. ``"global"``: the root mean square change of all layers' outputs
+            together is ``lr``. ``"layer"``: that of each layer. ``"neuron"``: that of each neuron. ``"balanced"``: that of each
+            neuron, and neurons move independently of each other (see :mod:`lnb.balance`). ``"spectral"``: the change of
+            outputs is orthogonalised anew in every step. ``"rms"``: steps as large as AdamW's.
+        refresh_every: the second moment is gathered on every ``refresh_every``-th step, and before the first of them on
+            steps 1, 2, 4, 8, ... too, >= 1.
         b_s: decay of the average of the second moment, in [0, 1).
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
         others: the rule for parameters of no claimed layer, ``"identity"`` or ``"adamw"``.
@@ -227,8 +231,10 @@ def check_group(group: dict[str, Any]) -> None:
     where = "param group: "
     lr = group["lr"]
     if isinstance(lr, torch.Tensor):
-        if lr.dim() != 0 or lr.is_complex():
-            raise ValueError(f"{where}lr of shape {tuple(lr.shape)} must be a number or a 0-dim tensor")
+        if lr.dim() != 0 or not lr.is_floating_point():
+            raise ValueError(
+                f"{where}lr of shape {tuple(lr.shape)}, {lr.dtype} must be a number or a 0-dim float tensor"
+            )
     else:
         check_number("lr", lr, low=0.0, where=where)
     check_number("weight_decay", group["weight_decay"], low=0.0, where=where)

@@ -8,15 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CoverageRow:
-    """One parameter: its name, shape, metric, and the reason."""
+    """One parameter: its name, shape (None: not known yet), metric, and the reason."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     metric: str
     reason: str
 
+    @property
+    def size(self) -> str:
+        """The shape in words."""
+        return "unknown" if self.shape is None else "x".join(map(str, self.shape)) or "scalar"
+
     def __str__(self) -> str:
-        return f"{self.name} {list(self.shape)}: {self.metric} ({self.reason})"
+        return f"{self.name} {self.size}: {self.metric} ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Coverage:
 
     def __str__(self) -> str:
         table = [("parameter", "shape", "metric", "why")]
-        table += [(row.name, "x".join(map(str, row.shape)) or "scalar", row.metric, row.reason) for row in self.rows]
+        table += [(row.name, row.size, row.metric, row.reason) for row in self.rows]
         widths = [max(len(line[column]) for line in table) for column in range(3)]
         return "\n".join(
             "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]])

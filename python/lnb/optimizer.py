@@ -20,6 +20,7 @@ from lnb.plan import Plan, plan_block
 from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
+from lnb.ranks import add_over_ranks, group_of
 from lnb.schedule import is_refresh_step, sample_start
 from lnb.scratch import Scratch
 from lnb.serialization import (
@@ -61,6 +62,8 @@ class LNB(Optimizer):
       (``solver="cholesky"``) it goes on along its gradient average; weight decay acts as always.
     * *A model changed after attaching*: ``model.to(...)`` takes probes and state along; a claimed layer that was
       replaced, detached, or got another parameter is an error at the next step.
+    * *Several ranks* (``LNB(DistributedDataParallel(model))``, or ``process_group``): the rows of all ranks count. Settings
+      that keep inputs or choose by measured times are refused.
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`.
 
     Args:
@@ -73,7 +76,9 @@ class LNB(Optimizer):
         exclude: modules whose parameters are treated as others.
         strict: raise ``FloatingPointError`` on NaN or inf instead of skipping the step (waits for the device).
         rates: the device's speed for :meth:`plan` and all that is chosen by cost; None to measure it when that is needed,
-            in about a second, and remember it on disk. Ranks of one job that choose by cost should be given the same.
+            in about a second, and remember it on disk.
+        process_group: the ranks that train this model together, over which second moments are added; None for those of
+            a ``DistributedDataParallel`` given as ``model``, else this process alone.
         settings: any field of :class:`lnb.config.Config`, in place of the preset's value.
 
     Raises:
@@ -91,6 +96,7 @@ class LNB(Optimizer):
         exclude: Iterable[nn.Module] = (),
         strict: bool = False,
         rates: Rates | None = None,
+        process_group: Any = None,
         **settings: Any,
     ) -> None:
         require_module("model", model)
@@ -109,6 +115,7 @@ class LNB(Optimizer):
         if rates is not None and not isinstance(rates, Rates):
             raise TypeError(f"rates={rates!r} must be a lnb.planning.Rates, not {type(rates).__name__}")
         self._planner = Planner(config, rates)
+        self._group = group_of(model, process_group, config)
         self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         self._scratch = Scratch()
@@ -117,6 +124,7 @@ class LNB(Optimizer):
             self._inventory = take_inventory(model, exclude)
             self._require_blocks()
             super().__init__(list(model.parameters()) if params is None else params, defaults)
+            self._require_own()
         except Exception:
             for module in attached:
                 detach_layer(module)
@@ -129,6 +137,14 @@ class LNB(Optimizer):
                 f"model={type(self._model).__name__} has no layer that LNB can claim (nn.Linear, nn.Conv2d or "
                 f"nn.MultiheadAttention that owns its weights); use another optimizer for it, or see why:\n"
                 f"{reasons or '  it has no parameters'}"
+            )
+
+    def _require_own(self) -> None:
+        given = [parameter for group in self.param_groups for parameter in group["params"]]
+        if not any(parameter in self._inventory.names for parameter in given):
+            raise ValueError(
+                f"params: none of the {len(given)} given is a parameter of model={type(self._model).__name__}; a copied, "
+                f"loaded or compiled model has its own: take them from the same model"
             )
 
     @property
@@ -192,6 +208,8 @@ class LNB(Optimizer):
         for group in self.param_groups:
             check_group(group)
         meter = self._started_meter()
+        if self._group is not None:
+            add_over_ranks(self._optimized_blocks(), self._group)
         dual = all(group["ridge"] > 0 for group in self.param_groups)
         self._planner.observe(self._optimized_blocks(), self._other_bytes, dual)
         work = collect(
@@ -288,7 +306,7 @@ class LNB(Optimizer):
         name = self._inventory.names.get(parameter, "(added)")
         metric, reason = self._metric(parameter)
         lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
-        return CoverageRow(name, () if lazy else tuple(parameter.shape), metric, reason)
+        return CoverageRow(name, None if lazy else tuple(parameter.shape), metric, reason)
 
     def _metric(self, parameter: nn.Parameter) -> tuple[str, str]:
         optimized = {p for group in getattr(self, "param_groups", ()) for p in group["params"]}
@@ -391,4 +409,6 @@ class LNB(Optimizer):
         self._zeroed = {}
         self._meter = None
         self._scratch = Scratch()
+        if "_group" not in self.__dict__:  # a copy: process groups are not copied
+            self._group = group_of(self._model, None, self._config)
         self._switch_captures()

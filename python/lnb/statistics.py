@@ -15,6 +15,9 @@ from lnb.blocks import Block
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
 
+# In units of the precision: what rounding leaves of the variance of a feature that does not vary, relative to its mean square.
+_NOISE = 16
+
 
 @dataclass(frozen=True)
 class FeatureSums:
@@ -75,13 +78,18 @@ def bias_correction(decay: float, steps: Tensor) -> Tensor:
 def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tensor:
     """Variance per feature, moved towards the layer's mean variance: ``(1-s) var + s mean(var)``.
 
+    It is at least the rounding error that the subtraction leaves, and so above 0: features that do not vary, as those of a
+    batch of one row, would otherwise be divided by 0.
+
     Args:
         mean: ``[groups, d_in]``.
         mean_square: the same shape.
         shrinkage: ``s``.
     """
     variance = (mean_square - mean.square()).clamp(min=0)
-    return torch.lerp(variance, variance.mean().expand_as(variance), shrinkage)
+    shrunk = torch.lerp(variance, variance.mean().expand_as(variance), shrinkage)
+    limits = torch.finfo(variance.dtype)
+    return shrunk.maximum(_NOISE * limits.eps * mean_square).clamp(min=limits.tiny)
 
 
 def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep: bool) -> Tensor:
@@ -117,7 +125,8 @@ def ridge_of(second_moment: Tensor, ridge: float, relative: bool, with_bias: boo
     """What is added to the diagonal of the metric: ``ridge``, or ``ridge`` times the mean diagonal.
 
     The mean is that of the covariance where there is a bias, so that an offset of the inputs does not change it, and of
-    the second moment otherwise.
+    the second moment otherwise. So it is where the inputs do not vary beyond rounding, as in a batch of one row: a
+    covariance of zero says nothing of the size of the inputs to come. Inputs that are all zero count as of size 1.
 
     Args:
         second_moment: ``E[x~ x~']``, ``[groups, blocks, size+1, size+1]``.
@@ -131,7 +140,10 @@ def ridge_of(second_moment: Tensor, ridge: float, relative: bool, with_bias: boo
     if not relative:
         return ridge
     diagonal = second_moment.diagonal(dim1=-2, dim2=-1)[..., :-1]
-    if with_bias:
-        diagonal = (diagonal - second_moment[..., -1, :-1].square()).clamp(min=0)
     average: Tensor = diagonal.mean(dim=(-2, -1))
+    if with_bias:
+        variance = (diagonal - second_moment[..., -1, :-1].square()).mean(dim=(-2, -1))
+        varies = variance > _NOISE * torch.finfo(variance.dtype).eps * average
+        average = torch.where(varies, variance, average)
+    average = torch.where(average > 0, average, 1.0)
     return ridge * average.reshape(-1, 1, 1, 1)

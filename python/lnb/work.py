@@ -107,8 +107,15 @@ def collect(
                 f"itself in the forward pass (not F.linear or F.conv2d on its weight), call backward() before step(), and reset "
                 f"gradients with the optimizer's zero_grad(); or pass exclude=[that layer] to LNB. Nothing was changed"
             )
+        config = settings(block)
+        usable = found[0] is not None or (bool(found[2]) and not config.factored)
+        if not usable and (config.keeps_inputs or not has_statistics(states.get(block.weight), block, config)):
+            raise RuntimeError(
+                f"step(): layer {block.name!r} has no statistics, and the last backward pass gathered none: another LNB of the "
+                f"same model has made a step since, and decides what is gathered. Let one LNB own a layer. Nothing was changed"
+            )
         parameters = [parameter for parameter in block.parameters if parameter in moving]
-        work.blocks.append(BlockWork(block, parameters, states, groups[block.weight]["ridge"], *found, settings(block)))
+        work.blocks.append(BlockWork(block, parameters, states, groups[block.weight]["ridge"], *found, config))
         for parameter in parameters:
             del moving[parameter]
     work.others = list(moving)

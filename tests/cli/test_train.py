@@ -64,7 +64,7 @@ def test_a_run_in_memory_and_one_that_is_kept(tmp_path: Path) -> None:
 def test_epochs_and_settings(tmp_path: Path) -> None:
     out = tmp_path / "run"
     invoke("train", "--task", "digits", "--epochs", 0.5, "--set", "ridge=0.5", "--set", "solver=arrow", "--batch-size", 100,
-           "--optimizer", "lnb-paper", "--invert", "--width", 8, "--out", out)  # fmt: skip
+           "--set", "moment_dtype=bfloat16", "--optimizer", "lnb-paper", "--invert", "--width", 8, "--out", out)  # fmt: skip
     state = load_checkpoint(out / "checkpoint.lnb")
     assert state["step"] == 7
     assert state["optimizer"]["parts"][0]["param_groups"][0]["ridge"] == 0.5
@@ -135,7 +135,10 @@ def test_damaged_and_foreign_checkpoints(tmp_path: Path) -> None:
         (("--task", "digits", "--set", "rigde=1"), "rigde"),
         (("--task", "digits", "--model", "gpt"), "model='gpt' does not fit task digits"),
         (("--task", "digits", "--checkpoint-every", "0"), "checkpoint_every=0"),
+        (("--task", "digits", "--device", "gpu"), "device='gpu' cannot be used here"),
+        (("--task", "digits", "--set", "moment_dtype=bf16"), "moment_dtype='bf16' must be None"),
         (("--resume",), "--resume needs --out"),
+        (("--resume", "--out", "no-run"), "no-run holds no run to continue"),
     ],
 )
 def test_wrong_use(options: tuple[str, ...], message: str) -> None:

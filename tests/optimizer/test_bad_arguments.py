@@ -22,7 +22,8 @@ NAN = float("nan")
         ({"lr": float("inf")}, ValueError, "lr=inf"),
         ({"lr": "0.1"}, TypeError, "lr='0.1' must be a number, not str"),
         ({"lr": True}, TypeError, "lr=True"),
-        ({"lr": torch.ones(2)}, ValueError, "lr of shape (2,) must be a number or a 0-dim tensor"),
+        ({"lr": torch.ones(2)}, ValueError, "lr of shape (2,), torch.float32 must be a number or a 0-dim float tensor"),
+        ({"lr": torch.tensor(1)}, ValueError, "lr of shape (), torch.int64 must be a number or a 0-dim float tensor"),
         ({"preset": "slow"}, ValueError, "preset='slow' must be one of paper, fast"),
         ({"momentum": 1.0}, ValueError, "momentum=1.0 must be in [0, 1)"),
         ({"momentum": -0.1}, ValueError, "momentum=-0.1"),
@@ -71,6 +72,11 @@ NAN = float("nan")
         ({"params": [{"params": [], "momentum": 0.5}]}, ValueError, "'momentum' cannot be set per group"),
         ({"params": [{"params": [torch.zeros(1, requires_grad=True)], "lr": -1}]}, ValueError, "lr=-1"),
         ({"params": torch.zeros(3)}, TypeError, "params"),
+        (
+            {"params": nn.Linear(2, 2).parameters()},
+            ValueError,
+            "none of the 2 given is a parameter of model=Sequential",
+        ),
         ({"exclude": [3]}, TypeError, "exclude=3 must be a torch.nn.Module, not int"),
         ({"exclude": nn.Linear(2, 2)}, TypeError, "exclude"),
     ],
@@ -86,7 +92,7 @@ def test_constructor(arguments: dict[str, Any], error: type[Exception], words: s
 
 @pytest.mark.parametrize("model", [None, [nn.Linear(2, 2)], mixed().parameters(), mixed().state_dict()], ids=type)
 def test_model(model: Any) -> None:
-    with pytest.raises(TypeError, match=r"(?s)model=.*must be a torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"(?s)model=.*must be a torch\.nn\.Module.*not its parameters"):
         lnb.LNB(model)
     with pytest.raises(TypeError, match=r"(?s)model=.*must be a torch\.nn\.Module"):
         lnb.attach(model)

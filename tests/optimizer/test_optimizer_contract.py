@@ -464,6 +464,21 @@ def test_two_optimizers_share_a_model(mode: str) -> None:
     assert moved(model, before) == before.keys()
 
 
+@pytest.mark.parametrize(
+    ("mode", "other"),
+    [*((mode, "fast") for mode in MODES), ("factored", "matrix-free"), ("fast", "matrix-free")],
+)
+def test_another_optimizer_of_the_same_layers_is_an_error(mode: str, other: str) -> None:
+    """The one that steps decides what is gathered, and the other finds nothing: an error, not a step without a metric."""
+    model = mixed()
+    waiting = lnb.LNB(model, **MODES[mode])
+    train(model, lnb.LNB(model, **MODES[other]), batches(3))  # "fast" gathers nothing for its fourth step
+    before = snapshot(model, waiting)
+    with pytest.raises(RuntimeError, match="another LNB of the same model has made a step"):
+        train(model, waiting, batches(1))
+    assert same(snapshot(model, waiting), before)
+
+
 def test_gradients_are_left_as_they_are() -> None:
     model, optimizer = trained("paper", steps=1)
     optimizer.zero_grad()

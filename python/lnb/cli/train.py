@@ -26,6 +26,8 @@ def run_training(spec: RunSpec, out: Path | None, resume: bool, checkpoint_every
         raise fail("--resume needs --out, the folder of the run to continue", WRONG_USE)
     folder = None if out is None else RunFolder(out)
     continuing = resume and folder is not None and not folder.is_empty()
+    if resume and not continuing and spec.task is None:
+        raise fail(f"--resume: {out} holds no run to continue; to start one there, give --task", WRONG_USE)
     with reported(ValueError, TypeError):
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")

@@ -99,7 +99,7 @@ class Trainer:
             "seed": config.seed,
             "schedule": config.schedule,
         }
-        self.device = torch.device(config.device)
+        self.device = _usable(config.device)
         torch.manual_seed(config.seed)
         self.model: nn.Module = task.build().to(self.device)
         self.optimizer = build_optimizer(optimizer, self.model, config.schedule, config.steps)
@@ -224,3 +224,14 @@ class Trainer:
     def _order(self) -> dict[str, int]:
         """What decides the data order, besides the step."""
         return {"examples": self.batcher.examples, "batch_size": self.batcher.batch_size}
+
+
+def _usable(name: str) -> torch.device:
+    """The device ``name``, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device={name!r} cannot be used here: {reason}") from error
+    return device

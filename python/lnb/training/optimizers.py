@@ -147,7 +147,11 @@ def _with_decay(config: OptimizerConfig) -> dict[str, Any]:
 def _lnb(config: OptimizerConfig, model: nn.Module, preset: str) -> list[Optimizer]:
     import lnb
 
-    return [lnb.LNB(model, preset=preset, **_with_decay(config))]
+    settings = _with_decay(config)
+    dtype = settings.get("moment_dtype")
+    if isinstance(dtype, str):  # a command line and a TOML file have no dtypes
+        settings["moment_dtype"] = getattr(torch, dtype.removeprefix("torch."), dtype)
+    return [lnb.LNB(model, preset=preset, **settings)]
 
 
 def _adamw(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
