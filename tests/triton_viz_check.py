@@ -30,14 +30,18 @@ def traced(kernel: object) -> object:
 
 
 def main(name: str) -> None:
-    pcg, cov = (importlib.import_module(f"lnb_kernels.{op}.triton_kernel") for op in ("pcg", "cov_matvec"))
+    # The packages' functions have the names of the packages.
+    cov, pcg, phases = (
+        importlib.import_module(f"lnb_kernels.{module}")
+        for module in ("cov_matvec.triton_kernel", "pcg.triton_kernel", "pcg.triton_phases")
+    )
     if name == "careless_kernel":
         traced(careless_kernel)[(1,)](torch.zeros(5), 5)
     elif name == "finish_kernel":
         cov.finish_kernel = traced(cov.finish_kernel)
         cov.cov_matvec(torch.randn(300, 20), torch.randn(3, 21))
     else:
-        setattr(pcg, name, traced(getattr(pcg, name)))
+        setattr(phases, name, traced(getattr(phases, name)))
         x = torch.randn(30, 8)
         g, mu, var = torch.randn(5, 8), torch.zeros(7), torch.ones(7)
         pcg.pcg(x.t() @ x, g, torch.randn(5, 8), mu, var, 2, 0.1, "layer", 2)
