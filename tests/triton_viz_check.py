@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 import triton_viz
 from triton_viz.clients import Sanitizer
+from triton_viz.core import patch
 
 
 @triton.jit
@@ -30,11 +31,12 @@ def traced(kernel: object) -> object:
 
 
 def main(name: str) -> None:
-    # The packages' functions have the names of the packages.
-    cov, pcg, phases = (
-        importlib.import_module(f"lnb_kernels.{module}")
-        for module in ("cov_matvec.triton_kernel", "pcg.triton_kernel", "pcg.triton_phases")
+    cov, pcg, phases, vectors = (
+        importlib.import_module(f"lnb_kernels.{module}")  # by path: the packages' names are those of functions too
+        for module in ("cov_matvec.triton_kernel", "pcg.triton_kernel", "pcg.triton_phases", "pcg.triton_vectors")
     )
+    # triton-viz rewrites loops of all that a kernel calls, but tells only the kernel's own module of what they call then.
+    vectors.__dict__["_triton_viz_loop_patcher"] = patch._loop_patcher
     if name == "careless_kernel":
         traced(careless_kernel)[(1,)](torch.zeros(5), 5)
     elif name == "finish_kernel":
