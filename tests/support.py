@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -64,3 +66,15 @@ def with_ones(x: torch.Tensor) -> torch.Tensor:
     """``[x 1]``: rows of all leading dimensions in float64, with a column of ones."""
     rows = x.double().reshape(-1, x.shape[-1])
     return torch.cat((rows, torch.ones(rows.shape[0], 1, dtype=torch.float64)), 1)
+
+
+class Operators(TorchDispatchMode):
+    """Within it, the names of the operators that reach the device are noted, in ``seen``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 import triton_viz
 from triton_viz.clients import Sanitizer
+from triton_viz.core import patch
 
 
 @triton.jit
@@ -30,14 +31,19 @@ def traced(kernel: object) -> object:
 
 
 def main(name: str) -> None:
-    pcg, cov = (importlib.import_module(f"lnb_kernels.{op}.triton_kernel") for op in ("pcg", "cov_matvec"))
+    cov, pcg, phases, vectors = (
+        importlib.import_module(f"lnb_kernels.{module}")  # by path: the packages' names are those of functions too
+        for module in ("cov_matvec.triton_kernel", "pcg.triton_kernel", "pcg.triton_phases", "pcg.triton_vectors")
+    )
+    # triton-viz rewrites loops of all that a kernel calls, but tells only the kernel's own module of what they call then.
+    vectors.__dict__["_triton_viz_loop_patcher"] = patch._loop_patcher
     if name == "careless_kernel":
         traced(careless_kernel)[(1,)](torch.zeros(5), 5)
     elif name == "finish_kernel":
         cov.finish_kernel = traced(cov.finish_kernel)
         cov.cov_matvec(torch.randn(300, 20), torch.randn(3, 21))
     else:
-        setattr(pcg, name, traced(getattr(pcg, name)))
+        setattr(phases, name, traced(getattr(phases, name)))
         x = torch.randn(30, 8)
         g, mu, var = torch.randn(5, 8), torch.zeros(7), torch.ones(7)
         pcg.pcg(x.t() @ x, g, torch.randn(5, 8), mu, var, 2, 0.1, "layer", 2)

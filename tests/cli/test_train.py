@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from killing import kill_once
 from typer.testing import CliRunner
 
 from lnb.cli.app import app
@@ -166,16 +165,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, optimizer: str) -> Non
     process = subprocess.Popen(
         command(killed, *options, "--checkpoint-every", "10"), env=environment, stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    try:
-        while not (killed / "metrics.jsonl").exists() or len(series_so_far(killed)) < 20:
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
+    kill_once(lambda: (killed / "metrics.jsonl").exists() and len(series_so_far(killed)) >= 20, process, 120)
     reached = load_checkpoint(killed / "checkpoint.lnb")["step"]
     assert 0 < reached < 400
     assert not (killed / "model.pt").exists()

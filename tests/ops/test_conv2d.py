@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from support import DTYPES
+from support import DTYPES, Operators
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lnb_kernels as lk
 from lnb_kernels.conv2d.geometry import geometry
@@ -110,28 +109,18 @@ def test_gradients_of_the_probes_add_up() -> None:
     assert (channels.grad[2] == 4 * 30).all()
 
 
-class Count(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 def test_without_a_live_probe_there_is_no_extra_operator() -> None:
     x, weight, bias = torch.randn(2, 4, 6, 5), torch.randn(8, 4, 3, 3, requires_grad=True), torch.randn(8)
 
     def operators(*live: torch.Tensor | None) -> list[str]:
-        with Count() as count:
+        with Operators() as found:
             y = (
                 lk.conv2d(x, weight, bias, 1, 1, 1, 1, *live)
                 if live
                 else torch.nn.functional.conv2d(x, weight, bias, 1, 1, 1, 1)
             )
             torch.autograd.grad(y.sum(), weight)
-        return count.seen
+        return found.seen
 
     off = [p.detach() for p in probes((3, 3), 1)]
     assert operators(None, None) == operators(*off) == operators()
@@ -145,10 +134,10 @@ def test_only_wanted_gradients_are_computed(wanted: tuple[bool, bool, bool]) -> 
     )
     s, channels = probes((3, 3), 1)
     y = lk.conv2d(x, weight, bias, 1, 1, probe=s)
-    with Count() as count:
+    with Operators() as found:
         y.backward(torch.ones_like(y))
     assert [t.grad is not None for t in (x, weight, bias, s)] == [*wanted, True]
-    assert count.seen.count("lnb_kernels.conv2d_backward.default") == 1
+    assert found.seen.count("lnb_kernels.conv2d_backward.default") == 1
     code = geometry("test", 3, 1, 1, 1, 1).encode()
     grads = torch.ops.lnb_kernels.conv2d_backward(
         y.detach(), x.detach(), weight.detach(), code, 60, [*wanted, False, True], *WHOLE, 1

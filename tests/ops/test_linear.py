@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support import DTYPES, layouts
+from support import DTYPES, Operators, layouts
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lnb_kernels as lk
 
@@ -91,24 +90,12 @@ def test_a_probe_needs_no_memory() -> None:
     assert p.grad.is_contiguous()
 
 
-class Count(TorchDispatchMode):
-    """The operators that reach the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 def operators(*args: torch.Tensor | None, plain: bool) -> list[str]:
-    with Count() as count:
+    with Operators() as found:
         y = F.linear(*args[:3]) if plain else lk.linear(*args)  # type: ignore[arg-type]
         if y.requires_grad:
             torch.autograd.grad(y.sum(), [t for t in args[1:3] if t is not None])
-    return count.seen
+    return found.seen
 
 
 def test_without_a_live_probe_there_is_no_extra_operator() -> None:
@@ -129,10 +116,10 @@ def test_only_wanted_gradients_are_computed(wanted: tuple[bool, bool, bool]) -> 
     )
     p = probe(4)
     y = lk.linear(x, weight, bias, p)
-    with Count() as count:
+    with Operators() as found:
         y.backward(torch.ones_like(y))
     assert [t.grad is not None for t in (x, weight, bias, p)] == [*wanted, True]
-    assert count.seen.count("lnb_kernels.linear_backward.default") == 1
+    assert found.seen.count("lnb_kernels.linear_backward.default") == 1
     grads = torch.ops.lnb_kernels.linear_backward(
         torch.ones(5, 3), x.detach(), weight.detach(), [*wanted, True], *WHOLE, None
     )

@@ -10,11 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DTYPES, assert_close_to_reference
+from support import DTYPES, Operators, assert_close_to_reference
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lnb_kernels as lk
 from lnb_kernels import _native, multi_tensor
@@ -299,24 +298,12 @@ def test_dot_has_the_same_bits_with_any_number_of_threads() -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-class _Seen(TorchDispatchMode):
-    """Notes the ops that pass through the dispatcher."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 def test_whoever_watches_the_dispatcher_sees_the_call(backend: str) -> None:
     params, steps, scales = fill([(3,), (4, 5)], torch.float32), fill([(3,), (4, 5)], torch.float32), torch.ones(2)
     expected = [param - 0.5 * step for param, step in zip(params, steps, strict=True)]
-    with _Seen() as seen:
+    with Operators() as found:
         multi_tensor.apply_(params, steps, scales, 0.5, 0.0)
-    assert seen.names[:1] == ["lnb_kernels.multi_tensor_apply_.default"]
+    assert found.seen[:1] == ["lnb_kernels.multi_tensor_apply_.default"]
     torch.testing.assert_close(params, expected)
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         multi_tensor.apply_(params, steps, scales, 0.5, 0.0)

@@ -17,6 +17,7 @@ from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.cov_matvec import triton_kernel as cov_kernel
 from lnb_kernels.newton_schulz import triton_kernel as newton_kernel
 from lnb_kernels.pcg import triton_kernel as pcg_kernel
+from lnb_kernels.pcg import triton_phases
 
 CONV = Geometry((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1).encode()
 QUINTIC = [3.4, -4.8, 2.0]
@@ -52,8 +53,8 @@ KERNELS: list[tuple[str, Any, str]] = [
     ("conv2d_second_moment", triton_patches, "gram_finish_kernel"),
     ("conv2d_cov_matvec", triton_matvec, "patch_matvec_kernel"),
     ("conv2d_cov_matvec", cov_kernel, "finish_kernel"),
-    ("pcg", pcg_kernel, "pcg_product_kernel"),
-    ("pcg", pcg_kernel, "pcg_update_kernel"),
+    ("pcg", triton_phases, "pcg_product_kernel"),
+    ("pcg", triton_phases, "pcg_update_kernel"),
     ("newton_schulz", gram, "gram_kernel"),
     ("newton_schulz_root", gram, "gram_kernel"),
 ]

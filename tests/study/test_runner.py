@@ -9,15 +9,14 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from killing import kill_once
 from typer.testing import CliRunner
 
 import lnb
@@ -50,16 +49,7 @@ def test_a_killed_study_goes_on_and_repeats_nothing(suite_file: Path, tmp_path: 
     packages = [str(Path(package.__file__).parents[1]) for package in (lnb, lnb_kernels)]  # the ones under test here
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(packages)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, cwd=tmp_path)
-    deadline = time.monotonic() + 300
-    try:
-        while len(list((killed / "cells").glob("*.json"))) < 3:
-            assert process.poll() is None, "the study ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
+    kill_once(lambda: len(list((killed / "cells").glob("*.json"))) >= 3, process, 300)
     before = {file: file.stat().st_mtime_ns for file in (killed / "cells").glob("*.json")}
     assert 3 <= len(before) < 13
     (killed / "cells" / ".cut.json.x.tmp").write_text("{")  # what a kill between write and rename leaves
