@@ -69,7 +69,7 @@ def test_without_jax_the_row_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "product.json"
-    monkeypatch.setattr(conv_product.step_overhead, "unet", small)
+    monkeypatch.setattr(conv_product.models, "unet", small)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["conv_product.py", "--rounds", "2", "--threads", "1", "--json", str(out)])
     threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
