@@ -51,8 +51,9 @@ class Config:
         nesterov: look one step ahead in the gradient average, as Nesterov's momentum does.
         block_size: inputs of one diagonal block of the metric where the solver is ``"cholesky"``, and neurons of one block
             where the trust region is ``"balanced"``; None for one block. Wider layers are cut into the fewest equal
-            blocks, convolutions between channels; only these blocks of the second moment are formed. The mean of the inputs
-            stays exact.
+            blocks, convolutions between channels; only these blocks of the second moment are formed. Where no divisor of
+            the width is near, blocks are up to four times as large, or else much smaller. The mean of the inputs stays
+            exact.
         others_lr: what ``lr`` is multiplied by for ``others="adamw"``.
         b_others: decay of the mean square of the gradient for ``others="adamw"``, in [0, 1).
         sample_every: second moments are estimated, without bias, from one of every ``sample_every`` rows (convolution:

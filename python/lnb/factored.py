@@ -21,6 +21,8 @@ from torch import Tensor
 import lnb_kernels as lk
 from lnb_kernels.balanced.reference import times_blocks
 
+_STRETCH = 4
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -114,10 +116,16 @@ def _try_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def block_count(d_in: int, limit: int | None) -> int:
-    """The fewest equal blocks of at most ``limit`` inputs; 1 where ``d_in`` has no divisor that gives half of it."""
+    """The fewest equal blocks of at most ``limit`` inputs, if they hold at least half of it.
+
+    Where ``d_in`` has no such divisor, the smallest one above ``limit`` serves, up to ``_STRETCH`` times it. Beyond, a
+    block's cube would cost more than the layer, and of a vocabulary of 50257 even its square: then it is the largest one
+    below, and be it 1, as for a large prime.
+    """
     if limit is None or d_in <= limit:
         return 1
-    for blocks in range(-(-d_in // limit), d_in // max(1, limit // 2) + 1):
-        if d_in % blocks == 0:
-            return blocks
-    return 1
+    close = range(limit, max(1, limit // 2) - 1, -1)
+    larger = range(limit + 1, _STRETCH * limit + 1)
+    smaller = range(limit // 2, 0, -1)
+    size: int = next(size for size in (*close, *larger, *smaller) if d_in % size == 0)
+    return d_in // size

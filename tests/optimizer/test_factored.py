@@ -118,7 +118,20 @@ def test_an_indefinite_metric_falls_back_to_its_diagonal() -> None:
 
 @pytest.mark.parametrize(
     ("d_in", "limit", "blocks"),
-    [(512, None, 1), (512, 512, 1), (2048, 512, 4), (784, 256, 4), (787, 256, 1), (9, 4, 3)],
+    [
+        (512, None, 1),
+        (512, 512, 1),
+        (2048, 512, 4),
+        (784, 256, 4),
+        (787, 256, 1),
+        (9, 4, 3),
+        (867, 144, 3),
+        (1021, 144, 1021),
+        (571, 144, 1),
+        (4093, 144, 4093),
+        (50257, 144, 1733),
+        (7, 1, 7),
+    ],
 )
 def test_block_count(d_in: int, limit: int | None, blocks: int) -> None:
     assert block_count(d_in, limit) == blocks
@@ -149,3 +162,17 @@ def test_layers_are_batched_like_single_ones(x: torch.Tensor) -> None:
     both = Factor(torch.stack([f.matrix for f in factors]), means)
     for i, factor in enumerate(factors):
         assert torch.allclose(both.whiten(g)[i], factor.whiten(g[i]), rtol=1e-12)
+
+
+def test_a_large_vocabulary_gets_small_blocks() -> None:
+    """50257 neurons have no divisor near 144: in one block, their second moment alone would take 10 GB."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 50257)
+    optimizer = lnb.LNB(layer, 0.05)
+    x = torch.randn(8, 4)
+    torch.nn.functional.cross_entropy(layer(x), torch.arange(8)).backward()
+    before = layer(x).detach()
+    optimizer.step()
+    assert sum(row.state_bytes for row in optimizer.plan()) < 64 * 50257 * 4
+    change = (layer(x).detach() - before).square().mean().sqrt()
+    torch.testing.assert_close(float(change), 0.05, rtol=0.2, atol=0)
