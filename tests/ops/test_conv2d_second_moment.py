@@ -171,6 +171,7 @@ def test_stride_one_builds_no_patches(monkeypatch: pytest.MonkeyPatch) -> None:
         lk.conv2d_second_moment(x, 3, stride=2, padding=1)
 
 
+@pytest.mark.usefixtures("both_backends")
 def test_autocast_does_not_reach_the_statistics() -> None:
     x, v = torch.randn(2, 4, 9, 9), torch.randn(3, 37)
     with torch.autocast("cpu", dtype=torch.bfloat16):

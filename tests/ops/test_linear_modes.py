@@ -84,6 +84,7 @@ def test_autocast_sees_the_cast_input_and_no_loss_scale(layer: Layer, dtype: tor
         assert torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("both_backends")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backward_inside", [True, False])
 def test_autocast_leaves_the_statistics_in_float32(layer: Layer, dtype: torch.dtype, backward_inside: bool) -> None:

@@ -82,6 +82,7 @@ def test_one_row_is_an_outer_product() -> None:
     assert torch.equal(lk.second_moment(x), torch.outer(row, row))
 
 
+@pytest.mark.usefixtures("both_backends")
 def test_autocast_does_not_reach_the_statistics() -> None:
     x = torch.randn(300, 40)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -16,8 +16,11 @@ from optimizer.small_models import batches, copied, loss_of, mixed, same, snapsh
 from torch import Tensor, nn
 
 import lnb
+from lnb.capture import Rows
 from lnb.planning import Rates, time_budget
+from lnb.planning.choice import first_choice
 from lnb.planning.rates import KINDS
+from lnb.planning.solver_choice import choose_solver
 
 
 def rates(overhead: float = 1e-9, bandwidth: float = 1e12, **kinds: float) -> Rates:
@@ -141,6 +144,15 @@ def test_rows_are_counted_over_micro_batches_and_uses_and_under_checkpointing() 
     layer(torch.randn(7, 6)).sum().backward()
     optimizer.step()
     assert [row.rows for row in optimizer.plan()] == [120]  # those of the first step
+
+
+def test_the_first_layer_has_no_gradient_of_its_input() -> None:
+    optimizer = run(lnb.LNB(wide(), 0.01, rates=rates(), max_overhead=9.0), 1)
+    assert {name: rows.input_grad for name, rows in optimizer._planner.rows.items()} == {
+        "0": False,
+        "2": True,
+        "4": True,
+    }
 
 
 def test_rows_of_convolutions_and_attention() -> None:
@@ -354,6 +366,14 @@ def test_auto_keeps_a_factor_where_moments_are_remembered_or_the_region_needs_it
     optimizer = lnb.LNB(wide(), 0.01, **AUTO, **settings)
     plan = run(optimizer, 1).plan(rates())
     assert all(row.solver.startswith("factor") for row in plan)
+
+
+def test_auto_takes_nothing_that_has_no_room() -> None:
+    optimizer = lnb.LNB(nn.Linear(48, 64), 0.01, "paper", solver="auto")
+    (block,) = optimizer._inventory.blocks
+    for room, solver in ((1e9, "dual"), (0.0, "pcg")):
+        chosen = choose_solver(block, first_choice(optimizer.config), Rows(10), rates(), room, dual=True)
+        assert chosen.config.solver == solver
 
 
 def test_auto_makes_the_steps_of_the_solver_it_takes() -> None:

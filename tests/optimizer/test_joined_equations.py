@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lnb
 import lnb_kernels as lk
-from lnb.equations import Equation
+from lnb.equations import Equation, solve_equation, solve_joined
 
 WIDE = 140  # features, with a bias more than one launch takes
 NEURONS = {"preset": "paper", "cg_scope": "neuron", "lr": 0.1}
@@ -107,3 +107,11 @@ def test_a_gpu_has_one_launch_for_all_of_them() -> None:
         assert simulator.launches.count("pcg_rows") == 2  # of two steps
     for ours, right in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
+
+
+def test_without_rows_the_solution_is_zero() -> None:
+    gradient, s = torch.ones(1, 3, 4), torch.zeros(1, 5, 5)
+    arrow = torch.zeros(1, 4), torch.ones(1, 4)
+    equation = Equation(s, gradient, None, arrow, 0.5, 2, "neuron", has_rows=torch.tensor(False))
+    for solution, _ in (solve_equation(equation), *solve_joined([equation])):
+        assert torch.equal(solution, torch.zeros(1, 3, 4))

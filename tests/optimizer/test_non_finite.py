@@ -172,3 +172,13 @@ def test_overflow_of_the_second_moment_is_caught(mode: str) -> None:
     optimizer.step()
     assert optimizer.diagnostics()["skipped_steps"] == 1
     assert same(snapshot(model, optimizer), before)
+
+
+@pytest.mark.usefixtures("device_route")
+@pytest.mark.parametrize("also", [None, True, False])
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_write_needs_the_verdict_and_its_own_condition(ok: bool, also: bool | None) -> None:
+    target = torch.zeros(3)
+    verdict = Verdict(torch.tensor(ok))
+    verdict.commit(target, torch.ones(3), also=None if also is None else torch.tensor(also))
+    assert target.tolist() == [float(ok and also is not False)] * 3

@@ -65,6 +65,7 @@ def test_rates_survive_the_cache_exactly(folder: Path) -> None:
         json.dumps({"format": 1, "key": KEY, "rates": {**some_rates().as_dict(), "bandwidth": "fast"}}).encode(),
         json.dumps({"format": 1, "key": KEY, "rates": {**some_rates().as_dict(), "curves": {}}}).encode(),
         json.dumps({"format": 1, "key": KEY, "rates": {**some_rates().as_dict(), "curves": [1]}}).encode(),
+        json.dumps({"format": 1, "key": KEY, "rates": some_rates().as_dict()}).encode() + b" " * 10_000,
     ],
     ids=lambda content: content[:60],
 )

@@ -11,7 +11,7 @@ from torch import nn
 import lnb
 from lnb.factored import factorize
 from lnb.orthogonalize import orthogonalize
-from lnb.trust_region import ADAMW_RMS, spectral_direction
+from lnb.trust_region import ADAMW_RMS, rms_scale, spectral_direction
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 13), (13, 5), (1, 7), (7, 1), (3, 4, 9, 6)])
@@ -104,3 +104,8 @@ def test_rms_makes_steps_as_large_as_adamw() -> None:
 def test_spectral_needs_a_factor() -> None:
     with pytest.raises(ValueError, match=r"trust_region='spectral'.*solver='pcg'"):
         lnb.LNB(nn.Linear(3, 2), trust_region="spectral", solver="pcg")
+
+
+def test_a_zero_direction_has_no_root_mean_square_to_scale() -> None:
+    scales = rms_scale(torch.tensor([0.0, 16.0]), torch.tensor([3, 4]))
+    assert scales.tolist() == pytest.approx([0.0, ADAMW_RMS * 2 / 4])

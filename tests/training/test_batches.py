@@ -37,6 +37,11 @@ def test_seeds_differ_and_do_not_touch_the_global_generator() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_no_epoch_of_one_seed_is_an_epoch_of_another() -> None:
+    batchers = [Batcher(9, 8, seed=seed) for seed in range(4)]
+    assert len({tuple(batcher.indices(epoch).tolist()) for batcher in batchers for epoch in range(4)}) == 16
+
+
 def test_a_full_batch_keeps_the_order() -> None:
     batcher = Batcher(6, 100, seed=1)
     assert batcher.batch_size == 6
