@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lnb_kernels._checks import PLAIN, finite, floating_tensor, same_device
+from lnb_kernels._checks import DTYPES, PLAIN, finite, floating_tensor, same_device
 
-_DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+_DTYPES = set(DTYPES)
 
 
 def tensors(op: str, name: str, values: Sequence[Tensor]) -> None:

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from lnb_kernels import _backend
-from lnb_kernels._checks import writable
+from lnb_kernels._checks import DTYPES, writable
 from lnb_kernels._library import define_in_place
 from lnb_kernels.multi_tensor import checks, reference
 from lnb_kernels.multi_tensor.writes import require_writable
-
-_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
 
 def _define(schema: str, fake: Callable[..., Any], *, writes: int) -> Callable[..., Any]:
@@ -28,7 +26,7 @@ def _define(schema: str, fake: Callable[..., Any], *, writes: int) -> Callable[.
         _by_reference(getattr(reference, short), re.findall(r"Tensor[^ ]*\[\] (\w+)", schema), writes),
         native=f"lnb_kernels.multi_tensor.native_kernel:{short}",
         native_cuda=f"lnb_kernels.multi_tensor.cuda_kernel:{short}",
-        native_dtypes=_DTYPES,
+        native_dtypes=frozenset(DTYPES),
     )
 
     def kernel(tensors: Sequence[Tensor], *args: Any) -> Any:
