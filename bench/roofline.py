@@ -144,7 +144,7 @@ def pcg_step(m: int, columns: int) -> Traffic:
     Each thread reads three sums of its row, one of them twice (from cache, but counted).
     """
     vector = 4 * m * columns
-    threads = 128 if columns <= 1024 else 256
+    threads = 160 if columns <= 1277 else 352
     shared = 8 * 4 * m
     return Traffic(1, 4 * vector + threads * shared, 3 * vector + 8 * 3 * m, 7 * vector, (threads - 1) * shared)
 

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "launch.h"
+#include "pack.cuh"
 #include "pcg.h"
 #include "reduce.cuh"
 
@@ -17,33 +18,70 @@ struct VectorTable {
 };
 static_assert(sizeof(VectorTable) <= 32764, "CUDA's limit for kernel parameters");
 
-// A row's entries of one vector: thread t has t, t + threads, ...
+constexpr int kPack = 4;  // entries of one 16-byte access
+
+// A thread's entries of one vector's row.
 template <int kOwn>
 struct Part {
     float value[kOwn];
 };
 
+// A row and how threads share it: thread t has packs t, t + threads, ... of those that 16-byte boundaries cut it into.
+// The rows of a tensor begin anywhere between two boundaries; so its first and last pack may reach beyond the row.
 template <int kOwn>
 struct Row {
+    static_assert(kOwn % kPack == 0);
     int64_t begin;  // in the tensors
     int columns, d;
+    bool vectors;  // every tensor begins at a boundary
 
-    __device__ __forceinline__ int column(int i) const { return i * blockDim.x + threadIdx.x; }
+    // Of the thread's i-th entry: its column, outside [0, columns) for none.
+    __device__ __forceinline__ int column(int i) const {
+        const int pack = i / kPack * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+        return pack * kPack + i % kPack - static_cast<int>(begin % kPack);
+    }
+    __device__ __forceinline__ bool has(int i) const { return column(i) >= 0 && column(i) < columns; }
+    __device__ __forceinline__ bool has_feature(int i) const { return column(i) >= 0 && column(i) < d; }
+    __device__ __forceinline__ bool has_pack(int i) const { return vectors && has(i) && has(i + kPack - 1); }
 
     __device__ __forceinline__ Part<kOwn> load(const float* tensor) const {
         Part<kOwn> part;
         LNB_UNROLL
-        for (int i = 0; i < kOwn; ++i) part.value[i] = column(i) < columns ? read(tensor + begin + column(i)) : 0;
+        for (int i = 0; i < kOwn; i += kPack) {
+            if (has_pack(i)) {
+                const auto pack = unpack(read_words<kPack>(tensor + begin + column(i)));
+                LNB_UNROLL
+                for (int j = 0; j < kPack; ++j) part.value[i + j] = pack.value[j];
+            } else {
+                LNB_UNROLL
+                for (int j = i; j < i + kPack; ++j) part.value[j] = has(j) ? read(tensor + begin + column(j)) : 0;
+            }
+        }
         return part;
     }
 
     __device__ __forceinline__ void store(float* tensor, const Part<kOwn>& part) const {
         LNB_UNROLL
-        for (int i = 0; i < kOwn; ++i) {
-            if (column(i) < columns) write(tensor + begin + column(i), part.value[i]);
+        for (int i = 0; i < kOwn; i += kPack) {
+            if (has_pack(i)) {
+                Pack<float, kPack> pack;
+                LNB_UNROLL
+                for (int j = 0; j < kPack; ++j) pack.value[j] = part.value[i + j];
+                write_pack<kPack>(tensor + begin + column(i), pack);
+            } else {
+                LNB_UNROLL
+                for (int j = i; j < i + kPack; ++j) {
+                    if (has(j)) write(tensor + begin + column(j), part.value[j]);
+                }
+            }
         }
     }
 };
+
+__device__ __forceinline__ bool all_aligned(const VectorProblem& problem) {
+    return aligned<kPack>(problem.g) && aligned<kPack>(problem.h) && aligned<kPack>(problem.r) &&
+           aligned<kPack>(problem.p) && aligned<kPack>(problem.ap);
+}
 
 template <int kOwn>
 __device__ __forceinline__ double dot(const Part<kOwn>& x, const Part<kOwn>& y) {
@@ -53,41 +91,42 @@ __device__ __forceinline__ double dot(const Part<kOwn>& x, const Part<kOwn>& y) 
     return sum;
 }
 
-// P r. `scratch` [2 * warps] is shared; all threads call it.
+// P r. `scratch` [warps] is shared and may still be read when it is called, by all threads, and when it returns.
 template <int kOwn>
 __device__ __forceinline__ Part<kOwn> precondition(const Row<kOwn>& row, const Part<kOwn>& r,
-                                                   const VectorProblem& problem, float* scratch) {
+                                                   const VectorProblem& problem, double* scratch) {
     if (problem.mu == nullptr) return r;
     Part<kOwn> z;
     if (row.columns == row.d) {
         LNB_UNROLL
         for (int i = 0; i < kOwn; ++i) {
             const int column = row.column(i);
-            const float mu = column < row.d ? read(problem.mu + column) : 0;
-            z.value[i] = column < row.d ? r.value[i] / (read(problem.var + column) + mu * mu) : 0;
+            const float mu = row.has_feature(i) ? read(problem.mu + column) : 0;
+            z.value[i] = row.has_feature(i) ? r.value[i] / (read(problem.var + column) + mu * mu) : 0;
         }
         return z;
     }
-    float b[1] = {0};  // the row's last entry
+    double b[1] = {0};  // the row's last entry
     LNB_UNROLL
     for (int i = 0; i < kOwn; ++i) b[0] += row.column(i) == row.d ? r.value[i] : 0;
-    __syncthreads();  // scratch may still be read
+    __syncthreads();
     block_sums(b, scratch);
-    float mu_z[1] = {0};
+    const auto bias = static_cast<float>(b[0]);
+    double mu_z[1] = {0};
     LNB_UNROLL
     for (int i = 0; i < kOwn; ++i) {
         const int column = row.column(i);
         z.value[i] = 0;
-        if (column >= row.d) continue;
+        if (!row.has_feature(i)) continue;
         const float mu = read(problem.mu + column);
-        z.value[i] = (r.value[i] - mu * b[0]) / read(problem.var + column);
-        mu_z[0] += mu * z.value[i];
+        z.value[i] = (r.value[i] - mu * bias) / read(problem.var + column);
+        mu_z[0] += static_cast<double>(mu) * z.value[i];
     }
     __syncthreads();
     block_sums(mu_z, scratch);
     LNB_UNROLL
     for (int i = 0; i < kOwn; ++i) {
-        if (row.column(i) == row.d) z.value[i] = b[0] - mu_z[0];
+        if (row.column(i) == row.d) z.value[i] = static_cast<float>(b[0] - mu_z[0]);
     }
     return z;
 }
@@ -102,9 +141,9 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
     const int in_layer = static_cast<int>(blockIdx.x) - table.first_block[index];
     const int64_t row_number = problem.first_row + in_layer;
     const int64_t unit = problem.unit + (unit_per_row ? in_layer : 0);
-    const Row<kOwn> row{static_cast<int64_t>(in_layer) * problem.columns, problem.columns, problem.d};
-    LNB_SHARED(double, sums_scratch, 3 * kThreadsOfRow / kWarp);
-    LNB_SHARED(float, scratch, kThreadsOfRow / kWarp);
+    const Row<kOwn> row{static_cast<int64_t>(in_layer) * problem.columns, problem.columns, problem.d,
+                        all_aligned(problem)};
+    LNB_SHARED(double, scratch, 3 * kThreadsOfRow / kWarp);
 
     Part<kOwn> r, p, z;
     if constexpr (kStart) {
@@ -119,7 +158,8 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
         z = precondition(row, r, problem, scratch);
         row.store(problem.p, z);
         double sums[3] = {dot(g, g), dot(r, r), dot(r, z)};
-        block_sums(sums, sums_scratch);
+        __syncthreads();
+        block_sums(sums, scratch);
         if (threadIdx.x == 0) {
             write(rows.gg + row_number, sums[0]);
             write(rows.rr[1] + row_number, sums[1]);
@@ -135,7 +175,7 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
         const Part<kOwn> ap = row.load(problem.ap);
         if constexpr (kPhase != CgPhase::kMove) {
             pap[0] = dot(p, ap);
-            block_sums(pap, sums_scratch);
+            block_sums(pap, scratch);
             if (threadIdx.x == 0) write(rows.pap + row_number, pap[0]);
         } else {
             pap[0] = read(units.pap + unit);
@@ -154,8 +194,8 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
         row.store(problem.r, r);
         z = precondition(row, r, problem, scratch);
         double sums[2] = {dot(r, r), dot(r, z)};
-        __syncthreads();  // the scratch of pap may still be read
-        block_sums(sums, sums_scratch);
+        __syncthreads();
+        block_sums(sums, scratch);
         if (threadIdx.x == 0) {
             write(rows.rr[1] + row_number, sums[0]);
             write(rows.rz[1] + row_number, sums[1]);
@@ -201,7 +241,10 @@ void start(const char* name, const VectorProblem* problems, int64_t count, bool 
     int columns = 0;
     for (int64_t i = 0; i < count; ++i) columns = std::max<int>(columns, problems[i].columns);
     if (columns > kVectorColumns) throw std::invalid_argument("pcg_phase: g has too many columns");
-    const auto of_size = columns <= 1024 ? start<kPhase, 8, 128> : start<kPhase, 16, 256>;
+    // Entries that a block has room for, less those before the first of a row.
+    constexpr int kSmall = 8 * 160 - (kPack - 1), kLarge = 12 * 352 - (kPack - 1);
+    static_assert(kVectorColumns <= kLarge);
+    const auto of_size = columns <= kSmall ? start<kPhase, 8, 160> : start<kPhase, 12, 352>;
     of_size(name, problems, count, unit_per_row, units, rows, stop, stream);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "element.cuh"
+#include "pack.cuh"
 #include "table.h"
 
 namespace lnb::cuda {
@@ -13,49 +14,10 @@ constexpr int kUnroll = 4;  // vectors that a thread has in flight
 template <typename X, typename Y>
 using Real = decltype(widen(X{}) + widen(Y{}));  // of a pair's arithmetic
 
-template <typename T, int kSize>
-struct alignas(sizeof(T) * kSize) Pack {
-    T value[kSize];
-};
-
 // As many elements as make 16 bytes of the wider type. The narrower type's access is then of 8 bytes, and both are
 // contiguous over the threads of a warp.
 template <typename X, typename Y>
 constexpr int kVector = 16 / (sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y));
-
-template <int kSize, typename T>
-__device__ __forceinline__ bool aligned(const T* address) {
-    return reinterpret_cast<uintptr_t>(address) % (sizeof(T) * kSize) == 0;
-}
-
-// A pack as whole registers: of two 16-bit elements each, which the compiler else spreads over one register each.
-template <typename T, int kSize>
-struct alignas(sizeof(T) * kSize) Words {
-    uint32_t word[sizeof(T) * kSize / 4];
-};
-
-template <int kSize, typename T>
-__device__ __forceinline__ Words<T, kSize> read_words(const T* address) {
-    return read(reinterpret_cast<const Words<T, kSize>*>(address));
-}
-
-template <typename T, int kSize>
-__device__ __forceinline__ Pack<T, kSize> unpack(const Words<T, kSize>& words) {
-    Pack<T, kSize> pack;
-    memcpy(&pack, &words, sizeof pack);
-    return pack;
-}
-
-template <int kSize, typename T>
-__device__ __forceinline__ void write_pack(T* address, const Pack<T, kSize>& pack) {
-    if constexpr (sizeof pack < 4) {
-        write(address, pack.value[0]);
-    } else {
-        Words<T, kSize> words;
-        memcpy(&words, &pack, sizeof words);
-        write(reinterpret_cast<Words<T, kSize>*>(address), words);
-    }
-}
 
 // Calls f(i, xs, ys) for every run of elements i, i + 1, ... that a thread takes: packs of kVector elements where
 // `vectors` says that all pointers are aligned to them, else of one. With `write_x`, xs is then written back.

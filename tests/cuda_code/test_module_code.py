@@ -22,7 +22,9 @@ REGISTERS = {
     "segment_sums_kernel": 64,
     "pcg_rows_kernel": 128, "pcg_phase_kernel": 128, "probe_kernel": 16,
 }  # fmt: skip
-READS_BY_16_BYTES = {"ema_kernel", "ema_combined_kernel", "dot_kernel", "apply_kernel", "all_finite_kernel"}
+READS_BY_16_BYTES = {
+    "ema_kernel", "ema_combined_kernel", "dot_kernel", "apply_kernel", "all_finite_kernel", "pcg_phase_kernel",
+}  # fmt: skip
 WRITES_VECTORS = {
     "ema_kernel",
     "ema_combined_kernel",

@@ -70,6 +70,24 @@ def test_vector_phases(
         check(by_phases, problem((layers,), m, d, bias, start, arrow), iterations, 0.1, scope)
 
 
+@pytest.mark.parametrize("arrow", [True, False])
+@pytest.mark.parametrize("columns", [1, 3, 4, 5, 8, 1277, 1278])
+def test_rows_begin_anywhere_between_16_byte_boundaries(simulated: Simulator, columns: int, arrow: bool) -> None:
+    """Five rows meet every offset; the two widest are those between which blocks grow."""
+    bias = columns % 2 == 1 and columns > 1
+    tensors = problem((), 5, columns - bias, bias, True, arrow)
+    check(by_phases, tensors, 1, 0.1, "neuron")
+
+
+def test_tensors_that_begin_between_boundaries_are_read_entry_by_entry(simulated: Simulator) -> None:
+    tensors = problem((), 5, 12, True, True, True)
+    for name in ("g", "h0"):
+        memory = torch.empty(tensors[name].numel() + 1)
+        tensors[name] = memory[1:].view_as(tensors[name]).copy_(tensors[name])
+        assert tensors[name].data_ptr() % 16
+    check(by_phases, tensors, 2, 0.1, "neuron")
+
+
 def test_rows_that_thread_blocks_share(simulated: Simulator) -> None:
     check(by_phases, problem((1,), 3, 2000, True, True, True), 2, 0.1, "neuron")
 
