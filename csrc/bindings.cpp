@@ -210,35 +210,42 @@ std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 
                                         const std::vector<std::array<int64_t, 5>>& shapes, int threads) {
     if (addresses.size() != shapes.size()) throw std::invalid_argument("one shape per layer");
     std::vector<lnb::BalancedLayer> layers;
-    Addresses weights, biases;
-    Sizes weight_bytes, bias_bytes;
+    constexpr const char* kLists[] = {"weights", "biases", "inverses", "means", "roots"};
+    std::array<Addresses, 5> lists;
+    std::array<Sizes, 5> sizes;
     int64_t all_matrices = 0;
     for (size_t i = 0; i < shapes.size(); ++i) {
-        const auto& [matrices, rows, inputs, size, side] = shapes[i];
-        if (matrices < 0 || rows < 0 || inputs < 0 || size < 1 || side < 1 || inputs % size != 0 || rows % side != 0) {
+        const auto& [matrices, rows, inputs, block, side] = shapes[i];
+        if (matrices < 0 || rows < 0 || inputs < 0 || block < 1 || side < 1 || inputs % block != 0 ||
+            rows % side != 0) {
             throw std::invalid_argument("layer " + std::to_string(i) + ": no such blocks");
         }
         const auto& [weight, bias, inverse, mean, root] = addresses[i];
         if ((bias == 0) != (mean == 0)) {
             throw std::invalid_argument("layer " + std::to_string(i) + ": bias and mean come together");
         }
-        check_memory("weight", weight, matrices * rows * inputs, lnb::Type::kFloat32);
-        check_memory("inverse", inverse, matrices * inputs * size, lnb::Type::kFloat32);
-        check_memory("root", root, matrices * rows * side, lnb::Type::kFloat32);
-        if (bias != 0) {
-            check_memory("bias", bias, matrices * rows, lnb::Type::kFloat32);
-            check_memory("mean", mean, matrices * inputs, lnb::Type::kFloat32);
+        const int64_t with_bias = bias == 0 ? 0 : 1;
+        const std::array<int64_t, 3> dimensions[] = {{matrices, rows, inputs},
+                                                     {matrices, rows, with_bias},
+                                                     {matrices, inputs, block},
+                                                     {matrices, inputs, with_bias},
+                                                     {matrices, rows, side}};
+        for (size_t k = 0; k < lists.size(); ++k) {
+            lists[k].push_back(addresses[i][k]);
+            const auto& [a, b, c] = dimensions[k];
+            sizes[k].push_back(entries(kLists[k], {a, b, c}));
         }
-        weights.push_back(weight);
-        weight_bytes.push_back(matrices * rows * inputs * static_cast<int64_t>(sizeof(float)));
-        biases.push_back(bias);
-        bias_bytes.push_back(bias == 0 ? 0 : matrices * rows * static_cast<int64_t>(sizeof(float)));
         layers.push_back({reinterpret_cast<float*>(weight), reinterpret_cast<float*>(bias),
                           reinterpret_cast<const float*>(inverse), reinterpret_cast<const float*>(mean),
-                          reinterpret_cast<const float*>(root), nullptr, matrices, rows, inputs, size, side});
+                          reinterpret_cast<const float*>(root), nullptr, matrices, rows, inputs, block, side});
         all_matrices += matrices;
     }
-    require_disjoint_writes({{"weights", weights, weight_bytes, true}, {"biases", biases, bias_bytes, true}});
+    std::vector<lnb::Memory> memory;
+    for (size_t k = 0; k < lists.size(); ++k) {
+        check_addresses(kLists[k], lists[k], sizes[k], lnb::Type::kFloat32);
+        memory.push_back({kLists[k], lists[k], bytes(sizes[k], lnb::Type::kFloat32), k < 2});
+    }
+    require_disjoint_writes(memory);
     std::vector<double> products(static_cast<size_t>(all_matrices));
     double* next = products.data();
     for (lnb::BalancedLayer& layer : layers) {

@@ -290,3 +290,34 @@ def test_views_of_one_memory_are_refused() -> None:
     lists[0] = [memory[:4], memory[1:]]
     with pytest.raises(ValueError, match=r"weights\[1\] and weights\[0\] overlap in memory"):
         lk.balanced_directions_(*lists)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, 0, r"weights\[0\] has entries but a null pointer"),
+        (4, 2, r"roots\[0\] is not aligned to its dtype: its address 2"),
+        (3, 0, "layer 0: bias and mean come together"),
+    ],
+)
+def test_the_module_refuses_addresses_that_would_crash(place: int, value: int, message: str) -> None:
+    values = problem((), 4, 6, 2, 3, True)
+    addresses = [tensor.data_ptr() for tensor in values if tensor is not None]
+    addresses[place] = value
+    with pytest.raises(ValueError, match=message):
+        _native.module().balanced_directions([addresses], [[1, 4, 6, 3, 2]], 1)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ([1, 4, 6, 4, 2], "layer 0: no such blocks"),
+        ([1 << 40, 1 << 20, 1 << 20, 1, 1], "weights has more entries than can be counted"),
+    ],
+)
+def test_the_module_refuses_shapes_that_cannot_be(shape: list[int], message: str) -> None:
+    addresses = [tensor.data_ptr() for tensor in problem((), 4, 6, 2, 3, True) if tensor is not None]
+    with pytest.raises(ValueError, match=message):
+        _native.module().balanced_directions([addresses], [shape], 1)
