@@ -11,6 +11,19 @@
 namespace lnb {
 namespace {
 
+// Calls f(i) for every i in [0, size), through both halves at once: from twice as many streams, a core gets a tenth
+// more out of memory. (Loops with sums, and those that bypass the caches, gain nothing by it.)
+template <typename F>
+inline void by_halves(int64_t size, const F& f) {
+    const int64_t half = size / 2;
+#pragma omp simd
+    for (int64_t i = 0; i < half; ++i) {
+        f(i);
+        f(half + i);
+    }
+    if (2 * half < size) f(size - 1);
+}
+
 template <typename X, typename Y>
 struct PairLoops {
     using Real = decltype(widen(X{}) + widen(Y{}));
@@ -19,8 +32,7 @@ struct PairLoops {
         auto* x = static_cast<X*>(x_memory);
         const auto* y = static_cast<const Y*>(y_memory);
         const auto keep = static_cast<Real>(beta), take = static_cast<Real>(1.0 - beta);
-#pragma omp simd
-        for (int64_t i = 0; i < size; ++i) narrow(keep * widen(x[i]) + take * widen(y[i]), x[i]);
+        by_halves(size, [=](int64_t i) { narrow(keep * widen(x[i]) + take * widen(y[i]), x[i]); });
     }
 
     static double ema_norm(void* x_memory, const void* y_memory, int64_t size, double beta) {
@@ -89,12 +101,11 @@ struct PairLoops {
         auto* x = static_cast<X*>(x_memory);
         const auto* y = static_cast<const Y*>(y_memory);
         const auto s = static_cast<Real>(step), d = static_cast<Real>(decay);
-#pragma omp simd
-        for (int64_t i = 0; i < size; ++i) {
+        by_halves(size, [=](int64_t i) {
             // The small change is formed first: 1 - decay would lose the decay's low bits.
             const Real old = widen(x[i]);
             narrow(old - (s * widen(y[i]) + d * old), x[i]);
-        }
+        });
     }
 };
 
