@@ -22,7 +22,7 @@ the average left in the cache.
 `foreach` against `update` is 18/7 = 2.6 at equal bandwidth, and 22/7 = 3.1 where the lines of new tensors (z twice, steps
 twice) are read before they are written.
 
-Of a call's time 0.25 to 0.4 ms is Python's, for 200 tensors in lists: checks of shapes, types and devices, and addresses;
+Of a call's time 0.25 to 0.45 ms is Python's, for 200 tensors in lists: checks of shapes, types and devices, and addresses;
 fused AdamW has 0.9 ms for all of a step.
 
 Rounds of the competitors alternate, so that a slow moment of the machine hits all of them. Run by `make bench`; timings
