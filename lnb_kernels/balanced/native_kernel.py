@@ -16,13 +16,15 @@ LARGEST_BLOCK = 256
 
 def balanced_directions_(problems: Sequence[reference.Problem]) -> Tensor:
     """As :func:`lnb_kernels.balanced.reference.balanced_directions_`; what the kernel does not take goes by it."""
-    ours = [problem for problem in problems if _is_taken(problem)]
-    if len(ours) == len(problems):
-        return _by_kernel(ours)
-    theirs = [problem for problem in problems if not _is_taken(problem)]
-    products_here = iter(_by_kernel(ours).split(list(map(_matrices, ours))))
+    taken = list(map(_is_taken, problems))
+    if all(taken):
+        return _by_kernel(problems)
+    ours = [problem for problem, mine in zip(problems, taken, strict=True) if mine]
+    theirs = [problem for problem, mine in zip(problems, taken, strict=True) if not mine]
+    # The reference first: it needs memory and may fail, and then nothing of ours is written.
     products_there = iter(reference.balanced_directions_(theirs).split(list(map(_matrices, theirs))))
-    return torch.cat([next(products_here if _is_taken(problem) else products_there) for problem in problems])
+    products_here = iter(_by_kernel(ours).split(list(map(_matrices, ours))))
+    return torch.cat([next(products_here if mine else products_there) for mine in taken])
 
 
 def _by_kernel(problems: Sequence[reference.Problem]) -> Tensor:

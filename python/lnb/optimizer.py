@@ -208,10 +208,11 @@ class LNB(Optimizer):
         for group in self.param_groups:
             check_group(group)
         meter = self._started_meter()
+        blocks = self._optimized_blocks()
         if self._group is not None:
-            add_over_ranks(self._optimized_blocks(), self._group)
+            add_over_ranks(blocks, self._group)
         dual = all(group["ridge"] > 0 for group in self.param_groups)
-        self._planner.observe(self._optimized_blocks(), self._other_bytes, dual)
+        self._planner.observe(blocks, self._other_bytes, dual)
         work = collect(
             self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
         )
