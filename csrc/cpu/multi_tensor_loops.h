@@ -101,6 +101,9 @@ struct PairLoops {
         auto* x = static_cast<X*>(x_memory);
         const auto* y = static_cast<const Y*>(y_memory);
         const auto s = static_cast<Real>(step), d = static_cast<Real>(decay);
+        if (s == 0) {  // not 0 times a direction that may be NaN
+            return by_halves(size, [=](int64_t i) { narrow(widen(x[i]) - d * widen(x[i]), x[i]); });
+        }
         by_halves(size, [=](int64_t i) {
             // The small change is formed first: 1 - decay would lose the decay's low bits.
             const Real old = widen(x[i]);

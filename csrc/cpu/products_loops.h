@@ -99,6 +99,21 @@ void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const
     if (column < n) last_columns<kInto>(m, n - column, k, a, lda, b + column, ldb, c + column, ldc);
 }
 
+// Without its sign, a float is as large as its bits are as an integer, and those vectorise.
+float largest(const float* x, int64_t size) {
+    int32_t most = 0;
+#pragma omp simd reduction(max : most)
+    for (int64_t j = 0; j < size; ++j) {
+        int32_t bits;
+        std::memcpy(&bits, x + j, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    float found;
+    std::memcpy(&found, &most, sizeof found);
+    return found;
+}
+
 void add_scaled(float* y, const float* x, float factor, int64_t size) {
 #pragma omp simd
     for (int64_t j = 0; j < size; ++j) y[j] += factor * x[j];
@@ -110,7 +125,7 @@ void scale(float* y, float factor, int64_t size) {
 }
 
 #define LNB_PRODUCT_LOOPS \
-    {&product<Into::kReplace>, &product<Into::kAdd>, &product<Into::kSubtract>, &dot, &add_scaled, &scale}
+    {&product<Into::kReplace>, &product<Into::kAdd>, &product<Into::kSubtract>, &dot, &largest, &add_scaled, &scale}
 
 }  // namespace
 }  // namespace lnb

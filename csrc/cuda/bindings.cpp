@@ -106,18 +106,15 @@ void dot(const Addresses& xs, Type x_type, const Addresses& ys, Type y_type, con
     });
 }
 
-void segment_sums(const Sizes& first, uintptr_t partials, uintptr_t out, Type out_type, const Where& where) {
+void segment_sums(const Sizes& first, uintptr_t partials, uintptr_t out, const Where& where) {
     if (first.empty() || first.front() < 0 || !std::is_sorted(first.begin(), first.end())) {
         throw std::invalid_argument("first: the segments' beginnings and the end, in order");
     }
-    if (out_type != Type::kFloat64 && out_type != Type::kFloat32) {
-        throw std::invalid_argument("out: sums are float64 or float32");
-    }
     check_memory("partials", partials, first.back() - first.front(), Type::kFloat64);
-    check_memory("out", out, static_cast<int64_t>(first.size()) - 1, out_type);
+    check_memory("out", out, static_cast<int64_t>(first.size()) - 1, Type::kFloat64);
     on(where, [&](void* stream) {
         lnb::cuda::segment_sums(first.data(), static_cast<int64_t>(first.size()) - 1, pointer<const double>(partials),
-                                pointer<void>(out), out_type, stream);
+                                pointer<double>(out), stream);
     });
 }
 

@@ -37,7 +37,8 @@ struct Apply {
         LNB_UNROLL
         for (int k = 0; k < N; ++k) {
             const Real<X, Y> old = widen(xs.value[k]);
-            const Real<X, Y> fresh = old - (step * widen(ys.value[k]) + decay * old);
+            // Not 0 times a direction that may be NaN.
+            const Real<X, Y> fresh = old - ((step == 0 ? 0 : step * widen(ys.value[k])) + decay * old);
             narrow(fresh, xs.value[k]);
             if constexpr (kCopies) narrow(fresh, copies.value[k]);
         }

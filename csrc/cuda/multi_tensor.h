@@ -52,10 +52,10 @@ bool combines(Type x, Type y);  // whether it takes these types
 // Partial sums of x * y.
 void dot(const Pair* pairs, int64_t count, Type x, Type y, double* partials, void* stream);
 
-// out[i] <- sum of partials[first[i]] ... partials[first[i + 1] - 1]; `out` is float32 or float64.
-void segment_sums(const int64_t* first, int64_t count, const double* partials, void* out, Type out_type, void* stream);
+// out[i] <- sum of partials[first[i]] ... partials[first[i + 1] - 1].
+void segment_sums(const int64_t* first, int64_t count, const double* partials, double* out, void* stream);
 
-// x <- x - lr (scales[slot] y + decay x), if ok is null or *ok.
+// x <- x - lr (scales[slot] y + decay x), if ok is null or *ok. Where lr scales[slot] is 0, y may hold NaN.
 void apply(const Pair* pairs, int64_t count, Type x, Type y, const void* scales, Type scale_type, const Scalar& lr,
            const Scalar& decay, const bool* ok, void* stream);
 

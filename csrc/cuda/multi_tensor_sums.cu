@@ -10,13 +10,15 @@
 namespace lnb::cuda {
 namespace {
 
-// Products of one pack are added in the pair's arithmetic, packs in double: as good as double throughout, at a fraction
-// of the double operations, which are slow on many GPUs.
+// In double, in which no product of floats overflows or vanishes. Two operations per pair of entries keep pace with
+// memory even on GPUs that are slow at double.
 template <int N, typename X, typename Y>
 __device__ __forceinline__ double pack_dot(const Pack<X, N>& xs, const Pack<Y, N>& ys) {
-    Real<X, Y> sum = 0;
+    double sum = 0;
     LNB_UNROLL
-    for (int k = 0; k < N; ++k) sum += widen(xs.value[k]) * widen(ys.value[k]);
+    for (int k = 0; k < N; ++k) {
+        sum += static_cast<double>(widen(xs.value[k])) * static_cast<double>(widen(ys.value[k]));
+    }
     return sum;
 }
 
@@ -83,26 +85,14 @@ struct Segments {
     int64_t first[kTensors + 1];
 };
 
-template <typename Out>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    segment_sums_kernel(LNB_PARAMETER(Segments) segments, const double* partials, Out* out) {
+    segment_sums_kernel(LNB_PARAMETER(Segments) segments, const double* partials, double* out) {
     const int64_t begin = segments.first[blockIdx.x], end = segments.first[blockIdx.x + 1];
     LNB_SHARED(double, scratch, kThreads / kWarp);
     double total[1] = {0.0};
     for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) total[0] += read(partials + i);
     block_sums(total, scratch);
-    if (threadIdx.x == 0) write(out + blockIdx.x, static_cast<Out>(total[0]));
-}
-
-template <typename Out>
-void start_segment_sums(const int64_t* first, int64_t count, const double* partials, Out* out, void* stream) {
-    for (int64_t begin = 0; begin < count; begin += kTensors) {
-        const int64_t blocks = std::min<int64_t>(kTensors, count - begin);
-        Segments segments;
-        std::copy_n(first + begin, blocks + 1, segments.first);
-        launch("multi_tensor.segment_sums", segment_sums_kernel<Out>, {blocks, kThreads}, stream, segments, partials,
-               out + begin);
-    }
+    if (threadIdx.x == 0) write(out + blockIdx.x, total[0]);
 }
 
 }  // namespace
@@ -126,11 +116,13 @@ void dot(const Pair* pairs, int64_t count, Type x, Type y, double* partials, voi
     }));
 }
 
-void segment_sums(const int64_t* first, int64_t count, const double* partials, void* out, Type out_type, void* stream) {
-    if (out_type == Type::kFloat64) {
-        start_segment_sums(first, count, partials, static_cast<double*>(out), stream);
-    } else {
-        start_segment_sums(first, count, partials, static_cast<float*>(out), stream);
+void segment_sums(const int64_t* first, int64_t count, const double* partials, double* out, void* stream) {
+    for (int64_t begin = 0; begin < count; begin += kTensors) {
+        const int64_t blocks = std::min<int64_t>(kTensors, count - begin);
+        Segments segments;
+        std::copy_n(first + begin, blocks + 1, segments.first);
+        launch("multi_tensor.segment_sums", segment_sums_kernel, {blocks, kThreads}, stream, segments, partials,
+               out + begin);
     }
 }
 

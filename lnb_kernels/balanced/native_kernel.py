@@ -38,7 +38,7 @@ def _by_kernel(problems: Sequence[reference.Problem]) -> Tensor:
         rows, inputs = weight.shape[-2:]
         shapes.append([_matrices(problem), rows, inputs, inverse.shape[-1], root.shape[-1]])
     products = _native.module().balanced_directions(addresses, shapes, torch.get_num_threads())
-    return torch.tensor(products, dtype=torch.float32)
+    return torch.tensor(products, dtype=torch.float64)
 
 
 def _matrices(problem: reference.Problem) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels._library import define_in_place
 from lnb_kernels.balanced import reference
+from lnb_kernels.scaling import sum_dtype
 
 _backend.register(
     "balanced_directions_",
@@ -36,8 +37,7 @@ def _kernel(
 
 def _fake(weights: Sequence[Tensor], *_: object) -> Tensor:
     matrices = sum(weight.shape[:-2].numel() for weight in weights)
-    wide = torch.float64 in {weight.dtype for weight in weights}
-    return weights[0].new_empty(matrices, dtype=torch.float64 if wide else torch.float32)
+    return weights[0].new_empty(matrices, dtype=sum_dtype(weights[0].device))
 
 
 _balanced_directions_ = define_in_place(
@@ -63,7 +63,8 @@ def balanced_directions_(
 
         ``H = M C^-1``,  ``h = c - H mu``,  then row by row  ``(H, h) / sqrt(<H, M> + c^2)``
 
-    which is zero where that is not positive; ``H`` takes the place of ``W``, and ``h`` that of ``b``. Each layer has leading
+    which is zero where that is not positive; ``H`` takes the place of ``W``, and ``h`` that of ``b``. The size of ``W`` and ``b``
+    does not matter, from the least numbers of the dtype to the largest, nor does that of ``P``. Each layer has leading
     dimensions ``...`` of its own, of independent matrices. On CPUs the blocks of all layers are shared out to the threads
     at once.
 
@@ -75,8 +76,8 @@ def balanced_directions_(
         roots: the diagonal blocks of ``P^(-1/2)``, ``[..., m / side, side, side]``.
 
     Returns:
-        ``<H, W> + <h, b>`` of every matrix, those of a layer side by side, ``[matrices of all layers]``, in float32, or
-        float64 if a weight is float64. It is finite only where all entries of the matrix are. Not differentiable.
+        ``<H, W> + <h, b>`` of every matrix, those of a layer side by side, ``[matrices of all layers]``, in float64
+        (float32 on devices without it). It is finite only where all entries of the matrix are. Not differentiable.
 
     Raises:
         TypeError: an argument is of the wrong kind.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lnb_kernels.scaling import sum_dtype, unit_scale
+
 Problem = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]  # weight, bias, inverse, mean, root
 
 
@@ -19,12 +21,17 @@ def balanced_directions_(problems: Sequence[Problem]) -> Tensor:
 def balanced_direction_(
     weight: Tensor, bias: Tensor | None, inverse: Tensor, mean: Tensor | None, root: Tensor
 ) -> Tensor:
-    """One of them; returns ``<H, W> + <h, b>`` of every matrix, ``[matrices]``, summed in float32 or wider."""
+    """One of them; returns ``<H, W> + <h, b>`` of every matrix, ``[matrices]``.
+
+    Directions do not depend on the size of ``W`` or of ``P``. Both are brought to unit size, through ``P`` alone, so that the
+    products of the rows are in the range of the dtype.
+    """
+    root = root * unit_scale(root, matrix_dims=3) * unit_scale(weight, bias).unsqueeze(-3)
     mixed = _mix(root, weight)
     if bias is None or mean is None:
         step = times_blocks(mixed, inverse)
-        scale = row_scale(_rows_dot(step, mixed))
-        products = _rows_dot(step, weight) * scale
+        step = torch.mul(step, row_scale(_rows_dot(step, mixed)), out=mixed)
+        products = _products(step, weight)
     else:
         mixed_bias = _mix(root, bias)
         mixed.addcmul_(mixed_bias, mean.unsqueeze(-2), value=-1)  # centred
@@ -32,10 +39,16 @@ def balanced_direction_(
         step_bias = mixed_bias - step @ mean.unsqueeze(-1)
         # <(h_w, h_b), (w, b)> = <h_w, w - b mu> + b^2
         scale = row_scale(_rows_dot(step, mixed) + mixed_bias.square())
-        products = (_rows_dot(step, weight) + step_bias * bias) * scale
-        torch.mul(step_bias, scale, out=bias)
-    torch.mul(step, scale, out=weight)
-    return products.sum((-2, -1), dtype=torch.promote_types(weight.dtype, torch.float32)).flatten()
+        step = torch.mul(step, scale, out=mixed)
+        step_bias *= scale
+        products = _products(step, weight) + _products(step_bias, bias)
+        bias.copy_(step_bias)
+    weight.copy_(step)
+    return products
+
+
+def _products(step: Tensor, gradient: Tensor) -> Tensor:
+    return (step * gradient).sum((-2, -1), dtype=sum_dtype(step.device)).flatten()
 
 
 def _rows_dot(x: Tensor, y: Tensor) -> Tensor:

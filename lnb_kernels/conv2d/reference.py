@@ -17,9 +17,8 @@ def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype 
     With ``product``, entries are first rounded to that dtype.
     """
     conv = Geometry.decode(code)
-    if product is not None:
-        x = x.to(product)
-    image = x.to(accumulation_dtype(x.dtype))
+    rounded = x if product is None else x.to(product)
+    image = rounded.to(accumulation_dtype(torch.promote_types(x.dtype, rounded.dtype)))
     if shifts_pay(image, conv):
         return conv2d_second_moment_by_shifts(image, conv)
     return conv2d_second_moment_by_patches(image, conv)

@@ -53,7 +53,7 @@ def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], bet
         sums.set(rest, reference.dot(strided, strided))
     for group in groups:
         native.ema(*_operands(group), sums.slots(group), beta, _address(ok), sums.address, _cuda.where(averages[0]))
-    return sums.total(_sum_dtype(averages))
+    return sums.total()
 
 
 def ema_combined_(
@@ -90,7 +90,7 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
         native.dot(*_operands(group), sums.slots(group), sums.address, _cuda.where(xs[0]))
     if rest:
         sums.set(rest, reference.dot(at(xs, rest), at(ys, rest)))
-    return sums.total(_sum_dtype((*xs, *ys)))
+    return sums.total()
 
 
 def apply_(
@@ -182,12 +182,10 @@ class _Sums:
         for position, value in zip(positions, sums.unbind(), strict=True):
             self.partials[self.slot[position]].copy_(value)
 
-    def total(self, dtype: torch.dtype) -> Tensor:
+    def total(self) -> Tensor:
         """The sum of each layer, in the order of its partial sums."""
-        out = torch.empty(len(self.first) - 1, dtype=dtype, device=self.device)
-        self.native.segment_sums(
-            self.first, self.address, out.data_ptr(), native_type(self.native, dtype), _cuda.where(out)
-        )
+        out = torch.empty(len(self.first) - 1, dtype=torch.float64, device=self.device)
+        self.native.segment_sums(self.first, self.address, out.data_ptr(), _cuda.where(out))
         return out
 
 
@@ -234,7 +232,3 @@ def _operands(group: Group) -> tuple[Any, ...]:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _sum_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

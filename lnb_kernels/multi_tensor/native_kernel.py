@@ -38,7 +38,7 @@ def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: 
 def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> Tensor:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_squared_norms_`."""
     if ok is None or ok:
-        return _vector(_ema(averages, values, beta, with_norms=True), averages)
+        return torch.tensor(_ema(averages, values, beta, with_norms=True), dtype=torch.float64)
     return dot(averages, averages)
 
 
@@ -88,7 +88,7 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
         for layer, product in zip(layers, products, strict=True):
             totals[layer] += product
         products = totals
-    return _vector(products, (*xs, *ys))
+    return torch.tensor(products, dtype=torch.float64)
 
 
 def apply_(
@@ -161,8 +161,3 @@ def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with
 def _operands(group: Group) -> tuple[Any, ...]:
     """Addresses, types and sizes of a pair of lists, as every native function takes them first."""
     return group.addresses[0], group.types[0], group.addresses[1], group.types[1], group.sizes
-
-
-def _vector(values: list[float], tensors: Sequence[Tensor]) -> Tensor:
-    wide = torch.float64 in {tensor.dtype for tensor in tensors}
-    return torch.tensor(values, dtype=torch.float64 if wide else torch.float32)

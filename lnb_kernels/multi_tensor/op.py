@@ -15,6 +15,7 @@ from lnb_kernels._checks import DTYPES, writable
 from lnb_kernels._library import define_in_place
 from lnb_kernels.multi_tensor import checks, reference
 from lnb_kernels.multi_tensor.writes import require_writable
+from lnb_kernels.scaling import sum_dtype
 
 
 def _define(schema: str, fake: Callable[..., Any], *, writes: int) -> Callable[..., Any]:
@@ -47,9 +48,8 @@ def _by_reference(function: Callable[..., Any], lists: Sequence[str], writes: in
 
 
 def _dot_like(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
-    wide = any(t.dtype == torch.float64 for t in (*xs, *ys))
     size = len(xs) if layers is None else max(layers) + 1
-    return xs[0].new_empty(size, dtype=torch.float64 if wide else torch.float32)
+    return xs[0].new_empty(size, dtype=sum_dtype(xs[0].device))
 
 
 _all_finite = _define(
@@ -206,7 +206,8 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
             whole model.
 
     Returns:
-        ``[n]``, with ``layers`` ``[max(layers) + 1]``, in float32, or float64 if any tensor is float64. Not differentiable.
+        ``[n]``, with ``layers`` ``[max(layers) + 1]``, in float64 (float32 on devices without it), where no product of
+        float32 entries overflows or vanishes. Not differentiable.
 
     Raises:
         TypeError: not lists of dense floating tensors.
@@ -229,6 +230,8 @@ def apply_(
     ok: Tensor | None = None,
 ) -> None:
     """The step with decoupled weight decay, in place: ``p <- p - lr (scale direction + weight_decay p)``.
+
+    A scale of 0 switches its direction off: then it may hold NaN.
 
     Args:
         params: tensors to update; no two may share memory.

@@ -1,7 +1,7 @@
 """What each multi-tensor op computes, in plain PyTorch: any dtype, layout and device, no host synchronisation.
 
-Arithmetic is in float32, or float64 where a float64 tensor takes part; what is written is rounded once, at the end. Nothing is
-differentiated, by autograd either.
+Arithmetic is in float32, or float64 where a float64 tensor takes part; what is written is rounded once, at the end. Sums over
+entries are in float64 where the device has it. Nothing is differentiated, by autograd either.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from lnb_kernels.scaling import sum_dtype
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -63,9 +65,9 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
     """``sum(x * y)`` of each pair, ``[n]``; with ``layers``, of all pairs of each layer, ``[max(layers) + 1]``."""
     if not xs:
         return torch.empty(0)
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in (*xs, *ys)) else torch.float32
-    products = torch._foreach_mul(_wide(xs, ys), _wide(ys, xs))
-    sums = torch.stack([product.sum(dtype=dtype) for product in products])
+    dtype = sum_dtype(xs[0].device)
+    products = [x.to(dtype) * y.to(dtype) for x, y in zip(xs, ys, strict=True)]
+    sums = torch.stack([product.sum() for product in products])
     if layers is None:
         return sums
     members: list[list[Tensor]] = [[] for _ in range(max(layers) + 1)]
@@ -85,13 +87,20 @@ def apply_(
     weight_decay_tensor: Tensor | None,
     ok: Tensor | None,
 ) -> None:
-    """``p <- p - lr (scale direction + weight_decay p)`` where ``ok``; a rate's tensor stands in for its number."""
+    """``p <- p - lr (scale direction + weight_decay p)`` where ``ok``; a rate's tensor stands in for its number.
+
+    Where ``lr scale`` is 0 the direction does not count, be it NaN.
+    """
     if not params:
         return
     rate = lr if lr_tensor is None else lr_tensor
     decay = weight_decay if weight_decay_tensor is None else weight_decay_tensor
     wide = _wide(params, directions)
-    steps = [d * s.to(d.dtype) for d, s in zip(_wide(directions, params), scales.unbind(), strict=True)]
+    still = (scales * rate == 0).unbind()
+    steps = [
+        torch.where(off, 0.0, d * s.to(d.dtype))
+        for d, s, off in zip(_wide(directions, params), scales.unbind(), still, strict=True)
+    ]
     new = [p - rate * (step + decay * p) for p, step in zip(wide, steps, strict=True)]
     _write(params, new, ok)
 

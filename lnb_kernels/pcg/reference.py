@@ -8,6 +8,7 @@ import torch
 
 from lnb_kernels._checks import accumulation_dtype
 from lnb_kernels.arrow.reference import arrow_solve
+from lnb_kernels.scaling import unit_scale
 
 STOP = 1e-5  # a scope unit is done where ||r|| <= STOP ||g||
 
@@ -57,10 +58,14 @@ def iterate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The iteration for any symmetric ``matvec``, in float32 or wider; see :func:`lnb_kernels.pcg`.
 
-    Each scope unit is switched off by a mask, never by a Python branch: nothing here waits for the device.
+    Vectors are at unit size, so that their products are in the range of the dtype whatever the size of ``g``. Each scope unit
+    is switched off by a mask, never by a Python branch: nothing here waits for the device.
     """
-    target = g.to(accumulation_dtype(g.dtype))
     dims = (-1,) if scope == "neuron" else tuple(range(-layer_dims, 0))
+    target = g.to(accumulation_dtype(g.dtype))
+    start = None if h0 is None else h0.to(target.dtype)
+    unit = unit_scale(target, start, matrix_dims=len(dims))
+    target = target * unit
 
     def dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return (x * y).sum(dims, keepdim=True)
@@ -68,10 +73,10 @@ def iterate(
     def precondition(r: torch.Tensor) -> torch.Tensor:
         return r if mu is None or var is None else arrow_solve(r, mu, var, bias)
 
-    if h0 is None:
+    if start is None:
         h, r = torch.zeros_like(target), target
     else:
-        h = h0.to(target.dtype, copy=True)
+        h = start * unit
         r = target - matvec(h)
     threshold = STOP * dot(target, target).sqrt()
     norms = [dot(r, r).sqrt()]
@@ -89,5 +94,5 @@ def iterate(
             z, rz_old = precondition(r), rz
             rz = dot(r, z)
             p = z + torch.where(active, rz / torch.where(active, rz_old, 1), 0) * p
-    residual_norms = torch.stack(norms)
+    h, residual_norms = h / unit, torch.stack(norms) / unit
     return h.to(g.dtype).contiguous(), residual_norms.reshape(iterations + 1, *g.shape[: g.dim() - len(dims)])

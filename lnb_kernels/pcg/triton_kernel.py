@@ -28,6 +28,7 @@ from lnb_kernels.pcg import reference
 from lnb_kernels.pcg.triton_phases import by_phases
 from lnb_kernels.pcg.triton_rows import ROWS, by_rows
 from lnb_kernels.pcg.triton_vectors import Problem
+from lnb_kernels.scaling import unit_scale
 
 LAUNCH_SECONDS = 4e-6  # of a dependent launch, for the crossover
 
@@ -75,8 +76,12 @@ def pcg(
     def flat(value: torch.Tensor) -> torch.Tensor:
         return value.reshape(batch, -1).float().contiguous()
 
-    right = flat(g)
-    start = None if h0 is None else flat(h0)
+    # Vectors that share a step length, at unit size: their products are in float32's range.
+    shared = batch if neuron else g.shape[: g.dim() - layer_dims].numel()
+    vectors = [None if value is None else flat(value).view(shared, -1) for value in (g, h0)]
+    unit = unit_scale(*vectors, matrix_dims=1)
+    right, start = [None if value is None else (value * unit).view(batch, -1) for value in vectors]
+    assert right is not None
     arrow = None if mu is None or var is None else (flat(mu), flat(var))
     problem = Problem(s3, right, start, arrow, batch, m, d, size, iterations, ridge)
     arch = arch_of(g.device)
@@ -84,7 +89,7 @@ def pcg(
         if neuron and one_launch_pays(m, size, batch, arch):
             h, norms = by_rows(problem, arch)
         else:
-            units = batch * m if neuron else g.shape[: g.dim() - layer_dims].numel()
-            h, norms = by_phases(problem, arch, neuron, units)
+            h, norms = by_phases(problem, arch, neuron, batch * m if neuron else shared)
     shape = g.shape[:-1] if neuron else g.shape[: g.dim() - layer_dims]
+    h, norms = h.view(shared, -1) / unit, norms.view(iterations + 1, shared, -1) / unit
     return h.view(g.shape).to(g.dtype), norms.view(iterations + 1, *shape).to(accumulation_dtype(g.dtype))

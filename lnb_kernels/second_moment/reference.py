@@ -23,13 +23,12 @@ def second_moment(
     With ``product``, rows are first rounded to that dtype; with ``blocks``, features are cut into so many, and the result
     is each one's, ``[blocks, d/blocks+1, d/blocks+1]``.
     """
-    if product is not None:
-        x = x.to(product)
     if blocks is not None:
-        return torch.stack([second_moment(part, weights) for part in x.tensor_split(blocks, dim=-1)])
+        return torch.stack([second_moment(part, weights, product) for part in x.tensor_split(blocks, dim=-1)])
     d = x.shape[-1]
-    accumulate = accumulation_dtype(x.dtype)
-    rows = as_rows(x).to(accumulate)  # [N, d]
+    rounded = x if product is None else x.to(product)
+    accumulate = accumulation_dtype(torch.promote_types(x.dtype, rounded.dtype))
+    rows = as_rows(rounded).to(accumulate)  # [N, d]
     if weights is None and 0 < rows.numel() < _SMALL:
         rows = F.pad(rows, (0, 1), value=1.0)
         return torch.mm(rows.t(), rows)

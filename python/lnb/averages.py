@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -56,7 +57,10 @@ def _memory(work: Work, members: list[nn.Parameter], averages: list[Tensor], scr
 
 
 def adam_directions(work: Work, averages: dict[nn.Parameter, Tensor], verdict: Verdict, decay: float) -> list[Tensor]:
-    """Adam's direction ``g~ / (sqrt(v / (1 - b^t)) + eps)`` of every other parameter, updating ``v``, the mean square."""
+    """Adam's direction ``g~ / (sqrt(v / (1 - b^t)) + eps)`` of every other parameter, updating ``v``, the mean square.
+
+    Entries beyond what can be squared count as the largest that can: an infinite mean square would never end.
+    """
     directions: dict[nn.Parameter, Tensor] = {}
     for device, members in by_device(work.others).items():
         states = [work.states[parameter] for parameter in members]
@@ -64,13 +68,19 @@ def adam_directions(work: Work, averages: dict[nn.Parameter, Tensor], verdict: V
             if "gradient_square" not in state:
                 state["gradient_square"] = _zeros_like(parameter)
         raw = [state["gradient_square"] for state in states]
-        squares = [cast(Tensor, p.grad).to(v.dtype).square() for p, v in zip(members, raw, strict=True)]
+        squares = [_squarable(cast(Tensor, p.grad).to(v.dtype)).square_() for p, v in zip(members, raw, strict=True)]
         multi_tensor.ema_(raw, squares, decay, verdict.on(device))
         corrections = bias_correction(decay, torch.stack([state["step"] for state in states]).clamp(min=1)).unbind()
         for parameter, v, correction in zip(members, raw, corrections, strict=True):
             size = (v / correction.to(v.dtype)).sqrt_().add_(_ADAM_EPSILON)
-            directions[parameter] = averages[parameter] / size
+            directions[parameter] = _squarable(averages[parameter]).div_(size)
     return [directions[parameter] for parameter in work.others]
+
+
+def _squarable(values: Tensor) -> Tensor:
+    """A copy of ``values`` whose squares are finite."""
+    most = math.sqrt(torch.finfo(values.dtype).max) / 2
+    return values.clamp(-most, most)
 
 
 def by_device(parameters: list[nn.Parameter]) -> dict[torch.device, list[nn.Parameter]]:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from lnb.factored import Factor
+from lnb_kernels.scaling import unit_scale
 
 
 def output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, blocks: int) -> Tensor:
-    """The diagonal blocks of ``M M' = g~ S^-1 g~'``, of mean diagonal 1.
+    """The diagonal blocks of ``M M' = g~ S^-1 g~'``, of mean diagonal 1, whatever the size of ``g~`` and ``S``.
 
     Args:
         weight: gradient ``[..., rows, d_in]``.
@@ -31,15 +32,21 @@ def output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, blocks: i
         blocks: number of diagonal blocks; divides ``rows``.
 
     Returns:
-        ``[..., blocks, size, size]``; zero for a zero gradient.
+        ``[..., blocks, size, size]``; zero for a zero gradient, and where rounding left no positive diagonal.
     """
+    weight, bias = _times(unit_scale(weight, bias), weight, bias)
     solved, solved_bias = factor.solve(weight, bias)
+    solved, solved_bias = _times(unit_scale(solved, solved_bias), solved, solved_bias)
     moment = _cut(solved, blocks) @ _cut(weight, blocks).mT
     if bias is not None and solved_bias is not None:
         moment = moment + _cut(solved_bias, blocks) @ _cut(bias, blocks).mT
     moment = (moment + moment.mT) / 2
     average = moment.diagonal(dim1=-2, dim2=-1).mean(dim=(-2, -1)).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
-    return moment / average.clamp(min=torch.finfo(moment.dtype).tiny)
+    return torch.where(average > 0, moment / average, 0.0)
+
+
+def _times(scale: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return weight * scale, None if bias is None else bias * scale
 
 
 def _cut(rows: Tensor, blocks: int) -> Tensor:

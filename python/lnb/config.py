@@ -15,6 +15,8 @@ TRUST_REGIONS = ("global", "layer", "neuron", "balanced", "spectral", "rms")
 WITH_FACTOR = ("balanced", "spectral")
 RIDGE_MODES = ("absolute", "relative")
 OTHERS = ("identity", "adamw")
+CARRIED = ("lr", "weight_decay", "ridge")
+"""The settings that every parameter group carries."""
 MOMENT_DTYPES = (None, torch.float32, torch.bfloat16)
 
 
@@ -26,7 +28,9 @@ class Config:
 
     Attributes:
         momentum: decay of the gradient average ``g~``, in [0, 1).
-        b_mu: decay of the average of the feature means, in [0, 1).
+        b_mu: decay of the average of the feature means, in [0, 1). Features of a convolution are its channels, over all
+            pixels of the images; pixels that circular, reflect or replicate padding repeats count too, since neurons see
+            them as they see the others, and the zeros of zero padding do not.
         b_nu: decay of the average of the feature mean squares, in [0, 1).
         shrinkage: how far each feature variance moves towards the layer's mean variance, in [0, 1).
         ridge: added to the weights' diagonal of the metric, >= 0.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lnb.solve import Direction
+from lnb.verdict import Verdict
 from lnb.work import BlockWork
 
 
@@ -19,9 +20,33 @@ class LayerRecords:
         self._products: dict[str, tuple[Tensor, int]] = {}  # a vector and the layer's place in it
         self._residuals: dict[str, Tensor] = {}
         self._refreshed: dict[str, int] = {}
+        self._still: dict[tuple[str, ...], Tensor] = {}  # by the names of a step's layers and other parameters: counts
 
-    def record(self, step: int, works: list[BlockWork], directions: list[Direction], products: Tensor) -> None:
-        """Keep the figures of step number ``step``; ``products`` are the layers' ``<h, g~>`` ``[layers]``."""
+    def record(
+        self,
+        step: int,
+        works: list[BlockWork],
+        directions: list[Direction],
+        others: list[str],
+        products: Tensor,
+        verdict: Verdict,
+    ) -> None:
+        """Keep the figures of step number ``step``.
+
+        Args:
+            step: its number.
+            works: the layers.
+            directions: theirs.
+            others: names of the other parameters.
+            products: ``<h, g~>`` of every layer, then of every other parameter, ``[layers + others]``.
+            verdict: on the step.
+        """
+        still = ~products.isfinite()
+        allowed = verdict.on(products.device)
+        if allowed is not None or bool(still.any()):
+            names = (*(work.block.name for work in works), *others)
+            still = still if allowed is None else still & allowed
+            self._still[names] = self._still.get(names, 0) + still.long()
         for i, (work, direction) in enumerate(zip(works, directions, strict=True)):
             name = work.block.name
             self._products[name] = products, i
@@ -29,6 +54,15 @@ class LayerRecords:
                 self._residuals[name] = direction.residual
             if work.moments is not None or work.inputs:
                 self._refreshed[name] = step
+
+    def stood_still(self) -> dict[str, int]:
+        """By the names of layers and other parameters, the steps without a finite direction, if there were any."""
+        found: dict[str, int] = {}
+        for names, counts in self._still.items():
+            for name, count in zip(names, counts.tolist(), strict=True):
+                if count:
+                    found[name] = found.get(name, 0) + count
+        return found
 
     def read(self, step: int, factors: dict[str, Tensor]) -> dict[str, float]:
         """The figures by ``layer/<name>/<figure>``, for :meth:`lnb.LNB.diagnostics`. Waits for the device.
@@ -54,4 +88,4 @@ class LayerRecords:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies start without figures: they have made no step."""
-        return {"_products": {}, "_residuals": {}, "_refreshed": {}}
+        return vars(LayerRecords())

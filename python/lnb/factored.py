@@ -89,7 +89,8 @@ def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, inv
     covariance = product - mean.unsqueeze(-1) * mean.unsqueeze(-2) if with_bias else product
     diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     average = diagonal.mean(dim=(-2, -1), keepdim=True).unsqueeze(-1)
-    added = torch.zeros_like(average) + ridge
+    # At least so much that the inverse is a number: it matters where inputs are too small to be squared.
+    added = (torch.zeros_like(average) + ridge).clamp(min=torch.finfo(average.dtype).tiny ** 0.75)
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     covariance = covariance + added * eye
     mean_kept = mean.flatten(-2) if with_bias else None

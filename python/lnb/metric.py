@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -135,7 +136,7 @@ def _rows(block: Block, x: Tensor) -> int:
     conv = cast(nn.Conv2d, block.modules[0])
     rows = x.shape[0] if x.dim() == 4 else 1
     for axis, size in enumerate(x.shape[-2:]):
-        if conv.padding == "same":
+        if conv.padding == "same" and conv.padding_mode == "zeros":
             rows *= size
             continue
         padding = 0 if isinstance(conv.padding, str) or conv.padding_mode != "zeros" else conv.padding[axis]
@@ -167,4 +168,4 @@ def keep_direction(work: BlockWork, solution: Tensor, has_rows: Tensor, verdict:
     previous = work.state.get("direction")
     if previous is None or previous.shape != solution.shape:
         previous = work.state["direction"] = torch.zeros_like(solution)
-    verdict.commit(previous, solution, also=has_rows & torch.linalg.vector_norm(solution).isfinite())
+    verdict.commit(previous, solution, also=has_rows & torch.linalg.vector_norm(solution, math.inf).isfinite())

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lnb import update
 from lnb.attach import attach_layers, detach_layer, require_module
 from lnb.blocks import Block, take_inventory
-from lnb.config import Config, check_group, resolve_config
+from lnb.config import CARRIED, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
 from lnb.overhead import OverheadMeter
@@ -29,12 +29,12 @@ from lnb.serialization import (
     follow_parameters,
     restored_groups,
     restored_state,
-    saved_settings,
 )
+from lnb.state_schema import saved_settings
 from lnb.verdict import Verdict
 from lnb.work import check_finite, collect, has_statistics, mark_zeroed, moment_blocks
 
-_PER_GROUP = ("params", "lr", "weight_decay", "ridge")
+_PER_GROUP = ("params", *CARRIED)
 # what torch itself and its schedulers write into groups, so that a group can be moved between optimizers
 _FROM_ELSEWHERE = ("param_names", "initial_lr", "max_lr", "min_lr", "swa_lr", "differentiable")
 
@@ -64,7 +64,8 @@ class LNB(Optimizer):
       replaced, detached, or got another parameter is an error at the next step.
     * *Several ranks* (``LNB(DistributedDataParallel(model))``, or ``process_group``): the rows of all ranks count. Settings
       that keep inputs or choose by measured times are refused.
-    * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`.
+    * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
+      direction is not finite though all gradients are stands still alone, and is counted there by its name.
 
     Args:
         model: the model to attach to; its linear and convolution layers are changed in place by :func:`lnb.attach`.
@@ -222,8 +223,9 @@ class LNB(Optimizer):
             verdict = check_finite(work, wait=self._strict)
             rejected = verdict.rejected
             if not rejected:
-                verdict, directions, products = update.run(work, verdict, self._config, self._scratch)
-                self._records.record(self._step_index, work.blocks, directions, products)
+                directions, products = update.run(work, verdict, self._config, self._scratch)
+                others = [self._inventory.names.get(parameter, "(added)") for parameter in work.others]
+                self._records.record(self._step_index, work.blocks, directions, others, products, verdict)
             self._count(verdict)
             self._step_index += 1
         self._clear_captures()
@@ -351,13 +353,16 @@ class LNB(Optimizer):
                 ``condition``, a lower bound of the condition number of the cached factor's matrix; ``refresh_age`` in steps.
 
         Returns:
-            Counters since construction: ``steps``, and ``skipped_steps`` that met NaN or inf. With ``max_overhead``, and
+            Counters since construction: ``steps``, and ``skipped_steps`` that met NaN or inf; ``stood_still/<name>`` of each
+            layer or other parameter that some steps left where it was (but for weight decay), because its direction
+            was not finite though all gradients were. With ``max_overhead``, and
             from the second step on, ``overhead``: the time measured in ``step()``, plus what gathering statistics adds to
             the passes before it, relative to the rest of a training step, over the last 200 steps. It includes averaging
             gradients and moving parameters, as every optimizer does, which ``max_overhead`` is not about. Then the
             layers' figures.
         """
         found: dict[str, float] = {name: int(value) for name, value in self._counters.items()}
+        found |= {f"stood_still/{name}": steps for name, steps in self._records.stood_still().items()}
         overhead = None if self._meter is None else self._meter.read()
         if overhead is not None:
             found["overhead"] = overhead
@@ -386,8 +391,7 @@ class LNB(Optimizer):
             state_dict = state_dict.copy()  # hooks may write to it
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        check_state(state_dict, self.param_groups, self._inventory, self._config)
-        planner = self._planner.restored(state_dict.get("lnb_plan"))
+        planner = check_state(state_dict, self.param_groups, self._inventory, self._config, self._planner.restored)
         self.__setstate__(
             {
                 "state": restored_state(state_dict, self.param_groups),

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import lnb_kernels as lk
 from lnb.rounded_metric import cpu_multiplies_bfloat16
+from lnb_kernels.scaling import unit_scale
 
 # The odd quintic x -> a x + b x^3 + c x^5 whose five-fold composition maps [0.005, 1] into about [0.7, 1.2]: its slope at
 # zero is as large as it can be without leaving that band, which five steps need more than they need the value 1 itself.
@@ -37,6 +38,7 @@ def orthogonalize(matrix: Tensor, steps: int = STEPS, dtype: torch.dtype | None 
         dtype = products_dtype(matrix.dtype, matrix.device, min(matrix.shape[-2:]))
     transposed = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if transposed else matrix
+    x = x * unit_scale(x)  # whose norm is in the range of the dtype
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     x = (x / norm.clamp(min=torch.finfo(norm.dtype).tiny)).to(dtype)
     x = lk.newton_schulz(x, _QUINTIC, steps).to(matrix.dtype)
@@ -58,15 +60,22 @@ def products_dtype(dtype: torch.dtype, device: torch.device, shorter: int) -> to
 def inverse_root(matrix: Tensor, steps: int = STEPS) -> Tensor:
     """``P^(-1/2)`` of positive semi-definite matrices, as exact as :func:`orthogonalize` is.
 
+    Where ``P`` has no such root in its precision (rounding left it far from positive semi-definite), and where it is zero,
+    the result is a multiple of the identity.
+
     The same Newton-Schulz steps on ``P = M M'`` alone: with ``A = P / trace(P)``, every step multiplies the result by
     ``T = a + b A + c A^2`` and ``A`` by ``T^2``, so that ``P^(-1/2) M`` is ``orthogonalize(M)``. Products only, so an accelerator
     is not waited for, and directions in which ``P`` is below 2.5e-5 of its trace are raised by ``a^steps`` (485) at most,
     where an exact root would return noise.
 
     Args:
-        matrix: ``[..., n, n]``, symmetric. A zero matrix gives a finite multiple of the identity.
+        matrix: ``[..., n, n]``, symmetric.
         steps: number of steps, each of ``8 n^3`` FLOPs, less six in all (:data:`INVERSE_ROOT_FLOPS`).
     """
-    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=torch.finfo(matrix.dtype).tiny)
-    trace = trace.unsqueeze(-1).unsqueeze(-1)
-    return lk.newton_schulz_root(matrix / trace, _QUINTIC, steps) * trace.rsqrt()
+    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1).unsqueeze(-1).unsqueeze(-1)
+    trace = torch.where(trace > torch.finfo(matrix.dtype).tiny, trace, 1.0)
+    root = lk.newton_schulz_root(matrix / trace, _QUINTIC, steps)
+    # Steps from a matrix with a clearly negative eigenvalue grow beyond all bounds.
+    rooted = root.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return torch.where(rooted, root, eye) * trace.rsqrt()

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lnb.blocks import Block, Inventory
+from lnb.blocks import Inventory
 from lnb.capture import statistics_dtype
-from lnb.config import WITH_FACTOR, Config, check_group
+from lnb.config import CARRIED, Config, check_group
+from lnb.state_schema import COUNTS, check_entries, saved_settings
+
+if TYPE_CHECKING:
+    from lnb.planning.planner import Planner
 
 FORMAT = 1
-_COUNTS = ("step", "moment_step", "second_moment_step")
 
 
-def saved_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide what a layer's state means."""
-    region = config.trust_region if config.trust_region in WITH_FACTOR else "any other"
-    return {"solver": config.solver, "trust_region": region}
-
-
-def check_state(state_dict: Any, param_groups: list[dict[str, Any]], inventory: Inventory, config: Config) -> None:
+def check_state(
+    state_dict: Any,
+    param_groups: list[dict[str, Any]],
+    inventory: Inventory,
+    config: Config,
+    restored_planner: Callable[[Any], Planner],
+) -> Planner:
     """Require that ``state_dict`` fits the optimizer, before anything of it is applied.
+
+    Args:
+        state_dict: whatever the user passed.
+        param_groups: the optimizer's.
+        inventory: its layers.
+        config: its settings.
+        restored_planner: makes the planner of what was saved of one.
+
+    Returns:
+        That planner.
 
     Raises:
         TypeError: it is not the state of an :class:`lnb.LNB`.
-        ValueError: it belongs to another model or another kind of metric; the message names the first difference.
+        ValueError: it belongs to another model or another kind of metric, or is not whole; the message names the first
+            difference.
     """
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
         raise TypeError("state_dict must be what LNB.state_dict() returned: a dict with 'state' and 'param_groups'")
@@ -37,34 +52,53 @@ def check_state(state_dict: Any, param_groups: list[dict[str, Any]], inventory: 
             f"state_dict: lnb_format={state_dict.get('lnb_format')!r} must be {FORMAT}; it was saved by another optimizer or "
             f"another version of lnb"
         )
-    if not isinstance(state_dict.get("lnb_step"), int) or state_dict["lnb_step"] < 0:
-        raise ValueError(f"state_dict: lnb_step={state_dict.get('lnb_step')!r} must be a whole number of at least 0")
+    step = state_dict.get("lnb_step")
+    if type(step) is not int or step < 0:
+        raise ValueError(f"state_dict: lnb_step={step!r} must be a whole number of at least 0")
     settings = saved_settings(config)
     if state_dict.get("lnb_settings") != settings:
         raise ValueError(
             f"state_dict was saved with {state_dict.get('lnb_settings')}, whose state means something else than that of "
             f"this optimizer with {settings}"
         )
-    saved_groups = state_dict["param_groups"]
+    saved_groups = _checked_groups(state_dict["param_groups"], param_groups)
+    state = state_dict["state"]
+    if not isinstance(state, dict):
+        raise TypeError(f"state_dict: state={state!r} must be a dict of every parameter's state, by its number")
+    unknown = state.keys() - {index for group in saved_groups for index in group["params"]}
+    if unknown:
+        raise ValueError(f"state_dict: state of parameters {sorted(map(str, unknown))} that are in no parameter group")
+    planner = restored_planner(state_dict.get("lnb_plan"))
+    check_entries(
+        _pairs(state_dict, param_groups),
+        inventory.names,
+        {block.weight: block for block in inventory.blocks},
+        lambda block: config if block is None else planner.choice(block).config,
+    )
+    return planner
+
+
+def _checked_groups(saved_groups: Any, param_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The saved groups, if they fit the optimizer's."""
+    if not isinstance(saved_groups, list):
+        raise TypeError(f"state_dict: param_groups={saved_groups!r} must be a list of dicts")
+    for i, group in enumerate(saved_groups):
+        if not isinstance(group, dict):
+            raise TypeError(f"state_dict: param_groups[{i}]={group!r} must be a dict")
+        missing = {"params", *CARRIED} - group.keys()
+        if missing:
+            raise ValueError(f"state_dict: param_groups[{i}] lacks {sorted(missing)}; it has {sorted(map(str, group))}")
+        params = group["params"]
+        if not isinstance(params, list) or any(type(index) is not int for index in params):
+            raise TypeError(f"state_dict: param_groups[{i}]['params']={params!r} must be a list of numbers")
+        check_group(group)
+    indices = [index for group in saved_groups for index in group["params"]]
+    if len(set(indices)) < len(indices):
+        raise ValueError(f"state_dict: param_groups name a parameter more than once: {indices}")
     sizes, saved_sizes = ([len(group["params"]) for group in groups] for groups in (param_groups, saved_groups))
     if sizes != saved_sizes:
         raise ValueError(f"state_dict has parameter groups of sizes {saved_sizes}, the optimizer of sizes {sizes}")
-    for group in saved_groups:
-        check_group(group)
-    unknown = state_dict["state"].keys() - {index for group in saved_groups for index in group["params"]}
-    if unknown:
-        raise ValueError(f"state_dict: state of parameters {sorted(unknown)} that are in no parameter group")
-    by_weight = {block.weight: block for block in inventory.blocks}
-    for parameter, entry in _pairs(state_dict, param_groups):
-        block = by_weight.get(parameter)
-        for key, value in entry.items():
-            wanted = _shapes(key, parameter, block)
-            if not isinstance(value, Tensor) or tuple(value.shape) not in wanted:
-                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"value {value!r}"
-                raise ValueError(
-                    f"state_dict: {key!r} of parameter {inventory.names.get(parameter, '(not of the model)')!r} has {found}, "
-                    f"this optimizer needs {' or '.join(map(str, wanted)) if wanted else 'none'}"
-                )
+    return saved_groups
 
 
 def restored_state(state_dict: dict[str, Any], param_groups: list[dict[str, Any]]) -> defaultdict[Tensor, Any]:
@@ -99,7 +133,7 @@ def _fitted(key: str, value: Tensor, parameter: Tensor) -> Tensor:
     """``value`` on the device of ``parameter``, in the precision in which its statistics are kept."""
     if value.device == parameter.device and value.dtype == statistics_dtype(parameter.dtype):
         return value
-    rounds = key not in _COUNTS and value.dtype in (torch.float32, torch.float64)
+    rounds = key not in COUNTS and value.dtype in (torch.float32, torch.float64)
     return value.to(parameter.device, statistics_dtype(parameter.dtype) if rounds else value.dtype)
 
 
@@ -109,22 +143,3 @@ def _pairs(state_dict: dict[str, Any], param_groups: list[dict[str, Any]]) -> li
     parameters = [parameter for group in param_groups for parameter in group["params"]]
     state = state_dict["state"]
     return [(parameter, state[index]) for index, parameter in zip(ids, parameters, strict=True) if index in state]
-
-
-def _shapes(key: str, parameter: nn.Parameter, block: Block | None) -> list[tuple[int, ...]]:
-    """The shapes that state ``key`` of ``parameter`` may have."""
-    if key in _COUNTS:
-        return [()]
-    if key in ("momentum", "gradient_square", "master"):
-        return [tuple(parameter.shape)]
-    if block is None:
-        return []
-    groups, rows, d_in = block.shape
-    if key == "direction":
-        return [(groups, rows, d_in), (groups, rows, d_in + 1)]
-    if key in ("second_moment", "factor", "output_factor", "output_moment"):
-        side = rows if key.startswith("output") else d_in
-        ones = key == "second_moment"
-        sizes = [(blocks, side // blocks + ones) for blocks in range(1, side + 1) if side % blocks == 0]
-        return [(groups, blocks, size, size) for blocks, size in sizes]
-    return [(groups, d_in)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from lnb.trust_region import spectral_direction
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
 from lnb_kernels.balanced.reference import row_scale
+from lnb_kernels.scaling import sum_dtype
 
 # On the CPU, layers of one shape are solved in one call up to this many entries: above, stacking them costs more than the
 # calls it saves.
@@ -182,12 +183,18 @@ def _direction(batch: _Batch) -> tuple[Tensor, Tensor | None]:
         return joined[..., :-1], joined[..., -1:]
     step, step_bias = factor.solve(weight, bias)
     if batch.trust_region == "neuron":
-        products = (step * weight).sum(-1, keepdim=True)
-        if bias is not None and step_bias is not None:
-            scale = row_scale(products + step_bias * bias)
-            return step * scale, step_bias * scale
-        return step * row_scale(products), None
+        if bias is None or step_bias is None:
+            return step * _neuron_scale((step, weight)), None
+        scale = _neuron_scale((step, weight), (step_bias, bias))
+        return step * scale, step_bias * scale
     return step, step_bias
+
+
+def _neuron_scale(*parts: tuple[Tensor, Tensor]) -> Tensor:
+    """``1 / sqrt(<h_i, g~_i>)`` of every row, ``[..., rows, 1]``, from the parts of ``h`` and ``g~``."""
+    wide = sum_dtype(parts[0][0].device)
+    products = sum((h.to(wide) * g.to(wide)).sum(-1, keepdim=True) for h, g in parts)
+    return row_scale(cast(Tensor, products)).to(parts[0][0].dtype)
 
 
 def _iterate(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
@@ -216,7 +223,7 @@ def _finish(work: BlockWork, equation: Equation, solved: tuple[Tensor, Tensor], 
 
 def _shaped(work: BlockWork, matrix: Tensor, gradient: Tensor, residual: Tensor | None) -> Direction:
     if work.config.trust_region == "neuron":
-        matrix = matrix * row_scale((matrix * gradient).sum(-1, keepdim=True))
+        matrix = matrix * _neuron_scale((matrix, gradient))
     return Direction(work.block.split(matrix), residual)
 
 

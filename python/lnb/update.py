@@ -21,13 +21,15 @@ from lnb.verdict import Verdict
 from lnb.work import Work
 from lnb_kernels import multi_tensor
 from lnb_kernels._captured import keep_if_captured
+from lnb_kernels.scaling import sum_dtype
 
 
-def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple[Verdict, list[Direction], Tensor]:
-    """Make the step, as far as ``verdict`` allows.
+def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple[list[Direction], Tensor]:
+    """Make the step, as far as ``verdict`` allows. What has no finite direction stands still, alone.
 
     Returns:
-        The verdict, narrowed by the directions being finite; the layers' directions; and their ``<h, g~>`` ``[layers]``.
+        The layers' directions, and ``<h, g~>`` of every layer and of every other parameter, ``[layers + others]``: NaN or
+        infinite where there is no finite direction.
     """
     averages = average_gradients(work, verdict, config, scratch)
     solved = solve(work.blocks, averages, verdict)
@@ -38,10 +40,9 @@ def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple
     directions = [part for direction in solved for part in direction.parts] + others
     owners = _owners(work)
     products = _products(work, solved, directions, averages, owners)
-    scales, verdict = _scales(work, directions, products, owners, verdict, config)
-    if not verdict.rejected:
-        _apply(work, directions, scales, verdict, config)
-    return verdict, solved, products[: len(solved)]
+    scales = _scales(work, directions, products, owners, config)
+    _apply(work, directions, scales, verdict, config)
+    return solved, products
 
 
 def _products(
@@ -51,12 +52,12 @@ def _products(
     averages: dict[nn.Parameter, Tensor],
     owners: tuple[int, ...],
 ) -> Tensor:
-    """``<h, g~>`` of every layer, then of every other parameter, ``[layers + others]``, float64 where the device has it.
+    """``<h, g~>`` of every layer, then of every other parameter, ``[layers + others]``.
 
     A direction with NaN or inf makes its product NaN or inf: no other check of the directions is needed.
     """
     device = work.parameters[0].device
-    total = torch.zeros(len(work.blocks) + len(work.others), dtype=_widest(device), device=device)
+    total = torch.zeros(len(work.blocks) + len(work.others), dtype=sum_dtype(device), device=device)
     known = {i: direction.product for i, direction in enumerate(solved) if direction.product is not None}
     if known:
         values = torch.stack([product.to(device) for product in known.values()])
@@ -93,27 +94,24 @@ def _copied(values: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, device=device)
 
 
-def _widest(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def _scales(
     work: Work,
     directions: list[Tensor],
     products: Tensor,
     owners: tuple[int, ...],
-    verdict: Verdict,
     config: Config,
-) -> tuple[Tensor, Verdict]:
-    """What every parameter's direction is multiplied by, in the order of ``work.parameters``."""
-    verdict = verdict.narrow(products.isfinite().all())
+) -> Tensor:
+    """What every parameter's direction is multiplied by, in the order of ``work.parameters``; 0 where it is not finite."""
+    finite = products.isfinite()
+    products = torch.where(finite, products, 0.0)
     layers = len(work.blocks)
     in_region = layers if config.others == "adamw" else len(products)
     region = config.trust_region
     if region == "rms":
         squares = torch.zeros_like(products)
         sizes = [0] * len(products)
-        norms = torch.stack([n.to(products) for n in torch._foreach_norm(directions)])
+        wide = torch._foreach_norm(directions, dtype=products.dtype)  # in which no square overflows
+        norms = torch.stack([n.to(products.device) for n in wide])
         squares.index_add_(0, _index(owners, products.device), norms.square())
         for owner, direction in zip(owners, directions, strict=True):
             sizes[owner] += direction.numel()
@@ -126,7 +124,8 @@ def _scales(
             scales[:layers] = 1
     if config.others == "adamw":
         scales[layers:] = config.others_lr
-    return scales[_index(owners, scales.device)], verdict
+    scales = torch.where(finite, scales, 0.0)
+    return scales[_index(owners, scales.device)]
 
 
 def _apply(work: Work, directions: list[Tensor], scales: Tensor, verdict: Verdict, config: Config) -> None:

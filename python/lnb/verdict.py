@@ -28,10 +28,6 @@ class Verdict:
             self._by_device[device] = self._ok.to(device, non_blocking=True)
         return self._by_device[device]
 
-    def narrow(self, ok: Tensor) -> Verdict:
-        """A verdict that also requires ``ok``."""
-        return Verdict(self._ok.to(ok.device) & ok, wait=self.known)
-
     def commit(self, target: Tensor, value: Tensor, also: Tensor | None = None) -> None:
         """Write ``value`` into ``target``, if the verdict allows it (and where ``also`` holds)."""
         allowed = self.on(target.device)

@@ -218,17 +218,16 @@ def test_bindings_refuse_what_kernels_would_read_or_write_elsewhere(simulated: S
         ("params.* overlap", lambda: native.apply_master(
             a, a, native.Type.BFLOAT16, b, kind, four, slot, *c, kind, number, number, 0, where)),
         ("finite has an entry but a null", lambda: native.all_finite(a, kind, four, 0, where)),
-        ("first: ", lambda: native.segment_sums([0, 3, 2], *to, *c, kind, where)),
-        ("first: ", lambda: native.segment_sums([-1, 3], *to, *c, kind, where)),
-        ("out: sums are", lambda: native.segment_sums([0, 3], *to, *c, native.Type.FLOAT16, where)),
-        ("out has entries but a null", lambda: native.segment_sums([0, 3], *to, 0, kind, where)),
-        ("partials has entries but a null", lambda: native.segment_sums([0, 3], 0, *c, kind, where)),
+        ("first: ", lambda: native.segment_sums([0, 3, 2], *to, *c, where)),
+        ("first: ", lambda: native.segment_sums([-1, 3], *to, *c, where)),
+        ("out has entries but a null", lambda: native.segment_sums([0, 3], *to, 0, where)),
+        ("partials has entries but a null", lambda: native.segment_sums([0, 3], 0, *c, where)),
     ]  # fmt: skip
     for message, call in calls:
         with pytest.raises(ValueError, match=message):
             call()
     assert simulated.launches == []
-    native.segment_sums([0, 0], 0, *c, kind, where)  # no partial sums: the sum is zero
+    native.segment_sums([0, 0], 0, *c, where)  # no partial sums: the sum is zero
 
 
 def test_offsets_beyond_two_to_the_31_elements(simulated: Simulator) -> None:

@@ -56,9 +56,9 @@ def check(problems: list[Problem]) -> None:
     ours, products = solved(native_kernel.balanced_directions_, problems)
     plain, plain_products = solved(reference.balanced_directions_, problems)
     exact, exact_products = solved(reference.balanced_directions_, [double(values) for values in problems])
-    assert products.dtype == torch.float32
+    assert products.dtype == torch.float64
     if problems:
-        assert_close_to_reference(products, exact_products, plain_products)
+        assert_close_to_reference(products.float(), exact_products, plain_products.float())
     for found, usual, truth in zip(ours, plain, exact, strict=True):
         for of_ours, of_plain, of_exact in zip(found, usual, truth, strict=True):
             if of_ours is not None and of_plain is not None and of_exact is not None:

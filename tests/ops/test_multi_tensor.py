@@ -86,10 +86,12 @@ def test_values(backend: str, x_dtype: torch.dtype, y_dtype: torch.dtype) -> Non
         assert all(torch.equal(target, c) for target, c in zip(targets, combined, strict=True))
 
     products = multi_tensor.dot(xs, ys)
-    assert products.dtype == (torch.float64 if torch.float64 in (x_dtype, y_dtype) else torch.float32)
+    assert products.dtype == torch.float64
     truth_products = torch.stack([(x * y).sum() for x, y in zip(doubles(xs), doubles(ys), strict=True)])
     assert_close_to_reference(
-        products, truth_products, torch.stack([(x.to(wide) * y.to(wide)).sum() for x, y in zip(xs, ys, strict=True)])
+        products.to(wide),
+        truth_products,
+        torch.stack([(x.to(wide) * y.to(wide)).sum() for x, y in zip(xs, ys, strict=True)]),
     )
 
     params = copies(xs)
@@ -168,10 +170,36 @@ def test_ok_false_writes_nothing_even_from_nan(backend: str) -> None:
     combined = multi_tensor.ema_combined_(xs, bad, 0.9, torch.full((len(xs),), 2.0), 0.0, no)
     assert all(torch.equal(c, 2 * old) for c, old in zip(combined, before, strict=True))
     assert all(torch.equal(x, old) for x, old in zip(xs, before, strict=True))
-    torch.testing.assert_close(norms, torch.stack([x.square().sum() for x in xs]))
+    torch.testing.assert_close(norms, torch.stack([x.double().square().sum() for x in xs]))
     ones = [torch.ones_like(x) for x in xs]
     multi_tensor.ema_(xs, ones, 0.0, yes)
     assert all(torch.equal(x, one) for x, one in zip(xs, ones, strict=True))
+
+
+def test_products_of_any_size_are_finite(backend: str) -> None:
+    """float32 can square neither the largest nor the least of its numbers."""
+    for value in (1e-44, 1e-30, 1e25, 3e38):
+        x = [torch.full((1003,), value), torch.full((4, 8), -value)]
+        truth = torch.stack([t.double().square().sum() for t in x])
+        torch.testing.assert_close(multi_tensor.dot(x, x), truth, rtol=1e-12, atol=0.0)
+        torch.testing.assert_close(multi_tensor.ema_squared_norms_(copies(x), x, 1.0), truth, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_scale_of_zero_switches_a_direction_off(backend: str, dtype: torch.dtype) -> None:
+    """It may then hold NaN: a layer that stands still, among others that move."""
+    xs, ys = fill(SHAPES, dtype), fill(SHAPES, dtype)
+    scales = torch.ones(len(xs))
+    scales[1] = 0
+    moved = copies(xs)
+    multi_tensor.apply_(moved, ys, scales, 0.5, 0.25)
+    ys[1].fill_(float("nan"))
+    again = copies(xs)
+    multi_tensor.apply_(again, ys, scales, 0.5, 0.25)
+    assert all(torch.equal(a, b) for a, b in zip(moved, again, strict=True))
+    assert all(bool(x.isfinite().all()) for x in moved)
+    assert xs[1].numel() > 0
+    assert not torch.equal(moved[1], xs[1])  # by weight decay
 
 
 def test_rates_as_tensors_equal_rates_as_numbers(backend: str) -> None:
@@ -203,7 +231,7 @@ def test_layouts(backend: str, kind: str) -> None:
     xs, ys = strided(kind)
     truth = [0.9 * x.double() + (1 - 0.9) * y.double() for x, y in zip(xs, ys, strict=True)]
     torch.testing.assert_close(
-        multi_tensor.dot(xs, ys).double(),
+        multi_tensor.dot(xs, ys),
         torch.stack([(x.double() * y.double()).sum() for x, y in zip(xs, ys, strict=True)]),
         rtol=1e-5,
         atol=1e-5,
@@ -212,7 +240,7 @@ def test_layouts(backend: str, kind: str) -> None:
     norms = multi_tensor.ema_squared_norms_(xs, ys, 0.9)
     for x, right in zip(xs, truth, strict=True):
         torch.testing.assert_close(x.double(), right, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(norms, torch.stack([t.square().sum() for t in truth]).float())
+    torch.testing.assert_close(norms, torch.stack([x.double().square().sum() for x in xs]))
     multi_tensor.apply_(xs, ys, torch.ones(len(xs)), 0.5, 0.0)
     for x, y, right in zip(xs, ys, truth, strict=True):
         torch.testing.assert_close(x.double(), right - 0.5 * y.double(), rtol=1e-6, atol=1e-6)
@@ -317,7 +345,7 @@ def test_without_watchers_a_call_spares_the_dispatcher(monkeypatch: pytest.Monke
     consulted = []
     monkeypatch.setattr(torch._ops.OpOverload, "__call__", lambda op, *args, **kwargs: consulted.append(op))
     x = fill([(3,)], torch.float32)
-    torch.testing.assert_close(multi_tensor.dot(x, x), torch.stack([x[0].square().sum()]))
+    torch.testing.assert_close(multi_tensor.dot(x, x), torch.stack([x[0].double().square().sum()]))
     assert not consulted
 
 
@@ -381,7 +409,9 @@ def test_compiled_function_updates_in_place() -> None:
     products = update(xs, ys)
     for x, right in zip(xs, expected, strict=True):
         torch.testing.assert_close(x, right)
-    torch.testing.assert_close(products, torch.stack([(x * y).sum() for x, y in zip(expected, ys, strict=True)]))
+    torch.testing.assert_close(
+        products, torch.stack([(x.double() * y.double()).sum() for x, y in zip(expected, ys, strict=True)])
+    )
 
 
 A, B = torch.zeros(3), torch.ones(3)

@@ -23,12 +23,12 @@ def linear_moment(x: torch.Tensor, **reading: object) -> torch.Tensor:
     return probe.grad
 
 
-def conv_moment(x: torch.Tensor, **reading: object) -> torch.Tensor:
-    """What the probe of a 3 x 3 convolution with input ``x`` gets."""
-    size = 9 * x.shape[1] + 1
+def conv_moment(x: torch.Tensor, kernel: int = 3, **reading: object) -> torch.Tensor:
+    """What the probe of a convolution with input ``x`` gets."""
+    size = kernel**2 * x.shape[1] + 1
     probe = torch.zeros((), dtype=x.dtype).expand(1, size, size).requires_grad_()
-    weight = torch.randn(2, x.shape[1], 3, 3, dtype=x.dtype)
-    lk.conv2d(x, weight, padding=1, probe=probe, **reading).sum().backward()  # type: ignore[arg-type]
+    weight = torch.randn(2, x.shape[1], kernel, kernel, dtype=x.dtype)
+    lk.conv2d(x, weight, padding=kernel // 2, probe=probe, **reading).sum().backward()  # type: ignore[arg-type]
     assert probe.grad is not None
     return probe.grad
 
@@ -75,6 +75,17 @@ def test_rounded_rows_are_summed_in_full_precision(dtype: torch.dtype) -> None:
     truth = rounded.t() @ rounded
     plain = (rounded.float().t() @ rounded.float()).float()
     assert_close_to_reference(linear_moment(x.to(dtype), moment_dtype=torch.bfloat16), truth, plain)
+
+
+@pytest.mark.parametrize("moment_dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_rounded_float64_rows_are_summed_in_float64(moment_dtype: torch.dtype) -> None:
+    """Their sums hold what float32 would lose: one part in 2^40 here."""
+    x = torch.full((4096, 3), 1.0, dtype=torch.float64)
+    x[0] = 2.0**20
+    expected = 2.0**40 + 4095
+    assert linear_moment(x, moment_dtype=moment_dtype)[0, 1].item() == expected
+    images = x.reshape(1, 64, 64, 3).movedim(-1, 1)
+    assert conv_moment(images, moment_dtype=moment_dtype, kernel=1)[0, 0, 1].item() == expected
 
 
 def test_only_the_second_moment_is_rounded_or_sampled() -> None:

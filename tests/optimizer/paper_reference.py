@@ -50,11 +50,11 @@ def input_rows(layer: Layer, x: Tensor) -> Tensor:
     """Rows ``[groups, N, d]`` (``groups`` is 1 for a linear layer) whose products with the weight are the output."""
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, layer.in_features)
-    if layer.padding_mode != "zeros":
-        raise ValueError(f"padding_mode must be 'zeros', got {layer.padding_mode!r}")
     if x.dim() == 3:
         x = x[None]
-    if layer.padding == "same":
+    if layer.padding_mode != "zeros":
+        x, before, after = seen(layer, x), [0, 0], [0, 0]
+    elif layer.padding == "same":
         total = [dilation * (kernel - 1) for kernel, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
         before = [t // 2 for t in total]  # an odd total puts the larger part behind
         after = [t - b for t, b in zip(total, before, strict=True)]
@@ -68,12 +68,27 @@ def input_rows(layer: Layer, x: Tensor) -> Tensor:
     return grouped.permute(1, 0, 3, 2).flatten(1, 2)
 
 
+def seen(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """The pixels that count: those of the image, and those that another padding mode than zeros repeats beside it."""
+    if layer.padding_mode == "zeros":
+        return x
+    height, width = (
+        (total // 2, total - total // 2) if layer.padding == "same" else (padding, padding)
+        for total, padding in zip(
+            [dilation * (kernel - 1) for kernel, dilation in zip(layer.kernel_size, layer.dilation, strict=True)],
+            layer.padding if isinstance(layer.padding, tuple) else (0, 0),
+            strict=True,
+        )
+    )
+    return F.pad(x, (*width, *height), mode=layer.padding_mode)
+
+
 def feature_moments(layer: Layer, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and mean square ``[features]`` of the layer's input features (linear) or unpadded channels (conv)."""
+    """Mean and mean square ``[features]`` of the layer's input features (linear) or of its channels' pixels (conv)."""
     if isinstance(layer, nn.Linear):
         values = torch.cat([x.reshape(-1, layer.in_features) for x in inputs])
     else:
-        values = torch.cat([x.movedim(-3, -1).reshape(-1, layer.in_channels) for x in inputs])
+        values = torch.cat([seen(layer, x).movedim(-3, -1).reshape(-1, layer.in_channels) for x in inputs])
     return values.mean(0), values.square().mean(0)
 
 

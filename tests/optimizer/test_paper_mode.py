@@ -71,6 +71,25 @@ def same_conv() -> nn.Module:
     return cnn(nn.Conv2d(4, 6, 3, padding="same"), nn.Conv2d(6, 4, (4, 3), padding="same", dilation=(1, 2)))
 
 
+def padded_conv(mode: str) -> nn.Module:
+    return cnn(
+        nn.Conv2d(4, 6, 3, padding=(1, 2), padding_mode=mode),
+        nn.Conv2d(6, 4, (3, 2), padding="same", dilation=(1, 2), padding_mode=mode),
+    )
+
+
+class SharedPaddedConv(nn.Module):
+    """One convolution at two resolutions, whose rows its padding does not change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(4, 4, 3, padding="same", padding_mode="reflect"), nn.AvgPool2d(2)
+        self.head = nn.Linear(36, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.conv(self.pool(torch.tanh(self.conv(x))))).flatten(1))
+
+
 def grouped_conv(bias: bool) -> nn.Module:
     return cnn(
         nn.Conv2d(4, 6, 3, padding="same", groups=2, bias=bias), nn.Conv2d(6, 4, 3, stride=2, groups=2, bias=bias)
@@ -95,6 +114,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv-stride": (strided_conv, (6, 4, 9, 8)),
     "conv-dilation": (dilated_conv, (6, 4, 8, 9)),
     "conv-same": (same_conv, (6, 4, 7, 6)),
+    "conv-circular": (lambda: padded_conv("circular"), (6, 4, 7, 6)),
+    "conv-reflect": (lambda: padded_conv("reflect"), (6, 4, 7, 6)),
+    "conv-replicate": (lambda: padded_conv("replicate"), (6, 4, 7, 6)),
+    "shared-conv-reflect": (SharedPaddedConv, (8, 4, 6, 6)),
     "conv-groups": (lambda: grouped_conv(True), (6, 4, 8, 7)),
     "conv-groups-no-bias": (lambda: grouped_conv(False), (6, 4, 8, 7)),
     "conv-depthwise": (depthwise_conv, (6, 4, 6, 5)),

@@ -152,6 +152,25 @@ def with_state(key: str, value: Any) -> Any:
     return alter
 
 
+def without_state(key: str) -> Any:
+    """Every parameter's state without ``key``, which some have."""
+
+    def alter(saved: dict[str, Any]) -> Any:
+        assert any(key in entry for entry in saved["state"].values())
+        return saved | {
+            "state": {i: {k: v for k, v in entry.items() if k != key} for i, entry in saved["state"].items()}
+        }
+
+    return alter
+
+
+def without_setting(key: str) -> Any:
+    def alter(saved: dict[str, Any]) -> Any:
+        return saved | {"param_groups": [{k: v for k, v in saved["param_groups"][0].items() if k != key}]}
+
+    return alter
+
+
 def with_group(**changes: Any) -> Any:
     def alter(saved: dict[str, Any]) -> Any:
         return saved | {"param_groups": [saved["param_groups"][0] | changes]}
@@ -181,6 +200,41 @@ def with_group(**changes: Any) -> Any:
         (with_state("momentum", torch.zeros(1)), ValueError, "'momentum' of parameter '0.weight' has shape (1,)"),
         (with_state("momentum", 3), ValueError, "value 3"),
         (with_state("direction", torch.zeros(4, 4)), ValueError, "'direction' of parameter '0.weight'"),
+        (with_state("momentum", torch.zeros(4, 2, 3, 3, dtype=torch.complex64)), ValueError, "is torch.complex64"),
+        (with_state("momentum", torch.zeros(4, 2, 3, 3, dtype=torch.int64)), ValueError, "is torch.int64"),
+        (with_state("momentum", torch.zeros(4, 2, 3, 3, dtype=torch.bfloat16)), ValueError, "is torch.bfloat16"),
+        (with_state("momentum", torch.zeros(4, 2, 3, 3, device="meta")), ValueError, "on meta"),
+        (with_state("momentum", torch.zeros(4, 2, 3, 3).to_sparse()), ValueError, "torch.sparse"),
+        (
+            with_state("momentum", torch.full((4, 2, 3, 3), float("nan"))),
+            ValueError,
+            "'momentum' of parameter '0.weight'",
+        ),
+        (with_state("mean", torch.full((1, 18), float("inf"))), ValueError, "'mean' of parameter '0.weight' holds NaN"),
+        (with_state("step", torch.tensor(-1.0)), ValueError, "'step' of parameter '0.weight' is -1.0"),
+        (with_state("step", torch.tensor(float("nan"))), ValueError, "'step' of parameter '0.weight'"),
+        (with_state("nonsense", torch.zeros(1, 18)), ValueError, "'nonsense' of parameter '0.weight'"),
+        (with_state(3, torch.zeros(1, 18)), ValueError, "3 of parameter '0.weight'"),
+        (without_state("step"), ValueError, "lacks ['step']"),
+        (without_state("momentum"), ValueError, "lacks ['momentum']"),
+        (without_state("moment_step"), ValueError, "lacks ['moment_step']"),
+        (without_state("mean"), ValueError, "lacks ['mean']"),
+        (without_state("mean_square"), ValueError, "lacks ['mean_square']"),
+        (without_state("direction"), ValueError, "lacks ['direction']"),
+        (altered(state=None), TypeError, "state=None must be a dict"),
+        (altered(state=3), TypeError, "state=3 must be a dict"),
+        (altered(state=[]), TypeError, "state=[] must be a dict"),
+        (altered(state={0: 7}), TypeError, "parameter '0.weight' must be a dict, not 7"),
+        (altered(state={99: {}}), ValueError, "['99']"),
+        (altered(param_groups=None), TypeError, "param_groups=None"),
+        (altered(param_groups=[7]), TypeError, "param_groups[0]=7"),
+        (altered(lnb_step=True), ValueError, "lnb_step=True"),
+        (altered(lnb_plan={"rows": 3}), ValueError, "lnb_plan"),
+        (without_setting("lr"), ValueError, "param_groups[0] lacks ['lr']"),
+        (without_setting("ridge"), ValueError, "param_groups[0] lacks ['ridge']"),
+        (without_setting("params"), ValueError, "param_groups[0] lacks ['params']"),
+        (with_group(params=[0, 1, 2, 3, 4, 5, 6, 6]), ValueError, "more than once"),
+        (with_group(params=3), TypeError, "['params']=3"),
         (with_group(lr=-1.0), ValueError, "lr=-1.0"),
         (with_group(ridge="big"), TypeError, "ridge='big'"),
         (with_group(params=list(range(5))), ValueError, "groups of sizes [5]"),
@@ -196,6 +250,41 @@ def test_a_state_that_does_not_fit_changes_nothing(alter: Any, error: type[Excep
     assert same(snapshot(model, optimizer), before[0])
     assert same(copied(optimizer.state_dict()), before[1])
     train(model, optimizer, batches(1))
+
+
+@pytest.mark.parametrize(
+    "key", ["step", "momentum", "factor", "output_factor", "output_moment", "second_moment", "second_moment_step"]
+)
+def test_an_incomplete_state_of_a_factor_changes_nothing(key: str) -> None:
+    model, optimizer = trained("fast")
+    before = snapshot(model, optimizer)
+    with pytest.raises(ValueError, match=rf"lacks \['{key}'\]"):
+        optimizer.load_state_dict(without_state(key)(optimizer.state_dict()))
+    assert same(snapshot(model, optimizer), before)
+    train(model, optimizer, batches(1))
+
+
+def test_an_incomplete_state_without_masters_changes_nothing() -> None:
+    model = mixed().bfloat16()
+    optimizer = lnb.LNB(model, master_weights=True)
+    train(model, optimizer, batches(2))
+    with pytest.raises(ValueError, match=r"lacks \['master'\]"):
+        optimizer.load_state_dict(without_state("master")(optimizer.state_dict()))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"solver": "arrow"}, {"solver": "dual"}, {"b_s": 0.5}, {"refresh_every": 3}], ids=str
+)
+def test_what_settings_keep_is_what_loading_wants(settings: dict[str, Any]) -> None:
+    """Of every kind of state, at every step from the first on."""
+    model = mixed()
+    optimizer = lnb.LNB(model, 0.05, "paper", **settings)
+    for batch in batches(3):
+        other = mixed()
+        twin = lnb.LNB(other, 0.05, "paper", **settings)
+        twin.load_state_dict(optimizer.state_dict())
+        assert same(copied(twin.state_dict()["state"]), copied(optimizer.state_dict()["state"]))
+        train(model, optimizer, [batch])
 
 
 def test_state_dict_hooks() -> None:
