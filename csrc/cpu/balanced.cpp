@@ -38,8 +38,8 @@ std::vector<Part> parts_of(const BalancedLayer* layers, int64_t count) {
     return parts;
 }
 
-// The exponent e with which 2^e, a normal float, brings the largest entry into [0.5, 1), or a subnormal one nearer to it;
-// 0 where that entry is zero or not finite.
+// The exponent e with which 2^e, a normal float, brings the largest entry into [0.5, 1), or a subnormal one nearer to
+// it; 0 where that entry is zero or not finite.
 int unit_exponent(float largest) {
     if (!(largest > 0) || std::isinf(largest)) return 0;
     int exponent;
@@ -58,8 +58,8 @@ double solve(const Part& part, const ProductLoops& loops) {
     float* weight = layer.weight + first * inputs;
     float* bias = layer.bias == nullptr ? nullptr : layer.bias + first;
 
-    // Both factors of M at unit size, through the smaller: a power of two rounds nothing, every row is scaled at the end,
-    // and in between no product leaves the range of float, whatever the size of the gradient.
+    // Both factors of M at unit size, through the smaller: a power of two rounds nothing, every row is scaled at the
+    // end, and in between no product leaves the range of float, whatever the size of the gradient.
     float most = loops.largest(weight, side * inputs);
     if (bias != nullptr) most = std::max(most, loops.largest(bias, side));
     const double unit = std::ldexp(1.0, unit_exponent(most) + unit_exponent(loops.largest(root, side * side)));

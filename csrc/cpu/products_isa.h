@@ -16,7 +16,7 @@ struct ProductLoops {
     void (*subtract)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                      float* c, int64_t ldc);
     double (*dot)(const float* x, const float* y, int64_t size);
-    float (*largest)(const float* x, int64_t size);            // absolute entry; 0 for none, NaN if one is NaN
+    float (*largest)(const float* x, int64_t size);  // absolute entry; 0 for none, NaN if one is NaN
     void (*add_scaled)(float* y, const float* x, float factor, int64_t size);  // y += factor x
     void (*scale)(float* y, float factor, int64_t size);
 };
