@@ -147,8 +147,8 @@ def require_disjoint(
 
 
 def at(tensors: Sequence[Tensor], positions: Sequence[int]) -> Sequence[Tensor]:
-    """The tensors at these positions."""
-    return tensors if len(positions) == len(tensors) else [tensors[i] for i in positions]
+    """The tensors at these positions, in the order of the positions."""
+    return tensors if positions == range(len(tensors)) else [tensors[i] for i in positions]
 
 
 def put(target: list[Any], positions: Sequence[int], values: Sequence[Any]) -> None:
