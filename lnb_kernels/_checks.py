@@ -35,6 +35,11 @@ def floating_tensor(op: str, name: str, value: object) -> Tensor:
     return value
 
 
+def is_wrapper(kind: type) -> bool:
+    """Whether a class is one of tensors that answer PyTorch's dispatcher, and need not have memory: fake ones, for example."""
+    return issubclass(kind, Tensor) and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
 def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Raise ``ValueError`` unless both tensors live on one device."""
     if value.device != other.device:

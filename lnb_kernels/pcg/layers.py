@@ -37,7 +37,9 @@ def _pcg_layers(
     iterations: int,
     ridge: float,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    problems = list(zip(moments, gradients, starts, means, variances, strict=True))
+    # PyTorch resolves negated views of an op's arguments, but not in lists with gaps.
+    resolved = [[None if t is None else t.resolve_neg() for t in tensors] for tensors in (starts, means, variances)]
+    problems = list(zip(moments, gradients, *resolved, strict=True))
     solved: list[tuple[Tensor, Tensor]] = [(problem[1], problem[1]) for problem in problems]
     with _autocast.disabled(gradients[0].device):
         for small in (True, False):
