@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lnb_kernels import _backend
-from lnb_kernels._checks import DTYPES, writable
+from lnb_kernels._checks import DTYPES, number, writable
 from lnb_kernels._library import define_in_place
 from lnb_kernels._writes import require_one_kind, require_writable
 from lnb_kernels.multi_tensor import checks, reference
@@ -191,7 +191,7 @@ def ema_combined_(
                 raise TypeError(f"{op}: out[{i}] has dtype {target.dtype}; allowed is averages[{i}]'s, {average.dtype}")
     beta = checks.share(op, "beta", beta)
     checks.factors(op, "shares", shares, "averages", averages)
-    take = checks.number(op, "take", take)
+    take = number(op, "take", take)
     if out is None:
         out = list(map(torch.empty_like, averages))
     require_one_kind(op, {"averages": averages, "out": out}, values=values, shares=shares, ok=ok)

@@ -104,11 +104,12 @@ def pcg_layers(
     arrows = [None] * len(gradients) if arrows is None else arrows
     _checks.lists_of_layers(op, gradients=gradients, moments=moments, starts=starts, arrows=arrows)
     checks.iterations(op, iterations)
-    ridge = _checks.non_negative(op, "ridge", ridge)
     pairs: list[tuple[Tensor | None, Tensor | None]] = []
     for i, problem in enumerate(zip(moments, gradients, starts, arrows, strict=True)):
         pairs.append(_check_layer(f"{op}: layer {i}", *problem))
+        ridge = _checks.ridge(op, ridge, *problem[:2])
         _checks.same_device(op, f"gradients[{i}]", problem[1], "gradients[0]", gradients[0])
+    ridge = _checks.non_negative(op, "ridge", ridge)
     if not gradients:
         return [], []
     directions, norms = _pcg_layers(

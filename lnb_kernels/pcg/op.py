@@ -161,7 +161,7 @@ def pcg(
         raise ValueError(
             f"{op}: layer_dims={layer_dims!r} is not allowed for g of {g.dim()} dimensions; it must be 2 or 3"
         )
-    ridge = _checks.non_negative(op, "ridge", ridge)
+    ridge = _checks.ridge(op, ridge, g, *(t for t in (matvec_or_s,) if isinstance(t, torch.Tensor)))
     checks.start(op, "h0", h0, "g", g)
     if bias is not None and not isinstance(bias, bool):
         raise TypeError(f"{op}: bias must be None, True or False, got {bias!r}")
