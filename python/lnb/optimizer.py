@@ -65,7 +65,8 @@ class LNB(Optimizer):
     * *Several ranks* (``LNB(DistributedDataParallel(model))``, or ``process_group``): the rows of all ranks count. Settings
       that keep inputs or choose by measured times are refused.
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
-      direction is not finite though all gradients are stands still alone, and is counted there by its name.
+      direction is not finite though all gradients are stands still alone, and is counted there by its name. So does one
+      on a step that gathered finite inputs whose squares are not, as beyond 1e19 in float32: they enter no average.
 
     Args:
         model: the model to attach to; its linear and convolution layers are changed in place by :func:`lnb.attach`.
