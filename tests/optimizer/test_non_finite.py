@@ -11,6 +11,7 @@ from optimizer.small_models import (
     MODES,
     Batch,
     batches,
+    copied,
     equal_parameters,
     loss_of,
     mixed,
