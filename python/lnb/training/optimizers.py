@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lnb.training.errors import TrainingError
 from lnb.training.peers import PEERS, load_peer
+from lnb.training.state_check import check_moments
 
 SCHEDULES = ("constant", "cosine")
 
@@ -95,9 +97,13 @@ class OptimizerGroup:
 
         Raises:
             ValueError: it was saved by another set of optimizers.
+            CheckpointError: the state of one of torch's optimizers has other shapes than the parameters.
         """
         if len(state["parts"]) != len(self.parts):
             raise ValueError(f"state of {len(state['parts'])} optimizers, this run has {len(self.parts)}")
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            if type(part) in (torch.optim.AdamW, torch.optim.SGD, MatrixMuon):
+                check_moments(saved, [parameter for group in part.param_groups for parameter in group["params"]])
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
         for scheduler, saved in zip(self._schedulers, state["schedulers"], strict=True):
@@ -136,7 +142,15 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, schedule: str, st
         ValueError: a setting is not allowed.
         TypeError: a setting is unknown to the optimizer.
     """
-    return OptimizerGroup(OPTIMIZERS[config.name](config, model), schedule, steps)
+    try:
+        parts = OPTIMIZERS[config.name](config, model)
+    except (ValueError, TypeError, TrainingError):
+        raise
+    except Exception as error:  # optimizers of others check little of what they are given
+        raise ValueError(
+            f"the optimizer {config.name} does not take the settings {config.settings} ({type(error).__name__}: {error})"
+        ) from error
+    return OptimizerGroup(parts, schedule, steps)
 
 
 def _with_decay(config: OptimizerConfig) -> dict[str, Any]:
