@@ -15,7 +15,7 @@ import torch
 from lnb.reading import parse_json, read_text, reason
 from lnb.training.checkpoint import load_checkpoint, save_checkpoint
 from lnb.training.errors import CheckpointError, TrainingError
-from lnb.training.files import write_atomically
+from lnb.training.files import remove_leftovers, write_atomically
 from lnb.training.loop import Trainer
 from lnb.training.metric_series import MetricSeries
 from lnb.training.records import Record, shortened
@@ -190,13 +190,6 @@ class RunFolder:
                     f"{name} is {shortened(made_under.get(name))} in the checkpoint and {shortened(description.get(name))} "
                     f"in {self.description}"
                 )
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of a kill between write and rename."""
-    for leftover in folder.glob(".*.tmp"):
-        if leftover.is_file() and not leftover.is_symlink():
-            leftover.unlink(missing_ok=True)
 
 
 def train(trainer: Trainer, folder: RunFolder | None = None, *, checkpoint_every: int = 100) -> Iterator[Record]:

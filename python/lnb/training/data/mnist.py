@@ -74,10 +74,10 @@ def read_idx(path: Path, *, dimensions: int, item: tuple[int, ...] | None = None
     size = math.prod(shape)  # of Python's integers, which do not overflow
     data = file.rest(size)
     if len(data) != size:
-        longer, packed = len(data) > size, path.suffix == ".gz"
-        has = (
-            f"more than {header + size}" if longer and packed else path.stat().st_size if longer else header + len(data)
-        )
+        longer = len(data) > size
+        has = str(path.stat().st_size if longer else header + len(data))
+        if longer and path.suffix == ".gz":
+            has = f"more than {header + size}"
         raise DataError(
             f"{path}: {has} bytes, its header {list(shape)} asks for {header + size}; copy or download it again"
         )
