@@ -132,7 +132,10 @@ class RunSpec:
         if not (math.isfinite(self.epochs) and self.epochs > 0):
             raise ValueError(f"epochs={self.epochs!r} must be above 0")
         batch_size = task.batch_size if self.batch_size is None else self.batch_size
-        return max(1, round(self.epochs * Batcher(len(task.train), batch_size, seed=0).per_epoch))
+        steps = self.epochs * Batcher(len(task.train), batch_size, seed=0).per_epoch
+        if steps >= 2**63:
+            raise ValueError(f"epochs={self.epochs!r} makes more than 2**63 steps")
+        return max(1, round(steps))
 
 
 def parse_settings(assignments: list[str]) -> dict[str, Any] | None:

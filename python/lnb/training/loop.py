@@ -52,6 +52,10 @@ class LoopConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
+            if value is not None and value >= 2**63:
+                raise ValueError(f"{name}={value!r} must be below 2**63")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed!r} must be in [-2**63, 2**63)")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm={self.clip_norm!r} must be above 0")
 
