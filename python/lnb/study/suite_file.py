@@ -98,7 +98,9 @@ def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
     optimizers = tuple(_optimizer(label, entry) for label, entry in _tables(raw, "optimizers").items())
     labels = [optimizer.label for optimizer in optimizers]
     tasks = tuple(_task(label, entry, labels) for label, entry in _tables(raw, "tasks").items())
-    seeds = _seeds(changes.get("seeds", raw.get("seeds", [0, 1, 2])))
+    seeds = _seeds(raw.get("seeds", [0, 1, 2]))
+    if "seeds" in changes:
+        seeds = _seeds(changes["seeds"])
     schedule, baseline = raw.get("schedule", "cosine"), raw.get("baseline", "adamw")
     require_one_of("schedule", schedule, SCHEDULES)
     check_labels("baseline", [baseline], labels)
