@@ -101,9 +101,11 @@ class OptimizerGroup:
         """
         if len(state["parts"]) != len(self.parts):
             raise ValueError(f"state of {len(state['parts'])} optimizers, this run has {len(self.parts)}")
+        made = state["schedulers"][0]["last_epoch"]  # steps
         for part, saved in zip(self.parts, state["parts"], strict=True):
-            if type(part) in (torch.optim.AdamW, torch.optim.SGD, MatrixMuon):
-                check_moments(saved, [parameter for group in part.param_groups for parameter in group["params"]])
+            if type(part) in _KEPT:
+                names = _KEPT[type(part)](part.param_groups[0]) if made else ()
+                check_moments(saved, [parameter for group in part.param_groups for parameter in group["params"]], names)
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
         for scheduler, saved in zip(self._schedulers, state["schedulers"], strict=True):
@@ -133,6 +135,19 @@ class MatrixMuon(torch.optim.Muon):
         super().zero_grad(set_to_none)
         for weight in self._weights:
             weight.grad = None
+
+
+# What torch's optimizers keep of every parameter once they have made a step, by the settings of their groups.
+_KEPT: dict[type[Optimizer], Callable[[dict[str, Any]], tuple[str, ...]]] = {
+    torch.optim.AdamW: lambda group: (
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+        *(("max_exp_avg_sq",) if group["amsgrad"] else ()),
+    ),
+    torch.optim.SGD: lambda group: ("momentum_buffer",) if group["momentum"] else (),
+    MatrixMuon: lambda group: ("momentum_buffer",),
+}
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module, schedule: str, steps: int) -> OptimizerGroup:

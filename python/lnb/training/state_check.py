@@ -87,26 +87,35 @@ def _check_optimizer(saved: Any, mine: dict[str, Any], step: int) -> None:
                     _require_equal(name, group[name], value)
 
 
-def check_moments(saved: dict[str, Any], parameters: list[Tensor]) -> None:
-    """Require that the state of one of torch's own optimizers has the shapes of its parameters.
+def check_moments(saved: dict[str, Any], parameters: list[Tensor], names: tuple[str, ...]) -> None:
+    """Require that the state of one of torch's own optimizers is whole and has the shapes of its parameters.
 
-    torch takes any state over, and fails in the step after it.
+    torch takes any state over, and fails in the step after it, or begins anew where something is missing.
+
+    Args:
+        saved: the optimizer's ``state_dict``.
+        parameters: what it moves, in order.
+        names: what it keeps of every parameter once it has made a step; empty: nothing is awaited.
 
     Raises:
         CheckpointError: it does not fit.
     """
     _require_entries("optimizer state", saved["state"], ())
-    for index, moments in saved["state"].items():
+    for index in saved["state"]:
         if index not in range(len(parameters)):
             raise CheckpointError(
                 f"it has optimizer state of parameter {shortened(index)}, of {len(parameters)} parameters"
             )
-        _require_entries(f"optimizer state of parameter {index}", moments, ())
+    for index, parameter in enumerate(parameters):
+        if index not in saved["state"] and not names:
+            continue
+        moments = saved["state"].get(index)
+        _require_entries(f"optimizer state of parameter {index}", moments, names)
         for name, value in moments.items():
-            if value is None:  # SGD keeps it where there is no momentum
+            if value is None and name not in names:
                 continue
-            shape = tuple(parameters[index].shape)
-            if not isinstance(value, Tensor) or tuple(value.shape) not in ((), shape):
+            shape = () if name == "step" else tuple(parameter.shape)
+            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
                 has = tuple(value.shape) if isinstance(value, Tensor) else shortened(value)
                 raise CheckpointError(
                     f"optimizer state {shortened(name)} of parameter {index} is {has} in the checkpoint, must be {shape}"
