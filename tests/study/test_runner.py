@@ -24,6 +24,7 @@ import lnb_kernels
 from lnb.cli.app import app
 from lnb.cli.bench import duration
 from lnb.study import Cell, Outcome, Store, Suite, compare, load_suite, run_suite, runner
+from lnb.study.environment import environment
 from lnb.study.memory import peak_bytes
 from lnb.training import OPTIMIZERS, Record, TrainingError, files, peers
 
@@ -125,7 +126,9 @@ def test_a_grid_grows_while_its_best_is_at_an_edge(
         value = cell.lr**power if cell.optimizer.label == "adamw" else 1 / (1 + abs(math.log10(cell.lr / 0.03)))
         records = tuple(Record(i, 1.0, "test", {"accuracy": i * value}, 1.0) for i in (0, 1))
         labels = (cell.task.label, cell.optimizer.label)
-        return Outcome(cell.description(), labels, records, "accuracy", True, "", 1.0, {})
+        return Outcome(
+            cell.description(), labels, records, "accuracy", True, "", 1.0, environment() | {"clock": "wall"}
+        )
 
     monkeypatch.setattr(runner, "run_cell", made_up)
     suite_file.write_text(suite_file.read_text().replace("[0.01, 0.03]", "[0.01, 0.03, 0.1]", 1))

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from lnb.cli.errors import WRONG_USE, fail, reported
+from lnb.reading import read_text
 from lnb.study import (
     Findings,
     Progress,
@@ -22,6 +23,7 @@ from lnb.study import (
     load_suite,
     run_suite,
 )
+from lnb.training.lock import locked
 
 
 def run_bench(
@@ -39,12 +41,14 @@ def run_bench(
     with reported(ValueError, TypeError, interrupted=again):
         clock_of(clock, threads)
         suite = load(suite_file, modes).only(*only)
-        store = Store(out)
-        store.describe(suite_file.read_text(encoding="utf-8"))
+        text = read_text(suite_file)
         if threads is not None:
             torch.set_num_threads(threads)
-        last = _show(suite, store, data, clock, console)
-        store.pack()
+        with locked(out):
+            store = Store(out)
+            store.describe(text)
+            last = _show(suite, store, data, clock, console)
+            store.pack()
         console.print(f"{last.done} runs in {out}; look at them with: lnb report {suite_file} {out} --out DIR")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,16 @@ from typing import Any
 
 from lnb.training import LoopConfig, OptimizerConfig, Task, TaskOptions, TrainingError, make_task
 from lnb.training.batches import Batcher
+from lnb.training.records import shortened
+from lnb.training.run_folder import CHANGEABLE, LENGTH
 
-# May differ when a run is resumed: they say where and how long, not what.
-CHANGEABLE = ("data", "device", "steps", "epochs")
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a text"),
+    "dict[str, Any]": ((dict,), "a table"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,15 @@ class RunSpec:
         Raises:
             TrainingError: an option contradicts the kept run, or the description has an unknown entry.
         """
-        known = {entry.name for entry in dataclasses.fields(self)}
-        for name in description:
+        known = {entry.name: str(entry.type).removesuffix(" | None") for entry in dataclasses.fields(self)}
+        for name, value in description.items():
             if name not in known:
-                raise TrainingError(f"{where}: unknown entry {name!r}; the run was made by another version of lnb")
+                raise TrainingError(
+                    f"{where}: unknown entry {shortened(name)}; the file is damaged, or made by another version of lnb"
+                )
+            types, wanted = _TYPES[known[name]]
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise TrainingError(f"{where}: {name}={shortened(value)} must be {wanted}; correct the file")
         changes = {}
         for name, value in self.description().items():
             kept = description.get(name)
@@ -73,13 +86,13 @@ class RunSpec:
                     f"{name}={value!r} contradicts the run to resume, which has {has} ({where}); leave the option out, "
                     f"or choose another --out"
                 )
-            if name in ("steps", "epochs") and description.get("schedule", "constant") != "constant":
+            if name in LENGTH and description.get("schedule", "constant") != "constant":
                 raise TrainingError(
                     f"{name}={value!r}: the length of a run with the schedule {description['schedule']} cannot change"
                 )
             changes[name] = value
-        if "steps" in changes or "epochs" in changes:
-            changes = {"steps": None, "epochs": None, **changes}
+        if any(name in changes for name in LENGTH):
+            changes = {**dict.fromkeys(LENGTH), **changes}
         return dataclasses.replace(RunSpec(**description), **changes)
 
     def make_task(self) -> Task:
@@ -119,7 +132,10 @@ class RunSpec:
         if not (math.isfinite(self.epochs) and self.epochs > 0):
             raise ValueError(f"epochs={self.epochs!r} must be above 0")
         batch_size = task.batch_size if self.batch_size is None else self.batch_size
-        return max(1, round(self.epochs * Batcher(len(task.train), batch_size, seed=0).per_epoch))
+        steps = self.epochs * Batcher(len(task.train), batch_size, seed=0).per_epoch
+        if steps >= 2**63:
+            raise ValueError(f"epochs={self.epochs!r} makes more than 2**63 steps")
+        return max(1, round(steps))
 
 
 def parse_settings(assignments: list[str]) -> dict[str, Any] | None:
@@ -134,11 +150,17 @@ def parse_settings(assignments: list[str]) -> dict[str, Any] | None:
         if not equals or not name.isidentifier():
             raise ValueError(f"--set {assignment!r} must be NAME=VALUE, such as ridge=1.0")
         settings[name] = _literal(text)
+        try:
+            json.dumps(settings[name])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"--set {assignment!r}: the value must be made of numbers, texts, True, False, None, lists and dicts"
+            ) from error
     return settings or None
 
 
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what literal_eval raises
         return text

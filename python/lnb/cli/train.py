@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 
 from lnb.cli.display import figures, follow, line, progress
-from lnb.cli.errors import WRONG_USE, fail, reported
+from lnb.cli.errors import WRONG_USE, described_by, fail, out_of_memory, reported, unchecked_settings
 from lnb.cli.spec import RunSpec
 from lnb.training import Record, RunFolder, Trainer, train
+from lnb.training.lock import locked
 
 
 def run_training(spec: RunSpec, out: Path | None, resume: bool, checkpoint_every: int, console: Console) -> None:
@@ -28,25 +30,27 @@ def run_training(spec: RunSpec, out: Path | None, resume: bool, checkpoint_every
     continuing = resume and folder is not None and not folder.is_empty()
     if resume and not continuing and spec.task is None:
         raise fail(f"--resume: {out} holds no run to continue; to start one there, give --task", WRONG_USE)
-    with reported(ValueError, TypeError):
-        if checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
-        if folder is not None:
-            if continuing:
+    with ExitStack() as lock:
+        with reported(ValueError, TypeError):
+            if checkpoint_every < 1:
+                raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
+            if folder is not None and continuing:
+                lock.enter_context(locked(folder.path))
                 spec = spec.resuming(folder.read_description(), folder.description)
-            else:
+            elif folder is not None:
                 folder.require_empty()
-        task = spec.make_task()
-        trainer = Trainer(task, spec.optimizer_config(), spec.loop_config(task))
-    with reported(interrupted=_how_to_continue(out)):
-        if folder is not None:
-            if continuing:
+            with out_of_memory(), described_by(folder.description if folder is not None and continuing else None):
+                task = spec.make_task()
+                trainer = Trainer(task, spec.optimizer_config(), spec.loop_config(task))
+        with reported(interrupted=_how_to_continue(out)), out_of_memory(), unchecked_settings(spec.settings):
+            if folder is not None and continuing:
                 folder.rewind(trainer)
                 folder.describe(spec.description())
                 console.print(f"continuing {folder.path} at step {trainer.step}")
-            else:
+            elif folder is not None:
+                lock.enter_context(locked(folder.path))
                 folder.create(spec.description())
-        last = _show(trainer, folder, checkpoint_every, console)
+            last = _show(trainer, folder, checkpoint_every, console)
     if last is None:
         console.print(f"the run is complete: {trainer.step} steps")
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lnb.machine import cache_folder
 from lnb.planning.rates import Rates
+from lnb.reading import parse_json, read_bytes
 
 FORMAT = 1
 # A file of rates has about 1 KiB. The parser recurses into nested brackets, and where some library has raised Python's
@@ -36,14 +37,11 @@ def path_of(key: dict[str, str]) -> Path:
 def load(key: dict[str, str]) -> Rates | None:
     """The rates stored under ``key``; None where there are none, or the file is damaged or of another key."""
     try:
-        path = path_of(key)
-        if path.stat().st_size > _LONGEST:
-            return None
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path_of(key), _LONGEST))
         if content["format"] != FORMAT or content["key"] != key:
             return None
         return Rates.from_dict(content["rates"], "measured earlier")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return None
 
 

@@ -93,7 +93,7 @@ class Rates:
                 for name, curve in values["curves"].items()
             }
             return cls(float(values["overhead"]), float(values["bandwidth"]), curves, source)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"rates: {error!r} while reading them") from error
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from lnb.study.canvas import THEMES
 from lnb.study.document import Section, sections
@@ -39,25 +41,31 @@ def write_markdown(findings: Findings, path: Path) -> None:
 
 
 def _section(section: Section, folder: str) -> list[str]:
-    lines = [f"## {section.title}", ""]
+    title = _text(section.title)
+    lines = [f"## {title}", ""]
     for note in section.notes:
-        lines += [note, ""]
+        lines += [_text(note), ""]
     if section.warning:
-        lines += [f"**{section.warning}**", ""]
+        lines += [f"**{_text(section.warning)}**", ""]
     if section.sentences:
-        lines += [*(f"- {sentence}" for sentence in section.sentences), ""]
+        lines += [*(f"- {_text(sentence)}" for sentence in section.sentences), ""]
     if not section.only_on_page:
         for picture in section.pictures:
-            lines += [f"![{section.title}]({folder}/{picture.name}.png)", ""]
+            lines += [f"![{title}]({quote(folder)}/{quote(picture.name)}.png)", ""]
     for table in section.tables:
         lines += _table(table)
     return lines
 
 
 def _table(table: Table) -> list[str]:
-    title = [f"{table.title}:", ""] if table.title else []
+    title = [f"{_text(table.title)}:", ""] if table.title else []
     return [*title, _line(table.headers), _line(("---",) * len(table.headers)), *map(_line, table.lines), ""]
 
 
 def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(_text(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _text(text: str) -> str:
+    """A text on one line that no reader of Markdown takes for HTML: suites and profiles come from anywhere."""
+    return escape(" ".join(text.split()), quote=False)

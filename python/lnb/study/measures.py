@@ -176,7 +176,7 @@ def _compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | N
     metric, higher = outcomes[0].metric, outcomes[0].higher_is_better
     by_optimizer = {o.label: [x for x in outcomes if x.labels[1] == o.label] for o in suite.contestants(task)}
     target = _target(suite, task, by_optimizer, tuned, higher)
-    if target is None:
+    if target is None or not tuned:  # every run failed
         return None
     budget = _time_budget(by_optimizer, tuned)
     rows = tuple(

@@ -6,14 +6,18 @@ import dataclasses
 import functools
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lnb.reading import LONGEST_TEXT, parse_json, read_bytes, read_text, reason
+from lnb.study.kept import check_outcome, check_series
 from lnb.study.series import to_columns, to_records
 from lnb.study.suite import Cell
 from lnb.training import Record, TrainingError
-from lnb.training.files import write_atomically
+from lnb.training.files import remove_leftovers, write_atomically
+from lnb.training.records import record_from, shortened
 
 
 @dataclass(frozen=True)
@@ -75,18 +79,20 @@ def _key(description: dict[str, Any]) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """One outcome's file, checked as far as the metric series."""
+    """One outcome's file, checked."""
     try:
-        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        raw["records"] = tuple(Record(**record) for record in raw["records"])
-        _ = raw["cell"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        raw = check_outcome(parse_json(read_text(file), finite=True))
+        if not isinstance(raw["records"], list):
+            raise ValueError(f"records={shortened(raw['records'])} must be a list")
+        raw["records"] = tuple(map(record_from, raw["records"]))
+        check_series(raw["records"], raw)
+    except (OSError, ValueError) as error:
         raise _damaged(file, error) from error
     return raw
 
 
 def _damaged(file: Path, error: Exception) -> TrainingError:
-    return TrainingError(f"{file}: damaged ({error}); remove it, and the run is made again")
+    return TrainingError(f"{file}: damaged ({reason(error)}); remove it, and the run is made again")
 
 
 class Store:
@@ -123,7 +129,7 @@ class Store:
             TrainingError: its file is damaged.
         """
         file = self.file(cell)
-        if file.exists():
+        if os.path.lexists(file):
             raw = _read(file)
         elif (key := _key(cell.description())) in self._packed:
             raw = self._packed[key]
@@ -133,7 +139,7 @@ class Store:
             outcome = Outcome(**{**raw, "labels": (cell.task.label, cell.optimizer.label)})
             if outcome.cell != json.loads(json.dumps(cell.description())):
                 raise ValueError("it describes another run")
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise _damaged(file, error) from error
         return outcome.judged_by(cell.task.metric)
 
@@ -161,19 +167,23 @@ class Store:
     @functools.cached_property
     def _packed(self) -> dict[str, dict[str, Any]]:
         """The outcomes of ``results.jsonl`` by :func:`_key`, read once."""
-        if not self._lines.exists():
+        if not os.path.lexists(self._lines):
             return {}
-        return dict(
-            self._parse(number, line)
-            for number, line in enumerate(self._lines.read_text(encoding="utf-8").splitlines(), 1)
-        )
-
-    def _parse(self, number: int, line: str) -> tuple[str, dict[str, Any]]:
         try:
-            raw = json.loads(line)
+            lines = read_bytes(self._lines, LONGEST_TEXT).split(b"\n")
+        except OSError as error:
+            raise TrainingError(
+                f"{self._lines}: cannot be read ({reason(error)}); remove it, and the runs that it held are made again"
+            ) from error
+        return dict(self._parse(number, line) for number, line in enumerate(lines, 1) if line)
+
+    def _parse(self, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
+        try:
+            raw = check_outcome(parse_json(line, finite=True))
             raw["records"] = to_records(raw["records"])
+            check_series(raw["records"], raw)
             return _key(raw["cell"]), raw
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except ValueError as error:
             raise TrainingError(
                 f"{self._lines}: line {number} is damaged ({error}); remove the line, and the run is made again"
             ) from error
@@ -188,8 +198,8 @@ class Store:
 
     def clear_leftovers(self) -> None:
         """Remove the temporary files of a kill between write and rename."""
-        for leftover in (self.path / "cells").glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for folder in (self.path, self.path / "cells"):
+            remove_leftovers(folder)
 
     def _write(self, file: Path, content: str) -> None:
         try:

@@ -107,7 +107,9 @@ def _beyond_edges(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> lis
         best = tuned_rates(suite, task, outcomes).get(optimizer.label)
         if best is not None and len(tried) > 1 and best in (tried[0], tried[-1]):
             neighbour = tried[1] if best == tried[0] else tried[-2]
-            cells.append(Cell(task, optimizer, float(f"{best * best / neighbour:.4g}"), suite.seeds[0], suite.schedule))
+            further = float(f"{best * best / neighbour:.4g}")
+            if 0 < further < math.inf:
+                cells.append(Cell(task, optimizer, further, suite.seeds[0], suite.schedule))
     return cells
 
 

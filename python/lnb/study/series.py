@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lnb.training import Record
+from lnb.training.records import record_from, shortened
 
 FIXED = ("step", "epoch", "seconds")
 Columns = dict[str, dict[str, list[Any]]]
@@ -22,17 +23,24 @@ def to_columns(records: Sequence[Record]) -> Columns:
     return columns
 
 
-def to_records(columns: Columns) -> tuple[Record, ...]:
+def to_records(columns: Any) -> tuple[Record, ...]:
     """The records in the order of training; of one step the training record comes before the test record.
 
     Raises:
-        KeyError, TypeError, ValueError: the columns are damaged.
+        ValueError: the columns are damaged.
     """
+    if not isinstance(columns, dict) or not all(isinstance(table, dict) for table in columns.values()):
+        raise ValueError("its records are not tables of columns")
     records = []
     for split, table in columns.items():
+        for name in (*FIXED, *table):
+            if not isinstance(table.get(name), list):
+                raise ValueError(f"the column {shortened(name)} of its {split} records must be a list")
+        if len({len(column) for column in table.values()}) > 1:
+            raise ValueError(f"the columns of its {split} records have different lengths")
         figures = [name for name in table if name not in FIXED]
-        for step, epoch, seconds, *values in zip(
-            *(table[name] for name in FIXED), *(table[name] for name in figures), strict=True
-        ):
-            records.append(Record(step, epoch, split, dict(zip(figures, values, strict=True)), seconds))
+        for row in range(len(table["step"])):
+            values = {name: table[name][row] for name in figures}
+            fixed = {name: table[name][row] for name in FIXED}
+            records.append(record_from({**fixed, "split": split, "values": values}))
     return tuple(sorted(records, key=lambda record: (record.step, record.split == "test")))

@@ -36,13 +36,22 @@ A suite is a TOML file::
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
+from lnb.reading import read_text, reason
 from lnb.study.suite import MEASURES, Suite, SuiteError, SuiteFamily, SuiteOptimizer, SuiteTask, check_labels
+from lnb.study.suite_checks import (
+    check_keys,
+    require_labels,
+    require_number,
+    require_one_of,
+    require_plain,
+    require_type,
+)
 from lnb.training import MODELS, OPTIMIZERS, SCHEDULES, TASKS, TaskOptions
+from lnb.training.records import is_count, shortened
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,6 +59,10 @@ else:
     import tomli as tomllib
 
 MODES = ("quick", "full")
+_LONGEST = 1 << 20  # bytes of a suite file
+_LONGEST_LABEL = 60  # characters: pictures and files are named after labels
+_MOST_STEPS = 10**9
+_MOST_EXTENSIONS = 100
 
 
 def load_suite(path: Path, mode: str | None = None) -> Suite:
@@ -63,10 +76,10 @@ def load_suite(path: Path, mode: str | None = None) -> Suite:
         SuiteError: the file cannot be read, or an entry is unknown or has no meaning; names the entry.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(read_text(path, _LONGEST))
     except OSError as error:
-        raise SuiteError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: cannot be read ({reason(error)})") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deeply
         raise SuiteError(f"{path}: not a TOML file ({error})") from error
     try:
         return _build(raw, path.stem, mode)
@@ -75,35 +88,44 @@ def load_suite(path: Path, mode: str | None = None) -> Suite:
 
 
 def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
-    _check_keys(
+    check_keys(
         "the top level", raw, ("seeds", "schedule", "baseline", "extensions", "tasks", "optimizers", "families", *MODES)
     )
     if mode is not None and mode not in raw:
         raise SuiteError(f"has no table [{mode}], so --{mode} has no meaning for it")
     changes = {} if mode is None else raw[mode]
-    _check_keys(f"[{mode}]", changes, ("seeds", "steps", "rates", "tasks", "optimizers"))
+    check_keys(f"[{mode}]", changes, ("seeds", "steps", "rates", "tasks", "optimizers"))
     optimizers = tuple(_optimizer(label, entry) for label, entry in _tables(raw, "optimizers").items())
     labels = [optimizer.label for optimizer in optimizers]
     tasks = tuple(_task(label, entry, labels) for label, entry in _tables(raw, "tasks").items())
-    seeds = _seeds(changes.get("seeds", raw.get("seeds", [0, 1, 2])))
+    seeds = _seeds(raw.get("seeds", [0, 1, 2]))
+    if "seeds" in changes:
+        seeds = _seeds(changes["seeds"])
     schedule, baseline = raw.get("schedule", "cosine"), raw.get("baseline", "adamw")
-    if schedule not in SCHEDULES:
-        raise SuiteError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
+    require_one_of("schedule", schedule, SCHEDULES)
     check_labels("baseline", [baseline], labels)
     extensions = raw.get("extensions", 0)
-    if not isinstance(extensions, int) or isinstance(extensions, bool) or extensions < 0:
-        raise SuiteError(f"extensions={extensions!r} must be a whole number of at least 0")
+    if not is_count(extensions) or extensions > _MOST_EXTENSIONS:
+        raise SuiteError(
+            f"extensions={shortened(extensions)} must be a whole number of at least 0 and at most {_MOST_EXTENSIONS}"
+        )
     known = [task.label for task in tasks]
-    families = tuple(_family(label, entry, known) for label, entry in raw.get("families", {}).items())
+    tables = _tables(raw, "families") if "families" in raw else {}
+    families = tuple(_family(label, entry, known) for label, entry in tables.items())
     title = name if mode is None else f"{name}, {mode}"
     suite = Suite(title, tasks, optimizers, seeds, schedule, baseline, families, extensions)
+    for entry in ("tasks", "optimizers"):
+        require_labels(f"[{mode}]", entry, changes.get(entry, []))
     suite = suite.only(changes.get("tasks"), changes.get("optimizers"))
     return _scaled(suite, changes.get("steps", 1.0), changes.get("rates"))
 
 
 def _scaled(suite: Suite, steps: Any, rates: Any) -> Suite:
-    _require_number("steps", steps, above=0)
-    if rates is not None and (not isinstance(rates, int) or rates < 1):
+    require_number("steps", steps, above=0)
+    longest = max(task.steps for task in suite.tasks) if suite.tasks else 0
+    if longest * steps > _MOST_STEPS:
+        raise SuiteError(f"steps={shortened(steps)} makes {longest} steps more than {_MOST_STEPS}")
+    if rates is not None and (not is_count(rates) or rates < 1):
         raise SuiteError(f"rates={rates!r} must be a whole number of at least 1")
 
     def middle(grid: tuple[float, ...]) -> tuple[float, ...]:
@@ -130,48 +152,58 @@ def _tables(raw: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     if not isinstance(tables, dict) or not tables or not all(isinstance(entry, dict) for entry in tables.values()):
         raise SuiteError(f"needs at least one table [{name}.LABEL]")
     for label in tables:
-        if not label or not all(c.isalnum() or c in "-_" for c in label):
-            raise SuiteError(f"[{name}.{label}]: a label is made of letters, digits, - and _")
+        if not 1 <= len(label) <= _LONGEST_LABEL or not all(c.isalnum() or c in "-_" for c in label):
+            raise SuiteError(
+                f"[{name}.{shortened(label)[1:-1]}]: a label is made of letters, digits, - and _, at most {_LONGEST_LABEL}"
+            )
     return tables
 
 
 def _optimizer(label: str, entry: dict[str, Any]) -> SuiteOptimizer:
     where = f"[optimizers.{label}]"
-    _check_keys(where, entry, ("optimizer", "rates", "weight_decay", "settings"))
+    check_keys(where, entry, ("optimizer", "rates", "weight_decay", "settings"))
     optimizer = entry.get("optimizer", label)
-    if optimizer not in OPTIMIZERS:
-        raise SuiteError(f"{where}: optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}")
+    require_one_of(f"{where}: optimizer", optimizer, tuple(OPTIMIZERS))
     decay, settings = entry.get("weight_decay"), entry.get("settings", {})
     if decay is not None:
-        _require_number(f"{where}: weight_decay", decay, least=0)
+        require_number(f"{where}: weight_decay", decay, least=0)
     if not isinstance(settings, dict):
         raise SuiteError(f"{where}: settings={settings!r} must be a table")
+    require_plain(f"{where}: settings", settings)
     return SuiteOptimizer(label, optimizer, _rates(where, entry.get("rates")), decay, settings)
 
 
 def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask:
     where = f"[tasks.{label}]"
-    _check_keys(where, entry, tuple(f.name for f in dataclasses.fields(SuiteTask) if f.name != "label"))
+    check_keys(where, entry, tuple(f.name for f in dataclasses.fields(SuiteTask) if f.name != "label"))
     task = entry.get("task", label)
-    if task not in TASKS:
-        raise SuiteError(f"{where}: task={task!r} must be one of {', '.join(TASKS)}")
+    require_one_of(f"{where}: task", task, tuple(TASKS))
     for name in ("steps", "evaluations", "batch_size", "test_examples"):
         value = entry.get(name, 1 if name != "steps" else None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise SuiteError(f"{where}: {name}={value!r} must be a whole number of at least 1")
+        if value is None or not is_count(value) or not 1 <= value <= _MOST_STEPS:
+            raise SuiteError(
+                f"{where}: {name}={shortened(value)} must be a whole number of at least 1 and at most {_MOST_STEPS}"
+            )
     options = entry.get("options", {})
-    known = [f.name for f in dataclasses.fields(TaskOptions) if f.init and not f.name.startswith("_")]
-    _check_keys(f"{where}: options", options, tuple(name for name in known if name != "data"))
-    if options.get("model", "auto") not in MODELS:
-        raise SuiteError(f"{where}: model={options['model']!r} must be one of {', '.join(MODELS)}")
+    fields = {f.name: str(f.type) for f in dataclasses.fields(TaskOptions) if f.init and not f.name.startswith("_")}
+    check_keys(f"{where}: options", options, tuple(name for name in fields if name != "data"))
+    for name, value in options.items():
+        require_type(f"{where}: {name}", value, fields[name].removesuffix(" | None"))
+    require_one_of(f"{where}: model", options.get("model", "auto"), MODELS)
     if "weight_decay" in entry:
-        _require_number(f"{where}: weight_decay", entry["weight_decay"], least=0)
+        require_number(f"{where}: weight_decay", entry["weight_decay"], least=0)
     if not isinstance(entry.get("control", False), bool):
         raise SuiteError(f"{where}: control={entry['control']!r} must be true or false")
     if "target" in entry:
-        _require_number(f"{where}: target", entry["target"])
-    rates = {name: _rates(f"{where}: rates.{name}", grid) for name, grid in entry.get("rates", {}).items()}
-    chosen = tuple(entry.get("optimizers", ()))
+        require_number(f"{where}: target", entry["target"])
+    if not isinstance(entry.get("metric", ""), str):
+        raise SuiteError(f"{where}: metric={shortened(entry['metric'])} must be a text")
+    grids = entry.get("rates", {})
+    if not isinstance(grids, dict):
+        raise SuiteError(f"{where}: rates={shortened(grids)} must be a table, such as rates.adamw = [1e-3, 3e-3]")
+    rates = {name: _rates(f"{where}: rates.{name}", grid) for name, grid in grids.items()}
+    require_labels(where, "optimizers", entry.get("optimizers", []))
+    chosen = tuple(entry.get("optimizers", []))
     for what in (rates, chosen):
         check_labels(where, list(what), optimizers)
     evaluations = min(entry.get("evaluations", 10), entry["steps"])
@@ -181,7 +213,7 @@ def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask
 
 
 def _lengths(where: str, shorter: Any, steps: int) -> tuple[int, ...]:
-    whole = isinstance(shorter, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in shorter)
+    whole = isinstance(shorter, list) and all(is_count(n) for n in shorter)
     if not whole or len(set(shorter)) < len(shorter) or not all(0 < n < steps for n in shorter):
         raise SuiteError(
             f"{where}: shorter={shorter!r} must be a list of different whole numbers between 0 and {steps}"
@@ -191,13 +223,13 @@ def _lengths(where: str, shorter: Any, steps: int) -> tuple[int, ...]:
 
 def _family(label: str, entry: dict[str, Any], tasks: list[str]) -> SuiteFamily:
     where = f"[families.{label}]"
-    _check_keys(where, entry, ("tasks", "measure", "note"))
+    check_keys(where, entry, ("tasks", "measure", "note"))
     chosen, measure = entry.get("tasks"), entry.get("measure", "final")
     if not isinstance(chosen, list) or len(chosen) < 2:
         raise SuiteError(f"{where}: tasks={chosen!r} must be a list of at least two tasks")
+    require_labels(where, "tasks", chosen)
     check_labels(where, chosen, tasks)
-    if measure not in MEASURES:
-        raise SuiteError(f"{where}: measure={measure!r} must be one of {', '.join(MEASURES)}")
+    require_one_of(f"{where}: measure", measure, MEASURES)
     note = entry.get("note", "")
     if not isinstance(note, str):
         raise SuiteError(f"{where}: note={note!r} must be a text")
@@ -208,27 +240,12 @@ def _rates(where: str, rates: Any) -> tuple[float, ...]:
     if not isinstance(rates, list) or not rates:
         raise SuiteError(f"{where}: rates={rates!r} must be a list of learning rates")
     for lr in rates:
-        _require_number(f"{where}: a rate", lr, above=0)
+        require_number(f"{where}: a rate", lr, above=0)
     return tuple(sorted(float(lr) for lr in rates))
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
-    valid = isinstance(seeds, list) and seeds and all(isinstance(s, int) and s >= 0 for s in seeds)
+    valid = isinstance(seeds, list) and seeds and all(is_count(s) and s < 2**32 for s in seeds)  # what NumPy takes
     if not valid or len(set(seeds)) < len(seeds):
-        raise SuiteError(f"seeds={seeds!r} must be a list of different whole numbers")
+        raise SuiteError(f"seeds={shortened(seeds)} must be a list of different whole numbers below {2**32}")
     return tuple(seeds)
-
-
-def _require_number(what: str, value: Any, *, above: float = -math.inf, least: float = -math.inf) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value <= above or value < least:
-        bound = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
-        raise SuiteError(f"{what}={value!r} must be a finite number{bound}")
-
-
-def _check_keys(where: str, table: Any, known: tuple[str, ...]) -> None:
-    if not isinstance(table, dict):
-        raise SuiteError(f"{where} must be a table, not {table!r}")
-    for key in table:
-        if key not in known:
-            raise SuiteError(f"{where}: unknown entry {key!r}; known are {', '.join(known)}")

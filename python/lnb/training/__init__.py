@@ -11,8 +11,9 @@ A run::
 from __future__ import annotations
 
 from lnb.training.errors import CheckpointError, DataError, Diverged, TrainingError
-from lnb.training.loop import LoopConfig, Record, Trainer
+from lnb.training.loop import LoopConfig, Trainer
 from lnb.training.optimizers import DEFAULT_LR, OPTIMIZERS, SCHEDULES, OptimizerConfig
+from lnb.training.records import Record
 from lnb.training.run_folder import RunFolder, train
 from lnb.training.tasks import MODELS, TASKS, Task, TaskOptions, make_task
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lnb.reading import read_bytes, reason
 from lnb.training.errors import CheckpointError
 from lnb.training.files import write_atomically
 
@@ -44,9 +44,9 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         CheckpointError: the file cannot be read, is not a checkpoint, or is damaged.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from error
     if not content.startswith(MAGIC):
         raise CheckpointError(f"{path}: not a checkpoint of `lnb train` (or of another version of it)")
     header = len(MAGIC) + DIGEST_BYTES
@@ -55,7 +55,11 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
             f"{path}: damaged (its digest does not match); restore it from a copy or start the run anew"
         )
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(content[header:]), map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        state = torch.load(io.BytesIO(content[header:]), map_location=device, weights_only=True)
+    except Exception as error:  # a pickle of other content can raise anything
         raise CheckpointError(f"{path}: cannot be loaded ({error})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{path}: holds {type(state).__name__}, not the state of a run; restore it from a copy or start the run anew"
+        )
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from torch import nn
 from lnb.training.batches import Batcher
 from lnb.training.errors import CheckpointError, Diverged
 from lnb.training.optimizers import OptimizerConfig, build_optimizer
+from lnb.training.records import Record
+from lnb.training.state_check import check_state
 from lnb.training.tasks import Task
 
 EVALUATION_BATCH = 512
@@ -49,27 +52,12 @@ class LoopConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
+            if value is not None and value >= 2**63:
+                raise ValueError(f"{name}={value!r} must be below 2**63")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed!r} must be in [-2**63, 2**63)")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm={self.clip_norm!r} must be above 0")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One point of a metric series.
-
-    Attributes:
-        step: optimizer steps made.
-        epoch: passes over the training examples made.
-        split: ``"train"`` (mean loss since the last such record) or ``"test"``.
-        values: figures of merit by name.
-        seconds: time spent training, without evaluation; the only field that differs when a run is repeated.
-    """
-
-    step: int
-    epoch: float
-    split: str
-    values: dict[str, float]
-    seconds: float
 
 
 class Trainer:
@@ -146,7 +134,6 @@ class Trainer:
             Diverged: the training loss is not finite; at most ``log_every`` steps after it happened.
         """
         config = self.config
-        evaluate_every = config.evaluate_every or max(self.batcher.per_epoch, config.log_every)
         if self.step == 0:
             yield self._record("test", self.evaluate())
         while self.step < config.steps:
@@ -157,10 +144,24 @@ class Trainer:
             self.seconds += self._clock() - started
             if values is not None:
                 yield self._record("train", values)
-            if last or self.step % evaluate_every == 0:
+            if last or self.step % self.evaluate_every == 0:
                 yield self._record("test", self.evaluate())
             if after_step is not None:
                 after_step()
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between two evaluations."""
+        return self.config.evaluate_every or max(self.batcher.per_epoch, self.config.log_every)
+
+    def planned_records(self, until: int) -> Iterator[tuple[int, str]]:
+        """Step and split of every record that a run of any length has made when it has made ``until`` steps."""
+        yield 0, "test"
+        for step in range(1, until + 1):
+            if step % self.config.log_every == 0:
+                yield step, "train"
+            if step % self.evaluate_every == 0:
+                yield step, "test"
 
     def _training_values(self) -> dict[str, float]:
         loss = float(self._loss_sum) / self._loss_count
@@ -199,21 +200,14 @@ class Trainer:
         Raises:
             CheckpointError: it is of another task, optimizer, model or data order; the message says what differs.
         """
-        for kind, mine in (("identity", self._identity), ("order", self._order())):
-            for name, value in mine.items():
-                if state[kind].get(name) != value:
-                    raise CheckpointError(
-                        f"{name} is {state[kind].get(name)!r} in the checkpoint and {value!r} in this run"
-                    )
-        saved, model = state["model"], self.model.state_dict()
-        for name in [*model, *saved]:
-            shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (saved, model)]
-            if shapes[0] != shapes[1]:
-                raise CheckpointError(
-                    f"parameter {name!r} is {shapes[0]} in the checkpoint and {shapes[1]} in this run's model"
-                )
-        self.model.load_state_dict(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        check_state(state, self.state_dict())
+        before = copy.deepcopy(self.optimizer.state_dict())
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:  # an optimizer can raise anything at a state that is not its own
+            self.optimizer.load_state_dict(before)
+            raise CheckpointError(f"the optimizer's state does not fit ({error})") from error
+        self.model.load_state_dict(state["model"])
         self.step, self.seconds = state["step"], state["seconds"]
         self._loss_sum.copy_(state["loss_sum"])
         self._loss_count = state["loss_count"]

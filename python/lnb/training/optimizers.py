@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lnb.training.errors import TrainingError
 from lnb.training.peers import PEERS, load_peer
+from lnb.training.state_check import check_moments
 
 SCHEDULES = ("constant", "cosine")
 
@@ -95,9 +97,15 @@ class OptimizerGroup:
 
         Raises:
             ValueError: it was saved by another set of optimizers.
+            CheckpointError: the state of one of torch's optimizers has other shapes than the parameters.
         """
         if len(state["parts"]) != len(self.parts):
             raise ValueError(f"state of {len(state['parts'])} optimizers, this run has {len(self.parts)}")
+        made = state["schedulers"][0]["last_epoch"]  # steps
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            if type(part) in _KEPT:
+                names = _KEPT[type(part)](part.param_groups[0]) if made else ()
+                check_moments(saved, [parameter for group in part.param_groups for parameter in group["params"]], names)
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
         for scheduler, saved in zip(self._schedulers, state["schedulers"], strict=True):
@@ -129,6 +137,19 @@ class MatrixMuon(torch.optim.Muon):
             weight.grad = None
 
 
+# What torch's optimizers keep of every parameter once they have made a step, by the settings of their groups.
+_KEPT: dict[type[Optimizer], Callable[[dict[str, Any]], tuple[str, ...]]] = {
+    torch.optim.AdamW: lambda group: (
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+        *(("max_exp_avg_sq",) if group["amsgrad"] else ()),
+    ),
+    torch.optim.SGD: lambda group: ("momentum_buffer",) if group["momentum"] else (),
+    MatrixMuon: lambda group: ("momentum_buffer",),
+}
+
+
 def build_optimizer(config: OptimizerConfig, model: nn.Module, schedule: str, steps: int) -> OptimizerGroup:
     """Optimizers over all parameters of ``model``.
 
@@ -136,7 +157,15 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, schedule: str, st
         ValueError: a setting is not allowed.
         TypeError: a setting is unknown to the optimizer.
     """
-    return OptimizerGroup(OPTIMIZERS[config.name](config, model), schedule, steps)
+    try:
+        parts = OPTIMIZERS[config.name](config, model)
+    except (ValueError, TypeError, TrainingError):
+        raise
+    except Exception as error:  # optimizers of others check little of what they are given
+        raise ValueError(
+            f"the optimizer {config.name} does not take the settings {config.settings} ({type(error).__name__}: {error})"
+        ) from error
+    return OptimizerGroup(parts, schedule, steps)
 
 
 def _with_decay(config: OptimizerConfig) -> dict[str, Any]:

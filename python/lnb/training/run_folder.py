@@ -12,10 +12,19 @@ from typing import Any
 
 import torch
 
+from lnb.reading import parse_json, read_text, reason
 from lnb.training.checkpoint import load_checkpoint, save_checkpoint
-from lnb.training.errors import TrainingError
-from lnb.training.files import write_atomically
-from lnb.training.loop import Record, Trainer
+from lnb.training.errors import CheckpointError, TrainingError
+from lnb.training.files import remove_leftovers, write_atomically
+from lnb.training.loop import Trainer
+from lnb.training.metric_series import MetricSeries
+from lnb.training.records import Record, shortened
+from lnb.training.state_check import check_state
+
+LENGTH = ("steps", "epochs")
+# Entries of the description that may differ when a run is resumed: they say where and how long, not what. The length of a
+# run with a schedule may not.
+CHANGEABLE = ("data", "device", *LENGTH)
 
 
 class RunFolder:
@@ -29,6 +38,7 @@ class RunFolder:
         self.path = path
         self.description, self.metrics = path / "run.json", path / "metrics.jsonl"
         self.checkpoint, self.model = path / "checkpoint.lnb", path / "model.pt"
+        self._described: dict[str, Any] | None = None  # goes into the checkpoints
 
     def is_empty(self) -> bool:
         """Whether the folder holds no run, or does not exist."""
@@ -47,7 +57,8 @@ class RunFolder:
             )
 
     def _found(self) -> list[str]:
-        return [file.name for file in (self.description, self.metrics, self.checkpoint, self.model) if file.exists()]
+        files = (self.description, self.metrics, self.checkpoint, self.model)
+        return [file.name for file in files if os.path.lexists(file)]  # a link that leads nowhere is found too
 
     def create(self, description: dict[str, Any]) -> None:
         """Make the folder and write the run's description.
@@ -69,6 +80,7 @@ class RunFolder:
             write_atomically(self.description, (json.dumps(description, indent=2) + "\n").encode())
         except OSError as error:
             raise TrainingError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+        self._described = json.loads(json.dumps(description))  # as it is read back: with lists for tuples
 
     def read_description(self) -> dict[str, Any]:
         """What :meth:`create` wrote.
@@ -77,13 +89,15 @@ class RunFolder:
             TrainingError: there is no run here, or its description is damaged.
         """
         try:
-            description = json.loads(self.description.read_text())
+            description = parse_json(read_text(self.description))
         except FileNotFoundError as error:
             raise TrainingError(
                 f"{self.description}: no such file, so there is no run to resume in {self.path}"
             ) from error
         except (OSError, ValueError) as error:
-            raise TrainingError(f"{self.description}: cannot be read ({error})") from error
+            raise TrainingError(
+                f"{self.description}: cannot be read ({reason(error)}); restore it from a copy, or start anew in another --out"
+            ) from error
         if not isinstance(description, dict):
             raise TrainingError(f"{self.description}: holds {type(description).__name__}, not the description of a run")
         return description
@@ -112,7 +126,10 @@ class RunFolder:
                 os.fsync(file.fileno())
         except OSError as error:
             raise self._cannot_append(error) from error
-        save_checkpoint(self.checkpoint, trainer.state_dict())
+        state = trainer.state_dict()
+        if self._described is not None:
+            state["run"] = self._described
+        save_checkpoint(self.checkpoint, state)
 
     def _cannot_append(self, error: OSError) -> TrainingError:
         return TrainingError(
@@ -123,42 +140,56 @@ class RunFolder:
         """The metric series; a last line that a kill cut off is left out.
 
         Raises:
-            TrainingError: a line before the last is damaged.
+            TrainingError: the series cannot be read, a line is damaged, or lines are not in the order of training.
         """
-        if not self.metrics.exists():
-            return
-        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-        for number, line in enumerate(lines, 1):
-            record = self._parse(line, number, last=number == len(lines))
-            if record is not None:
-                yield record
-
-    def _parse(self, line: str, number: int, last: bool) -> Record | None:
-        try:
-            return Record(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            if last:
-                return None
-            raise TrainingError(f"{self.metrics}: line {number} is damaged ({error}); repair or remove it") from error
+        return (record for _, record in MetricSeries(self.metrics).numbered())
 
     def rewind(self, trainer: Trainer) -> None:
         """Bring ``trainer`` to the checkpoint (to the start if there is none yet) and drop the records after it.
 
         Raises:
-            CheckpointError: the checkpoint is damaged or of another run.
-            TrainingError: the metric series is damaged or cannot be written.
+            CheckpointError: the checkpoint is damaged or of another run, or is missing though the run had ended.
+            TrainingError: the metric series is damaged, has gaps or cannot be written.
         """
-        for leftover in self.path.glob(".*.tmp"):  # of a kill between write and rename
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.path)
         position = -1
-        if self.checkpoint.exists():
-            trainer.load_state_dict(load_checkpoint(self.checkpoint, trainer.device))
+        if os.path.lexists(self.checkpoint):
+            state = load_checkpoint(self.checkpoint, trainer.device)
+            try:
+                check_state(state, trainer.state_dict())
+                self._check_description(state)
+                trainer.load_state_dict(state)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{self.checkpoint}: {error}; restore it from a copy, or start the run anew in another --out"
+                ) from error
             position = trainer.step
-        kept = [json.dumps(dataclasses.asdict(record)) + "\n" for record in self.records() if record.step <= position]
+        elif os.path.lexists(self.model):
+            raise CheckpointError(
+                f"{self.checkpoint}: no such file, although the run has ended ({self.model.name} is there); restore it from "
+                f"a copy, or start the run anew in another --out"
+            )
+        kept = MetricSeries(self.metrics).until(position, trainer)
         try:
-            write_atomically(self.metrics, "".join(kept).encode())
+            lines = [json.dumps(dataclasses.asdict(record)) + "\n" for record in kept]
+            write_atomically(self.metrics, "".join(lines).encode())
         except OSError as error:
             raise TrainingError(f"{self.metrics}: cannot be written ({error.strerror or error})") from error
+
+    def _check_description(self, state: dict[str, Any]) -> None:
+        """Require that the run's description is the one that the checkpoint was made under."""
+        made_under = state.get("run")
+        if not isinstance(made_under, dict):
+            return
+        description = self.read_description()
+        constant = made_under.get("schedule", "constant") == "constant"
+        for name in dict.fromkeys([*made_under, *description]):
+            may_change = name in CHANGEABLE and (constant or name not in LENGTH)
+            if not may_change and made_under.get(name) != description.get(name):
+                raise CheckpointError(
+                    f"{name} is {shortened(made_under.get(name))} in the checkpoint and {shortened(description.get(name))} "
+                    f"in {self.description}"
+                )
 
 
 def train(trainer: Trainer, folder: RunFolder | None = None, *, checkpoint_every: int = 100) -> Iterator[Record]:

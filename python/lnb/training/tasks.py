@@ -18,6 +18,8 @@ from lnb.training.data.splits import Split, VectorSplit
 from lnb.training.models import CNN, GPT, MLP, Factors, UNet, ViT
 from lnb.training.objectives import Classification, LeastSquares, NextToken, Objective, Segmentation
 
+LARGEST = 2**31 - 1  # of a size: products of two still fit 64 bits
+DEEPEST = 1000  # layers or blocks: each takes time to build, so that a slip of the finger would seem to hang
 MODELS = ("auto", "mlp", "unet", "vit", "gpt", "cnn", "factors")
 
 
@@ -112,12 +114,12 @@ def make_task(name: str, options: TaskOptions | None = None) -> Task:
         raise ValueError(f"model={options.model!r} must be one of {', '.join(MODELS)}")
     for number in ("width", "heads", "patch", "context", "size"):
         value = getattr(options, number)
-        if value is not None and value < 1:
-            raise ValueError(f"{number}={value!r} must be at least 1")
-    if options.rescale is not None and options.rescale < 0:
-        raise ValueError(f"rescale={options.rescale!r} must be a seed of at least 0")
-    if options.depth is not None and options.depth < 0:
-        raise ValueError(f"depth={options.depth!r} must be at least 0")
+        if value is not None and not 1 <= value <= LARGEST:
+            raise ValueError(f"{number}={value!r} must be at least 1 and at most {LARGEST}")
+    if options.rescale is not None and not 0 <= options.rescale < 2**63:
+        raise ValueError(f"rescale={options.rescale!r} must be a seed of at least 0 and below 2**63")
+    if options.depth is not None and not 0 <= options.depth <= DEEPEST:
+        raise ValueError(f"depth={options.depth!r} must be at least 0 and at most {DEEPEST}")
     options = dataclasses.replace(options, _used=set())
     task = TASKS[name](options)
     options.check_all_used(f"task {name} with model {options.model}")

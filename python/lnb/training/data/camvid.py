@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lnb.training.data.files import check_array, check_labels, data_folder, read_npz, require
+from lnb.training.data.archives import read_npz
+from lnb.training.data.files import check_labels, data_folder, require
 from lnb.training.data.splits import ImageSplit
 from lnb.training.errors import DataError
 
@@ -34,9 +35,8 @@ def load_camvid(data: Path | None = None, *, size: int = 64, invert: bool = Fals
     splits = []
     for split in ("train", "test"):
         path = require(folder, f"camvid_{split}.npz", REMEDY)
-        images, labels = read_npz(path, ("images", "labels"))
-        check_array(path, "images", images, (None, SIDE, SIDE, 3))
-        check_array(path, "labels", labels, (None, SIDE, SIDE))
+        forms = {"images": ("uint8", (None, SIDE, SIDE, 3)), "labels": ("uint8", (None, SIDE, SIDE))}
+        images, labels = read_npz(path, forms)
         if len(images) != len(labels):
             raise DataError(f"{path}: {len(labels)} label maps for {len(images)} images; replace the file")
         check_labels(path, labels, CLASSES, ignore=VOID)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from lnb.machine import cache_folder
+from lnb.training.data.archives import check_form, read_npz, require_regular
 from lnb.training.data.fetch import fetch_with_torchvision
-from lnb.training.data.files import Array, check_array, check_labels, data_folder, read_npz
+from lnb.training.data.files import Array, check_labels, data_folder
 from lnb.training.data.splits import ImageSplit
 from lnb.training.errors import DataError
 
@@ -58,13 +59,13 @@ def _read_jpeg(path: Path) -> tuple[Array, Array]:
         import PIL  # noqa: F401 - asked here, before the long loop, whether it is there
     except ImportError as error:
         raise DataError(f"{path}: holds JPEG images; `pip install pillow` to read them") from error
-    jpeg, offsets, labels = read_npz(path, ("jpeg", "offsets", "labels"))
-    check_array(path, "jpeg", jpeg, (None,))
-    check_array(path, "labels", labels, (None,))
+    forms = {"jpeg": ("uint8", (None,)), "offsets": ("integers", (None,)), "labels": ("uint8", (None,))}
+    jpeg, offsets, labels = read_npz(path, forms)
     check_labels(path, labels, 10)
-    bounds = offsets.astype(np.int64)
-    if len(bounds) != len(labels) + 1 or bounds[-1] != len(jpeg) or (np.diff(bounds) < 0).any():
+    cuts = len(offsets) == len(labels) + 1 and int(offsets[0]) == 0 and int(offsets[-1]) == len(jpeg)
+    if not cuts or (offsets[1:] < offsets[:-1]).any():
         raise DataError(f"{path}: its offsets do not cut the JPEG data into one stream per label; replace the file")
+    bounds = offsets.astype(np.int64)
     stream = memoryview(jpeg.tobytes())
     images = np.empty((len(labels), 3, 32, 32), np.uint8)
     for i in range(len(labels)):
@@ -78,11 +79,15 @@ def _decode(path: Path, number: int, jpeg: bytes) -> Array:
 
     try:
         with Image.open(io.BytesIO(jpeg)) as image:
+            if image.size != (32, 32):  # before it is unpacked
+                raise DataError(
+                    f"{path}: image {number} has {image.size[0]}x{image.size[1]} pixels, must have 32x32; replace the file"
+                )
             pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged picture can raise anything
         raise DataError(f"{path}: image {number} is damaged ({error}); copy or download the file again") from error
-    if pixels.shape != (32, 32, 3):
-        raise DataError(f"{path}: image {number} has shape {list(pixels.shape)}, must be [32, 32, 3]; replace the file")
     channels_first: Array = pixels.transpose(2, 0, 1)
     return channels_first
 
@@ -107,12 +112,14 @@ def _read_batches(folder: Path, split: str) -> tuple[Array, Array]:
         if not path.is_file():
             raise DataError(f"{path}: no such file. {REMEDY}")
         try:
+            require_regular(path)
             with path.open("rb") as file:
                 entry = _ArraysOnly(file, encoding="bytes").load()
             rows, numbers = np.asarray(entry[b"data"]), np.asarray(entry[b"labels"], np.uint8)
         except Exception as error:  # a damaged pickle can raise anything
             raise DataError(f"{path}: damaged or not a CIFAR-10 batch ({error}); copy or download it again") from error
-        check_array(path, "data", rows, (len(numbers), 3 * 32 * 32))
+        check_form(path, "labels", numbers.dtype, numbers.shape, ("uint8", (None,)))
+        check_form(path, "data", rows.dtype, rows.shape, ("uint8", (len(numbers), 3 * 32 * 32)))
         check_labels(path, numbers, 10)
         images.append(rows.reshape(-1, 3, 32, 32))
         labels.append(numbers)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from lnb.training.errors import DataError
@@ -54,41 +51,6 @@ def require(folder: Path | None, name: str, remedy: str) -> Path:
     if not path.is_file():
         raise DataError(f"{path}: no such file. {remedy}")
     return path
-
-
-def read_npz(path: Path, keys: tuple[str, ...]) -> list[Array]:
-    """The arrays ``keys`` of an npz file; pickled objects are refused.
-
-    Raises:
-        DataError: the file cannot be read, is damaged, or lacks a key.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in keys if key not in archive]
-            if missing:
-                raise DataError(
-                    f"{path}: has no array {missing[0]!r}, only {', '.join(sorted(archive)) or 'nothing'}; "
-                    f"it is another file of the same name: replace it"
-                )
-            return [np.asarray(archive[key]) for key in keys]
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: damaged npz file ({error}); copy or download it again") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-
-
-def check_array(path: Path, name: str, array: Array, shape: tuple[int | None, ...]) -> None:
-    """Require uint8 and ``shape`` (None: any length) of an array that came from ``path``.
-
-    Raises:
-        DataError: it is not so.
-    """
-    fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
-    if array.dtype != np.uint8 or not fits:
-        wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise DataError(
-            f"{path}: {name} is {array.dtype} {list(array.shape)}, must be uint8 [{wanted}]; replace the file"
-        )
 
 
 def check_labels(path: Path, labels: Array, classes: int, ignore: int | None = None) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
+import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lnb.machine import cache_folder
+from lnb.training.data.archives import Unpacking
 from lnb.training.data.fetch import fetch_with_torchvision
 from lnb.training.data.files import Array, check_labels, data_folder, find
 from lnb.training.data.splits import ImageSplit, random_affine
@@ -35,9 +35,7 @@ def load_mnist(
     for prefix in ("train", "t10k"):
         image_file = _locate(data, f"{prefix}-images-idx3-ubyte")
         label_file = _locate(data, f"{prefix}-labels-idx1-ubyte")
-        images, labels = read_idx(image_file, dimensions=3), read_idx(label_file, dimensions=1)
-        if images.shape[1:] != (28, 28):
-            raise DataError(f"{image_file}: images of {images.shape[1]}x{images.shape[2]} pixels, must be 28x28")
+        images, labels = read_idx(image_file, dimensions=3, item=(28, 28)), read_idx(label_file, dimensions=1)
         if len(images) != len(labels):
             raise DataError(
                 f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file}; replace both"
@@ -48,36 +46,42 @@ def load_mnist(
     return splits[0], splits[1]
 
 
-def read_idx(path: Path, *, dimensions: int) -> Array:
+def read_idx(path: Path, *, dimensions: int, item: tuple[int, ...] | None = None) -> Array:
     """An IDX file of unsigned bytes (magic 0, 0, 8, ``dimensions``; big-endian sizes; data) as a writable array.
+
+    Args:
+        path: the file, unpacked if its name ends in ``.gz``, and no further than its header says.
+        dimensions: of the array.
+        item: the shape of one entry of the first dimension; None for any.
 
     Raises:
         DataError: the file cannot be read or is not such a file; the message says which part is wrong.
     """
-    try:
-        raw = path.read_bytes()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip file ({error}); copy or download it again") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    header = 4 + 4 * dimensions
+    file = Unpacking(path, header)
     magic = bytes((0, 0, 8, dimensions))
-    if raw[:4] != magic:
+    if file.header[:4] != magic:
         raise DataError(
-            f"{path}: starts with {raw[:4].hex(' ') or 'nothing'}, an IDX file of {dimensions}-d bytes with "
+            f"{path}: starts with {file.header[:4].hex(' ') or 'nothing'}, an IDX file of {dimensions}-d bytes with "
             f"{magic.hex(' ')}; it is another file: replace it"
         )
-    header = 4 + 4 * dimensions
-    if len(raw) < header:
+    if len(file.header) < header:
         raise DataError(f"{path}: truncated inside its header; copy or download it again")
-    shape = struct.unpack(f">{dimensions}I", raw[4:header])
-    wanted = header + int(np.prod(shape, dtype=np.int64))
-    if len(raw) != wanted:
+    shape = struct.unpack(f">{dimensions}I", file.header[4:])
+    if item is not None and shape[1:] != item:
+        has, must = ("x".join(map(str, sizes)) for sizes in (shape[1:], item))
+        raise DataError(f"{path}: images of {has} pixels, must be {must}; it is another file: replace it")
+    size = math.prod(shape)  # of Python's integers, which do not overflow
+    data = file.rest(size)
+    if len(data) != size:
+        longer = len(data) > size
+        has = str(path.stat().st_size if longer else header + len(data))
+        if longer and path.suffix == ".gz":
+            has = f"more than {header + size}"
         raise DataError(
-            f"{path}: {len(raw)} bytes, its header {list(shape)} asks for {wanted}; copy or download it again"
+            f"{path}: {has} bytes, its header {list(shape)} asks for {header + size}; copy or download it again"
         )
-    values: Array = np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+    values: Array = np.frombuffer(data, np.uint8).reshape(shape)
     return values
 
 
