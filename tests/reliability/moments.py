@@ -69,6 +69,38 @@ class Lines:
         sys.settrace(None)
 
 
+class EveryLine:
+    """Calls ``act`` at the ``at``-th line of the packages that runs within it, whatever it is of.
+
+    Attributes:
+        seen: how many lines ran so far.
+        where: file and line at which it acted.
+        first: of every different line, as which it ran first.
+    """
+
+    def __init__(self, at: int | None, act: Callable[[], None]) -> None:
+        self.at, self.act, self.seen, self.where = at, act, 0, ""
+        self.first: dict[tuple[str, int], int] = {}
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not any(package in frame.f_code.co_filename for package in PACKAGES):
+            return None
+        if event == "line":
+            self.seen += 1
+            self.first.setdefault((frame.f_code.co_filename, frame.f_lineno), self.seen)
+            if self.seen == self.at:
+                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                self.act()
+        return self._trace
+
+    def __enter__(self) -> EveryLine:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+
 class _Torn:
     """A file that dies when part of its ``at``-th content is written."""
 
