@@ -91,22 +91,25 @@ def run(kind: str, arguments: list[str]) -> dict[str, object]:
     started = time.monotonic()
     path = "" if kind == "poison" else str(built(kind))
     compiled = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-s", "-k", LEFT_OUT, *TESTS, *arguments]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-s", "-k", LEFT_OUT, *TESTS, *arguments]
     if kind == "thread" and shutil.which("setarch"):
         command = ["setarch", "-R", *command]  # its shadow memory needs addresses that are not random
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path, "LNB_SANITIZED": kind, **environment(kind)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    reports = sorted({match.group(0) for match in REPORTS.finditer(done.stdout)})
+    log = ROOT / "build" / f"sanitize-{kind}.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w") as file:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path, "LNB_SANITIZED": kind, **environment(kind)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    output = log.read_text(errors="replace")
+    reports = sorted({match.group(0) for match in REPORTS.finditer(output)})
     if done.returncode != 0 or reports:
-        print(done.stdout[-20000:])
-    passed = re.search(r"(\d+) passed", done.stdout)
+        print(output[-20000:])
+    passed = re.search(r"(\d+) passed", output)
     return {
         "kind": kind,
         "exit": done.returncode,

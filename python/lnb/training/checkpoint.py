@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,6 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         )
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content[header:]), map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(f"{path}: cannot be loaded ({error})") from error
+    except Exception as error:  # whatever a reader of archives meets in one that was made to mislead it
+        raise CheckpointError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from torch import nn
 from lnb.training.batches import Batcher
 from lnb.training.errors import CheckpointError, Diverged
 from lnb.training.optimizers import OptimizerConfig, build_optimizer
+from lnb.training.structure import require_like
 from lnb.training.tasks import Task
 
 EVALUATION_BATCH = 512
@@ -98,6 +100,10 @@ class Trainer:
             "optimizer": optimizer.name,
             "seed": config.seed,
             "schedule": config.schedule,
+            "lr": optimizer.rate,
+            "weight_decay": optimizer.weight_decay,
+            "settings": repr(sorted(optimizer.settings.items())),
+            "clip_norm": config.clip_norm,
         }
         self.device = _usable(config.device)
         torch.manual_seed(config.seed)
@@ -197,23 +203,52 @@ class Trainer:
         """Continue where :meth:`state_dict` was taken; nothing changes if it does not fit.
 
         Raises:
-            CheckpointError: it is of another task, optimizer, model or data order; the message says what differs.
+            CheckpointError: it is of another task, optimizer, setting, model or data order, or not whole; the message says
+                what differs.
         """
-        for kind, mine in (("identity", self._identity), ("order", self._order())):
-            for name, value in mine.items():
-                if state[kind].get(name) != value:
-                    raise CheckpointError(
-                        f"{name} is {state[kind].get(name)!r} in the checkpoint and {value!r} in this run"
-                    )
-        saved, model = state["model"], self.model.state_dict()
+        self._require_fitting(state)
+        before = copy.deepcopy(self.state_dict())
+        try:
+            self._apply(state)
+        except Exception as error:  # what optimizers say of a state that is not theirs
+            self._apply(before)
+            raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
+
+    def _require_fitting(self, state: dict[str, Any]) -> None:
+        own = self.state_dict()
+        if not isinstance(state, dict):
+            raise CheckpointError(f"the checkpoint holds {type(state).__name__}, not the state of a run")
+        for kind in ("identity", "order"):
+            saved = state.get(kind)
+            if not isinstance(saved, dict):
+                raise CheckpointError(f"the checkpoint says nothing of the run's {kind}")
+            for name, value in own[kind].items():
+                if saved.get(name) != value:
+                    raise CheckpointError(f"{name} is {saved.get(name)!r} in the checkpoint and {value!r} in this run")
+        saved, model = state.get("model"), own["model"]
+        if not isinstance(saved, dict):
+            raise CheckpointError(f"model is of type {type(saved).__name__} in the checkpoint, not a dict of parameters")
         for name in [*model, *saved]:
-            shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (saved, model)]
+            shapes = [_shape(tensors[name]) if name in tensors else "absent" for tensors in (saved, model)]
             if shapes[0] != shapes[1]:
                 raise CheckpointError(
                     f"parameter {name!r} is {shapes[0]} in the checkpoint and {shapes[1]} in this run's model"
                 )
-        self.model.load_state_dict(saved)
+        # An optimizer's state grows as it trains and is judged by the optimizer; devices have random states by their number.
+        free = {"optimizer": "parts", "random": "cuda"}
+        for entry, part in free.items():
+            found = state.get(entry)
+            if not isinstance(found, dict) or not isinstance(found.get(part), list):
+                raise CheckpointError(f"{entry}.{part} is missing in the checkpoint, or not a list")
+            own[entry] = {**own[entry], part: found[part]}
+        require_like("checkpoint", state, own)
+        for name in ("step", "loss_count"):
+            if state[name] < 0:
+                raise CheckpointError(f"{name} is {state[name]} in the checkpoint; it must be at least 0")
+
+    def _apply(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(state["model"])
         self.step, self.seconds = state["step"], state["seconds"]
         self._loss_sum.copy_(state["loss_sum"])
         self._loss_count = state["loss_count"]
@@ -224,6 +259,10 @@ class Trainer:
     def _order(self) -> dict[str, int]:
         """What decides the data order, besides the step."""
         return {"examples": self.batcher.examples, "batch_size": self.batcher.batch_size}
+
+
+def _shape(entry: Any) -> tuple[int, ...] | str:
+    return tuple(entry.shape) if isinstance(entry, torch.Tensor) else f"of type {type(entry).__name__}"
 
 
 def _usable(name: str) -> torch.device:
