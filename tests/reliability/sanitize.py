@@ -91,7 +91,8 @@ def run(kind: str, arguments: list[str]) -> dict[str, object]:
     started = time.monotonic()
     path = "" if kind == "poison" else str(built(kind))
     compiled = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-s", "-k", LEFT_OUT, *TESTS, *arguments]
+    options = ["-v", "-s", "-p", "no:cacheprovider", *([] if kind == "poison" else ["-p", "thinned"]), "-k", LEFT_OUT]
+    command = [sys.executable, "-m", "pytest", *options, *TESTS, *arguments]
     if kind == "thread" and shutil.which("setarch"):
         command = ["setarch", "-R", *command]  # its shadow memory needs addresses that are not random
     log = ROOT / "build" / f"sanitize-{kind}.log"
@@ -100,7 +101,7 @@ def run(kind: str, arguments: list[str]) -> dict[str, object]:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path, "LNB_SANITIZED": kind, **environment(kind)},
+            env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{HERE}", "LNB_SANITIZED": kind, **environment(kind)},
             stdout=file,
             stderr=subprocess.STDOUT,
             check=False,
