@@ -45,7 +45,9 @@ RUNS: dict[str, tuple[str, OptimizerConfig, dict[str, Any], dict[str, Any]]] = {
 
 def trainer_of(name: str) -> Trainer:
     task, optimizer, options, loop = RUNS[name]
-    return Trainer(make_task(task, TaskOptions(**options)), optimizer, LoopConfig(**{"steps": 6, "log_every": 2, **loop}))
+    return Trainer(
+        make_task(task, TaskOptions(**options)), optimizer, LoopConfig(**{"steps": 6, "log_every": 2, **loop})
+    )
 
 
 class Damage:
@@ -134,13 +136,15 @@ class Damage:
         return path.read_bytes()
 
     def judge(self, kind: str, content: bytes) -> str:
-        """"refused", "harmless" or what is wrong with how ``content`` is received as the run's checkpoint."""
+        """ "refused", "harmless" or what is wrong with how ``content`` is received as the run's checkpoint."""
         self.run.checkpoint.write_bytes(content)
         series = self.run.metrics.read_bytes()
         try:
             self.run.rewind(self.trainer)
         except TrainingError as error:
-            if not str(error).strip() or (self.run.checkpoint.name not in str(error) and "checkpoint" not in str(error)):
+            if not str(error).strip() or (
+                self.run.checkpoint.name not in str(error) and "checkpoint" not in str(error)
+            ):
                 return f"the error does not name the checkpoint: {error}"
             if self.run.metrics.read_bytes() != series:
                 return "refused, but the metric series was changed"
@@ -190,7 +194,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         fates, wrong = campaign(options.count, options.seed, Path(folder))
     print("\n".join(wrong))
-    print(json.dumps({"fates": dict(sorted(fates.items())), "wrong": len(wrong), "seconds": round(time.monotonic() - started)}))
+    print(
+        json.dumps(
+            {"fates": dict(sorted(fates.items())), "wrong": len(wrong), "seconds": round(time.monotonic() - started)}
+        )
+    )
     return int(bool(wrong))
 
 

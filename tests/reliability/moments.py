@@ -39,9 +39,7 @@ class Lines:
         name = frame.f_code.co_name
         if not any(package in frame.f_code.co_filename for package in PACKAGES):
             return None
-        entered = (
-            "resume" if name in RESUMES else "write" if name in WRITES else "step" if name in TRAINING else None
-        )
+        entered = "resume" if name in RESUMES else "write" if name in WRITES else "step" if name in TRAINING else None
         if entered is not None and not (self._current and self._current[-1] == "resume"):
             self._current.append(entered)
             return self._leaving

@@ -25,7 +25,7 @@ OPS = (
     "test_balanced", "test_conv2d_second_moment", "test_multi_tensor", "test_multi_tensor_memory", "test_native_pcg",
     "test_native_products", "test_pcg_layers", "test_second_moment", "test_spd_inverse",
 )  # fmt: skip
-TESTS = [*(f"tests/ops/{name}.py" for name in OPS), "tests/packaging/test_threads.py", "tests/reliability/test_pool.py"]
+TESTS = ["tests/reliability/test_pool.py", "tests/packaging/test_threads.py", *(f"tests/ops/{name}.py" for name in OPS)]
 # Operator checks trace and compile with torch alone; under a sanitizer they take minutes and run the same native calls.
 LEFT_OUT = "not opcheck and not traced and not compile"
 FLAGS = {"address": "address,undefined", "thread": "thread"}
@@ -69,9 +69,13 @@ def environment(kind: str) -> dict[str, str]:
     if kind == "poison":
         return {"MALLOC_PERTURB_": "165", "OMP_NUM_THREADS": "2"}
     compiler = os.environ.get("CXX", "c++")
-    libraries = {"address": ("libasan.so", "libubsan.so", "libstdc++.so"), "thread": ("libtsan.so", "libstdc++.so")}[kind]
+    libraries = {"address": ("libasan.so", "libubsan.so", "libstdc++.so"), "thread": ("libtsan.so", "libstdc++.so")}[
+        kind
+    ]
     found = [
-        subprocess.run([compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True
+        ).stdout.strip()
         for name in libraries
     ]
     halt = "exitcode=66:abort_on_error=0:halt_on_error=1"

@@ -40,7 +40,7 @@ def test_structures_that_differ(saved: object, message: str) -> None:
 
 def test_a_checkpoint_of_another_rate_is_refused() -> None:
     state = trainer_of("the run").state_dict()
-    with pytest.raises(CheckpointError, match="settings is .* in the checkpoint and .* in this run"):
+    with pytest.raises(CheckpointError, match=r"settings is .* in the checkpoint and .* in this run"):
         trainer_of("another setting").load_state_dict(state)
     with pytest.raises(CheckpointError, match="batch_size is 128 in the checkpoint and 64 in this run"):
         trainer_of("another batch").load_state_dict(state)

@@ -227,7 +227,9 @@ class Trainer:
                     raise CheckpointError(f"{name} is {saved.get(name)!r} in the checkpoint and {value!r} in this run")
         saved, model = state.get("model"), own["model"]
         if not isinstance(saved, dict):
-            raise CheckpointError(f"model is of type {type(saved).__name__} in the checkpoint, not a dict of parameters")
+            raise CheckpointError(
+                f"model is of type {type(saved).__name__} in the checkpoint, not a dict of parameters"
+            )
         for name in [*model, *saved]:
             shapes = [_shape(tensors[name]) if name in tensors else "absent" for tensors in (saved, model)]
             if shapes[0] != shapes[1]:

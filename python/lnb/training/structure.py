@@ -23,11 +23,15 @@ def require_like(where: str, saved: Any, own: Any) -> None:
         CheckpointError: it has not; the message names the first difference.
     """
     if type(saved) is not type(own):
-        raise CheckpointError(f"{where} is of type {type(saved).__name__} in the checkpoint and {type(own).__name__} in this run")
+        raise CheckpointError(
+            f"{where} is of type {type(saved).__name__} in the checkpoint and {type(own).__name__} in this run"
+        )
     if isinstance(own, dict):
         if saved.keys() != own.keys():
             different = sorted(map(str, saved.keys() ^ own.keys()))
-            raise CheckpointError(f"{where} differs between the checkpoint and this run in its entries {', '.join(different)}")
+            raise CheckpointError(
+                f"{where} differs between the checkpoint and this run in its entries {', '.join(different)}"
+            )
         for key, value in own.items():
             require_like(f"{where}.{key}", saved[key], value)
     elif isinstance(own, list):
