@@ -52,8 +52,13 @@ class Scene:
         counter = EveryLine(None, throw)
         with counter:
             optimizer.step()
+        self.first = counter.first
         self.lines = sorted(counter.first.values())
         self.after = self.content(model, optimizer)
+
+    def lines_of(self, *files: str) -> list[int]:
+        """The moments that fall into files of these names."""
+        return sorted(at for (path, _), at in self.first.items() if os.path.basename(path) in files)
 
     def ready(self) -> tuple[nn.Module, lnb.LNB]:
         """Model and optimizer with the gradients of the step, not yet made."""
@@ -93,7 +98,7 @@ class Scene:
         else:
             assert same(self.content(model, optimizer), self.after), f"{moment.where}: the repeated step is another one"
             fate = "repeated"
-        train(model, optimizer, self.data[-1:])  # new gradients are always welcome
+        train(model, optimizer, self.data[-1:] * 3)  # new gradients are always welcome
         assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
         return fate
 

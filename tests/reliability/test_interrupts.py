@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from interrupts import press, sweep, throw
+from interrupts import Scene, press, sweep, throw
 from optimizer.small_models import batches, copied, loss_of, mixed, same, train
 
 import lnb
@@ -178,3 +178,12 @@ def test_in_another_thread_and_on_errors_before_writing() -> None:
     optimizer.param_groups[0]["lr"] = 0.1
     optimizer.step()
     assert optimizer.diagnostics()["steps"] == 5
+
+
+@pytest.mark.parametrize(("mode", "steps"), [("fast", 0), ("paper", 0)])
+def test_a_first_step_that_broke_off_in_its_statistics(mode: str, steps: int) -> None:
+    scene = Scene(mode, steps)
+    lines = scene.lines_of("statistics.py", "solve.py", "metric.py")
+    assert len(lines) > 20
+    for line in lines[::9]:
+        assert scene.throw_at(line) in ("refused to repeat", "repeated")

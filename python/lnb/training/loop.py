@@ -223,7 +223,7 @@ class Trainer:
             if not isinstance(saved, dict):
                 raise CheckpointError(f"the checkpoint says nothing of the run's {kind}")
             for name, value in own[kind].items():
-                if saved.get(name) != value:
+                if isinstance(saved.get(name), torch.Tensor) or saved.get(name) != value:
                     raise CheckpointError(f"{name} is {saved.get(name)!r} in the checkpoint and {value!r} in this run")
         saved, model = state.get("model"), own["model"]
         if not isinstance(saved, dict):
