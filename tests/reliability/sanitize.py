@@ -106,7 +106,7 @@ def run(kind: str, arguments: list[str]) -> dict[str, object]:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{HERE}", "LNB_SANITIZED": kind, **environment(kind)},
+            env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{HERE}", **environment(kind)},
             stdout=file,
             stderr=subprocess.STDOUT,
             check=False,

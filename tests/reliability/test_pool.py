@@ -70,18 +70,12 @@ def test_many_callers() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.skipif(
-    os.environ.get("LNB_SANITIZED") == "thread", reason="the thread sanitizer starts no threads after fork"
-)
 def test_many_callers_of_the_pool_in_a_forked_child() -> None:
     assert dot(3)
     assert in_child(lambda: _native.module().threading() == "pool" and many_callers())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.skipif(
-    os.environ.get("LNB_SANITIZED") == "thread", reason="the thread sanitizer starts no threads after fork"
-)
 def test_a_child_of_a_child_has_a_pool_of_its_own() -> None:
     assert in_child(lambda: dot(4) and in_child(lambda: dot(2) and inverses(3)) and dot(4))
     assert dot(4)
