@@ -3,6 +3,10 @@
 # make bench  microbenchmarks of the kernels
 # make bench-compare BASE=a.json NEW=b.json
 #             fails where a benchmark got slower beyond its noise
+# make reliability
+#             kills, interrupts, full disks, damaged checkpoints and a soak, in full: about half an hour
+# make sanitize
+#             the CPU module's tests under the address, undefined-behaviour and thread sanitizers, and with poisoned memory
 # make gpu    on a machine with a GPU, offline: build, tests on hardware, times
 # Each makes its environment in .venv first, and again when requirements or sources change.
 
@@ -20,9 +24,9 @@ NATIVE_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name 
 RUN := PYTHONPATH= OMP_NUM_THREADS=1
 
 # A wheel without the native module is good enough for the demo, but not for the tests.
-test pytest bench: export LNB_NATIVE := required
+test pytest bench reliability sanitize: export LNB_NATIVE := required
 
-.PHONY: demo test lint types pytest bench bench-compare gpu clean
+.PHONY: demo test lint types pytest bench bench-compare reliability sanitize gpu clean
 
 demo: $(VENV)/.run $(VENV)/.wheel
 	$(BIN)/lnb demo
@@ -50,6 +54,16 @@ bench: $(VENV)/.test $(VENV)/.wheel
 # Fails where NEW is slower than BASE beyond noise; both are files of `make bench ARGS=--benchmark-json=FILE`.
 bench-compare:
 	$(PYTHON) bench/compare.py $(BASE) $(NEW) $(ARGS)
+
+reliability: $(VENV)/.test $(VENV)/.wheel
+	$(RUN) $(BIN)/python tests/reliability/kills.py --kills 200
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/interrupts.py
+	$(RUN) $(BIN)/python tests/reliability/full_disk.py --trials 40
+	$(RUN) $(BIN)/python tests/reliability/damaged_checkpoints.py --count 1000
+	$(RUN) $(BIN)/python tests/reliability/soak.py --steps 100000 --calls 100000
+
+sanitize: $(VENV)/.test $(VENV)/.wheel
+	$(BIN)/python tests/reliability/sanitize.py $(ARGS)
 
 # No environment of its own: it must work offline, with the torch and triton that the machine has.
 gpu:

@@ -27,6 +27,8 @@ GompParallel find_openmp() {
         forked = true;
         pool = nullptr;  // leaked: its mutex may be held by a thread that no longer exists
     });
+#endif
+#if defined(LNB_POSIX) && !defined(LNB_OWN_THREADS)
     return reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
 #else
     return nullptr;

@@ -6,6 +6,10 @@ add_library(lnb_cpu STATIC
   csrc/cpu/multi_tensor.cpp csrc/cpu/multi_tensor_portable.cpp csrc/cpu/parallel.cpp csrc/cpu/products_portable.cpp
   csrc/cpu/second_moment.cpp csrc/cpu/sleeping_pool.cpp csrc/cpu/spd_inverse.cpp csrc/cpu/tiles_portable.cpp)
 target_link_libraries(lnb_cpu PRIVATE lnb_warnings PUBLIC Threads::Threads ${CMAKE_DL_LIBS})
+if(LNB_SANITIZE STREQUAL "thread")
+  # The thread sanitizer does not see how libgomp's threads wait for each other, and would report races that are none.
+  target_compile_definitions(lnb_cpu PRIVATE LNB_OWN_THREADS)
+endif()
 
 set(LNB_LOOP_SOURCES csrc/cpu/cg_vectors_portable.cpp csrc/cpu/multi_tensor_portable.cpp csrc/cpu/products_portable.cpp
   csrc/cpu/tiles_portable.cpp)

@@ -81,8 +81,8 @@ def _update_feature_moments(
             sums = sums_from_inputs(work.block, work.inputs, like.dtype)
         if "mean" not in state:
             state["moment_step"] = torch.zeros((), dtype=torch.float32, device=like.device)
-            state["mean"] = torch.zeros_like(sums.total)
             state["mean_square"] = torch.zeros_like(sums.total)
+            state["mean"] = torch.zeros_like(sums.total)  # last: a step may break off in between
         has_rows = sums.count > 0
         if work.squarable is not None:
             has_rows = has_rows & work.squarable

@@ -15,6 +15,7 @@ from lnb.blocks import Block, take_inventory
 from lnb.config import CARRIED, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
+from lnb.guard import StepGuard
 from lnb.overhead import OverheadMeter
 from lnb.plan import Plan, plan_block
 from lnb.planning import Rates
@@ -125,6 +126,7 @@ class LNB(Optimizer):
         self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         self._scratch = Scratch()
+        self._guard = StepGuard()
         attached = attach_layers(model, exclude)
         try:
             self._inventory = take_inventory(model, exclude)
@@ -204,17 +206,22 @@ class LNB(Optimizer):
             The closure's loss.
 
         Raises:
-            RuntimeError: a claimed layer has a gradient but its input was not seen; nothing was changed.
+            RuntimeError: a claimed layer has a gradient but its input was not seen, or an exception broke off the step before
+                and these are still its gradients; nothing was changed.
+            KeyboardInterrupt: after Ctrl-C. The step is complete (``diagnostics()["steps"]`` has counted it, and to call
+                ``step()`` again with the same gradients does nothing) or, where it had not begun to write, not made at all.
             FloatingPointError: NaN or inf was met and ``strict`` is set; nothing was changed.
 
-        Any other exception (an interrupt, no memory left) leaves a state that can be saved and loaded, and the step can
-        be repeated. Averages may have this step's gradients in them then, and if it came while parameters were written,
-        some of them have moved. What a closure raises comes before all that.
+        Any other exception (no memory left, a second Ctrl-C) leaves a state that can be saved and loaded. Averages may have
+        this step's gradients in them then, and if it came while parameters were written, some of them have moved. What a
+        closure raises comes before all that.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._guard.repeats():
+            return loss
         for group in self.param_groups:
             check_group(group)
         meter = self._started_meter()
@@ -227,20 +234,23 @@ class LNB(Optimizer):
             self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
         )
         follow_parameters(self.state)
-        rejected = False
-        if work.parameters:
+        rejected, parameters = False, work.parameters
+        if parameters:
             verdict = check_finite(work, wait=self._strict)
             rejected = verdict.rejected
-            if not rejected:
-                directions, products = self._run(work, verdict)
-                others = [self._inventory.names.get(parameter, "(added)") for parameter in work.others]
-                self._records.record(self._step_index, work.blocks, directions, others, products, verdict)
-            self._count(verdict)
-            self._step_index += 1
-        self._clear_captures()
-        self._switch_captures()
-        if meter is not None:
-            meter.leave(any(block.moments is not None for block in work.blocks))
+        with self._guard.writing(parameters):
+            if parameters:
+                if not rejected:
+                    directions, products = self._run(work, verdict)
+                    others = [self._inventory.names.get(parameter, "(added)") for parameter in work.others]
+                    self._records.record(self._step_index, work.blocks, directions, others, products, verdict)
+                self._step_index += 1
+            self._clear_captures()
+            self._switch_captures()
+            if meter is not None:
+                meter.leave(any(block.moments is not None for block in work.blocks))
+            if parameters:
+                self._count(verdict)
         if rejected and self._strict:
             raise FloatingPointError(
                 "step(): NaN or inf in a gradient or in the input of a claimed layer; parameters and state are unchanged. "
@@ -277,6 +287,7 @@ class LNB(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and forget the inputs that came with them."""
         super().zero_grad(set_to_none)
+        self._guard.forget()
         self._zeroed = {}
         for block in self._optimized_blocks():
             zeros = mark_zeroed(block.weight)
@@ -433,6 +444,7 @@ class LNB(Optimizer):
         self._zeroed = {}
         self._meter = None
         self._scratch = Scratch()
+        self._guard = StepGuard()
         if "_group" not in self.__dict__:  # a copy: process groups are not copied
             self._group = group_of(self._model, None, self._config)
         self._switch_captures()

@@ -249,10 +249,12 @@ def _refresh(work: BlockWork, gradient: tuple[Tensor, Tensor | None], verdict: V
         spectral = config.trust_region == "spectral"
         ridge = ridge_of(second_moment, work.ridge, config.ridge_mode == "relative", work.with_bias)
         fresh = factorize(second_moment, ridge, work.with_bias, inverse=not spectral)
-        _keep(work, "factor", fresh.matrix, verdict)
-        _keep(work, "factor_mean", fresh.mean, verdict)
         if balanced:
             _keep(work, "output_factor", _output_factor(work, gradient, fresh, verdict, config), verdict)
+        _keep(work, "factor_mean", fresh.mean, verdict)
+        _keep(
+            work, "factor", fresh.matrix, verdict
+        )  # last: a layer that has it needs no refresh, and a step may break off
     mean = state.get("factor_mean")
     if not work.with_bias:
         mean = None  # the bias was frozen since the last refresh

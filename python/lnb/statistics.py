@@ -113,8 +113,8 @@ def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep:
     if not keep:
         return mean
     if "second_moment" not in state or state["second_moment"].shape != mean.shape:
-        state["second_moment"] = torch.zeros_like(mean)
         state["second_moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
+        state["second_moment"] = torch.zeros_like(mean)  # last: a step may break off in between
     counts = work.has_rows
     verdict.commit(state["second_moment_step"], state["second_moment_step"] + 1, also=counts)
     verdict.commit(state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - decay), also=counts)

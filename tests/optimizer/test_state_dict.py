@@ -299,16 +299,16 @@ def test_what_settings_keep_is_what_loading_wants(settings: dict[str, Any]) -> N
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("mode", MODES)
 def test_an_interrupted_step_leaves_a_state_that_loads(mode: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And parameters as they were; the step can be repeated."""
+    """And parameters as they were; training goes on with new gradients."""
     model, optimizer = trained(mode, steps=steps)
-    optimizer.zero_grad()
-    loss_of(model, batches(1)[0]).backward()
     before = copied(dict(model.named_parameters()))
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     for stage in ("solve", "_scales"):
+        optimizer.zero_grad()
+        loss_of(model, batches(1)[0]).backward()
         with monkeypatch.context() as patched:
             patched.setattr(f"lnb.update.{stage}", interrupt)
             with pytest.raises(KeyboardInterrupt):
@@ -319,7 +319,7 @@ def test_an_interrupted_step_leaves_a_state_that_loads(mode: str, steps: int, mo
         other = lnb.LNB(resumed, **MODES[mode])
         other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
         train(resumed, other, batches(2))
-    optimizer.step()
+    train(model, optimizer, batches(1))
     assert optimizer.diagnostics() == {"steps": steps + 1, "skipped_steps": 0}
     assert not same(copied(dict(model.named_parameters())), before)
 

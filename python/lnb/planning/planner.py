@@ -77,15 +77,18 @@ class Planner:
             other_bytes: tells the bytes of state of parameters of no layer.
             dual: whether the ridge allows the dual solver.
         """
-        seen: list[Block] = []
-        for block in blocks:
-            if self.waits_for_rows(block) and (rows := block.rows).count > 0:
-                self.rows[block.name] = rows
-                seen.append(block)
-        if not self._decides:
-            self.choices |= {block.name: self.choice(block) for block in seen}
-        elif seen:
-            self._decide(blocks, seen, other_bytes, dual)
+        waiting = {block: block.rows for block in blocks if self.waits_for_rows(block)}
+        seen = [block for block, rows in waiting.items() if rows.count > 0]
+        before = self.rows
+        try:
+            self.rows = before | {block.name: waiting[block] for block in seen}
+            if not self._decides:
+                self.choices |= {block.name: self.choice(block) for block in seen}
+            elif seen:
+                self._decide(blocks, seen, other_bytes, dual)
+        except BaseException:  # rows without a decision would never be decided on
+            self.rows = before
+            raise
 
     def _decide(self, blocks: list[Block], seen: list[Block], other_bytes: Callable[[], int], dual: bool) -> None:
         known = {block: self.rows[block.name] for block in blocks if block.name in self.rows}

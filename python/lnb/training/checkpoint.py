@@ -57,7 +57,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     try:
         state = torch.load(io.BytesIO(content[header:]), map_location=device, weights_only=True)
     except Exception as error:  # a pickle of other content can raise anything
-        raise CheckpointError(f"{path}: cannot be loaded ({error})") from error
+        raise CheckpointError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
     if not isinstance(state, dict):
         raise CheckpointError(
             f"{path}: holds {type(state).__name__}, not the state of a run; restore it from a copy or start the run anew"

@@ -86,6 +86,10 @@ class Trainer:
             "optimizer": optimizer.name,
             "seed": config.seed,
             "schedule": config.schedule,
+            "lr": optimizer.rate,
+            "weight_decay": optimizer.weight_decay,
+            "settings": _described(optimizer.settings),
+            "clip_norm": config.clip_norm,
         }
         self.device = _usable(config.device)
         torch.manual_seed(config.seed)
@@ -198,15 +202,19 @@ class Trainer:
         """Continue where :meth:`state_dict` was taken; nothing changes if it does not fit.
 
         Raises:
-            CheckpointError: it is of another task, optimizer, model or data order; the message says what differs.
+            CheckpointError: it is of another task, optimizer, setting, model or data order, or not whole; the message says
+                what differs.
         """
         check_state(state, self.state_dict())
-        before = copy.deepcopy(self.optimizer.state_dict())
+        before = copy.deepcopy(self.state_dict())
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._apply(state)
         except Exception as error:  # an optimizer can raise anything at a state that is not its own
-            self.optimizer.load_state_dict(before)
-            raise CheckpointError(f"the optimizer's state does not fit ({error})") from error
+            self._apply(before)
+            raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
+
+    def _apply(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
         self.model.load_state_dict(state["model"])
         self.step, self.seconds = state["step"], state["seconds"]
         self._loss_sum.copy_(state["loss_sum"])
@@ -218,6 +226,11 @@ class Trainer:
     def _order(self) -> dict[str, int]:
         """What decides the data order, besides the step."""
         return {"examples": self.batcher.examples, "batch_size": self.batcher.batch_size}
+
+
+def _described(settings: dict[str, Any]) -> str:
+    """The settings as text, the same for a tuple and for the list that a description in JSON makes of it."""
+    return repr(sorted((name, list(value) if isinstance(value, tuple) else value) for name, value in settings.items()))
 
 
 def _usable(name: str) -> torch.device:

@@ -20,6 +20,7 @@ from lnb.training.loop import Trainer
 from lnb.training.metric_series import MetricSeries
 from lnb.training.records import Record, shortened
 from lnb.training.state_check import check_state
+from lnb.training.structure import same_value
 
 LENGTH = ("steps", "epochs")
 # Entries of the description that may differ when a run is resumed: they say where and how long, not what. The length of a
@@ -185,7 +186,7 @@ class RunFolder:
         constant = made_under.get("schedule", "constant") == "constant"
         for name in dict.fromkeys([*made_under, *description]):
             may_change = name in CHANGEABLE and (constant or name not in LENGTH)
-            if not may_change and made_under.get(name) != description.get(name):
+            if not may_change and not same_value(made_under.get(name), description.get(name)):
                 raise CheckpointError(
                     f"{name} is {shortened(made_under.get(name))} in the checkpoint and {shortened(description.get(name))} "
                     f"in {self.description}"

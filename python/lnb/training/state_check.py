@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lnb.training.errors import CheckpointError
 from lnb.training.records import is_count, is_number, shortened
+from lnb.training.structure import require_entries, require_equal, require_like
 
 
 def check_state(saved: Any, mine: dict[str, Any]) -> None:
@@ -21,24 +22,24 @@ def check_state(saved: Any, mine: dict[str, Any]) -> None:
     Raises:
         CheckpointError: it does not fit; the message says what differs.
     """
-    _require_entries("the checkpoint", saved, tuple(mine))
+    require_entries("the checkpoint", saved, tuple(mine))
     for kind in ("identity", "order"):
-        _require_entries(kind, saved[kind], ())
+        require_entries(kind, saved[kind], ())
         for name, value in mine[kind].items():
-            _require_equal(name, saved[kind].get(name), value)
+            require_equal(name, saved[kind].get(name), value)
     for name in ("step", "loss_count"):
         if not is_count(saved[name]):
             raise CheckpointError(f"{name} is {shortened(saved[name])} in the checkpoint, must be a whole number")
     if not (is_number(saved["seconds"]) and 0 <= saved["seconds"] < math.inf):
         raise CheckpointError(f"seconds is {shortened(saved['seconds'])} in the checkpoint, must be a finite number")
-    _require_like("loss_sum", saved["loss_sum"], mine["loss_sum"])
+    require_like("loss_sum", saved["loss_sum"], mine["loss_sum"])
     _check_model(saved["model"], mine["model"])
     _check_random(saved["random"], mine["random"])
     _check_optimizer(saved["optimizer"], mine["optimizer"], saved["step"])
 
 
 def _check_model(saved: Any, mine: dict[str, Tensor]) -> None:
-    _require_entries("model", saved, ())
+    require_entries("model", saved, ())
     for name in [*mine, *saved]:
         shapes = [
             tuple(tensors[name].shape) if isinstance(tensors.get(name), Tensor) else "absent"
@@ -48,12 +49,12 @@ def _check_model(saved: Any, mine: dict[str, Tensor]) -> None:
             raise CheckpointError(
                 f"parameter {name!r} is {shapes[0]} in the checkpoint and {shapes[1]} in this run's model"
             )
-        _require_like(f"parameter {name!r}", saved[name], mine[name])
+        require_like(f"parameter {name!r}", saved[name], mine[name])
 
 
 def _check_random(saved: Any, mine: dict[str, Any]) -> None:
-    _require_entries("random", saved, tuple(mine))
-    _require_like("random state of cpu", saved["cpu"], mine["cpu"])
+    require_entries("random", saved, tuple(mine))
+    require_like("random state of cpu", saved["cpu"], mine["cpu"])
     devices = saved["cuda"]
     fits = isinstance(devices, list) and all(isinstance(r, Tensor) and r.dtype == torch.uint8 for r in devices)
     if not fits:
@@ -61,30 +62,31 @@ def _check_random(saved: Any, mine: dict[str, Any]) -> None:
 
 
 def _check_optimizer(saved: Any, mine: dict[str, Any], step: int) -> None:
-    _require_entries("optimizer", saved, tuple(mine))
+    require_entries("optimizer", saved, tuple(mine))
     for kind in ("parts", "schedulers"):
         if not isinstance(saved[kind], list) or len(saved[kind]) != len(mine[kind]):
             count = len(saved[kind]) if isinstance(saved[kind], list) else shortened(saved[kind])
             raise CheckpointError(f"it is the state of {count} optimizers, this run has {len(mine[kind])}")
     for scheduler, own in zip(saved["schedulers"], mine["schedulers"], strict=True):
-        _require_entries("scheduler", scheduler, tuple(own))
-        _require_equal("learning rate at the start", scheduler["base_lrs"], own["base_lrs"])
+        require_entries("scheduler", scheduler, tuple(own))
+        require_like("scheduler", {name: scheduler[name] for name in own}, own)
+        require_equal("learning rate at the start", scheduler["base_lrs"], own["base_lrs"])
         if scheduler["last_epoch"] != step or scheduler["_step_count"] != step + 1:
             raise CheckpointError(
                 f"step is {step} in the checkpoint and {shortened(scheduler['last_epoch'])} in its schedule"
             )
     for part, own in zip(saved["parts"], mine["parts"], strict=True):
-        _require_entries("optimizer", part, ("state", "param_groups"))
+        require_entries("optimizer", part, ("state", "param_groups"))
         groups = part["param_groups"]
         if not isinstance(groups, list) or len(groups) != len(own["param_groups"]):
             raise CheckpointError("the optimizer has another number of parameter groups in the checkpoint")
         for group, own_group in zip(groups, own["param_groups"], strict=True):
-            _require_entries("parameter group", group, ("lr", "params"))
+            require_entries("parameter group", group, ("lr", "params"))
             if not is_number(group["lr"]) or not math.isfinite(group["lr"]):
                 raise CheckpointError(f"lr is {shortened(group['lr'])} in the checkpoint, must be a finite number")
             for name, value in own_group.items():
                 if name != "lr" and name in group:  # the schedule moves lr; another torch may know other settings
-                    _require_equal(name, group[name], value)
+                    require_equal(name, group[name], value)
 
 
 def check_moments(saved: dict[str, Any], parameters: list[Tensor], names: tuple[str, ...]) -> None:
@@ -100,7 +102,7 @@ def check_moments(saved: dict[str, Any], parameters: list[Tensor], names: tuple[
     Raises:
         CheckpointError: it does not fit.
     """
-    _require_entries("optimizer state", saved["state"], ())
+    require_entries("optimizer state", saved["state"], ())
     for index in saved["state"]:
         if index not in range(len(parameters)):
             raise CheckpointError(
@@ -110,7 +112,7 @@ def check_moments(saved: dict[str, Any], parameters: list[Tensor], names: tuple[
         if index not in saved["state"] and not names:
             continue
         moments = saved["state"].get(index)
-        _require_entries(f"optimizer state of parameter {index}", moments, names)
+        require_entries(f"optimizer state of parameter {index}", moments, names)
         for name, value in moments.items():
             if value is None and name not in names:
                 continue
@@ -120,31 +122,3 @@ def check_moments(saved: dict[str, Any], parameters: list[Tensor], names: tuple[
                 raise CheckpointError(
                     f"optimizer state {shortened(name)} of parameter {index} is {has} in the checkpoint, must be {shape}"
                 )
-
-
-def _require_entries(what: str, table: Any, names: tuple[str, ...]) -> None:
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{what} is {type(table).__name__} in the checkpoint, must be a table")
-    for name in names:
-        if name not in table:
-            raise CheckpointError(f"{what} has no entry {name!r}")
-
-
-def _require_like(what: str, saved: Any, mine: Tensor) -> None:
-    if not isinstance(saved, Tensor):
-        raise CheckpointError(f"{what} is {type(saved).__name__} in the checkpoint, must be a tensor")
-    if (saved.shape, saved.dtype, saved.layout) != (mine.shape, mine.dtype, mine.layout):
-        raise CheckpointError(
-            f"{what} is {saved.dtype} {list(saved.shape)} in the checkpoint and {mine.dtype} {list(mine.shape)} in this run"
-        )
-
-
-def _require_equal(name: str, saved: Any, mine: Any) -> None:
-    if isinstance(saved, Tensor) or isinstance(mine, Tensor):
-        same = isinstance(saved, Tensor) and isinstance(mine, Tensor) and torch.equal(saved.cpu(), mine.cpu())
-    elif isinstance(saved, (list, tuple)) and isinstance(mine, (list, tuple)):
-        same = list(saved) == list(mine)  # a description in JSON knows lists only
-    else:
-        same = bool(saved == mine)
-    if not same:
-        raise CheckpointError(f"{name} is {shortened(saved)} in the checkpoint and {shortened(mine)} in this run")
