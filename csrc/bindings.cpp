@@ -90,6 +90,28 @@ std::vector<double> dot(const Addresses& xs, lnb::Type x_type, const Addresses& 
     return products;
 }
 
+// Writes the squared norms of all rows, float64, to `norms`.
+void squared_row_norms(const Addresses& tensors, lnb::Type type, const Sizes& rows, const Sizes& columns,
+                       uintptr_t norms, int threads) {
+    if (rows.size() != tensors.size() || columns.size() != tensors.size()) {
+        throw std::invalid_argument("rows, columns: one per tensor");
+    }
+    std::vector<lnb::Matrix> matrices;
+    Sizes sizes;
+    int64_t all_rows = 0;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+        sizes.push_back(entries("tensors", {rows[i], columns[i]}));
+        matrices.push_back({reinterpret_cast<const void*>(tensors[i]), rows[i], columns[i]});
+        all_rows += rows[i];
+    }
+    check_addresses("tensors", tensors, sizes, type);
+    check_memory("norms", norms, all_rows, lnb::Type::kFloat64);
+    without_gil([&] {
+        lnb::squared_row_norms(matrices.data(), static_cast<int64_t>(matrices.size()), type,
+                               reinterpret_cast<double*>(norms), threads);
+    });
+}
+
 void apply(const Addresses& params, lnb::Type param_type, const Addresses& directions, lnb::Type direction_type,
            const Sizes& sizes, const std::vector<double>& scales, double lr, double weight_decay, int threads) {
     const auto work = pairs("params", params, param_type, "directions", directions, direction_type, sizes);
@@ -203,16 +225,17 @@ void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const
     without_gil([&] { lnb::cg_phase(phase, vectors, rows_per_unit, of_units, of_rows, stop, threads); });
 }
 
-// For every layer the addresses of weight, bias, inverse, mean, root, direction, bias_direction (bias, mean and
-// bias_direction are null without a bias), and its matrices, rows, inputs, input_block, output_block.
-// Overwrites weights and biases; returns the products of all matrices, layer by layer.
-std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 5>>& addresses,
-                                        const std::vector<std::array<int64_t, 5>>& shapes, int threads) {
+// For every layer the addresses of weight, bias, inverse, mean, root, squares (bias and mean are null without a bias,
+// squares where agreement does not count), and its matrices, rows, inputs, input_block, output_block.
+// Overwrites weights and biases; returns product and squared norm of all matrices in turn, layer by layer.
+std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 6>>& addresses,
+                                        const std::vector<std::array<int64_t, 5>>& shapes, double noise, int threads) {
     if (addresses.size() != shapes.size()) throw std::invalid_argument("one shape per layer");
+    if (!(noise > 0)) throw std::invalid_argument("noise must be above 0");
     std::vector<lnb::BalancedLayer> layers;
-    constexpr const char* kLists[] = {"weights", "biases", "inverses", "means", "roots"};
-    std::array<Addresses, 5> lists;
-    std::array<Sizes, 5> sizes;
+    constexpr const char* kLists[] = {"weights", "biases", "inverses", "means", "roots", "squares"};
+    std::array<Addresses, 6> lists;
+    std::array<Sizes, 6> sizes;
     int64_t all_matrices = 0;
     for (size_t i = 0; i < shapes.size(); ++i) {
         const auto& [matrices, rows, inputs, block, side] = shapes[i];
@@ -220,16 +243,14 @@ std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 
             rows % side != 0) {
             throw std::invalid_argument("layer " + std::to_string(i) + ": no such blocks");
         }
-        const auto& [weight, bias, inverse, mean, root] = addresses[i];
+        const auto& [weight, bias, inverse, mean, root, squares] = addresses[i];
         if ((bias == 0) != (mean == 0)) {
             throw std::invalid_argument("layer " + std::to_string(i) + ": bias and mean come together");
         }
         const int64_t with_bias = bias == 0 ? 0 : 1;
-        const std::array<int64_t, 3> dimensions[] = {{matrices, rows, inputs},
-                                                     {matrices, rows, with_bias},
-                                                     {matrices, inputs, block},
-                                                     {matrices, inputs, with_bias},
-                                                     {matrices, rows, side}};
+        const std::array<int64_t, 3> dimensions[] = {{matrices, rows, inputs},  {matrices, rows, with_bias},
+                                                     {matrices, inputs, block}, {matrices, inputs, with_bias},
+                                                     {matrices, rows, side},    {matrices, rows, squares == 0 ? 0 : 1}};
         for (size_t k = 0; k < lists.size(); ++k) {
             lists[k].push_back(addresses[i][k]);
             const auto& [a, b, c] = dimensions[k];
@@ -237,23 +258,25 @@ std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 
         }
         layers.push_back({reinterpret_cast<float*>(weight), reinterpret_cast<float*>(bias),
                           reinterpret_cast<const float*>(inverse), reinterpret_cast<const float*>(mean),
-                          reinterpret_cast<const float*>(root), nullptr, matrices, rows, inputs, block, side});
+                          reinterpret_cast<const float*>(root), reinterpret_cast<const double*>(squares), nullptr,
+                          matrices, rows, inputs, block, side});
         all_matrices += matrices;
     }
     std::vector<lnb::Memory> memory;
     for (size_t k = 0; k < lists.size(); ++k) {
-        check_addresses(kLists[k], lists[k], sizes[k], lnb::Type::kFloat32);
-        memory.push_back({kLists[k], lists[k], bytes(sizes[k], lnb::Type::kFloat32), k < 2});
+        const lnb::Type type = k == 5 ? lnb::Type::kFloat64 : lnb::Type::kFloat32;
+        check_addresses(kLists[k], lists[k], sizes[k], type);
+        memory.push_back({kLists[k], lists[k], bytes(sizes[k], type), k < 2});
     }
     require_disjoint_writes(memory);
-    std::vector<double> products(static_cast<size_t>(all_matrices));
-    double* next = products.data();
+    std::vector<double> sums(2 * static_cast<size_t>(all_matrices));
+    double* next = sums.data();
     for (lnb::BalancedLayer& layer : layers) {
-        layer.products = next;
-        next += layer.matrices;
+        layer.sums = next;
+        next += 2 * layer.matrices;
     }
-    without_gil([&] { lnb::balanced_directions(layers.data(), static_cast<int64_t>(layers.size()), threads); });
-    return products;
+    without_gil([&] { lnb::balanced_directions(layers.data(), static_cast<int64_t>(layers.size()), noise, threads); });
+    return sums;
 }
 
 // `failed` is one byte per matrix.
@@ -299,6 +322,7 @@ PYBIND11_MODULE(_native_module, m) {
     m.def("combines", &lnb::combines);
     m.def("ema_combined", &ema_combined);
     m.def("dot", &dot);
+    m.def("squared_row_norms", &squared_row_norms);
     m.def("apply", &apply);
     m.def("all_finite", &all_finite);
     m.def("second_moment", &second_moment);

@@ -47,8 +47,19 @@ int unit_exponent(float largest) {
     return std::min(-exponent, 126);
 }
 
-// Returns the part's share of the layer's product.
-double solve(const Part& part, const ProductLoops& loops) {
+struct Sums {
+    double product = 0, norm = 0;
+};
+
+// How far a row's gradients agree, from |G|^2 + b^2 of their average and the mean square of each.
+double agreement(double square, double mean_square, double noise) {
+    if (!(mean_square > 0)) return 0;
+    const double ratio = std::min(1.0, std::sqrt(square / mean_square));
+    return ratio * std::min(1.0, ratio / noise);
+}
+
+// Returns the part's share of the layer's sums.
+Sums solve(const Part& part, const ProductLoops& loops, double noise) {
     const BalancedLayer& layer = *part.layer;
     const int64_t inputs = layer.inputs, size = layer.input_block, side = layer.output_block;
     const int64_t first = part.matrix * layer.rows + part.block * side;
@@ -57,6 +68,7 @@ double solve(const Part& part, const ProductLoops& loops) {
     const float* mean = layer.mean + (layer.bias == nullptr ? 0 : part.matrix * inputs);
     float* weight = layer.weight + first * inputs;
     float* bias = layer.bias == nullptr ? nullptr : layer.bias + first;
+    const double* squares = layer.squares == nullptr ? nullptr : layer.squares + first;
 
     // Both factors of M at unit size, through the smaller: a power of two rounds nothing, every row is scaled at the
     // end, and in between no product leaves the range of float, whatever the size of the gradient.
@@ -75,7 +87,7 @@ double solve(const Part& part, const ProductLoops& loops) {
         loops.add_scaled(mixed.get() + row * inputs, mean, -of_bias[row], inputs);
     }
 
-    double sum = 0;
+    Sums sums;
     const Workspace<float> directions(std::min(side, kRowsAtOnce) * inputs);
     for (int64_t begin = 0; begin < side; begin += kRowsAtOnce) {
         const int64_t rows = std::min(side - begin, kRowsAtOnce);
@@ -89,32 +101,43 @@ double solve(const Part& part, const ProductLoops& loops) {
             float* g = weight + (begin + row) * inputs;
             const double c = bias == nullptr ? 0 : of_bias[begin + row];
             const double product = loops.dot(h, m, inputs) + c * c;
-            const auto factor = static_cast<float>(product > 0 ? 1 / std::sqrt(product) : 0);
+            double size = product > 0 ? 1 / std::sqrt(product) : 0;
+            if (squares != nullptr) {
+                const double b = bias == nullptr ? 0 : bias[begin + row];
+                size *= agreement(loops.dot(g, g, inputs) + b * b, squares[begin + row], noise);
+            }
+            const auto factor = static_cast<float>(size);
             if (bias != nullptr) {
                 const float of_row = static_cast<float>(c - loops.dot(h, mean, inputs)) * factor;
-                sum += static_cast<double>(of_row) * static_cast<double>(bias[begin + row]);
+                sums.product += static_cast<double>(of_row) * static_cast<double>(bias[begin + row]);
                 bias[begin + row] = of_row;
             }
             loops.scale(h, factor, inputs);
-            sum += loops.dot(h, g, inputs);
+            sums.product += loops.dot(h, g, inputs);
+            sums.norm += loops.dot(h, h, inputs);
             std::copy_n(h, inputs, g);
         }
     }
-    return sum;
+    return sums;
 }
 
 }  // namespace
 
-void balanced_directions(const BalancedLayer* layers, int64_t count, int threads) {
+void balanced_directions(const BalancedLayer* layers, int64_t count, double noise, int threads) {
     const ProductLoops& loops = *isa().product_loops;
     const std::vector<Part> parts = parts_of(layers, count);
-    std::vector<double> sums(parts.size());
-    parallel_for(static_cast<int64_t>(parts.size()), threads, [&](int64_t i) { sums[i] = solve(parts[i], loops); });
+    std::vector<Sums> sums(parts.size());
+    parallel_for(static_cast<int64_t>(parts.size()), threads,
+                 [&](int64_t i) { sums[i] = solve(parts[i], loops, noise); });
     // In an order that depends on the shapes alone: the same bits for any number of threads.
     for (const BalancedLayer* layer = layers; layer != layers + count; ++layer) {
-        std::fill_n(layer->products, layer->matrices, 0.0);
+        std::fill_n(layer->sums, 2 * layer->matrices, 0.0);
     }
-    for (size_t i = 0; i < parts.size(); ++i) parts[i].layer->products[parts[i].matrix] += sums[i];
+    for (size_t i = 0; i < parts.size(); ++i) {
+        double* const of_matrix = parts[i].layer->sums + 2 * parts[i].matrix;
+        of_matrix[0] += sums[i].product;
+        of_matrix[1] += sums[i].norm;
+    }
 }
 
 }  // namespace lnb

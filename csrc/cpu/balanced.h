@@ -4,8 +4,10 @@
 //
 //     M = P^(-1/2) G,  c = P^(-1/2) b,  M <- M - c mu',  H = M C^-1,  h = c - H mu
 //
-// and every row of (H, h) is divided by the root of its <H, M> + c^2; where that is not positive, the row is zero. What
-// a step's size and its check for finite numbers need, <H, G> + <h, b>, is summed while rows of both are in the cache.
+// and every row of (H, h) is divided by the root of its <H, M> + c^2; where that is not positive, the row is zero. With
+// v, the mean square of each row's gradient, the row is then multiplied by its agreement a min(1, a / noise),
+// a = min(1, sqrt((|G|^2 + b^2) / v)). What a step's size and its check for finite numbers need, <H, G> + <h, b> and
+// |H|^2, is summed while rows of both are in the cache.
 //
 // A block of rows of H needs the same block of G and nothing else: blocks are handed out to threads, and each is
 // overwritten once its M is formed. A caller that needs no gradient after its direction then has no second set of
@@ -20,15 +22,17 @@ namespace lnb {
 
 // Contiguous float32 arrays of one layer, which is `matrices` independent matrices.
 struct BalancedLayer {
-    float* weight;         // G [matrices, rows, inputs], which becomes H
-    float* bias;           // b [matrices, rows], which becomes h; or null
-    const float* inverse;  // the blocks of C^-1 [matrices, inputs / input_block, input_block, input_block]
-    const float* mean;     // mu [matrices, inputs]; null without a bias
-    const float* root;     // the blocks of P^(-1/2) [matrices, rows / output_block, output_block, output_block]
-    double* products;      // <H, G> + <h, b> of every matrix [matrices]
+    float* weight;          // G [matrices, rows, inputs], which becomes H
+    float* bias;            // b [matrices, rows], which becomes h; or null
+    const float* inverse;   // the blocks of C^-1 [matrices, inputs / input_block, input_block, input_block]
+    const float* mean;      // mu [matrices, inputs]; null without a bias
+    const float* root;      // the blocks of P^(-1/2) [matrices, rows / output_block, output_block, output_block]
+    const double* squares;  // v [matrices, rows]; or null
+    double* sums;           // <H, G> + <h, b> and |H|^2 of every matrix [matrices, 2]
     int64_t matrices, rows, inputs, input_block, output_block;
 };
 
-void balanced_directions(const BalancedLayer* layers, int64_t count, int threads);
+// `noise` is the agreement of gradients that have nothing in common, in (0, 1].
+void balanced_directions(const BalancedLayer* layers, int64_t count, double noise, int threads);
 
 }  // namespace lnb

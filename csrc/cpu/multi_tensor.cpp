@@ -130,6 +130,30 @@ void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int
     work.add_up(sums, count, products);
 }
 
+void squared_row_norms(const Matrix* matrices, int64_t count, Type x, double* norms, int threads) {
+    struct Rows {
+        const Matrix* matrix;
+        int64_t begin, end;
+        double* norms;  // of the first
+    };
+    std::vector<Rows> parts;
+    for (const Matrix* matrix = matrices; matrix != matrices + count; ++matrix) {
+        const int64_t at_once = std::max<int64_t>(1, kRun / std::max<int64_t>(1, matrix->columns));
+        for (int64_t begin = 0; begin < matrix->rows; begin += at_once) {
+            parts.push_back({matrix, begin, std::min(matrix->rows, begin + at_once), norms + begin});
+        }
+        norms += matrix->rows;
+    }
+    const auto loop = entry(loops().dot, x, x);
+    parallel_for(static_cast<int64_t>(parts.size()), threads, [&](int64_t i) {
+        const auto& [matrix, begin, end, of_part] = parts[i];
+        for (int64_t row = begin; row < end; ++row) {
+            const void* const of_row = at(matrix->x, row * matrix->columns, x);
+            of_part[row - begin] = loop(of_row, of_row, matrix->columns);
+        }
+    });
+}
+
 void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scales, double lr, double decay,
            int threads) {
     const auto loop = entry(loops().apply, x, y);

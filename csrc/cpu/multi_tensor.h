@@ -32,6 +32,15 @@ constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 // products[i] <- sum(x_i * y_i), accumulated in float64 in an order that depends on the sizes alone.
 void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int threads);
 
+// A matrix of contiguous rows.
+struct Matrix {
+    const void* x;
+    int64_t rows, columns;
+};
+
+// The squared norms of all rows of all matrices, one after the other, accumulated in float64.
+void squared_row_norms(const Matrix* matrices, int64_t count, Type x, double* norms, int threads);
+
 // x <- x - lr (scales[i] y + decay x).
 void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scales, double lr, double decay,
            int threads);

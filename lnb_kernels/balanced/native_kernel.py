@@ -15,11 +15,11 @@ LARGEST_BLOCK = 256
 """Side of a block up to which the native products, which keep a strip of it in the first cache, are faster than the BLAS."""
 
 
-def balanced_directions_(problems: Sequence[reference.Problem]) -> Tensor:
+def balanced_directions_(problems: Sequence[reference.Problem], noise: float) -> Tensor:
     """As :func:`lnb_kernels.balanced.reference.balanced_directions_`; what the kernel does not take goes by it."""
     taken = list(map(_is_taken, problems))
     if all(taken):
-        return _by_kernel(problems)
+        return _by_kernel(problems, noise)
     ours = [problem for problem, mine in zip(problems, taken, strict=True) if mine]
     theirs = [problem for problem, mine in zip(problems, taken, strict=True) if not mine]
     # The reference goes first: it needs memory and may fail, and then nothing of ours is written. What the kernel would
@@ -29,23 +29,23 @@ def balanced_directions_(problems: Sequence[reference.Problem]) -> Tensor:
         for name, tensor in zip(reference.LISTS, problem, strict=True):
             if mine and tensor is not None:
                 require_aligned(f"{name}[{i}]", tensor.data_ptr(), tensor.numel(), tensor.element_size())
-    products_there = iter(reference.balanced_directions_(theirs).split(list(map(_matrices, theirs))))
-    products_here = iter(_by_kernel(ours).split(list(map(_matrices, ours))))
-    return torch.cat([next(products_here if mine else products_there) for mine in taken])
+    sums_there = iter(reference.balanced_directions_(theirs, noise).split(list(map(_matrices, theirs))))
+    sums_here = iter(_by_kernel(ours, noise).split(list(map(_matrices, ours))))
+    return torch.cat([next(sums_here if mine else sums_there) for mine in taken])
 
 
-def _by_kernel(problems: Sequence[reference.Problem]) -> Tensor:
+def _by_kernel(problems: Sequence[reference.Problem], noise: float) -> Tensor:
     addresses, shapes = [], []
     kept = []  # copies in a contiguous layout, until the call
     for problem in problems:
-        weight, _, inverse, _, root = problem
+        weight, _, inverse, _, root, _ = problem
         tensors = [None if t is None else t.resolve_neg().contiguous() for t in problem]
         kept.append(tensors)
         addresses.append([0 if t is None else t.data_ptr() for t in tensors])
         rows, inputs = weight.shape[-2:]
         shapes.append([_matrices(problem), rows, inputs, inverse.shape[-1], root.shape[-1]])
-    products = _native.module().balanced_directions(addresses, shapes, torch.get_num_threads())
-    return torch.tensor(products, dtype=torch.float64)
+    sums = _native.module().balanced_directions(addresses, shapes, noise, torch.get_num_threads())
+    return torch.tensor(sums, dtype=torch.float64).view(-1, 2)
 
 
 def _matrices(problem: reference.Problem) -> int:
@@ -53,8 +53,10 @@ def _matrices(problem: reference.Problem) -> int:
 
 
 def _is_taken(problem: reference.Problem) -> bool:
-    weight, bias, inverse, mean, root = problem
-    if any(t is not None and t.dtype != torch.float32 for t in problem) or (bias is None) != (mean is None):
+    weight, bias, inverse, mean, root, squares = problem
+    if squares is not None and squares.dtype != torch.float64:
+        return False
+    if any(t is not None and t.dtype != torch.float32 for t in problem[:5]) or (bias is None) != (mean is None):
         return False
     if any(t is not None and (t.is_neg() or not t.is_contiguous()) for t in (weight, bias)):
         return False  # they are written

@@ -26,24 +26,26 @@ def _kernel(
     inverses: Sequence[Tensor],
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    noise: float,
 ) -> Tensor:
     # A schema has no list of optional tensors that are written: there is a bias where there is a mean.
     given = iter(biases)
     of_layers = [None if mean is None else next(given) for mean in means]
-    problems = list(zip(weights, of_layers, inverses, means, roots, strict=True))
+    problems = list(zip(weights, of_layers, inverses, means, roots, squares or [None] * len(weights), strict=True))
     with _autocast.disabled(weights[0].device):
-        products: Tensor = _backend.call("balanced_directions_", weights[0], problems)
-    return products
+        sums: Tensor = _backend.call("balanced_directions_", weights[0], problems, noise)
+    return sums
 
 
 def _fake(weights: Sequence[Tensor], *_: object) -> Tensor:
     matrices = sum(weight.shape[:-2].numel() for weight in weights)
-    return weights[0].new_empty(matrices, dtype=sum_dtype(weights[0].device))
+    return weights[0].new_empty(matrices, 2, dtype=sum_dtype(weights[0].device))
 
 
 _balanced_directions_ = define_in_place(
-    "balanced_directions_(Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor[] inverses, Tensor?[] means, Tensor[] roots) "
-    "-> Tensor",
+    "balanced_directions_(Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor[] inverses, Tensor?[] means, Tensor[] roots, "
+    "Tensor[] squares, float noise) -> Tensor",
     _kernel,
     _fake,
     writes=2,
@@ -56,6 +58,8 @@ def balanced_directions_(
     inverses: Sequence[Tensor],
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
+    squares: Sequence[Tensor] | None = None,
+    noise: float = 1.0,
 ) -> Tensor:
     """Directions whose every row has unit size in the layer's metric, of a whole model in one call, in place.
 
@@ -64,7 +68,8 @@ def balanced_directions_(
 
         ``H = M C^-1``,  ``h = c - H mu``,  then row by row  ``(H, h) / sqrt(<H, M> + c^2)``
 
-    which is zero where that is not positive; ``H`` takes the place of ``W``, and ``h`` that of ``b``. The size of ``W`` and ``b``
+    and with ``squares`` times the agreement of the row's gradients, ``a min(1, a / noise)`` with
+    ``a = min(1, sqrt((||W_i||^2 + b_i^2) / squares_i))``. A row is zero where what it is divided by is not positive; ``H`` takes the place of ``W``, and ``h`` that of ``b``. The size of ``W`` and ``b``
     does not matter, from the least numbers of the dtype to the largest, nor does that of ``P``. Each layer has leading
     dimensions ``...`` of its own, of independent matrices. On CPUs the blocks of all layers are shared out to the threads
     at once.
@@ -75,10 +80,14 @@ def balanced_directions_(
         inverses: the diagonal blocks of ``C^-1``, ``[..., d / size, size, size]``.
         means: ``mu``, ``[..., d]``; None where there is no bias.
         roots: the diagonal blocks of ``P^(-1/2)``, ``[..., m / side, side, side]``.
+        squares: per layer the mean square of each row's gradients (weight and bias together), ``[..., m]``, float64
+            (float32 on devices without it); None where agreement does not count.
+        noise: the agreement ``a`` of gradients that have nothing in common, in (0, 1].
 
     Returns:
-        ``<H, W> + <h, b>`` of every matrix, those of a layer side by side, ``[matrices of all layers]``, in float64
-        (float32 on devices without it). It is finite only where all entries of the matrix are. Not differentiable.
+        ``[matrices of all layers, 2]``: ``<H, W> + <h, b>`` and ``||H||^2`` of every matrix, those of a layer one below the
+        other, in float64 (float32 on devices without it). They are finite only where all entries of the matrix are.
+        Not differentiable.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -88,16 +97,30 @@ def balanced_directions_(
     """
     op = "balanced_directions_"
     _checks.lists_of_layers(op, weights=weights, biases=biases, inverses=inverses, means=means, roots=roots)
+    noise = _checks.number(op, "noise", noise)
+    if not 0 < noise <= 1:
+        raise ValueError(f"{op}: noise is {noise}; allowed is a number in (0, 1]")
+    if squares is not None:
+        _checks.lists_of_layers(op, weights=weights, squares=squares)
     if not weights:
-        return torch.empty(0)
+        return torch.empty(0, 2)
     for i, problem in enumerate(zip(weights, biases, inverses, means, roots, strict=True)):
         _check_layer(f"{op}: layer {i}", *problem, weights[0])
+    for i, (square, weight) in enumerate(zip(squares or (), weights, strict=False)):
+        where, wanted = f"{op}: layer {i}", sum_dtype(weight.device)
+        _checks.floating_tensor(where, "squares", square)
+        _checks.shape_is(where, "squares", square, weight.shape[:-1], "one entry per row of the weight")
+        _checks.same_device(where, "squares", square, "the first weight", weights[0])
+        if square.dtype != wanted:
+            raise ValueError(f"{where}: squares is {square.dtype}; it must be {wanted}")
     given = [bias for bias in biases if bias is not None]
     _checks.writable(op, "weights", weights)
     _checks.writable(op, "biases", given)
-    require_one_kind(op, {"weights": weights, "biases": given}, inverses=inverses, means=means, roots=roots)
-    products: Tensor = _balanced_directions_(weights, given, inverses, means, roots)
-    return products
+    require_one_kind(
+        op, {"weights": weights, "biases": given}, inverses=inverses, means=means, roots=roots, squares=squares or ()
+    )
+    sums: Tensor = _balanced_directions_(weights, given, inverses, means, roots, squares or (), noise)
+    return sums
 
 
 def _check_layer(

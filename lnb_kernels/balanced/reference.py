@@ -10,19 +10,20 @@ from torch import Tensor
 from lnb_kernels._writes import require_writable
 from lnb_kernels.scaling import sum_dtype, unit_scale
 
-Problem = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]  # weight, bias, inverse, mean, root
+# weight, bias, inverse, mean, root, squares
+Problem = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]
 
 
-LISTS = ("weights", "biases", "inverses", "means", "roots")
+LISTS = ("weights", "biases", "inverses", "means", "roots", "squares")
 """What the public function calls the lists of which a problem holds an entry each."""
 
 
 @torch.no_grad()
-def balanced_directions_(problems: Sequence[Problem]) -> Tensor:
+def balanced_directions_(problems: Sequence[Problem], noise: float) -> Tensor:
     """Overwrite weight and bias of every problem by their directions; see :func:`lnb_kernels.balanced_directions_`."""
     require_apart(problems)
-    products = [balanced_direction_(*problem) for problem in problems]
-    return torch.cat(products) if products else torch.empty(0)
+    sums = [balanced_direction_(*problem, noise) for problem in problems]
+    return torch.cat(sums) if sums else torch.empty(0, 2)
 
 
 def require_apart(problems: Sequence[Problem]) -> None:
@@ -32,9 +33,15 @@ def require_apart(problems: Sequence[Problem]) -> None:
 
 
 def balanced_direction_(
-    weight: Tensor, bias: Tensor | None, inverse: Tensor, mean: Tensor | None, root: Tensor
+    weight: Tensor,
+    bias: Tensor | None,
+    inverse: Tensor,
+    mean: Tensor | None,
+    root: Tensor,
+    squares: Tensor | None = None,
+    noise: float = 1.0,
 ) -> Tensor:
-    """One of them; returns ``<H, W> + <h, b>`` of every matrix, ``[matrices]``.
+    """One of them; returns ``<H, W> + <h, b>`` and ``||H||^2`` of every matrix, ``[matrices, 2]``.
 
     Directions do not depend on the size of ``W`` or of ``P``. Both are brought to unit size, through ``P`` alone, so that the
     products of the rows are in the range of the dtype.
@@ -43,7 +50,10 @@ def balanced_direction_(
     mixed = _mix(root, weight)
     if bias is None or mean is None:
         step = times_blocks(mixed, inverse)
-        step = torch.mul(step, row_scale(_rows_dot(step, mixed)), out=mixed)
+        scale = row_scale(_rows_dot(step, mixed))
+        if squares is not None:
+            scale *= row_agreement(squares, noise, weight).to(scale.dtype)
+        step = torch.mul(step, scale, out=mixed)
         products = _products(step, weight)
     else:
         mixed_bias = _mix(root, bias)
@@ -52,16 +62,38 @@ def balanced_direction_(
         step_bias = mixed_bias - step @ mean.unsqueeze(-1)
         # <(h_w, h_b), (w, b)> = <h_w, w - b mu> + b^2
         scale = row_scale(_rows_dot(step, mixed) + mixed_bias.square())
+        if squares is not None:
+            scale *= row_agreement(squares, noise, weight, bias).to(scale.dtype)
         step = torch.mul(step, scale, out=mixed)
         step_bias *= scale
         products = _products(step, weight) + _products(step_bias, bias)
         bias.copy_(step_bias)
     weight.copy_(step)
-    return products
+    return torch.stack([products, _products(step, step)], dim=-1)
+
+
+def row_agreement(squares: Tensor, noise: float, *averages: Tensor) -> Tensor:
+    """How far the gradients of each row agree with each other, ``a min(1, a / noise)`` in [0, 1], ``[..., m, 1]``.
+
+    ``a = min(1, sqrt(||g~_i||^2 / v_i))``, where ``g~_i`` is the average of the row's gradients and ``v_i`` the average of
+    their squared norms: 1 where all are the same, ``noise`` where they have nothing in common, less where they point
+    against each other, as those of steps that are too long do. Below ``noise`` it falls with the square.
+
+    Args:
+        squares: ``v``, ``[..., m]``.
+        noise: ``a`` of independent gradients of mean zero, in (0, 1]: a matter of the weights of the average.
+        averages: the parts of ``g~``, each ``[..., m, columns]``.
+    """
+    wide = sum_dtype(squares.device)
+    square = sum(part.to(wide).square().sum(-1, keepdim=True) for part in averages)
+    mean = squares.to(wide).unsqueeze(-1)
+    ratio = torch.where(mean > 0, square / mean, 0.0).clamp(max=1).sqrt()
+    return ratio * (ratio / noise).clamp(max=1)
 
 
 def _products(step: Tensor, gradient: Tensor) -> Tensor:
-    return (step * gradient).sum((-2, -1), dtype=sum_dtype(step.device)).flatten()
+    wide = sum_dtype(step.device)
+    return (step.to(wide) * gradient.to(wide)).sum((-2, -1)).flatten()
 
 
 def _rows_dot(x: Tensor, y: Tensor) -> Tensor:

@@ -99,6 +99,24 @@ def layers(op: str, values: Sequence[int] | None, count: int) -> None:
             raise ValueError(f"{op}: layers has the entry {value}; allowed are ints in [0, {count})")
 
 
+def row_counts(op: str, rows: Sequence[int], tensors: Sequence[Tensor]) -> None:
+    """``rows`` has one int per tensor that divides its number of entries.
+
+    Raises:
+        TypeError: no list or tuple of ints.
+        ValueError: another number of them, or one does not divide.
+    """
+    if not isinstance(rows, (list, tuple)) or any(type(value) is not int for value in rows):
+        raise TypeError(f"{op}: rows must be a list of ints, got {rows!r}")
+    if len(rows) != len(tensors):
+        raise ValueError(f"{op}: rows has {len(rows)} entries, allowed is one per tensor, {len(tensors)}")
+    for i, (value, tensor) in enumerate(zip(rows, tensors, strict=True)):
+        if value < 0 or (tensor.numel() % value if value else tensor.numel()):
+            raise ValueError(
+                f"{op}: rows[{i}] is {value}; allowed are numbers of equal rows of the {tensor.numel()} entries of tensors[{i}]"
+            )
+
+
 def rate(op: str, name: str, value: float | Tensor, tensors: Sequence[Tensor]) -> tuple[float, Tensor | None]:
     """A number, or a 0-dim tensor that stays on its device: ``(number, tensor or None)``.
 

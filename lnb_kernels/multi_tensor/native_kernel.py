@@ -15,7 +15,16 @@ from torch import Tensor
 from lnb_kernels import _native
 from lnb_kernels._writes import require_mutable, require_writable
 from lnb_kernels.multi_tensor import reference
-from lnb_kernels.multi_tensor.grouping import Group, at, partition, put, require_disjoint, require_memory, separate
+from lnb_kernels.multi_tensor.grouping import (
+    Group,
+    at,
+    native_type,
+    partition,
+    put,
+    require_disjoint,
+    require_memory,
+    separate,
+)
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -89,6 +98,21 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
             totals[layer] += product
         products = totals
     return torch.tensor(products, dtype=torch.float64)
+
+
+def squared_row_norms(tensors: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """As :func:`lnb_kernels.multi_tensor.reference.squared_row_norms`; one call for tensors of one dtype, each contiguous."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 or not all(tensor.is_contiguous() and not tensor.is_neg() for tensor in tensors):
+        return reference.squared_row_norms(tensors, rows)
+    native = _native.module()
+    norms = torch.empty(sum(rows), dtype=torch.float64)
+    native.squared_row_norms(
+        list(map(Tensor.data_ptr, tensors)), native_type(native, dtypes.pop()), list(rows),
+        [tensor.numel() // max(1, n) for tensor, n in zip(tensors, rows, strict=True)], norms.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return norms
 
 
 def apply_(

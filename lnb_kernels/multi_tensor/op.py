@@ -18,15 +18,18 @@ from lnb_kernels.multi_tensor import checks, reference
 from lnb_kernels.scaling import sum_dtype
 
 
-def _define(schema: str, fake: Callable[..., Any], *, writes: int) -> Callable[..., Any]:
-    """Register ``lnb_kernels::multi_tensor_<schema>`` and its routes; it writes to its first ``writes`` lists of tensors."""
+def _define(schema: str, fake: Callable[..., Any], *, writes: int, cuda: bool = True) -> Callable[..., Any]:
+    """Register ``lnb_kernels::multi_tensor_<schema>`` and its routes; it writes to its first ``writes`` lists of tensors.
+
+    With ``cuda`` there is a CUDA kernel.
+    """
     name = "multi_tensor_" + schema.partition("(")[0]
     short = name.removeprefix("multi_tensor_")
     _backend.register(
         name,
         _by_reference(getattr(reference, short), re.findall(r"Tensor[^ ]*\[\] (\w+)", schema), writes),
         native=f"lnb_kernels.multi_tensor.native_kernel:{short}",
-        native_cuda=f"lnb_kernels.multi_tensor.cuda_kernel:{short}",
+        native_cuda=f"lnb_kernels.multi_tensor.cuda_kernel:{short}" if cuda else None,
         native_dtypes=frozenset(DTYPES),
     )
 
@@ -72,6 +75,12 @@ _ema_combined = _define(
     writes=2,
 )
 _dot = _define("dot(Tensor[] xs, Tensor[] ys, int[]? layers=None) -> Tensor", _dot_like, writes=0)
+_squared_row_norms = _define(
+    "squared_row_norms(Tensor[] tensors, int[] rows) -> Tensor",
+    lambda tensors, rows: tensors[0].new_empty(sum(rows), dtype=sum_dtype(tensors[0].device)),
+    writes=0,
+    cuda=False,
+)
 _apply = _define(
     "apply_(Tensor(a!)[] params, Tensor[] directions, Tensor scales, float lr, Tensor? lr_tensor, "
     "float weight_decay, Tensor? weight_decay_tensor, Tensor? ok) -> ()",
@@ -223,6 +232,30 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
         return torch.empty(0)
     products: Tensor = _dot(xs, ys, layers)
     return products
+
+
+def squared_row_norms(tensors: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """Squared Euclidean norms of the rows of tensors that are read as matrices, the same bits in every run.
+
+    Args:
+        tensors: floating tensors of any shapes and dtypes, on one device.
+        rows: for each tensor, into how many equal rows its entries are cut, in their order; divides their number.
+
+    Returns:
+        ``[sum(rows)]``, those of a tensor side by side, in float64 (float32 on devices without it), where no square of a
+        float32 entry overflows or vanishes. Not differentiable.
+
+    Raises:
+        TypeError: not a list of dense floating tensors, or ``rows`` holds no ints.
+        ValueError: more than one device, or ``rows`` does not fit.
+    """
+    op = "multi_tensor.squared_row_norms"
+    checks.tensors(op, "tensors", tensors)
+    checks.row_counts(op, rows, tensors)
+    if not tensors:
+        return torch.empty(0)
+    norms: Tensor = _squared_row_norms(tensors, rows)
+    return norms
 
 
 def apply_(

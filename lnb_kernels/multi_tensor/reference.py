@@ -80,6 +80,15 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
 
 
 @torch.no_grad()
+def squared_row_norms(tensors: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """``sum(row * row)`` of the ``rows[i]`` equal rows of every tensor, one after the other, ``[sum(rows)]``."""
+    if not tensors:
+        return torch.empty(0)
+    wide = sum_dtype(tensors[0].device)
+    return torch.cat([x.to(wide).reshape(n, -1).square().sum(1) for x, n in zip(tensors, rows, strict=True)])
+
+
+@torch.no_grad()
 def apply_(
     params: Sequence[Tensor],
     directions: Sequence[Tensor],

@@ -15,6 +15,7 @@ TRUST_REGIONS = ("global", "layer", "neuron", "balanced", "spectral", "rms")
 WITH_FACTOR = ("balanced", "spectral")
 RIDGE_MODES = ("absolute", "relative")
 OTHERS = ("identity", "adamw")
+DAMPINGS = ("none", "agreement", "gain")
 CARRIED = ("lr", "weight_decay", "ridge")
 """The settings that every parameter group carries."""
 MOMENT_DTYPES = (None, torch.float32, torch.bfloat16)
@@ -51,6 +52,14 @@ class Config:
             steps 1, 2, 4, 8, ... too, >= 1.
         b_s: decay of the average of the second moment, in [0, 1).
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
+        sample_ridge: what a relative ridge grows by where a block has more inputs than the averaged second moment has
+            rows: times inputs per row, >= 0.
+        max_relative_change: the longest step of a layer's weights relative to their norm, per unit of ``lr``, > 0; None
+            for any (see :mod:`lnb.weight_bound`).
+        damping: what shortens steps inside the region. ``"none"``; ``"agreement"``: the gradients of a row that do not agree
+            with each other; ``"gain"``: a layer's step before, whose gain fell short of what its gradient promised (see
+            :mod:`lnb.damping`).
+        b_rows: decay of the mean squares that agreement is judged by, in [0, 1).
         others: the rule for parameters of no claimed layer, ``"identity"`` or ``"adamw"``.
         nesterov: look one step ahead in the gradient average, as Nesterov's momentum does.
         block_size: inputs of one diagonal block of the metric where the solver is ``"cholesky"``, and neurons of one block
@@ -88,6 +97,10 @@ class Config:
     refresh_every: int = 1
     b_s: float = 0.0
     ridge_mode: str = "absolute"
+    sample_ridge: float = 0.0
+    max_relative_change: float | None = None
+    damping: str = "none"
+    b_rows: float = 0.95
     others: str = "identity"
     nesterov: bool = False
     block_size: int | None = None
@@ -100,11 +113,13 @@ class Config:
     max_state_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("momentum", "b_mu", "b_nu", "shrinkage", "b_s", "b_others"):
+        for name in ("momentum", "b_mu", "b_nu", "shrinkage", "b_s", "b_others", "b_rows"):
             check_number(name, getattr(self, name), low=0.0, high=1.0)
-        for name in ("ridge", "weight_decay", "others_lr"):
+        for name in ("ridge", "weight_decay", "others_lr", "sample_ridge"):
             check_number(name, getattr(self, name), low=0.0)
         check_number("min_norm", self.min_norm, low=0.0, low_allowed=False)
+        if self.max_relative_change is not None:
+            check_number("max_relative_change", self.max_relative_change, low=0.0, low_allowed=False)
         for name in ("cg_iterations", "refresh_every", "sample_every"):
             check_count(name, getattr(self, name))
         check_choice("solver", self.solver, SOLVERS)
@@ -112,6 +127,11 @@ class Config:
         check_choice("trust_region", self.trust_region, TRUST_REGIONS)
         check_choice("ridge_mode", self.ridge_mode, RIDGE_MODES)
         check_choice("others", self.others, OTHERS)
+        check_choice("damping", self.damping, DAMPINGS)
+        if self.damping == "gain" and self.trust_region not in ("global", "layer"):
+            raise ValueError(
+                f"damping='gain' shortens whole steps: trust_region={self.trust_region!r} must be 'global' or 'layer'"
+            )
         if self.block_size is not None:
             check_count("block_size", self.block_size)
         if self.max_overhead is not None:
@@ -262,8 +282,23 @@ PRESETS: dict[str, Config] = {
         trust_region="balanced",
         refresh_every=10,
         b_s=0.9,
+        sample_ridge=1.0,
+        max_relative_change=2.5,
+        damping="agreement",
         block_size=144,
         others="adamw",
         others_lr=0.15,
     ),
+    "full_batch": Config(
+        momentum=0.0,
+        ridge=1e-10,
+        ridge_mode="relative",
+        min_norm=1.0,
+        weight_decay=0.0,
+        solver="cholesky",
+        trust_region="global",
+        max_relative_change=0.5,
+        damping="gain",
+    ),
 }
+DEFAULT_LR = {"paper": 0.1, "fast": 0.1, "full_batch": 1.0}

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lnb import update
 from lnb.attach import attach_layers, detach_layer, require_module
 from lnb.blocks import Block, take_inventory
-from lnb.config import CARRIED, Config, check_group, resolve_config
+from lnb.config import CARRIED, DEFAULT_LR, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
 from lnb.guard import StepGuard
@@ -96,7 +96,7 @@ class LNB(Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        lr: float | Tensor = 0.05,
+        lr: float | Tensor | None = None,
         preset: str = "fast",
         *,
         params: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
@@ -108,7 +108,11 @@ class LNB(Optimizer):
     ) -> None:
         require_module("model", model)
         config = resolve_config(preset, settings)
-        defaults = {"lr": lr, "weight_decay": config.weight_decay, "ridge": config.ridge}
+        defaults = {
+            "lr": DEFAULT_LR[preset] if lr is None else lr,
+            "weight_decay": config.weight_decay,
+            "ridge": config.ridge,
+        }
         check_group(defaults)
         if isinstance(exclude, nn.Module):
             raise TypeError(f"exclude={type(exclude).__name__}(...) must be a list of modules, not a module")

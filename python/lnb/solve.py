@@ -16,7 +16,7 @@ from lnb.equations import Equation, solve_equation, solve_joined
 from lnb.factored import Factor, block_count, factorize
 from lnb.metric import begin_block, keep_direction
 from lnb.orthogonalize import inverse_root
-from lnb.statistics import average_second_moment, ridge_of
+from lnb.statistics import average_second_moment, few_samples, ridge_of
 from lnb.trust_region import spectral_direction
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
@@ -35,29 +35,57 @@ class Direction:
     Attributes:
         residual: CG's last residual norms, where there are any.
         product: ``<h, g~>``, where the solver has it.
+        squared_norm: ``||h_W||^2``, where the solver has it.
+        damped: whether the rows are multiplied by their agreement already.
     """
 
     parts: list[Tensor]
     residual: Tensor | None = None
     product: Tensor | None = None
+    squared_norm: Tensor | None = None
+    damped: bool = False
 
 
-def solve(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
+@dataclass(frozen=True)
+class RowSquares:
+    """What agreement is judged by (:mod:`lnb.damping`).
+
+    Attributes:
+        of_layers: ``v``, ``[groups, d_out]`` of every layer.
+        noise: ``a_0``.
+    """
+
+    of_layers: list[Tensor]
+    noise: float
+
+
+def solve(
+    works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, squares: RowSquares | None = None
+) -> list[Direction]:
     """The directions of all layers, in the order of ``works``; their statistics are updated."""
-    factored = [work for work in works if work.config.factored]
-    solved = iter(_solve_factored(factored, averages, verdict))
+    factored = [i for i, work in enumerate(works) if work.config.factored]
+    of_factored = None if squares is None else RowSquares([squares.of_layers[i] for i in factored], squares.noise)
+    solved = iter(_solve_factored([works[i] for i in factored], averages, verdict, of_factored))
     iterated = iter(_iterate([work for work in works if not work.config.factored], averages, verdict))
     return [next(solved if work.config.factored else iterated) for work in works]
 
 
-def _solve_factored(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
-    batches = _batched([_Batch.of_layer(i, work, averages, verdict) for i, work in enumerate(works)])
+def _solve_factored(
+    works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, squares: RowSquares | None
+) -> list[Direction]:
+    each = [None] * len(works) if squares is None else squares.of_layers
+    layers = [_Batch.of_layer(i, work, averages, verdict, each[i]) for i, work in enumerate(works)]
+    batches = _batched(layers)
     found: dict[int, Direction] = {}
-    for batch, (weight, bias, products) in zip(batches, _directions(batches), strict=True):
+    solved = _directions(batches, 1.0 if squares is None else squares.noise)
+    for batch, (weight, bias, sums) in zip(batches, solved, strict=True):
         weights, biases = batch.unstacked(weight), batch.unstacked(bias)
         for k, i in enumerate(batch.members):
-            parts = [weights[k], *biases[k : k + 1]]
-            found[i] = Direction(works[i].block.shaped(parts), product=None if products is None else products[k])
+            parts = works[i].block.shaped([weights[k], *biases[k : k + 1]])
+            if sums is None:
+                found[i] = Direction(parts)
+            else:
+                found[i] = Direction(parts, None, sums[k][0], sums[k][1], squares is not None)
     return [found[i] for i in range(len(works))]
 
 
@@ -71,6 +99,7 @@ class _Batch:
         bias: of the bias, ``[.., rows, 1]``.
         factor: of their metrics.
         output: ``P^(-1/2)`` of their outputs, for the balanced region.
+        squares: the mean squares of their rows' gradients, for agreement.
     """
 
     members: tuple[int, ...]
@@ -78,14 +107,17 @@ class _Batch:
     bias: Tensor | None
     factor: Factor
     output: Tensor | None
+    squares: Tensor | None
     trust_region: str
 
     @staticmethod
-    def of_layer(i: int, work: BlockWork, averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> _Batch:
+    def of_layer(
+        i: int, work: BlockWork, averages: dict[nn.Parameter, Tensor], verdict: Verdict, squares: Tensor | None
+    ) -> _Batch:
         """The layer in place ``i``; its factor is made anew if this step gathered its second moment."""
         weight, bias = _matrices(work, averages)
         factor, output = _refresh(work, (weight, bias), verdict)
-        return _Batch((i,), weight, bias, factor, output, work.config.trust_region)
+        return _Batch((i,), weight, bias, factor, output, squares, work.config.trust_region)
 
     @staticmethod
     def stacked(batches: list[_Batch]) -> _Batch:
@@ -93,12 +125,14 @@ class _Batch:
         biases = [batch.bias for batch in batches if batch.bias is not None]
         means = [batch.factor.mean for batch in batches if batch.factor.mean is not None]
         outputs = [batch.output for batch in batches if batch.output is not None]
+        squares = [batch.squares for batch in batches if batch.squares is not None]
         return _Batch(
             tuple(i for batch in batches for i in batch.members),
             torch.stack([batch.weight for batch in batches]),
             torch.stack(biases) if biases else None,
             Factor(torch.stack([batch.factor.matrix for batch in batches]), torch.stack(means) if means else None),
             torch.stack(outputs) if outputs else None,
+            torch.stack(squares) if squares else None,
             batches[0].trust_region,
         )
 
@@ -143,10 +177,10 @@ def _batched(layers: list[_Batch]) -> list[_Batch]:
     return [layer for layer in layers if layer.stays_alone] + stacks
 
 
-_Solved: TypeAlias = tuple[Tensor, Tensor | None, Sequence[Tensor] | None]  # weight, bias, product of every layer
+_Solved: TypeAlias = tuple[Tensor, Tensor | None, Sequence[Tensor] | None]  # weight, bias, sums of every layer [2]
 
 
-def _directions(batches: list[_Batch]) -> list[_Solved]:
+def _directions(batches: list[_Batch], noise: float) -> list[_Solved]:
     """The directions of every batch; those of the balanced region in one call per device and dtype."""
     together: dict[tuple[torch.device, torch.dtype], list[_Batch]] = {}
     for batch in batches:
@@ -155,22 +189,25 @@ def _directions(batches: list[_Batch]) -> list[_Solved]:
     solved: dict[int, _Solved] = {}
     for alike in together.values():
         # In place: nothing needs the averages any more, and new tensors would cost a CPU more than the solution of small layers.
-        products = lk.balanced_directions_(
+        squares = [batch.squares for batch in alike if batch.squares is not None]
+        sums = lk.balanced_directions_(
             [batch.weight for batch in alike],
             [batch.bias for batch in alike],
             [batch.factor.matrix for batch in alike],
             [batch.factor.mean for batch in alike],
             [batch.output for batch in alike if batch.output is not None],
+            squares or None,
+            noise,
         )
-        of_layers = iter(_sums(products, [batch.groups for batch in alike for _ in batch.members]))
+        of_layers = iter(_sums(sums, [batch.groups for batch in alike for _ in batch.members]))
         for batch in alike:
             solved[batch.members[0]] = batch.weight, batch.bias, [next(of_layers) for _ in batch.members]
     return [(*_direction(batch), None) if batch.output is None else solved[batch.members[0]] for batch in batches]
 
 
-def _sums(products: Tensor, counts: list[int]) -> Sequence[Tensor]:
-    """The sum of each run of ``counts[i]`` products."""
-    return products.unbind() if max(counts) == 1 else [run.sum() for run in products.split(counts)]
+def _sums(sums: Tensor, counts: list[int]) -> Sequence[Tensor]:
+    """The sum of each run of ``counts[i]`` rows of ``sums``, ``[2]`` each."""
+    return sums.unbind() if max(counts) == 1 else [run.sum(0) for run in sums.split(counts)]
 
 
 def _direction(batch: _Batch) -> tuple[Tensor, Tensor | None]:
@@ -248,6 +285,8 @@ def _refresh(work: BlockWork, gradient: tuple[Tensor, Tensor | None], verdict: V
         second_moment = average_second_moment(work, verdict, config.b_s, keep=config.b_s > 0)
         spectral = config.trust_region == "spectral"
         ridge = ridge_of(second_moment, work.ridge, config.ridge_mode == "relative", work.with_bias)
+        if config.sample_ridge > 0 and config.ridge_mode == "relative":
+            ridge = ridge * (1 + few_samples(work, second_moment) * (config.sample_ridge / work.ridge))
         fresh = factorize(second_moment, ridge, work.with_bias, inverse=not spectral)
         if balanced:
             _keep(work, "output_factor", _output_factor(work, gradient, fresh, verdict, config), verdict)

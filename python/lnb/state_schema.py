@@ -14,6 +14,9 @@ from lnb.master import has_master
 from lnb_kernels import multi_tensor
 
 COUNTS = ("step", "moment_step", "second_moment_step")
+_NUMBERS = ("weight_norm", "growth", "fraction", "last_slope")
+WIDE = ("row_square", *_NUMBERS)
+"""Kept in float64 whatever the parameter is: squares of gradients, and what is compared with them."""
 _DTYPES = (torch.float32, torch.float64)
 
 Entry = tuple[nn.Parameter, dict[str, Any]]
@@ -49,13 +52,15 @@ def required_keys(parameter: nn.Parameter, block: Block | None, config: Config) 
 
 def allowed_shapes(key: str, parameter: Tensor, block: Block | None) -> list[tuple[int, ...]]:
     """The shapes that state ``key`` of ``parameter`` may have; none where it has no such state."""
-    if key in COUNTS:
+    if key in (*COUNTS, *_NUMBERS):
         return [()]
-    if key in ("momentum", "gradient_square", "master"):
+    if key in ("momentum", "gradient_square", "master", "last_step"):
         return [tuple(parameter.shape)]
     if block is None:
         return []
     groups, rows, d_in = block.shape
+    if key == "row_square":
+        return [(groups, rows)]
     if key == "direction":
         return [(groups, rows, d_in), (groups, rows, d_in + 1)]
     if key in ("second_moment", "factor", "output_factor", "output_moment"):

@@ -148,3 +148,19 @@ def ridge_of(second_moment: Tensor, ridge: float, relative: bool, with_bias: boo
         average = torch.where(varies, variance, average)
     average = torch.where(average > 0, average, 1.0)
     return ridge * average.reshape(-1, 1, 1, 1)
+
+
+def few_samples(work: BlockWork, second_moment: Tensor) -> Tensor:
+    """Inputs of a block per row that its averaged second moment counts, ``[]``: by how much it is uncertain.
+
+    The eigenvalues of ``n`` rows' second moment of ``d`` inputs spread around the true ones by a share of order ``d / n``
+    (Ledoit and Wolf, 2004). An average over steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the rows of one:
+    ``(1 - b^t) / (1 + b^t) (1 + b) / (1 - b)`` after ``t`` steps of decay ``b``.
+    """
+    assert work.moments is not None
+    rows = (work.moments[0, 0, -1, -1] / work.config.sample_every).clamp(min=1)
+    b = work.config.b_s
+    if b > 0:
+        past = b ** work.state["second_moment_step"].clamp(min=1)
+        rows = rows * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)))
+    return (second_moment.shape[-1] - 1) / rows

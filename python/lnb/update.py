@@ -6,6 +6,7 @@ Notation: ``g~`` the averaged gradient, ``h`` the direction (``metric h = g~``),
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -14,14 +15,17 @@ from torch import Tensor, nn
 
 from lnb.averages import adam_directions, average_gradients, by_device
 from lnb.config import Config
+from lnb.damping import Gain, mean_row_squares, noise_level
 from lnb.master import has_master, masters_of, remember
 from lnb.scratch import Scratch
-from lnb.solve import Direction, solve
+from lnb.solve import Direction, RowSquares, solve
 from lnb.trust_region import layer_scale, rms_scale
 from lnb.verdict import Verdict
+from lnb.weight_bound import WeightBound, measure_norms
 from lnb.work import Work
 from lnb_kernels import multi_tensor
 from lnb_kernels._captured import keep_if_captured
+from lnb_kernels.balanced.reference import row_agreement
 from lnb_kernels.scaling import sum_dtype
 
 _LARGEST_SCALE = 0.875  # power of the largest number
@@ -36,7 +40,10 @@ def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple
         infinite where there is no finite direction.
     """
     averages = average_gradients(work, verdict, config, scratch)
-    solved = solve(work.blocks, averages, verdict)
+    squares = None
+    if config.damping == "agreement" and work.blocks:
+        squares = RowSquares(mean_row_squares(work.blocks, verdict, config.b_rows), noise_level(config))
+    solved = solve(work.blocks, averages, verdict, squares)
     if config.others == "adamw":
         others = adam_directions(work, averages, verdict, config.b_others)
     else:
@@ -45,8 +52,54 @@ def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple
     owners = _owners(work)
     products = _products(work, solved, directions, averages, owners)
     scales = _scales(work, directions, products, owners, verdict, config)
-    _apply(work, directions, scales, verdict, config)
+    if squares is not None:
+        _damp_rows(work, solved, averages, squares)
+        directions = [part for direction in solved for part in direction.parts] + others
+    if work.blocks and (config.max_relative_change is not None or config.damping == "gain"):
+        scales = _shortened(work, solved, scales, verdict, config)
+    _apply(work, directions, scales[_index(owners, scales.device)], verdict, config)
     return solved, products
+
+
+def _damp_rows(work: Work, solved: list[Direction], averages: dict[nn.Parameter, Tensor], squares: RowSquares) -> None:
+    """Multiply rows by their agreement, where the solver has not."""
+    for i, (layer, direction) in enumerate(zip(work.blocks, solved, strict=True)):
+        if direction.damped:
+            continue
+        shape = layer.block.shape[:2]
+        given = [averages[parameter].view(*shape, -1) for parameter in layer.parameters]
+        agreement = row_agreement(squares.of_layers[i], squares.noise, *given)
+        parts = [(part.view(*shape, -1) * agreement.to(part.dtype)).view_as(part) for part in direction.parts]
+        solved[i] = dataclasses.replace(direction, parts=parts, squared_norm=None, damped=True)
+
+
+def _shortened(work: Work, solved: list[Direction], scales: Tensor, verdict: Verdict, config: Config) -> Tensor:
+    """``scales`` of layers and others, those of layers within the bounds of damping and of weights."""
+    layers = len(work.blocks)
+    own = scales[:layers]
+    lrs = [work.groups[layer.block.weight]["lr"] for layer in work.blocks]
+    gain = Gain(work.blocks, verdict) if config.damping == "gain" else None
+    if gain is not None:
+        own = torch.minimum(own, gain.fractions(own) / config.min_norm)
+    if config.max_relative_change is not None:
+        measure_norms(work.blocks, verdict)
+        bound = WeightBound(work.blocks, config.max_relative_change, lrs, own.device)
+        squares = _squared_norms(solved, own)
+        own = own * bound.factors(own, squares)
+        bound.note_growth(own, squares, verdict)
+    if gain is not None:
+        for layer, direction, scale, lr in zip(work.blocks, solved, own.unbind(), lrs, strict=True):
+            gain.remember(layer, direction.parts, scale * lr)
+    return torch.cat([own, scales[layers:]])
+
+
+def _squared_norms(solved: list[Direction], like: Tensor) -> Tensor:
+    """``||h_W||^2`` of every layer; 0 where it is not finite, which has no step."""
+    missing = [direction.parts[0] for direction in solved if direction.squared_norm is None]
+    norms = iter(torch._foreach_norm(missing, dtype=like.dtype) if missing else ())
+    squares = [next(norms).square() if d.squared_norm is None else d.squared_norm for d in solved]
+    found = torch.stack([square.to(like) for square in squares])
+    return torch.where(found.isfinite(), found, 0.0)
 
 
 def _products(
@@ -112,7 +165,7 @@ def _scales(
     verdict: Verdict,
     config: Config,
 ) -> Tensor:
-    """What every parameter's direction is multiplied by, in the order of ``work.parameters``; 0 where it is not finite."""
+    """What the directions of every layer and every other parameter are multiplied by; 0 where they are not finite."""
     finite = products.isfinite()
     products = torch.where(finite, products, 0.0)
     layers = len(work.blocks)
@@ -139,8 +192,7 @@ def _scales(
         scales[layers:] = config.others_lr
     # What a direction's dtype cannot hold would turn entries of 0 into NaN; lr has the room of the power.
     most = min(torch.finfo(dtype).max for dtype in {direction.dtype for direction in directions})
-    scales = torch.where(finite, scales, 0.0).clamp(max=most**_LARGEST_SCALE)
-    return scales[_index(owners, scales.device)]
+    return torch.where(finite, scales, 0.0).clamp(max=most**_LARGEST_SCALE)
 
 
 def _raise_tiny(directions: list[Tensor], squares: Tensor, owners: tuple[int, ...]) -> None:

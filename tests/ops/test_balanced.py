@@ -116,7 +116,7 @@ def test_layout_threads_and_order_change_nothing() -> None:
         ]  # type: ignore[misc]
         torch.set_num_threads(count)
         try:
-            products = native_kernel.balanced_directions_(strided)
+            products = native_kernel.balanced_directions_(strided, 1.0)[:, 0]
         finally:
             torch.set_num_threads(threads)
         assert torch.equal(products, expected_products)
@@ -146,7 +146,7 @@ def test_nothing_beyond_the_layers_is_written() -> None:
 
     problems = [problem((2,), m, d, a, b, True) for m, d, a, b in SHAPES]
     placed: list[Problem] = [tuple(map(guarded, values)) for values in problems]  # type: ignore[misc]
-    native_kernel.balanced_directions_(placed)
+    native_kernel.balanced_directions_(placed, 1.0)
     for (weight, bias, *constants), (_, _, *before) in zip(placed, problems, strict=True):
         assert weight.isfinite().all()
         assert bias is not None
@@ -229,7 +229,7 @@ def test_the_op_writes_to_its_arguments() -> None:
     assert bias is not None
     assert step_bias is not None
     versions = weight._version, bias._version
-    products = lk.balanced_directions_(*([value] for value in values))
+    products = lk.balanced_directions_(*([value] for value in values))[:, 0]
     assert torch.equal(products, expected)
     assert torch.equal(weight, step)
     assert torch.equal(bias, step_bias)
@@ -239,7 +239,7 @@ def test_the_op_writes_to_its_arguments() -> None:
 def test_no_layers_and_empty_layers() -> None:
     assert lk.balanced_directions_([], [], [], [], []).shape == (0,)
     empty = torch.zeros(0, 4)
-    products = lk.balanced_directions_([empty], [None], [torch.eye(4)[None]], [None], [torch.zeros(0, 1, 1)])
+    products = lk.balanced_directions_([empty], [None], [torch.eye(4)[None]], [None], [torch.zeros(0, 1, 1)])[:, 0]
     assert products.tolist() == [0]
 
 
