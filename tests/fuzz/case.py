@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from fuzz import builders
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 import lnb_kernels as lk
 
@@ -96,16 +95,21 @@ def plain(value: Tensor) -> Tensor:
     """``value`` as an ordinary tensor without history, negation bit or inference mark."""
     if isinstance(value, builders.Wrapper):
         value = value.inner
+    if value.layout != torch.strided or value.is_meta:
+        return value.detach()
     with torch.no_grad():
         return value.detach().as_subclass(torch.Tensor).resolve_neg().clone()
 
 
 def copies(values: Values) -> Values:
     """Every tensor of the arguments as an ordinary one of its own."""
-    return {
-        name: tree_map(lambda entry: plain(entry) if isinstance(entry, Tensor) else entry, value)
-        for name, value in values.items()
-    }
+    return {name: _copy(value) for name, value in values.items()}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return plain(value)
+    return [_copy(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 NAMES: Values = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fuzz.case import Case, Values, build, copies, entries, plain, run_program
+from fuzz.case import Case, Values, build, copies, entries, run_program
 from fuzz.memory import Snapshot, difference
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,8 +23,9 @@ HALF = "half-applied failing call"
 UNNAMED = "unnamed error"
 UNWANTED = "refusal of a valid call"
 CRASH = "crash"
-CLASSES = (OK, REFUSED, WRONG, HALF, UNNAMED, UNWANTED, CRASH)
-FAULTS = (WRONG, HALF, UNNAMED, UNWANTED, CRASH)
+HARNESS = "error of the harness"
+FAULTS = (WRONG, HALF, UNNAMED, UNWANTED, CRASH, HARNESS)
+CLASSES = (OK, REFUSED, *FAULTS)
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ def _judge_result(case: Case, values: Values, before: Values, result: Any, snaps
     beside = snapshot.changed_beside(case.written)
     if beside:
         return Verdict(WRONG, f"the memory of {', '.join(beside)} has changed, which the call must not write to")
-    after = {**values, "result": result}
-    after = {name: tree_map(lambda v: plain(v) if isinstance(v, Tensor) else v, value) for name, value in after.items()}
+    after = copies({**values, "result": result})
     with torch.no_grad():
         truth = case.truth(before, after)
     found = dict(entries("result", after["result"]))

@@ -115,7 +115,7 @@ def truth_linear(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
     if probe is None or len(ours) <= len(found):
         return found
     x = seen(before, after)
-    rows, scale = sampled(x.reshape(-1, x.shape[-1]), before)
+    rows, scale = sampled(x.reshape(x.shape[:-1].numel(), x.shape[-1]), before)
     want, size = moments_of(rows, None, probe.shape[0] if probe.dim() == 3 else None)
     bound = allowed(want, size, rows.shape[0], wide(x), probe.dtype)
     found[f"result[0][{len(found)}]"] = (scale * want, scale * bound)

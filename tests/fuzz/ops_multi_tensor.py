@@ -48,9 +48,10 @@ def _finish(
         free |= {(name, way) for name in kinds for way in ("meta", "None entry", "length", "None")}
     if draw.chance(0.2):
         return corrupted(draw, case, kinds, free) if not draw.unusual else case
-    if case.written and count and draw.chance(0.04):
+    unusual = bool(draw.unusual)
+    if case.written and count and not unusual and draw.chance(0.05):
         _alias(draw, case)
-    elif case.written and count and draw.chance(0.03):
+    elif case.written and count and not unusual and draw.chance(0.05):
         name = draw.random.choice(case.written)
         case.arguments[name] = f"[with_grad(t) for t in {case.arguments[name]}]"
         case.mode = draw.random.choice(("no_grad", "grad"))

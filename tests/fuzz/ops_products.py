@@ -40,15 +40,14 @@ def second_moment(draw: Draw) -> Case:
         "blocks": blocks,
     }
     case = Case("second_moment", arguments, truth_second_moment)
-    free = {("x", "shape"), ("x", "meta")} if not weighted else {("weights", "None")}
-    free |= {("blocks", "None")} | ({("blocks", "torch.ones(3)")} if False else set())
+    free = {("blocks", "None")} | (set() if weighted else {("x", "shape"), ("x", "meta")})
     kinds = {"x": "tensor", "weights": "tensor?", "blocks": "at least 1"}
     return finish(draw, case, kinds if weighted else {"x": "tensor", "blocks": "at least 1"}, free)
 
 
 def moments_of(x: Tensor, weights: Tensor | None, blocks: int | None) -> tuple[Tensor, Tensor]:
     """``sum w [x 1]'[x 1]`` of each block in float64, and the same of absolute values."""
-    rows = x.double().reshape(-1, x.shape[-1])
+    rows = x.double().reshape(x.shape[:-1].numel(), x.shape[-1])
     w = torch.ones(rows.shape[0], dtype=torch.float64) if weights is None else weights.double().reshape(-1)
     parts = rows.tensor_split(blocks or 1, dim=1)
     found = []
@@ -68,8 +67,6 @@ def truth_second_moment(before: Values, after: Values) -> dict[str, tuple[Any, A
     rows = x.shape[:-1].numel()
     lost = 0.0 if weights is None else float(x.double().nan_to_num(0, 0, 0).abs().max()) if x.numel() else 0.0
     accumulate = wide(x)
-    if weights is not None:
-        size = torch.where(torch.isfinite((weights.double().abs().max() if rows else want.new_zeros(()))), size, size)
     return {"result": (want, allowed(want, size, rows, accumulate, accumulate, lost))}
 
 
@@ -95,7 +92,7 @@ def second_moment_ema(draw: Draw) -> Case:
         case.arguments["weights"] = "None"
         case.may_refuse.add("shares memory")
         return case
-    return finish(draw, case, kinds, {("s", "meta")} if False else set())
+    return finish(draw, case, kinds)
 
 
 def truth_second_moment_ema(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
@@ -125,7 +122,7 @@ def cov_matvec(draw: Draw) -> Case:
 def truth_cov_matvec(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
     x, v, ridge = before["x"], before["v"], before["ridge"]
     d = x.shape[-1]
-    rows, vectors = x.double().reshape(-1, d), v.double().reshape(-1, v.shape[-1])
+    rows, vectors = x.double().reshape(x.shape[:-1].numel(), d), v.double().reshape(v.shape[:-1].numel(), v.shape[-1])
     if vectors.shape[1] > d:
         rows = torch.cat((rows, torch.ones(rows.shape[0], 1, dtype=torch.float64)), 1)
     count = max(rows.shape[0], 1)
