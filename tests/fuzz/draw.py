@@ -32,6 +32,7 @@ class Draw:
         self.plain = self.chance(0.25)
         self.unusual: set[str] = set()
         self.spikes = False
+        self._kind = self.pick(*KINDS)  # one in a case: they do not mix in PyTorch itself
 
     def chance(self, probability: float) -> bool:
         """True with this probability."""
@@ -122,9 +123,8 @@ class Draw:
                 self.unusual.add("shares entries")
             text = f"{view}({text})"
         if self.chance(0.04):
-            kind = self.pick(*KINDS)
-            self.unusual.add(kind)
-            text = f"{kind}({text})"
+            self.unusual.add(self._kind)
+            text = f"{self._kind}({text})"
         return text
 
     def flag(self) -> str:

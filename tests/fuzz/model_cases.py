@@ -39,12 +39,6 @@ def tokens(seed: int, words: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randint(0, words, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def self_out(model: nn.Module) -> int:
-    """The width of what the last layer gives."""
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    return last.out_features
-
-
 def case_of_model(seed: int) -> ModelCase:
     """The case of a seed."""
     rng = random.Random(seed)
@@ -76,7 +70,7 @@ def snippet_of_model(seed: int, headline: str) -> str:
     """A program that trains the model of a seed and says what is wrong; it needs ``lnb`` and torch alone."""
     case = case_of_model(seed)
     used = [getattr(model_parts, name) for name in PARTS if f"{name}(" in case.make]
-    used += [function for function in (tokens, normal, self_out) if f"{function.__name__}(" in case.make + case.batches]
+    used += [function for function in (tokens, normal) if f"{function.__name__}(" in case.make + case.batches]
     lines = [f"# {line}" for line in f"{headline}: {case.family}, seed {seed}".splitlines()]
     lines += [
         "import io",
@@ -110,7 +104,7 @@ def describe(seed: int) -> tuple[str, str, str, str]:
 
 def _judge(case: ModelCase) -> tuple[str, str]:
     scope: dict[str, Any] = {name: getattr(model_parts, name) for name in PARTS}
-    scope |= {"torch": torch, "nn": nn, "normal": normal, "tokens": tokens, "self_out": self_out}
+    scope |= {"torch": torch, "nn": nn, "normal": normal, "tokens": tokens}
     scope |= {"parametrizations": parametrizations, "prune": prune}
     exec(case.make, scope)
     make, batches, options = scope["make"], eval(case.batches, scope), eval(case.options, scope)

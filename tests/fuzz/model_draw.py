@@ -65,7 +65,7 @@ class Model:
                 self._put(self.random.choice(norms).format(width))
             elif kind == "residual":
                 self._put(f"Residual(nn.Sequential(nn.Linear({width}, {width}), nn.Tanh()))", claimable=True)
-            elif kind == "complex" and self.chance(0.3):
+            elif kind == "complex" and self.dtype == "torch.float32" and self.chance(0.3):
                 self.layers.append(f"ComplexLayer({width})")
             elif kind == "unused" and self.chance(0.5):
                 self._put(f"Unused(nn.Linear({width}, 3))")
@@ -154,8 +154,9 @@ class Model:
             how += ["parametrizations.spectral_norm({})"]
             how += ["parametrizations.orthogonal({})"] if self.exact else []
             self.after.append(rng.choice(how).format(f"model[{place}]"))
-        elif self.linear and self.chance(0.15):
-            self.after.append(f"model.append(nn.Sequential(nn.Linear(self_out(model), 6), shared := nn.Linear(6, 6), nn.Tanh(), shared))")
+        elif self.family != "tokens" and self.chance(0.15):
+            shared = "nn.Sequential(nn.Linear(3, 6), shared := nn.Linear(6, 6), nn.Tanh(), shared)"
+            self.after.append(f"model.append({shared}.to({self.dtype}))")
         if self.claimable and self.chance(0.3):
             place = rng.choice(self.claimable)
             what = rng.choice(("[0:1]", "[1:]", "[:]"))
@@ -169,7 +170,6 @@ class Model:
         lines = [f"torch.manual_seed({seed})", f"model = nn.Sequential(\n        {layers},\n    )"]
         lines += [f"model.to({self.dtype})"] if self.dtype != "torch.float32" else []
         lines += self.after
-        lines += [f"model.to({self.dtype})"] if self.dtype != "torch.float32" and self.after else []
         return "def make():\n    " + "\n    ".join([*lines, "return model"]) + "\n"
 
 

@@ -197,7 +197,7 @@ def spd_inverse(draw: Draw) -> Case:
     scale = 1.0 if draw.plain or draw.chance(0.7) else draw.random.choice((1e-20, 1e-6, 1e6, 1e20))
     text = f"spd({draw.seed()}, {lead}, {n}, {dtype}, 0.5, {scale!r})"
     if n and draw.chance(0.15):
-        text = f"spiked({text}, {draw.random.randrange(200) * (n + 1)}, {draw.pick(*('-1e30', '0.0'))})"
+        text = f"spiked({text}, {draw.random.randrange(n) * (n + 1)}, {draw.pick('-1e30', '0.0')})"
     case = Case("spd_inverse", {"matrices": _no_expanded(draw.arranged(text, dtype))}, truth_spd_inverse)
     return finish(draw, case, {"matrices": "tensor"}, {("matrices", "meta")})
 
