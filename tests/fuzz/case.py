@@ -93,8 +93,7 @@ def entries(name: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 def plain(value: Tensor) -> Tensor:
     """``value`` as an ordinary tensor without history, negation bit or inference mark."""
-    if isinstance(value, builders.Wrapper):
-        value = value.inner
+    value = getattr(value, "inner", value)
     if value.layout != torch.strided or value.is_meta:
         return value.detach()
     with torch.no_grad():

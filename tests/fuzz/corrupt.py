@@ -11,7 +11,7 @@ from fuzz.draw import Draw
 NOT_TENSORS = ('"text"', "3.5", "[1.0, 2.0]", "object()")
 OF_TENSOR = {
     "dtype": ("({}).to(torch.int64)", "({}).to(torch.bool)", "({}).to(torch.complex64)"),
-    "layout": ("({}).detach().to_sparse()",),
+    "layout": ("({}).detach().as_subclass(torch.Tensor).clone().to_sparse()",),
     "meta": ('({}).to("meta")',),
     "shape": ("wrong_shape({})",),
 }

@@ -43,7 +43,7 @@ class Snapshot:
     def changed_beside(self, written: Iterable[str]) -> list[str]:
         """The arguments whose memory changed where no written tensor has an entry."""
         found = []
-        changed = {name for name in self.changed()}
+        changed = set(self.changed())
         if not changed:
             return []
         owned: dict[int, Tensor] = {}

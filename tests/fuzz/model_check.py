@@ -34,7 +34,9 @@ def differs(a: Tensor | None, b: Tensor | None) -> bool:
 def unlike(a: nn.Module, b: nn.Module) -> list[str]:
     """The parameters and buffers that differ."""
     others = b.state_dict()
-    return [name for name, value in a.state_dict().items() if isinstance(value, Tensor) and differs(value, others[name])]
+    return [
+        name for name, value in a.state_dict().items() if isinstance(value, Tensor) and differs(value, others[name])
+    ]
 
 
 def check_model(

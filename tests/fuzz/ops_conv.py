@@ -117,7 +117,7 @@ def conv2d_cov_matvec(draw: Draw) -> Case:
         **text,
         "ridge": repr(draw.number(0.0, 0.1, 1.0)),
     }
-    case = Case("conv2d_cov_matvec", arguments, truth_conv2d_cov_matvec)
+    case = Case("conv2d_cov_matvec", arguments, truth_conv2d_cov_matvec, names={"x": ("v",)})
     return finish(draw, case, {"x": "tensor", "v": "tensor", **KINDS, "ridge": "ridge"}, FREE)
 
 

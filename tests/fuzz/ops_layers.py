@@ -41,7 +41,10 @@ def _finish(draw: Draw, case: Case, kinds: dict[str, str], plain: str, probes: s
     case.may_refuse = {why for why in draw.unusual if why == "wrapped"}
     if draw.chance(0.2) and not draw.unusual:
         case.mode = "grad"
-        return corrupted(draw, case, kinds, frozenset({("groups", "True"), ("moment_dtype", "torch.float64")}))
+        free = {("groups", "True"), ("probe", "dtype"), ("channel_probe", "dtype")}
+        case = corrupted(draw, case, kinds, frozenset(free))
+        if case.bad in ("probe", "channel_probe") and "torch." in case.fault:  # without a gradient it does not count
+            case.arguments[case.bad] = f"({case.fault}).detach().requires_grad_()"
     return case
 
 
@@ -55,7 +58,7 @@ def _reading(draw: Draw) -> dict[str, str]:
 
 def as_plain(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
     """The output and the gradients of what both layers have, to the bit."""
-    ours, theirs = after["result"]
+    _, theirs = after["result"]
     return {f"result[0][{i}]": (value, "bits") for i, value in enumerate(theirs)}
 
 

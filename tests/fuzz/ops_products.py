@@ -115,7 +115,7 @@ def cov_matvec(draw: Draw) -> Case:
         "v": draw.tensor((*vectors, d + draw.random.randrange(2)), one if draw.chance(0.7) else draw.dtype(*DTYPES)),
         "ridge": repr(draw.number(0.0, 0.1, 1.0, 0)),
     }
-    case = Case("cov_matvec", arguments, truth_cov_matvec)
+    case = Case("cov_matvec", arguments, truth_cov_matvec, names={"x": ("v",)})
     return finish(draw, case, {"x": "tensor", "v": "tensor", "ridge": "ridge"})
 
 
@@ -132,12 +132,12 @@ def truth_cov_matvec(before: Values, after: Values) -> dict[str, tuple[Any, Any]
     middle = vectors.abs() @ rows.T.abs()
     size = middle @ rows.abs() / count + ridges * vectors.abs()
     limit = torch.finfo(wide(x, v)).max / 4
-    fits = (middle.amax(1, keepdim=True) < limit if rows.shape[0] else torch.ones(len(vectors), 1, dtype=torch.bool)) & (
-        size * count < limit
-    )
+    fits = (
+        middle.amax(1, keepdim=True) < limit if rows.shape[0] else torch.ones(len(vectors), 1, dtype=torch.bool)
+    ) & (size * count < limit)
     size = torch.where(fits | size.isnan(), size, math.inf)
     lost = rows.abs().sum(0)
-    bound = allowed(want, size, rows.shape[0] + d, wide(x, v), v.dtype, lost.nan_to_num(math.inf))
+    bound = allowed(want, size, rows.shape[0] + d, wide(x, v), v.dtype, lost.nan_to_num(math.inf, math.inf))
     return {"result": (want.reshape(v.shape), bound.reshape(v.shape))}
 
 
@@ -172,7 +172,7 @@ def truth_arrow_solve(before: Values, after: Values) -> dict[str, tuple[Any, Any
         want = rows / bottom
         size = torch.where(bottom < limits.max / 4, rows.abs() / bottom, math.inf)
         bound = allowed(want, size, 4, accumulate, v.dtype) + want.abs() * tiny / bottom
-        return {"result": (want, bound.nan_to_num(math.inf))}
+        return {"result": (want, bound.nan_to_num(math.inf, math.inf))}
     w, b = rows[..., :-1], rows[..., -1:]
     first = (w - mu * b) / var
     last = b - (mu * first).sum(-1, keepdim=True)
@@ -184,7 +184,7 @@ def truth_arrow_solve(before: Values, after: Values) -> dict[str, tuple[Any, Any
     lost = torch.cat((lost, 1 + (mu.abs() * (1 + lost)).sum(-1, keepdim=True)), -1)
     sizes = torch.where((size < limits.max / 4).all(-1, keepdim=True) | ~sizes.isfinite(), sizes, math.inf)
     bound = allowed(want, sizes, rows.shape[-1] + 4, accumulate, v.dtype, lost)
-    return {"result": (want, bound.nan_to_num(math.inf))}
+    return {"result": (want, bound.nan_to_num(math.inf, math.inf))}
 
 
 GENERATORS = {

@@ -30,7 +30,10 @@ def _problem(draw: Draw, dtype: str, lead: tuple[int, ...]) -> dict[str, str]:
     s_lead = lead if draw.chance(0.6) else tuple(1 if draw.chance(0.5) else n for n in lead)
     arrow = "None"
     if draw.chance(0.5):
-        mu, var = (draw.tensor((*lead, d), dtype, scale=0.2, spikes=False), f"positive({draw.seed()}, {(*lead, d)}, {dtype})")
+        mu, var = (
+            draw.tensor((*lead, d), dtype, scale=0.2, spikes=False),
+            f"positive({draw.seed()}, {(*lead, d)}, {dtype})",
+        )
         arrow = f"({mu}, {var})"
     return {
         "s": draw.arranged(f"moment({draw.seed()}, {s_lead}, {d}, {dtype})", dtype),
@@ -171,7 +174,11 @@ def pcg_layers(draw: Draw) -> Case:
         for name, key in (("moments", "s"), ("gradients", "g"), ("starts", "h0"), ("arrows", "arrow"))
     }
     lists["moments"] = _no_expanded(lists["moments"])
-    arguments = {**lists, "iterations": str(draw.random.choice((0, 1, 2, 3))), "ridge": repr(draw.number(0.0, 0.1, 1.0))}
+    arguments = {
+        **lists,
+        "iterations": str(draw.random.choice((0, 1, 2, 3))),
+        "ridge": repr(draw.number(0.0, 0.1, 1.0)),
+    }
     singular = {name: (name[:-1],) for name in lists}
     case = Case("pcg_layers", arguments, truth_pcg_layers, names=singular)
     kinds = {"moments": "tensors", "gradients": "tensors", "iterations": "count", "ridge": "ridge"}
@@ -318,7 +325,7 @@ def balanced(draw: Draw) -> Case:
     singular["roots"] = ("root",)
     case = Case("balanced_directions_", arguments, truth_balanced, ("weights", "biases"), names=singular)
     free = {(name, "length") for name in lists} if not count else set()
-    return finish(draw, case, {name: "tensors" for name in lists}, free)
+    return finish(draw, case, dict.fromkeys(lists, "tensors"), free)
 
 
 def block_diagonal(blocks: Tensor) -> Tensor:
@@ -351,7 +358,10 @@ def truth_balanced(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
         bound = normwise(h, relative, weight.dtype, (-1,)) + (relative if h.numel() else 0.0)
         found[f"weights[{i}]"] = (h, bound)
         if bias is not None:
-            found[f"biases[{i}]"] = (last, relative * (1 + last.abs() + (h.abs() * mu.abs().unsqueeze(-2)).sum(-1, keepdim=True)))
+            found[f"biases[{i}]"] = (
+                last,
+                relative * (1 + last.abs() + (h.abs() * mu.abs().unsqueeze(-2)).sum(-1, keepdim=True)),
+            )
         product = (h * w).sum((-2, -1)) + (last * b if bias is not None else 0 * b).sum((-2, -1))
         error = ((h.abs() + bound) * w.abs()).sum((-2, -1)) + ((last.abs() + relative) * b.abs()).sum((-2, -1))
         products.append(product.flatten() * largest)

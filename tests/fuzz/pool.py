@@ -17,6 +17,7 @@ from fuzz.model_cases import name_of, snippet_of_model
 from fuzz.registry import case_of
 from fuzz.worker import snippet_of_op
 
+TESTS = Path(__file__).resolve().parents[1]  # from where `python -m fuzz` finds this package, and not the source tree
 BATCH = 20_000  # cases of one process, so that nothing that leaks grows for long
 
 
@@ -35,7 +36,7 @@ def outcomes(kind: str, first: int, count: int, plant: str = "", seconds: float 
     """Judge so many cases from ``first``.
 
     Args:
-        kind: ``"ops"`` or ``"models"``.
+        kind: ``"ops"``, ``"ops NAME"`` for one of them, or ``"models"``.
         first, count: seeds.
         plant: the name of a fault to plant in every process.
         seconds: how long one case may take before its process is killed.
@@ -50,10 +51,9 @@ def outcomes(kind: str, first: int, count: int, plant: str = "", seconds: float 
 def _of_process(kind: str, first: int, count: int, plant: str, seconds: float) -> Iterator[Outcome]:
     """The outcomes of one process; returns how many there were."""
     command = [sys.executable, "-m", "fuzz.worker", kind, str(first), str(count), *([plant] if plant else [])]
-    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=TESTS)
         assert process.stdout is not None
         done, begun, timed_out = 0, None, False
         try:
@@ -83,7 +83,9 @@ def _of_process(kind: str, first: int, count: int, plant: str, seconds: float) -
 def _crash(kind: str, seed: int, detail: str) -> Outcome:
     if kind == "models":
         return Outcome(seed, name_of(seed), CRASH, detail, snippet_of_model(seed, CRASH))
-    return Outcome(seed, case_of(seed).op, CRASH, detail, snippet_of_op(seed, CRASH, detail.partition("\n")[0]))
+    only = kind.removeprefix("ops").strip() or None
+    text = snippet_of_op(seed, only, CRASH, detail.partition("\n")[0])
+    return Outcome(seed, case_of(seed, only).op, CRASH, detail, text)
 
 
 def _lines(file: int, seconds: float) -> Iterator[bytes | None]:

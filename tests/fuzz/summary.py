@@ -61,7 +61,11 @@ class Summary:
         """Write everything as JSON; a run that is killed leaves a whole file."""
         content = {
             "date": time.strftime("%Y-%m-%d"),
-            "versions": {"lnb_kernels": lk.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "versions": {
+                "lnb_kernels": lk.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
             "machine": platform.machine(),
             "seed": self.seed,
             "done": self.done,
@@ -92,6 +96,8 @@ class Summary:
         console.print(table)
         for kind, count in self.done.items():
             if count:
-                console.print(f"{count} {kind} in {self.seconds[kind]:.0f} s: {count / max(self.seconds[kind], 1e-9):.0f} per second")
+                console.print(
+                    f"{count} {kind} in {self.seconds[kind]:.0f} s: {count / max(self.seconds[kind], 1e-9):.0f} per second"
+                )
         for kind, found in self.faults.items():
             console.print(f"{found['count']} x {kind} (seed {found['examples'][0]['seed']})", markup=False)
