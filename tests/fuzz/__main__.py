@@ -21,7 +21,7 @@ MODELS_OF_ALL = 200  # calls of ops for every model
 WRITE_EVERY = 10.0  # seconds
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("--calls", type=int, default=20_000, help="calls of ops")
@@ -30,17 +30,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many")
     parser.add_argument("--out", type=Path, default=SUMMARY, help="the summary's file")
     parser.add_argument("--resume", action="store_true", help="go on where that file ends")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
-def main() -> int:
+def main(given: list[str] | None = None) -> int:
     """Run; returns the exit status."""
-    options = arguments()
+    options = arguments(given)
     console = Console(soft_wrap=True)
     summary = Summary.read(options.out) if options.resume else Summary(options.seed)
     wanted = {"models": options.calls // MODELS_OF_ALL if options.models is None else options.models}
     wanted["ops"] = options.calls
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     end = time.monotonic() + 60 * options.minutes
     try:
         for kind, count in wanted.items():
@@ -70,4 +69,5 @@ def _run(kind: str, count: int, summary: Summary, out: Path, end: float, console
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -129,7 +129,7 @@ def subclass(x: Tensor) -> Tensor:
 class Wrapper(torch.Tensor):
     """A subclass without memory of its own: every operation goes to the tensor within."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Any:
@@ -139,14 +139,14 @@ class Wrapper(torch.Tensor):
         )
 
     def __init__(self, inner: Tensor) -> None:
-        self.inner = inner
+        self.held = inner
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Operate on what is within."""
 
         def within(value: Any) -> Any:
-            return value.inner if isinstance(value, Wrapper) else value
+            return value.held if isinstance(value, Wrapper) else value
 
         found = func(*tree_map(within, args), **tree_map(within, kwargs or {}))
         return tree_map(lambda value: Wrapper(value) if isinstance(value, torch.Tensor) else value, found)

@@ -93,7 +93,7 @@ def entries(name: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 def plain(value: Tensor) -> Tensor:
     """``value`` as an ordinary tensor without history, negation bit or inference mark."""
-    value = getattr(value, "inner", value)
+    value = getattr(value, "held", value)
     if value.layout != torch.strided or value.is_meta:
         return value.detach()
     with torch.no_grad():
@@ -125,6 +125,7 @@ def snippet(case: Case, headline: str) -> str:
     used += [plain, entries, copies, case.truth]
     lines = [f"# {line}" for line in headline.splitlines()]
     lines += [
+        "import math",
         "import lnb_kernels as lk",
         "import torch",
         "import torch.nn.functional as F",

@@ -15,7 +15,7 @@ def tensors_of(values: Values, names: Iterable[str] | None = None) -> Iterable[t
     """The dense CPU tensors within the arguments, by the text that leads to them."""
     for name in values if names is None else names:
         for where, entry in entries(name, values[name]):
-            inner = entry.inner if isinstance(entry, Wrapper) else entry
+            inner = entry.held if isinstance(entry, Wrapper) else entry
             if isinstance(inner, Tensor) and inner.device.type == "cpu" and inner.layout == torch.strided:
                 yield where, inner
 

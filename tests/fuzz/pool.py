@@ -89,14 +89,15 @@ def _crash(kind: str, seed: int, detail: str) -> Outcome:
 
 
 def _lines(file: int, seconds: float) -> Iterator[bytes | None]:
-    """The lines of a pipe until its end; None where nothing came for so long."""
-    rest = b""
+    """The lines of a pipe until its end; None where nothing came for so long. The first may take longer: imports."""
+    rest, patience = b"", seconds + 300
     while True:
-        if not select.select([file], [], [], seconds)[0]:
+        if not select.select([file], [], [], patience)[0]:
             yield None
             return
         data = os.read(file, 1 << 16)
         if not data:
             return
+        patience = seconds
         *lines, rest = (rest + data).split(b"\n")
         yield from lines

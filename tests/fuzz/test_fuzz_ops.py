@@ -8,7 +8,7 @@ from fuzz.judge import FAULTS
 from fuzz.pool import Outcome, outcomes
 from fuzz.registry import GENERATORS, case_of, public_functions
 
-CALLS = 4_000
+CALLS = 3_000
 
 
 def report(found: list[Outcome]) -> str:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fuzz import plants
+from fuzz.__main__ import main
+from fuzz.case import Case
 from fuzz.judge import CRASH, HALF, OK, REFUSED, UNNAMED, WRONG
 from fuzz.model_cases import describe
-from fuzz.pool import TESTS, outcomes
+from fuzz.pool import Outcome, outcomes
+from fuzz.registry import case_of
 from fuzz.summary import Summary
 from fuzz.worker import describe_op
 
 import lnb
 import lnb_kernels as lk
 
-LETHAL = ("kill", "abort", "hang")
+ENDS = {"kill": "ended the process with 11", "abort": "ended the process with -6", "hang": "did not end within 5 s"}
+LETHAL = tuple(ENDS)
 FOUND_AS = {
     "permute": WRONG,
     "lose sign": WRONG,
@@ -57,17 +59,26 @@ def test_it_finds(planted: str, judgement: str, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("plant", ["kill", "hang"])
+@pytest.mark.parametrize("plant", LETHAL)
 def test_it_survives(plant: str) -> None:
     op, _ = plants.PLANTS[plant]
-    judged = list(
-        outcomes(f"ops {op}", 0, 4 if plant == "hang" else 30, plant, seconds=8.0 if plant == "hang" else 60.0)
-    )
-    crashes = [outcome for outcome in judged if outcome.judgement == CRASH]
-    assert [outcome.seed for outcome in judged] == list(range(len(judged)))
-    assert crashes
-    assert f"lk.{op}(" in crashes[0].snippet
-    assert ("did not end" if plant == "hang" else "ended the process with 11") in crashes[0].detail
+    lethal = next(seed for seed in range(100) if is_lethal(plant, case_of(seed, op)))
+    seconds = 5.0 if plant == "hang" else 120.0
+    judged = list(outcomes(f"ops {op}", lethal, 1, plant, seconds))
+    assert [(outcome.seed, outcome.judgement) for outcome in judged] == [(lethal, CRASH)]
+    assert f"lk.{op}(" in judged[0].snippet
+    assert ENDS[plant] in judged[0].detail
+
+
+def is_lethal(plant: str, case: Case) -> bool:
+    return case.bad is None and not case.fake and (plant != "kill" or case.arguments["steps"] == "5")
+
+
+def test_it_goes_on_behind_a_case_that_kills() -> None:
+    op, _ = plants.PLANTS["kill"]
+    lethal = next(seed for seed in range(2, 100) if is_lethal("kill", case_of(seed, op)))
+    judged = list(outcomes(f"ops {op}", lethal, 2, "kill"))
+    assert [outcome.seed for outcome in judged] == [lethal, lethal + 1]
 
 
 def test_a_model_whose_output_changes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,15 +105,24 @@ def test_a_state_that_is_not_restored_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_run_writes_its_summary_and_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "fuzz.json"
-    command = [sys.executable, "-m", "fuzz", "--models", "1", "--seed", "5", "--out", str(out)]
-    for calls, more in (("20", []), ("40", ["--resume"])):
-        subprocess.run([*command, "--calls", calls, *more], cwd=TESTS, capture_output=True, check=False, timeout=300)
+    given = ["--models", "0", "--seed", "5", "--out", str(out)]
+    main([*given, "--calls", "20"])
+    main([*given, "--calls", "40", "--resume"])
     content = json.loads(out.read_text())
-    assert content["done"] == {"ops": 40, "models": 1}
+    assert content["done"] == {"ops": 40, "models": 0}
     assert content["seed"] == 5
     assert content["versions"]["torch"] == torch.__version__
-    assert sum(sum(counts.values()) for counts in content["counts"].values()) == 41
-    assert set(Summary.read(out).counts) <= {
-        f"model of {kind}" for kind in ("vectors", "images", "sequences", "tokens")
-    } | set(content["counts"])
+    assert sum(sum(counts.values()) for counts in content["counts"].values()) == 40
     assert content["totals"][OK] + content["totals"][REFUSED] > 20
+    assert Summary.read(out).done == content["done"]
+
+
+def test_a_fault_of_a_run_is_kept_with_its_program(tmp_path: Path) -> None:
+    summary = Summary(0)
+    for seed in range(5):
+        new = summary.add("ops", Outcome(seed, "dot", WRONG, f"result: {seed} of 7 entries wrong", f"program {seed}"))
+        assert new == (seed == 0)
+    summary.write(tmp_path / "fuzz.json")
+    (found,) = json.loads((tmp_path / "fuzz.json").read_text())["faults"].values()
+    assert found["count"] == 5
+    assert [example["snippet"] for example in found["examples"]] == ["program 0", "program 1", "program 2"]
