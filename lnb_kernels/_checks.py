@@ -35,6 +35,11 @@ def floating_tensor(op: str, name: str, value: object) -> Tensor:
     return value
 
 
+def is_wrapper(kind: type) -> bool:
+    """Whether a class is one of tensors that answer PyTorch's dispatcher, and need not have memory: fake ones, for example."""
+    return issubclass(kind, Tensor) and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
 def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Raise ``ValueError`` unless both tensors live on one device."""
     if value.device != other.device:
@@ -79,6 +84,81 @@ def non_negative(op: str, name: str, value: float) -> float:
     return finite(op, name, value, "it must be a finite number >= 0")
 
 
+def ridge(op: str, value: float, *operands: Tensor) -> float:
+    """``value`` as a float, if it is a number >= 0 that is finite in the dtype in which products with ``operands`` add up.
+
+    Raises:
+        TypeError: it is no real number.
+        ValueError: it is negative, NaN, or beyond that dtype.
+    """
+    number = non_negative(op, "ridge", value)
+    wide = torch.float64 if any(operand.dtype == torch.float64 for operand in operands) else torch.float32
+    largest = torch.finfo(wide).max
+    if number > largest:
+        raise ValueError(f"{op}: ridge={value!r} is not allowed; it must be at most {largest:.4g}, the largest {wide}")
+    return number
+
+
+def count(op: str, name: str, value: int) -> int:
+    """``value``, if it is an int >= 0 and below ``2**31``.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be an int >= 0, got {value!r}")
+    if not 0 <= value < 2**31:
+        raise ValueError(f"{op}: {name}={value!r} is not allowed; it must be an int >= 0 and below 2**31")
+    return value
+
+
+def live_probe(op: str, name: str, probe: Tensor | None) -> bool:
+    """Whether the backward pass is to give ``probe`` a gradient.
+
+    Raises:
+        TypeError: it is neither None nor a tensor, or asks for a gradient and is no dense floating tensor.
+    """
+    if probe is None:
+        return False
+    if not isinstance(probe, Tensor):
+        raise TypeError(f"{op}: {name} must be None or a torch.Tensor, got {probe!r}")
+    if not probe.requires_grad or not torch.is_grad_enabled():
+        return False
+    floating_tensor(op, name, probe)
+    return True
+
+
+def layer(op: str, x: object, weight: object, bias: object, shape: str) -> tuple[Tensor, Tensor]:
+    """``x`` and ``weight`` of a layer, if they and ``bias`` are dense floating tensors on one device that fit each other.
+
+    Args:
+        op, x, weight, bias: as given by the caller.
+        shape: of the weight in words, such as ``"[m, d]"``.
+
+    Raises:
+        TypeError: one is no dense floating tensor.
+        ValueError: the weight has another number of dimensions or an empty one behind the first, or the bias is not ``[m]``,
+            or the devices differ.
+    """
+    x, weight = floating_tensor(op, "x", x), floating_tensor(op, "weight", weight)
+    if weight.dim() != shape.count(",") + 1 or 0 in weight.shape[2:]:
+        raise ValueError(f"{op}: weight has shape {tuple(weight.shape)}; allowed is {shape}")
+    same_device(op, "weight", weight, "x", x)
+    if bias is not None:
+        bias = floating_tensor(op, "bias", bias)
+        shape_is(op, "bias", bias, weight.shape[:1], f"m of weight {shape}")
+        same_device(op, "bias", bias, "x", x)
+    return x, weight
+
+
+def same_dtype(op: str, x: Tensor, **others: Tensor | None) -> None:
+    """Raise ``ValueError`` unless the other tensors of a layer have the dtype of ``x``."""
+    for name, value in others.items():
+        if value is not None and value.dtype != x.dtype:
+            raise ValueError(f"{op}: {name} has dtype {value.dtype}; it must be {x.dtype}, as x has")
+
+
 def finite(op: str, name: str, value: float, allowed: str) -> float:
     """``value`` as a float.
 
@@ -92,6 +172,18 @@ def finite(op: str, name: str, value: float, allowed: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{op}: {name}={value!r} is not allowed; {allowed}")
     return number
+
+
+def number(op: str, name: str, value: float, allowed: str = "a number") -> float:
+    """A finite number.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be {allowed}, got {value!r}")
+    return finite(op, name, value, "it must be finite")
 
 
 def divisor(op: str, name: str, value: int, of: int, what: str) -> None:

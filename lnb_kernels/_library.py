@@ -15,6 +15,7 @@ import torch
 
 from lnb_kernels._checks import PLAIN
 
+_PLAIN_ARGUMENTS = PLAIN | {int, float, bool, type(None)}
 _LIBRARY = torch.library.Library("lnb_kernels", "FRAGMENT")
 
 
@@ -80,29 +81,39 @@ def define_in_place(
     name = schema.partition("(")[0]
 
     def counted(*args: Any) -> Any:
+        result = kernel(*args)
         for written in args[:writes]:
             torch.autograd.graph.increment_version(written)
-        return kernel(*args)
+        return result
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, counted, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lnb_kernels::{name}", fake, lib=_LIBRARY)
     # No stop at autograd on the way: that would turn all lists into Python objects once more.
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    take_negated_views(name)
     overload: Callable[..., Any] = getattr(torch.ops.lnb_kernels, name).default
 
     def call(*args: Any) -> Any:
-        return counted(*args) if _unobserved(args[0]) else overload(*args)
+        return counted(*args) if _unobserved(args) else overload(*args)
 
     return call
 
 
-def _unobserved(tensors: Iterable[torch.Tensor]) -> bool:
+def take_negated_views(name: str) -> None:
+    """Let the kernel of an op that writes see negated views, which PyTorch would refuse where they are written."""
+    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Negative")
+
+
+def _unobserved(args: Iterable[Any]) -> bool:
     """Whether nobody would see a call pass through PyTorch's dispatcher: no subclass, compiler, mode, transform or profiler.
 
     The dispatcher turns lists into its own and back into Python's; for 200 tensors that takes as long as all checks.
     """
-    return set(map(type, tensors)) <= PLAIN and not (
+    types: set[type] = set()
+    for value in args:
+        types.update(map(type, value) if isinstance(value, (list, tuple)) else (type(value),))
+    return types <= _PLAIN_ARGUMENTS and not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()

@@ -72,7 +72,7 @@ def arrow_solve(v: torch.Tensor, mu: torch.Tensor, var: torch.Tensor, bias: bool
         ``A^-1 v``, shape and dtype of ``v``, computed in float32 or wider. Differentiable in ``v``, ``mu``, ``var``.
 
     Raises:
-        TypeError: an argument is no dense floating tensor.
+        TypeError: an argument is no dense floating tensor, or ``bias`` no bool.
         ValueError: shapes or devices do not fit.
     """
     op = "arrow_solve"
@@ -80,9 +80,11 @@ def arrow_solve(v: torch.Tensor, mu: torch.Tensor, var: torch.Tensor, bias: bool
         _checks.floating_tensor(op, name, value)
         _checks.at_least_1d(op, name, value)
         _checks.same_device(op, name, value, "v", v)
+    if not isinstance(bias, bool):
+        raise TypeError(f"{op}: bias must be True or False, got {bias!r}")
     d = v.shape[-1] - int(bias)
     batch = v.shape[:-2]
     _checks.shape_is(op, "mu", mu, (*batch, d), "leading dimensions and features of v")
     _checks.shape_is(op, "var", var, (*batch, d), "leading dimensions and features of v")
-    solved: torch.Tensor = _arrow_solve(v, mu, var, bool(bias))
+    solved: torch.Tensor = _arrow_solve(v, mu, var, bias)
     return solved

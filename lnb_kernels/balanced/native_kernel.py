@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lnb_kernels import _native
+from lnb_kernels._writes import require_aligned
 from lnb_kernels.balanced import reference
 
 LARGEST_BLOCK = 256
@@ -21,7 +22,13 @@ def balanced_directions_(problems: Sequence[reference.Problem]) -> Tensor:
         return _by_kernel(problems)
     ours = [problem for problem, mine in zip(problems, taken, strict=True) if mine]
     theirs = [problem for problem, mine in zip(problems, taken, strict=True) if not mine]
-    # The reference first: it needs memory and may fail, and then nothing of ours is written.
+    # The reference goes first: it needs memory and may fail, and then nothing of ours is written. What the kernel would
+    # refuse is refused before that.
+    reference.require_apart(problems)
+    for i, (problem, mine) in enumerate(zip(problems, taken, strict=True)):
+        for name, tensor in zip(reference.LISTS, problem, strict=True):
+            if mine and tensor is not None:
+                require_aligned(f"{name}[{i}]", tensor.data_ptr(), tensor.numel(), tensor.element_size())
     products_there = iter(reference.balanced_directions_(theirs).split(list(map(_matrices, theirs))))
     products_here = iter(_by_kernel(ours).split(list(map(_matrices, ours))))
     return torch.cat([next(products_here if mine else products_there) for mine in taken])
@@ -32,7 +39,7 @@ def _by_kernel(problems: Sequence[reference.Problem]) -> Tensor:
     kept = []  # copies in a contiguous layout, until the call
     for problem in problems:
         weight, _, inverse, _, root = problem
-        tensors = [None if t is None else t.contiguous() for t in problem]
+        tensors = [None if t is None else t.resolve_neg().contiguous() for t in problem]
         kept.append(tensors)
         addresses.append([0 if t is None else t.data_ptr() for t in tensors])
         rows, inputs = weight.shape[-2:]
@@ -49,6 +56,6 @@ def _is_taken(problem: reference.Problem) -> bool:
     weight, bias, inverse, mean, root = problem
     if any(t is not None and t.dtype != torch.float32 for t in problem) or (bias is None) != (mean is None):
         return False
-    if not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
+    if any(t is not None and (t.is_neg() or not t.is_contiguous()) for t in (weight, bias)):
         return False  # they are written
     return max(inverse.shape[-1], root.shape[-1]) <= LARGEST_BLOCK and weight.numel() > 0

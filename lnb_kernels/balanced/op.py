@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels._library import define_in_place
+from lnb_kernels._writes import require_one_kind
 from lnb_kernels.balanced import reference
 from lnb_kernels.scaling import sum_dtype
 
@@ -94,6 +95,7 @@ def balanced_directions_(
     given = [bias for bias in biases if bias is not None]
     _checks.writable(op, "weights", weights)
     _checks.writable(op, "biases", given)
+    require_one_kind(op, {"weights": weights, "biases": given}, inverses=inverses, means=means, roots=roots)
     products: Tensor = _balanced_directions_(weights, given, inverses, means, roots)
     return products
 

@@ -7,15 +7,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lnb_kernels._writes import require_writable
 from lnb_kernels.scaling import sum_dtype, unit_scale
 
 Problem = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]  # weight, bias, inverse, mean, root
 
 
+LISTS = ("weights", "biases", "inverses", "means", "roots")
+"""What the public function calls the lists of which a problem holds an entry each."""
+
+
+@torch.no_grad()
 def balanced_directions_(problems: Sequence[Problem]) -> Tensor:
     """Overwrite weight and bias of every problem by their directions; see :func:`lnb_kernels.balanced_directions_`."""
+    require_apart(problems)
     products = [balanced_direction_(*problem) for problem in problems]
     return torch.cat(products) if products else torch.empty(0)
+
+
+def require_apart(problems: Sequence[Problem]) -> None:
+    """Refuse, before anything is written, memory that is written and shared or missing, and inference tensors."""
+    named = {name: [problem[k] for problem in problems] for k, name in enumerate(LISTS)}
+    require_writable(named, LISTS[:2])
 
 
 def balanced_direction_(

@@ -202,23 +202,28 @@ def conv2d(
         TypeError: an argument is of the wrong kind.
         ValueError: a value or shape is not allowed.
     """
-    live = probe is not None and probe.requires_grad
-    channel_live = channel_probe is not None and channel_probe.requires_grad
-    if not (live or channel_live) or not torch.is_grad_enabled():
+    live = _checks.live_probe("conv2d", "probe", probe)
+    channel_live = _checks.live_probe("conv2d", "channel_probe", channel_probe)
+    if not (live or channel_live):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    x, weight = _checks.layer("conv2d", x, weight, bias, "[m, C/groups, kh, kw]")
     conv = geometry("conv2d", tuple(weight.shape[2:]), stride, padding, dilation, groups)
     x, weight, bias = _autocast.cast_layer(x, weight, bias)
+    _checks.same_dtype("conv2d", x, weight=weight, bias=bias)
     image = check_input("conv2d", x, conv)
     channels = image.shape[1]
+    if weight.shape[1] * conv.groups != channels or weight.shape[0] % conv.groups:
+        raise ValueError(
+            f"conv2d: weight has shape {tuple(weight.shape)}; allowed is [m, C/groups, kh, kw] for {channels} channels of x, m "
+            f"a multiple of groups={conv.groups}"
+        )
     if probe is not None and live:
-        _checks.floating_tensor("conv2d", "probe", probe)
         cut = probe.dim() == 3 and probe.shape[0] > 0 and probe.shape[0] % conv.groups == channels % probe.shape[0] == 0
         groups = probe.shape[0] if cut else conv.groups
         size = conv.regrouped(groups).features(channels) + 1
         _checks.shape_is("conv2d", "probe", probe, (groups, size, size), "[groups, D+1, D+1], D = C/groups kh kw")
         _checks.same_device("conv2d", "probe", probe, "x", x)
     if channel_probe is not None and channel_live:
-        _checks.floating_tensor("conv2d", "channel_probe", channel_probe)
         _checks.shape_is("conv2d", "channel_probe", channel_probe, (3, channels), "[3, C] of x")
         _checks.same_device("conv2d", "channel_probe", channel_probe, "x", x)
     chosen = _sampling.check("conv2d", sample, image)

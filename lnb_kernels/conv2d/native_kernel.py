@@ -21,8 +21,7 @@ def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype 
     conv = Geometry.decode(code)
     if product == torch.float64 or not pays(x, conv):
         return reference.conv2d_second_moment(x, code, product)
-    if product == torch.float16:
-        x = x.half()
+    x = (x.half() if product == torch.float16 else x).resolve_neg()
     (kh, kw), (dh, dw), (left, _, top, _) = conv.kernel, conv.dilation, conv.padding
     rows, columns = conv.output(*x.shape[2:])
     size = conv.features(x.shape[1]) + 1

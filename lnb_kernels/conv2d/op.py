@@ -195,7 +195,7 @@ def conv2d_cov_matvec(
     if v.dim() != 2 or v.shape[1] not in (d, d + 1) or v.shape[0] % conv.groups:
         raise ValueError(
             f"{op}: v has shape {tuple(v.shape)}; allowed is [m, D={d}] or [m, D+1={d + 1}], "
-            f"m a multiple of groups={groups}"
+            f"m a multiple of groups={groups}, for {image.shape[1]} channels of x"
         )
-    product: torch.Tensor = _conv2d_cov_matvec(image, v, _checks.non_negative(op, "ridge", ridge), conv.encode())
+    product: torch.Tensor = _conv2d_cov_matvec(image, v, _checks.ridge(op, ridge, x, v), conv.encode())
     return product

@@ -78,6 +78,6 @@ def cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float = 0.0) -> torch.Te
     _checks.same_device(op, "v", v, "x", x)
     d = x.shape[-1]
     if v.shape[-1] not in (d, d + 1):
-        raise ValueError(f"{op}: v has shape {tuple(v.shape)}; its last dimension must be d={d} or d+1={d + 1}")
-    product: torch.Tensor = _cov_matvec(x, v, _checks.non_negative(op, "ridge", ridge))
+        raise ValueError(f"{op}: v has shape {tuple(v.shape)}; its last dimension must be d={d} of x, or d+1={d + 1}")
+    product: torch.Tensor = _cov_matvec(x, v, _checks.ridge(op, ridge, x, v))
     return product

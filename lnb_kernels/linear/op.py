@@ -202,17 +202,23 @@ def linear(
         ``[..., m]``.
 
     Raises:
-        TypeError: ``probe`` is no dense floating tensor, or ``sample`` no such pair.
-        ValueError: ``probe`` or the start has another shape or device, or a value is not allowed.
+        TypeError: an argument is no dense floating tensor, or ``sample`` no such pair.
+        ValueError: shapes, dtypes or devices do not fit, or a value is not allowed.
     """
-    if probe is None or not torch.is_grad_enabled() or not probe.requires_grad:
+    if not _checks.live_probe("linear", "probe", probe):
         return F.linear(x, weight, bias)
-    _checks.floating_tensor("linear", "probe", probe)
+    assert probe is not None
+    x, weight = _checks.layer("linear", x, weight, bias, "[m, d]")
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"linear: x has shape {tuple(x.shape)}; allowed is [..., {weight.shape[1]}], d of weight [m, d]"
+        )
     _check_probe(probe, weight.shape[-1])
     _checks.same_device("linear", "probe", probe, "x", x)
     chosen = _sampling.check("linear", sample, x)
     _sampling.check_dtype("linear", moment_dtype)
     x, weight, bias = _autocast.cast_layer(x, weight, bias)
+    _checks.same_dtype("linear", x, weight=weight, bias=bias)
     start, every = (None, 1) if chosen is None else chosen
     y: torch.Tensor = _linear(x, weight, bias, probe, start, every, moment_dtype)
     return y

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lnb_kernels._checks import DTYPES, PLAIN, finite, floating_tensor, same_device
+from lnb_kernels._checks import DTYPES, PLAIN, floating_tensor, number, same_device
 
 _DTYPES = set(DTYPES)
 
@@ -73,6 +73,8 @@ def flag(op: str, ok: Tensor | None, values: Sequence[Tensor]) -> None:
         return
     if not isinstance(ok, Tensor) or ok.dtype != torch.bool:
         raise TypeError(f"{op}: ok must be None or a bool tensor [], got {getattr(ok, 'dtype', type(ok).__name__)}")
+    if ok.layout != torch.strided:
+        raise TypeError(f"{op}: ok has layout {ok.layout}; only dense (torch.strided) tensors are allowed")
     if ok.dim() != 0:
         raise ValueError(f"{op}: ok has shape {tuple(ok.shape)}, allowed is []")
     if values:
@@ -113,18 +115,6 @@ def rate(op: str, name: str, value: float | Tensor, tensors: Sequence[Tensor]) -
             raise ValueError(f"{op}: {name} is on meta, where it has no value; use a number, or {tensors[0].device}")
         return 0.0, value
     return number(op, name, value, "a number or a 0-dim tensor"), None
-
-
-def number(op: str, name: str, value: float, allowed: str = "a number") -> float:
-    """A finite number.
-
-    Raises:
-        TypeError: no number.
-        ValueError: not finite.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{op}: {name} must be {allowed}, got {value!r}")
-    return finite(op, name, value, "it must be finite")
 
 
 def factors(op: str, name: str, value: Tensor, tensors_name: str, tensors: Sequence[Tensor]) -> None:

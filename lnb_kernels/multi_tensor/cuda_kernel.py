@@ -69,7 +69,7 @@ def ema_combined_(
     native = _cuda.module(averages[0].device)
     lists = {"averages": averages, "values": values, "out": outputs}
     groups, rest = separate(native, lists, lambda x, y, _: native.combines(x, y), {"averages", "out"})
-    factors = shares.contiguous()
+    factors = shares.resolve_neg().contiguous()
     if rest:
         chosen = torch.stack([shares[i] for i in rest])
         reference.ema_combined_(at(averages, rest), at(outputs, rest), at(values, rest), beta, chosen, take, ok)
@@ -202,9 +202,9 @@ class _Step:
     ) -> None:
         self.native, self.scales, self.lr, self.weight_decay, self.ok = (
             native,
-            scales.contiguous(),
-            lr,
-            weight_decay,
+            scales.resolve_neg().contiguous(),
+            _resolved(lr),
+            _resolved(weight_decay),
             ok,
         )
 
@@ -223,6 +223,11 @@ class _Step:
         if tensor is None or tensor.device != self.scales.device:
             return number if tensor is None else tensor.item(), 0, self.native.Type.FLOAT64
         return 0.0, tensor.data_ptr(), native_type(self.native, tensor.dtype)
+
+
+def _resolved(rate: tuple[float, Tensor | None]) -> tuple[float, Tensor | None]:
+    number, tensor = rate
+    return number, None if tensor is None else tensor.resolve_neg()
 
 
 def _operands(group: Group) -> tuple[Any, ...]:

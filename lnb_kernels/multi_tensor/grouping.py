@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lnb_kernels.multi_tensor.writes import require_writable
+from lnb_kernels._writes import require_aligned, require_writable
 
 _NAMES = {
     torch.float64: "FLOAT64",
@@ -55,7 +55,9 @@ def partition(
     """
     lists = list(named.values())
     kinds = [{tensor.dtype for tensor in tensors} for tensors in lists]
-    if all(len(kind) == 1 for kind in kinds) and all(all(map(Tensor.is_contiguous, tensors)) for tensors in lists):
+    if all(len(kind) == 1 for kind in kinds) and all(
+        all(map(Tensor.is_contiguous, tensors)) and True not in map(Tensor.is_neg, tensors) for tensors in lists
+    ):
         # The usual case: one group, in the caller's order.
         rest: list[int] = []
         members: dict[_Dtypes, Sequence[int]] = {tuple(kind.pop() for kind in kinds): range(len(lists[0]))}
@@ -72,8 +74,7 @@ def partition(
         else:
             rest = [*rest, *positions]
     if len(groups) + bool(rest) > 1:
-        for group in groups:
-            _require_memory(named, group)
+        require_memory(named, groups)
     return groups, rest
 
 
@@ -94,19 +95,13 @@ def separate(
     return groups, rest
 
 
-def _require_memory(named: dict[str, Sequence[Tensor]], group: Group) -> None:
-    for (name, tensors), addresses in zip(named.items(), group.addresses, strict=True):
-        width = tensors[group.positions[0]].element_size()
-        for position, address, size in zip(group.positions, addresses, group.sizes, strict=True):
-            if size and not address:
-                raise ValueError(
-                    f"{name}[{position}] has entries but a null pointer; pass a tensor whose memory is allocated"
-                )
-            if address % width:
-                raise ValueError(
-                    f"{name}[{position}] is not aligned to its dtype: its address {address} is no multiple of {width}; "
-                    "use .clone() to get one that is"
-                )
+def require_memory(named: dict[str, Sequence[Tensor]], groups: Sequence[Group]) -> None:
+    """Raise ``ValueError`` where a tensor of a group has no memory, or is not aligned to its dtype."""
+    for group in groups:
+        for (name, tensors), addresses in zip(named.items(), group.addresses, strict=True):
+            width = tensors[group.positions[0]].element_size()
+            for position, address, size in zip(group.positions, addresses, group.sizes, strict=True):
+                require_aligned(f"{name}[{position}]", address, size, width)
 
 
 def _sort_out(lists: Sequence[Sequence[Tensor]]) -> tuple[dict[_Dtypes, Sequence[int]], list[int]]:
@@ -115,7 +110,11 @@ def _sort_out(lists: Sequence[Sequence[Tensor]]) -> tuple[dict[_Dtypes, Sequence
     for i, tensors in enumerate(zip(*lists, strict=True)):
         first = tensors[0]
         same_order = all(tensor.stride() == first.stride() for tensor in tensors)
-        if (same_order and torch._debug_has_internal_overlap(first) == 0) or all(map(Tensor.is_contiguous, tensors)):
+        dense = (same_order and torch._debug_has_internal_overlap(first) == 0) or all(
+            map(Tensor.is_contiguous, tensors)
+        )
+        # Memory of a negated view holds its entries with the other sign; kernels read memory.
+        if dense and not any(map(Tensor.is_neg, tensors)):
             members.setdefault(tuple(tensor.dtype for tensor in tensors), []).append(i)
         else:
             rest.append(i)
@@ -147,8 +146,8 @@ def require_disjoint(
 
 
 def at(tensors: Sequence[Tensor], positions: Sequence[int]) -> Sequence[Tensor]:
-    """The tensors at these positions."""
-    return tensors if len(positions) == len(tensors) else [tensors[i] for i in positions]
+    """The tensors at these positions, in the order of the positions."""
+    return tensors if positions == range(len(tensors)) else [tensors[i] for i in positions]
 
 
 def put(target: list[Any], positions: Sequence[int], values: Sequence[Any]) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lnb_kernels import _native
+from lnb_kernels._writes import require_mutable, require_writable
 from lnb_kernels.multi_tensor import reference
-from lnb_kernels.multi_tensor.grouping import Group, at, partition, put, require_disjoint, separate
-from lnb_kernels.multi_tensor.writes import require_mutable, require_writable
+from lnb_kernels.multi_tensor.grouping import Group, at, partition, put, require_disjoint, require_memory, separate
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -59,11 +59,11 @@ def ema_combined_(
     native = _native.module()
     lists = {"averages": averages, "values": values, "out": outputs}
     groups, rest = separate(native, lists, lambda x, y, _: native.combines(x, y), {"averages", "out"})
+    factors = shares.tolist()
     if rest:
         reference.ema_combined_(
             at(averages, rest), at(outputs, rest), at(values, rest), beta, shares[rest], take, None
         )  # fmt: skip
-    factors = shares.tolist()
     for group in groups:
         of_group = [factors[i] for i in group.positions]
         of_averages, of_values, of_outputs = group.addresses
@@ -135,10 +135,11 @@ def apply_master_(
         if rest:
             require_writable(lists, ("masters", "params"))
         else:
+            require_memory(lists, groups)
             require_disjoint(native, groups, lists, ("masters", "params"))
             require_mutable({"params": params})
         apply_(masters, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, None)
-        torch._foreach_copy_(list(params), list(masters))
+        reference.write(params, masters)
 
 
 def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with_norms: bool) -> list[float]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lnb_kernels import _backend
-from lnb_kernels._checks import DTYPES, writable
+from lnb_kernels._checks import DTYPES, number, writable
 from lnb_kernels._library import define_in_place
+from lnb_kernels._writes import require_one_kind, require_writable
 from lnb_kernels.multi_tensor import checks, reference
-from lnb_kernels.multi_tensor.writes import require_writable
 from lnb_kernels.scaling import sum_dtype
 
 
@@ -66,9 +66,9 @@ _ema_squared_norms = _define(
     writes=1,
 )
 _ema_combined = _define(
-    "ema_combined_(Tensor(a!)[] averages, Tensor(b!)[] outputs, Tensor[] values, float beta, Tensor shares, float take, "
+    "ema_combined_(Tensor(a!)[] averages, Tensor(b!)[] out, Tensor[] values, float beta, Tensor shares, float take, "
     "Tensor? ok) -> ()",
-    lambda averages, outputs, values, beta, shares, take, ok: None,
+    lambda averages, out, values, beta, shares, take, ok: None,
     writes=2,
 )
 _dot = _define("dot(Tensor[] xs, Tensor[] ys, int[]? layers=None) -> Tensor", _dot_like, writes=0)
@@ -117,13 +117,15 @@ def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: 
         ok: bool tensor ``[]`` on the same device. Nothing is written where it is False; the host does not wait for it.
 
     Raises:
-        TypeError: not lists of dense floating tensors.
+        TypeError: not lists of dense floating tensors, or plain tensors are written beside others of a subclass that
+            dispatches by itself, as fake ones.
         ValueError: lengths, shapes or devices do not fit, written tensors share memory, or ``beta`` is outside [0, 1].
         RuntimeError: a written tensor requires grad while autograd records.
     """
     op = "multi_tensor.ema_"
     _check_ema(op, averages, values, ok)
     beta = checks.share(op, "beta", beta)
+    require_one_kind(op, {"averages": averages}, values=values, ok=ok)
     if averages:
         _ema(averages, values, beta, ok)
 
@@ -141,6 +143,7 @@ def ema_squared_norms_(
     op = "multi_tensor.ema_squared_norms_"
     _check_ema(op, averages, values, ok)
     beta = checks.share(op, "beta", beta)
+    require_one_kind(op, {"averages": averages}, values=values, ok=ok)
     if not averages:
         return torch.empty(0)
     norms: Tensor = _ema_squared_norms(averages, values, beta, ok)
@@ -188,9 +191,10 @@ def ema_combined_(
                 raise TypeError(f"{op}: out[{i}] has dtype {target.dtype}; allowed is averages[{i}]'s, {average.dtype}")
     beta = checks.share(op, "beta", beta)
     checks.factors(op, "shares", shares, "averages", averages)
-    take = checks.number(op, "take", take)
+    take = number(op, "take", take)
     if out is None:
         out = list(map(torch.empty_like, averages))
+    require_one_kind(op, {"averages": averages, "out": out}, values=values, shares=shares, ok=ok)
     if averages:
         _ema_combined(averages, out, values, beta, shares, take, ok)
     return list(out)
@@ -242,7 +246,8 @@ def apply_(
         ok: bool tensor ``[]`` on the same device. Nothing is written where it is False; the host does not wait for it.
 
     Raises:
-        TypeError: not lists of dense floating tensors.
+        TypeError: not lists of dense floating tensors, or plain tensors are written beside others of a subclass that
+            dispatches by itself, as fake ones.
         ValueError: lengths, shapes or devices do not fit, written tensors share memory, or a rate is not finite.
         RuntimeError: a written tensor requires grad while autograd records.
     """
@@ -250,6 +255,8 @@ def apply_(
     checks.alike(op, params=params, directions=directions)
     writable(op, "params", params)
     rates = _check_step(op, "params", params, scales, lr, weight_decay, ok)
+    factors = {"scales": scales, "lr": lr, "weight_decay": weight_decay, "ok": ok}
+    require_one_kind(op, {"params": params}, directions=directions, **factors)
     if params:
         _apply(params, directions, scales, *rates, ok)
 
@@ -286,6 +293,8 @@ def apply_master_(
     writable(op, "masters", masters)
     writable(op, "params", params)
     rates = _check_step(op, "masters", masters, scales, lr, weight_decay, ok)
+    factors = {"scales": scales, "lr": lr, "weight_decay": weight_decay, "ok": ok}
+    require_one_kind(op, {"masters": masters, "params": params}, directions=directions, **factors)
     if masters:
         _apply_master(masters, params, directions, scales, *rates, ok)
 

@@ -27,18 +27,17 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
     """``average <- beta average + (1 - beta) value`` where ``ok``."""
-    if not averages:
-        return
-    new = torch._foreach_mul(_wide(averages, values), beta)
-    torch._foreach_add_(new, _wide(values, averages), alpha=1.0 - beta)
-    _write(averages, new, ok)
+    if averages:
+        write(averages, _averaged(averages, values, beta, ok))
 
 
 @torch.no_grad()
 def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> Tensor:
-    """:func:`ema_`, then ``dot(averages, averages)``."""
-    ema_(averages, values, beta, ok)
-    return dot(averages, averages)
+    """:func:`ema_`, then ``dot(averages, averages)``; all memory that this needs is taken before the first write."""
+    new = _averaged(averages, values, beta, ok)
+    norms = dot(new, new)
+    write(averages, new)
+    return norms
 
 
 @torch.no_grad()
@@ -51,13 +50,17 @@ def ema_combined_(
     take: float,
     ok: Tensor | None,
 ) -> None:
-    """:func:`ema_`, then ``output <- share average + take value``, without the second term where ``take`` is 0."""
-    ema_(averages, values, beta, ok)
-    wide = _wide(averages, values)
+    """:func:`ema_`, then ``output <- share average + take value``, without the second term where ``take`` is 0.
+
+    All memory that this needs is taken before the first write.
+    """
+    new = _averaged(averages, values, beta, ok)
+    wide = _wide(new, values)
     combined = [average * share.to(average.dtype) for average, share in zip(wide, shares.unbind(), strict=True)]
     if take != 0:
         torch._foreach_add_(combined, _wide(values, averages), alpha=take)
-    _write(outputs, combined, None)
+    write(averages, new)
+    write(outputs, combined)
 
 
 @torch.no_grad()
@@ -91,18 +94,8 @@ def apply_(
 
     Where ``lr scale`` is 0 the direction does not count, be it NaN.
     """
-    if not params:
-        return
-    rate = lr if lr_tensor is None else lr_tensor
-    decay = weight_decay if weight_decay_tensor is None else weight_decay_tensor
-    wide = _wide(params, directions)
-    still = (scales * rate == 0).unbind()
-    steps = [
-        torch.where(off, 0.0, d * s.to(d.dtype))
-        for d, s, off in zip(_wide(directions, params), scales.unbind(), still, strict=True)
-    ]
-    new = [p - rate * (step + decay * p) for p, step in zip(wide, steps, strict=True)]
-    _write(params, new, ok)
+    if params:
+        write(params, _stepped(params, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, ok))
 
 
 @torch.no_grad()
@@ -118,8 +111,49 @@ def apply_master_(
     ok: Tensor | None,
 ) -> None:
     """:func:`apply_` to the masters, and where ``ok`` each parameter becomes its master, rounded."""
-    apply_(masters, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, ok)
-    _write(params, masters, ok)
+    new = _stepped(masters, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, ok)
+    rounded = _where(ok, new, params)
+    write(masters, new)
+    write(params, rounded)
+
+
+def write(targets: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    """Copy ``new`` into ``targets``."""
+    if any(map(Tensor.is_neg, targets)):  # PyTorch's operations on lists write to no negated view
+        for target, value in zip(targets, new, strict=True):
+            target.copy_(value.to(target.dtype))  # PyTorch forgets the sign where it converts
+    else:
+        torch._foreach_copy_(list(targets), list(new))
+
+
+def _averaged(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> list[Tensor]:
+    """``beta average + (1 - beta) value`` where ``ok``, else the average, in the dtypes of the averages."""
+    new = torch._foreach_mul(_wide(averages, values), beta)
+    torch._foreach_add_(new, _wide(values, averages), alpha=1.0 - beta)
+    return _where(ok, new, averages)
+
+
+def _stepped(
+    params: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    scales: Tensor,
+    lr: float,
+    lr_tensor: Tensor | None,
+    weight_decay: float,
+    weight_decay_tensor: Tensor | None,
+    ok: Tensor | None,
+) -> list[Tensor]:
+    """What :func:`apply_` writes, in the dtypes of the parameters."""
+    rate = lr if lr_tensor is None else lr_tensor
+    decay = weight_decay if weight_decay_tensor is None else weight_decay_tensor
+    wide = _wide(params, directions)
+    still = (scales * rate == 0).unbind()
+    steps = [
+        torch.where(off, 0.0, d * s.to(d.dtype))
+        for d, s, off in zip(_wide(directions, params), scales.unbind(), still, strict=True)
+    ]
+    new = [p - rate * (step + decay * p) for p, step in zip(wide, steps, strict=True)]
+    return _where(ok, new, params)
 
 
 def _wide(tensors: Sequence[Tensor], partners: Sequence[Tensor]) -> list[Tensor]:
@@ -130,8 +164,7 @@ def _wide(tensors: Sequence[Tensor], partners: Sequence[Tensor]) -> list[Tensor]
     ]
 
 
-def _write(targets: Sequence[Tensor], new: Sequence[Tensor], ok: Tensor | None) -> None:
-    """Copy ``new`` into ``targets`` where ``ok``: selected, not multiplied, so that a NaN in ``new`` cannot leak."""
-    if ok is not None:
-        new = [torch.where(ok, n.to(t.dtype), t) for t, n in zip(targets, new, strict=True)]
-    torch._foreach_copy_(list(targets), list(new))
+def _where(ok: Tensor | None, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
+    """``new`` in the dtypes of ``old``, where ``ok``: selected, not multiplied, so that a NaN in ``new`` cannot leak."""
+    rounded = [n.to(o.dtype) for n, o in zip(new, old, strict=True)]
+    return rounded if ok is None else [torch.where(ok, n, o) for n, o in zip(rounded, old, strict=True)]

@@ -43,13 +43,12 @@ def _checked(op: str, name: str, value: torch.Tensor, coefficients: Sequence[flo
     _checks.floating_tensor(op, name, value)
     if value.dim() < 2:
         raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}; matrices [..., rows, columns] are needed")
+    if not isinstance(coefficients, (list, tuple)):
+        raise TypeError(f"{op}: coefficients must be three numbers (a, b, c), got {coefficients!r}")
     if len(coefficients) != 3:
         raise ValueError(f"{op}: coefficients={coefficients!r} is not allowed; three numbers (a, b, c) are needed")
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"{op}: steps must be an int >= 0, got {steps!r}")
-    if steps < 0:
-        raise ValueError(f"{op}: steps={steps!r} is not allowed; it must be an int >= 0")
-    return [float(value) for value in coefficients]
+    _checks.count(op, "steps", steps)
+    return [_checks.number(op, f"coefficients[{i}]", number) for i, number in enumerate(coefficients)]
 
 
 def newton_schulz(x: torch.Tensor, coefficients: Sequence[float], steps: int) -> torch.Tensor:
@@ -66,8 +65,8 @@ def newton_schulz(x: torch.Tensor, coefficients: Sequence[float], steps: int) ->
         Shape and dtype of ``x``. No derivative.
 
     Raises:
-        TypeError: ``x`` is no dense floating tensor, or ``steps`` no int.
-        ValueError: ``x`` is no matrix, ``steps`` is negative, or there are not three coefficients.
+        TypeError: ``x`` is no dense floating tensor, ``steps`` no int, or a coefficient no number.
+        ValueError: ``x`` is no matrix, ``steps`` is out of range, or there are not three finite coefficients.
     """
     numbers = _checked("newton_schulz", "x", x, coefficients, steps)
     result: torch.Tensor = _newton_schulz(x.reshape(x.shape[:-2].numel(), *x.shape[-2:]), numbers, steps)
@@ -88,8 +87,8 @@ def newton_schulz_root(power: torch.Tensor, coefficients: Sequence[float], steps
         Shape and dtype of ``power``. No derivative.
 
     Raises:
-        TypeError: ``power`` is no dense floating tensor, or ``steps`` no int.
-        ValueError: ``power`` is not square, ``steps`` is negative, or there are not three coefficients.
+        TypeError: ``power`` is no dense floating tensor, ``steps`` no int, or a coefficient no number.
+        ValueError: ``power`` is not square, ``steps`` is out of range, or there are not three finite coefficients.
     """
     op = "newton_schulz_root"
     numbers = _checked(op, "power", power, coefficients, steps)

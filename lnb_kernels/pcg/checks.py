@@ -10,9 +10,9 @@ Arrow = tuple[Tensor, Tensor]
 
 
 def iterations(op: str, value: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is an int of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{op}: iterations={value!r} is not allowed; it must be an int >= 0")
+    """Raise ``ValueError`` unless ``value`` is an int of at least 0, and below ``2**31``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise ValueError(f"{op}: iterations={value!r} is not allowed; it must be an int >= 0 and below 2**31")
 
 
 def right_hand_side(op: str, name: str, g: Tensor) -> None:

@@ -94,8 +94,7 @@ class _DeviceVectors(Vectors):
     def _add_up(self, rows: Tensor, total: Tensor) -> None:
         per_unit = self.rows // max(self.units, 1)
         first = [per_unit * unit for unit in range(self.units + 1)]
-        native = _cuda.module(self.g.device)
-        native.segment_sums(first, rows.data_ptr(), total.data_ptr(), native.Type.FLOAT64, _cuda.where(self.g))
+        _cuda.module(self.g.device).segment_sums(first, rows.data_ptr(), total.data_ptr(), _cuda.where(self.g))
 
 
 def _addresses(moments: Tensor, batch: Sequence[int]) -> list[int]:

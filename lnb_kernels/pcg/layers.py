@@ -37,7 +37,9 @@ def _pcg_layers(
     iterations: int,
     ridge: float,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    problems = list(zip(moments, gradients, starts, means, variances, strict=True))
+    # PyTorch resolves negated views of an op's arguments, but not in lists with gaps.
+    resolved = [[None if t is None else t.resolve_neg() for t in tensors] for tensors in (starts, means, variances)]
+    problems = list(zip(moments, gradients, *resolved, strict=True))
     solved: list[tuple[Tensor, Tensor]] = [(problem[1], problem[1]) for problem in problems]
     with _autocast.disabled(gradients[0].device):
         for small in (True, False):
@@ -102,11 +104,12 @@ def pcg_layers(
     arrows = [None] * len(gradients) if arrows is None else arrows
     _checks.lists_of_layers(op, gradients=gradients, moments=moments, starts=starts, arrows=arrows)
     checks.iterations(op, iterations)
-    ridge = _checks.non_negative(op, "ridge", ridge)
     pairs: list[tuple[Tensor | None, Tensor | None]] = []
     for i, problem in enumerate(zip(moments, gradients, starts, arrows, strict=True)):
         pairs.append(_check_layer(f"{op}: layer {i}", *problem))
+        ridge = _checks.ridge(op, ridge, *problem[:2])
         _checks.same_device(op, f"gradients[{i}]", problem[1], "gradients[0]", gradients[0])
+    ridge = _checks.non_negative(op, "ridge", ridge)
     if not gradients:
         return [], []
     directions, norms = _pcg_layers(

@@ -161,7 +161,7 @@ def pcg(
         raise ValueError(
             f"{op}: layer_dims={layer_dims!r} is not allowed for g of {g.dim()} dimensions; it must be 2 or 3"
         )
-    ridge = _checks.non_negative(op, "ridge", ridge)
+    ridge = _checks.ridge(op, ridge, g, *(t for t in (matvec_or_s,) if isinstance(t, torch.Tensor)))
     checks.start(op, "h0", h0, "g", g)
     if bias is not None and not isinstance(bias, bool):
         raise TypeError(f"{op}: bias must be None, True or False, got {bias!r}")
@@ -189,7 +189,8 @@ def pcg(
     recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (g, h0, mu, var))
     wide = any(t is not None and t.dtype == torch.float64 for t in (h0, mu, var))
     too_large = g.shape[-1] > VECTOR_COLUMNS or g.shape[-2] > LAYER_ROWS
-    if recorded or wide or too_large or type(g) not in _checks.PLAIN or not g.numel():
+    wrapped = any(_checks.is_wrapper(type(t)) for t in (g, h0, mu, var))
+    if recorded or wide or too_large or wrapped or not g.numel():
         return reference.iterate(matvec, g, h0, mu, var, *options)
     h, norms = _backend.call("pcg_vectors", g, matvec, g, h0, mu, var, *options)
     return h, norms
@@ -203,6 +204,8 @@ def _checked(matvec: reference.Matvec, g: torch.Tensor) -> reference.Matvec:
         product = _checks.floating_tensor("pcg", what, matvec(v))
         _checks.shape_is("pcg", what, product, g.shape, "the shape of its argument")
         _checks.same_device("pcg", what, product, "g", g)
+        if _checks.is_wrapper(type(product)) and not _checks.is_wrapper(type(g)):
+            raise TypeError(f"pcg: {what} is a {type(product).__name__}; allowed is a plain tensor, as g is")
         return product
 
     return checked

@@ -29,11 +29,11 @@ class Vectors(ABC):
     ) -> None:
         self.iterations = iterations
         self.by_row = scope == "neuron"
-        self.g = g.contiguous()
+        self.g = g.resolve_neg().contiguous()
         self.warm = h0 is not None
-        self.h = torch.zeros_like(self.g) if h0 is None else h0.to(g.dtype, copy=True).contiguous()
+        self.h = torch.zeros_like(self.g) if h0 is None else h0.to(g.dtype, copy=True).resolve_neg().contiguous()
         self.r, self.p = torch.empty_like(self.g), torch.empty_like(self.g)
-        self.arrow = [None if t is None else t.float().contiguous() for t in (mu, var)]
+        self.arrow = [None if t is None else t.float().resolve_neg().contiguous() for t in (mu, var)]
         *batch, self.m, self.columns = g.shape
         self.d = self.columns - int(bias)
         self.layers = torch.Size(batch).numel()
@@ -64,7 +64,7 @@ class Vectors(ABC):
 
     def _phase(self, name: str, k: int, product: Tensor | None, totals: list[Tensor]) -> None:
         """Run one phase of step ``k``; what it sums over rows is then added up to ``totals``, the units' sums."""
-        product = None if product is None else product.to(self.g.dtype).contiguous()
+        product = None if product is None else product.to(self.g.dtype).resolve_neg().contiguous()
         units = [t.data_ptr() for t in (self.gg, self.rr[max(k, 0)], self.rr[k + 1])]
         units += [t.data_ptr() for t in (self.rz[max(k, 0)], self.rz[k + 1], self.pap)]
         scratch = dict(zip([t.data_ptr() for t in totals], [row.data_ptr() for row in self.of_rows], strict=False))

@@ -31,7 +31,7 @@ def second_moment(
         return reference.second_moment(x, weights, product, blocks)
     if product == torch.float16:
         x = x.half()
-    rows = as_rows(x)
+    rows = as_rows(x).resolve_neg()
     if rows.stride(1) != 1 or rows.stride(0) < 0:
         rows = rows.contiguous()
     n, d = rows.shape[0], rows.shape[1] // (blocks or 1)

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from lnb_kernels import _autocast, _backend, _checks
+from lnb_kernels._library import take_negated_views
 from lnb_kernels._rows import as_rows
+from lnb_kernels._writes import require_one_kind, require_writable
 from lnb_kernels.second_moment import reference
 
 _KERNELS = "lnb_kernels.second_moment.triton_kernel"
@@ -113,7 +115,16 @@ def _check_rows(op: str, x: torch.Tensor, weights: torch.Tensor | None) -> None:
 
 @torch.library.custom_op("lnb_kernels::second_moment_ema_", mutates_args=("s",))
 def _second_moment_ema_(s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None) -> None:
-    _autocast.call("second_moment_ema_", x, s, x, decay, weights)
+    require_writable({"s": s, "x": x, "weights": weights}, {"s"})
+    rows, factors = x.resolve_neg(), None if weights is None else weights.resolve_neg()
+    if s.is_neg():  # kernels would write the other sign
+        with _autocast.disabled(x.device):
+            reference.second_moment_ema_(s, rows, decay, factors)
+    else:
+        _autocast.call("second_moment_ema_", rows, s, rows, decay, factors)
+
+
+take_negated_views("second_moment_ema_")
 
 
 @_second_moment_ema_.register_fake
@@ -138,7 +149,9 @@ def second_moment_ema_(
 
     Raises:
         TypeError: an argument is no dense floating tensor, or ``decay`` no number.
-        ValueError: shapes, dtypes or devices do not fit, ``decay`` is out of range, or ``s`` requires a gradient.
+        ValueError: shapes, dtypes or devices do not fit, ``decay`` is out of range, or ``s`` requires a gradient or shares
+            its memory with another argument.
+        RuntimeError: ``s`` is an inference tensor, outside ``torch.inference_mode()``.
     """
     op = "second_moment_ema_"
     _check_rows(op, x, weights)
@@ -155,5 +168,6 @@ def second_moment_ema_(
         raise ValueError(f"{op}: s requires a gradient; it is changed in place, so pass s.detach()")
     if _checks.non_negative(op, "decay", decay) > 1.0:
         raise ValueError(f"{op}: decay={decay!r} is not allowed; it must be in [0, 1]")
+    require_one_kind(op, {"s": s}, x=x, weights=weights)
     _second_moment_ema_(s, x.detach(), float(decay), None if weights is None else weights.detach())
     return s

@@ -17,7 +17,7 @@ def spd_inverse(matrices: Tensor) -> tuple[Tensor, Tensor]:
     n = matrices.shape[-1]
     if n > LARGEST or matrices.numel() == 0:
         return reference.spd_inverse(matrices)
-    matrices = matrices.contiguous()
+    matrices = matrices.resolve_neg().contiguous()
     inverses = matrices.new_empty(matrices.shape)
     failed = torch.empty(matrices.shape[:-2], dtype=torch.bool)
     _native.module().spd_inverses(

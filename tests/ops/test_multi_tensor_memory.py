@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 from lnb_kernels import _backend, multi_tensor
-from lnb_kernels.multi_tensor.writes import require_writable
+from lnb_kernels._writes import require_writable
 
 # Each op that writes, as a function of what it writes and what it reads.
 WRITERS: dict[str, Callable[[Sequence[Tensor], Sequence[Tensor]], Any]] = {
