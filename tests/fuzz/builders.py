@@ -153,8 +153,8 @@ class Wrapper(torch.Tensor):
 
 
 def wrapped(x: Tensor) -> Tensor:
-    """``x`` within a tensor that has no memory."""
-    return Wrapper(x)
+    """``x`` within a tensor that has no memory. PyTorch's own operations lose a negation bit in there."""
+    return Wrapper(x.resolve_neg())
 
 
 def wrong_shape(x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def _finish(draw: Draw, case: Case, kinds: dict[str, str], plain: str, probes: s
     case.mode = draw.random.choice(("grad", "grad", "grad", "autocast", "no_grad"))
     case.backend = draw.random.choice(("auto", "auto", "reference"))
     case.may_refuse = {why for why in draw.unusual if why == "wrapped"}
-    if draw.chance(0.2) and not draw.unusual:
+    if draw.chance(0.2) and not draw.unusual and case.arguments["probe"] != "None":  # without one it is PyTorch's call
         case.mode = "grad"
         free = {("groups", "True"), ("probe", "dtype"), ("channel_probe", "dtype")}
         case = corrupted(draw, case, kinds, frozenset(free))

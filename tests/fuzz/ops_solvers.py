@@ -72,8 +72,11 @@ def pcg(draw: Draw) -> Case:
         kinds["h0"] = "tensor?"
     if arguments["arrow"] != "None":
         kinds["arrow"] = "arrow"
-    case = Case("pcg", arguments, truth_pcg, names={"matvec_or_s": ("S",)})
-    return finish(draw, case, kinds)
+    case = finish(draw, Case("pcg", arguments, truth_pcg, names={"matvec_or_s": ("S",)}), kinds)
+    if "base_metric" in arguments:  # it multiplies by a real tensor, and in the dtype of autocast
+        case.fake = False
+        case.mode = "no_grad" if case.mode == "autocast" else case.mode
+    return case
 
 
 def metric(s: Tensor, size: int, ridge: float) -> Tensor:
