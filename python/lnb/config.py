@@ -212,7 +212,11 @@ def check_number(
     """Require ``low <= value < high`` (``low < value`` unless ``low_allowed``) of a real number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{where}{name}={value!r} must be a number, not {type(value).__name__}")
-    if not (value >= low if low_allowed else value > low) or not value < high:
+    try:
+        number = float(value)
+    except OverflowError:  # an int
+        number = math.inf if value > 0 else -math.inf
+    if not (number >= low if low_allowed else number > low) or not number < high:
         bracket = "[" if low_allowed else "("
         raise ValueError(f"{where}{name}={value!r} must be in {bracket}{low:g}, {high:g})")
 

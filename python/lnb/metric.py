@@ -84,6 +84,8 @@ def _update_feature_moments(
             state["mean"] = torch.zeros_like(sums.total)
             state["mean_square"] = torch.zeros_like(sums.total)
         has_rows = sums.count > 0
+        if work.squarable is not None:
+            has_rows = has_rows & work.squarable
         rows = sums.count.clamp(min=1)
         verdict.commit(state["moment_step"], state["moment_step"] + 1, also=has_rows)
         for name, decay, total in (("mean", config.b_mu, sums.total), ("mean_square", config.b_nu, sums.square)):

@@ -30,9 +30,10 @@ from lnb.serialization import (
     restored_groups,
     restored_state,
 )
+from lnb.solve import Direction
 from lnb.state_schema import saved_settings
 from lnb.verdict import Verdict
-from lnb.work import check_finite, collect, has_statistics, mark_zeroed, moment_blocks
+from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
 
 _PER_GROUP = ("params", *CARRIED)
 # what torch itself and its schedulers write into groups, so that a group can be moved between optimizers
@@ -54,6 +55,9 @@ class LNB(Optimizer):
 
     * *Gradient accumulation*: several backward passes before ``step()`` add their rows to one second moment.
     * *A layer used more than once* in a forward pass, or parameters shared by several layers: the rows of all uses count.
+    * *Padding of a convolution*: a neuron's inputs are those of the padded image. The second moment counts its zeros like
+      all other inputs. The averages of the channels (``b_mu``, ``b_nu``) count the pixels that the padding modes circular,
+      reflect and replicate repeat, and leave out the zeros of zero padding, as the paper does.
     * *No gradient* (``grad is None``: frozen, or not reached): the parameter and its state stay untouched. So they do
       where ``zero_grad(set_to_none=False)`` of this optimizer left zeros that no backward pass added to.
     * *Frozen bias*: the metric is that of the weight alone. *Frozen weight*: the bias moves like an other parameter.
@@ -65,7 +69,8 @@ class LNB(Optimizer):
     * *Several ranks* (``LNB(DistributedDataParallel(model))``, or ``process_group``): the rows of all ranks count. Settings
       that keep inputs or choose by measured times are refused.
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
-      direction is not finite though all gradients are stands still alone, and is counted there by its name.
+      direction is not finite though all gradients are stands still alone, and is counted there by its name. So does one
+      on a step that gathered finite inputs whose squares are not, as beyond 1e19 in float32: they enter no average.
 
     Args:
         model: the model to attach to; its linear and convolution layers are changed in place by :func:`lnb.attach`.
@@ -201,6 +206,10 @@ class LNB(Optimizer):
         Raises:
             RuntimeError: a claimed layer has a gradient but its input was not seen; nothing was changed.
             FloatingPointError: NaN or inf was met and ``strict`` is set; nothing was changed.
+
+        Any other exception (an interrupt, no memory left) leaves a state that can be saved and loaded, and the step can
+        be repeated. Averages may have this step's gradients in them then, and if it came while parameters were written,
+        some of them have moved. What a closure raises comes before all that.
         """
         loss = None
         if closure is not None:
@@ -223,7 +232,7 @@ class LNB(Optimizer):
             verdict = check_finite(work, wait=self._strict)
             rejected = verdict.rejected
             if not rejected:
-                directions, products = update.run(work, verdict, self._config, self._scratch)
+                directions, products = self._run(work, verdict)
                 others = [self._inventory.names.get(parameter, "(added)") for parameter in work.others]
                 self._records.record(self._step_index, work.blocks, directions, others, products, verdict)
             self._count(verdict)
@@ -238,6 +247,16 @@ class LNB(Optimizer):
                 "Lower lr, clip the gradients, or drop strict=True to skip such steps"
             )
         return loss
+
+    def _run(self, work: Work, verdict: Verdict) -> tuple[list[Direction], Tensor]:
+        """The update. If it is interrupted, no parameter is left with a part of the state that its first step makes."""
+        fresh = [parameter for parameter in work.parameters if not self.state.get(parameter)]
+        try:
+            return update.run(work, verdict, self._config, self._scratch)
+        except BaseException:
+            for parameter in fresh:
+                self.state.pop(parameter, None)
+            raise
 
     def _started_meter(self) -> OverheadMeter | None:
         """The clock, running; None where no overhead is watched."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lnb.planning.planner import Planner
 
 FORMAT = 1
+_MOST_STEPS = 2**53  # beyond, float64 does not count on
 
 
 def check_state(
@@ -47,14 +49,17 @@ def check_state(
     """
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
         raise TypeError("state_dict must be what LNB.state_dict() returned: a dict with 'state' and 'param_groups'")
-    if state_dict.get("lnb_format") != FORMAT:
+    version = state_dict.get("lnb_format")
+    if type(version) is not int or version != FORMAT:
         raise ValueError(
-            f"state_dict: lnb_format={state_dict.get('lnb_format')!r} must be {FORMAT}; it was saved by another optimizer or "
+            f"state_dict: lnb_format={version!r} must be {FORMAT}; it was saved by another optimizer or "
             f"another version of lnb"
         )
     step = state_dict.get("lnb_step")
-    if type(step) is not int or step < 0:
-        raise ValueError(f"state_dict: lnb_step={step!r} must be a whole number of at least 0")
+    if type(step) is not int or not 0 <= step <= _MOST_STEPS:
+        raise ValueError(
+            f"state_dict: lnb_step={step!r} must be a whole number of at least 0 and at most {_MOST_STEPS}"
+        )
     settings = saved_settings(config)
     if state_dict.get("lnb_settings") != settings:
         raise ValueError(
@@ -92,6 +97,9 @@ def _checked_groups(saved_groups: Any, param_groups: list[dict[str, Any]]) -> li
         if not isinstance(params, list) or any(type(index) is not int for index in params):
             raise TypeError(f"state_dict: param_groups[{i}]['params']={params!r} must be a list of numbers")
         check_group(group)
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and (lr.is_meta or not 0 <= float(lr) < math.inf):  # loading may wait for a device
+            raise ValueError(f"state_dict: param_groups[{i}]['lr']={lr!r} must be in [0, inf)")
     indices = [index for group in saved_groups for index in group["params"]]
     if len(set(indices)) < len(indices):
         raise ValueError(f"state_dict: param_groups name a parameter more than once: {indices}")

@@ -184,17 +184,23 @@ def _direction(batch: _Batch) -> tuple[Tensor, Tensor | None]:
     step, step_bias = factor.solve(weight, bias)
     if batch.trust_region == "neuron":
         if bias is None or step_bias is None:
-            return step * _neuron_scale((step, weight)), None
+            return _scaled(step, _neuron_scale((step, weight))), None
         scale = _neuron_scale((step, weight), (step_bias, bias))
-        return step * scale, step_bias * scale
+        return _scaled(step, scale), _scaled(step_bias, scale)
     return step, step_bias
 
 
 def _neuron_scale(*parts: tuple[Tensor, Tensor]) -> Tensor:
-    """``1 / sqrt(<h_i, g~_i>)`` of every row, ``[..., rows, 1]``, from the parts of ``h`` and ``g~``."""
+    """``1 / sqrt(<h_i, g~_i>)`` of every row, ``[..., rows, 1]``, from the parts of ``h`` and ``g~``, in the dtype of sums:
+    for a gradient near the least float32 it is larger than the largest."""
     wide = sum_dtype(parts[0][0].device)
     products = sum((h.to(wide) * g.to(wide)).sum(-1, keepdim=True) for h, g in parts)
-    return row_scale(cast(Tensor, products)).to(parts[0][0].dtype)
+    return row_scale(cast(Tensor, products))
+
+
+def _scaled(step: Tensor, scale: Tensor) -> Tensor:
+    """``step * scale``, multiplied in the dtype of ``scale``, in that of ``step``."""
+    return (step * scale).to(step.dtype)
 
 
 def _iterate(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict) -> list[Direction]:
@@ -223,7 +229,7 @@ def _finish(work: BlockWork, equation: Equation, solved: tuple[Tensor, Tensor], 
 
 def _shaped(work: BlockWork, matrix: Tensor, gradient: Tensor, residual: Tensor | None) -> Direction:
     if work.config.trust_region == "neuron":
-        matrix = matrix * _neuron_scale((matrix, gradient))
+        matrix = _scaled(matrix, _neuron_scale((matrix, gradient)))
     return Direction(work.block.split(matrix), residual)
 
 
@@ -273,13 +279,12 @@ def _output_factor(
 
 
 def _keep(work: BlockWork, name: str, value: Tensor | None, verdict: Verdict) -> None:
-    """Remember ``value`` as the layer's ``name``, if this step had rows; at first, and when blocks have changed, there is
-    zero: a layer that stands still."""
-    assert work.moments is not None
+    """Remember ``value`` as the layer's ``name``, if this step had rows that count; at first, and when blocks have changed,
+    there is zero: a layer that stands still."""
     state = work.state
     if value is None:
         state.pop(name, None)
         return
     if name not in state or state[name].shape != value.shape:
         state[name] = torch.zeros_like(value, memory_format=torch.contiguous_format)  # LAPACK's are not
-    verdict.commit(state[name], value, also=work.moments[0, 0, -1, -1] > 0)
+    verdict.commit(state[name], value, also=work.has_rows)

@@ -96,7 +96,7 @@ def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep:
     """Update the average of ``E[x~ x~']`` with this step's rows; return it, ``[groups, blocks, size+1, size+1]``, each
     block's last entry 1.
 
-    A step without rows, and one that gathered nothing, leaves the average as it is. It starts anew in other blocks.
+    A step without rows that count, and one that gathered nothing, leaves the average as it is. It starts anew in other blocks.
 
     Args:
         work: the layer, its state and its second moment of this step.
@@ -115,8 +115,9 @@ def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep:
     if "second_moment" not in state or state["second_moment"].shape != mean.shape:
         state["second_moment"] = torch.zeros_like(mean)
         state["second_moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
-    verdict.commit(state["second_moment_step"], state["second_moment_step"] + 1, also=rows > 0)
-    verdict.commit(state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - decay), also=rows > 0)
+    counts = work.has_rows
+    verdict.commit(state["second_moment_step"], state["second_moment_step"] + 1, also=counts)
+    verdict.commit(state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - decay), also=counts)
     average: Tensor = state["second_moment"]
     return average / bias_correction(decay, state["second_moment_step"].clamp(min=1)).to(mean.dtype)
 

@@ -7,6 +7,7 @@ Notation: ``g~`` the averaged gradient, ``h`` the direction (``metric h = g~``),
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from lnb.work import Work
 from lnb_kernels import multi_tensor
 from lnb_kernels._captured import keep_if_captured
 from lnb_kernels.scaling import sum_dtype
+
+_LARGEST_SCALE = 0.875  # power of the largest number
+_TINY = 2.0**-64
 
 
 def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple[list[Direction], Tensor]:
@@ -54,7 +58,8 @@ def _products(
 ) -> Tensor:
     """``<h, g~>`` of every layer, then of every other parameter, ``[layers + others]``.
 
-    A direction with NaN or inf makes its product NaN or inf: no other check of the directions is needed.
+    A direction with NaN or inf makes its product NaN or inf: no other check of the directions is needed. It is NaN also for
+    a layer whose inputs are too large to be squared, which has no direction.
     """
     device = work.parameters[0].device
     total = torch.zeros(len(work.blocks) + len(work.others), dtype=sum_dtype(device), device=device)
@@ -72,6 +77,11 @@ def _products(
         of_each = [place[owner] for _, _, owner in triples]
         sums = multi_tensor.dot([d for _, d, _ in triples], [averages[p] for p, _, _ in triples], of_each)
         total.index_add_(0, _index(tuple(place), device), sums.to(device, total.dtype))
+    flags = {i: block.squarable for i, block in enumerate(work.blocks) if block.squarable is not None}
+    if flags:
+        index = _index(tuple(flags), device)
+        squarable = torch.stack([flag.to(device, non_blocking=True) for flag in flags.values()])
+        total.index_copy_(0, index, torch.where(squarable, total[index], math.nan))
     return total
 
 
@@ -115,6 +125,8 @@ def _scales(
         squares.index_add_(0, _index(owners, products.device), norms.square())
         for owner, direction in zip(owners, directions, strict=True):
             sizes[owner] += direction.numel()
+        if squares.device.type == "cpu":
+            _raise_tiny(directions, squares, owners)
         scales = rms_scale(squares, _index(tuple(sizes), products.device))
     elif region == "global":
         scales = layer_scale(products[:in_region].sum(), config.min_norm).expand(len(products)).clone()
@@ -124,8 +136,25 @@ def _scales(
             scales[:layers] = 1
     if config.others == "adamw":
         scales[layers:] = config.others_lr
-    scales = torch.where(finite, scales, 0.0)
+    # What a direction's dtype cannot hold would turn entries of 0 into NaN; lr has the room of the power.
+    most = min(torch.finfo(dtype).max for dtype in {direction.dtype for direction in directions})
+    scales = torch.where(finite, scales, 0.0).clamp(max=most**_LARGEST_SCALE)
     return scales[_index(owners, scales.device)]
+
+
+def _raise_tiny(directions: list[Tensor], squares: Tensor, owners: tuple[int, ...]) -> None:
+    """Bring directions that no float32 factor brings to the size of a step to unit size, with their ``squares``.
+
+    Accelerators are not asked whether there are any: there, directions below 1e-34 move parameters less than they should.
+    """
+    tiny = (squares > 0) & (squares < _TINY**2)
+    if not bool(tiny.any()):
+        return
+    units = torch.where(tiny, torch.ldexp(torch.ones_like(squares), -torch.frexp(squares.sqrt()).exponent), 1.0)
+    squares.mul_(units.square())
+    for owner, direction in zip(owners, directions, strict=True):
+        if bool(tiny[owner]):
+            direction.copy_(direction * units[owner : owner + 1])  # in float64: the factor may exceed float32
 
 
 def _apply(work: Work, directions: list[Tensor], scales: Tensor, verdict: Verdict, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,14 @@ class BlockWork:
     channels: Tensor | None  # [3, C] of this step
     inputs: list[Tensor]
     config: Config  # the layer's own
+    squarable: Tensor | None = None  # []: whether the squares of this step's inputs are in range; None for yes
+
+    @property
+    def has_rows(self) -> Tensor:
+        """Whether the second moment of this step is of rows, and in range: only then does it count, ``[]``."""
+        assert self.moments is not None
+        rows = self.moments[0, 0, -1, -1] > 0
+        return rows if self.squarable is None else rows & self.squarable
 
     @property
     def state(self) -> dict[str, Any]:
@@ -142,25 +151,52 @@ def _read_captures(block: Block) -> tuple[Tensor | None, Tensor | None, list[Ten
 
 
 def check_finite(work: Work, wait: bool) -> Verdict:
-    """Whether every gradient and second moment of the step is finite.
+    """Whether every gradient and input of the step is finite; notes of every layer whether its inputs can be squared.
 
-    NaN or inf in an input always reaches the layer's gradient or the sums and squares in its second moment, whose other
-    entries are bounded by those (Cauchy-Schwarz): gradients, last rows and diagonals are all that must be read. Of kept
-    inputs it is the sum of all squares.
+    NaN or inf in an input always reaches the layer's gradient or the sums of inputs, the last rows of its second moment.
+    Where those are finite and a square is not, inputs were finite, but are too large for the second moment, whose other
+    entries are bounded by the squares (Cauchy-Schwarz).
     """
     read: list[Tensor] = [parameter.grad for parameter in work.parameters if parameter.grad is not None]
     for block in work.blocks:
         if block.moments is not None:
-            read += [block.moments[..., -1, :], block.moments.diagonal(dim1=-2, dim2=-1).contiguous()]
+            read.append(block.moments[..., -1, :])
         if block.channels is not None:
-            read.append(block.channels)
-        read += [torch.linalg.vector_norm(x, dtype=statistics_dtype(x.dtype)).square() for x in block.inputs]
+            read += [block.channels[0], block.channels[2]]
+        read += [torch.linalg.vector_norm(x, math.inf) for x in block.inputs if x.numel()]
     device = read[0].device
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in read:
         by_device.setdefault(tensor.device, []).append(tensor)
     ok = torch.stack([multi_tensor.all_finite(tensors).to(device) for tensors in by_device.values()]).all()
+    _note_squarable(work.blocks)
     return Verdict(ok, wait)
+
+
+def _note_squarable(blocks: list[BlockWork]) -> None:
+    """Set :attr:`BlockWork.squarable`, by few calls for each device. On the CPU only where squares are out of range."""
+    by_device: dict[torch.device, list[tuple[BlockWork, Tensor]]] = {}
+    for block in blocks:
+        squares = [_squares(x, block.block) for x in block.inputs]
+        if block.moments is not None:
+            squares.append(block.moments.diagonal(dim1=-2, dim2=-1))
+        if block.channels is not None:
+            squares.append(block.channels[1])
+        for square in squares:
+            by_device.setdefault(square.device, []).append((block, square))
+    for found in by_device.values():
+        largest = torch.stack(torch._foreach_norm([square for _, square in found], math.inf)).isfinite()
+        if largest.device.type == "cpu" and bool(largest.all()):
+            continue
+        for (block, _), finite in zip(found, largest.unbind(), strict=True):
+            block.squarable = finite if block.squarable is None else block.squarable & finite
+
+
+def _squares(x: Tensor, block: Block) -> Tensor:
+    """The sum of squares of every input feature, of a convolution every channel."""
+    feature = x.dim() - (3 if block.is_convolution else 1)
+    others = [dim for dim in range(x.dim()) if dim != feature]
+    return torch.linalg.vector_norm(x, dim=others, dtype=statistics_dtype(x.dtype)).square() if others else x.square()
 
 
 def has_statistics(state: dict[str, Any] | None, block: Block, config: Config) -> bool:

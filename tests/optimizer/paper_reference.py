@@ -10,7 +10,8 @@ Where the algorithm leaves room, this file reads it as follows.
   preconditioner and ``<h, g~>``: all of them see corrected values, the current batch included.
 * Rows of a layer: those of every use in every forward pass since the last step, pooled. ``N`` counts the pooled rows,
   and means of ``x`` and ``x^2`` are means over the pooled positions, not means of means.
-* Convolution moments are per channel over the unpadded input, although the rows hold the zeros of the padding.
+* Convolution moments are per channel over the input without the zeros of zero padding, although the rows hold those; with
+  the pixels that other padding modes repeat.
   All taps of a channel share its moments. Groups: the average variance that shrinks a layer's variances runs over
   all channels of the layer; each group then has its own matrices made from its own channels.
 * Without a bias the preconditioner is the diagonal ``1 / (var + mu^2)``, not the inverse of ``diag(var) + mu mu'``.

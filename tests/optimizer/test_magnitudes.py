@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import lnb
 
+SOLVERS = ("pcg", "matrix_free", "dual", "cholesky", "arrow")
 FREE_OF_SCALE: dict[str, dict[str, Any]] = {
     "default": {},
     "neuron": {"trust_region": "neuron"},
@@ -204,3 +205,55 @@ def test_a_direction_that_overflows_leaves_the_state_finite() -> None:
     assert all(bool(value.isfinite().all()) for value in parameters.values())
     assert all(bool(value.isfinite().all()) for entry in state.values() for value in entry.values())
     assert optimizer.diagnostics()["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize("factor", [2.0**-126, 2.0**-136])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("trust_region", ["neuron", "layer", "global", "rms"])
+def test_gradients_near_the_least_number_move_every_layer(trust_region: str, solver: str, factor: float) -> None:
+    """What brings their directions to their length is beyond the largest float32."""
+    model = network()
+    before = copy.deepcopy(model)
+    optimizer = lnb.LNB(model, preset="paper", trust_region=trust_region, solver=solver, weight_decay=0.0)
+    train(model, optimizer, factor, steps=4)
+    assert optimizer.diagnostics() == {"steps": 4, "skipped_steps": 0}
+    for a, b in zip(model.parameters(), before.parameters(), strict=True):
+        assert bool(a.isfinite().all())
+        if trust_region in ("neuron", "rms"):  # the others have a least norm
+            assert float((a - b).detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings", [{"preset": "fast"}, *({"preset": "paper", "solver": s} for s in SOLVERS)], ids=str
+)
+def test_inputs_too_large_to_be_squared_stop_their_layer_alone(settings: dict[str, Any]) -> None:
+    """They enter no average: with inputs of a usual size, the layer goes on."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2))
+    optimizer = lnb.LNB(model, **settings)
+    x, y = torch.randn(16, 2, 4, 4), torch.randn(16, 2)
+    for scale, moves in ((1.0, True), (1e20, False), (1.0, True)):
+        before = copy.deepcopy(model)
+        optimizer.zero_grad()
+        F.mse_loss(model(x * scale), y).backward()
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            assert bool(parameter.grad.isfinite().all())
+            parameter.grad.clamp_(-1, 1)
+        optimizer.step()
+        moved = (model[0].weight - before[0].weight).detach().abs().max()
+        assert (float(moved) > 1e-4) == moves
+        assert not torch.equal(model[3].weight, before[3].weight)
+    parameters, state = snapshot(model, optimizer)
+    assert all(bool(value.isfinite().all()) for value in parameters.values())
+    assert all(bool(value.isfinite().all()) for entry in state.values() for value in entry.values())
+    assert optimizer.diagnostics() == {"steps": 3, "skipped_steps": 0, "stood_still/0": 1}
+
+
+@pytest.mark.parametrize("solver", ["matrix_free", "dual"])
+def test_kept_inputs_count_while_the_squares_of_each_feature_are_in_range(solver: str) -> None:
+    model = nn.Linear(64, 2)
+    optimizer = lnb.LNB(model, preset="paper", solver=solver)
+    model(torch.full((100, 64), 1e18) * torch.randn(100, 1).sign()).square().mean().mul(1e-20).backward()
+    optimizer.step()
+    assert optimizer.diagnostics() == {"steps": 1, "skipped_steps": 0}

@@ -78,6 +78,14 @@ def padded_conv(mode: str) -> nn.Module:
     )
 
 
+def even_padded_conv(mode: str) -> nn.Module:
+    """Even kernels, whose ``"same"`` padding is larger behind, without a bias and in groups."""
+    return cnn(
+        nn.Conv2d(4, 6, (4, 2), padding="same", bias=False, padding_mode=mode),
+        nn.Conv2d(6, 4, 2, padding=1, stride=2, groups=2, padding_mode=mode),
+    )
+
+
 class SharedPaddedConv(nn.Module):
     """One convolution at two resolutions, whose rows its padding does not change."""
 
@@ -117,6 +125,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv-circular": (lambda: padded_conv("circular"), (6, 4, 7, 6)),
     "conv-reflect": (lambda: padded_conv("reflect"), (6, 4, 7, 6)),
     "conv-replicate": (lambda: padded_conv("replicate"), (6, 4, 7, 6)),
+    **{
+        f"conv-{mode}-even": (lambda mode=mode: even_padded_conv(mode), (6, 4, 7, 6))
+        for mode in ("circular", "reflect", "replicate")
+    },
     "shared-conv-reflect": (SharedPaddedConv, (8, 4, 6, 6)),
     "conv-groups": (lambda: grouped_conv(True), (6, 4, 8, 7)),
     "conv-groups-no-bias": (lambda: grouped_conv(False), (6, 4, 8, 7)),
@@ -327,6 +339,30 @@ def test_solved_metric_does_not_see_inverted_inputs(solver: str) -> None:
         step(inverted, optimizers[1], (1 - x, y))
     x = torch.rand(10, 5, dtype=torch.float64)
     torch.testing.assert_close(inverted(1 - x), plain(x), rtol=1e-4, atol=1e-4)  # the solve stops at 1e-5
+
+
+@pytest.mark.parametrize("padding", [(1, 2), "same"], ids=str)
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate", "zeros"])
+def test_channel_averages_count_repeated_pixels_and_no_zeros(mode: str, padding: tuple[int, int] | str) -> None:
+    conv = nn.Conv2d(2, 3, (3, 4), padding=padding, padding_mode=mode, dtype=torch.float64)
+    x = torch.randn(5, 2, 6, 7, dtype=torch.float64) + 1
+    optimizer = lnb.LNB(conv, preset="paper", b_mu=0.0, b_nu=0.0)
+    conv(x).square().mean().backward()
+    optimizer.step()
+    before, after = ((1, 1), (1, 2)) if padding == "same" else ((1, 2), (1, 2))
+    rows, columns = torch.arange(-before[0], 6 + after[0]), torch.arange(-before[1], 7 + after[1])
+    if mode == "reflect":
+        rows, columns = 5 - (5 - rows.abs()).abs(), 6 - (6 - columns.abs()).abs()
+    elif mode == "circular":
+        rows, columns = rows % 6, columns % 7
+    elif mode == "replicate":
+        rows, columns = rows.clamp(0, 5), columns.clamp(0, 6)
+    else:
+        rows, columns = rows[(rows >= 0) & (rows < 6)], columns[(columns >= 0) & (columns < 7)]
+    seen = x[:, :, rows][:, :, :, columns].movedim(1, -1).reshape(-1, 2)
+    state = optimizer.state[conv.weight]
+    torch.testing.assert_close(state["mean"].view(2, 12), seen.mean(0)[:, None].expand(2, 12))
+    torch.testing.assert_close(state["mean_square"].view(2, 12), seen.square().mean(0)[:, None].expand(2, 12))
 
 
 def test_a_layers_matrix_splits_into_contiguous_tensors() -> None:

@@ -236,6 +236,15 @@ def with_group(**changes: Any) -> Any:
         (with_group(params=[0, 1, 2, 3, 4, 5, 6, 6]), ValueError, "more than once"),
         (with_group(params=3), TypeError, "['params']=3"),
         (with_group(lr=-1.0), ValueError, "lr=-1.0"),
+        (with_group(lr=10**400), ValueError, "lr=1000"),
+        (with_group(lr=torch.tensor(float("nan"))), ValueError, "['lr']=tensor(nan) must be in [0, inf)"),
+        (with_group(weight_decay=10**400), ValueError, "weight_decay=1000"),
+        (altered(lnb_format=torch.ones(3)), ValueError, "lnb_format=tensor"),
+        (altered(lnb_step=10**400), ValueError, "lnb_step=1000"),
+        (altered(lnb_plan=torch.tensor(1.0)), ValueError, "lnb_plan=tensor"),
+        (altered(lnb_plan={"rows": {"0": [float("inf"), True]}, "decided": [], "layers": {}}), ValueError, "lnb_plan"),
+        (altered(lnb_plan={"rows": {"0": [3, torch.ones(3)]}, "decided": [], "layers": {}}), ValueError, "layer '0'"),
+        (altered(lnb_plan={"rows": {}, "decided": [], "layers": {"0": {"reason": None}}}), ValueError, "layer '0'"),
         (with_group(ridge="big"), TypeError, "ridge='big'"),
         (with_group(params=list(range(5))), ValueError, "groups of sizes [5]"),
     ],
@@ -285,6 +294,49 @@ def test_what_settings_keep_is_what_loading_wants(settings: dict[str, Any]) -> N
         twin.load_state_dict(optimizer.state_dict())
         assert same(copied(twin.state_dict()["state"]), copied(optimizer.state_dict()["state"]))
         train(model, optimizer, [batch])
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interrupted_step_leaves_a_state_that_loads(mode: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And parameters as they were; the step can be repeated."""
+    model, optimizer = trained(mode, steps=steps)
+    optimizer.zero_grad()
+    loss_of(model, batches(1)[0]).backward()
+    before = copied(dict(model.named_parameters()))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for stage in ("solve", "_scales"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"lnb.update.{stage}", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                optimizer.step()
+        assert same(copied(dict(model.named_parameters())), before)
+        resumed = mixed()
+        resumed.load_state_dict(model.state_dict())
+        other = lnb.LNB(resumed, **MODES[mode])
+        other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+        train(resumed, other, batches(2))
+    optimizer.step()
+    assert optimizer.diagnostics() == {"steps": steps + 1, "skipped_steps": 0}
+    assert not same(copied(dict(model.named_parameters())), before)
+
+
+def test_a_closure_that_raises_changes_nothing() -> None:
+    model, optimizer = trained("fast")
+    before = snapshot(model, optimizer)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss_of(model, batches(1)[0]).backward()
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        optimizer.step(closure)
+    assert same(snapshot(model, optimizer), before)
+    assert optimizer.diagnostics() == {"steps": 3, "skipped_steps": 0}
 
 
 def test_state_dict_hooks() -> None:

@@ -137,18 +137,26 @@ class Planner:
         if saved is None:
             return planner
         try:
+            if not isinstance(saved, dict):
+                raise TypeError(f"it must be a dict, not {type(saved).__name__}")
             planner._restore(saved)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"state_dict: lnb_plan is not what LNB.state_dict() writes: {error}") from error
+        except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+            raise ValueError(f"state_dict: lnb_plan={saved!r} is not what LNB.state_dict() writes: {error}") from error
         return planner
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         for name, (count, input_grad) in saved["rows"].items():
-            self.rows[name] = Rows(int(count), bool(input_grad))
+            if type(count) is not int or count < 0 or type(input_grad) is not bool:
+                raise ValueError(
+                    f"rows of layer {name!r} are {[count, input_grad]!r}, not a count and whether it has a gradient"
+                )
+            self.rows[name] = Rows(count, input_grad)
         decided = set(saved["decided"])
         for name, values in saved["layers"].items():
             settings = {field: value for field, value in values.items() if field != "reason"}
             if not settings.keys() <= set(_CHOSEN):
                 raise ValueError(f"layer {name!r} has {sorted(settings)}")
-            choice = Choice(dataclasses.replace(self._first.config, **settings), str(values["reason"]))
+            if type(values["reason"]) is not str:
+                raise ValueError(f"the reason of layer {name!r} is {values['reason']!r}, not a str")
+            choice = Choice(dataclasses.replace(self._first.config, **settings), values["reason"])
             (self.choices if name in decided else self._fitted)[name] = choice
