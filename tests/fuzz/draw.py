@@ -116,7 +116,8 @@ class Draw:
         if self.chance(0.35):
             text = f"{self.pick(*LAYOUTS)}({text})"
         if self.chance(0.06):
-            view = self.pick(*VIEWS)
+            # PyTorch itself loses negation bits beside tensors that answer its dispatcher
+            view = "expanded" if self._kind == "wrapped" else self.pick(*VIEWS)
             if view == "conjugated" and dtype not in ("torch.float32", "torch.float64"):
                 view = "negated"
             if view == "expanded" and written:

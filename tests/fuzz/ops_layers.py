@@ -29,7 +29,11 @@ result = [[y, *grads(y, [x, weight, bias, {probes}])], [plain_y, *grads(plain_y,
 
 def leaf(text: str, wants: bool) -> str:
     """The text of a tensor, a leaf that requires a gradient if wanted. PyTorch's layers take no inference tensors either."""
-    text = text.replace("inference(", "(")
+    text = text.replace("inference(", "(").replace("conjugated(", "negated(")
+    if (
+        "negated(" in text
+    ):  # a copy without the bit has no gaps, and the order of the sums of a gradient depends on them
+        text = text.replace("strided(", "(").replace("padded(", "(")
     return f"with_grad({text})" if wants else text
 
 
