@@ -18,7 +18,7 @@ def finish(draw: Draw, case: Case, kinds: dict[str, str], free: set[tuple[str, s
     case.backend = draw.random.choice(("auto", "auto", "reference"))
     case.may_refuse |= {why for why in draw.unusual if why == "wrapped" or (case.written and why != "subclass")}
     if draw.chance(0.2):
-        return case if draw.unusual else corrupted(draw, case, kinds, frozenset(free or ()))
+        return case if case.may_refuse or draw.unusual else corrupted(draw, case, kinds, frozenset(free or ()))
     if draw.chance(0.1):
         case.mode = draw.random.choice(("grad", "inference", "autocast"))
     elif draw.plain and not case.written and draw.chance(0.1):
