@@ -44,7 +44,7 @@ def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple
     directions = [part for direction in solved for part in direction.parts] + others
     owners = _owners(work)
     products = _products(work, solved, directions, averages, owners)
-    scales = _scales(work, directions, products, owners, config)
+    scales = _scales(work, directions, products, owners, verdict, config)
     _apply(work, directions, scales, verdict, config)
     return solved, products
 
@@ -109,6 +109,7 @@ def _scales(
     directions: list[Tensor],
     products: Tensor,
     owners: tuple[int, ...],
+    verdict: Verdict,
     config: Config,
 ) -> Tensor:
     """What every parameter's direction is multiplied by, in the order of ``work.parameters``; 0 where it is not finite."""
@@ -125,7 +126,7 @@ def _scales(
         squares.index_add_(0, _index(owners, products.device), norms.square())
         for owner, direction in zip(owners, directions, strict=True):
             sizes[owner] += direction.numel()
-        if squares.device.type == "cpu":
+        if verdict.known:
             _raise_tiny(directions, squares, owners)
         scales = rms_scale(squares, _index(tuple(sizes), products.device))
     elif region == "global":
@@ -145,7 +146,8 @@ def _scales(
 def _raise_tiny(directions: list[Tensor], squares: Tensor, owners: tuple[int, ...]) -> None:
     """Bring directions that no float32 factor brings to the size of a step to unit size, with their ``squares``.
 
-    Accelerators are not asked whether there are any: there, directions below 1e-34 move parameters less than they should.
+    A device that the host does not wait for is not asked whether there are any: there, directions below 1e-34 move
+    parameters less than they should.
     """
     tiny = (squares > 0) & (squares < _TINY**2)
     if not bool(tiny.any()):

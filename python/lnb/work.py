@@ -169,12 +169,13 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     for tensor in read:
         by_device.setdefault(tensor.device, []).append(tensor)
     ok = torch.stack([multi_tensor.all_finite(tensors).to(device) for tensors in by_device.values()]).all()
-    _note_squarable(work.blocks)
-    return Verdict(ok, wait)
+    verdict = Verdict(ok, wait)
+    _note_squarable(work.blocks, verdict.known)
+    return verdict
 
 
-def _note_squarable(blocks: list[BlockWork]) -> None:
-    """Set :attr:`BlockWork.squarable`, by few calls for each device. On the CPU only where squares are out of range."""
+def _note_squarable(blocks: list[BlockWork], read: bool) -> None:
+    """Set :attr:`BlockWork.squarable`, by few calls for each device; if the host may ``read`` it, only where that is false."""
     by_device: dict[torch.device, list[tuple[BlockWork, Tensor]]] = {}
     for block in blocks:
         squares = [_squares(x, block.block) for x in block.inputs]
@@ -186,7 +187,7 @@ def _note_squarable(blocks: list[BlockWork]) -> None:
             by_device.setdefault(square.device, []).append((block, square))
     for found in by_device.values():
         largest = torch.stack(torch._foreach_norm([square for _, square in found], math.inf)).isfinite()
-        if largest.device.type == "cpu" and bool(largest.all()):
+        if read and bool(largest.all()):
             continue
         for (block, _), finite in zip(found, largest.unbind(), strict=True):
             block.squarable = finite if block.squarable is None else block.squarable & finite

@@ -326,6 +326,34 @@ def test_dot_has_the_same_bits_with_any_number_of_threads() -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_updates_have_the_same_bits_when_the_number_of_threads_changes(dtype: torch.dtype) -> None:
+    shapes = [(100_003,), (7,), (33_000,), (129, 65)]
+    starts, gradients = fill(shapes, dtype), fill(shapes, dtype)
+    usual = torch.get_num_threads()
+
+    def updated(threads: list[int]) -> list[torch.Tensor]:
+        parameters, averages = (
+            copies(starts),
+            [x.to(torch.float64 if dtype == torch.float64 else torch.float32) for x in starts],
+        )
+        averages = copies(averages)
+        for count in threads:
+            torch.set_num_threads(count)
+            shares = torch.full((len(shapes),), 0.7, dtype=torch.float64)
+            directions = multi_tensor.ema_combined_(averages, gradients, 0.9, shares, 0.1)
+            multi_tensor.ema_(averages, gradients, 0.9)
+            multi_tensor.apply_(parameters, directions, torch.rand(4, generator=torch.manual_seed(0)), 0.1, 0.01)
+        return [*parameters, *averages]
+
+    try:
+        results = [updated(threads) for threads in ([1, 1, 1, 1], [2, 2, 2, 2], [1, 2, 3, 1], [3, 1, 2, 8])]
+    finally:
+        torch.set_num_threads(usual)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
 def test_whoever_watches_the_dispatcher_sees_the_call(backend: str) -> None:
     params, steps, scales = fill([(3,), (4, 5)], torch.float32), fill([(3,), (4, 5)], torch.float32), torch.ones(2)
     expected = [param - 0.5 * step for param, step in zip(params, steps, strict=True)]
