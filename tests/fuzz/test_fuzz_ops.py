@@ -28,6 +28,7 @@ def test_random_calls_are_right_or_refused() -> None:
 
 @pytest.mark.parametrize("op", sorted(GENERATORS))
 def test_a_snippet_runs_by_itself(op: str, capsys: pytest.CaptureFixture[str]) -> None:
-    case = next(case for case in (case_of(seed, op) for seed in range(100)) if case.bad is None)
+    cases = (case_of(seed, op) for seed in range(100))
+    case = next(case for case in cases if case.bad is None and "[]" not in case.arguments.values())
     exec(compile(snippet(case, "as a report prints it"), "<snippet>", "exec"), {"__name__": "snippet"})
-    assert "got" in capsys.readouterr().out or case.op == "report"
+    assert "got" in capsys.readouterr().out
