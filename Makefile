@@ -3,6 +3,8 @@
 # make bench  microbenchmarks of the kernels
 # make bench-compare BASE=a.json NEW=b.json
 #             fails where a benchmark got slower beyond its noise
+# make fuzz N=20000
+#             random calls of every op and random models, judged in float64
 # make reliability
 #             kills, interrupts, full disks, damaged checkpoints and a soak, in full: about half an hour
 # make sanitize
@@ -15,6 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
+N ?= 20000
 
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard README.md) \
   $(shell find csrc lnb_kernels python -type f -not -name '*.so' -not -name '_build_info.json' -not -path '*__pycache__*' -not -path '*.egg-info*')
@@ -24,9 +27,9 @@ NATIVE_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name 
 RUN := PYTHONPATH= OMP_NUM_THREADS=1
 
 # A wheel without the native module is good enough for the demo, but not for the tests.
-test pytest bench reliability sanitize: export LNB_NATIVE := required
+test pytest fuzz bench reliability sanitize: export LNB_NATIVE := required
 
-.PHONY: demo test lint types pytest bench bench-compare reliability sanitize gpu clean
+.PHONY: demo test lint types pytest fuzz bench bench-compare reliability sanitize gpu clean
 
 demo: $(VENV)/.run $(VENV)/.wheel
 	$(BIN)/lnb demo
@@ -47,6 +50,10 @@ types: $(VENV)/.test
 
 pytest: $(VENV)/.test $(VENV)/.wheel
 	$(RUN) LNB_TEST_INSTALLED=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# From tests/, so that Python finds the harness there, and the package where it is installed.
+fuzz: $(VENV)/.test $(VENV)/.wheel
+	cd tests && $(RUN) $(CURDIR)/$(BIN)/python -m fuzz --calls $(N) $(ARGS)
 
 bench: $(VENV)/.test $(VENV)/.wheel
 	PYTHONPATH= $(BIN)/pytest bench/micro --benchmark-only $(ARGS)

@@ -91,7 +91,8 @@ def define_in_place(
     torch.library.register_fake(f"lnb_kernels::{name}", fake, lib=_LIBRARY)
     # No stop at autograd on the way: that would turn all lists into Python objects once more.
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    take_negated_views(name)
+    if writes:
+        take_negated_views(name)
     overload: Callable[..., Any] = getattr(torch.ops.lnb_kernels, name).default
 
     def call(*args: Any) -> Any:

@@ -48,6 +48,8 @@ def conv2d_cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float, code: list
     conv = Geometry.decode(code)
     channels = x.shape[1]
     d = conv.features(channels)
+    if v.shape[0] == 0:  # PyTorch has no convolution without output channels
+        return torch.empty_like(v, memory_format=torch.contiguous_format)
     accumulate = accumulation_dtype(torch.promote_types(x.dtype, v.dtype))
     image, padding = pad_extra(x.to(accumulate), conv)
     vectors = v.to(accumulate)

@@ -62,7 +62,7 @@ def ema_combined_(
 ) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_combined_`."""
     if ok is not None and not ok:
-        require_writable({"averages": averages, "values": values, "out": outputs}, ("out",))
+        require_writable({"averages": averages, "values": values, "out": outputs}, ("averages", "out"))
         reference.ema_combined_(averages, outputs, values, beta, shares, take, ok)
         return
     native = _native.module()

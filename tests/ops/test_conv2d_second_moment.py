@@ -211,6 +211,12 @@ def test_product_without_a_batch_is_the_ridge() -> None:
     assert torch.equal(product[:, 36], torch.zeros(2))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_product_of_no_vectors_is_empty(groups: int) -> None:
+    product = lk.conv2d_cov_matvec(torch.randn(2, 4, 6, 6), torch.empty(0, 36 // groups + 1), 3, groups=groups)
+    assert product.shape == (0, 36 // groups + 1)
+
+
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation", "groups"),
     [((2, 3), 1, "same", 1, 1), ((2, 2), 1, (1, 0), (1, 2), 2), ((3, 2), 2, 1, 1, 1)],

@@ -175,3 +175,15 @@ def test_bad_probes_are_named() -> None:
         lk.linear(x, weight, None, torch.zeros(5, 5, device="meta", requires_grad=True))
     with pytest.raises(TypeError, match=r"linear: probe has dtype torch.complex64"):
         lk.linear(x, weight, None, torch.zeros(5, 5, dtype=torch.complex64, requires_grad=True))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_input_gradient_beside_a_frozen_weight_equals_pytorchs_to_the_bit(bias: bool) -> None:
+    """PyTorch multiplies rows that are not evenly apart matrix by matrix, which adds in another order."""
+    x = torch.randn(7, 7, 1).transpose(0, 1).requires_grad_()
+    weight, offset = torch.randn(8, 1), torch.randn(8) if bias else None
+    probe = torch.zeros(2, 2, requires_grad=True)
+    upstream = torch.randn(7, 7, 8)
+    (found,) = torch.autograd.grad(lk.linear(x, weight, offset, probe), [x], upstream)
+    (expected,) = torch.autograd.grad(F.linear(x, weight, offset), [x], upstream)
+    assert torch.equal(found, expected)

@@ -118,6 +118,13 @@ def test_inference_tensors_are_written_or_refused_as_one(backend: str, op: str) 
     assert not dense.any()
 
 
+def test_an_inference_average_is_refused_by_name_where_nothing_is_to_be_written(both_backends: None) -> None:
+    with torch.inference_mode():
+        inference = torch.ones(10)
+    with pytest.raises(RuntimeError, match=r"^averages\[0\] is an inference tensor"):
+        multi_tensor.ema_combined_([inference], [ones(10)], 0.5, torch.ones(1), 0.0, torch.tensor(False))
+
+
 @on_every_writer
 def test_freed_memory_is_refused_before_any_write(backend: str, op: str) -> None:
     """As sharded training frees the storage of parameters. The other tensor is of another dtype, and of another launch."""

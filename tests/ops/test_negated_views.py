@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fuzz.builders import wrapped
 from op_calls import CALLS, PLACES, replaced
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -50,6 +51,13 @@ def test_an_imaginary_part_of_one_entry_is_dense(backend: str) -> None:
     assert lk.multi_tensor.dot([view], [torch.ones(1)]).tolist() == [-2.0]
     lk.multi_tensor.ema_([view], [torch.ones(1)], 0.5)
     assert view.tolist() == [-0.5]
+
+
+def test_a_negated_view_beside_a_tensor_without_memory_counts_as_its_values(backend: str) -> None:
+    """The latter takes the call through PyTorch's dispatcher."""
+    assert lk.multi_tensor.dot(
+        [wrapped(torch.ones(2))], [negated(torch.tensor([2.0, 3.0]).double())]
+    ).held.tolist() == [5.0]
 
 
 @pytest.mark.parametrize("scope", ["layer", "neuron"])
