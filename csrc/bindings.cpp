@@ -227,7 +227,7 @@ void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const
 
 // For every layer the addresses of weight, bias, inverse, mean, root, squares (bias and mean are null without a bias,
 // squares where agreement does not count), and its matrices, rows, inputs, input_block, output_block.
-// Overwrites weights and biases; returns product and squared norm of all matrices in turn, layer by layer.
+// Overwrites weights and biases; returns the four sums of all matrices in turn, layer by layer.
 std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 6>>& addresses,
                                         const std::vector<std::array<int64_t, 5>>& shapes, double noise, int threads) {
     if (addresses.size() != shapes.size()) throw std::invalid_argument("one shape per layer");
@@ -269,11 +269,11 @@ std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 
         memory.push_back({kLists[k], lists[k], bytes(sizes[k], type), k < 2});
     }
     require_disjoint_writes(memory);
-    std::vector<double> sums(2 * static_cast<size_t>(all_matrices));
+    std::vector<double> sums(4 * static_cast<size_t>(all_matrices));
     double* next = sums.data();
     for (lnb::BalancedLayer& layer : layers) {
         layer.sums = next;
-        next += 2 * layer.matrices;
+        next += 4 * layer.matrices;
     }
     without_gil([&] { lnb::balanced_directions(layers.data(), static_cast<int64_t>(layers.size()), noise, threads); });
     return sums;

@@ -48,7 +48,7 @@ int unit_exponent(float largest) {
 }
 
 struct Sums {
-    double product = 0, norm = 0;
+    double product = 0, norm = 0, free_norm = 0, gradient = 0;
 };
 
 // How far a row's gradients agree, from |G|^2 + b^2 of their average and the mean square of each.
@@ -102,10 +102,13 @@ Sums solve(const Part& part, const ProductLoops& loops, double noise) {
             const double c = bias == nullptr ? 0 : of_bias[begin + row];
             const double product = loops.dot(h, m, inputs) + c * c;
             double size = product > 0 ? 1 / std::sqrt(product) : 0;
-            if (squares != nullptr) {
-                const double b = bias == nullptr ? 0 : bias[begin + row];
-                size *= agreement(loops.dot(g, g, inputs) + b * b, squares[begin + row], noise);
-            }
+            const double b = bias == nullptr ? 0 : bias[begin + row];
+            const double square = loops.dot(g, g, inputs) + b * b;
+            sums.gradient += square;
+            const double norm = loops.dot(h, h, inputs);
+            sums.free_norm += size * size * norm;
+            if (squares != nullptr) size *= agreement(square, squares[begin + row], noise);
+            sums.norm += size * size * norm;
             const auto factor = static_cast<float>(size);
             if (bias != nullptr) {
                 const float of_row = static_cast<float>(c - loops.dot(h, mean, inputs)) * factor;
@@ -114,7 +117,6 @@ Sums solve(const Part& part, const ProductLoops& loops, double noise) {
             }
             loops.scale(h, factor, inputs);
             sums.product += loops.dot(h, g, inputs);
-            sums.norm += loops.dot(h, h, inputs);
             std::copy_n(h, inputs, g);
         }
     }
@@ -131,12 +133,14 @@ void balanced_directions(const BalancedLayer* layers, int64_t count, double nois
                  [&](int64_t i) { sums[i] = solve(parts[i], loops, noise); });
     // In an order that depends on the shapes alone: the same bits for any number of threads.
     for (const BalancedLayer* layer = layers; layer != layers + count; ++layer) {
-        std::fill_n(layer->sums, 2 * layer->matrices, 0.0);
+        std::fill_n(layer->sums, 4 * layer->matrices, 0.0);
     }
     for (size_t i = 0; i < parts.size(); ++i) {
-        double* const of_matrix = parts[i].layer->sums + 2 * parts[i].matrix;
+        double* const of_matrix = parts[i].layer->sums + 4 * parts[i].matrix;
         of_matrix[0] += sums[i].product;
         of_matrix[1] += sums[i].norm;
+        of_matrix[2] += sums[i].free_norm;
+        of_matrix[3] += sums[i].gradient;
     }
 }
 

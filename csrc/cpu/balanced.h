@@ -7,7 +7,7 @@
 // and every row of (H, h) is divided by the root of its <H, M> + c^2; where that is not positive, the row is zero. With
 // v, the mean square of each row's gradient, the row is then multiplied by its agreement a min(1, a / noise),
 // a = min(1, sqrt((|G|^2 + b^2) / v)). What a step's size and its check for finite numbers need, <H, G> + <h, b> and
-// |H|^2, is summed while rows of both are in the cache.
+// |H|^2, and |G|^2 + |b|^2 are summed while rows of both are in the cache.
 //
 // A block of rows of H needs the same block of G and nothing else: blocks are handed out to threads, and each is
 // overwritten once its M is formed. A caller that needs no gradient after its direction then has no second set of
@@ -28,7 +28,8 @@ struct BalancedLayer {
     const float* mean;      // mu [matrices, inputs]; null without a bias
     const float* root;      // the blocks of P^(-1/2) [matrices, rows / output_block, output_block, output_block]
     const double* squares;  // v [matrices, rows]; or null
-    double* sums;           // <H, G> + <h, b> and |H|^2 of every matrix [matrices, 2]
+    // <H, G> + <h, b>, |H|^2, the same were all agreements 1, and |G|^2 + |b|^2 of every matrix [matrices, 4]
+    double* sums;
     int64_t matrices, rows, inputs, input_block, output_block;
 };
 

@@ -45,7 +45,7 @@ def _by_kernel(problems: Sequence[reference.Problem], noise: float) -> Tensor:
         rows, inputs = weight.shape[-2:]
         shapes.append([_matrices(problem), rows, inputs, inverse.shape[-1], root.shape[-1]])
     sums = _native.module().balanced_directions(addresses, shapes, noise, torch.get_num_threads())
-    return torch.tensor(sums, dtype=torch.float64).view(-1, 2)
+    return torch.tensor(sums, dtype=torch.float64).view(-1, 4)
 
 
 def _matrices(problem: reference.Problem) -> int:

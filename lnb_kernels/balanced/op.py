@@ -32,7 +32,8 @@ def _kernel(
     # A schema has no list of optional tensors that are written: there is a bias where there is a mean.
     given = iter(biases)
     of_layers = [None if mean is None else next(given) for mean in means]
-    problems = list(zip(weights, of_layers, inverses, means, roots, squares or [None] * len(weights), strict=True))
+    of_rows: Sequence[Tensor | None] = squares or [None] * len(weights)
+    problems = list(zip(weights, of_layers, inverses, means, roots, of_rows, strict=True))
     with _autocast.disabled(weights[0].device):
         sums: Tensor = _backend.call("balanced_directions_", weights[0], problems, noise)
     return sums
@@ -40,7 +41,7 @@ def _kernel(
 
 def _fake(weights: Sequence[Tensor], *_: object) -> Tensor:
     matrices = sum(weight.shape[:-2].numel() for weight in weights)
-    return weights[0].new_empty(matrices, 2, dtype=sum_dtype(weights[0].device))
+    return weights[0].new_empty(matrices, 4, dtype=sum_dtype(weights[0].device))
 
 
 _balanced_directions_ = define_in_place(
@@ -69,10 +70,10 @@ def balanced_directions_(
         ``H = M C^-1``,  ``h = c - H mu``,  then row by row  ``(H, h) / sqrt(<H, M> + c^2)``
 
     and with ``squares`` times the agreement of the row's gradients, ``a min(1, a / noise)`` with
-    ``a = min(1, sqrt((||W_i||^2 + b_i^2) / squares_i))``. A row is zero where what it is divided by is not positive; ``H`` takes the place of ``W``, and ``h`` that of ``b``. The size of ``W`` and ``b``
-    does not matter, from the least numbers of the dtype to the largest, nor does that of ``P``. Each layer has leading
-    dimensions ``...`` of its own, of independent matrices. On CPUs the blocks of all layers are shared out to the threads
-    at once.
+    ``a = min(1, sqrt((||W_i||^2 + b_i^2) / squares_i))``. A row is zero where what it is divided by is not positive; ``H``
+    takes the place of ``W``, and ``h`` that of ``b``. The size of ``W`` and ``b`` does not matter, from the least numbers of the
+    dtype to the largest, nor does that of ``P``. Each layer has leading dimensions ``...`` of its own, of independent matrices.
+    On CPUs the blocks of all layers are shared out to the threads at once.
 
     Args:
         weights: per layer ``W``, ``[..., m, d]``, floating point, all on one device; overwritten.
@@ -85,9 +86,9 @@ def balanced_directions_(
         noise: the agreement ``a`` of gradients that have nothing in common, in (0, 1].
 
     Returns:
-        ``[matrices of all layers, 2]``: ``<H, W> + <h, b>`` and ``||H||^2`` of every matrix, those of a layer one below the
-        other, in float64 (float32 on devices without it). They are finite only where all entries of the matrix are.
-        Not differentiable.
+        ``[matrices of all layers, 4]``: ``<H, W> + <h, b>``, ``||H||^2``, the same were every agreement 1, and
+        ``||W||^2 + ||b||^2`` of every matrix, those of a layer one below the other, in float64 (float32 on devices without
+        it). They are finite only where all entries of the matrix are. Not differentiable.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -103,7 +104,7 @@ def balanced_directions_(
     if squares is not None:
         _checks.lists_of_layers(op, weights=weights, squares=squares)
     if not weights:
-        return torch.empty(0, 2)
+        return torch.empty(0, 4)
     for i, problem in enumerate(zip(weights, biases, inverses, means, roots, strict=True)):
         _check_layer(f"{op}: layer {i}", *problem, weights[0])
     for i, (square, weight) in enumerate(zip(squares or (), weights, strict=False)):

@@ -23,7 +23,7 @@ def balanced_directions_(problems: Sequence[Problem], noise: float) -> Tensor:
     """Overwrite weight and bias of every problem by their directions; see :func:`lnb_kernels.balanced_directions_`."""
     require_apart(problems)
     sums = [balanced_direction_(*problem, noise) for problem in problems]
-    return torch.cat(sums) if sums else torch.empty(0, 2)
+    return torch.cat(sums) if sums else torch.empty(0, 4)
 
 
 def require_apart(problems: Sequence[Problem]) -> None:
@@ -41,35 +41,38 @@ def balanced_direction_(
     squares: Tensor | None = None,
     noise: float = 1.0,
 ) -> Tensor:
-    """One of them; returns ``<H, W> + <h, b>`` and ``||H||^2`` of every matrix, ``[matrices, 2]``.
+    """One of them; returns what :func:`lnb_kernels.balanced_directions_` returns of its matrices, ``[matrices, 4]``.
 
     Directions do not depend on the size of ``W`` or of ``P``. Both are brought to unit size, through ``P`` alone, so that the
     products of the rows are in the range of the dtype.
     """
+    gradient = _products(weight, weight) if bias is None else _products(weight, weight) + _products(bias, bias)
     root = root * unit_scale(root, matrix_dims=3) * unit_scale(weight, bias).unsqueeze(-3)
     mixed = _mix(root, weight)
-    if bias is None or mean is None:
-        step = times_blocks(mixed, inverse)
-        scale = row_scale(_rows_dot(step, mixed))
-        if squares is not None:
-            scale *= row_agreement(squares, noise, weight).to(scale.dtype)
-        step = torch.mul(step, scale, out=mixed)
-        products = _products(step, weight)
-    else:
+    mixed_bias = None
+    if bias is not None and mean is not None:
         mixed_bias = _mix(root, bias)
         mixed.addcmul_(mixed_bias, mean.unsqueeze(-2), value=-1)  # centred
-        step = times_blocks(mixed, inverse)
-        step_bias = mixed_bias - step @ mean.unsqueeze(-1)
-        # <(h_w, h_b), (w, b)> = <h_w, w - b mu> + b^2
-        scale = row_scale(_rows_dot(step, mixed) + mixed_bias.square())
-        if squares is not None:
-            scale *= row_agreement(squares, noise, weight, bias).to(scale.dtype)
-        step = torch.mul(step, scale, out=mixed)
-        step_bias *= scale
-        products = _products(step, weight) + _products(step_bias, bias)
+    step = times_blocks(mixed, inverse)
+    # <(h_w, h_b), (w, b)> = <h_w, w - b mu> + b^2
+    product = _rows_dot(step, mixed)
+    scale = row_scale(product if mixed_bias is None else product + mixed_bias.square())
+    wide = sum_dtype(step.device)
+    squares_of_rows = (step.to(wide).square().sum(-1, keepdim=True) * scale.to(wide).square()).flatten(-2)
+    free_norm = squares_of_rows.sum(-1).flatten()
+    if squares is not None:
+        averages = (weight,) if bias is None else (weight, bias)
+        scale = (scale * row_agreement(squares, noise, *averages)).to(scale.dtype)
+    step_bias = None
+    if bias is not None and mean is not None and mixed_bias is not None:
+        step_bias = (mixed_bias - step @ mean.unsqueeze(-1)) * scale
+    step = torch.mul(step, scale, out=mixed)
+    products = _products(step, weight)
+    if bias is not None and step_bias is not None:
+        products = products + _products(step_bias, bias)
         bias.copy_(step_bias)
     weight.copy_(step)
-    return torch.stack([products, _products(step, step)], dim=-1)
+    return torch.stack([products, _products(step, step), free_norm, gradient], dim=-1)
 
 
 def row_agreement(squares: Tensor, noise: float, *averages: Tensor) -> Tensor:

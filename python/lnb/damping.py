@@ -11,16 +11,21 @@ their squared norms, the row's step is multiplied by
 ``a`` is 1 where all gradients are the same and ``a_0`` where they are independent noise (:func:`noise_level`). After steps that
 are too long, gradients point back: the average cancels and ``a`` falls below ``a_0``. Near a minimum, and where the moves of
 many layers compound, this makes steps as short as needed; with noise alone they are a quarter of the region. It is the
-ratio of Adam (Kingma and Ba, 2015), taken over a neuron's row instead of one entry.
+ratio of Adam (Kingma and Ba, 2015), taken over a neuron's row instead of one entry. Each layer also has a radius, the share
+of its region that it uses: it shrinks while the layer's gradients oppose each other and grows slowly otherwise
+(:func:`radii`), so that a step length that was too long is not tried again at once.
 
 **Gain**, for gradients without noise: Levenberg and Marquardt's rule, per layer. Along the last step ``D`` of a layer, the
 slope of the loss was ``<g, D>`` and is now ``<g', D>``; were it a parabola, the best length would have been
-``1 / (1 - <g', D> / <g, D>)`` times as long. The fraction ``f`` of the direction ``h`` that the layer may go is multiplied by nine
-tenths of that, between 1/4 and 1.3, and is at most 1: the Newton step of a layer whose loss is ``||y - y*||^2 / 2``. The
+``1 / (1 - <g', D> / <g, D>)`` times as long. The fraction ``f`` of the direction ``h`` that the layer may go is multiplied by
+nine tenths of that, between 1/4 and 1.3, and is at most 1: the Newton step of a layer whose loss is ``||y - y*||^2 / 2``. The
 slope now includes what the other layers' steps did, so layers that correct one error together share it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +39,34 @@ from lnb_kernels import multi_tensor
 _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.25, 1.3
+_OPPOSED = 0.75
+_RADIUS_SHRINK, _RADIUS_GROW, _LEAST_RADIUS = 0.9, 1.02, 1e-4
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the agreement of this step's gradients with those before is judged by.
+
+    Attributes:
+        rows: ``v``, the mean square of each row's gradients, ``[groups, d_out]`` of every layer.
+        layers: ``||g~||^2`` of every layer to be expected of independent gradients.
+        noise: ``a_0``.
+    """
+
+    rows: list[Tensor]
+    layers: list[Tensor]
+    noise: float
+
+    def among(self, layers: list[int]) -> Agreement:
+        """That of some layers."""
+        return Agreement([self.rows[i] for i in layers], [self.layers[i] for i in layers], self.noise)
 
 
 def noise_level(config: Config) -> float:
     """``a_0``: the norm of the average of many independent gradients of unit norm.
 
-    ``m = b m + (1 - b) g`` has the mean square ``q = (1 - b) / (1 + b)``; the look-ahead ``b m + (1 - b) g``, in which ``g`` counts
-    twice, ``b^4 q + (1 - b^2)^2``.
+    ``m = b m + (1 - b) g`` has the mean square ``q = (1 - b) / (1 + b)``; the look-ahead ``b m + (1 - b) g``, in which ``g``
+    counts twice, ``b^4 q + (1 - b^2)^2``.
     """
     b = config.momentum
     square = (1 - b) / (1 + b)
@@ -49,27 +75,87 @@ def noise_level(config: Config) -> float:
     return float(square**0.5)
 
 
-def mean_row_squares(works: list[BlockWork], verdict: Verdict, decay: float) -> list[Tensor]:
-    """Update ``v`` of every layer's rows with this step's gradients; returns it corrected for its start, ``[groups, d_out]``.
+def observe_agreement(works: list[BlockWork], verdict: Verdict, config: Config) -> Agreement:
+    """Update what agreement is judged by with this step's gradients, after the averages of the gradients were.
 
-    Weight and bias count together. The averages of the gradients have made this step already: their count is used.
+    State of a layer's weight: ``row_square`` ``[groups, d_out]``, the average of ``||g_i||^2`` of decay ``b_rows``, weight and
+    bias together; ``independent_square`` ``[]``, the sum of ``||g_s||^2`` times the squared weight of ``g_s`` in ``m``.
     """
-    found: dict[int, Tensor] = {}
+    rows: dict[int, Tensor] = {}
+    layers: dict[int, Tensor] = {}
     by_device: dict[torch.device, list[int]] = {}
     for i, work in enumerate(works):
         by_device.setdefault(work.block.weight.device, []).append(i)
-    for device, members in by_device.items():
+    for members in by_device.values():
         of_device = [works[i] for i in members]
         squares = _row_squares(of_device)
-        counts = torch.stack([work.state["step"] for work in of_device])
-        for work, square, before in zip(of_device, squares, bias_correction(decay, counts - 1).unbind(), strict=True):
-            if "row_square" not in work.state:  # also where a state of an earlier version was loaded
-                work.state["row_square"] = square * before.to(square.dtype)
-        kept = [work.state["row_square"] for work in of_device]
-        multi_tensor.ema_(kept, squares, decay, verdict.on(device))
-        corrections = bias_correction(decay, counts.clamp(min=1)).to(squares[0].dtype).unbind()
-        found.update(zip(members, torch._foreach_div(kept, corrections), strict=True))
-    return [found[i] for i in range(len(works))]
+        counts = torch.stack([work.state["step"] for work in of_device]).clamp(min=1)
+        rows.update(zip(members, _mean_squares(of_device, squares, counts, verdict, config.b_rows), strict=True))
+        layers.update(zip(members, _expected(of_device, squares, counts, verdict, config), strict=True))
+    every = range(len(works))
+    return Agreement([rows[i] for i in every], [layers[i] for i in every], noise_level(config))
+
+
+def _mean_squares(
+    works: list[BlockWork], squares: list[Tensor], counts: Tensor, verdict: Verdict, decay: float
+) -> Sequence[Tensor]:
+    """``v``, corrected for its start at zero."""
+    if any("row_square" not in work.state for work in works):  # at first, or where an older state was loaded
+        for work, square, past in zip(works, squares, bias_correction(decay, counts - 1).unbind(), strict=True):
+            work.state.setdefault("row_square", square * past.to(square.dtype))
+    kept = [work.state["row_square"] for work in works]
+    multi_tensor.ema_(kept, squares, decay, verdict.on(counts.device))
+    return torch._foreach_div(kept, list(bias_correction(decay, counts).to(squares[0].dtype).unbind()))
+
+
+def _expected(
+    works: list[BlockWork], squares: list[Tensor], counts: Tensor, verdict: Verdict, config: Config
+) -> Sequence[Tensor]:
+    """``||g~||^2`` of every layer, were its gradients independent.
+
+    ``g~`` weighs this step's gradient by ``share (1 - b) + take`` and those before by ``share`` times their weight in ``m``,
+    where ``share = b / (1 - b^t)`` and ``take = 1 - b`` with the look-ahead, else ``1 / (1 - b^t)`` and 0.
+    """
+    b = config.momentum
+    fresh = torch.stack([square.sum() for square in squares])
+    past = torch.stack([work.state.get("independent_square", fresh.new_zeros(())) for work in works]) * b**2
+    kept = past + (1 - b) ** 2 * fresh
+    for work, value in zip(works, kept.unbind(), strict=True):
+        if "independent_square" not in work.state:
+            work.state["independent_square"] = torch.zeros_like(value)
+    stored = [work.state["independent_square"] for work in works]
+    ok = verdict.on(counts.device)
+    new = kept if ok is None else torch.where(ok, kept, torch.stack(stored))
+    torch._foreach_copy_(stored, list(new.unbind()))
+    share = ((b if config.nesterov else 1.0) / bias_correction(b, counts)).to(fresh.dtype)
+    take = 1 - b if config.nesterov else 0.0
+    return (share.square() * past + (share * (1 - b) + take).square() * fresh).unbind()
+
+
+def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: Verdict) -> Tensor:
+    """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
+
+    It shrinks by a tenth while the layer's average is shorter than 3/4 of what independent gradients would make it, which
+    only gradients that point against each other do, and else grows by a fiftieth. State of a layer's weight: ``radius``.
+
+    Args:
+        works: the layers.
+        averages: ``||g~||^2`` of each, ``[layers]``.
+        expected: the same, of independent gradients.
+        verdict: whether state may change.
+    """
+    for work in works:
+        if "radius" not in work.state:
+            work.state["radius"] = torch.ones((), dtype=averages.dtype, device=work.block.weight.device)
+    stored = [work.state["radius"] for work in works]
+    old = torch.stack([radius.to(averages.device) for radius in stored])
+    opposed = averages < _OPPOSED**2 * expected
+    new = (old * torch.where(opposed, _RADIUS_SHRINK, _RADIUS_GROW)).clamp(_LEAST_RADIUS, 1.0)
+    ok = verdict.on(averages.device)
+    if ok is not None:
+        new = torch.where(ok, new, old)
+    torch._foreach_copy_(stored, [value.to(radius.device) for value, radius in zip(new.unbind(), stored, strict=True)])
+    return new
 
 
 def _row_squares(works: list[BlockWork]) -> list[Tensor]:

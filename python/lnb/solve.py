@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import lnb_kernels as lk
 from lnb.balance import output_moment
 from lnb.config import Config
+from lnb.damping import Agreement
 from lnb.equations import Equation, solve_equation, solve_joined
 from lnb.factored import Factor, block_count, factorize
 from lnb.metric import begin_block, keep_direction
@@ -36,6 +37,8 @@ class Direction:
         residual: CG's last residual norms, where there are any.
         product: ``<h, g~>``, where the solver has it.
         squared_norm: ``||h_W||^2``, where the solver has it.
+        free_squared_norm: the same before rows were multiplied by their agreement.
+        squared_average: ``||g~||^2`` of weight and bias, where the solver has it.
         damped: whether the rows are multiplied by their agreement already.
     """
 
@@ -43,37 +46,26 @@ class Direction:
     residual: Tensor | None = None
     product: Tensor | None = None
     squared_norm: Tensor | None = None
+    free_squared_norm: Tensor | None = None
+    squared_average: Tensor | None = None
     damped: bool = False
 
 
-@dataclass(frozen=True)
-class RowSquares:
-    """What agreement is judged by (:mod:`lnb.damping`).
-
-    Attributes:
-        of_layers: ``v``, ``[groups, d_out]`` of every layer.
-        noise: ``a_0``.
-    """
-
-    of_layers: list[Tensor]
-    noise: float
-
-
 def solve(
-    works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, squares: RowSquares | None = None
+    works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, squares: Agreement | None = None
 ) -> list[Direction]:
     """The directions of all layers, in the order of ``works``; their statistics are updated."""
     factored = [i for i, work in enumerate(works) if work.config.factored]
-    of_factored = None if squares is None else RowSquares([squares.of_layers[i] for i in factored], squares.noise)
+    of_factored = None if squares is None else squares.among(factored)
     solved = iter(_solve_factored([works[i] for i in factored], averages, verdict, of_factored))
     iterated = iter(_iterate([work for work in works if not work.config.factored], averages, verdict))
     return [next(solved if work.config.factored else iterated) for work in works]
 
 
 def _solve_factored(
-    works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, squares: RowSquares | None
+    works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, squares: Agreement | None
 ) -> list[Direction]:
-    each = [None] * len(works) if squares is None else squares.of_layers
+    each = [None] * len(works) if squares is None else squares.rows
     layers = [_Batch.of_layer(i, work, averages, verdict, each[i]) for i, work in enumerate(works)]
     batches = _batched(layers)
     found: dict[int, Direction] = {}
@@ -85,7 +77,15 @@ def _solve_factored(
             if sums is None:
                 found[i] = Direction(parts)
             else:
-                found[i] = Direction(parts, None, sums[k][0], sums[k][1], squares is not None)
+                product, norm, free_norm, average = sums[k].unbind()
+                found[i] = Direction(
+                    parts,
+                    product=product,
+                    squared_norm=norm,
+                    free_squared_norm=free_norm,
+                    squared_average=average,
+                    damped=squares is not None,
+                )
     return [found[i] for i in range(len(works))]
 
 
@@ -177,7 +177,7 @@ def _batched(layers: list[_Batch]) -> list[_Batch]:
     return [layer for layer in layers if layer.stays_alone] + stacks
 
 
-_Solved: TypeAlias = tuple[Tensor, Tensor | None, Sequence[Tensor] | None]  # weight, bias, sums of every layer [2]
+_Solved: TypeAlias = tuple[Tensor, Tensor | None, Sequence[Tensor] | None]  # weight, bias, sums of every layer [4]
 
 
 def _directions(batches: list[_Batch], noise: float) -> list[_Solved]:
@@ -206,7 +206,7 @@ def _directions(batches: list[_Batch], noise: float) -> list[_Solved]:
 
 
 def _sums(sums: Tensor, counts: list[int]) -> Sequence[Tensor]:
-    """The sum of each run of ``counts[i]`` rows of ``sums``, ``[2]`` each."""
+    """The sum of each run of ``counts[i]`` rows of ``sums``, ``[4]`` each."""
     return sums.unbind() if max(counts) == 1 else [run.sum(0) for run in sums.split(counts)]
 
 

@@ -14,7 +14,7 @@ from lnb.master import has_master
 from lnb_kernels import multi_tensor
 
 COUNTS = ("step", "moment_step", "second_moment_step")
-_NUMBERS = ("weight_norm", "growth", "fraction", "last_slope")
+_NUMBERS = ("weight_norm", "growth", "fraction", "last_slope", "radius", "independent_square")
 WIDE = ("row_square", *_NUMBERS)
 """Kept in float64 whatever the parameter is: squares of gradients, and what is compared with them."""
 _DTYPES = (torch.float32, torch.float64)

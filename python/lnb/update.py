@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from lnb.averages import adam_directions, average_gradients, by_device
 from lnb.config import Config
-from lnb.damping import Gain, mean_row_squares, noise_level
+from lnb.damping import Agreement, Gain, observe_agreement, radii
 from lnb.master import has_master, masters_of, remember
 from lnb.scratch import Scratch
-from lnb.solve import Direction, RowSquares, solve
+from lnb.solve import Direction, solve
 from lnb.trust_region import layer_scale, rms_scale
 from lnb.verdict import Verdict
 from lnb.weight_bound import WeightBound, measure_norms
-from lnb.work import Work
+from lnb.work import BlockWork, Work
 from lnb_kernels import multi_tensor
 from lnb_kernels._captured import keep_if_captured
 from lnb_kernels.balanced.reference import row_agreement
@@ -40,10 +40,10 @@ def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple
         infinite where there is no finite direction.
     """
     averages = average_gradients(work, verdict, config, scratch)
-    squares = None
+    agreement = None
     if config.damping == "agreement" and work.blocks:
-        squares = RowSquares(mean_row_squares(work.blocks, verdict, config.b_rows), noise_level(config))
-    solved = solve(work.blocks, averages, verdict, squares)
+        agreement = observe_agreement(work.blocks, verdict, config)
+    solved = solve(work.blocks, averages, verdict, agreement)
     if config.others == "adamw":
         others = adam_directions(work, averages, verdict, config.b_others)
     else:
@@ -52,54 +52,101 @@ def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple
     owners = _owners(work)
     products = _products(work, solved, directions, averages, owners)
     scales = _scales(work, directions, products, owners, verdict, config)
-    if squares is not None:
-        _damp_rows(work, solved, averages, squares)
+    if work.blocks and (config.damping != "none" or config.max_relative_change is not None):
+        lengths = _Lengths(solved, averages, work, agreement, scales)
         directions = [part for direction in solved for part in direction.parts] + others
-    if work.blocks and (config.max_relative_change is not None or config.damping == "gain"):
-        scales = _shortened(work, solved, scales, verdict, config)
+        scales = _shortened(work, solved, lengths, agreement, scales, verdict, config)
     _apply(work, directions, scales[_index(owners, scales.device)], verdict, config)
     return solved, products
 
 
-def _damp_rows(work: Work, solved: list[Direction], averages: dict[nn.Parameter, Tensor], squares: RowSquares) -> None:
-    """Multiply rows by their agreement, where the solver has not."""
-    for i, (layer, direction) in enumerate(zip(work.blocks, solved, strict=True)):
-        if direction.damped:
-            continue
-        shape = layer.block.shape[:2]
-        given = [averages[parameter].view(*shape, -1) for parameter in layer.parameters]
-        agreement = row_agreement(squares.of_layers[i], squares.noise, *given)
-        parts = [(part.view(*shape, -1) * agreement.to(part.dtype)).view_as(part) for part in direction.parts]
-        solved[i] = dataclasses.replace(direction, parts=parts, squared_norm=None, damped=True)
+class _Lengths:
+    """Squared norms of every layer's direction, ``[layers]``; rows are multiplied by their agreement where they were not.
+
+    Attributes:
+        free: ``||h_W||^2`` before agreement; 0 where it is not finite, which has no step.
+        damped: after it.
+        averages: ``||g~||^2`` of weight and bias; None without agreement.
+    """
+
+    def __init__(
+        self,
+        solved: list[Direction],
+        averages: dict[nn.Parameter, Tensor],
+        work: Work,
+        agreement: Agreement | None,
+        like: Tensor,
+    ) -> None:
+        open_ones = [i for i, direction in enumerate(solved) if direction.squared_norm is None]
+        norms = _squares([solved[i].parts[0] for i in open_ones], like)
+        for i, norm in zip(open_ones, norms, strict=True):
+            solved[i] = dataclasses.replace(solved[i], squared_norm=norm, free_squared_norm=norm)
+        if agreement is not None:
+            late = [i for i in open_ones if not solved[i].damped]
+            for i in late:
+                self._damp(i, work.blocks[i], solved, averages, agreement)
+            norms = _squares([solved[i].parts[0] for i in late], like)
+            for i, norm in zip(late, norms, strict=True):
+                solved[i] = dataclasses.replace(solved[i], squared_norm=norm)
+        self.free = _gathered([direction.free_squared_norm for direction in solved], like)
+        self.damped = _gathered([direction.squared_norm for direction in solved], like)
+        self.averages = (
+            None if agreement is None else _gathered([direction.squared_average for direction in solved], like)
+        )
+
+    @staticmethod
+    def _damp(
+        i: int, work: BlockWork, solved: list[Direction], averages: dict[nn.Parameter, Tensor], agreement: Agreement
+    ) -> None:
+        shape = work.block.shape[:2]
+        given = [averages[parameter].view(*shape, -1) for parameter in work.parameters]
+        factor = row_agreement(agreement.rows[i], agreement.noise, *given)
+        parts = [(part.view(*shape, -1) * factor.to(part.dtype)).view_as(part) for part in solved[i].parts]
+        square = torch.stack([part.to(factor.dtype).square().sum() for part in given]).sum()
+        solved[i] = dataclasses.replace(solved[i], parts=parts, squared_average=square, damped=True)
 
 
-def _shortened(work: Work, solved: list[Direction], scales: Tensor, verdict: Verdict, config: Config) -> Tensor:
-    """``scales`` of layers and others, those of layers within the bounds of damping and of weights."""
+def _squares(tensors: list[Tensor], like: Tensor) -> list[Tensor]:
+    """Squared norms, in the dtype of ``like``."""
+    return [norm.square() for norm in torch._foreach_norm(tensors, dtype=like.dtype)] if tensors else []
+
+
+def _gathered(values: list[Tensor | None], like: Tensor) -> Tensor:
+    """``values`` in one tensor like ``like``; 0 for what is not finite."""
+    found = torch.stack([value.to(like) for value in values if value is not None])
+    return torch.where(found.isfinite(), found, 0.0)
+
+
+def _shortened(
+    work: Work,
+    solved: list[Direction],
+    lengths: _Lengths,
+    agreement: Agreement | None,
+    scales: Tensor,
+    verdict: Verdict,
+    config: Config,
+) -> Tensor:
+    """``scales`` of layers and others, those of layers within the weights' bound and damped."""
     layers = len(work.blocks)
     own = scales[:layers]
     lrs = [work.groups[layer.block.weight]["lr"] for layer in work.blocks]
     gain = Gain(work.blocks, verdict) if config.damping == "gain" else None
     if gain is not None:
         own = torch.minimum(own, gain.fractions(own) / config.min_norm)
+    bound = None
     if config.max_relative_change is not None:
         measure_norms(work.blocks, verdict)
         bound = WeightBound(work.blocks, config.max_relative_change, lrs, own.device)
-        squares = _squared_norms(solved, own)
-        own = own * bound.factors(own, squares)
-        bound.note_growth(own, squares, verdict)
+        own = own * bound.factors(own, lengths.free)
+    if agreement is not None and lengths.averages is not None:
+        expected = torch.stack([value.to(own) for value in agreement.layers])
+        own = own * radii(work.blocks, lengths.averages, expected, verdict)
+    if bound is not None:
+        bound.note_growth(own, lengths.damped, verdict)
     if gain is not None:
         for layer, direction, scale, lr in zip(work.blocks, solved, own.unbind(), lrs, strict=True):
             gain.remember(layer, direction.parts, scale * lr)
     return torch.cat([own, scales[layers:]])
-
-
-def _squared_norms(solved: list[Direction], like: Tensor) -> Tensor:
-    """``||h_W||^2`` of every layer; 0 where it is not finite, which has no step."""
-    missing = [direction.parts[0] for direction in solved if direction.squared_norm is None]
-    norms = iter(torch._foreach_norm(missing, dtype=like.dtype) if missing else ())
-    squares = [next(norms).square() if d.squared_norm is None else d.squared_norm for d in solved]
-    found = torch.stack([square.to(like) for square in squares])
-    return torch.where(found.isfinite(), found, 0.0)
 
 
 def _products(

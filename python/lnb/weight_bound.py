@@ -34,7 +34,7 @@ LARGEST_CHANGE = 0.25
 
 
 def usual_norm(block: Block) -> float:
-    """``W_0``: entries uniform in ``+-1 / sqrt(d_in)``, as ``nn.Linear`` and ``nn.Conv2d`` draw them, have the mean square ``1 / (3 d_in)``."""
+    """``W_0``: entries uniform in ``+-1 / sqrt(d_in)``, as ``nn.Linear`` draws them, have the mean square ``1 / (3 d_in)``."""
     groups, d_out, _ = block.shape
     return math.sqrt(groups * d_out / 3)
 
