@@ -54,6 +54,8 @@ def balanced() -> dict[str, Any]:
         "inverses": [spd(3).unsqueeze(0), spd(2).unsqueeze(0)],
         "means": [torch.randn(3), None],
         "roots": [spd(2).unsqueeze(0), spd(2).expand(2, 2, 2).clone()],
+        "squares": [10 * torch.rand(2, dtype=torch.float64), 10 * torch.rand(4, dtype=torch.float64)],
+        "noise": 0.5,
     }
 
 
@@ -149,6 +151,9 @@ CALLS: dict[str, Call] = {
     "balanced_directions_": Call(lk.balanced_directions_, balanced, ("weights", "biases")),
     "multi_tensor.all_finite": Call(multi_tensor.all_finite, lambda: {"tensors": pair()}),
     "multi_tensor.dot": Call(multi_tensor.dot, lambda: {"xs": pair(), "ys": pair(), "layers": [1, 0]}),
+    "multi_tensor.squared_row_norms": Call(
+        multi_tensor.squared_row_norms, lambda: {"tensors": [torch.randn(2, 3), torch.randn(3)], "rows": [2, 1]}
+    ),
     "multi_tensor.ema_": Call(
         multi_tensor.ema_,
         lambda: {"averages": pair(), "values": pair(), "beta": 0.5, "ok": torch.tensor(True)},

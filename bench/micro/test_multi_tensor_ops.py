@@ -78,6 +78,12 @@ def dot(lists: Lists) -> Case:
     return Case(lambda: multi_tensor.dot(lists.ours, lists.read), plain)
 
 
+def squared_row_norms(lists: Lists) -> Case:
+    rows = [100] * TENSORS
+    plain = lambda: torch.cat([x.view(100, -1).square().sum(1) for x in lists.read])  # noqa: E731
+    return Case(lambda: multi_tensor.squared_row_norms(lists.read, rows), plain)
+
+
 def apply_(lists: Lists) -> Case:
     def ours() -> list[Tensor]:
         multi_tensor.apply_(lists.ours, lists.read, lists.factors, LR, DECAY)
@@ -100,7 +106,7 @@ def apply_master_(lists: Lists) -> Case:
 
 CASES: dict[str, Callable[[Lists], Case]] = {
     f"multi_tensor_{make.__name__}": make
-    for make in (all_finite, ema_, ema_squared_norms_, ema_combined_, dot, apply_, apply_master_)
+    for make in (all_finite, ema_, ema_squared_norms_, ema_combined_, dot, squared_row_norms, apply_, apply_master_)
 }
 
 

@@ -177,24 +177,28 @@ def arrow_solve(device: str, dtype: torch.dtype, d: int, m: int) -> Case:
 
 
 def balanced_directions_(device: str, dtype: torch.dtype, d: int, m: int) -> Case:
-    """Eight layers, their blocks of 128, against products with the block-diagonal matrices, layer by layer."""
+    """Eight layers, their blocks of 128, against products with the block-diagonal matrices, layer by layer.
+
+    The gradients of each row agree in part.
+    """
     weights = [rows(device, dtype, m, d) for _ in range(8)]
     inverse, root = (
         torch.stack([torch.eye(128, device=device) + 0.1 * torch.ones(128, 128, device=device)] * (n // 128))
         for n in (d, m)
     )
+    squares = [16 * weight.double().square().sum(-1) for weight in weights]  # the agreement of every row is 1/4
 
     def plain() -> list[Tensor]:
         steps = []
         for weight in weights:
             mixed = torch.block_diag(*root) @ weight
             step = mixed @ torch.block_diag(*inverse)
-            steps.append(step * (step * mixed).sum(-1, keepdim=True).rsqrt())
+            steps.append(step * (step * mixed).sum(-1, keepdim=True).rsqrt() / 8)
         return steps
 
     def ours() -> list[Tensor]:
         steps = [weight.clone() for weight in weights]
-        lk.balanced_directions_(steps, [None] * 8, [inverse] * 8, [None] * 8, [root] * 8)
+        lk.balanced_directions_(steps, [None] * 8, [inverse] * 8, [None] * 8, [root] * 8, squares, 0.5)
         return steps
 
     return Case(ours, plain)

@@ -85,7 +85,8 @@ def squared_row_norms(tensors: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     if not tensors:
         return torch.empty(0)
     wide = sum_dtype(tensors[0].device)
-    return torch.cat([x.to(wide).reshape(n, -1).square().sum(1) for x, n in zip(tensors, rows, strict=True)])
+    cut = [x.to(wide).reshape(n, x.numel() // max(1, n)) for x, n in zip(tensors, rows, strict=True)]
+    return torch.cat([matrix.square().sum(1) for matrix in cut])
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ NOT_A_NUMBER = ('"text"', "None", "[0.5]", "torch.ones(3)", "1j", "True")
 NOT_FINITE = ('float("nan")', 'float("inf")', '-float("inf")', "10**400")
 SCALARS = {
     "share": (*NOT_A_NUMBER, *NOT_FINITE, "-0.5", "1.5"),
+    "positive share": (*NOT_A_NUMBER, *NOT_FINITE, "-0.5", "0.0", "1.5"),
     "finite": (*NOT_A_NUMBER, *NOT_FINITE),
     "ridge": (*NOT_A_NUMBER, *NOT_FINITE, "-0.1", "-1"),
     "rate": ('"text"', "None", "[0.5]", "1j", *NOT_FINITE, "torch.ones(3)", "torch.tensor(1)"),
@@ -29,6 +30,7 @@ SCALARS = {
     "scope": ('"text"', "None", "3", '"Layer"', "[1]"),
     "pair": ('"text"', "None", "2.5", "-1", "(1, 2, 3)", "(1.5, 2)", "(2, -2)", "[None, 1]", "2**40", 'float("nan")'),
     "layers": ('"text"', "3", "[-1]", "[10**6]", "[0.5]", "torch.zeros(2)"),
+    "rows": ('"text"', "3", "None", "[-1]", "[0.5]", "[True]", "torch.ones(2)"),
     "sample": ('"text"', "3", "(torch.tensor(0.5),)", "(0.5, 2)", "(torch.tensor(0.5), 0)", "(torch.ones(2), 2)",
                "(torch.tensor(0.5), 1.5)", "(torch.tensor(0.5), True)"),
     "coefficients": ('"text"', "3", "None", "(1.0, 2.0)", '(1.0, float("nan"), 0.0)', '("a", "b", "c")'),

@@ -203,6 +203,30 @@ def truth_dot(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
     return {"result": (want, allowed(want, size, terms + len(xs), torch.float64, torch.float64))}
 
 
+def squared_row_norms(draw: Draw) -> Case:
+    lists, count = _lists(draw, {"tensors": DTYPES}, set())
+    rows = draw.pick("t.shape[0] if t.dim() else 1", "t.shape[0] if t.dim() else 1", "t.numel()", "1")
+    # The same tensors once more, of which the rows are counted when one of the others is spoilt.
+    arguments = {"base": lists["tensors"], **lists, "rows": f"[{rows} for t in base]"}
+    case = Case("multi_tensor.squared_row_norms", arguments, truth_squared_row_norms)
+    free = {"length", "shape"} | ({"meta"} if count < 2 else set())
+    kinds = {"tensors": "tensors", "rows": "rows"}
+    return _finish(draw, case, kinds, count, frozenset(("tensors", way) for way in free))
+
+
+def truth_squared_row_norms(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
+    if not before["tensors"]:
+        return {"result": (torch.empty(0), torch.empty(0))}
+    norms, terms = [], 0
+    for x, count in zip(before["tensors"], before["rows"], strict=True):
+        columns = x.numel() // count if count else 0
+        entries = x.double().flatten()
+        norms += [entries[i * columns : (i + 1) * columns].square().sum() for i in range(count)]
+        terms = max(terms, columns)
+    want = torch.stack(norms) if norms else torch.zeros(0, dtype=torch.float64)
+    return {"result": (want, allowed(want, want, terms, torch.float64, torch.float64))}
+
+
 def _step(draw: Draw, case: Case, kinds: dict[str, str], count: int) -> Case:
     scales = draw.tensor((count,), draw.dtype(*DTYPES), scale=1.0)
     if draw.chance(0.3):
@@ -265,6 +289,7 @@ GENERATORS = {
     "multi_tensor.ema_squared_norms_": ema_squared_norms,
     "multi_tensor.ema_combined_": ema_combined,
     "multi_tensor.dot": dot,
+    "multi_tensor.squared_row_norms": squared_row_norms,
     "multi_tensor.apply_": apply,
     "multi_tensor.apply_master_": apply_master,
 }

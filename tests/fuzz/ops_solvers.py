@@ -308,6 +308,7 @@ def balanced(draw: Draw) -> Case:
     count = draw.random.choice((0, 1, 1, 2, 3))
     dtype = draw.dtype("torch.float32", "torch.float32", "torch.float64", "torch.bfloat16")
     lists: dict[str, list[str]] = {name: [] for name in ("weights", "biases", "inverses", "means", "roots")}
+    squares: list[str] = []
     for _ in range(count):
         size, blocks = draw.random.choice((1, 2, 3, 7, 8, 16)), draw.random.choice((1, 1, 2, 3))
         side, cuts = draw.random.choice((1, 2, 3, 8, 9)), draw.random.choice((1, 1, 2))
@@ -324,12 +325,20 @@ def balanced(draw: Draw) -> Case:
         lists["means"].append(draw.tensor((*lead, d), dtype, scale=0.3, spikes=False) if has_bias else "None")
         of_roots = 1.0 if draw.chance(0.7) else draw.random.choice((1e-15, 1e15))
         lists["roots"].append(f"spd({draw.seed()}, {(*lead, cuts)}, {side}, {dtype}, 0.5, {of_roots!r})")
+        of_squares = d * scale**2 * draw.random.choice((0.01, 0.5, 1.0, 4.0, 400.0))
+        square = f"positive({draw.seed()}, {(*lead, m)}, torch.float64, {of_squares!r})"
+        if not draw.plain and draw.chance(0.1):
+            square = f"spiked({square}, {draw.random.randrange(100)}, 0.0)"
+        squares.append(draw.arranged(square, "torch.float64"))
     arguments = {name: f"[{', '.join(parts)}]" for name, parts in lists.items()}
+    arguments["squares"] = f"[{', '.join(squares)}]" if draw.chance(0.6) else "None"
+    arguments["noise"] = repr(draw.random.choice((1.0, 1, 0.5, 0.1, 1e-3)))
     singular = {"weights": ("weight",), "biases": ("bias",), "inverses": ("inverse",), "means": ("mean",)}
     singular["roots"] = ("root",)
+    kinds = {**dict.fromkeys(lists, "tensors"), "squares": "tensors?", "noise": "positive share"}
     case = Case("balanced_directions_", arguments, truth_balanced, ("weights", "biases"), names=singular)
-    free = {(name, "length") for name in lists} if not count else set()
-    return finish(draw, case, dict.fromkeys(lists, "tensors"), free)
+    free = {("squares", "None")} | ({(name, "length") for name in lists} if not count else set())
+    return finish(draw, case, kinds, free)
 
 
 def block_diagonal(blocks: Tensor) -> Tensor:
@@ -341,11 +350,23 @@ def block_diagonal(blocks: Tensor) -> Tensor:
     return whole
 
 
+def agreement(weight: Tensor, bias: Tensor | None, squares: Tensor | None, noise: float) -> Tensor:
+    """What every row is multiplied by, ``[..., m, 1]``."""
+    if squares is None:
+        return torch.ones(*weight.shape[:-1], 1, dtype=torch.float64)
+    square = weight.double().square().sum(-1)
+    if bias is not None:
+        square = square + bias.double().squeeze(-1).square()
+    a = torch.where(squares > 0, square / squares.clamp_min(5e-324), 0.0).sqrt().clamp_max(1.0)
+    return torch.minimum(a, a * a / noise).unsqueeze(-1)
+
+
 def truth_balanced(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
-    products, errors = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
+    sums, errors = [torch.zeros(0, 4, dtype=torch.float64)], [torch.zeros(0, 4, dtype=torch.float64)]
+    squares = before["squares"] or [None] * len(before["weights"])
     lists = (before[name] for name in ("weights", "biases", "inverses", "means", "roots"))
-    for i, (weight, bias, inverse, mean, roots) in enumerate(zip(*lists, strict=True)):
+    for i, (weight, bias, inverse, mean, roots, square) in enumerate(zip(*lists, squares, strict=True)):
         p, c = block_diagonal(roots.double()), block_diagonal(inverse.double())
         largest = max([float(t.double().abs().max()) for t in (weight, bias) if t is not None and t.numel()] + [0.0])
         w = weight.double() / (largest or 1.0)
@@ -357,24 +378,28 @@ def truth_balanced(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
         size = (h * mixed).sum(-1, keepdim=True) + offset**2
         scale = torch.where(size > 0, size.rsqrt(), 0.0)
         h, last = h * scale, last * scale
-        eps = torch.finfo(weight.dtype).eps
-        relative = 64 * (w.shape[-1] ** 0.5 + w.shape[-2] ** 0.5 + 4) * eps
+        relative = 64 * (w.shape[-1] ** 0.5 + w.shape[-2] ** 0.5 + 4) * torch.finfo(weight.dtype).eps
         bound = normwise(h, relative, weight.dtype, (-1,)) + (relative if h.numel() else 0.0)
-        found[f"weights[{i}]"] = (h, bound)
+        of_last = relative * (1 + last.abs() + (h.abs() * mu.abs().unsqueeze(-2)).sum(-1, keepdim=True))
+        free, of_free = h.square().sum((-2, -1)), ((2 * h.abs() + bound) * bound).sum((-2, -1))
+        factor = agreement(weight, bias, square, before["noise"])
+        h, last, bound, of_last = (x * factor for x in (h, last, bound, of_last))
+        found[f"weights[{i}]"] = (h, bound + quantum(weight.dtype))
         if bias is not None:
-            found[f"biases[{i}]"] = (
-                last,
-                relative * (1 + last.abs() + (h.abs() * mu.abs().unsqueeze(-2)).sum(-1, keepdim=True)),
-            )
-        product = (h * w).sum((-2, -1)) + (last * b if bias is not None else 0 * b).sum((-2, -1))
-        error = ((h.abs() + bound) * w.abs()).sum((-2, -1)) + ((last.abs() + relative) * b.abs()).sum((-2, -1))
-        products.append(product.flatten() * largest)
-        errors.append((relative * 4 * error.flatten() + bound.amax((-2, -1)).flatten() * w.abs().sum((-2, -1)).flatten()
-                       if h.numel() else error.flatten()) * largest + 4e-38)  # fmt: skip
-    if before["weights"]:
-        found["result"] = (torch.cat(products), torch.cat(errors))
-    else:
-        found["result"] = (torch.empty(0), torch.empty(0))
+            found[f"biases[{i}]"] = (last, of_last + quantum(weight.dtype))
+        product = (h * w).sum((-2, -1)) + (last * b).sum((-2, -1))
+        error = (bound * w.abs()).sum((-2, -1)) + (of_last * b.abs()).sum((-2, -1))
+        error = error + relative * ((h * w).abs().sum((-2, -1)) + (last * b).abs().sum((-2, -1)))
+        norm, of_norm = h.square().sum((-2, -1)), ((2 * h.abs() + bound) * bound).sum((-2, -1))
+        gradient = (w.square().sum((-2, -1)) + b.square().sum((-2, -1))) * largest**2
+        of_gradient = 4 * (w.shape[-1] + 1) * w.shape[-2] * torch.finfo(torch.float64).eps * gradient
+        of_row = (product * largest, norm, free, gradient)
+        sums.append(torch.stack(of_row, -1).reshape(-1, 4))
+        of_errors = (error * largest + 4e-38, of_norm, of_free, of_gradient)
+        errors.append(torch.stack(of_errors, -1).reshape(-1, 4))
+    found["result"] = (torch.cat(sums), torch.cat(errors))
+    if not before["weights"]:
+        found["result"] = (torch.empty(0, 4), torch.empty(0, 4))
     return found
 
 
