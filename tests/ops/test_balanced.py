@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -26,39 +27,52 @@ def definite(*shape: int) -> Tensor:
     return (matrix @ matrix.mT / (2 * shape[-1])).float()
 
 
-def problem(lead: tuple[int, ...], m: int, d: int, side: int, size: int, bias: bool) -> Problem:
+def problem(lead: tuple[int, ...], m: int, d: int, side: int, size: int, bias: bool, squares: bool = False) -> Problem:
+    """Of the rows' gradients some agree as far as they can, some more than noise does, and some less."""
+    weight, of_bias = torch.randn(*lead, m, d), torch.randn(*lead, m, 1) if bias else None
+    ratios = torch.tensor([0.5, 1.5, 10.0, 300.0], dtype=torch.float64)[torch.randint(4, (*lead, m))]
     return (
-        torch.randn(*lead, m, d),
-        torch.randn(*lead, m, 1) if bias else None,
+        weight,
+        of_bias,
         definite(*lead, d // size, size),
         torch.randn(*lead, d) / d**0.5 if bias else None,
         definite(*lead, m // side, side),
+        ratios * row_squares(weight, of_bias) if squares else None,
     )
+
+
+def row_squares(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Squared norms of the rows of both together, float64."""
+    square = weight.double().square().sum(-1)
+    return square if bias is None else square + bias.double().square().squeeze(-1)
 
 
 def double(values: Problem) -> Any:
     return tuple(None if value is None else value.double() for value in values)
 
 
-Backend: TypeAlias = Callable[[list[Problem]], Tensor]
+Backend: TypeAlias = Callable[[list[Problem], float], Tensor]
 Step: TypeAlias = tuple[Tensor, Tensor | None]  # of the weight and the bias
 
 
-def solved(backend: Backend, problems: list[Problem]) -> tuple[list[Step], Tensor]:
-    """Directions and products of copies of the problems."""
+def solved(backend: Backend, problems: list[Problem], noise: float = 1.0) -> tuple[list[Step], Tensor]:
+    """Directions of copies of the problems, and the four sums."""
     copies = [tuple(None if value is None else value.clone() for value in values) for values in problems]
-    products = backend(copies)  # type: ignore[arg-type]
-    return [(values[0], values[1]) for values in copies], products  # type: ignore[misc]
+    sums = backend(copies, noise)  # type: ignore[arg-type]
+    return [(values[0], values[1]) for values in copies], sums  # type: ignore[misc]
 
 
-def check(problems: list[Problem]) -> None:
+def check(problems: list[Problem], noise: float = 1.0) -> None:
     """At most twice the error of plain PyTorch in float32."""
-    ours, products = solved(native_kernel.balanced_directions_, problems)
-    plain, plain_products = solved(reference.balanced_directions_, problems)
-    exact, exact_products = solved(reference.balanced_directions_, [double(values) for values in problems])
-    assert products.dtype == torch.float64
+    ours, sums = solved(native_kernel.balanced_directions_, problems, noise)
+    plain, plain_sums = solved(reference.balanced_directions_, problems, noise)
+    exact, exact_sums = solved(reference.balanced_directions_, [double(values) for values in problems], noise)
+    assert sums.shape == exact_sums.shape
     if problems:
-        assert_close_to_reference(products.float(), exact_products, plain_products.float())
+        assert sums.dtype == torch.float64
+        for found, truth, usual in zip(sums.mT, exact_sums.mT, plain_sums.mT, strict=True):
+            assert_close_to_reference(found.float(), truth, usual.float())
+        torch.testing.assert_close(sums[:, 3], exact_sums[:, 3], rtol=1e-13, atol=0)  # of what was given: exact
     for found, usual, truth in zip(ours, plain, exact, strict=True):
         for of_ours, of_plain, of_exact in zip(found, usual, truth, strict=True):
             if of_ours is not None and of_plain is not None and of_exact is not None:
@@ -79,8 +93,9 @@ SHAPES = [  # rows, inputs, blocks of outputs, blocks of inputs
 
 @needs_native
 @pytest.mark.parametrize("bias", [True, False])
-def test_error_is_that_of_plain_float32(isa: str, bias: bool) -> None:
-    check([problem((2,), m, d, side, size, bias) for m, d, side, size in SHAPES])
+@pytest.mark.parametrize("squares", [True, False])
+def test_error_is_that_of_plain_float32(isa: str, bias: bool, squares: bool) -> None:
+    check([problem((2,), m, d, side, size, bias, squares) for m, d, side, size in SHAPES], 0.3)
 
 
 @needs_native
@@ -88,25 +103,27 @@ def test_error_is_that_of_plain_float32(isa: str, bias: bool) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.integers(1, 3), st.integers(1, 40), st.integers(1, 3), st.integers(1, 60), st.integers(1, 3), st.booleans()
+            st.integers(1, 3), st.integers(1, 40), st.integers(1, 3), st.integers(1, 60), st.integers(1, 3),
+            st.booleans(), st.booleans(),
         ),
         max_size=5,
-    )
+    ),
+    st.sampled_from([1.0, 0.3, 0.05]),
 )  # fmt: skip
-def test_any_shapes_together(layers: list[tuple[int, int, int, int, int, bool]]) -> None:
-    check([problem((n, 1), side * a, size * b, side, size, bias) for n, side, a, size, b, bias in layers])
+def test_any_shapes_together(layers: list[tuple[int, int, int, int, int, bool, bool]], noise: float) -> None:
+    check([problem((n, 1), side * a, size * b, side, size, *kinds) for n, side, a, size, b, *kinds in layers], noise)
 
 
 @needs_native
 def test_layout_threads_and_order_change_nothing() -> None:
     """Strided inputs are what they look like; results do not depend on the number of threads or on the other layers."""
     problems = [
-        problem((), 130, 64, 65, 32, True),
+        problem((), 130, 64, 65, 32, True, True),
         problem((), 9, 20, 9, 20, False),
-        problem((3,), 20, 48, 10, 24, True),
+        problem((3,), 20, 48, 10, 24, True, True),
     ]
-    alone = [solved(native_kernel.balanced_directions_, [values]) for values in problems]
-    expected_products = torch.cat([products for _, products in reversed(alone)])
+    alone = [solved(native_kernel.balanced_directions_, [values], 0.3) for values in problems]
+    expected_sums = torch.cat([sums for _, sums in reversed(alone)])
     threads = torch.get_num_threads()
     for count in (1, 2, 3):
         # The constants are strided; what is written is as it was.
@@ -116,10 +133,10 @@ def test_layout_threads_and_order_change_nothing() -> None:
         ]  # type: ignore[misc]
         torch.set_num_threads(count)
         try:
-            products = native_kernel.balanced_directions_(strided, 1.0)[:, 0]
+            sums = native_kernel.balanced_directions_(strided, 0.3)
         finally:
             torch.set_num_threads(threads)
-        assert torch.equal(products, expected_products)
+        assert torch.equal(sums, expected_sums)
         for (weight, bias, *_), ([expected], _) in zip(reversed(strided), alone, strict=True):
             assert same((weight, bias), expected)
 
@@ -141,12 +158,13 @@ def test_nothing_beyond_the_layers_is_written() -> None:
     def guarded(value: Tensor | None) -> Tensor | None:
         if value is None:
             return None
-        made.append(torch.cat([torch.full((guard,), torch.nan), value.flatten(), torch.full((guard,), torch.nan)]))
+        edge = value.new_full((guard,), torch.nan)
+        made.append(torch.cat([edge, value.flatten(), edge]))
         return made[-1][guard:-guard].view(value.shape)
 
-    problems = [problem((2,), m, d, a, b, True) for m, d, a, b in SHAPES]
+    problems = [problem((2,), m, d, a, b, True, True) for m, d, a, b in SHAPES]
     placed: list[Problem] = [tuple(map(guarded, values)) for values in problems]  # type: ignore[misc]
-    native_kernel.balanced_directions_(placed, 1.0)
+    native_kernel.balanced_directions_(placed, 0.3)
     for (weight, bias, *constants), (_, _, *before) in zip(placed, problems, strict=True):
         assert weight.isfinite().all()
         assert bias is not None
@@ -165,49 +183,100 @@ BACKENDS = [reference.balanced_directions_, pytest.param(native_kernel.balanced_
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_without_descent_stand_still_and_nan_stays(backend: Backend) -> None:
-    weight, bias, inverse, mean, root = problem((), 6, 8, 6, 8, True)
+    weight, bias, inverse, mean, root, _ = problem((), 6, 8, 6, 8, True)
     assert bias is not None
     assert mean is not None
     weight[1], bias[1] = 0, 0
     root = torch.eye(6).reshape(1, 6, 6)
-    [(step, step_bias)], products = solved(backend, [(weight, bias, inverse, mean, root)])
+    [(step, step_bias)], sums = solved(backend, [(weight, bias, inverse, mean, root, None)])
     assert step_bias is not None
     assert bool((step[1] == 0).all() and (step_bias[1] == 0).all())
     assert bool(step.isfinite().all() and (step[2:] != 0).all())
-    assert bool(products.isfinite().all())
+    assert bool(sums.isfinite().all())
     weight[2, 3] = torch.nan
-    [(step, step_bias)], products = solved(backend, [(weight, bias, inverse, mean, root)])
+    [(step, step_bias)], sums = solved(backend, [(weight, bias, inverse, mean, root, None)])
     assert step_bias is not None
     assert bool(step[2].isnan().all() and step_bias[2].isnan().all())
-    assert bool(products.isnan().all())
-    [(step, _)], products = solved(backend, [(weight[:2], None, -inverse, None, torch.eye(2).reshape(1, 2, 2))])
-    assert bool((step == 0).all() and (products == 0).all())
+    assert bool(sums.isnan().all())
+    upwards = (weight[:2], None, -inverse, None, torch.eye(2).reshape(1, 2, 2), None)
+    [(step, _)], sums = solved(backend, [upwards])
+    assert bool((step == 0).all() and (sums[:, :3] == 0).all())
+    torch.testing.assert_close(sums[0, 3], row_squares(weight[:2], None).sum(), check_dtype=False)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_products_are_those_of_the_directions(backend: Backend) -> None:
-    """``<H, W> + <h, b>`` of every matrix, in the order of the layers."""
-    problems = [problem((2, 3), 10, 12, 5, 6, True), problem((), 7, 9, 7, 9, False)]
-    steps, products = solved(backend, problems)
+@pytest.mark.parametrize("squares", [True, False])
+def test_sums_are_those_of_the_directions(backend: Backend, squares: bool) -> None:
+    """``<H, W> + <h, b>``, ``||H||^2``, that without agreement, ``||W||^2 + ||b||^2``, in the order of the layers."""
+    problems = [problem((2, 3), 10, 12, 5, 6, True, squares), problem((), 7, 9, 7, 9, False, squares)]
+    steps, sums = solved(backend, problems, 0.3)
+    free, _ = solved(backend, [(*values[:5], None) for values in problems])
     expected = []
-    for (step, step_bias), (weight, bias, *_) in zip(steps, problems, strict=True):
-        of_matrix = torch.linalg.vecdot(step.double().flatten(-2), weight.double().flatten(-2))
+    for (step, step_bias), (of_free, _), (weight, bias, *_) in zip(steps, free, problems, strict=True):
+        product = (step.double() * weight.double()).sum((-2, -1))
         if bias is not None and step_bias is not None:
-            of_matrix = of_matrix + torch.linalg.vecdot(step_bias.double().flatten(-2), bias.double().flatten(-2))
-        expected.append(of_matrix.flatten())
-    torch.testing.assert_close(products.double(), torch.cat(expected), rtol=1e-5, atol=1e-5)
+            product = product + (step_bias.double() * bias.double()).sum((-2, -1))
+        norm, of_free = (h.double().square().sum((-2, -1)) for h in (step, of_free))
+        gradient = row_squares(weight, bias).sum(-1)
+        expected.append(torch.stack([product, norm, of_free, gradient], -1).reshape(-1, 4))
+    torch.testing.assert_close(sums, torch.cat(expected), rtol=1e-5, atol=1e-5)
+    assert bool((sums[:, 1] < 0.9 * sums[:, 2]).all()) == squares
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("noise", [1.0, 0.3, 0.02])
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_shrink_by_the_agreement_of_their_gradients(
+    backend: Backend, noise: float, scale: float, bias: bool
+) -> None:
+    """``a min(1, a / noise)``, here from numbers of Python, whatever the size of the gradients."""
+    *given, squares = problem((2,), 12, 10, 6, 5, bias, True)
+    assert squares is not None
+    for value in given[:2]:
+        if value is not None:
+            value.mul_(scale)
+    squares.mul_(scale**2)
+    [(step, step_bias)], _ = solved(backend, [(*given, squares)], noise)  # type: ignore[list-item]
+    [(free, free_bias)], _ = solved(backend, [(*given, None)], noise)  # type: ignore[list-item]
+    factors = []
+    for i in range(24):
+        entries = given[0].reshape(24, 10)[i].tolist()
+        if given[1] is not None:
+            entries.append(given[1].flatten()[i].item())
+        a = min(1.0, math.hypot(*entries) / math.sqrt(squares.flatten()[i].item()))
+        factors.append(a if a >= noise else a * a / noise)
+    assert min(factors) < 0.1
+    assert max(factors) == 1
+    of_rows = torch.tensor(factors).view(2, 12, 1)
+    torch.testing.assert_close(step, of_rows * free, rtol=1e-5, atol=1e-6)
+    if step_bias is not None and free_bias is not None:
+        torch.testing.assert_close(step_bias, of_rows * free_bias, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_without_a_mean_square_stand_still(backend: Backend) -> None:
+    *given, squares = problem((), 6, 8, 3, 4, True, True)
+    assert squares is not None
+    squares[:4] = torch.tensor([0.0, -1.0, torch.nan, torch.inf])
+    [(step, step_bias)], sums = solved(backend, [(*given, squares)])  # type: ignore[list-item]
+    assert step_bias is not None
+    assert bool((step[:4] == 0).all() and (step_bias[:4] == 0).all())
+    assert bool((step[4:] != 0).all() and (step_bias[4:] != 0).all())
+    assert bool(sums.isfinite().all())
 
 
 @needs_native
-def test_what_the_kernel_does_not_take_goes_by_the_reference() -> None:
+@pytest.mark.parametrize("squares", [True, False])
+def test_what_the_kernel_does_not_take_goes_by_the_reference(squares: bool) -> None:
     """Wide blocks and float64, alone and beside layers for the kernel, in any order."""
-    wide, doubles = problem((2,), 3, 300, 3, 300, True), double(problem((), 4, 6, 4, 3, True))
-    problems = [wide, problem((3,), 8, 10, 4, 5, False), doubles, problem((), 5, 12, 5, 12, True)]
+    wide, doubles = problem((2,), 3, 300, 3, 300, True, squares), double(problem((), 4, 6, 4, 3, True, squares))
+    problems = [wide, problem((3,), 8, 10, 4, 5, False, squares), doubles, problem((), 5, 12, 5, 12, True, squares)]
     backends = [reference.balanced_directions_, native_kernel.balanced_directions_] * 2
-    alone = [solved(backend, [values]) for backend, values in zip(backends, problems, strict=True)]
-    steps, products = solved(native_kernel.balanced_directions_, problems)
-    assert products.dtype == torch.float64
-    assert torch.equal(products, torch.cat([own for _, own in alone]))
+    alone = [solved(backend, [values], 0.3) for backend, values in zip(backends, problems, strict=True)]
+    steps, sums = solved(native_kernel.balanced_directions_, problems, 0.3)
+    assert sums.dtype == torch.float64
+    assert torch.equal(sums, torch.cat([own for _, own in alone]))
     for step, ([expected], _) in zip(steps, alone, strict=True):
         assert same(step, expected)
 
@@ -217,41 +286,46 @@ def test_written_tensors_with_gaps_are_written() -> None:
     weight, bias, *constants = problem((), 6, 10, 3, 5, True)
     [(step, step_bias)], _ = solved(reference.balanced_directions_, [(weight, bias, *constants)])  # type: ignore[arg-type]
     strided = with_gaps(weight), with_gaps(bias)
-    native_kernel.balanced_directions_([(*strided, *constants)])  # type: ignore[list-item]
+    native_kernel.balanced_directions_([(*strided, *constants)], 1.0)  # type: ignore[list-item]
     assert same(strided, (step, step_bias))  # type: ignore[arg-type]
 
 
 @needs_native
 def test_the_op_writes_to_its_arguments() -> None:
-    values = problem((), 12, 10, 4, 5, True)
-    [(step, step_bias)], expected = solved(native_kernel.balanced_directions_, [values])
+    values = problem((), 12, 10, 4, 5, True, True)
+    [(step, step_bias)], expected = solved(native_kernel.balanced_directions_, [values], 0.3)
     weight, bias, *_ = values
     assert bias is not None
     assert step_bias is not None
     versions = weight._version, bias._version
-    products = lk.balanced_directions_(*([value] for value in values))[:, 0]
-    assert torch.equal(products, expected)
+    sums = lk.balanced_directions_(*([value] for value in values), noise=0.3)  # type: ignore[misc]
+    assert torch.equal(sums, expected)
     assert torch.equal(weight, step)
     assert torch.equal(bias, step_bias)
     assert (weight._version, bias._version) > versions
 
 
 def test_no_layers_and_empty_layers() -> None:
-    assert lk.balanced_directions_([], [], [], [], []).shape == (0,)
+    assert lk.balanced_directions_([], [], [], [], []).shape == (0, 4)
+    assert lk.balanced_directions_([], [], [], [], [], [], 0.5).shape == (0, 4)
     empty = torch.zeros(0, 4)
-    products = lk.balanced_directions_([empty], [None], [torch.eye(4)[None]], [None], [torch.zeros(0, 1, 1)])[:, 0]
-    assert products.tolist() == [0]
+    for squares in (None, [torch.zeros(0, dtype=torch.float64)]):
+        sums = lk.balanced_directions_([empty], [None], [torch.eye(4)[None]], [None], [torch.zeros(0, 1, 1)], squares)
+        assert sums.tolist() == [[0, 0, 0, 0]]
 
 
-def test_opcheck() -> None:
-    weights, biases, *constants = zip(problem((2,), 6, 8, 3, 4, True), problem((), 5, 7, 5, 7, False), strict=True)
+@pytest.mark.parametrize("agree", [True, False])
+def test_opcheck(agree: bool) -> None:
+    problems = problem((2,), 6, 8, 3, 4, True, True), problem((), 5, 7, 5, 7, False, True)
+    weights, biases, *constants, squares = map(list, zip(*problems, strict=True))
     given = [bias for bias in biases if bias is not None]
     torch.library.opcheck(
-        torch.ops.lnb_kernels.balanced_directions_.default, (list(weights), given, *map(list, constants))
+        torch.ops.lnb_kernels.balanced_directions_.default,
+        (weights, given, *constants, squares if agree else [], 0.3),
     )
 
 
-W, B, C, MU, P = problem((), 4, 6, 2, 3, True)
+W, B, C, MU, P, V = problem((), 4, 6, 2, 3, True, True)
 BAD: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     ((W, [B], [C], [MU], [P]), TypeError, "weights must be a list, got Tensor"),
     (([W], B, [C], [MU], [P]), TypeError, "biases must be a list, got Tensor"),
@@ -270,6 +344,22 @@ BAD: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     (([W, W.clone()], [B, B], [C, C], [MU, MU], [P, P]), ValueError, "biases holds one tensor twice"),
     (([W[:1].expand(4, 6)], [B], [C], [MU], [P]), ValueError, r"weights\[0\] has entries that share memory"),
     (([W.clone().requires_grad_()], [B], [C], [MU], [P]), RuntimeError, "weights require grad"),
+    (([W], [B], [C], [MU], [P], V), TypeError, "squares must be a list, got Tensor"),
+    (([W], [B], [C], [MU], [P], [V, V]), ValueError, "squares has 2 entries, allowed is one for each of weights, 1"),
+    (([W], [B], [C], [MU], [P], []), ValueError, "squares has 0 entries"),
+    (([W], [B], [C], [MU], [P], [None]), TypeError, "layer 0: squares"),
+    (([W], [B], [C], [MU], [P], [V.long()]), TypeError, "layer 0: squares"),
+    (([W], [B], [C], [MU], [P], [V[:3]]), ValueError, r"layer 0: squares has shape \(3,\)"),
+    (([W], [B], [C], [MU], [P], [V[:, None]]), ValueError, r"layer 0: squares has shape \(4, 1\)"),
+    (([W], [B], [C], [MU], [P], [V.float()]), ValueError, "squares is torch.float32; it must be torch.float64"),
+    (([W], [B], [C], [MU], [P], [V.to("meta")]), ValueError, "layer 0: squares"),
+    (([W], [B], [C], [MU], [P], [V], 0), ValueError, r"noise is 0.0; allowed is a number in \(0, 1\]"),
+    (([W], [B], [C], [MU], [P], [V], -0.5), ValueError, "noise is -0.5"),
+    (([W], [B], [C], [MU], [P], None, 1.5), ValueError, "noise is 1.5"),
+    (([W], [B], [C], [MU], [P], [V], math.nan), ValueError, "noise"),
+    (([W], [B], [C], [MU], [P], [V], "1"), TypeError, "noise must be a number, got '1'"),
+    (([W], [B], [C], [MU], [P], [V], None), TypeError, "noise must be a number, got None"),
+    (([W], [B], [C], [MU], [P], [V], torch.ones(())), TypeError, "noise must be a number"),
 ]
 
 
@@ -285,11 +375,18 @@ def test_bad_arguments_are_named(arguments: tuple[Any, ...], error: type[Excepti
 @needs_native
 def test_views_of_one_memory_are_refused() -> None:
     memory = torch.randn(5, 6)
-    values = [problem((), 4, 6, 2, 3, True) for _ in range(2)]
+    values = [problem((), 4, 6, 2, 3, True, True) for _ in range(2)]
     lists = [list(column) for column in zip(*values, strict=True)]
     lists[0] = [memory[:4], memory[1:]]
     with pytest.raises(ValueError, match=r"weights\[1\] and weights\[0\] overlap in memory"):
         lk.balanced_directions_(*lists)
+    lists[0] = [torch.randn(4, 6).double() for _ in range(2)]
+    lists[1:5] = [[value.double() for value in column] for column in lists[1:5]]
+    lists[5][1] = lists[0][1][:, 2]
+    before = lists[0][1].clone()
+    with pytest.raises(ValueError, match=r"squares\[1\] and weights\[1\] overlap in memory"):
+        lk.balanced_directions_(*lists)
+    assert torch.equal(lists[0][1], before)
 
 
 @needs_native
@@ -298,15 +395,16 @@ def test_views_of_one_memory_are_refused() -> None:
     [
         (0, 0, r"weights\[0\] has entries but a null pointer"),
         (4, 2, r"roots\[0\] is not aligned to its dtype: its address 2"),
+        (5, 4, r"squares\[0\] is not aligned to its dtype: its address 4"),
         (3, 0, "layer 0: bias and mean come together"),
     ],
 )
 def test_the_module_refuses_addresses_that_would_crash(place: int, value: int, message: str) -> None:
-    values = problem((), 4, 6, 2, 3, True)
+    values = problem((), 4, 6, 2, 3, True, True)
     addresses = [tensor.data_ptr() for tensor in values if tensor is not None]
     addresses[place] = value
     with pytest.raises(ValueError, match=message):
-        _native.module().balanced_directions([addresses], [[1, 4, 6, 3, 2]], 1)
+        _native.module().balanced_directions([addresses], [[1, 4, 6, 3, 2]], 1.0, 1)
 
 
 @needs_native
@@ -318,6 +416,13 @@ def test_the_module_refuses_addresses_that_would_crash(place: int, value: int, m
     ],
 )
 def test_the_module_refuses_shapes_that_cannot_be(shape: list[int], message: str) -> None:
-    addresses = [tensor.data_ptr() for tensor in problem((), 4, 6, 2, 3, True) if tensor is not None]
+    addresses = [tensor.data_ptr() for tensor in problem((), 4, 6, 2, 3, True, True) if tensor is not None]
     with pytest.raises(ValueError, match=message):
-        _native.module().balanced_directions([addresses], [shape], 1)
+        _native.module().balanced_directions([addresses], [shape], 1.0, 1)
+
+
+@needs_native
+@pytest.mark.parametrize("noise", [0.0, -1.0, math.nan])
+def test_the_module_refuses_what_it_would_divide_by(noise: float) -> None:
+    with pytest.raises(ValueError, match="noise must be above 0"):
+        _native.module().balanced_directions([], [], noise, 1)
