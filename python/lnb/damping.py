@@ -39,7 +39,7 @@ from lnb_kernels import multi_tensor
 _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.25, 1.3
-_OPPOSED = 0.75
+_OPPOSED = 0.5
 _RADIUS_SHRINK, _RADIUS_GROW, _LEAST_RADIUS = 0.9, 1.02, 1e-4
 
 
@@ -102,7 +102,8 @@ def _mean_squares(
     """``v``, corrected for its start at zero."""
     if any("row_square" not in work.state for work in works):  # at first, or where an older state was loaded
         for work, square, past in zip(works, squares, bias_correction(decay, counts - 1).unbind(), strict=True):
-            work.state.setdefault("row_square", square * past.to(square.dtype))
+            start = (square * past.to(square.dtype)).nan_to_num(0.0, 0.0, 0.0)  # a step that is not made leaves no NaN
+            work.state.setdefault("row_square", start)
     kept = [work.state["row_square"] for work in works]
     multi_tensor.ema_(kept, squares, decay, verdict.on(counts.device))
     return torch._foreach_div(kept, list(bias_correction(decay, counts).to(squares[0].dtype).unbind()))
@@ -135,7 +136,7 @@ def _expected(
 def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: Verdict) -> Tensor:
     """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
 
-    It shrinks by a tenth while the layer's average is shorter than 3/4 of what independent gradients would make it, which
+    It shrinks by a tenth while the layer's average is shorter than half of what independent gradients would make it, which
     only gradients that point against each other do, and else grows by a fiftieth. State of a layer's weight: ``radius``.
 
     Args:
@@ -159,7 +160,7 @@ def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: V
 
 
 def _row_squares(works: list[BlockWork]) -> list[Tensor]:
-    """``||g_i||^2`` of every row of this step's gradients, ``[groups, d_out]`` per layer."""
+    """``||g_i||^2`` of every row of this step's gradients, ``[groups, d_out]`` per layer; what no number can hold is cut."""
     counts = [work.block.shape[0] * work.block.shape[1] for work in works]
     norms = multi_tensor.squared_row_norms([_gradient(work.parameters[0]) for work in works], counts)
     found = list(norms.split(counts))
@@ -168,7 +169,8 @@ def _row_squares(works: list[BlockWork]) -> list[Tensor]:
         of_biases = [counts[i] for i in biased]
         biases = multi_tensor.squared_row_norms([_gradient(works[i].parameters[1]) for i in biased], of_biases)
         torch._foreach_add_([found[i] for i in biased], list(biases.split(of_biases)))
-    return [square.view(work.block.shape[:2]) for square, work in zip(found, works, strict=True)]
+    most = torch.finfo(norms.dtype).max ** 0.75  # an infinite mean square would never end
+    return [square.clamp(max=most).view(work.block.shape[:2]) for square, work in zip(found, works, strict=True)]
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

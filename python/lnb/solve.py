@@ -284,9 +284,11 @@ def _refresh(work: BlockWork, gradient: tuple[Tensor, Tensor | None], verdict: V
     if work.moments is not None:
         second_moment = average_second_moment(work, verdict, config.b_s, keep=config.b_s > 0)
         spectral = config.trust_region == "spectral"
-        ridge = ridge_of(second_moment, work.ridge, config.ridge_mode == "relative", work.with_bias)
-        if config.sample_ridge > 0 and config.ridge_mode == "relative":
-            ridge = ridge * (1 + few_samples(work, second_moment) * (config.sample_ridge / work.ridge))
+        relative = config.ridge_mode == "relative"
+        share: float | Tensor = work.ridge
+        if relative and config.sample_ridge > 0:
+            share = share + config.sample_ridge * few_samples(work, second_moment)
+        ridge = ridge_of(second_moment, share, relative, work.with_bias)
         fresh = factorize(second_moment, ridge, work.with_bias, inverse=not spectral)
         if balanced:
             _keep(work, "output_factor", _output_factor(work, gradient, fresh, verdict, config), verdict)

@@ -122,7 +122,7 @@ def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep:
     return average / bias_correction(decay, state["second_moment_step"].clamp(min=1)).to(mean.dtype)
 
 
-def ridge_of(second_moment: Tensor, ridge: float, relative: bool, with_bias: bool) -> float | Tensor:
+def ridge_of(second_moment: Tensor, ridge: float | Tensor, relative: bool, with_bias: bool) -> float | Tensor:
     """What is added to the diagonal of the metric: ``ridge``, or ``ridge`` times the mean diagonal.
 
     The mean is that of the covariance where there is a bias, so that an offset of the inputs does not change it, and of
@@ -131,7 +131,7 @@ def ridge_of(second_moment: Tensor, ridge: float, relative: bool, with_bias: boo
 
     Args:
         second_moment: ``E[x~ x~']``, ``[groups, blocks, size+1, size+1]``.
-        ridge: the setting.
+        ridge: the setting, a number or a tensor ``[]``.
         relative: whether it is a multiple.
         with_bias: whether the bias takes part in the metric.
 
@@ -147,7 +147,8 @@ def ridge_of(second_moment: Tensor, ridge: float, relative: bool, with_bias: boo
         varies = variance > _NOISE * torch.finfo(variance.dtype).eps * average
         average = torch.where(varies, variance, average)
     average = torch.where(average > 0, average, 1.0)
-    return ridge * average.reshape(-1, 1, 1, 1)
+    scaled: Tensor = ridge * average.reshape(-1, 1, 1, 1)
+    return scaled
 
 
 def few_samples(work: BlockWork, second_moment: Tensor) -> Tensor:

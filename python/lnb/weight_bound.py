@@ -14,7 +14,8 @@ versions of Muon and Adam.
 
 A step of relative length ``r`` that is orthogonal to the weights, as steps of noise are, makes them longer by ``r^2 / 2`` of
 themselves. Such growth of every layer compounds, and says nothing about the function wanted; it is summed up and taken back
-when the norm is measured, at refreshes: the weights then walk on a sphere, unless gradients point along them.
+when the norm is measured, at refreshes: the weights then walk on a sphere, unless gradients point along them. Steps of
+lengths ``r_s``, relative to the norm measured last, have made the weights ``sqrt(1 + sum r_s^2)`` times as long.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def _take_growth_back(works: list[BlockWork], verdict: Verdict) -> None:
         return
     ok = verdict.on(works[0].block.weight.device)
     growth = torch.stack([work.state["growth"] for work in works])
-    kept = 1 - growth if ok is None else torch.where(ok, 1 - growth, 1.0)
+    shorter = (1 + 2 * growth).rsqrt()
+    kept = shorter if ok is None else torch.where(ok, shorter, 1.0)
     for work, factor in zip(works, kept.unbind(), strict=True):
         weight = work.block.weight
         if "master" in work.state:

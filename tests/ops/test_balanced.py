@@ -1,4 +1,4 @@
-"""``balanced_directions_``: the native kernel on every instruction set, against float64; checks; the op itself."""
+"""``balanced_directions_``: the native kernel on every instruction set, against float64; the op itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import pytest
 import torch
+from balanced_support import problem, row_squares
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import assert_close_to_reference
@@ -19,32 +20,6 @@ from lnb_kernels.balanced import native_kernel, reference
 from lnb_kernels.balanced.reference import Problem
 
 needs_native = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
-
-
-def definite(*shape: int) -> Tensor:
-    """Symmetric positive definite matrices of mean eigenvalue about 1."""
-    matrix = torch.randn(*shape, 2 * shape[-1], dtype=torch.float64)
-    return (matrix @ matrix.mT / (2 * shape[-1])).float()
-
-
-def problem(lead: tuple[int, ...], m: int, d: int, side: int, size: int, bias: bool, squares: bool = False) -> Problem:
-    """Of the rows' gradients some agree as far as they can, some more than noise does, and some less."""
-    weight, of_bias = torch.randn(*lead, m, d), torch.randn(*lead, m, 1) if bias else None
-    ratios = torch.tensor([0.5, 1.5, 10.0, 300.0], dtype=torch.float64)[torch.randint(4, (*lead, m))]
-    return (
-        weight,
-        of_bias,
-        definite(*lead, d // size, size),
-        torch.randn(*lead, d) / d**0.5 if bias else None,
-        definite(*lead, m // side, side),
-        ratios * row_squares(weight, of_bias) if squares else None,
-    )
-
-
-def row_squares(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Squared norms of the rows of both together, float64."""
-    square = weight.double().square().sum(-1)
-    return square if bias is None else square + bias.double().square().squeeze(-1)
 
 
 def double(values: Problem) -> Any:
@@ -323,106 +298,3 @@ def test_opcheck(agree: bool) -> None:
         torch.ops.lnb_kernels.balanced_directions_.default,
         (weights, given, *constants, squares if agree else [], 0.3),
     )
-
-
-W, B, C, MU, P, V = problem((), 4, 6, 2, 3, True, True)
-BAD: list[tuple[tuple[Any, ...], type[Exception], str]] = [
-    ((W, [B], [C], [MU], [P]), TypeError, "weights must be a list, got Tensor"),
-    (([W], B, [C], [MU], [P]), TypeError, "biases must be a list, got Tensor"),
-    (([W], [B, B], [C], [MU], [P]), ValueError, "biases has 2 entries, allowed is one for each of weights, 1"),
-    (([W.long()], [B], [C], [MU], [P]), TypeError, "layer 0: weight"),
-    (([W[0]], [B], [C], [MU], [P]), ValueError, r"layer 0: weight has shape \(6,\)"),
-    (([W], [None], [C], [MU], [P]), ValueError, "layer 0: bias and mean come together"),
-    (([W], [B[:3]], [C], [MU], [P]), ValueError, "layer 0: bias"),
-    (([W], [B], [C[:1]], [MU], [P]), ValueError, r"layer 0: inverse has shape \(1, 3, 3\)"),
-    (([W], [B], [C[..., :2]], [MU], [P]), ValueError, "layer 0: inverse has shape"),
-    (([W], [B], [C], [MU[:5]], [P]), ValueError, "layer 0: mean"),
-    (([W, W], [B, B], [C, C], [MU, MU], [P, P[0]]), ValueError, "layer 1: root has shape"),
-    (([W], [B], [C.double()], [MU], [P]), ValueError, "layer 0: inverse is torch.float64"),
-    (([W], [B], [C], [MU], [P.to("meta")]), ValueError, "layer 0: root"),
-    (([W, W], [B, B], [C, C], [MU, MU], [P, P]), ValueError, "weights holds one tensor twice"),
-    (([W, W.clone()], [B, B], [C, C], [MU, MU], [P, P]), ValueError, "biases holds one tensor twice"),
-    (([W[:1].expand(4, 6)], [B], [C], [MU], [P]), ValueError, r"weights\[0\] has entries that share memory"),
-    (([W.clone().requires_grad_()], [B], [C], [MU], [P]), RuntimeError, "weights require grad"),
-    (([W], [B], [C], [MU], [P], V), TypeError, "squares must be a list, got Tensor"),
-    (([W], [B], [C], [MU], [P], [V, V]), ValueError, "squares has 2 entries, allowed is one for each of weights, 1"),
-    (([W], [B], [C], [MU], [P], []), ValueError, "squares has 0 entries"),
-    (([W], [B], [C], [MU], [P], [None]), TypeError, "layer 0: squares"),
-    (([W], [B], [C], [MU], [P], [V.long()]), TypeError, "layer 0: squares"),
-    (([W], [B], [C], [MU], [P], [V[:3]]), ValueError, r"layer 0: squares has shape \(3,\)"),
-    (([W], [B], [C], [MU], [P], [V[:, None]]), ValueError, r"layer 0: squares has shape \(4, 1\)"),
-    (([W], [B], [C], [MU], [P], [V.float()]), ValueError, "squares is torch.float32; it must be torch.float64"),
-    (([W], [B], [C], [MU], [P], [V.to("meta")]), ValueError, "layer 0: squares"),
-    (([W], [B], [C], [MU], [P], [V], 0), ValueError, r"noise is 0.0; allowed is a number in \(0, 1\]"),
-    (([W], [B], [C], [MU], [P], [V], -0.5), ValueError, "noise is -0.5"),
-    (([W], [B], [C], [MU], [P], None, 1.5), ValueError, "noise is 1.5"),
-    (([W], [B], [C], [MU], [P], [V], math.nan), ValueError, "noise"),
-    (([W], [B], [C], [MU], [P], [V], "1"), TypeError, "noise must be a number, got '1'"),
-    (([W], [B], [C], [MU], [P], [V], None), TypeError, "noise must be a number, got None"),
-    (([W], [B], [C], [MU], [P], [V], torch.ones(())), TypeError, "noise must be a number"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "error", "words"), BAD)
-def test_bad_arguments_are_named(arguments: tuple[Any, ...], error: type[Exception], words: str) -> None:
-    before = W.clone(), B.clone()  # type: ignore[union-attr]
-    with pytest.raises(error, match=words):
-        lk.balanced_directions_(*arguments)
-    assert torch.equal(W, before[0])
-    assert torch.equal(B, before[1])  # type: ignore[arg-type]
-
-
-@needs_native
-def test_views_of_one_memory_are_refused() -> None:
-    memory = torch.randn(5, 6)
-    values = [problem((), 4, 6, 2, 3, True, True) for _ in range(2)]
-    lists = [list(column) for column in zip(*values, strict=True)]
-    lists[0] = [memory[:4], memory[1:]]
-    with pytest.raises(ValueError, match=r"weights\[1\] and weights\[0\] overlap in memory"):
-        lk.balanced_directions_(*lists)
-    lists[0] = [torch.randn(4, 6).double() for _ in range(2)]
-    lists[1:5] = [[value.double() for value in column] for column in lists[1:5]]
-    lists[5][1] = lists[0][1][:, 2]
-    before = lists[0][1].clone()
-    with pytest.raises(ValueError, match=r"squares\[1\] and weights\[1\] overlap in memory"):
-        lk.balanced_directions_(*lists)
-    assert torch.equal(lists[0][1], before)
-
-
-@needs_native
-@pytest.mark.parametrize(
-    ("place", "value", "message"),
-    [
-        (0, 0, r"weights\[0\] has entries but a null pointer"),
-        (4, 2, r"roots\[0\] is not aligned to its dtype: its address 2"),
-        (5, 4, r"squares\[0\] is not aligned to its dtype: its address 4"),
-        (3, 0, "layer 0: bias and mean come together"),
-    ],
-)
-def test_the_module_refuses_addresses_that_would_crash(place: int, value: int, message: str) -> None:
-    values = problem((), 4, 6, 2, 3, True, True)
-    addresses = [tensor.data_ptr() for tensor in values if tensor is not None]
-    addresses[place] = value
-    with pytest.raises(ValueError, match=message):
-        _native.module().balanced_directions([addresses], [[1, 4, 6, 3, 2]], 1.0, 1)
-
-
-@needs_native
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ([1, 4, 6, 4, 2], "layer 0: no such blocks"),
-        ([1 << 40, 1 << 20, 1 << 20, 1, 1], "weights has more entries than can be counted"),
-    ],
-)
-def test_the_module_refuses_shapes_that_cannot_be(shape: list[int], message: str) -> None:
-    addresses = [tensor.data_ptr() for tensor in problem((), 4, 6, 2, 3, True, True) if tensor is not None]
-    with pytest.raises(ValueError, match=message):
-        _native.module().balanced_directions([addresses], [shape], 1.0, 1)
-
-
-@needs_native
-@pytest.mark.parametrize("noise", [0.0, -1.0, math.nan])
-def test_the_module_refuses_what_it_would_divide_by(noise: float) -> None:
-    with pytest.raises(ValueError, match="noise must be above 0"):
-        _native.module().balanced_directions([], [], noise, 1)

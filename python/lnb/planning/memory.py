@@ -11,6 +11,7 @@ from lnb.config import Config
 from lnb.factored import block_count
 from lnb.master import has_master
 from lnb.work import gathered_moments, moment_blocks
+from lnb_kernels.scaling import sum_dtype
 
 _SCALAR = 4  # step counters are float32
 
@@ -35,8 +36,17 @@ def state_bytes(block: Block, config: Config) -> int:
     if config.keeps_feature_moments:
         numbers += 2 * groups * d_in
         scalars += 1
+    wide = 0
+    if config.damping == "agreement":
+        wide += groups * rows + 2  # row_square, independent_square, radius
+    elif config.damping == "gain":
+        wide += 2  # fraction, last_slope
+        numbers += groups * rows * columns  # last_step
+    if config.max_relative_change is not None:
+        wide += 2  # weight_norm, growth
+    others = _SCALAR * scalars + sum_dtype(block.weight.device).itemsize * wide
     masters = sum(_master_bytes(parameter, config) for parameter in block.parameters)
-    return statistics_dtype(block.weight.dtype).itemsize * numbers + _SCALAR * scalars + masters
+    return statistics_dtype(block.weight.dtype).itemsize * numbers + others + masters
 
 
 def moment_bytes(block: Block, config: Config) -> int:
