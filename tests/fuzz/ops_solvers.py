@@ -72,7 +72,7 @@ def pcg(draw: Draw) -> Case:
         kinds["h0"] = "tensor?"
     if arguments["arrow"] != "None":
         kinds["arrow"] = "arrow"
-    free = {("g", "shape")} if "base_metric" in arguments else set()  # the user's own product refuses it
+    free = {("g", "shape"), ("g", "meta")} if "base_metric" in arguments else set()  # the user's own product refuses it
     case = finish(draw, Case("pcg", arguments, truth_pcg, names={"matvec_or_s": ("S",)}), kinds, free)
     if "base_metric" in arguments:  # it multiplies by a real tensor, and in the dtype of autocast
         case.fake = False
