@@ -158,7 +158,7 @@ def wrapped(x: Tensor) -> Tensor:
 
 
 def wrong_shape(x: Tensor) -> Tensor:
-    """Two more dimensions, of sizes that no argument has."""
+    """Two more dimensions, of sizes that no argument has; different ones, for stacks of square matrices may have any more."""
     return x.new_zeros((*x.shape, 23, 29))
 
 
