@@ -52,6 +52,10 @@ def conv2d_cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float, code: list
         return torch.empty_like(v, memory_format=torch.contiguous_format)
     accumulate = accumulation_dtype(torch.promote_types(x.dtype, v.dtype))
     image, padding = pad_extra(x.to(accumulate), conv)
+    if conv.kernel == (1, 1) and image.device.type == "cpu":
+        image = (
+            image.contiguous()
+        )  # PyTorch's weight gradient with a stride writes out of bounds where channels are last
     vectors = v.to(accumulate)
     has_bias = v.shape[1] > d
     weight = vectors[:, :d].reshape(-1, channels // conv.groups, *conv.kernel)

@@ -38,8 +38,8 @@ def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     console = Console(soft_wrap=True)
     summary = Summary.read(options.out) if options.resume else Summary(options.seed)
-    wanted = {"models": options.calls // MODELS_OF_ALL if options.models is None else options.models}
-    wanted["ops"] = options.calls
+    models = options.calls // MODELS_OF_ALL if options.models is None else options.models
+    wanted = {"ops": options.calls, "models": models}
     end = time.monotonic() + 60 * options.minutes
     try:
         for kind, count in wanted.items():

@@ -158,8 +158,8 @@ def wrapped(x: Tensor) -> Tensor:
 
 
 def wrong_shape(x: Tensor) -> Tensor:
-    """Two more dimensions, of a size that no argument has."""
-    return x.new_zeros((*x.shape, 23, 23))
+    """Two more dimensions, of sizes that no argument has; different ones, for stacks of square matrices may have any more."""
+    return x.new_zeros((*x.shape, 23, 29))
 
 
 def metric_of(s: Tensor, size: int, ridge: float) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from fuzz.bounds import allowed, wide
+from fuzz.bounds import allowed, quantum, wide
 from fuzz.case import Case, Values
 from fuzz.corrupt import corrupted
 from fuzz.draw import DTYPES, Draw
@@ -59,7 +59,9 @@ def _finish(
             case.may_refuse.add("requires grad")
     elif draw.chance(0.1):
         case.mode = draw.random.choice(("grad", "inference", "autocast"))
-        if case.mode == "inference":
+        if case.mode == "inference" and "wrapped" in draw.unusual:  # PyTorch has no views of such tensors there
+            case.mode = "grad"
+        elif case.mode == "inference":
             case.may_refuse.discard("inference")
     elif draw.plain and draw.chance(0.1):
         case.fake = count > 0
@@ -137,7 +139,7 @@ def truth_ema_combined(before: Values, after: Values) -> dict[str, tuple[Any, An
         size = share.abs() * magnitude + (abs(take) * v.double().abs() if take != 0 else 0.0)
         bound = allowed(want, size, 4, wide(a, v), a.dtype, float(share.abs()))
         # Whether the average is rounded to its dtype before it is combined is left open.
-        bound = bound + 2 * torch.finfo(a.dtype).eps * share.abs() * new.abs()
+        bound = bound + share.abs() * (2 * torch.finfo(a.dtype).eps * new.abs() + quantum(a.dtype))
         bound = torch.where(magnitude < torch.finfo(a.dtype).max / 4, bound, math.inf)
         found[f"result[{i}]"] = (want, bound)
         if before.get("out") is not None:

@@ -21,6 +21,8 @@ def finish(draw: Draw, case: Case, kinds: dict[str, str], free: set[tuple[str, s
         return case if case.may_refuse or draw.unusual else corrupted(draw, case, kinds, frozenset(free or ()))
     if draw.chance(0.1):
         case.mode = draw.random.choice(("grad", "inference", "autocast"))
+        if case.mode == "inference" and "wrapped" in draw.unusual:  # PyTorch has no views of such tensors there
+            case.mode = "grad"
     elif draw.plain and not case.written and draw.chance(0.1):
         case.fake = True
     return case

@@ -32,7 +32,7 @@ class Outcome:
     snippet: str
 
 
-def outcomes(kind: str, first: int, count: int, plant: str = "", seconds: float = 120.0) -> Iterator[Outcome]:
+def outcomes(kind: str, first: int, count: int, plant: str = "", seconds: float = 600.0) -> Iterator[Outcome]:
     """Judge so many cases from ``first``.
 
     Args:

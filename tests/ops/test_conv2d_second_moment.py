@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -209,6 +211,22 @@ def test_product_without_a_batch_is_the_ridge() -> None:
     product = lk.conv2d_cov_matvec(torch.empty(0, 4, 6, 6), v, 3, ridge=0.5)
     assert torch.equal(product[:, :36], 0.5 * v[:, :36])
     assert torch.equal(product[:, 36], torch.zeros(2))
+
+
+def test_product_of_a_strided_single_tap_stays_within_memory_where_channels_are_last() -> None:
+    """In a process of its own: PyTorch's weight gradient of such a convolution corrupts the heap, and aborts sooner or later."""
+    program = """
+import torch
+import lnb_kernels as lk
+x = torch.randn(3, 3, 10, 12).contiguous(memory_format=torch.channels_last)
+v = torch.randn(3, 4)
+for _ in range(50):
+    found = lk.conv2d_cov_matvec(x, v, 1, (1, 2))
+torch.testing.assert_close(found, lk.cov_matvec(x[..., ::2].movedim(1, -1), v))
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout == "done\n", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("groups", [1, 2])
