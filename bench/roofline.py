@@ -132,7 +132,7 @@ def multi_tensor(op: str, sizes: list[int], x_width: int, y_width: int) -> Traff
     launches = math.ceil(sum(size > 0 for size in sizes) / TENSORS)
     if sums:
         launches += math.ceil(len(sizes) / TENSORS)
-        read, written = read + 8 * blocks, written + 8 * blocks + 4 * len(sizes)
+        read, written = read + 8 * blocks, written + 8 * blocks + 8 * len(sizes)
     if scaled:
         read += 4 * THREADS * blocks
     return Traffic(launches, read, written, minimum)

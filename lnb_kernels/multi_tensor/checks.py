@@ -109,7 +109,7 @@ def row_counts(op: str, rows: Sequence[int], tensors: Sequence[Tensor]) -> None:
     if not isinstance(rows, (list, tuple)) or any(type(value) is not int for value in rows):
         raise TypeError(f"{op}: rows must be a list of ints, got {rows!r}")
     if len(rows) != len(tensors):
-        raise ValueError(f"{op}: rows has {len(rows)} entries, allowed is one per tensor, {len(tensors)}")
+        raise ValueError(f"{op}: rows has {len(rows)} entries, allowed is one for each of tensors, {len(tensors)}")
     for i, (value, tensor) in enumerate(zip(rows, tensors, strict=True)):
         if value < 0 or (tensor.numel() % value if value else tensor.numel()):
             raise ValueError(

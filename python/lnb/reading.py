@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
 # Far above what the project writes, and far below what would exhaust a machine's memory.
 LONGEST_TEXT = 1 << 28
+_DEEPEST = 100  # lists and objects within each other
+_MARKS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')  # strings, and the brackets outside of them
 
 
 def read_bytes(path: Path, longest: int | None = None) -> bytes:
@@ -60,12 +63,25 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     Raises:
         ValueError: the text is not JSON, or is nested too deeply.
     """
+    if isinstance(text, bytes):  # json.loads would guess UTF-16 and UTF-32 too
+        text = text.decode("utf-8")
+    if _depth(text) > _DEEPEST:  # where a program has raised Python's recursion limit, the parser overflows the stack
+        raise ValueError("it is nested too deeply")
     try:
-        if isinstance(text, bytes):  # json.loads would guess UTF-16 and UTF-32 too
-            text = text.decode("utf-8")
         return json.loads(text, parse_constant=_refuse) if finite else json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _depth(text: str) -> int:
+    """How deeply lists and objects of a JSON text are nested."""
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return 0
+    depth = deepest = 0
+    for mark in _MARKS.findall(text):
+        depth += 1 if mark in "[{" else -1 if mark in "]}" else 0
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _refuse(name: str) -> NoReturn:

@@ -211,7 +211,7 @@ def squared_row_norms(draw: Draw) -> Case:
     # The same tensors once more, of which the rows are counted when one of the others is spoilt.
     arguments = {"base": lists["tensors"], **lists, "rows": f"[{rows} for t in base]"}
     case = Case("multi_tensor.squared_row_norms", arguments, truth_squared_row_norms)
-    free = {"length", "shape"} | ({"meta"} if count < 2 else set())
+    free = {"shape"} | ({"meta"} if count < 2 else set())
     kinds = {"tensors": "tensors", "rows": "rows"}
     return _finish(draw, case, kinds, count, frozenset(("tensors", way) for way in free))
 

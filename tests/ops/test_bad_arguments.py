@@ -80,6 +80,7 @@ ALLOWED = {
     ("linear", "sample", "scalar"),
     ("conv2d", "sample", "scalar"),
     ("multi_tensor.all_finite", "tensors", "short"),
+    *(("multi_tensor.squared_row_norms", "tensors", kind) for kind in ("wrong rank", "wrong size", "empty")),
     ("multi_tensor.ema_combined_", "take", "-1"),
     *(("newton_schulz", "x", kind) for kind in ("wrong rank", "wrong size", "empty", "meta")),
     *(("newton_schulz_root", "power", kind) for kind in ("wrong rank", "empty", "meta")),

@@ -96,7 +96,9 @@ def test_opcheck(bias: bool) -> None:
 
 def test_bad_arguments_are_named() -> None:
     x, v = torch.ones(4, 3), torch.ones(2, 3)
-    with pytest.raises(ValueError, match=r"cov_matvec: v has shape \(2, 5\); its last dimension must be d=3 or d\+1=4"):
+    with pytest.raises(
+        ValueError, match=r"cov_matvec: v has shape \(2, 5\); its last dimension must be d=3 of x, or d\+1=4"
+    ):
         lk.cov_matvec(x, torch.ones(2, 5))
     with pytest.raises(ValueError, match=r"cov_matvec: ridge=-0.1 is not allowed; it must be a finite number >= 0"):
         lk.cov_matvec(x, v, -0.1)

@@ -159,8 +159,8 @@ BAD: list[tuple[Any, Any, type[Exception], str]] = [
     ([X], torch.tensor([4]), TypeError, "rows must be a list of ints"),
     ([X], [4.0], TypeError, r"rows must be a list of ints, got \[4.0\]"),
     ([X], [True], TypeError, r"rows must be a list of ints, got \[True\]"),
-    ([X], [], ValueError, "rows has 0 entries, allowed is one per tensor, 1"),
-    ([], [1], ValueError, "rows has 1 entries, allowed is one per tensor, 0"),
+    ([X], [], ValueError, "rows has 0 entries, allowed is one for each of tensors, 1"),
+    ([], [1], ValueError, "rows has 1 entries, allowed is one for each of tensors, 0"),
     (
         [X, X],
         [4, 5],

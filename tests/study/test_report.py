@@ -112,7 +112,10 @@ def test_markdown_without_pictures_makes_no_folder_for_them(report: Path, tmp_pa
             '{"kind": "parts", "title": "", "machine": "", "results": {"a": {"b": {"forward": 1}}}}',
             "KeyError: 'backward'",
         ),
-        ('{"kind": "memory", "title": "", "machine": "", "results": [{"optimizer": "a"}]}', "KeyError: 'checkpointed'"),
+        (
+            '{"kind": "memory", "title": "", "machine": "", "results": [{"optimizer": "a", "peaks": {"1": 1}}]}',
+            "KeyError: 'checkpointed'",
+        ),
     ],
 )
 def test_a_profile_that_is_none(report: Path, tmp_path: Path, content: str | None, cause: str) -> None:
