@@ -221,7 +221,9 @@ def conv2d(
         cut = probe.dim() == 3 and probe.shape[0] > 0 and probe.shape[0] % conv.groups == channels % probe.shape[0] == 0
         groups = probe.shape[0] if cut else conv.groups
         size = conv.regrouped(groups).features(channels) + 1
-        _checks.shape_is("conv2d", "probe", probe, (groups, size, size), "[groups, D+1, D+1], D = C/groups kh kw")
+        _checks.shape_is(
+            "conv2d", "probe", probe, (groups, size, size), "[groups, D+1, D+1], D = C/groups kh kw of the weight"
+        )
         _checks.same_device("conv2d", "probe", probe, "x", x)
     if channel_probe is not None and channel_live:
         _checks.shape_is("conv2d", "channel_probe", channel_probe, (3, channels), "[3, C] of x")

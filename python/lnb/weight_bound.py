@@ -48,7 +48,8 @@ def measure_norms(works: list[BlockWork], verdict: Verdict) -> None:
             by_device.setdefault(work.block.weight.device, []).append(work)
     for device, due in by_device.items():
         wide = sum_dtype(device)
-        _take_growth_back([work for work in due if "growth" in work.state], verdict)
+        # A layer without a step of its own stands still: its growth waits.
+        _take_growth_back([work for work in due if "growth" in work.state and work.squarable is None], verdict)
         norms = torch._foreach_norm([work.block.weight for work in due], dtype=wide)
         for work, norm in zip(due, norms, strict=True):
             if "weight_norm" not in work.state:
