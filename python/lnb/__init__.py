@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lnb.attach import attach, detach
+from lnb.config import DEFAULT_LR
 from lnb.optimizer import LNB
 
-__all__ = ["LNB", "attach", "detach"]
+__all__ = ["DEFAULT_LR", "LNB", "attach", "detach"]

@@ -302,3 +302,4 @@ PRESETS: dict[str, Config] = {
     ),
 }
 DEFAULT_LR = {"paper": 0.1, "fast": 0.1, "full_batch": 1.0}
+"""The learning rate of each preset where none is given."""

@@ -75,9 +75,12 @@ class LNB(Optimizer):
 
     Args:
         model: the model to attach to; its linear and convolution layers are changed in place by :func:`lnb.attach`.
-        lr: learning rate, a number or a 0-dim tensor. With the trust region ``"global"`` it is the size of the step in
-            the metric: the root mean square change of the layers' outputs that one step makes.
-        preset: ``"fast"`` or ``"paper"``.
+        lr: learning rate, a number or a 0-dim tensor; None for the preset's (:data:`lnb.DEFAULT_LR`). With ``"fast"``, the most
+            by which a step changes the output of any neuron, root mean square over the inputs; steps are shorter where
+            weights would change by more than ``2.5 lr``, or a quarter, of their norm, and where gradients do not agree.
+            Other parameters follow Adam's rule at ``0.15 lr``. With the trust region ``"global"``, of the other presets, it
+            is the root mean square change of all layers' outputs together.
+        preset: ``"fast"``; ``"paper"``, arXiv:2502.01131 step by step; or ``"full_batch"``, for losses without noise.
         params: parameters or parameter groups to optimize; None for all of the model's. A group can carry its own
             ``lr``, ``weight_decay`` and ``ridge``.
         exclude: modules whose parameters are treated as others.

@@ -10,6 +10,9 @@ With the metric ``M = E[x~ x~'] + ridge = L L'`` a step ``D`` of a layer changes
 * ``"spectral"``: every singular value of ``D L`` is ``sqrt(max(1, rows/columns))``, see :func:`spectral_direction`;
 * ``"rms"``: the root mean square of each parameter's step is 0.2, as large as AdamW's usually is, so that an ``lr`` found
   for AdamW carries over. The bias, which no ridge holds back, is scaled with its layer.
+
+These are bounds: near a minimum, where ``sqrt(<h, g~>)`` falls below ``min_norm``, steps of ``"global"`` and ``"layer"`` are
+shorter, and in every region :mod:`lnb.weight_bound` and :mod:`lnb.damping` shorten them further.
 """
 
 from __future__ import annotations

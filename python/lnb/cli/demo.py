@@ -66,9 +66,11 @@ RATES = {
     ("digits", "lnb"): 0.01,
     ("digits", "lnb-paper"): 0.3,
     ("matrix-factorization", "adamw"): 0.3,
-    ("matrix-factorization", "lnb"): 0.005,
+    ("matrix-factorization", "lnb"): 1.0,
     ("matrix-factorization", "lnb-paper"): 0.1,
 }
+# The factorisation has no noise: there, LNB runs with the preset for that, at its default rate.
+INSTEAD = {("matrix-factorization", "lnb"): "lnb-full-batch"}
 GRIDS = {
     "adamw": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
     "lnb": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1),
@@ -97,7 +99,8 @@ def run_demo(out: Path, seed: int, console: Console) -> None:
             task = make_task(scene.task, TaskOptions(invert=scene.invert))
             loop = LoopConfig(scene.steps, seed=seed, schedule=SCHEDULE, evaluate_every=scene.evaluate_every)
             for optimizer in NAMES:
-                config = OptimizerConfig(optimizer, lr=RATES[scene.task, optimizer])
+                name = INSTEAD.get((scene.task, optimizer), optimizer)
+                config = OptimizerConfig(name, lr=RATES[scene.task, optimizer])
                 trainer = Trainer(task, config, loop)
                 curve = Curve(NAMES[optimizer], task.objective.metric, task.objective.higher_is_better)
                 for record in follow(train(trainer), bars, f"{scene.title}: {curve.optimizer}", scene.steps):
@@ -151,5 +154,6 @@ def _how_rates_were_chosen() -> str:
     chosen = ", ".join(f"{task} {NAMES[name]} {lr}" for (task, name), lr in RATES.items())
     return (
         f"Accuracy or relative error on the test data. {SCHEDULE.capitalize()} schedule from the best learning rate of a grid, "
-        f"by the mean over three seeds ({grids}): {chosen}."
+        f"by the mean over three seeds ({grids}): {chosen}. "
+        "On the matrix, LNB runs with its preset for losses without noise, full_batch, at the default rate."
     )

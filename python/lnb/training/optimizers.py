@@ -229,10 +229,11 @@ def require_optimizer(name: str) -> None:
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, nn.Module], list[Optimizer]]] = {
     "lnb": lambda config, model: _lnb(config, model, "fast"),
     "lnb-paper": lambda config, model: _lnb(config, model, "paper"),
+    "lnb-full-batch": lambda config, model: _lnb(config, model, "full_batch"),
     "adamw": _adamw,
     "muon": _muon,
     "sgd": _sgd,
     **{name: _peer(name) for name in PEERS},
 }
-DEFAULT_LR = {"lnb": 0.05, "lnb-paper": 0.1, "adamw": 1e-3, "muon": 3e-3, "sgd": 0.05}
+DEFAULT_LR = {"lnb": 0.1, "lnb-paper": 0.1, "lnb-full-batch": 1.0, "adamw": 1e-3, "muon": 3e-3, "sgd": 0.05}
 DEFAULT_LR |= {name: peer.lr for name, peer in PEERS.items()}

@@ -1,0 +1,44 @@
+"""The robustness suite: its verdicts, and the cases that exploded under steps of a fixed length."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import robustness
+import torch
+from robustness_cases import CASES
+
+
+def test_verdicts() -> None:
+    adamw = [(1.0, 0.1), (1.0, 0.1)]
+    for last, verdict in (
+        (0.11, ""),
+        (0.13, "worse"),
+        (1.1, "above worse"),
+        (math.inf, "above worse"),
+        (math.nan, "above worse"),
+    ):
+        assert robustness.judge({"adamw": adamw, "lnb": [(1.0, 0.1), (1.0, last)]}, "lnb") == verdict
+    assert robustness.judge({"adamw": [(1.0, 1e-6)], "lnb": [(1.0, 9e-4)]}, "lnb") == ""
+
+
+@pytest.mark.parametrize("optimizer", ["lnb", "lnb x 3"])
+@pytest.mark.parametrize("name", ["plain 12 x 64 ReLU", "residual 4, no norm", "batch 1"])
+def test_no_case_ends_above_its_start(name: str, optimizer: str) -> None:
+    case = dataclasses.replace(CASES[name], steps=150)
+    losses = [robustness.run(case, optimizer, seed) for seed in (0, 1)]
+    start = 0.83  # of a network of outputs near zero: the mean square of the targets
+    assert max(last for _, last in losses) < 1.2 * start
+
+
+def test_every_case_builds_and_draws() -> None:
+    for name, case in CASES.items():
+        if "4096" in name:
+            continue
+        torch.manual_seed(0)
+        x, y = next(case.batches(0))
+        assert x.shape == (case.batch, 32), name
+        assert y.shape == (case.batch, 1), name
+        assert bool(y.isfinite().all()), name
