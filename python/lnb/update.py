@@ -135,7 +135,7 @@ def _shortened(
         own = torch.minimum(own, gain.fractions(own) / config.min_norm)
     bound = None
     if config.max_relative_change is not None:
-        measure_norms(work.blocks, verdict)
+        measure_norms(work.blocks, own, lrs, verdict)
         bound = WeightBound(work.blocks, config.max_relative_change, lrs, own.device)
         own = own * bound.factors(own, lengths.free)
     if agreement is not None and lengths.averages is not None:

@@ -40,15 +40,28 @@ def usual_norm(block: Block) -> float:
     return math.sqrt(groups * d_out / 3)
 
 
-def measure_norms(works: list[BlockWork], verdict: Verdict) -> None:
-    """Take growth back and measure the weights' norms, of the layers that are refreshed or have none yet."""
-    by_device: dict[torch.device, list[BlockWork]] = {}
-    for work in works:
+def measure_norms(works: list[BlockWork], scales: Tensor, lrs: list[float | Tensor], verdict: Verdict) -> None:
+    """Take growth back and measure the weights' norms, of the layers that are refreshed or have none yet.
+
+    Args:
+        works: the layers.
+        scales: what the direction of each is multiplied by beside ``lr``, ``[layers]``. Growth is left where either is 0:
+            such a layer stands still.
+        lrs: each layer's learning rate.
+        verdict: whether anything may change.
+    """
+    by_device: dict[torch.device, list[int]] = {}
+    for i, work in enumerate(works):
         if work.moments is not None or bool(work.inputs) or "weight_norm" not in work.state:
-            by_device.setdefault(work.block.weight.device, []).append(work)
-    for device, due in by_device.items():
+            by_device.setdefault(work.block.weight.device, []).append(i)
+    for device, members in by_device.items():
         wide = sum_dtype(device)
-        _take_growth_back([work for work in due if "growth" in work.state], verdict)
+        due = [works[i] for i in members]
+        grown = [i for i in members if "growth" in works[i].state]
+        if grown:
+            moving = scales * _gathered(lrs, scales.dtype, scales.device) != 0
+            each = moving.to(device, non_blocking=True).unbind()
+            _take_growth_back([works[i] for i in grown], torch.stack([each[i] for i in grown]), verdict)
         norms = torch._foreach_norm([work.block.weight for work in due], dtype=wide)
         for work, norm in zip(due, norms, strict=True):
             if "weight_norm" not in work.state:
@@ -58,13 +71,12 @@ def measure_norms(works: list[BlockWork], verdict: Verdict) -> None:
             verdict.commit(work.state["weight_norm"], norm)
 
 
-def _take_growth_back(works: list[BlockWork], verdict: Verdict) -> None:
-    if not works:
-        return
-    ok = verdict.on(works[0].block.weight.device)
-    growth = torch.stack([work.state["growth"] for work in works])
-    shorter = (1 + 2 * growth).rsqrt()
-    kept = shorter if ok is None else torch.where(ok, shorter, 1.0)
+def _take_growth_back(works: list[BlockWork], moving: Tensor, verdict: Verdict) -> None:
+    ok = verdict.on(moving.device)
+    taken = moving if ok is None else moving & ok
+    stored = [work.state["growth"] for work in works]
+    growth = torch.stack(stored)
+    kept = torch.where(taken, (1 + 2 * growth).rsqrt(), 1.0)
     for work, factor in zip(works, kept.unbind(), strict=True):
         weight = work.block.weight
         if "master" in work.state:
@@ -73,7 +85,7 @@ def _take_growth_back(works: list[BlockWork], verdict: Verdict) -> None:
             remember([weight])
         else:
             weight.mul_(factor.to(weight.dtype) if weight.dtype == torch.float64 else factor.float())
-        verdict.commit(work.state["growth"], torch.zeros_like(factor))
+    torch._foreach_copy_(stored, list(torch.where(taken, 0.0, growth).unbind()))
 
 
 class WeightBound:
