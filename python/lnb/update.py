@@ -137,7 +137,7 @@ def _shortened(
         own = torch.minimum(own, gain.fractions(own) / config.min_norm)
     bound, shorter = None, {}
     if config.max_relative_change is not None:
-        shorter = measure_norms(work.blocks, own, lrs, verdict)
+        shorter = measure_norms(work.blocks, own, lengths.free, lrs, verdict)
         bound = WeightBound(work.blocks, config.max_relative_change, lrs, own.device)
         own = own * bound.factors(own, lengths.free)
     if agreement is not None and lengths.averages is not None:

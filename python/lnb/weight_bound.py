@@ -40,14 +40,15 @@ def usual_norm(block: Block) -> float:
 
 
 def measure_norms(
-    works: list[BlockWork], scales: Tensor, lrs: list[float | Tensor], verdict: Verdict
+    works: list[BlockWork], scales: Tensor, squared_norms: Tensor, lrs: list[float | Tensor], verdict: Verdict
 ) -> dict[nn.Parameter, Tensor]:
     """Measure the weights' norms, of the layers that are refreshed or have none yet; the growth of these is taken back.
 
     Args:
         works: the layers.
-        scales: what the direction of each is multiplied by beside ``lr``, ``[layers]``. Growth is left where either is 0:
-            such a layer stands still.
+        scales: what the direction of each is multiplied by beside ``lr``, ``[layers]``.
+        squared_norms: ``||D_W||^2`` of the directions. Growth is left where this, the scale or ``lr`` is 0: such a layer
+            stands still.
         lrs: each layer's learning rate.
         verdict: whether anything may change.
 
@@ -64,7 +65,7 @@ def measure_norms(
         due = [works[i] for i in members]
         grown = [i for i in members if "growth" in works[i].state]
         if grown:
-            moving = scales * _gathered(lrs, scales.dtype, scales.device) != 0
+            moving = (scales != 0) & (squared_norms != 0) & (_gathered(lrs, scales.dtype, scales.device) != 0)
             each = moving.to(device, non_blocking=True).unbind()
             shorter |= _growth_taken([works[i] for i in grown], torch.stack([each[i] for i in grown]), verdict)
         norms = torch._foreach_norm([work.block.weight for work in due], dtype=sum_dtype(device))

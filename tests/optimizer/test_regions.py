@@ -299,37 +299,44 @@ def test_full_batch_solves_a_factorisation_whatever_the_condition(condition: flo
     assert error < 1e-6
 
 
+@pytest.mark.parametrize("masters", [False, True])
 @pytest.mark.parametrize("refresh_every", [5, 100])
-def test_growth_is_taken_back_at_refreshes(refresh_every: int) -> None:
+def test_growth_is_taken_back_at_refreshes(refresh_every: int, masters: bool) -> None:
     """Even that of many long steps: weights get shorter, and do not turn around."""
     torch.manual_seed(0)
-    layer = nn.Linear(8, 16)
+    dtype = torch.bfloat16 if masters else torch.float32
+    layer = nn.Linear(8, 16, dtype=dtype)
     start = layer.weight.detach().norm().item()
     settings: dict[str, Any] = {"momentum": 0.0, "nesterov": False, "damping": "none", "b_s": 0.0}
-    optimizer = lnb.LNB(layer, 0.5, refresh_every=refresh_every, **settings)
+    optimizer = lnb.LNB(layer, 0.5, refresh_every=refresh_every, master_weights=masters, **settings)
     generator = torch.Generator().manual_seed(1)
 
     def noise() -> None:
         optimizer.zero_grad()
-        x = torch.randn(64, 8, generator=generator)
+        x = torch.randn(64, 8, generator=generator).to(dtype)
         (layer(x) * torch.randn(64, 16, generator=generator)).mean().backward()
         optimizer.step()
 
+    def weight() -> Tensor:
+        found: Tensor = optimizer.state[layer.weight]["master"] if masters else layer.weight.detach()
+        return found.clone()
+
     for _ in range(refresh_every):
         noise()
-    before, growth = layer.weight.detach().clone(), optimizer.state[layer.weight]["growth"].item()
+    before, growth = weight(), optimizer.state[layer.weight]["growth"].item()
     assert growth > 0
     optimizer.param_groups[0]["lr"] = 0.0
     if refresh_every == 5:
         for _ in range(6):  # with a refresh among them: lr=0 moves nothing
             noise()
-        assert torch.equal(layer.weight.detach(), before)
+        assert torch.equal(weight(), before)
         assert optimizer.state[layer.weight]["growth"].item() == growth
         for _ in range(4):
             noise()
     optimizer.param_groups[0]["lr"] = 1e-20
     noise()  # a refresh, on which nothing else moves
-    torch.testing.assert_close(layer.weight.detach(), before / math.sqrt(1 + 2 * growth))
+    torch.testing.assert_close(weight(), before / math.sqrt(1 + 2 * growth))
+    assert torch.equal(layer.weight.detach(), weight().to(dtype))
     assert optimizer.state[layer.weight]["growth"].item() < 1e-30
     assert 0.5 * start < layer.weight.detach().norm().item() < 2 * start
 
