@@ -198,8 +198,8 @@ class Gain:
                 state["fraction"] = torch.full((), _FIRST_FRACTION, dtype=like.dtype, device=work.block.weight.device)
             if "last_slope" in state and all("last_step" in work.states[p] for p in work.parameters):
                 before = state["last_slope"]
-                ratio = torch.where(before != 0, self._slope(work) / before, 0.0)
-                change = (_SAFETY / (1 - ratio).clamp(min=1e-9)).clamp(_SHRINK, _GROW)
+                change = (_SAFETY / (1 - self._slope(work) / before).clamp(min=1e-9)).clamp(_SHRINK, _GROW)
+                change = torch.where(before != 0, change, 1.0)  # no step before tells nothing
                 self._verdict.commit(state["fraction"], (state["fraction"] * change).clamp(max=1))
             found.append(state["fraction"].to(like.device))
         return torch.stack(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +53,12 @@ def run(work: Work, verdict: Verdict, config: Config, scratch: Scratch) -> tuple
     owners = _owners(work)
     products = _products(work, solved, directions, averages, owners)
     scales = _scales(work, directions, products, owners, verdict, config)
+    shorter: dict[nn.Parameter, Tensor] = {}
     if work.blocks and (config.damping != "none" or config.max_relative_change is not None):
         lengths = _Lengths(solved, averages, work, agreement, scales)
         directions = [part for direction in solved for part in direction.parts] + others
-        scales = _shortened(work, solved, lengths, agreement, scales, verdict, config)
-    _apply(work, directions, scales[_index(owners, scales.device)], verdict, config)
+        scales, shorter = _shortened(work, solved, lengths, agreement, scales, verdict, config)
+    _apply(work, directions, scales[_index(owners, scales.device)], shorter, verdict, config)
     return solved, products
 
 
@@ -125,17 +127,17 @@ def _shortened(
     scales: Tensor,
     verdict: Verdict,
     config: Config,
-) -> Tensor:
-    """``scales`` of layers and others, those of layers within the weights' bound and damped."""
+) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+    """``scales`` of layers and others, those of layers within the weights' bound and damped; what takes growth back."""
     layers = len(work.blocks)
     own = scales[:layers]
     lrs = [work.groups[layer.block.weight]["lr"] for layer in work.blocks]
     gain = Gain(work.blocks, verdict) if config.damping == "gain" else None
     if gain is not None:
         own = torch.minimum(own, gain.fractions(own) / config.min_norm)
-    bound = None
+    bound, shorter = None, {}
     if config.max_relative_change is not None:
-        measure_norms(work.blocks, verdict)
+        shorter = measure_norms(work.blocks, own, lengths.free, lrs, verdict)
         bound = WeightBound(work.blocks, config.max_relative_change, lrs, own.device)
         own = own * bound.factors(own, lengths.free)
     if agreement is not None and lengths.averages is not None:
@@ -146,7 +148,7 @@ def _shortened(
     if gain is not None:
         for layer, direction, scale, lr in zip(work.blocks, solved, own.unbind(), lrs, strict=True):
             gain.remember(layer, direction.parts, scale * lr)
-    return torch.cat([own, scales[layers:]])
+    return torch.cat([own, scales[layers:]]), shorter
 
 
 def _products(
@@ -258,19 +260,57 @@ def _raise_tiny(directions: list[Tensor], squares: Tensor, owners: tuple[int, ..
             direction.copy_(direction * units[owner : owner + 1])  # in float64: the factor may exceed float32
 
 
-def _apply(work: Work, directions: list[Tensor], scales: Tensor, verdict: Verdict, config: Config) -> None:
-    """``theta <- theta - lr (scale h + weight_decay theta)``, one call per parameter group, device and use of masters."""
+def _apply(
+    work: Work,
+    directions: list[Tensor],
+    scales: Tensor,
+    shorter: dict[nn.Parameter, Tensor],
+    verdict: Verdict,
+    config: Config,
+) -> None:
+    """``theta <- theta - lr (scale h + weight_decay theta)``, one call per parameter group, device and use of masters.
+
+    Parameters in ``shorter`` are multiplied by its factor first, in a copy: one at a time, so that one copy is in memory.
+    """
     batches: dict[tuple[int, torch.device, bool], list[tuple[nn.Parameter, Tensor, int]]] = {}
     for i, (parameter, direction) in enumerate(zip(work.parameters, directions, strict=True)):
-        key = id(work.groups[parameter]), parameter.device, has_master(parameter, config)
-        batches.setdefault(key, []).append((parameter, direction, i))
+        group, device, with_master = work.groups[parameter], parameter.device, has_master(parameter, config)
+        if parameter in shorter:
+            scale = scales[i : i + 1].to(device, direction.dtype)
+            rates = scale, group["lr"], group["weight_decay"], verdict.on(device)
+            _apply_shorter(parameter, direction, shorter[parameter], rates, work.states if with_master else None)
+        else:
+            batches.setdefault((id(group), device, with_master), []).append((parameter, direction, i))
     for (_, device, with_master), triples in batches.items():
         group = work.groups[triples[0][0]]
         parameters, steps, positions = map(list, zip(*triples, strict=True))
-        chosen = scales if len(batches) == 1 else scales[_index(tuple(positions), scales.device)]
+        chosen = scales if len(triples) == len(work.parameters) else scales[_index(tuple(positions), scales.device)]
         rates = chosen.to(device, steps[0].dtype), group["lr"], group["weight_decay"], verdict.on(device)
         if with_master:
             multi_tensor.apply_master_(masters_of(parameters, work.states), parameters, steps, *rates)
             remember(parameters)
         else:
             multi_tensor.apply_(parameters, steps, *rates)
+
+
+def _apply_shorter(
+    parameter: nn.Parameter,
+    step: Tensor,
+    factor: Tensor,
+    rates: tuple[Tensor, float | Tensor, float, Tensor | None],
+    states: Any,
+) -> None:
+    """The same of one parameter, multiplied by ``factor`` first; ``states`` where it has a master, else None."""
+    factor = factor if parameter.dtype == torch.float64 else factor.float()
+    moved = parameter.detach()
+    if states is None:
+        moved = (moved * factor).to(moved.dtype)
+        multi_tensor.apply_([moved], [step], *rates)
+    else:
+        (master,) = masters_of([parameter], states)
+        moved, moved_master = moved.clone(), master * factor
+        multi_tensor.apply_master_([moved_master], [moved], [step], *rates)
+        master.copy_(moved_master)
+    parameter.copy_(moved)
+    if states is not None:
+        remember([parameter])

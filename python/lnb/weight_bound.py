@@ -23,10 +23,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lnb.blocks import Block
-from lnb.master import masters_of, remember
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
 from lnb_kernels.scaling import sum_dtype
@@ -40,41 +39,54 @@ def usual_norm(block: Block) -> float:
     return math.sqrt(groups * d_out / 3)
 
 
-def measure_norms(works: list[BlockWork], verdict: Verdict) -> None:
-    """Take growth back and measure the weights' norms, of the layers that are refreshed or have none yet."""
-    by_device: dict[torch.device, list[BlockWork]] = {}
-    for work in works:
+def measure_norms(
+    works: list[BlockWork], scales: Tensor, squared_norms: Tensor, lrs: list[float | Tensor], verdict: Verdict
+) -> dict[nn.Parameter, Tensor]:
+    """Measure the weights' norms, of the layers that are refreshed or have none yet; the growth of these is taken back.
+
+    Args:
+        works: the layers.
+        scales: what the direction of each is multiplied by beside ``lr``, ``[layers]``.
+        squared_norms: ``||D_W||^2`` of the directions. Growth is left where this, the scale or ``lr`` is 0: such a layer
+            stands still.
+        lrs: each layer's learning rate.
+        verdict: whether anything may change.
+
+    Returns:
+        By what the step multiplies weights to take their growth back, ``[]`` each. Norms are those after it. It is left to
+        the step, so that a step that breaks off leaves no weight between two of its values.
+    """
+    by_device: dict[torch.device, list[int]] = {}
+    for i, work in enumerate(works):
         if work.moments is not None or bool(work.inputs) or "weight_norm" not in work.state:
-            by_device.setdefault(work.block.weight.device, []).append(work)
-    for device, due in by_device.items():
-        wide = sum_dtype(device)
-        # A layer without a step of its own stands still: its growth waits.
-        _take_growth_back([work for work in due if "growth" in work.state and work.squarable is None], verdict)
-        norms = torch._foreach_norm([work.block.weight for work in due], dtype=wide)
+            by_device.setdefault(work.block.weight.device, []).append(i)
+    shorter: dict[nn.Parameter, Tensor] = {}
+    for device, members in by_device.items():
+        due = [works[i] for i in members]
+        grown = [i for i in members if "growth" in works[i].state]
+        if grown:
+            moving = (scales != 0) & (squared_norms != 0) & (_gathered(lrs, scales.dtype, scales.device) != 0)
+            each = moving.to(device, non_blocking=True).unbind()
+            shorter |= _growth_taken([works[i] for i in grown], torch.stack([each[i] for i in grown]), verdict)
+        norms = torch._foreach_norm([work.block.weight for work in due], dtype=sum_dtype(device))
         for work, norm in zip(due, norms, strict=True):
             if "weight_norm" not in work.state:
                 work.state["weight_norm"] = norm.new_zeros(())
             if "growth" not in work.state:
                 work.state["growth"] = norm.new_zeros(())
-            verdict.commit(work.state["weight_norm"], norm)
+            factor = shorter.get(work.block.weight)
+            verdict.commit(work.state["weight_norm"], norm if factor is None else norm * factor)
+    return shorter
 
 
-def _take_growth_back(works: list[BlockWork], verdict: Verdict) -> None:
-    if not works:
-        return
-    ok = verdict.on(works[0].block.weight.device)
-    growth = torch.stack([work.state["growth"] for work in works])
-    shorter = (1 + 2 * growth).rsqrt()
-    kept = shorter if ok is None else torch.where(ok, shorter, 1.0)
-    for work, factor in zip(works, kept.unbind(), strict=True):
-        weight = work.block.weight
-        if "master" in work.state:
-            (master,) = masters_of([weight], work.states)
-            weight.copy_(master.mul_(factor))
-            remember([weight])
-        else:
-            weight.mul_(factor.to(weight.dtype) if weight.dtype == torch.float64 else factor.float())
-        verdict.commit(work.state["growth"], torch.zeros_like(factor))
+def _growth_taken(works: list[BlockWork], moving: Tensor, verdict: Verdict) -> dict[nn.Parameter, Tensor]:
+    ok = verdict.on(moving.device)
+    taken = moving if ok is None else moving & ok
+    stored = [work.state["growth"] for work in works]
+    growth = torch.stack(stored)
+    factors = torch.where(taken, (1 + 2 * growth).rsqrt(), 1.0)
+    torch._foreach_copy_(stored, list(torch.where(taken, 0.0, growth).unbind()))
+    return dict(zip([work.block.weight for work in works], factors.unbind(), strict=True))
 
 
 class WeightBound:

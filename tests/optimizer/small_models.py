@@ -20,6 +20,7 @@ MODES: dict[str, dict[str, Any]] = {
     "matrix-free": {"preset": "paper", "lr": 0.05, "solver": "matrix_free"},
     "factored": {"preset": "paper", "lr": 0.05, "solver": "cholesky"},
     "fast": {"preset": "fast", "lr": 0.02},
+    "gain": {"preset": "full_batch", "lr": 0.2, "ridge": 0.1},
 }
 
 

@@ -308,6 +308,13 @@ def test_moving_between_micro_batches_loses_no_rows() -> None:
     assert optimizer._inventory.blocks[0].captures[0].moments[0, 0, -1, -1] == 8
 
 
+def assert_kept_in_float32(optimizer: lnb.LNB) -> None:
+    """All state is float32, but for squares of gradients and what is compared with them, which are float64."""
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            assert value.dtype == (torch.float64 if key in WIDE else torch.float32), key
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_lower_precision_keeps_float32_state(mode: str) -> None:
     model = mixed()
@@ -315,9 +322,7 @@ def test_lower_precision_keeps_float32_state(mode: str) -> None:
     train(model, optimizer, batches(2))
     model.bfloat16()
     train(model, optimizer, batches(2))
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            assert value.dtype == (torch.float64 if key in WIDE else torch.float32)
+    assert_kept_in_float32(optimizer)
     assert optimizer.diagnostics() == {"steps": 4, "skipped_steps": 0}
 
 
@@ -368,9 +373,7 @@ def test_autocast(mode: str) -> None:
         optimizer.step()
     assert loss_of(model, batches(1)[0]).item() < 0.7 * before
     assert optimizer.diagnostics() == {"steps": 15, "skipped_steps": 0}
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            assert value.dtype == (torch.float64 if key in WIDE else torch.float32)
+    assert_kept_in_float32(optimizer)
 
 
 @pytest.mark.parametrize("mode", MODES)

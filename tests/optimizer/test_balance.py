@@ -123,7 +123,8 @@ def one_step(trust_region: str, rows: int, **settings: object) -> tuple[torch.Te
     layer = nn.Linear(24, rows).double()
     before = copy.deepcopy(layer)
     x = torch.randn(200, 24, dtype=torch.float64) + 2.0
-    defaults = {"ridge": 0.0, "weight_decay": 0.0, "nesterov": False, "max_relative_change": None, "sample_ridge": 0.0}
+    defaults = {"ridge": 0.0, "weight_decay": 0.0, "nesterov": False}
+    defaults |= {"damping": "none", "max_relative_change": None, "sample_ridge": 0.0}
     optimizer = lnb.LNB(layer, 0.1, "fast", trust_region=trust_region, **{**defaults, **settings})  # type: ignore[arg-type]
     (layer(x) * torch.randn(200, rows, dtype=torch.float64)).mean().backward()
     optimizer.step()

@@ -168,11 +168,12 @@ def test_a_large_vocabulary_gets_small_blocks() -> None:
     """50257 neurons have no divisor near 144: in one block, their second moment alone would take 10 GB."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(4, 50257)
-    optimizer = lnb.LNB(layer, 0.05, max_relative_change=None, sample_ridge=0.0)
+    optimizer = lnb.LNB(layer, 0.05, sample_ridge=0.0)
     x = torch.randn(8, 4)
     torch.nn.functional.cross_entropy(layer(x), torch.arange(8)).backward()
     before = layer(x).detach()
     optimizer.step()
-    assert sum(row.state_bytes for row in optimizer.plan()) < (64 + 2) * 50257 * 4  # with a float64 of every neuron
+    squares_of_rows = 8 * 50257  # in float64
+    assert sum(row.state_bytes for row in optimizer.plan()) - squares_of_rows < 64 * 50257 * 4
     change = (layer(x).detach() - before).square().mean().sqrt()
     torch.testing.assert_close(float(change), 0.05, rtol=0.2, atol=0)

@@ -27,6 +27,10 @@ SETTINGS = [
     {"block_size": 4},
     {"trust_region": "spectral"},
     {"trust_region": "layer", "b_s": 0.0},
+    {"damping": "none"},
+    {"max_relative_change": None},
+    {"preset": "full_batch"},
+    {"preset": "paper", "damping": "gain", "max_relative_change": 1.0},
 ]
 
 

@@ -47,6 +47,7 @@ class Scene:
         optimizer = lnb.LNB(model, others="adamw", **settings)
         train(model, optimizer, self.data[:steps])
         self.kept = model, optimizer
+        self.ready()[1].step()  # what is made once in a process is no line of every step
         model, optimizer = self.ready()
         self.before = self.content(model, optimizer)
         counter = EveryLine(None, throw)

@@ -57,7 +57,7 @@ def before_moving(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> N
 
 
 @needs_signals
-@pytest.mark.parametrize(("mode", "steps"), [("fast", 0), ("fast", 2), ("paper", 2)])
+@pytest.mark.parametrize(("mode", "steps"), [("fast", 0), ("fast", 2), ("gain", 2), ("paper", 2)])
 def test_interrupted_at_lines_of_the_step(mode: str, steps: int) -> None:
     fates = sweep(mode, steps, stride=40)
     assert fates["exception: refused to repeat"] > 0
