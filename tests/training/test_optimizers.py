@@ -89,7 +89,9 @@ def test_bad_rates(lr: float) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="optimizer='adam' must be one of lnb, lnb-paper, lnb-full-batch, adamw, muon, sgd"):
+    with pytest.raises(
+        ValueError, match="optimizer='adam' must be one of lnb, lnb-paper, lnb-full-batch, adamw, muon, sgd"
+    ):
         OptimizerConfig("adam")
     with pytest.raises(ValueError, match="schedule='linear' must be one of constant, cosine"):
         build_optimizer(OptimizerConfig("sgd"), small_model(), "linear", 5)
