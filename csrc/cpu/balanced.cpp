@@ -101,15 +101,15 @@ Sums solve(const Part& part, const ProductLoops& loops, double noise) {
             float* g = weight + (begin + row) * inputs;
             const double c = bias == nullptr ? 0 : of_bias[begin + row];
             const double product = loops.dot(h, m, inputs) + c * c;
-            double size = product > 0 ? 1 / std::sqrt(product) : 0;
+            double inverse_norm = product > 0 ? 1 / std::sqrt(product) : 0;
             const double b = bias == nullptr ? 0 : bias[begin + row];
             const double square = loops.dot(g, g, inputs) + b * b;
             sums.gradient += square;
             const double norm = loops.dot(h, h, inputs);
-            sums.free_norm += size * size * norm;
-            if (squares != nullptr) size *= agreement(square, squares[begin + row], noise);
-            sums.norm += size * size * norm;
-            const auto factor = static_cast<float>(size);
+            sums.free_norm += inverse_norm * inverse_norm * norm;
+            if (squares != nullptr) inverse_norm *= agreement(square, squares[begin + row], noise);
+            sums.norm += inverse_norm * inverse_norm * norm;
+            const auto factor = static_cast<float>(inverse_norm);
             if (bias != nullptr) {
                 const float of_row = static_cast<float>(c - loops.dot(h, mean, inputs)) * factor;
                 sums.product += static_cast<double>(of_row) * static_cast<double>(bias[begin + row]);
