@@ -24,12 +24,13 @@ slope now includes what the other layers' steps did, so layers that correct one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lnb.arenas import Arenas, Selection, owners_of, sums_of
+from lnb.averages import state_like
 from lnb.config import Config
 from lnb.statistics import bias_correction
 from lnb.verdict import Verdict
@@ -45,21 +46,17 @@ _RADIUS_SHRINK, _RADIUS_GROW, _LEAST_RADIUS = 0.9, 1.02, 1e-4
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the agreement of this step's gradients with those before is judged by.
+    """What the agreement of this step's gradients with those before is judged by, of layers of one device.
 
     Attributes:
         rows: ``v``, the mean square of each row's gradients, ``[groups, d_out]`` of every layer.
-        layers: ``||g~||^2`` of every layer to be expected of independent gradients.
+        layers: ``||g~||^2`` of every layer to be expected of independent gradients, ``[layers]``.
         noise: ``a_0``.
     """
 
     rows: list[Tensor]
-    layers: list[Tensor]
+    layers: Tensor
     noise: float
-
-    def among(self, layers: list[int]) -> Agreement:
-        """That of some layers."""
-        return Agreement([self.rows[i] for i in layers], [self.layers[i] for i in layers], self.noise)
 
 
 def noise_level(config: Config) -> float:
@@ -75,65 +72,50 @@ def noise_level(config: Config) -> float:
     return float(square**0.5)
 
 
-def observe_agreement(works: list[BlockWork], verdict: Verdict, config: Config) -> Agreement:
+def observe_agreement(works: list[BlockWork], verdict: Verdict, config: Config, arenas: Arenas) -> Agreement:
     """Update what agreement is judged by with this step's gradients, after the averages of the gradients were.
 
     State of a layer's weight: ``row_square`` ``[groups, d_out]``, the average of ``||g_i||^2`` of decay ``b_rows``, weight and
     bias together; ``independent_square`` ``[]``, the sum of ``||g_s||^2`` times the squared weight of ``g_s`` in ``m``.
     """
-    rows: dict[int, Tensor] = {}
-    layers: dict[int, Tensor] = {}
-    by_device: dict[torch.device, list[int]] = {}
-    for i, work in enumerate(works):
-        by_device.setdefault(work.block.weight.device, []).append(i)
-    for members in by_device.values():
-        of_device = [works[i] for i in members]
-        squares = _row_squares(of_device)
-        counts = torch.stack([work.state["step"] for work in of_device]).clamp(min=1)
-        rows.update(zip(members, _mean_squares(of_device, squares, counts, verdict, config.b_rows), strict=True))
-        layers.update(zip(members, _expected(of_device, squares, counts, verdict, config), strict=True))
-    every = range(len(works))
-    return Agreement([rows[i] for i in every], [layers[i] for i in every], noise_level(config))
+    states = [work.state for work in works]
+    shapes = [work.block.shape[:2] for work in works]
+    sizes = tuple(groups * rows for groups, rows in shapes)
+    squares = _row_squares(works, sizes)
+    counts = torch.stack([state["step"] for state in states]).clamp(min=1)
+    owners = owners_of(sizes, squares.device)
+
+    def start() -> Tensor:
+        """As if all gradients before had been of this size; a step that is not made leaves no NaN."""
+        past = bias_correction(config.b_rows, counts - 1).to(squares.dtype)
+        return (squares * past[owners]).nan_to_num(0.0, 0.0, 0.0)
+
+    kept = arenas.select("row_square", states, shapes, squares, start=start)
+    ok = verdict.on(squares.device)
+    kept.write(torch.lerp(kept.read(), squares, 1 - config.b_rows), ok)
+    corrections = bias_correction(config.b_rows, counts).to(squares.dtype)
+    mean_squares = kept.read() / corrections[owners]
+    rows = [part.view(shape) for part, shape in zip(mean_squares.split(sizes), shapes, strict=True)]
+    fresh = sums_of(squares, sizes)
+    independent = arenas.select("independent_square", states, [()] * len(states), fresh)
+    return Agreement(rows, _expected(independent, fresh, counts, ok, config), noise_level(config))
 
 
-def _mean_squares(
-    works: list[BlockWork], squares: list[Tensor], counts: Tensor, verdict: Verdict, decay: float
-) -> Sequence[Tensor]:
-    """``v``, corrected for its start at zero."""
-    if any("row_square" not in work.state for work in works):  # at first, or where an older state was loaded
-        for work, square, past in zip(works, squares, bias_correction(decay, counts - 1).unbind(), strict=True):
-            start = (square * past.to(square.dtype)).nan_to_num(0.0, 0.0, 0.0)  # a step that is not made leaves no NaN
-            work.state.setdefault("row_square", start)
-    kept = [work.state["row_square"] for work in works]
-    multi_tensor.ema_(kept, squares, decay, verdict.on(counts.device))
-    return torch._foreach_div(kept, list(bias_correction(decay, counts).to(squares[0].dtype).unbind()))
-
-
-def _expected(
-    works: list[BlockWork], squares: list[Tensor], counts: Tensor, verdict: Verdict, config: Config
-) -> Sequence[Tensor]:
+def _expected(independent: Selection, fresh: Tensor, counts: Tensor, ok: Tensor | None, config: Config) -> Tensor:
     """``||g~||^2`` of every layer, were its gradients independent.
 
     ``g~`` weighs this step's gradient by ``share (1 - b) + take`` and those before by ``share`` times their weight in ``m``,
     where ``share = b / (1 - b^t)`` and ``take = 1 - b`` with the look-ahead, else ``1 / (1 - b^t)`` and 0.
     """
     b = config.momentum
-    fresh = torch.stack([square.sum() for square in squares])
-    past = torch.stack([work.state.get("independent_square", fresh.new_zeros(())) for work in works]) * b**2
-    kept = past + (1 - b) ** 2 * fresh
-    for work, value in zip(works, kept.unbind(), strict=True):
-        if "independent_square" not in work.state:
-            work.state["independent_square"] = torch.zeros_like(value)
-    stored = [work.state["independent_square"] for work in works]
-    ok = verdict.on(counts.device)
-    new = kept if ok is None else torch.where(ok, kept, torch.stack(stored))
-    torch._foreach_copy_(stored, list(new.unbind()))
+    past = independent.read() * b**2
+    independent.write(past + (1 - b) ** 2 * fresh, ok)
     share = ((b if config.nesterov else 1.0) / bias_correction(b, counts)).to(fresh.dtype)
     take = 1 - b if config.nesterov else 0.0
-    return (share.square() * past + (share * (1 - b) + take).square() * fresh).unbind()
+    return share.square() * past + (share * (1 - b) + take).square() * fresh
 
 
-def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: Verdict) -> Tensor:
+def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: Verdict, arenas: Arenas) -> Tensor:
     """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
 
     It shrinks by a tenth while the layer's average is shorter than half of what independent gradients would make it, which
@@ -144,33 +126,28 @@ def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: V
         averages: ``||g~||^2`` of each, ``[layers]``.
         expected: the same, of independent gradients.
         verdict: whether state may change.
+        arenas: where the state lives.
     """
-    for work in works:
-        if "radius" not in work.state:
-            work.state["radius"] = torch.ones((), dtype=averages.dtype, device=work.block.weight.device)
-    stored = [work.state["radius"] for work in works]
-    old = torch.stack([radius.to(averages.device) for radius in stored])
+    kept = arenas.select("radius", [work.state for work in works], [()] * len(works), averages, start=1.0)
     opposed = averages < _OPPOSED**2 * expected
-    new = (old * torch.where(opposed, _RADIUS_SHRINK, _RADIUS_GROW)).clamp(_LEAST_RADIUS, 1.0)
-    ok = verdict.on(averages.device)
-    if ok is not None:
-        new = torch.where(ok, new, old)
-    torch._foreach_copy_(stored, [value.to(radius.device) for value, radius in zip(new.unbind(), stored, strict=True)])
-    return new
+    radius = (kept.read() * torch.where(opposed, _RADIUS_SHRINK, _RADIUS_GROW)).clamp(_LEAST_RADIUS, 1.0)
+    kept.write(radius, verdict.on(averages.device))
+    return kept.read()
 
 
-def _row_squares(works: list[BlockWork]) -> list[Tensor]:
-    """``||g_i||^2`` of every row of this step's gradients, ``[groups, d_out]`` per layer; what no number can hold is cut."""
-    counts = [work.block.shape[0] * work.block.shape[1] for work in works]
-    norms = multi_tensor.squared_row_norms([_gradient(work.parameters[0]) for work in works], counts)
-    found = list(norms.split(counts))
-    biased = [i for i, work in enumerate(works) if work.with_bias]
-    if biased:
-        of_biases = [counts[i] for i in biased]
-        biases = multi_tensor.squared_row_norms([_gradient(works[i].parameters[1]) for i in biased], of_biases)
-        torch._foreach_add_([found[i] for i in biased], list(biases.split(of_biases)))
+def _row_squares(works: list[BlockWork], counts: tuple[int, ...]) -> Tensor:
+    """``||g_i||^2`` of every row of this step's gradients, ``[rows of all layers]``; what no number can hold is cut."""
+    norms = multi_tensor.squared_row_norms([_gradient(work.parameters[0]) for work in works], list(counts))
+    biases = [_gradient(work.parameters[1]).flatten() for work in works if work.with_bias]
+    if biases:
+        squares = (biases[0] if len(biases) == 1 else torch.cat(biases)).to(norms.dtype).square()
+        if len(biases) == len(works):
+            norms = norms + squares
+        else:
+            spans = [part for part, work in zip(norms.split(counts), works, strict=True) if work.with_bias]
+            torch._foreach_add_(spans, list(squares.split([len(span) for span in spans])))
     most = torch.finfo(norms.dtype).max ** 0.75  # an infinite mean square would never end
-    return [square.clamp(max=most).view(work.block.shape[:2]) for square, work in zip(found, works, strict=True)]
+    return norms.clamp(max=most)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -185,39 +162,43 @@ class Gain:
     ``last_step``, ``D``.
     """
 
-    def __init__(self, works: list[BlockWork], verdict: Verdict) -> None:
+    def __init__(self, works: list[BlockWork], verdict: Verdict, arenas: Arenas) -> None:
         self._works = works
+        self._states = [work.state for work in works]
+        self._shapes: list[tuple[int, ...]] = [()] * len(works)
+        self._ok = verdict.on(works[0].block.weight.device)
         self._verdict = verdict
+        self._arenas = arenas
 
     def fractions(self, like: Tensor) -> Tensor:
         """``f`` of every layer, ``[layers]``, dtype and device as ``like``."""
-        found = []
+        fraction = self._arenas.select("fraction", self._states, self._shapes, like, start=_FIRST_FRACTION)
+        before = self._arenas.select("last_slope", self._states, self._shapes, like).read()
         for work in self._works:
-            state = work.state
-            if "fraction" not in state:
-                state["fraction"] = torch.full((), _FIRST_FRACTION, dtype=like.dtype, device=work.block.weight.device)
-            if "last_slope" in state and all("last_step" in work.states[p] for p in work.parameters):
-                before = state["last_slope"]
-                change = (_SAFETY / (1 - self._slope(work) / before).clamp(min=1e-9)).clamp(_SHRINK, _GROW)
-                change = torch.where(before != 0, change, 1.0)  # no step before tells nothing
-                self._verdict.commit(state["fraction"], (state["fraction"] * change).clamp(max=1))
-            found.append(state["fraction"].to(like.device))
-        return torch.stack(found)
+            for parameter in work.parameters:
+                if "last_step" not in work.states[parameter]:
+                    work.states[parameter]["last_step"] = state_like(parameter)
+        change = (_SAFETY / (1 - self._slopes() / before).clamp(min=1e-9)).clamp(_SHRINK, _GROW)
+        change = torch.where(before != 0, change, 1.0)  # no step before tells nothing
+        fraction.write((fraction.read() * change).clamp(max=1), self._ok)
+        return fraction.read()
 
-    def remember(self, work: BlockWork, steps: list[Tensor], scale: Tensor) -> None:
-        """Note the step ``-scale steps`` that the layer's parameters are about to make."""
-        for parameter, step in zip(work.parameters, steps, strict=True):
-            state = work.states[parameter]
-            moved = (step * -scale.to(step.device, step.dtype)).nan_to_num(0.0, 0.0, 0.0).view_as(parameter)
-            if "last_step" not in state:
-                state["last_step"] = torch.zeros_like(moved)
-            self._verdict.commit(state["last_step"], moved)
-        slope = self._slope(work)
-        if "last_slope" not in work.state:
-            work.state["last_slope"] = torch.zeros_like(slope)
-        self._verdict.commit(work.state["last_slope"], slope)
+    def remember(self, directions: list[list[Tensor]], scales: Tensor) -> None:
+        """Note the steps ``-scale direction`` that the layers' parameters are about to make.
 
-    def _slope(self, work: BlockWork) -> Tensor:
-        """``<g, D>`` of this step's gradients and the step remembered."""
-        steps = [work.states[parameter]["last_step"] for parameter in work.parameters]
-        return multi_tensor.dot([_gradient(p) for p in work.parameters], steps, [0] * len(steps)).squeeze(0)
+        Args:
+            directions: of each layer, one tensor per parameter.
+            scales: ``[layers]``.
+        """
+        for work, parts, scale in zip(self._works, directions, scales.unbind(), strict=True):
+            for parameter, part in zip(work.parameters, parts, strict=True):
+                moved = (part * -scale.to(part.dtype)).nan_to_num(0.0, 0.0, 0.0).view_as(parameter)
+                self._verdict.commit(work.states[parameter]["last_step"], moved)
+        slopes = self._slopes()
+        self._arenas.select("last_slope", self._states, self._shapes, slopes).write(slopes, self._ok)
+
+    def _slopes(self) -> Tensor:
+        """``<g, D>`` of this step's gradients and the steps remembered, ``[layers]``."""
+        parameters = [(i, parameter) for i, work in enumerate(self._works) for parameter in work.parameters]
+        steps = [self._works[i].states[parameter]["last_step"] for i, parameter in parameters]
+        return multi_tensor.dot([_gradient(p) for _, p in parameters], steps, [i for i, _ in parameters])

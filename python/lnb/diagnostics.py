@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lnb.solve import Direction
+from lnb.step import Outcome
 from lnb.verdict import Verdict
-from lnb.work import BlockWork
 
 
 class LayerRecords:
@@ -22,38 +21,29 @@ class LayerRecords:
         self._refreshed: dict[str, int] = {}
         self._still: dict[tuple[str, ...], Tensor] = {}  # by the names of a step's layers and other parameters: counts
 
-    def record(
-        self,
-        step: int,
-        works: list[BlockWork],
-        directions: list[Direction],
-        others: list[str],
-        products: Tensor,
-        verdict: Verdict,
-    ) -> None:
-        """Keep the figures of step number ``step``.
+    def record(self, step: int, outcome: Outcome, names: dict[nn.Parameter, str], verdict: Verdict) -> None:
+        """Keep the figures of step number ``step``, on one device.
 
         Args:
             step: its number.
-            works: the layers.
-            directions: theirs.
-            others: names of the other parameters.
-            products: ``<h, g~>`` of every layer, then of every other parameter, ``[layers + others]``.
+            outcome: of the step.
+            names: of the parameters that belong to no layer.
             verdict: on the step.
         """
+        products, works = outcome.products, outcome.work.blocks
         still = ~products.isfinite()
         allowed = verdict.on(products.device)
         if allowed is not None or bool(still.any()):
-            names = (*(work.block.name for work in works), *others)
+            others = [names.get(parameter, "(added)") for parameter in outcome.work.others]
+            key = (*(work.block.name for work in works), *others)
             still = still if allowed is None else still & allowed
-            self._still[names] = self._still.get(names, 0) + still.long()
-        for i, (work, direction) in enumerate(zip(works, directions, strict=True)):
-            name = work.block.name
-            self._products[name] = products, i
-            if direction.residual is not None:
-                self._residuals[name] = direction.residual
+            self._still[key] = self._still.get(key, 0) + still.long()
+        for i, work in enumerate(works):
+            self._products[work.block.name] = products, i
             if work.moments is not None or work.inputs:
-                self._refreshed[name] = step
+                self._refreshed[work.block.name] = step
+        for i, residual in outcome.solution.residuals.items():
+            self._residuals[works[i].block.name] = residual
 
     def stood_still(self) -> dict[str, int]:
         """By the names of layers and other parameters, the steps without a finite direction, if there were any."""

@@ -108,7 +108,7 @@ def _operator(work: BlockWork, verdict: Verdict, config: Config) -> tuple[Tensor
             assert work.moments is not None
             average = work.moments
         moments = average.squeeze(1)
-        ridge = ridge_of(average, work.ridge, relative, work.with_bias)
+        ridge = ridge_of(average.flatten(0, 1), work.ridge, relative, work.with_bias, (1,) * len(average))
         added = ridge.squeeze(1) if isinstance(ridge, Tensor) else ridge
         if rounds_products(work.block, config):
             return RoundedMetric(moments, added), 0.0

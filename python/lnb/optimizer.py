@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lnb import update
+from lnb.arenas import compact
 from lnb.attach import attach_layers, detach_layer, require_module
 from lnb.blocks import Block, take_inventory
 from lnb.config import CARRIED, DEFAULT_LR, Config, check_group, resolve_config
@@ -23,7 +23,6 @@ from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
 from lnb.ranks import add_over_ranks, group_of
 from lnb.schedule import is_refresh_step, sample_start
-from lnb.scratch import Scratch
 from lnb.serialization import (
     FORMAT,
     check_state,
@@ -31,8 +30,8 @@ from lnb.serialization import (
     restored_groups,
     restored_state,
 )
-from lnb.solve import Direction
 from lnb.state_schema import saved_settings
+from lnb.step import Memory, Outcome, make_step
 from lnb.verdict import Verdict
 from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
 
@@ -132,7 +131,7 @@ class LNB(Optimizer):
         self._group = group_of(model, process_group, config)
         self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
-        self._scratch = Scratch()
+        self._memory = Memory.empty()
         self._guard = StepGuard()
         attached = attach_layers(model, exclude)
         try:
@@ -248,9 +247,8 @@ class LNB(Optimizer):
         with self._guard.writing(parameters):
             if parameters:
                 if not rejected:
-                    directions, products = self._run(work, verdict)
-                    others = [self._inventory.names.get(parameter, "(added)") for parameter in work.others]
-                    self._records.record(self._step_index, work.blocks, directions, others, products, verdict)
+                    for outcome in self._run(work, verdict):
+                        self._records.record(self._step_index, outcome, self._inventory.names, verdict)
                 self._step_index += 1
             self._clear_captures()
             self._switch_captures()
@@ -265,11 +263,11 @@ class LNB(Optimizer):
             )
         return loss
 
-    def _run(self, work: Work, verdict: Verdict) -> tuple[list[Direction], Tensor]:
+    def _run(self, work: Work, verdict: Verdict) -> list[Outcome]:
         """The update. If it is interrupted, no parameter is left with a part of the state that its first step makes."""
         fresh = [parameter for parameter in work.parameters if not self.state.get(parameter)]
         try:
-            return update.run(work, verdict, self._config, self._scratch)
+            return make_step(work, verdict, self._config, self._memory)
         except BaseException:
             for parameter in fresh:
                 self.state.pop(parameter, None)
@@ -412,9 +410,12 @@ class LNB(Optimizer):
     # -- saving and copying -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state dict, with ``lnb_format``; tensors are shared with the optimizer, as torch does."""
+        """torch's state dict, with ``lnb_format``. Averages of gradients are shared with the optimizer, as torch does; what
+        the optimizer keeps for many layers in one tensor is copied."""
         own = {"lnb_format": FORMAT, "lnb_step": self._step_index, "lnb_settings": saved_settings(self._config)}
-        return {**super().state_dict(), **own, "lnb_plan": self._planner.state_dict()}
+        found = super().state_dict()
+        found["state"] = {number: compact(state) for number, state in found["state"].items()}
+        return {**found, **own, "lnb_plan": self._planner.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, bit for bit. Settings other than the groups' stay as constructed;
@@ -450,7 +451,7 @@ class LNB(Optimizer):
         super().__setstate__(state)
         self._zeroed = {}
         self._meter = None
-        self._scratch = Scratch()
+        self._memory = Memory.empty()
         self._guard = StepGuard()
         if "_group" not in self.__dict__:  # a copy: process groups are not copied
             self._group = group_of(self._model, None, self._config)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lnb.arenas import constant, owners_of, sums_of
 from lnb.blocks import Block
+from lnb.config import Config
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
 
@@ -122,7 +124,9 @@ def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep:
     return average / bias_correction(decay, state["second_moment_step"].clamp(min=1)).to(mean.dtype)
 
 
-def ridge_of(second_moment: Tensor, ridge: float | Tensor, relative: bool, with_bias: bool) -> float | Tensor:
+def ridge_of(
+    second_moment: Tensor, ridge: float | Tensor, relative: bool, with_bias: bool, blocks: tuple[int, ...]
+) -> float | Tensor:
     """What is added to the diagonal of the metric: ``ridge``, or ``ridge`` times the mean diagonal.
 
     The mean is that of the covariance where there is a bias, so that an offset of the inputs does not change it, and of
@@ -130,38 +134,52 @@ def ridge_of(second_moment: Tensor, ridge: float | Tensor, relative: bool, with_
     covariance of zero says nothing of the size of the inputs to come. Inputs that are all zero count as of size 1.
 
     Args:
-        second_moment: ``E[x~ x~']``, ``[groups, blocks, size+1, size+1]``.
-        ridge: the setting, a number or a tensor ``[]``.
+        second_moment: diagonal blocks of ``E[x~ x~']``, ``[entries, size+1, size+1]``.
+        ridge: the setting, a number, or one per entry ``[entries]``.
         relative: whether it is a multiple.
         with_bias: whether the bias takes part in the metric.
+        blocks: how many blocks, one after the other, each metric has.
 
     Returns:
-        A number, or one value per group ``[groups, 1, 1, 1]``.
+        A number, or one value per entry ``[entries, 1, 1, 1]``; the same for all blocks of a metric.
     """
     if not relative:
         return ridge
     diagonal = second_moment.diagonal(dim1=-2, dim2=-1)[..., :-1]
-    average: Tensor = diagonal.mean(dim=(-2, -1))
+    average = _mean_over_blocks(diagonal.mean(-1), blocks)
     if with_bias:
-        variance = (diagonal - second_moment[..., -1, :-1].square()).mean(dim=(-2, -1))
+        variance = _mean_over_blocks((diagonal - second_moment[..., -1, :-1].square()).mean(-1), blocks)
         varies = variance > _NOISE * torch.finfo(variance.dtype).eps * average
         average = torch.where(varies, variance, average)
     average = torch.where(average > 0, average, 1.0)
-    scaled: Tensor = ridge * average.reshape(-1, 1, 1, 1)
+    scaled: Tensor = (ridge * average).view(-1, 1, 1, 1)
     return scaled
 
 
-def few_samples(work: BlockWork, second_moment: Tensor) -> Tensor:
-    """Inputs of a block per row that its averaged second moment counts, ``[]``: by how much it is uncertain.
+def _mean_over_blocks(values: Tensor, blocks: tuple[int, ...]) -> Tensor:
+    """The mean of each run of ``blocks`` entries, for each of them."""
+    if len(blocks) == len(values):
+        return values
+    counts = constant(tuple(map(float, blocks)), values.device, values.dtype)
+    return (sums_of(values, blocks) / counts)[owners_of(blocks, values.device)]
+
+
+def few_samples(size: int, rows: Tensor, steps: Tensor | None, config: Config) -> Tensor:
+    """Inputs of a block per row that its averaged second moment counts: by how much it is uncertain, ``[layers]``.
 
     The eigenvalues of ``n`` rows' second moment of ``d`` inputs spread around the true ones by a share of order ``d / n``
     (Ledoit and Wolf, 2004). An average over steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the rows of one:
     ``(1 - b^t) / (1 + b^t) (1 + b) / (1 - b)`` after ``t`` steps of decay ``b``.
+
+    Args:
+        size: inputs of a block.
+        rows: that this step read of each layer, ``[layers]``.
+        steps: that the average counts, ``[layers]``; None without an average.
+        config: the layers' settings.
     """
-    assert work.moments is not None
-    rows = (work.moments[0, 0, -1, -1] / work.config.sample_every).clamp(min=1)
-    b = work.config.b_s
-    if b > 0:
-        past = b ** work.state["second_moment_step"].clamp(min=1)
-        rows = rows * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)))
-    return (second_moment.shape[-1] - 1) / rows
+    counted = (rows / config.sample_every).clamp(min=1)
+    if steps is not None:
+        b = config.b_s
+        past = b ** steps.clamp(min=1)
+        counted = counted * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)))
+    return size / counted

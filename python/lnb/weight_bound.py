@@ -21,14 +21,15 @@ lengths ``r_s``, relative to the norm measured last, have made the weights ``sqr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from lnb.arenas import Arenas, Selection, constant
 from lnb.blocks import Block
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
-from lnb_kernels.scaling import sum_dtype
 
 LARGEST_CHANGE = 0.25
 
@@ -39,103 +40,83 @@ def usual_norm(block: Block) -> float:
     return math.sqrt(groups * d_out / 3)
 
 
-def measure_norms(
-    works: list[BlockWork], scales: Tensor, squared_norms: Tensor, lrs: list[float | Tensor], verdict: Verdict
-) -> dict[nn.Parameter, Tensor]:
-    """Measure the weights' norms, of the layers that are refreshed or have none yet; the growth of these is taken back.
-
-    Args:
-        works: the layers.
-        scales: what the direction of each is multiplied by beside ``lr``, ``[layers]``.
-        squared_norms: ``||D_W||^2`` of the directions. Growth is left where this, the scale or ``lr`` is 0: such a layer
-            stands still.
-        lrs: each layer's learning rate.
-        verdict: whether anything may change.
-
-    Returns:
-        By what the step multiplies weights to take their growth back, ``[]`` each. Norms are those after it. It is left to
-        the step, so that a step that breaks off leaves no weight between two of its values.
-    """
-    by_device: dict[torch.device, list[int]] = {}
-    for i, work in enumerate(works):
-        if work.moments is not None or bool(work.inputs) or "weight_norm" not in work.state:
-            by_device.setdefault(work.block.weight.device, []).append(i)
-    shorter: dict[nn.Parameter, Tensor] = {}
-    for device, members in by_device.items():
-        due = [works[i] for i in members]
-        grown = [i for i in members if "growth" in works[i].state]
-        if grown:
-            moving = (scales != 0) & (squared_norms != 0) & (_gathered(lrs, scales.dtype, scales.device) != 0)
-            each = moving.to(device, non_blocking=True).unbind()
-            shorter |= _growth_taken([works[i] for i in grown], torch.stack([each[i] for i in grown]), verdict)
-        norms = torch._foreach_norm([work.block.weight for work in due], dtype=sum_dtype(device))
-        for work, norm in zip(due, norms, strict=True):
-            if "weight_norm" not in work.state:
-                work.state["weight_norm"] = norm.new_zeros(())
-            if "growth" not in work.state:
-                work.state["growth"] = norm.new_zeros(())
-            factor = shorter.get(work.block.weight)
-            verdict.commit(work.state["weight_norm"], norm if factor is None else norm * factor)
-    return shorter
-
-
-def _growth_taken(works: list[BlockWork], moving: Tensor, verdict: Verdict) -> dict[nn.Parameter, Tensor]:
-    ok = verdict.on(moving.device)
-    taken = moving if ok is None else moving & ok
-    stored = [work.state["growth"] for work in works]
-    growth = torch.stack(stored)
-    factors = torch.where(taken, (1 + 2 * growth).rsqrt(), 1.0)
-    torch._foreach_copy_(stored, list(torch.where(taken, 0.0, growth).unbind()))
-    return dict(zip([work.block.weight for work in works], factors.unbind(), strict=True))
-
-
 class WeightBound:
-    """The bounds of one step.
+    """The bounds of one step of layers of one device.
+
+    State of a layer's weight: ``weight_norm`` ``[]``, as measured last, and ``growth`` ``[]``, of the steps since.
 
     Args:
         works: the layers.
         change: ``c``.
-        lrs: each layer's learning rate.
-        device: where the numbers of all layers come together.
+        rates: each layer's learning rate, ``[layers]``, in the dtype of sums.
+        verdict: whether anything may change.
+        arenas: where the states live.
     """
 
-    def __init__(self, works: list[BlockWork], change: float, lrs: list[float | Tensor], device: torch.device) -> None:
+    def __init__(self, works: list[BlockWork], change: float, rates: Tensor, verdict: Verdict, arenas: Arenas) -> None:
         self._works = works
-        wide = sum_dtype(device)
-        self._rates = _gathered(lrs, wide, device)
-        self._limits = (LARGEST_CHANGE / self._rates).clamp(max=change)  # kappa / lr
-        norms = torch.stack([work.state["weight_norm"].to(device, wide) for work in works])
-        usual = torch.stack([torch.full((), usual_norm(work.block), dtype=wide, device=device) for work in works])
-        self._norms = torch.maximum(norms, usual)
+        self._rates = rates
+        self._ok = verdict.on(rates.device)
+        self._arenas = arenas
+        self._limits = (LARGEST_CHANGE / rates).clamp(max=change)  # kappa / lr
+        self._usual = constant(tuple(usual_norm(work.block) for work in works), rates.device, rates.dtype)
+        self._growth = self._numbers("growth", range(len(works)))
+
+    def measure(self, scales: Tensor, squared_norms: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Measure the weights' norms, of the layers that are refreshed or have none yet; the growth of these is taken back.
+
+        Args:
+            scales: what the direction of each layer is multiplied by beside ``lr``, ``[layers]``.
+            squared_norms: ``||D_W||^2`` of the directions, ``[layers]``. Growth is left where this, the scale or ``lr`` is 0:
+                such a layer stands still.
+
+        Returns:
+            By what the step multiplies weights to take their growth back, ``[]`` each. Norms are those after it. It is left to
+            the step, so that a step that breaks off leaves no weight between two of its values.
+        """
+        works = self._works
+        due = [
+            i
+            for i, work in enumerate(works)
+            if work.moments is not None or bool(work.inputs) or "weight_norm" not in work.state
+        ]
+        if not due:
+            return {}
+        grown = [i for i in due if "weight_norm" in works[i].state]
+        norms = torch.stack(torch._foreach_norm([works[i].block.weight for i in due], dtype=self._rates.dtype))
+        factors: dict[int, Tensor] = {}
+        if grown:
+            index = constant(tuple(grown), self._rates.device)
+            moving = (scales[index] != 0) & (squared_norms[index] != 0) & (self._rates[index] != 0)
+            taken = moving if self._ok is None else moving & self._ok
+            growth = self._numbers("growth", grown)
+            factor = torch.where(taken, (1 + 2 * growth.read()).rsqrt(), 1.0)
+            growth.write(growth.read() * ~taken)
+            factors = dict(zip(grown, factor.unbind(), strict=True))
+            found = constant(tuple(k for k, i in enumerate(due) if i in factors), norms.device)
+            norms = norms.index_copy(0, found, norms[found] * factor)
+        self._numbers("weight_norm", due).write(norms, self._ok)
+        return {works[i].block.weight: factor for i, factor in factors.items()}
 
     def factors(self, scales: Tensor, squared_norms: Tensor) -> Tensor:
-        """What shortens each layer's step, in (0, 1], ``[layers]``.
+        """What shortens each layer's step, in (0, 1], ``[layers]``, from the norms measured last.
 
         Args:
             scales: what its direction is multiplied by beside ``lr``.
             squared_norms: ``||D_W||^2`` of the direction.
         """
         lengths = scales * squared_norms.sqrt()
-        return (self._limits * self._norms / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)).clamp(max=1)
+        return (self._limits * self._norms() / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)).clamp(max=1)
 
-    def note_growth(self, scales: Tensor, squared_norms: Tensor, verdict: Verdict) -> None:
+    def note_growth(self, scales: Tensor, squared_norms: Tensor) -> None:
         """Add this step's growth, half its squared relative length, to what is taken back."""
-        growth = 0.5 * squared_norms * (self._rates * scales / self._norms).square()
+        growth = 0.5 * squared_norms * (self._rates * scales / self._norms()).square()
         counts = growth.isfinite()
-        ok = verdict.on(growth.device)
-        added = torch.where(counts if ok is None else counts & ok, growth, 0.0).unbind()
-        kept = [work.state["growth"] for work in self._works]
-        torch._foreach_add_(kept, [value.to(of.device) for value, of in zip(added, kept, strict=True)])
+        self._growth.write(self._growth.read() + growth, counts if self._ok is None else counts & self._ok)
 
+    def _norms(self) -> Tensor:
+        return torch.maximum(self._numbers("weight_norm", range(len(self._works))).read(), self._usual)
 
-def _gathered(lrs: list[float | Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rates as a tensor ``[layers]``. Numbers are filled in on the device: a copy from the host would stall it."""
-    made: dict[int, Tensor] = {}
-    found = []
-    for lr in lrs:
-        if id(lr) not in made:
-            made[id(lr)] = (
-                lr.to(device, dtype) if isinstance(lr, Tensor) else torch.full((), lr, dtype=dtype, device=device)
-            )
-        found.append(made[id(lr)])
-    return torch.stack(found)
+    def _numbers(self, key: str, layers: Iterable[int]) -> Selection:
+        states = [self._works[i].state for i in layers]
+        return self._arenas.select(key, states, [()] * len(states), self._rates)

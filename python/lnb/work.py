@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -59,10 +60,45 @@ class Work:
     groups: dict[nn.Parameter, dict[str, Any]] = field(default_factory=dict)
     states: Any = None
 
-    @property
+    @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter that moves: those of the blocks, then the others."""
         return [parameter for work in self.blocks for parameter in work.parameters] + self.others
+
+    @functools.cached_property
+    def owners(self) -> tuple[int, ...]:
+        """For each parameter, which layer it is of; every other parameter is a layer of its own."""
+        of_blocks = [i for i, block in enumerate(self.blocks) for _ in block.parameters]
+        return (*of_blocks, *range(len(self.blocks), len(self.blocks) + len(self.others)))
+
+    def by_device(self) -> list[Work]:
+        """The parts of the step on each device; this one itself where there is only one."""
+        if len({parameter.device for parameter in self.parameters}) == 1:
+            return [self]
+        parts: dict[torch.device, Work] = {}
+        for block in self.blocks:
+            self._part(parts, block.block.weight.device).blocks.append(block)
+        for parameter in self.others:
+            self._part(parts, parameter.device).others.append(parameter)
+        return list(parts.values())
+
+    def _part(self, parts: dict[torch.device, Work], device: torch.device) -> Work:
+        return parts.setdefault(device, Work(groups=self.groups, states=self.states))
+
+    def rates(self, like: Tensor) -> Tensor:
+        """The learning rate of every layer, ``[layers]``, dtype and device as ``like``.
+
+        Numbers are filled in on the device: a copy from the host would stall it.
+        """
+        groups = [self.groups[block.block.weight] for block in self.blocks]
+        made = {id(group): _rate(group["lr"], like) for group in groups}
+        if len(made) == 1:
+            return made[id(groups[0])].expand(len(groups))
+        return torch.stack([made[id(group)] for group in groups])
+
+
+def _rate(lr: float | Tensor, like: Tensor) -> Tensor:
+    return lr.to(like) if isinstance(lr, Tensor) else torch.full((), lr, dtype=like.dtype, device=like.device)
 
 
 def collect(

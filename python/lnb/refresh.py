@@ -1,0 +1,236 @@
+"""The refresh of a step: factors of the metrics of all layers whose second moments it gathered.
+
+Diagonal blocks of one size are worked on together, whatever layers they are of: averaged, inverted, and their output moments
+rooted, in a number of calls that depends on the number of sizes. A CPU takes runs of layers that its caches hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lnb.arenas import Arenas, Shape, chunked, owners_of
+from lnb.balance import output_moment
+from lnb.factored import Factor, block_count, factorize
+from lnb.orthogonalize import inverse_root
+from lnb.statistics import bias_correction, few_samples, ridge_of
+from lnb.verdict import Verdict
+from lnb.work import BlockWork
+
+# On the CPU, output moments of layers of one shape are taken in one call up to this many entries: above, stacking the layers
+# costs more than the calls it saves.
+_STACKED = 1 << 15
+
+
+def refresh(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, arenas: Arenas) -> None:
+    """Make the factors of the layers anew whose second moments this step gathered.
+
+    State of a layer's weight, in blocks ``[groups, blocks, size, size]`` each: ``second_moment`` and ``output_moment``, averages
+    with a decay, ``b_s``; ``second_moment_step``, what they count; ``factor`` and ``output_factor``; and ``factor_mean``
+    ``[groups, d_in]`` where the bias takes part. A layer whose step had no rows that count keeps what it has; at first, and
+    when blocks have changed, that is zero: a layer that stands still.
+
+    Args:
+        works: layers that keep a factor, of one device.
+        averages: ``g~`` of each of their parameters.
+        verdict: whether anything may change.
+        arenas: where the states live.
+    """
+    kinds: dict[tuple[object, ...], list[BlockWork]] = {}
+    for work in works:
+        if work.moments is not None:
+            kind = work.moments.shape[-1], work.moments.dtype, work.with_bias, work.config, work.ridge
+            kinds.setdefault(kind, []).append(work)
+    for alike in kinds.values():
+        _reserve(alike, arenas)
+        for chunk in chunked(alike, _moment_size, alike[0].block.weight.device):
+            _Refresh(chunk, verdict, arenas).run(averages)
+
+
+def _reserve(works: list[BlockWork], arenas: Arenas) -> None:
+    """Make the largest arenas for all layers at once: run by run, they would be made anew with every run."""
+    moments = [work.moments for work in works if work.moments is not None]
+    states = [work.state for work in works]
+    blocks = [tuple(moment.shape[:2]) for moment in moments]
+    size = moments[0].shape[-1]
+    if works[0].config.b_s > 0:
+        arenas.select("second_moment", states, [(*shape, size, size) for shape in blocks], moments[0], tail=2)
+
+
+def _moment_size(work: BlockWork) -> int:
+    assert work.moments is not None
+    return work.moments.numel()
+
+
+class _Refresh:
+    """Layers with blocks of one size, of one setting."""
+
+    def __init__(self, works: list[BlockWork], verdict: Verdict, arenas: Arenas) -> None:
+        self.works = works
+        self.config = works[0].config
+        self.arenas = arenas
+        self.states = [work.state for work in works]
+        moments = [work.moments for work in works if work.moments is not None]
+        self.blocks = [(moment.shape[0], moment.shape[1]) for moment in moments]  # groups, blocks of each
+        self.counts = tuple(groups * blocks for groups, blocks in self.blocks)
+        self.device = moments[0].device
+        flat = [moment.reshape(-1, *moment.shape[-2:]) for moment in moments]
+        self.gathered = flat[0] if len(flat) == 1 else torch.cat(flat)  # [entries, size+1, size+1]
+        self.rows = torch.stack([moment[0, 0, -1, -1] for moment in moments])  # [layers]
+        self.allowed = self._allowed(verdict)
+
+    def _allowed(self, verdict: Verdict) -> Tensor | None:
+        """Whose state may change, ``[layers]``; None for all."""
+        allowed = self.rows > 0
+        for i, work in enumerate(self.works):
+            if work.squarable is not None:
+                allowed[i] = allowed[i] & work.squarable
+        ok = verdict.on(self.device)
+        if ok is not None:
+            return allowed & ok
+        return None if self.device.type == "cpu" and bool(allowed.all()) else allowed
+
+    def run(self, averages: dict[nn.Parameter, Tensor]) -> None:
+        """Average, factor, and keep."""
+        second_moment = self._averaged()
+        work, config = self.works[0], self.config
+        relative = config.ridge_mode == "relative"
+        share: float | Tensor = work.ridge
+        if relative and config.sample_ridge > 0:
+            few = few_samples(second_moment.shape[-1] - 1, self.rows, self._steps(), config)
+            share = self._per_entry(share + config.sample_ridge * few)
+        groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))
+        ridge = ridge_of(second_moment, share, relative, work.with_bias, groups)
+        fresh = factorize(
+            second_moment.unsqueeze(1), ridge, work.with_bias, inverse=config.trust_region != "spectral"
+        )  # [entries, 1, size, size]
+        if config.trust_region == "balanced":
+            self._refresh_outputs(fresh, averages)
+        if fresh.mean is None:
+            for state in self.states:
+                state.pop("factor_mean", None)
+        else:
+            means = [(work.block.shape[0], work.block.d_in) for work in self.works]
+            self._keep("factor_mean", fresh.mean.flatten(), means, tail=0)
+        size = fresh.matrix.shape[-1]
+        blocks = [(*count, size, size) for count in self.blocks]
+        self._keep("factor", fresh.matrix.squeeze(1), blocks, tail=2)  # last: a layer that has it needs no refresh
+
+    def _averaged(self) -> Tensor:
+        """The averages of ``E[x~ x~']``, with this step's."""
+        mean = self.gathered / self._per_entry(self.rows.clamp(min=1)).view(-1, 1, 1)
+        decay = self.config.b_s
+        if decay == 0:
+            return mean
+        shapes = [(*blocks, *mean.shape[1:]) for blocks in self.blocks]
+        kept = self.arenas.select("second_moment", self.states, shapes, mean, tail=2)
+        counted = self.arenas.select("second_moment_step", self.states, [()] * len(shapes), self.rows.float())
+        counted.write(counted.read() + 1, self.allowed)
+        allowed = None if self.allowed is None else self._per_entry(self.allowed).view(-1, 1, 1)
+        kept.write(torch.lerp(kept.read(), mean, 1 - decay), allowed)
+        corrections = bias_correction(decay, counted.read().clamp(min=1)).to(mean.dtype)
+        return kept.read() / self._per_entry(corrections).view(-1, 1, 1)
+
+    def _steps(self) -> Tensor | None:
+        """How many steps the averages count, ``[layers]``; None without averages."""
+        if self.config.b_s == 0:
+            return None
+        return torch.stack([state["second_moment_step"] for state in self.states])
+
+    def _refresh_outputs(self, factor: Factor, averages: dict[nn.Parameter, Tensor]) -> None:
+        """``P^(-1/2)`` of the averaged second moments of the neurons' gradients.
+
+        The average is not corrected for its start at zero: its scale has no effect on a direction that is scaled row by row.
+        """
+        by_size: dict[int, list[_Outputs]] = {}
+        for outputs in self._output_moments(factor, averages):
+            by_size.setdefault(outputs.moment.shape[-1], []).append(outputs)
+        for size, found in by_size.items():
+            states = [self.states[i] for outputs in found for i in outputs.members]
+            shapes = [(*outputs.blocks, size, size) for outputs in found for _ in outputs.members]
+            counts = tuple(shape[0] * shape[1] for shape in shapes)
+            members = [i for outputs in found for i in outputs.members]
+            flat = [outputs.moment.reshape(-1, size, size) for outputs in found]
+            moment = flat[0] if len(flat) == 1 else torch.cat(flat)
+            if self.config.b_s > 0:
+                kept = self.arenas.select("output_moment", states, shapes, moment, tail=2)
+                moment = torch.lerp(kept.read(), moment, 1 - self.config.b_s)
+                kept.write(moment, self._allowed_entries(members, counts, 2))
+            root = inverse_root(moment)
+            self.arenas.select("output_factor", states, shapes, root, tail=2).write(
+                root, self._allowed_entries(members, counts, 2)
+            )
+
+    def _output_moments(self, factor: Factor, averages: dict[nn.Parameter, Tensor]) -> list[_Outputs]:
+        """This step's, of layers of one shape together where that pays."""
+        alike: dict[object, list[int]] = {}
+        for i, work in enumerate(self.works):
+            alone = work.block.weight.is_cpu and work.block.weight.numel() > _STACKED
+            alike.setdefault(i if alone else (work.block.shape, self.blocks[i]), []).append(i)
+        found = []
+        begins = [sum(self.counts[:i]) for i in range(len(self.counts))]
+        for members in alike.values():
+            groups, rows, d_in = self.works[members[0]].block.shape
+            lead = (groups,) if len(members) == 1 else (len(members), groups)
+            weights, biases = zip(*(matrices(self.works[i], averages) for i in members), strict=True)
+            spans = [slice(begins[i], begins[i] + self.counts[i]) for i in members]
+            matrix = _joined([factor.matrix[span] for span in spans], False)
+            size = matrix.shape[-1]
+            mean = None if factor.mean is None else _joined([factor.mean[span] for span in spans], False)
+            of_members = Factor(
+                matrix.reshape(*lead, d_in // size, size, size), None if mean is None else mean.reshape(*lead, d_in)
+            )
+            count = block_count(rows, self.config.block_size)
+            given = [bias for bias in biases if bias is not None]
+            bias = _joined(given, True) if given else None
+            moment = output_moment(_joined(weights, True), bias, of_members, count)
+            found.append(_Outputs(members, moment, (groups, count)))
+        return found
+
+    def _per_entry(self, values: Tensor) -> Tensor:
+        """A value per layer as one per entry."""
+        return values if len(self.counts) == sum(self.counts) else values[owners_of(self.counts, self.device)]
+
+    def _allowed_entries(self, members: Sequence[int], counts: tuple[int, ...], tail: int) -> Tensor | None:
+        """Whose entries may change, ``[entries, 1, ...]``; None for all."""
+        if self.allowed is None:
+            return None
+        of_members = torch.stack([self.allowed[i] for i in members])
+        return of_members[owners_of(counts, self.device)].view(-1, *[1] * tail)
+
+    def _keep(self, key: str, values: Tensor, shapes: Sequence[Shape], tail: int) -> None:
+        counts = tuple(math.prod(shape[: len(shape) - tail]) for shape in shapes)
+        chosen = self.arenas.select(key, self.states, shapes, values, tail=tail)
+        chosen.write(values, self._allowed_entries(range(len(self.works)), counts, tail))
+
+
+@dataclass
+class _Outputs:
+    """Output moments of some layers of one shape.
+
+    Attributes:
+        members: their places.
+        moment: ``[.., groups, blocks, size, size]``.
+        blocks: groups, and blocks of each.
+    """
+
+    members: list[int]
+    moment: Tensor
+    blocks: tuple[int, int]
+
+
+def _joined(tensors: Sequence[Tensor], new_dimension: bool) -> Tensor:
+    if len(tensors) == 1:
+        return tensors[0]
+    return torch.stack(list(tensors)) if new_dimension else torch.cat(list(tensors))
+
+
+def matrices(work: BlockWork, averages: dict[nn.Parameter, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """``g~`` of the weight ``[groups, rows, d_in]`` and of the bias ``[groups, rows, 1]``."""
+    groups, rows, d_in = work.block.shape
+    weight, *bias = (averages[parameter] for parameter in work.parameters)
+    return weight.view(groups, rows, d_in), bias[0].view(groups, rows, 1) if bias else None

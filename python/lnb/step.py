@@ -1,0 +1,125 @@
+"""One step of LNB, stage by stage: momentum, statistics, solve, trust region, apply. Data flows one way.
+
+Notation: ``g~`` the averaged gradient, ``h`` the direction (``metric h = g~``),
+``theta <- theta - lr (scale h + weight_decay theta)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lnb.apply import apply
+from lnb.arenas import Arenas
+from lnb.averages import adam_directions, average_gradients
+from lnb.config import Config
+from lnb.damping import Agreement, observe_agreement
+from lnb.refresh import refresh
+from lnb.region import in_region, products_of, region_scales, shortened
+from lnb.scratch import Scratch
+from lnb.solve import Solution, solve
+from lnb.verdict import Verdict
+from lnb.work import Work
+
+
+@dataclass
+class Memory:
+    """What one optimizer keeps from step to step beside its state."""
+
+    arenas: Arenas
+    scratch: dict[torch.device, Scratch]
+
+    @classmethod
+    def empty(cls) -> Memory:
+        """As a new optimizer, or a copy of one, starts."""
+        return cls(Arenas(), {})
+
+
+@dataclass
+class Outcome:
+    """What a step did to the parameters of one device, for :class:`lnb.diagnostics.LayerRecords`.
+
+    Attributes:
+        work: the layers and other parameters.
+        solution: the layers' directions.
+        products: ``<h, g~>`` of every layer and of every other parameter, ``[layers + others]``: NaN or infinite where there
+            is no finite direction.
+    """
+
+    work: Work
+    solution: Solution
+    products: Tensor
+
+
+def make_step(work: Work, verdict: Verdict, config: Config, memory: Memory) -> list[Outcome]:
+    """Make the step, as far as ``verdict`` allows. What has no finite direction stands still, alone.
+
+    All directions are known before a parameter is written.
+
+    Returns:
+        What became of it, for every device.
+    """
+    shares = [_Share(part, verdict, config, memory) for part in work.by_device()]
+    for share in shares:
+        share.direct()
+    total = None
+    if config.trust_region == "global" and len(shares) > 1:
+        gains = [share.gain() for share in shares]
+        total = torch.stack([gain.to(gains[0]) for gain in gains]).sum()
+    for share in shares:
+        share.bound(total)
+    for share in shares:
+        share.apply()
+    return [Outcome(share.work, share.solution, share.products) for share in shares]
+
+
+class _Share:
+    """The part of a step that one device makes."""
+
+    solution: Solution
+    others: list[Tensor]
+    products: Tensor
+    scales: Tensor
+    shorter: dict[nn.Parameter, Tensor]
+
+    def __init__(self, work: Work, verdict: Verdict, config: Config, memory: Memory) -> None:
+        self.work, self.verdict, self.config, self.arenas = work, verdict, config, memory.arenas
+        self.scratch = memory.scratch.setdefault(work.parameters[0].device, Scratch())
+
+    def direct(self) -> None:
+        """Momentum, statistics, solve: where to go."""
+        work, verdict, config, arenas = self.work, self.verdict, self.config, self.arenas
+        averages = average_gradients(work, verdict, config, self.scratch, arenas)
+        self.agreement: Agreement | None = None
+        if config.damping == "agreement" and work.blocks:
+            self.agreement = observe_agreement(work.blocks, verdict, config, arenas)
+        refresh([block for block in work.blocks if block.config.factored], averages, verdict, arenas)
+        self.solution = solve(work.blocks, averages, verdict, self.agreement)
+        if config.others == "adamw":
+            self.others = adam_directions(work, averages, verdict, config.b_others, arenas)
+        else:
+            self.others = [averages[parameter] for parameter in work.others]
+        self.products = products_of(work, self.solution, self.others, averages)
+        self.averages = averages
+
+    def gain(self) -> Tensor:
+        """What the global region sums."""
+        return in_region(self.products, self.work, self.config).sum()
+
+    def bound(self, total: Tensor | None) -> None:
+        """Trust region: how far to go."""
+        work, config = self.work, self.config
+        directions = [part for parts in self.solution.parts for part in parts] + self.others
+        self.scales = region_scales(work, directions, self.products, self.verdict, config, total)
+        self.shorter = {}
+        if work.blocks and (config.damping != "none" or config.max_relative_change is not None):
+            self.scales, self.shorter = shortened(
+                work, self.solution, self.averages, self.agreement, self.scales, self.verdict, config, self.arenas
+            )
+
+    def apply(self) -> None:
+        """Move the parameters."""
+        directions = [part for parts in self.solution.parts for part in parts] + self.others
+        apply(self.work, directions, self.scales, self.shorter, self.verdict, self.config)
