@@ -28,7 +28,7 @@ from models import MODELS, Batch
 from torch import nn
 
 import lnb
-from lnb import update
+from lnb import step
 from lnb.study.memory import peak_bytes
 from lnb.study.profiles import PARTS, save_profile
 
@@ -74,21 +74,27 @@ class Worker:
 
 @contextmanager
 def timed_solve(clock: Callable[[], float]) -> Iterator[list[float]]:
-    """Time the solutions of the layers' systems; yields a list that fills with seconds."""
-    plain, seconds = update.solve, []
+    """Time the refreshes and solutions of the layers' systems; yields a list that fills with seconds."""
+    seconds: list[float] = []
+    plain = {name: getattr(step, name) for name in ("refresh", "solve")}
 
-    def solve(*arguments: Any) -> Any:
-        start = clock()
-        try:
-            return plain(*arguments)
-        finally:
-            seconds.append(clock() - start)
+    def timed(stage: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            start = clock()
+            try:
+                return stage(*arguments)
+            finally:
+                seconds.append(clock() - start)
 
-    update.solve = solve
+        return run
+
+    for name, stage in plain.items():
+        setattr(step, name, timed(stage))
     try:
         yield seconds
     finally:
-        update.solve = plain
+        for name, stage in plain.items():
+            setattr(step, name, stage)
 
 
 def split(mine: Spans, base: Spans) -> dict[str, float]:

@@ -58,6 +58,10 @@ def _reserve(works: list[BlockWork], arenas: Arenas) -> None:
     blocks = [tuple(moment.shape[:2]) for moment in moments]
     size = moments[0].shape[-1]
     if works[0].config.b_s > 0:
+        for state, shape in zip(states, blocks, strict=True):
+            former = state.get("second_moment")
+            if former is not None and former.shape != (*shape, size, size):  # cut into other blocks: starts anew
+                state["second_moment_step"] = torch.zeros_like(state["second_moment_step"])
         arenas.select("second_moment", states, [(*shape, size, size) for shape in blocks], moments[0], tail=2)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lnb import update
+from lnb import step
 from lnb.study import CLOCKS, load_profile
 
 
@@ -37,14 +37,14 @@ def test_spans_are_split_by_hand() -> None:
 def test_every_moment_of_a_step_is_in_one_span() -> None:
     ticks = itertools.count()
     model, batch = small()
-    plain = update.solve
+    plain = step.solve
     worker = step_profile.Worker(model, step_profile.OPTIMIZERS["paper"], lambda: float(next(ticks)))
     spans = worker.step(batch)
     solutions = spans["solve"]  # one tick lies within each
     assert solutions >= 1
     assert spans == {"forward": 1, "backward": 1, "solve": solutions, "update": 1 + solutions}
     assert sum(spans.values()) == next(ticks) - 1
-    assert update.solve is plain
+    assert step.solve is plain
 
 
 def test_parts_of_a_real_step() -> None:

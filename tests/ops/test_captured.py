@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lnb
-from lnb import update
+from lnb import arenas
 from lnb_kernels import _captured
 from lnb_kernels.conv2d import shifts
 from lnb_kernels.conv2d.geometry import geometry
@@ -20,7 +20,7 @@ from lnb_kernels.conv2d.geometry import geometry
 def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
     """The constants that are made from now on, with empty caches before and after."""
     found: list[weakref.ref[Tensor]] = []
-    for module, name in ((update, "_copied"), (shifts, "_membership")):
+    for module, name in ((arenas, "_constant"), (arenas, "_owners"), (shifts, "_membership")):
         original = getattr(module, name).__wrapped__
 
         def recorded(*args: object, original=original) -> object:
@@ -49,5 +49,5 @@ def test_constants_live_as_long_as_graphs(
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     step()
     gc.collect()
-    assert len(made) > 3  # of the update and of the convolution
+    assert len(made) > 3  # of the step and of the convolution
     assert {reference() is not None for reference in made} == {capturing}

@@ -90,7 +90,7 @@ def test_an_offset_of_the_inputs_does_not_change_the_function_step(x: torch.Tens
     def change(inputs: torch.Tensor) -> torch.Tensor:
         rows = torch.cat([inputs, torch.ones(N, 1, dtype=torch.float64)], dim=1)
         s = moment(inputs)
-        factor = factorize(s, ridge_of(s, 0.2, relative, True), with_bias=True, inverse=True)
+        factor = factorize(s, ridge_of(s.flatten(0, 1), 0.2, relative, True, (1,)), with_bias=True, inverse=True)
         return rows @ solved(factor, (error.mT @ rows / N).unsqueeze(0))[0].mT
 
     assert torch.allclose(change(x), change(5.0 - x), rtol=1e-9, atol=1e-9)

@@ -22,6 +22,11 @@ def model() -> nn.Sequential:
     )
 
 
+def kept_of(optimizer: lnb.LNB) -> dict[nn.Parameter, torch.Tensor]:
+    """By parameter, what the optimizer works in."""
+    return {p: kept for scratch in optimizer._memory.scratch.values() for p, kept in scratch._kept.items()}
+
+
 def backward(net: nn.Module, optimizer: lnb.LNB, seed: int = 0) -> None:
     optimizer.zero_grad()
     net(torch.randn(32, 64, generator=torch.Generator().manual_seed(seed))).square().mean().backward()
@@ -57,28 +62,28 @@ def test_memory_follows_the_parameters_that_move() -> None:
     net = model()
     optimizer = lnb.LNB(net, lr=0.01)
     train(net, optimizer, range(2))
-    kept = optimizer._scratch._kept
+    kept = kept_of(optimizer)
     assert set(kept) == set(net.parameters())
     net[0].requires_grad_(False)
     train(net, optimizer, range(2, 4))
-    assert set(optimizer._scratch._kept) == set(net[2].parameters()) | set(net[4].parameters())
-    assert optimizer._scratch._kept[net[2].weight] is kept[net[2].weight]
+    assert set(kept_of(optimizer)) == set(net[2].parameters()) | set(net[4].parameters())
+    assert kept_of(optimizer)[net[2].weight] is kept[net[2].weight]
     net[0].requires_grad_(True)
     train(net, optimizer, range(4, 6))
-    assert set(optimizer._scratch._kept) == set(net.parameters())
+    assert set(kept_of(optimizer)) == set(net.parameters())
 
 
 def test_other_regions_and_float64_keep_what_they_need() -> None:
     net = model()
     optimizer = lnb.LNB(net, lr=0.01, preset="paper")
     train(net, optimizer, range(2))
-    assert optimizer._scratch._kept == {}
+    assert kept_of(optimizer) == {}
     net = model().double()
     optimizer = lnb.LNB(net, lr=0.01)
     optimizer.zero_grad()
     net(torch.randn(32, 64, dtype=torch.float64)).square().mean().backward()
     optimizer.step()
-    assert {kept.dtype for kept in optimizer._scratch._kept.values()} == {torch.float64}
+    assert {kept.dtype for kept in kept_of(optimizer).values()} == {torch.float64}
 
 
 def test_a_copy_works_in_memory_of_its_own() -> None:
@@ -86,15 +91,15 @@ def test_a_copy_works_in_memory_of_its_own() -> None:
     optimizer = lnb.LNB(net, lr=0.01)
     train(net, optimizer, range(3))
     twin_net, twin = copy.deepcopy((net, optimizer))
-    assert twin._scratch._kept == {}
+    assert kept_of(twin) == {}
     backward(net, optimizer, 3)
     train(twin_net, twin, range(3, 5))  # between another's backward pass and its step
     optimizer.step()
     train(net, optimizer, range(4, 5))
     for ours, theirs in zip(net.parameters(), twin_net.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    own = {tensor.data_ptr() for tensor in optimizer._scratch._kept.values()}
-    assert own.isdisjoint(tensor.data_ptr() for tensor in twin._scratch._kept.values())
+    own = {tensor.data_ptr() for tensor in kept_of(optimizer).values()}
+    assert own.isdisjoint(tensor.data_ptr() for tensor in kept_of(twin).values())
 
 
 @pytest.mark.parametrize("preset", ["fast", "paper"])
@@ -103,7 +108,7 @@ def test_the_plan_announces_it(preset: str) -> None:
     optimizer = lnb.LNB(net, lr=0.01, preset=preset)
     planned = optimizer.plan()
     train(net, optimizer, range(2))
-    kept = sum(tensor.numel() * tensor.element_size() for tensor in optimizer._scratch._kept.values())
+    kept = sum(tensor.numel() * tensor.element_size() for tensor in kept_of(optimizer).values())
     assert planned.scratch_bytes == kept
     assert ("to work in" in str(planned)) == (preset == "fast")
 
@@ -112,7 +117,7 @@ def test_no_part_of_the_state() -> None:
     net = model()
     optimizer = lnb.LNB(net, lr=0.01)
     train(net, optimizer, range(2))
-    memory = {tensor.data_ptr() for tensor in optimizer._scratch._kept.values()}
+    memory = {tensor.data_ptr() for tensor in kept_of(optimizer).values()}
     saved = optimizer.state_dict()["state"]
     assert all(
         value.data_ptr() not in memory

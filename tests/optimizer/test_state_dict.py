@@ -306,11 +306,11 @@ def test_an_interrupted_step_leaves_a_state_that_loads(mode: str, steps: int, mo
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for stage in ("solve", "_scales"):
+    for stage in ("solve", "region_scales"):
         optimizer.zero_grad()
         loss_of(model, batches(1)[0]).backward()
         with monkeypatch.context() as patched:
-            patched.setattr(f"lnb.update.{stage}", interrupt)
+            patched.setattr(f"lnb.step.{stage}", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 optimizer.step()
         assert same(copied(dict(model.named_parameters())), before)

@@ -16,7 +16,7 @@ from interrupts import Scene, press, sweep, throw
 from optimizer.small_models import batches, copied, loss_of, mixed, same, train
 
 import lnb
-from lnb import update
+from lnb import step
 
 needs_signals = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -45,7 +45,7 @@ def content(model: torch.nn.Module, optimizer: lnb.LNB) -> dict[str, Any]:
 
 def before_moving(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """``act``, once, when the averages are written and the parameters not yet moved."""
-    apply, acted = update._apply, []
+    apply, acted = step.apply, []
 
     def acting(*arguments: Any) -> None:
         if not acted:
@@ -53,7 +53,7 @@ def before_moving(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> N
             act()
         apply(*arguments)
 
-    monkeypatch.setattr(update, "_apply", acting)
+    monkeypatch.setattr(step, "apply", acting)
 
 
 @needs_signals
