@@ -19,6 +19,7 @@
 #include "cpu/parallel.h"
 #include "cpu/second_moment.h"
 #include "cpu/spd_inverse.h"
+#include "cpu/step_tables.h"
 
 namespace py = pybind11;
 
@@ -293,6 +294,104 @@ void spd_inverses(uintptr_t matrices, uintptr_t inverses, uintptr_t failed, int6
     });
 }
 
+// Parameters are (values, momentum, size); layers (inverse, mean, root, row_square) and (weight, bias, matrices, rows,
+// inputs, input_block, output_block), weight and bias being places among the parameters; `numbers` steps, independent,
+// weight_norm, growth, radius. `settings` in the order of lnb::StepSettings.
+lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 2>>& parameters, const Sizes& sizes,
+                            const std::vector<std::array<uintptr_t, 4>>& statistics,
+                            const std::vector<std::array<int64_t, 7>>& shapes, const std::vector<double>& usual_norms,
+                            const Addresses& squares, const std::array<uintptr_t, 5>& numbers,
+                            const std::array<double, 14>& settings) {
+    const auto floats = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
+    const auto doubles = [](uintptr_t address) { return reinterpret_cast<double*>(address); };
+    if (parameters.size() != sizes.size() || statistics.size() != shapes.size() ||
+        usual_norms.size() != shapes.size()) {
+        throw std::invalid_argument("one size per parameter, one shape and usual norm per layer");
+    }
+    const auto count = static_cast<int64_t>(sizes.size()), layers = static_cast<int64_t>(shapes.size());
+    std::vector<lnb::StepParameter> moved;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        const auto& [values, momentum] = parameters[i];
+        check_memory("parameters", values, sizes[i], lnb::Type::kFloat32);
+        check_memory("momentum", momentum, sizes[i], lnb::Type::kFloat32);
+        moved.push_back({floats(values), floats(momentum), sizes[i]});
+    }
+    std::vector<bool> claimed(sizes.size());
+    std::vector<lnb::StepLayer> of_layers;
+    for (size_t i = 0; i < shapes.size(); ++i) {
+        const auto& [weight, bias, matrices, rows, inputs, block, side] = shapes[i];
+        const auto& [inverse, mean, root, row_square] = statistics[i];
+        const bool places = weight >= 0 && weight < count && bias >= -1 && bias < count && weight != bias;
+        if (!places || matrices < 1 || rows < 1 || inputs < 1 || block < 1 || side < 1 || inputs % block != 0 ||
+            rows % side != 0 || entries("weight", {matrices, rows, inputs}) != sizes[weight] ||
+            (bias >= 0 && matrices * rows != sizes[bias]) || claimed[weight] || (bias >= 0 && claimed[bias])) {
+            throw std::invalid_argument("layer " + std::to_string(i) + ": no such layer");
+        }
+        claimed[weight] = true;
+        if (bias >= 0) claimed[bias] = true;
+        check_memory("inverses", inverse, entries("inverses", {matrices, inputs, block}), lnb::Type::kFloat32);
+        check_memory("means", mean, bias < 0 ? 0 : matrices * inputs, lnb::Type::kFloat32);
+        check_memory("roots", root, entries("roots", {matrices, rows, side}), lnb::Type::kFloat32);
+        check_memory("row_squares", row_square, matrices * rows, lnb::Type::kFloat64);
+        of_layers.push_back({weight, bias, floats(inverse), floats(mean), floats(root), doubles(row_square),
+                             usual_norms[i], matrices, rows, inputs, block, side});
+    }
+    std::vector<float*> of_squares;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        if (claimed[i]) continue;
+        if (of_squares.size() == squares.size()) throw std::invalid_argument("squares: one per other parameter");
+        check_memory("squares", squares[of_squares.size()], sizes[i], lnb::Type::kFloat32);
+        of_squares.push_back(floats(squares[of_squares.size()]));
+    }
+    if (of_squares.size() != squares.size()) throw std::invalid_argument("squares: one per other parameter");
+    check_memory("steps", numbers[0], count, lnb::Type::kFloat32);
+    for (size_t i = 1; i < numbers.size(); ++i) check_memory("numbers", numbers[i], layers, lnb::Type::kFloat64);
+    const auto& [b, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least, b_others, epsilon, most,
+                 scale] = settings;
+    return {std::move(moved),
+            std::move(of_layers),
+            std::move(of_squares),
+            {floats(numbers[0]), doubles(numbers[1]), doubles(numbers[2]), doubles(numbers[3]), doubles(numbers[4])},
+            {{b, nesterov != 0},
+             b_rows,
+             noise,
+             change,
+             largest,
+             {opposed, shrink, grow, least},
+             b_others,
+             epsilon,
+             most,
+             scale}};
+}
+
+void step_average(lnb::StepTables& tables, const Addresses& gradients, const Addresses& outputs, int threads) {
+    const auto count = static_cast<size_t>(tables.parameters());
+    if (gradients.size() != count || outputs.size() != count) throw std::invalid_argument("one address per parameter");
+    std::vector<const float*> read;
+    std::vector<float*> written;
+    for (size_t i = 0; i < count; ++i) {
+        const int64_t size = tables.parameter(static_cast<int64_t>(i)).size;
+        check_memory("gradients", gradients[i], size, lnb::Type::kFloat32);
+        check_memory("outputs", outputs[i], size, lnb::Type::kFloat32);
+        read.push_back(reinterpret_cast<const float*>(gradients[i]));
+        written.push_back(reinterpret_cast<float*>(outputs[i]));
+    }
+    without_gil([&] { tables.average(read, written, threads); });
+}
+
+std::vector<double> step_bound(lnb::StepTables& tables, const std::vector<double>& rates) {
+    if (static_cast<int64_t>(rates.size()) != tables.layers()) throw std::invalid_argument("rates: one per layer");
+    return tables.bound(rates);
+}
+
+void step_apply(const lnb::StepTables& tables, const std::vector<int64_t>& places, double lr, double decay,
+                int threads) {
+    for (const int64_t place : places) {
+        if (place < 0 || place >= tables.parameters()) throw std::invalid_argument("places: no such parameter");
+    }
+    without_gil([&] { tables.apply(places, lr, decay, threads); });
+}
+
 std::vector<std::string> isas() {
     const char* names[lnb::kMaxIsas];
     const int count = lnb::available_isas(names);
@@ -336,6 +435,15 @@ PYBIND11_MODULE(_native_module, m) {
     m.def("cg_phase", &cg_phase);
     m.def("balanced_directions", &balanced_directions);
     m.def("spd_inverses", &spd_inverses);
+    py::class_<lnb::StepTables>(m, "StepTables")
+        .def(py::init(&step_tables))
+        .def("average", &step_average)
+        .def("observe", &lnb::StepTables::observe, py::call_guard<py::gil_scoped_release>())
+        .def("direct", &lnb::StepTables::direct, py::call_guard<py::gil_scoped_release>())
+        .def("sums", &lnb::StepTables::sums)
+        .def("bound", &step_bound)
+        .def("scales", &lnb::StepTables::scales)
+        .def("apply", &step_apply);
     m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");
     m.def("isa", [] { return lnb::isa().name; }, "The instruction set in use.");
     m.def("select_isa", &select_isa);

@@ -163,6 +163,22 @@ void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scale
     });
 }
 
+void adam(const AdamTensor* tensors, int64_t count, double decay, double epsilon, double most, double* products,
+          int threads) {
+    std::vector<Pair> pairs;
+    for (const AdamTensor* tensor = tensors; tensor != tensors + count; ++tensor) {
+        pairs.push_back({tensor->direction, tensor->gradient, tensor->size});
+    }
+    const Partition work(pairs.data(), count);
+    std::vector<double> sums(work.runs.size());
+    work.for_each(threads, [=, &sums](int64_t i, const Run& run) {
+        const AdamTensor& tensor = tensors[run.tensor];
+        sums[i] = loops().adam(tensor.direction + run.begin, tensor.square + run.begin, tensor.gradient + run.begin,
+                               run.size, decay, tensor.correction, epsilon, most);
+    });
+    work.add_up(sums, count, products);
+}
+
 bool all_finite(const Pair* pairs, int64_t count, Type x, int threads) {
     const auto loop = loops().finite[static_cast<int>(x)];
     std::atomic<bool> finite{true};

@@ -45,6 +45,20 @@ void squared_row_norms(const Matrix* matrices, int64_t count, Type x, double* no
 void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scales, double lr, double decay,
            int threads);
 
+// One tensor of float32 that moves by Adam's rule, and 1 - decay^t of its average.
+struct AdamTensor {
+    float* direction;       // the averaged gradient, which becomes the direction
+    float* square;          // the average of decay `decay` of the squared gradient, from zero
+    const float* gradient;  // of this step
+    int64_t size;
+    double correction;
+};
+
+// square <- decay square + (1 - decay) gradient^2, direction <- direction / (sqrt(square / correction) + epsilon).
+// Entries beyond `most` count as that, of either sign. products[i] <- <direction, averaged gradient>.
+void adam(const AdamTensor* tensors, int64_t count, double decay, double epsilon, double most, double* products,
+          int threads);
+
 // Whether no entry of any x is NaN or infinite; y is not read.
 bool all_finite(const Pair* pairs, int64_t count, Type x, int threads);
 

@@ -15,6 +15,8 @@ struct Loops {
     double (*dot[kTypes][kTypes])(const void* x, const void* y, int64_t size);
     void (*apply[kTypes][kTypes])(void* x, const void* y, int64_t size, double step, double decay);
     bool (*finite[kTypes])(const void* x, int64_t size);
+    double (*adam)(float* direction, float* square, const float* gradient, int64_t size, double decay,
+                   double correction, double epsilon, double most);
 };
 
 extern const Loops portable_loops;

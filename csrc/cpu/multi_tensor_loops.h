@@ -4,6 +4,8 @@
 // `omp simd` is a promise to the vectoriser only (-fopenmp-simd): iterations are independent, and sums may be reordered
 // into lanes. No OpenMP runtime is involved.
 
+#include <cmath>
+
 #include "float16.h"
 #include "multi_tensor_isa.h"
 #include "streaming.h"
@@ -135,6 +137,24 @@ bool finite16(const void* x, int64_t size) {
     return finite<uint16_t>(x, size, 0x7c00u);
 }
 
+double adam32(float* direction, float* square, const float* gradient, int64_t size, double decay, double correction,
+              double epsilon, double most) {
+    const auto take = static_cast<float>(1 - decay), divisor = static_cast<float>(correction);
+    const auto added = static_cast<float>(epsilon), limit = static_cast<float>(most);
+    const auto clamped = [=](float x) { return x > limit ? limit : x < -limit ? -limit : x; };
+    double product = 0;
+#pragma omp simd reduction(+ : product)
+    for (int64_t i = 0; i < size; ++i) {
+        const float g = clamped(gradient[i]), average = clamped(direction[i]);
+        const float v = square[i] + take * (g * g - square[i]);
+        const float step = average / (std::sqrt(v / divisor) + added);
+        square[i] = v;
+        direction[i] = step;
+        product += static_cast<double>(step) * static_cast<double>(average);
+    }
+    return product;
+}
+
 // One row of a table: x of type X, y of each type in the order of `Type`.
 #define LNB_ROW(loop, X) {nullptr, &PairLoops<X, float>::loop, &PairLoops<X, BFloat16>::loop, &PairLoops<X, Half>::loop}
 #define LNB_TABLE(loop)                                                \
@@ -156,6 +176,7 @@ bool finite16(const void* x, int64_t size) {
     {                                                                                     \
         LNB_TABLE(ema), LNB_TABLE(ema_norm), LNB_COMBINED,                                \
         LNB_TABLE(dot), LNB_TABLE(apply),    {finite64, finite32, finite_bf16, finite16}, \
+        adam32,                                                                           \
     }
 
 }  // namespace

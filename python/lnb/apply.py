@@ -42,7 +42,7 @@ def apply(
         group, with_master = work.groups[parameter], has_master(parameter, config)
         if parameter in shorter:
             rates = each[i : i + 1].to(directions[i].dtype), group["lr"], group["weight_decay"], ok
-            _apply_shorter(parameter, directions[i], shorter[parameter], rates, work.states if with_master else None)
+            apply_shorter(parameter, directions[i], shorter[parameter], rates, work.states if with_master else None)
         else:
             batches.setdefault((id(group), with_master), []).append(i)
     for (_, with_master), places in batches.items():
@@ -58,7 +58,7 @@ def apply(
             multi_tensor.apply_(parameters, steps, *rates)
 
 
-def _apply_shorter(
+def apply_shorter(
     parameter: nn.Parameter,
     step: Tensor,
     factor: Tensor,

@@ -81,6 +81,10 @@ class Selection:
         """The entries; a copy where they do not lie side by side."""
         return self._tensor if self._index is None else self._tensor.index_select(0, self._index)
 
+    def memory(self) -> Tensor | None:
+        """The entries themselves; None where they do not lie side by side."""
+        return self._tensor if self._index is None else None
+
     def write(self, values: Tensor, allowed: Tensor | None = None) -> None:
         """Replace the entries by ``values``; only where ``allowed``, bool, which broadcasts."""
         if allowed is not None:

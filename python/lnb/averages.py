@@ -18,7 +18,7 @@ from lnb.verdict import Verdict
 from lnb.work import Work
 from lnb_kernels import multi_tensor
 
-_ADAM_EPSILON = 1e-8
+ADAM_EPSILON = 1e-8
 
 
 def average_gradients(
@@ -101,7 +101,7 @@ def adam_directions(
             steps = _squarable(_joined([averages[parameter] for parameter in chunk], square.dtype)).split(sizes)
             parts = kept.read().split(sizes)
             roots = torch._foreach_sqrt(torch._foreach_div(parts, list(corrections.to(square.dtype).unbind())))
-            torch._foreach_add_(roots, _ADAM_EPSILON)
+            torch._foreach_add_(roots, ADAM_EPSILON)
             torch._foreach_div_(steps, roots)
             directions.update((p, step.view(p.shape)) for p, step in zip(chunk, steps, strict=True))
     return [directions[parameter] for parameter in work.others]
@@ -115,8 +115,13 @@ def _joined(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 def _squarable(values: Tensor) -> Tensor:
     """A copy of ``values`` whose squares are finite."""
-    most = math.sqrt(torch.finfo(values.dtype).max) / 2
+    most = largest_squarable(values.dtype)
     return values.clamp(-most, most)
+
+
+def largest_squarable(dtype: torch.dtype) -> float:
+    """What larger entries count as in Adam's rule."""
+    return math.sqrt(torch.finfo(dtype).max) / 2
 
 
 def state_like(parameter: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ from lnb_kernels import multi_tensor
 _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.25, 1.3
-_OPPOSED = 0.5
-_RADIUS_SHRINK, _RADIUS_GROW, _LEAST_RADIUS = 0.9, 1.02, 1e-4
+OPPOSED = 0.5
+RADIUS_SHRINK, RADIUS_GROW, LEAST_RADIUS = 0.9, 1.02, 1e-4
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: V
         arenas: where the state lives.
     """
     kept = arenas.select("radius", [work.state for work in works], [()] * len(works), averages, start=1.0)
-    opposed = averages < _OPPOSED**2 * expected
-    radius = (kept.read() * torch.where(opposed, _RADIUS_SHRINK, _RADIUS_GROW)).clamp(_LEAST_RADIUS, 1.0)
+    opposed = averages < OPPOSED**2 * expected
+    radius = (kept.read() * torch.where(opposed, RADIUS_SHRINK, RADIUS_GROW)).clamp(LEAST_RADIUS, 1.0)
     kept.write(radius, verdict.on(averages.device))
     return kept.read()
 

@@ -7,6 +7,7 @@ Notation: ``g~`` the averaged gradient, ``h`` the direction (``metric h = g~``),
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from lnb.arenas import Arenas
 from lnb.averages import adam_directions, average_gradients
 from lnb.config import Config
 from lnb.damping import Agreement, observe_agreement
+from lnb.prepared import Prepared, PreparedShare, prepare
 from lnb.refresh import refresh
 from lnb.region import in_region, products_of, region_scales, shortened
 from lnb.scratch import Scratch
@@ -30,11 +32,12 @@ class Memory:
 
     arenas: Arenas
     scratch: dict[torch.device, Scratch]
+    prepared: dict[torch.device, Prepared]
 
     @classmethod
     def empty(cls) -> Memory:
         """As a new optimizer, or a copy of one, starts."""
-        return cls(Arenas(), {})
+        return cls(Arenas(), {}, {})
 
 
 @dataclass
@@ -61,7 +64,7 @@ def make_step(work: Work, verdict: Verdict, config: Config, memory: Memory) -> l
     Returns:
         What became of it, for every device.
     """
-    shares = [_Share(part, verdict, config, memory) for part in work.by_device()]
+    shares = [_share(part, verdict, config, memory) for part in work.by_device()]
     for share in shares:
         share.direct()
     total = None
@@ -75,8 +78,42 @@ def make_step(work: Work, verdict: Verdict, config: Config, memory: Memory) -> l
     return [Outcome(share.work, share.solution, share.products) for share in shares]
 
 
-class _Share:
+class _Stages(Protocol):
     """The part of a step that one device makes."""
+
+    work: Work
+    solution: Solution
+    products: Tensor
+
+    def direct(self) -> None:
+        """Momentum, statistics, solve: where to go."""
+
+    def gain(self) -> Tensor:
+        """What the global region sums."""
+
+    def bound(self, total: Tensor | None) -> None:
+        """Trust region: how far to go; ``total`` is the sum of all devices' gains where there are several."""
+
+    def apply(self) -> None:
+        """Move the parameters."""
+
+
+def _share(work: Work, verdict: Verdict, config: Config, memory: Memory) -> _Stages:
+    """The stages in the form that serves this step."""
+    device = work.parameters[0].device
+    scratch = memory.scratch.setdefault(device, Scratch())
+    prepared = memory.prepared.pop(device, None)
+    if device.type == "cpu" and verdict.known:
+        if prepared is None or not prepared.fits(work):
+            prepared = prepare(work, config, memory.arenas, scratch)
+        if prepared is not None:
+            memory.prepared[device] = prepared
+            return PreparedShare(prepared, work, verdict, config, memory.arenas)
+    return _Share(work, verdict, config, memory.arenas, scratch)
+
+
+class _Share:
+    """The stages for every setting and device."""
 
     solution: Solution
     others: list[Tensor]
@@ -84,12 +121,11 @@ class _Share:
     scales: Tensor
     shorter: dict[nn.Parameter, Tensor]
 
-    def __init__(self, work: Work, verdict: Verdict, config: Config, memory: Memory) -> None:
-        self.work, self.verdict, self.config, self.arenas = work, verdict, config, memory.arenas
-        self.scratch = memory.scratch.setdefault(work.parameters[0].device, Scratch())
+    def __init__(self, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch) -> None:
+        self.work, self.verdict, self.config = work, verdict, config
+        self.arenas, self.scratch = arenas, scratch
 
     def direct(self) -> None:
-        """Momentum, statistics, solve: where to go."""
         work, verdict, config, arenas = self.work, self.verdict, self.config, self.arenas
         averages = average_gradients(work, verdict, config, self.scratch, arenas)
         self.agreement: Agreement | None = None
@@ -105,11 +141,9 @@ class _Share:
         self.averages = averages
 
     def gain(self) -> Tensor:
-        """What the global region sums."""
         return in_region(self.products, self.work, self.config).sum()
 
     def bound(self, total: Tensor | None) -> None:
-        """Trust region: how far to go."""
         work, config = self.work, self.config
         directions = [part for parts in self.solution.parts for part in parts] + self.others
         self.scales = region_scales(work, directions, self.products, self.verdict, config, total)
@@ -120,6 +154,5 @@ class _Share:
             )
 
     def apply(self) -> None:
-        """Move the parameters."""
         directions = [part for parts in self.solution.parts for part in parts] + self.others
         apply(self.work, directions, self.scales, self.shorter, self.verdict, self.config)

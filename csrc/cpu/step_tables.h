@@ -1,0 +1,83 @@
+// The stages of a step of the default preset between refreshes, over tables that are made once: from the gradients'
+// addresses to moved parameters in a handful of calls, however many layers there are.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "balanced.h"
+#include "multi_tensor.h"
+#include "step_numbers.h"
+
+namespace lnb {
+
+struct StepSettings {
+    Momentum momentum;
+    double b_rows, noise;    // of agreement
+    double change, largest;  // of the weights' bound
+    RadiusRule radius;
+    double b_others, epsilon, most, others_scale;  // of Adam's rule
+};
+
+// A parameter that moves, float32.
+struct StepParameter {
+    float* values;
+    float* momentum;
+    int64_t size;
+};
+
+// A layer: its weight and bias (or -1) among the parameters, and its statistics.
+struct StepLayer {
+    int64_t weight, bias;
+    const float *inverse, *mean, *root;
+    double* row_square;
+    double usual_norm;
+    int64_t matrices, rows, inputs, input_block, output_block;
+};
+
+// The numbers of all layers, each [layers], and of all parameters.
+struct StepNumbers {
+    float* steps;  // [parameters]
+    double *independent, *weight_norm, *growth, *radius;
+};
+
+class StepTables {
+  public:
+    // Parameters that no layer names move by Adam's rule; `squares` [others] are their averages of squared gradients.
+    StepTables(std::vector<StepParameter> parameters, std::vector<StepLayer> layers, std::vector<float*> squares,
+               const StepNumbers& numbers, const StepSettings& settings);
+
+    int64_t parameters() const { return static_cast<int64_t>(parameters_.size()); }
+    int64_t layers() const { return static_cast<int64_t>(layers_.size()); }
+    const StepParameter& parameter(int64_t i) const { return parameters_[i]; }
+
+    // The gradients' averages; the averaged gradients of this step go to `outputs`.
+    void average(const std::vector<const float*>& gradients, const std::vector<float*>& outputs, int threads);
+    // The squares that agreement is judged by.
+    void observe(int threads);
+    // Directions in place of the averaged gradients.
+    void direct(int threads);
+    // Of every layer <h, g~>, |h|^2, |h|^2 before agreement, and |g~|^2 [layers, 4].
+    std::vector<double> sums() const;
+    // How far they go; by layer, then by other parameter: <h, g~>.
+    std::vector<double> bound(const std::vector<double>& rates);
+    // Moves the parameters at these places.
+    void apply(const std::vector<int64_t>& places, double lr, double decay, int threads) const;
+    // What the direction of each parameter is multiplied by beside lr.
+    const std::vector<double>& scales() const { return scales_; }
+
+  private:
+    void require_averages() const;
+
+    std::vector<StepParameter> parameters_;
+    std::vector<StepLayer> layers_;
+    std::vector<float*> squares_;
+    std::vector<int64_t> others_;
+    StepNumbers numbers_;
+    StepSettings settings_;
+    std::vector<const float*> gradients_;
+    std::vector<float*> outputs_;
+    std::vector<double> mean_squares_, expected_, sums_, other_products_, scales_;
+};
+
+}  // namespace lnb

@@ -1,0 +1,206 @@
+"""Ordinary steps of the default preset on the CPU, from tables made once (:mod:`lnb_kernels.step_tables`).
+
+The stages are those of :mod:`lnb.step`, with the same results. The tables stand as long as the same parameters move under the
+same settings and all state lies where it lay; otherwise they are made anew, or the stages take their general form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lnb.apply import apply_shorter
+from lnb.arenas import Arenas, State
+from lnb.averages import ADAM_EPSILON, largest_squarable
+from lnb.config import Config
+from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise_level
+from lnb.refresh import refresh
+from lnb.scratch import Scratch
+from lnb.solve import Solution
+from lnb.verdict import Verdict
+from lnb.weight_bound import LARGEST_CHANGE, WeightBound, usual_norm
+from lnb.work import Work
+from lnb_kernels.step_tables import StepLayer, StepSettings, StepTables
+
+_KEPT = ("momentum", "factor", "output_factor", "factor_mean", "row_square", "independent_square", "weight_norm",
+         "growth", "radius", "step", "gradient_square")  # fmt: skip
+
+
+@dataclass
+class Prepared:
+    """The tables of one set of parameters, and what they were made for."""
+
+    tables: StepTables
+    blocks: list[tuple[object, Config, bool]]
+    parameters: list[nn.Parameter]
+    kept: list[tuple[State, str, Any]]
+    averages: dict[nn.Parameter, Tensor]
+    places: list[tuple[dict[str, Any], list[int]]]
+
+    def fits(self, work: Work) -> bool:
+        """Whether the tables serve this step."""
+        if len(work.parameters) != len(self.parameters) or len(work.blocks) != len(self.blocks):
+            return False
+        for parameter, other in zip(work.parameters, self.parameters, strict=True):
+            if parameter is not other:
+                return False
+        for layer, (block, config, with_bias) in zip(work.blocks, self.blocks, strict=True):
+            if layer.block is not block or layer.config is not config or layer.with_bias != with_bias:
+                return False
+        for state, key, value in self.kept:
+            if state.get(key) is not value:
+                return False
+        if any(layer.squarable is not None for layer in work.blocks):
+            return False
+        if any(work.groups[self.parameters[places[0]]] is not group for group, places in self.places):
+            return False
+        return self.tables.holds([cast(Tensor, parameter.grad) for parameter in self.parameters])
+
+
+class PreparedShare:
+    """The stages of one step, as :func:`lnb.step.make_step` runs them."""
+
+    products: Tensor
+
+    def __init__(self, prepared: Prepared, work: Work, verdict: Verdict, config: Config, arenas: Arenas) -> None:
+        self.prepared, self.work, self.verdict, self.config, self.arenas = prepared, work, verdict, config, arenas
+        self.tables = prepared.tables
+        self.solution = Solution([])
+        self.shorter: dict[nn.Parameter, Tensor] = {}
+        self.due = [layer for layer in work.blocks if layer.moments is not None]
+
+    def direct(self) -> None:
+        """Momentum, statistics, solve."""
+        others = self.work.others
+        sizes = [parameter.numel() for parameter in others]
+        fresh = torch.empty(sum(sizes)).split(sizes) if sizes else ()
+        averages = {**self.prepared.averages, **{p: x.view(p.shape) for p, x in zip(others, fresh, strict=True)}}
+        self.outputs = [averages[parameter] for parameter in self.prepared.parameters]
+        self.tables.average([cast(Tensor, p.grad) for p in self.prepared.parameters], self.outputs)
+        self.tables.observe()
+        if self.due:
+            refresh(self.due, averages, self.verdict, self.arenas)
+        self.tables.direct()
+
+    def gain(self) -> Tensor:
+        """What the global region sums: it has no tables."""
+        raise NotImplementedError
+
+    def bound(self, total: Tensor | None) -> None:
+        """Trust region."""
+        blocks = self.work.blocks
+        rates = [float(self.work.groups[layer.block.weight]["lr"]) for layer in blocks]
+        if self.due:
+            change = cast(float, self.config.max_relative_change)
+            sums = torch.tensor(self.tables.sums(), dtype=torch.float64).view(-1, 4)
+            bound = WeightBound(blocks, change, torch.tensor(rates, dtype=torch.float64), self.verdict, self.arenas)
+            moving = sums[:, 0].isfinite().to(sums.dtype)
+            self.shorter = bound.measure(moving, torch.where(sums[:, 2].isfinite(), sums[:, 2], 0.0))
+        self.products = torch.tensor(self.tables.bound(rates), dtype=torch.float64)
+
+    def apply(self) -> None:
+        """Move the parameters."""
+        for group, places in self.prepared.places:
+            lr, decay = float(group["lr"]), float(group["weight_decay"])
+            if self.shorter:
+                places = [i for i in places if self.prepared.parameters[i] not in self.shorter]
+            self.tables.apply(places, lr, decay)
+        if not self.shorter:
+            return
+        scales = torch.tensor(self.tables.scales(), dtype=torch.float32)
+        for i, parameter in enumerate(self.prepared.parameters):
+            if parameter in self.shorter:
+                group = self.work.groups[parameter]
+                rates = scales[i : i + 1], group["lr"], group["weight_decay"], None
+                apply_shorter(parameter, self.outputs[i], self.shorter[parameter], rates, None)
+
+
+def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Prepared | None:
+    """Tables for ``work``, whose layers all have made a step; None where they do not serve it."""
+    if not _serves(config) or not all(_ready(layer.config, layer.state) for layer in work.blocks):
+        return None
+    if any("gradient_square" not in work.states[p] for p in work.others) or not work.blocks:
+        return None
+    parameters = list(work.parameters)
+    states = [work.states[parameter] for parameter in parameters]
+    of_layers = [layer.state for layer in work.blocks]
+    place = {parameter: i for i, parameter in enumerate(parameters)}
+    layers = []
+    for layer, state in zip(work.blocks, of_layers, strict=True):
+        mean = state.get("factor_mean")
+        if layer.with_bias != (mean is not None):
+            return None
+        bias = place[layer.parameters[1]] if layer.with_bias else None
+        layers.append(
+            StepLayer(
+                place[layer.block.weight],
+                bias,
+                state["factor"],
+                mean,
+                state["output_factor"],
+                state["row_square"],
+                usual_norm(layer.block),
+            )
+        )
+    momentum = [state["momentum"] for state in states]
+    squares = [work.states[p]["gradient_square"] for p in work.others]
+    gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+    if not StepTables.serves([*parameters, *momentum, *squares, *gradients], layers):
+        return None
+    wide = torch.empty((), dtype=torch.float64)
+    keys = ("independent_square", "weight_norm", "growth", "radius")
+    found = [arenas.select(key, of_layers, [()] * len(layers), wide) for key in keys]
+    counted = arenas.select("step", states, [()] * len(states), wide.float())
+    numbers = [chosen.memory() for chosen in (counted, *found)]
+    if any(memory is None for memory in numbers):
+        return None
+    claimed = {p: momentum[place[p]] for layer in work.blocks for p in layer.parameters}
+    averages = scratch.take(claimed)
+    places: dict[int, list[int]] = {}
+    group_of = [work.groups[parameter] for parameter in parameters]
+    for i, group in enumerate(group_of):
+        places.setdefault(id(group), []).append(i)
+    return Prepared(
+        StepTables(parameters, momentum, layers, squares, cast("list[Tensor]", numbers), _settings(config)),
+        [(layer.block, layer.config, layer.with_bias) for layer in work.blocks],
+        parameters,
+        [(state, key, state[key]) for state in states for key in _KEPT if key in state],
+        averages,
+        [(group_of[members[0]], members) for members in places.values()],
+    )
+
+
+def _serves(config: Config) -> bool:
+    return (
+        config.trust_region == "balanced"
+        and config.damping == "agreement"
+        and config.max_relative_change is not None
+        and config.others == "adamw"
+    )
+
+
+def _ready(config: Config, state: State) -> bool:
+    needed = ("factor", "output_factor", "row_square", "independent_square", "weight_norm", "growth", "radius")
+    return config.factored and config.trust_region == "balanced" and all(key in state for key in needed)
+
+
+def _settings(config: Config) -> StepSettings:
+    return StepSettings(
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        b_rows=config.b_rows,
+        noise=noise_level(config),
+        change=cast(float, config.max_relative_change),
+        largest=LARGEST_CHANGE,
+        opposed=OPPOSED**2,
+        shrink=RADIUS_SHRINK,
+        grow=RADIUS_GROW,
+        least=LEAST_RADIUS,
+        b_others=config.b_others,
+        epsilon=ADAM_EPSILON,
+        most=largest_squarable(torch.float32),
+        others_scale=config.others_lr,
+    )
