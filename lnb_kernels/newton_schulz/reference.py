@@ -18,11 +18,13 @@ def newton_schulz(x: torch.Tensor, coefficients: list[float], steps: int) -> tor
 def newton_schulz_root(power: torch.Tensor, coefficients: list[float], steps: int) -> torch.Tensor:
     """The product of the steps' factors ``T = a + b A + c A^2``, each followed by ``A <- T A T``; ``A`` ``[batch, n, n]``."""
     a, b, c = coefficients
-    eye = torch.eye(power.shape[-1], dtype=power.dtype, device=power.device)
-    root = eye.expand_as(power).clone() if steps == 0 else power
+    if steps == 0:
+        return torch.eye(power.shape[-1], dtype=power.dtype, device=power.device).expand_as(power).clone()
+    root = power
     for step in range(steps):
-        factor = a * eye + b * power + c * (power @ power)
-        root = factor if step == 0 else factor @ root
+        factor = torch.baddbmm(power, power, power, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        root = factor if step == 0 else torch.bmm(factor, root)
         if step < steps - 1:
-            power = factor @ power @ factor
+            power = torch.bmm(torch.bmm(factor, power), factor)
     return root

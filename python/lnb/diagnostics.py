@@ -31,9 +31,9 @@ class LayerRecords:
             verdict: on the step.
         """
         products, works = outcome.products, outcome.work.blocks
-        still = ~products.isfinite()
         allowed = verdict.on(products.device)
-        if allowed is not None or bool(still.any()):
+        if allowed is not None or not all(map(math.isfinite, products.tolist())):
+            still = ~products.isfinite()
             others = [names.get(parameter, "(added)") for parameter in outcome.work.others]
             key = (*(work.block.name for work in works), *others)
             still = still if allowed is None else still & allowed

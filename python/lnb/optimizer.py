@@ -191,7 +191,7 @@ class LNB(Optimizer):
         except ValueError:
             del self.param_groups[before:]
             raise
-        self._switch_captures()
+        self._switch_captures(self._optimized_blocks())
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -250,8 +250,8 @@ class LNB(Optimizer):
                     for outcome in self._run(work, verdict):
                         self._records.record(self._step_index, outcome, self._inventory.names, verdict)
                 self._step_index += 1
-            self._clear_captures()
-            self._switch_captures()
+            self._clear_captures(blocks)
+            self._switch_captures(blocks)
             if meter is not None:
                 meter.leave(any(block.moments is not None for block in work.blocks))
             if parameters:
@@ -293,15 +293,13 @@ class LNB(Optimizer):
         """Reset the gradients, and forget the inputs that came with them."""
         super().zero_grad(set_to_none)
         self._guard.forget()
-        self._zeroed = {}
-        for block in self._optimized_blocks():
-            zeros = mark_zeroed(block.weight)
-            if zeros is not None:
-                self._zeroed[block.weight] = zeros
-        self._clear_captures()
+        blocks = self._optimized_blocks()
+        marks = {block.weight: mark_zeroed(block.weight) for block in blocks if block.weight.grad is not None}
+        self._zeroed = {weight: mark for weight, mark in marks.items() if mark is not None}
+        self._clear_captures(blocks)
 
-    def _clear_captures(self) -> None:
-        for block in self._optimized_blocks():
+    def _clear_captures(self, blocks: list[Block]) -> None:
+        for block in blocks:
             for capture in block.captures:
                 capture.clear()
 
@@ -316,19 +314,19 @@ class LNB(Optimizer):
         parameters = (parameter for group in self.param_groups for parameter in group["params"])
         return sum(other_bytes(p, self._config) for p in parameters if p not in claimed and p.requires_grad)
 
-    def _switch_captures(self) -> None:
+    def _switch_captures(self, blocks: list[Block]) -> None:
         """Have every layer gather what its next step needs; where backward passes have begun on a step, what that needs."""
-        for block in self._optimized_blocks():
+        for block in blocks:
             if any(capture.gathered for capture in block.captures):
                 continue
             config = self._config_of(block)
             due = is_refresh_step(self._step_index, config.refresh_every) or self._planner.is_open(block)
             due = due or not has_statistics(self.state.get(block.weight), block, config)
             moments, channels, inputs = config.needs(due)
-            blocks = moment_blocks(block, config)
+            cut = moment_blocks(block, config)
             for capture in block.captures:
                 capture.count_rows(self._planner.waits_for_rows(block))
-                capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs, blocks=blocks)
+                capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs, blocks=cut)
                 if moments:
                     capture.read(block.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
 
@@ -438,8 +436,8 @@ class LNB(Optimizer):
         )
         self._step_index = state_dict["lnb_step"]
         self._planner = planner
-        self._clear_captures()
-        self._switch_captures()
+        self._clear_captures(self._optimized_blocks())
+        self._switch_captures(self._optimized_blocks())
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -455,4 +453,4 @@ class LNB(Optimizer):
         self._guard = StepGuard()
         if "_group" not in self.__dict__:  # a copy: process groups are not copied
             self._group = group_of(self._model, None, self._config)
-        self._switch_captures()
+        self._switch_captures(self._optimized_blocks())

@@ -200,11 +200,14 @@ def check_finite(work: Work, wait: bool) -> Verdict:
         if block.channels is not None:
             read += [block.channels[0], block.channels[2]]
         read += [torch.linalg.vector_norm(x, math.inf) for x in block.inputs if x.numel()]
-    device = read[0].device
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for tensor in read:
-        by_device.setdefault(tensor.device, []).append(tensor)
-    ok = torch.stack([multi_tensor.all_finite(tensors).to(device) for tensors in by_device.values()]).all()
+    if all(tensor.is_cpu for tensor in read):
+        ok = multi_tensor.all_finite(read)
+    else:
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for tensor in read:
+            by_device.setdefault(tensor.device, []).append(tensor)
+        found = [multi_tensor.all_finite(tensors).to(read[0].device) for tensors in by_device.values()]
+        ok = found[0] if len(found) == 1 else torch.stack(found).all()
     verdict = Verdict(ok, wait)
     _note_squarable(work.blocks, verdict.known)
     return verdict
