@@ -16,6 +16,7 @@
 #include "cpu/conv_moment.h"
 #include "cpu/isa.h"
 #include "cpu/multi_tensor.h"
+#include "cpu/newton_schulz.h"
 #include "cpu/parallel.h"
 #include "cpu/second_moment.h"
 #include "cpu/spd_inverse.h"
@@ -294,6 +295,20 @@ void spd_inverses(uintptr_t matrices, uintptr_t inverses, uintptr_t failed, int6
     });
 }
 
+void newton_schulz_roots(uintptr_t matrices, uintptr_t roots, int64_t count, int64_t n,
+                         const std::array<float, 3>& coefficients, int64_t steps, int threads) {
+    if (count < 0 || n < 1 || steps < 1) throw std::invalid_argument("no such matrices or steps");
+    const int64_t size = entries("matrices", {count, n, n});
+    check_memory("matrices", matrices, size, lnb::Type::kFloat32);
+    check_memory("roots", roots, size, lnb::Type::kFloat32);
+    require_apart("roots", roots, size * 4, "matrices", matrices, size * 4);
+    const lnb::Quintic quintic{coefficients[0], coefficients[1], coefficients[2]};
+    without_gil([&] {
+        lnb::newton_schulz_roots(reinterpret_cast<const float*>(matrices), reinterpret_cast<float*>(roots), count, n,
+                                 quintic, steps, threads);
+    });
+}
+
 // Parameters are (values, momentum, size); layers (inverse, mean, root, row_square) and (weight, bias, matrices, rows,
 // inputs, input_block, output_block), weight and bias being places among the parameters; `numbers` steps, independent,
 // weight_norm, growth, radius. `settings` in the order of lnb::StepSettings.
@@ -435,6 +450,7 @@ PYBIND11_MODULE(_native_module, m) {
     m.def("cg_phase", &cg_phase);
     m.def("balanced_directions", &balanced_directions);
     m.def("spd_inverses", &spd_inverses);
+    m.def("newton_schulz_roots", &newton_schulz_roots);
     py::class_<lnb::StepTables>(m, "StepTables")
         .def(py::init(&step_tables))
         .def("average", &step_average)

@@ -14,7 +14,12 @@ from lnb_kernels.newton_schulz import reference
 
 _KERNELS = "lnb_kernels.newton_schulz.triton_kernel"
 _backend.register("newton_schulz", reference.newton_schulz, triton=f"{_KERNELS}:newton_schulz")
-_backend.register("newton_schulz_root", reference.newton_schulz_root, triton=f"{_KERNELS}:newton_schulz_root")
+_backend.register(
+    "newton_schulz_root",
+    reference.newton_schulz_root,
+    triton=f"{_KERNELS}:newton_schulz_root",
+    native="lnb_kernels.newton_schulz.native_kernel:newton_schulz_root",
+)
 
 
 @torch.library.custom_op("lnb_kernels::newton_schulz", mutates_args=())
