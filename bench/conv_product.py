@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lnb_kernels as lk
-from lnb.study.profiles import save_profile
+from lnb_bench.study.profiles import save_profile
 
 RIDGE = 0.1
 OURS, AUTODIFF, JAX, FROM_S, MAKING_S = "matrix-free", "torch jvp + vjp", "jax jvp + vjp", "S v, S given", "making S"

@@ -29,8 +29,8 @@ from torch import nn
 
 import lnb
 from lnb import update
-from lnb.study.memory import peak_bytes
-from lnb.study.profiles import PARTS, save_profile
+from lnb_bench.study.memory import peak_bytes
+from lnb_bench.study.profiles import PARTS, save_profile
 
 CYCLE = 10
 BASE = "AdamW fused"

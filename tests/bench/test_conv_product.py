@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lnb.study import CLOCKS, load_profile
+from lnb_bench.study import CLOCKS, load_profile
 
 HAS_JAX = importlib.util.find_spec("jax") is not None
 

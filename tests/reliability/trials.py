@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lnb.cli.app import app
-from lnb.training.checkpoint import load_checkpoint
+from lnb_bench.training.checkpoint import load_checkpoint
 
 # Neither needs a data folder. Both write a checkpoint every third step, so that kills fall into many of them.
 RUNS = {

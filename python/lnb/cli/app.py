@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from lnb.cli.errors import reported
-from lnb.cli.spec import RunSpec, parse_settings
-from lnb.training import MODELS, OPTIMIZERS, SCHEDULES, TASKS
+from lnb_bench.cli.spec import RunSpec, parse_settings
+from lnb_bench.training import MODELS, OPTIMIZERS, SCHEDULES, TASKS
 
 app = typer.Typer(
     name="lnb",
@@ -75,7 +75,7 @@ def bench(
     ] = "wall",
 ) -> None:
     """Run a study: tasks x optimizers x learning rates x seeds. Killed, it goes on where it was."""
-    from lnb.cli.bench import run_bench
+    from lnb_bench.cli.bench import run_bench
 
     run_bench(suite, out, data, (quick, full), (task, optimizer), threads, clock, Console())
 
@@ -93,7 +93,7 @@ def report(
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file too.")] = None,
 ) -> None:
     """Compare the finished runs of a study: one self-contained page, its pictures, and tables."""
-    from lnb.cli.bench import run_report
+    from lnb_bench.cli.bench import run_report
 
     run_report(suite, runs, out, (quick, full), profile or [], markdown, Console())
 
@@ -181,7 +181,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a network on real data, with live progress, metrics and checkpoints that survive a kill."""
-    from lnb.cli.train import run_training
+    from lnb_bench.cli.train import run_training
 
     with reported(ValueError):
         settings = parse_settings(set_ or [])

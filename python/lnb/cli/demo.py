@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lnb.cli.display import follow, progress
-from lnb.training import LoopConfig, OptimizerConfig, Record, TaskOptions, Trainer, make_task, train
+from lnb_bench.training import LoopConfig, OptimizerConfig, Record, TaskOptions, Trainer, make_task, train
 
 
 @dataclass(frozen=True)

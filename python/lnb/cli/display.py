@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lnb.training import Record
+from lnb_bench.training import Record
 
 
 def progress(console: Console) -> Progress:

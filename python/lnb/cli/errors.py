@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lnb.training import TrainingError
+from lnb_bench.training import TrainingError
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 

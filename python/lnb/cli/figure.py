@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lnb.training import TrainingError
-from lnb.training.drawing import pyplot
+from lnb_bench.training import TrainingError
+from lnb_bench.training.drawing import pyplot
 
 if TYPE_CHECKING:
     from lnb.cli.demo import Curve, Scene

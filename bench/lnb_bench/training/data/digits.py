@@ -1,0 +1,33 @@
+"""scikit-learn's handwritten digits: 1,797 real images that come with the package."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lnb_bench.training.data.splits import ImageSplit
+from lnb_bench.training.errors import DataError
+
+TEST_EXAMPLES = 360
+
+
+def load_digits(*, invert: bool = False) -> tuple[ImageSplit, ImageSplit]:
+    """Training (1,437) and test (360) images ``[N, 1, 8, 8]``, pixels in [0, 1] without standardisation.
+
+    The file has its writers in order, so that its last fifth, the test set, is by writers not seen in training.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise DataError("digits: the images come with scikit-learn; `pip install 'lnb-kernels[cli]'`") from error
+    bunch = datasets.load_digits()
+    images = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target.astype(np.uint8))
+    cut = len(images) - TEST_EXAMPLES
+    return (
+        ImageSplit(images[:cut], labels[:cut], white=16.0, invert=invert),
+        ImageSplit(images[cut:], labels[cut:], white=16.0, invert=invert),
+    )
