@@ -1,10 +1,8 @@
-"""What defines a training run: the options of ``lnb train`` as one record that is kept with the run."""
+"""What defines a training run: the options of ``lnb-bench train`` as one record that is kept with the run."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,31 +134,3 @@ class RunSpec:
         if steps >= 2**63:
             raise ValueError(f"epochs={self.epochs!r} makes more than 2**63 steps")
         return max(1, round(steps))
-
-
-def parse_settings(assignments: list[str]) -> dict[str, Any] | None:
-    """``["ridge=1.0", "solver=arrow"]`` as a dict; values are Python literals, or else strings. None for no settings.
-
-    Raises:
-        ValueError: one is no assignment.
-    """
-    settings: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"--set {assignment!r} must be NAME=VALUE, such as ridge=1.0")
-        settings[name] = _literal(text)
-        try:
-            json.dumps(settings[name])
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"--set {assignment!r}: the value must be made of numbers, texts, True, False, None, lists and dicts"
-            ) from error
-    return settings or None
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what literal_eval raises
-        return text

@@ -1,4 +1,4 @@
-"""``lnb train``: one run, live, kept on disk if asked, resumed after a kill."""
+"""``lnb-bench train``: one run, live, kept on disk if asked, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lnb.cli.display import figures, follow, line, progress
-from lnb.cli.errors import WRONG_USE, described_by, fail, out_of_memory, reported, unchecked_settings
+from lnb.cli.display import progress
+from lnb.cli.errors import WRONG_USE, fail, reported
+from lnb_bench.cli.display import figures, follow, line
+from lnb_bench.cli.errors import described_by, out_of_memory, unchecked_settings
 from lnb_bench.cli.spec import RunSpec
-from lnb_bench.training import Record, RunFolder, Trainer, train
+from lnb_bench.training import Record, RunFolder, Trainer, TrainingError, train
 from lnb_bench.training.lock import locked
 
 
@@ -31,7 +33,7 @@ def run_training(spec: RunSpec, out: Path | None, resume: bool, checkpoint_every
     if resume and not continuing and spec.task is None:
         raise fail(f"--resume: {out} holds no run to continue; to start one there, give --task", WRONG_USE)
     with ExitStack() as lock:
-        with reported(ValueError, TypeError):
+        with reported(TrainingError, ValueError, TypeError):
             if checkpoint_every < 1:
                 raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
             if folder is not None and continuing:
@@ -42,7 +44,7 @@ def run_training(spec: RunSpec, out: Path | None, resume: bool, checkpoint_every
             with out_of_memory(), described_by(folder.description if folder is not None and continuing else None):
                 task = spec.make_task()
                 trainer = Trainer(task, spec.optimizer_config(), spec.loop_config(task))
-        with reported(interrupted=_how_to_continue(out)), out_of_memory(), unchecked_settings(spec.settings):
+        with reported(TrainingError, interrupted=_how_to_continue(out)), out_of_memory(), unchecked_settings(spec.settings):
             if folder is not None and continuing:
                 folder.rewind(trainer)
                 folder.describe(spec.description())
@@ -76,4 +78,4 @@ def _show(trainer: Trainer, folder: RunFolder | None, checkpoint_every: int, con
 
 
 def _how_to_continue(out: Path | None) -> str:
-    return "interrupted" if out is None else f"interrupted; continue with: lnb train --resume --out {out}"
+    return "interrupted" if out is None else f"interrupted; continue with: lnb-bench train --resume --out {out}"

@@ -1,4 +1,4 @@
-"""``lnb bench`` and ``lnb report``: run a study with live progress, and look at it."""
+"""``lnb-bench run`` and ``lnb-bench report``: run a study with live progress, and look at it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from lnb_bench.study import (
     load_suite,
     run_suite,
 )
+from lnb_bench.training import TrainingError
 from lnb_bench.training.lock import locked
 
 
-def run_bench(
+def run_study(
     suite_file: Path,
     out: Path,
     data: Path | None,
@@ -38,7 +39,7 @@ def run_bench(
 ) -> None:
     """Make the runs of the suite that ``out`` does not hold yet."""
     again = f"interrupted; finished runs are kept in {out}: give the same command again to go on"
-    with reported(ValueError, TypeError, interrupted=again):
+    with reported(TrainingError, ValueError, TypeError, interrupted=again):
         clock_of(clock, threads)
         suite = load(suite_file, modes).only(*only)
         text = read_text(suite_file)
@@ -49,7 +50,7 @@ def run_bench(
             store.describe(text)
             last = _show(suite, store, data, clock, console)
             store.pack()
-        console.print(f"{last.done} runs in {out}; look at them with: lnb report {suite_file} {out} --out DIR")
+        console.print(f"{last.done} runs in {out}; look at them with: lnb-bench report {suite_file} {out} --out DIR")
 
 
 def _show(suite: Suite, store: Store, data: Path | None, clock: str, console: Console) -> Progress:
@@ -88,7 +89,7 @@ def run_report(
     from lnb_bench.study.markdown import write_markdown
     from lnb_bench.study.page import write_page
 
-    with reported(ValueError):
+    with reported(TrainingError, ValueError):
         suite = load(suite_file, modes)
         comparisons = compare(suite, Store(runs))
         found = Findings(tuple(comparisons), tuple(families(suite, comparisons)), tuple(map(load_profile, profiles)))
