@@ -44,7 +44,11 @@ def run_training(spec: RunSpec, out: Path | None, resume: bool, checkpoint_every
             with out_of_memory(), described_by(folder.description if folder is not None and continuing else None):
                 task = spec.make_task()
                 trainer = Trainer(task, spec.optimizer_config(), spec.loop_config(task))
-        with reported(TrainingError, interrupted=_how_to_continue(out)), out_of_memory(), unchecked_settings(spec.settings):
+        with (
+            reported(TrainingError, interrupted=_how_to_continue(out)),
+            out_of_memory(),
+            unchecked_settings(spec.settings),
+        ):
             if folder is not None and continuing:
                 folder.rewind(trainer)
                 folder.describe(spec.description())

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lnb.demo.problems import MATRIX_SHAPE, matrix_data
 from lnb_bench.training import data
 from lnb_bench.training.data import camvid
 from lnb_bench.training.data.splits import Split, VectorSplit
@@ -198,20 +198,13 @@ def _matrix_factorization(options: TaskOptions) -> Task:
     initial factors. After the experiment of arXiv:2502.01131, figure 1.
     """
     _choose(options, "matrix-factorization", ("factors",))
-    inputs, outputs, rows = 6, 10, 1000
     condition = options.take("condition", condition=1e5)["condition"]
     if not condition >= 1:
         raise ValueError(f"condition={condition!r} must be at least 1")
-    generator = torch.Generator().manual_seed(0)
-    left, right = (
-        torch.linalg.qr(torch.randn(n, inputs, dtype=torch.float64, generator=generator)).Q for n in (outputs, inputs)
-    )
-    exponents = torch.linspace(0, -1, inputs, dtype=torch.float64)
-    matrix = left * torch.as_tensor(condition, dtype=torch.float64) ** exponents @ right.T  # [outputs, inputs]
-    x = torch.randn(rows, inputs, dtype=torch.float64, generator=generator)
-    split = VectorSplit(x, x @ matrix.T)
+    outputs, inputs = MATRIX_SHAPE
+    split = VectorSplit(*matrix_data(condition))
     build = partial(Factors, inputs, outputs, **options.take("width", width=inputs))
-    return Task("matrix-factorization", split, split, build, LeastSquares(), batch_size=rows, steps=500)
+    return Task("matrix-factorization", split, split, build, LeastSquares(), batch_size=len(split), steps=500)
 
 
 TASKS: dict[str, Callable[[TaskOptions], Task]] = {

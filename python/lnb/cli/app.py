@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 
 from lnb.cli.errors import CommandError, reported
-from lnb.cli.settings import parse_settings
+from lnb.config import DEFAULT_LR
 
 app = typer.Typer(
     name="lnb",
-    help="Linear Neuron Boosting: see what it does for a model, and what it does here.",
+    help="Linear Neuron Boosting: see what it does for a model, and how it compares with AdamW.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,7 +34,7 @@ def main(
         bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Linear Neuron Boosting: see what it does for a model, and what it does here."""
+    """Linear Neuron Boosting: see what it does for a model, and how it compares with AdamW."""
 
 
 @app.command()
@@ -47,6 +47,35 @@ def demo(
 
     with reported(CommandError):
         run_demo(out, seed, Console())
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="MODULE:FUNCTION, which makes the model, such as my_package.models:build; or a class."
+        ),
+    ],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(DEFAULT_LR)}.")] = "fast",
+    input_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="What the model is called with, to predict times: a shape, such as 8,3,32,32 or 8,128:int64, for every "
+            "positional argument; or MODULE:FUNCTION, which returns an argument, a tuple of them, or a dict of named ones.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A further setting, NAME=VALUE, such as max_overhead=0.05; repeatable."),
+    ] = None,
+) -> None:
+    """Which metric every parameter of a model gets, what a step does for each layer, and what that costs."""
+    from lnb.cli.plan import run_plan
+
+    with reported(CommandError, ValueError, TypeError):
+        run_plan(model, preset, input_ or [], set_ or [])
 
 
 @app.command()

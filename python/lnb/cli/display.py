@@ -5,8 +5,6 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lnb_bench.training import Record
-
 
 def progress(console: Console) -> Progress:
     """A progress display: name, bar, steps, latest figures, time spent and left."""

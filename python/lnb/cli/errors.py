@@ -9,8 +9,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lnb_bench.training import TrainingError
-
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 
@@ -19,9 +17,7 @@ class CommandError(Exception):
 
 
 @contextmanager
-def reported(
-    failure: type[Exception], *wrong_use: type[Exception], interrupted: str = "interrupted"
-) -> Iterator[None]:
+def reported(failure: type[Exception], *wrong_use: type[Exception], interrupted: str = "interrupted") -> Iterator[None]:
     """Turn the exceptions ``failure`` into exit code 1, and the exceptions ``wrong_use`` into exit code 2.
 
     Args:

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from lnb_bench.training import CheckpointError, LoopConfig, OptimizerConfig, RunFolder, Task, Trainer, TrainingError, train
+from lnb_bench.training import (
+    CheckpointError,
+    LoopConfig,
+    OptimizerConfig,
+    RunFolder,
+    Task,
+    Trainer,
+    TrainingError,
+    train,
+)
 from lnb_bench.training.checkpoint import load_checkpoint, save_checkpoint
 from lnb_bench.training.files import write_atomically
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-
+from lnb.demo.problems import TEST_DIGITS, digit_images
 from lnb_bench.training.data.splits import ImageSplit
 from lnb_bench.training.errors import DataError
-
-TEST_EXAMPLES = 360
 
 
 def load_digits(*, invert: bool = False) -> tuple[ImageSplit, ImageSplit]:
@@ -20,13 +16,10 @@ def load_digits(*, invert: bool = False) -> tuple[ImageSplit, ImageSplit]:
         DataError: scikit-learn is not installed.
     """
     try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise DataError("digits: the images come with scikit-learn; `pip install 'lnb-kernels[cli]'`") from error
-    bunch = datasets.load_digits()
-    images = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
-    labels = torch.from_numpy(bunch.target.astype(np.uint8))
-    cut = len(images) - TEST_EXAMPLES
+        images, labels = digit_images()
+    except ModuleNotFoundError as error:
+        raise DataError("digits: the images come with scikit-learn; `pip install scikit-learn`") from error
+    cut = len(images) - TEST_DIGITS
     return (
         ImageSplit(images[:cut], labels[:cut], white=16.0, invert=invert),
         ImageSplit(images[cut:], labels[cut:], white=16.0, invert=invert),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lnb_bench.training import TrainingError
-from lnb_bench.training.drawing import pyplot
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from lnb.cli.demo import Curve, Scene
+from lnb.cli.errors import CommandError
+from lnb.demo.comparison import Curve, Scene
 
 COLOURS = {"LNB": "#c2410c", "LNB (paper)": "#d97706", "AdamW": "#1d4ed8"}
 INK, FAINT = "#1f2937", "#9ca3af"
@@ -22,32 +21,29 @@ def check_writable(out: Path) -> None:
     """Require, before minutes are spent, that the picture ``out`` can be written.
 
     Raises:
-        TrainingError: its folder does not exist or is read-only, or its format is unknown, or matplotlib is missing.
+        CommandError: its folder does not exist or is read-only, or its format is unknown.
     """
-    figure = pyplot().figure()
-    formats = figure.canvas.get_supported_filetypes()
-    pyplot().close(figure)
+    formats = Figure().canvas.get_supported_filetypes()
     if out.suffix.lstrip(".").lower() not in formats:
-        raise TrainingError(f"{out}: not a picture format that matplotlib writes; use for example {out.stem}.png")
+        raise CommandError(f"{out}: not a picture format that matplotlib writes; use for example {out.stem}.png")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise TrainingError(f"{out}: the folder {out.parent} does not exist or cannot be written; choose another --out")
+        raise CommandError(f"{out}: the folder {out.parent} does not exist or cannot be written; choose another --out")
 
 
 def draw(out: Path, scenes: Sequence[Scene], curves: dict[str, list[Curve]]) -> None:
     """Write the picture ``out``: metric over optimizer steps, one panel per scene.
 
     Raises:
-        TrainingError: it cannot be written.
+        CommandError: it cannot be written.
     """
-    figure, panels = pyplot().subplots(1, len(scenes), figsize=(4.0 * len(scenes), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.0 * len(scenes), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(scenes))
     for panel, scene in zip(panels, scenes, strict=True):
         _draw_panel(panel, scene, curves[scene.title])
     try:
         figure.savefig(out, dpi=160, facecolor="white")
     except OSError as error:
-        raise TrainingError(f"{out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        pyplot().close(figure)
+        raise CommandError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def _draw_panel(panel: Any, scene: Scene, curves: list[Curve]) -> None:
