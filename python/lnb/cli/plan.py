@@ -47,7 +47,7 @@ def run_plan(model: str, preset: str, inputs: list[str], assignments: list[str])
         if not losses:
             raise CommandError(f"{shown} returned {type(outputs).__name__} without a tensor that has a gradient")
         with explained(f"{shown} in its backward pass and step"):
-            torch.stack([loss.to(losses[0].device) for loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack([loss.to(losses[0].device) for loss in losses]).sum().backward()
             optimizer.step()
     typer.echo(optimizer.plan())
     if not inputs:

@@ -81,7 +81,7 @@ def matrix_data(condition: float) -> tuple[Tensor, Tensor]:
     ``A`` has random orthonormal singular vectors and singular values that fall geometrically from 1 to ``1 / condition``;
     ``x`` is standard normal. After the experiment of arXiv:2502.01131, figure 1.
     """
-    outputs, inputs = MATRIX_SHAPE
+    inputs = MATRIX_SHAPE[1]
     generator = torch.Generator().manual_seed(0)
     left, right = (
         torch.linalg.qr(torch.randn(n, inputs, dtype=torch.float64, generator=generator)).Q for n in MATRIX_SHAPE
@@ -114,7 +114,7 @@ def factorization() -> Problem:
 
 
 def _glorot(module: nn.Module) -> None:
-    """Draw the weight of a linear layer Glorot-normal and set its bias to zero, as in the author's public setting of arXiv:2502.01131."""
+    """Draw a linear layer's weight Glorot-normal and set its bias to zero: the author's public setting of arXiv:2502.01131."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_normal_(module.weight)
         if module.bias is not None:
