@@ -238,7 +238,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     with_jax = importlib.util.find_spec("jax") is not None
     if not with_jax:
-        print("NO JAX: the outside reference is missing from every row; pip install 'lnb-kernels[jax]'", flush=True)
+        print("NO JAX: the outside reference is missing from every row; pip install './bench[jax]'", flush=True)
     torch.manual_seed(0)
     model, batch = models.unet()
     results = measure(model, batch, arguments.rounds, clock, with_jax)

@@ -17,7 +17,7 @@ from lnb_bench.training.files import write_atomically
 
 def markdown(findings: Findings, folder: str) -> str:
     """The whole document; the pictures that it shows are in ``folder``."""
-    lines = ["# Results", "", "Made from the data by `lnb report`; do not edit.", ""]
+    lines = ["# Results", "", "Made from the data by `lnb-bench report`; do not edit.", ""]
     for section in sections(findings):
         lines += _section(section, folder)
     return "\n".join(lines)

@@ -108,7 +108,7 @@ def compare(suite: Suite, store: Store) -> list[Comparison]:
     comparisons = [comparison for task in suite.tasks if (comparison := _compare_task(suite, store, task)) is not None]
     if not comparisons:
         raise TrainingError(
-            f"{store.path}: no task of the suite {suite.name!r} is finished there; run `lnb bench` with the same suite, "
+            f"{store.path}: no task of the suite {suite.name!r} is finished there; run `lnb-bench run` with the same suite, "
             f"the same --quick or --full, and this folder as --out"
         )
     return comparisons

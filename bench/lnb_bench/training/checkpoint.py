@@ -48,7 +48,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from error
     if not content.startswith(MAGIC):
-        raise CheckpointError(f"{path}: not a checkpoint of `lnb train` (or of another version of it)")
+        raise CheckpointError(f"{path}: not a checkpoint of `lnb-bench train` (or of another version of it)")
     header = len(MAGIC) + DIGEST_BYTES
     if hashlib.sha256(content[header:]).digest() != content[len(MAGIC) : header]:
         raise CheckpointError(

@@ -98,7 +98,7 @@ def load_peer(name: str) -> Any:
     except ModuleNotFoundError as error:
         raise PeerError(
             f"optimizer {name!r} needs the package {error.name!r}, which is not installed: pip install "
-            f"'lnb-kernels[peers]', or leave {name!r} out"
+            f"'./bench[peers]', or leave {name!r} out"
         ) from error
     except Exception as error:  # another package's import can raise anything
         raise PeerError(

@@ -1,4 +1,4 @@
-"""``lnb train --resume`` on run folders that somebody changed: an error that names what is wrong, and nothing is lost."""
+"""``lnb-bench train --resume`` on run folders that somebody changed: an error that names what is wrong, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from killing import kill_once
 from typer.testing import CliRunner
 
-from lnb.cli.app import app
+from lnb_bench.cli.app import app
 from lnb_bench.training.checkpoint import load_checkpoint, save_checkpoint
 from lnb_bench.training.lock import locked
 
@@ -230,7 +230,7 @@ def test_two_processes_do_not_share_a_folder(run: Path) -> None:
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
-    code = "import sys, time, pathlib, lnb_bench.training.lock as lock\nwith lock.locked(pathlib.Path(sys.argv[1])): time.sleep(99)"
+    code = "import sys, time, pathlib\nfrom lnb_bench.training.lock import locked\nwith locked(pathlib.Path(sys.argv[1])): time.sleep(99)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     kill_once((tmp_path / ".lnb.holder").exists, process, 60)
     assert (tmp_path / ".lnb.holder").read_text() == f"{process.pid}\n"

@@ -21,7 +21,7 @@ from damage import change_leaf, damage
 from small_study import PROFILES, SUITE
 from typer.testing import CliRunner, Result
 
-from lnb.cli.app import app
+from lnb_bench.cli.app import app
 from lnb_bench.study.profiles import save_profile
 from lnb_bench.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -120,7 +120,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of two runs in ``runs``, its suite, and profiles."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "small.toml").write_text(SUITE)
-    assert invoke("setup", "bench", folder / "small.toml", "--quick", "--out", folder / "runs").exit_code == 0
+    assert invoke("setup", "run", folder / "small.toml", "--quick", "--out", folder / "runs").exit_code == 0
     for kind, results in PROFILES.items():
         save_profile(folder / f"{kind}.json", kind, "A made-up model", results)
     return folder
@@ -141,7 +141,7 @@ def test_benching_on_damaged_studies(study: Path, tmp_path: Path) -> None:
         names = ["small.toml", "runs/results.jsonl", "runs/cells/*.json", "runs/suite.toml"]
         case, copy = damaged_study(study, tmp_path / str(seed), draw, names)
         options = ("--quick", "--out", copy / "runs", "--task", "digits")
-        invoke(f"seed {seed}, {case}", "bench", copy / "small.toml", *options)
+        invoke(f"seed {seed}, {case}", "run", copy / "small.toml", *options)
         shutil.rmtree(copy)
 
 
@@ -209,5 +209,5 @@ def test_folders_that_cannot_be(out: str, tmp_path: Path) -> None:
         result = invoke(out, "train", "--task", "digits", "--steps", 2, "--out", tmp_path / out, *more)
         assert result.exit_code == 1
     (tmp_path / "small.toml").write_text(SUITE)
-    for command in (("bench", tmp_path / "small.toml"), ("report", tmp_path / "small.toml", tmp_path)):
+    for command in (("run", tmp_path / "small.toml"), ("report", tmp_path / "small.toml", tmp_path)):
         assert invoke(out, *command, "--quick", "--out", tmp_path / out).exit_code == 1

@@ -1,4 +1,4 @@
-"""``lnb train`` through its command line: what it keeps, what it refuses, and that a kill costs nothing."""
+"""``lnb-bench train`` through its command line: what it keeps, what it refuses, and that a kill costs nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from killing import kill_once
 from typer.testing import CliRunner
 
-from lnb.cli.app import app
+from lnb_bench.cli.app import app
 from lnb_bench.training.checkpoint import load_checkpoint
 
 
@@ -159,7 +159,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, optimizer: str) -> Non
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
     def command(out: Path, *more: str) -> list[str]:
-        return [sys.executable, "-m", "lnb", *more, "--out", str(out)]
+        return [sys.executable, "-m", "lnb_bench", *more, "--out", str(out)]
 
     subprocess.run(command(whole, *options), env=environment, check=True, capture_output=True, timeout=120)
     process = subprocess.Popen(

@@ -14,7 +14,7 @@ import pytest
 from small_study import PROFILES, SUITE
 from typer.testing import CliRunner
 
-from lnb.cli.app import app
+from lnb_bench.cli.app import app
 from lnb_bench.study import Findings, Store, SuiteError, compare, families, load_profile, load_suite
 from lnb_bench.study.markdown import markdown
 from lnb_bench.study.profiles import save_profile
@@ -33,7 +33,7 @@ def invoke(*arguments: object, code: int = 0) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.toml").write_text(SUITE)
-    invoke("bench", folder / "small.toml", "--quick", "--out", folder / "runs")
+    invoke("run", folder / "small.toml", "--quick", "--out", folder / "runs")
     return folder
 
 
@@ -75,7 +75,7 @@ def test_entries_of_the_wrong_kind(tmp_path: Path, old: str, new: str, message: 
     file.write_text(SUITE.replace(old, new, 1))
     with pytest.raises(SuiteError, match=rf"small\.toml: .*{message}"):
         load_suite(file, "quick")
-    assert "error: " in invoke("bench", file, "--quick", "--out", tmp_path / "runs", code=1)
+    assert "error: " in invoke("run", file, "--quick", "--out", tmp_path / "runs", code=1)
     assert not (tmp_path / "runs").exists()
 
 
@@ -126,7 +126,7 @@ def test_a_kept_run_that_was_changed(study: Path, change: Callable[[Any], object
     change(raw)
     file.write_text(json.dumps(raw))
     for command in (
-        ("bench", study / "small.toml", "--quick", "--out", study / "runs"),
+        ("run", study / "small.toml", "--quick", "--out", study / "runs"),
         ("report", study / "small.toml", study / "runs", "--quick", "--out", study / "page"),
     ):
         output = invoke(*command, code=1)
@@ -165,14 +165,14 @@ def test_something_else_in_place_of_results(study: Path, name: str, kind: str) -
         shutil.rmtree(study / "runs" / "cells")
     file.unlink()
     os.mkfifo(file) if kind == "fifo" else file.mkdir()
-    output = invoke("bench", study / "small.toml", "--quick", "--out", study / "runs", code=1)
+    output = invoke("run", study / "small.toml", "--quick", "--out", study / "runs", code=1)
     assert f"{file}: " in output
     assert "it is not a regular file" in output
 
 
 def test_two_processes_do_not_share_a_study(study: Path) -> None:
     with locked(study / "runs"):
-        output = invoke("bench", study / "small.toml", "--quick", "--out", study / "runs", code=1)
+        output = invoke("run", study / "small.toml", "--quick", "--out", study / "runs", code=1)
         assert f"{study / 'runs'}: another process (pid {os.getpid()}) works in this folder" in output
         invoke("report", study / "small.toml", study / "runs", "--quick", "--out", study / "page")  # which only reads
 
@@ -197,7 +197,7 @@ def test_a_note_in_markdown_is_no_html(study: Path) -> None:
         .replace("steps = 24", "steps = 12")
     )
     (study / "small.toml").write_text(text)
-    invoke("bench", study / "small.toml", "--out", study / "runs")
+    invoke("run", study / "small.toml", "--out", study / "runs")
     invoke("report", study / "small.toml", study / "runs", "--out", study / "page", "--markdown", study / "page.md")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in (study / "page.md").read_text()
     assert "<script" not in (study / "page.md").read_text() + (study / "page" / "index.html").read_text()

@@ -10,7 +10,7 @@ from lnb_bench.study import Findings, Store, Suite, compare, families, load_prof
 from lnb_bench.study.markdown import markdown
 from lnb_bench.study.profiles import KINDS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = {"study": "results", "condition": "results-condition", "peers": "results-peers"}
 
 

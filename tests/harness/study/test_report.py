@@ -12,7 +12,7 @@ import pytest
 from small_study import PROFILES, SUITE
 from typer.testing import CliRunner
 
-from lnb.cli.app import app
+from lnb_bench.cli.app import app
 from lnb_bench.study import Findings, Store, compare, load_suite
 from lnb_bench.study.markdown import write_markdown
 from lnb_bench.study.profiles import save_profile
@@ -31,7 +31,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, results in PROFILES.items():
         save_profile(folder / f"{kind}.json", kind, "A made-up model", results, jax="0")
     for arguments in (
-        ["bench", folder / "small.toml", "--out", folder / "runs"],
+        ["run", folder / "small.toml", "--out", folder / "runs"],
         [
             "report",
             folder / "small.toml",
@@ -152,7 +152,7 @@ frame.onload = () => {
 
 
 @pytest.mark.skipif(
-    BROWSER is None, reason="NO CHROMIUM: the page is not seen in a browser; tests/study/install_browser.sh"
+    BROWSER is None, reason="NO CHROMIUM: the page is not seen in a browser; tests/harness/study/install_browser.sh"
 )
 @pytest.mark.parametrize("dark", [False, True])
 def test_in_a_browser_as_wide_as_a_phone(report: Path, tmp_path: Path, dark: bool) -> None:

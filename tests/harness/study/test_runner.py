@@ -20,8 +20,9 @@ from killing import kill_once
 from typer.testing import CliRunner
 
 import lnb
+import lnb_bench
 import lnb_kernels
-from lnb.cli.app import app
+from lnb_bench.cli.app import app
 from lnb_bench.cli.bench import duration
 from lnb_bench.study import Cell, Outcome, Store, Suite, compare, load_suite, run_suite, runner
 from lnb_bench.study.environment import environment
@@ -46,8 +47,8 @@ def invoke(*arguments: object, code: int = 0) -> str:
 
 def test_a_killed_study_goes_on_and_repeats_nothing(suite_file: Path, tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    command = [sys.executable, "-m", "lnb", "bench", str(suite_file), "--out", str(killed), "--threads", "1"]
-    packages = [str(Path(package.__file__).parents[1]) for package in (lnb, lnb_kernels)]  # the ones under test here
+    command = [sys.executable, "-m", "lnb_bench", "run", str(suite_file), "--out", str(killed), "--threads", "1"]
+    packages = [str(Path(package.__file__).parents[1]) for package in (lnb, lnb_bench, lnb_kernels)]  # the ones under test here
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(packages)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, cwd=tmp_path)
     kill_once(lambda: len(list((killed / "cells").glob("*.json"))) >= 3, process, 300)
@@ -57,8 +58,8 @@ def test_a_killed_study_goes_on_and_repeats_nothing(suite_file: Path, tmp_path: 
 
     threads = torch.get_num_threads()
     try:
-        assert "13 runs in" in invoke("bench", suite_file, "--out", killed, "--threads", 1)
-        invoke("bench", suite_file, "--out", whole, "--threads", 1)
+        assert "13 runs in" in invoke("run", suite_file, "--out", killed, "--threads", 1)
+        invoke("run", suite_file, "--out", whole, "--threads", 1)
     finally:
         torch.set_num_threads(threads)
     assert {file: file.stat().st_mtime_ns for file in before} == before
@@ -164,7 +165,7 @@ def test_one_file_of_lines_is_enough_for_a_report(suite_file: Path, tmp_path: Pa
 
 
 def test_the_finished_study_is_packed(suite_file: Path, tmp_path: Path) -> None:
-    invoke("bench", suite_file, "--quick", "--out", tmp_path / "runs")
+    invoke("run", suite_file, "--quick", "--out", tmp_path / "runs")
     assert len((tmp_path / "runs" / "results.jsonl").read_text().splitlines()) == 2
 
 
@@ -173,7 +174,7 @@ def test_clocks(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     seen = list(run_suite(quick(suite_file), Store(tmp_path / "runs"), clock="cpu"))
     assert [p.outcome.environment["clock"] for p in seen] == ["cpu", "cpu"]
     assert [p.outcome.records[-1].seconds for p in seen] == [12, 12]
-    bench = ("bench", suite_file, "--quick", "--out", tmp_path / "runs")
+    bench = ("run", suite_file, "--quick", "--out", tmp_path / "runs")
     assert "give --threads 1 too" in invoke(*bench, "--clock", "cpu", code=2)
     assert "--clock sun: must be one of wall, cpu" in invoke(*bench, "--clock", "sun", code=2)
 
@@ -206,7 +207,7 @@ def test_damaged_data_keep_what_is_finished(suite_file: Path, tmp_path: Path) ->
     (tmp_path / "data" / "camvid_train.npz").write_bytes(b"PK not an archive")
     text = suite_file.read_text().split("[tasks.matrix]")[0] + "[tasks.camvid]\nsteps = 2\nevaluations = 1\n"
     suite_file.write_text(text)
-    output = invoke("bench", suite_file, "--out", tmp_path / "runs", "--data", tmp_path / "data", code=1)
+    output = invoke("run", suite_file, "--out", tmp_path / "runs", "--data", tmp_path / "data", code=1)
     assert "camvid_train.npz" in output
     assert "error:" in output
     assert len(series(tmp_path / "runs")) == 6  # every run of the task before
@@ -247,7 +248,7 @@ def test_a_damaged_result_is_named(suite_file: Path, tmp_path: Path) -> None:
     list(run_suite(suite, store))
     file = store.file(suite.tuning_cells(suite.tasks[0])[0])
     file.write_text(file.read_text()[:-9])
-    output = invoke("bench", suite_file, "--quick", "--out", store.path, code=1)
+    output = invoke("run", suite_file, "--quick", "--out", store.path, code=1)
     assert f"{file.name}: damaged" in output.replace(" ", "").replace("damaged", " damaged")
     assert "remove it, and the run is made again" in output
 
@@ -256,13 +257,13 @@ def test_peers_that_are_missing_or_broken(suite_file: Path, tmp_path: Path, monk
     suite_file.write_text(suite_file.read_text().replace("[optimizers.lnb]", "[optimizers.soap]"))
     soap = peers.PEERS["soap"]
     monkeypatch.setitem(peers.PEERS, "soap", dataclasses.replace(soap, package="no_such_package_of_peers"))
-    output = invoke("bench", suite_file, "--out", tmp_path / "runs", code=1)
+    output = invoke("run", suite_file, "--out", tmp_path / "runs", code=1)
     assert "optimizer 'soap' needs the package 'no_such_package_of_peers'" in output
-    assert "pip install 'lnb-kernels[peers]'" in output
+    assert "pip install './bench[peers]'" in output
     (tmp_path / "broken_peers.py").write_text("raise OSError('libpeer.so is missing')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(peers.PEERS, "soap", dataclasses.replace(soap, package="broken_peers"))
-    output = invoke("bench", suite_file, "--out", tmp_path / "runs", code=1)
+    output = invoke("run", suite_file, "--out", tmp_path / "runs", code=1)
     assert "importing broken_peers failed (OSError: libpeer.so is missing)" in output
     assert not (tmp_path / "runs" / "cells").exists()
 
@@ -289,7 +290,7 @@ def test_missing_data_and_wrong_use(suite_file: Path, tmp_path: Path) -> None:
     text = suite_file.read_text().replace("[tasks.digits]\noptions = { width = 16 }", "[tasks.camvid]")
     suite_file.write_text(text.replace('["digits", "matrix"]', '["camvid", "matrix"]'))
     (tmp_path / "empty").mkdir()
-    arguments = ("bench", suite_file, "--out", tmp_path / "runs", "--data", tmp_path / "empty")
+    arguments = ("run", suite_file, "--out", tmp_path / "runs", "--data", tmp_path / "empty")
     assert "camvid_train.npz: no such file" in invoke(*arguments, code=1)
     assert "exclude each other" in invoke(*arguments, "--quick", "--full", code=2)
     assert "'mnits' must be one of camvid, matrix" in invoke(*arguments, "--task", "mnits", code=1)

@@ -9,7 +9,7 @@ import pytest
 
 from lnb_bench.study import SuiteError, load_suite
 
-SUITES = Path(__file__).resolve().parents[2] / "bench" / "suites"
+SUITES = Path(__file__).resolve().parents[3] / "bench" / "suites"
 
 
 def test_cells_of_a_suite(suite_file: Path) -> None:

@@ -18,7 +18,7 @@ from lnb_bench.training.objectives import LeastSquares
 def real_data() -> Path:
     """The folder of the real data sets."""
     named = os.environ.get("LNB_DATA")
-    folder = Path(named) if named else Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(named) if named else Path(__file__).resolve().parents[4] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"NO REAL DATA: LNB_DATA is not set and {folder} does not exist; the readers stay untested on it")
     return folder
