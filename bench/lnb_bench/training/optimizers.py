@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+import lnb
+from lnb.cli.settings import with_dtypes
 from lnb_bench.training.errors import TrainingError
 from lnb_bench.training.peers import PEERS, load_peer
 from lnb_bench.training.state_check import check_moments
@@ -174,13 +176,7 @@ def _with_decay(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def _lnb(config: OptimizerConfig, model: nn.Module, preset: str) -> list[Optimizer]:
-    import lnb
-
-    settings = _with_decay(config)
-    dtype = settings.get("moment_dtype")
-    if isinstance(dtype, str):  # a command line and a TOML file have no dtypes
-        settings["moment_dtype"] = getattr(torch, dtype.removeprefix("torch."), dtype)
-    return [lnb.LNB(model, preset=preset, **settings)]
+    return [lnb.LNB(model, preset=preset, **with_dtypes(_with_decay(config)))]
 
 
 def _adamw(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:

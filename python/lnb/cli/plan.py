@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import typer
 from torch import Tensor, nn
 
 from lnb.cli.errors import CommandError
-from lnb.cli.settings import parse_settings
+from lnb.cli.settings import parse_settings, with_dtypes
 from lnb.cli.user_code import call, explained, load
 from lnb.optimizer import LNB
 
@@ -31,7 +32,7 @@ def run_plan(model: str, preset: str, inputs: list[str], assignments: list[str])
         TypeError: a setting has the wrong type, or does not exist.
         CommandError: the user's code raises an exception.
     """
-    settings = parse_settings(assignments) or {}
+    settings = with_dtypes(parse_settings(assignments) or {})
     network = _network(model)
     positional, named = _arguments(inputs, network)
     shown = f"MODEL {model!r}, called with {', '.join(f'--input {text}' for text in inputs)},"
@@ -39,19 +40,26 @@ def run_plan(model: str, preset: str, inputs: list[str], assignments: list[str])
         with explained(shown, _REMEDY), torch.no_grad():
             network(*positional, **named)
     optimizer = LNB(network, preset=preset, **settings)
-    typer.echo(f"{optimizer.coverage()}\n")
     if inputs:
         with explained(shown, _REMEDY):
             outputs = network(*positional, **named)
             losses = [tensor.float().square().mean() for tensor in _tensors(outputs) if tensor.requires_grad]
         if not losses:
-            raise CommandError(f"{shown} returned {type(outputs).__name__} without a tensor that has a gradient")
-        with explained(f"{shown} in its backward pass and step"):
+            raise CommandError(
+                f"{shown} returned {type(outputs).__name__} without a floating-point tensor that depends on a parameter; give a "
+                f"model whose parameters are not all frozen, or leave --input out"
+            )
+        with explained(f"{shown} in its backward pass"):
             torch.stack([loss.to(losses[0].device) for loss in losses]).sum().backward()
+        with warnings.catch_warnings(record=True) as caught:
             optimizer.step()
-    typer.echo(optimizer.plan())
+        for warning in caught:
+            typer.echo(f"warning: {warning.message}", err=True)
+    typer.echo(f"{optimizer.coverage()}\n\n{optimizer.plan()}")
     if not inputs:
-        typer.echo("to see them here, give --input: the shape that the model is called with, such as --input 8,3,32,32")
+        typer.echo(
+            "to have them predicted here, give --input, such as --input 8,3,32,32: what the model is called with"
+        )
 
 
 _REMEDY = "give as --input what its forward takes"
@@ -61,7 +69,9 @@ def _network(text: str) -> nn.Module:
     found = load("MODEL", text)
     network = found if isinstance(found, nn.Module) else call("MODEL", text, found)
     if not isinstance(network, nn.Module):
-        raise ValueError(f"MODEL {text!r} returned a {type(network).__name__}; it must return a torch.nn.Module")
+        raise ValueError(
+            f"MODEL {text!r} returned an object of type {type(network).__name__}; it must return a torch.nn.Module"
+        )
     return network
 
 

@@ -6,6 +6,8 @@ import ast
 import json
 from typing import Any
 
+import torch
+
 
 def parse_settings(assignments: list[str]) -> dict[str, Any] | None:
     """``["ridge=1.0", "solver=arrow"]`` as a dict; values are Python literals, or else strings. None for no settings.
@@ -26,6 +28,14 @@ def parse_settings(assignments: list[str]) -> dict[str, Any] | None:
                 f"--set {assignment!r}: the value must be made of numbers, texts, True, False, None, lists and dicts"
             ) from error
     return settings or None
+
+
+def with_dtypes(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of ``lnb.LNB`` with a dtype in place of its name: a command line and a TOML file have no dtypes."""
+    name = settings.get("moment_dtype")
+    if not isinstance(name, str):
+        return settings
+    return {**settings, "moment_dtype": getattr(torch, name.removeprefix("torch."), name)}
 
 
 def _literal(text: str) -> Any:

@@ -69,7 +69,7 @@ def call(option: str, text: str, function: Any) -> Any:
         CommandError: it raises an exception.
     """
     if not callable(function):
-        raise ValueError(f"{option} {text!r} is a {type(function).__name__}; it must be a function or a class")
+        raise ValueError(f"{option} {text!r} is of type {type(function).__name__}; it must be a function or a class")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in functions have none

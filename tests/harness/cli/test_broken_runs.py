@@ -230,7 +230,10 @@ def test_two_processes_do_not_share_a_folder(run: Path) -> None:
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
-    code = "import sys, time, pathlib\nfrom lnb_bench.training.lock import locked\nwith locked(pathlib.Path(sys.argv[1])): time.sleep(99)"
+    code = (
+        "import sys, time, pathlib\nfrom lnb_bench.training.lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): time.sleep(99)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     kill_once((tmp_path / ".lnb.holder").exists, process, 60)
     assert (tmp_path / ".lnb.holder").read_text() == f"{process.pid}\n"

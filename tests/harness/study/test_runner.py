@@ -48,7 +48,9 @@ def invoke(*arguments: object, code: int = 0) -> str:
 def test_a_killed_study_goes_on_and_repeats_nothing(suite_file: Path, tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "lnb_bench", "run", str(suite_file), "--out", str(killed), "--threads", "1"]
-    packages = [str(Path(package.__file__).parents[1]) for package in (lnb, lnb_bench, lnb_kernels)]  # the ones under test here
+    packages = [
+        str(Path(package.__file__).parents[1]) for package in (lnb, lnb_bench, lnb_kernels)
+    ]  # the ones under test here
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(packages)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, cwd=tmp_path)
     kill_once(lambda: len(list((killed / "cells").glob("*.json"))) >= 3, process, 300)
