@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import lnb
-from lnb_bench.training.batches import Batcher
+from lnb.demo.batches import Batcher
 from lnb_bench.training.tasks import make_task
 
 

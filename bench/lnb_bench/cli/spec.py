@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lnb.demo.batches import Batcher
 from lnb_bench.training import LoopConfig, OptimizerConfig, Task, TaskOptions, TrainingError, make_task
-from lnb_bench.training.batches import Batcher
 from lnb_bench.training.records import shortened
 from lnb_bench.training.run_folder import CHANGEABLE, LENGTH
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lnb_bench.training.batches import Batcher
+from lnb.demo.batches import Batcher
 from lnb_bench.training.errors import CheckpointError, Diverged
 from lnb_bench.training.optimizers import OptimizerConfig, build_optimizer
 from lnb_bench.training.records import Record

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lnb.demo.batches import Batcher
 from lnb.demo.problems import Problem, digits, factorization
 from lnb.optimizer import LNB
 
@@ -103,7 +104,8 @@ def run(scene: Scene, problem: Problem, optimizer: str, seed: int) -> Iterator[t
     stepper = _optimizer(scene.task, optimizer, model)
     schedule = LambdaLR(stepper, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, scene.steps) / scene.steps)))
     curve = Curve(NAMES[optimizer], problem.metric, problem.higher_is_better)
-    batches = _batches(problem, seed)
+    x, y = problem.train
+    batcher = Batcher(len(x), problem.batch_size, seed)
     for step in range(scene.steps + 1):
         if step % scene.evaluate_every == 0 or step == scene.steps:
             curve.steps.append(step)
@@ -111,9 +113,9 @@ def run(scene: Scene, problem: Problem, optimizer: str, seed: int) -> Iterator[t
             yield step, curve
         if step < scene.steps:
             started = time.perf_counter()
-            x, y = next(batches)
+            rows = batcher.indices(step)
             stepper.zero_grad()
-            problem.loss(model(x), y).backward()
+            problem.loss(model(x[rows]), y[rows]).backward()
             stepper.step()
             schedule.step()
             curve.seconds += time.perf_counter() - started
@@ -122,16 +124,6 @@ def run(scene: Scene, problem: Problem, optimizer: str, seed: int) -> Iterator[t
 def _optimizer(task: str, name: str, model: nn.Module) -> Optimizer:
     lr = RATES[task, name]
     return AdamW(model.parameters(), lr) if name == "adamw" else LNB(model, lr, PRESETS[task, name])
-
-
-def _batches(problem: Problem, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches without end; what does not fill a batch at the end of an epoch is left out."""
-    x, y = problem.train
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        for rows in torch.randperm(len(x), generator=generator).split(problem.batch_size):
-            if len(rows) == problem.batch_size:
-                yield x[rows], y[rows]
 
 
 @torch.no_grad()

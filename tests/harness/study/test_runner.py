@@ -23,7 +23,7 @@ import lnb
 import lnb_bench
 import lnb_kernels
 from lnb_bench.cli.app import app
-from lnb_bench.cli.bench import duration
+from lnb_bench.cli.study import duration
 from lnb_bench.study import Cell, Outcome, Store, Suite, compare, load_suite, run_suite, runner
 from lnb_bench.study.environment import environment
 from lnb_bench.study.memory import peak_bytes

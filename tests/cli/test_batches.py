@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lnb_bench.training.batches import Batcher
+from lnb.demo.batches import Batcher
 
 
 def test_an_epoch_has_every_example_once() -> None:
