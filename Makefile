@@ -1,6 +1,6 @@
 # make demo   train on real images next to AdamW, with live curves
 # make test   lint, types, and every test, against the built wheel
-# make bench  microbenchmarks of the kernels; installs lnb-bench, which trains and compares models, too
+# make bench  microbenchmarks of the kernels; it installs lnb-bench too, which trains and compares models
 # make bench-compare BASE=a.json NEW=b.json
 #             fails where a benchmark got slower beyond its noise
 # make fuzz N=20000
@@ -52,7 +52,7 @@ pytest: $(VENV)/.test $(VENV)/.bench
 	$(RUN) LNB_TEST_INSTALLED=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # From tests/, so that Python finds the harness there, and the package where it is installed.
-fuzz: $(VENV)/.test $(VENV)/.bench
+fuzz: $(VENV)/.test $(VENV)/.wheel
 	cd tests && $(RUN) $(CURDIR)/$(BIN)/python -m fuzz --calls $(N) $(ARGS)
 
 bench: $(VENV)/.test $(VENV)/.bench

@@ -51,6 +51,14 @@ def norm(): return nn.LayerNorm(4)
 def wide(width): return nn.Linear(width, width)
 def three(): return 3
 
+class Bypassed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return x @ self.layer.weight
+
 def fails():
     raise RuntimeError("no weights here")
 """
@@ -157,7 +165,8 @@ def test_a_budget_that_cannot_be_met_is_told() -> None:
         (("zoo.models:made", "--input", "4,3:nn"), 2, "'nn' must be a dtype of torch"),
         (("zoo.models:made", "--input", "zoo.models:pairs"), 2, "--input 'zoo.models:pairs': zoo.models has no 'pairs'"),
         (("zoo.models:made", "--input", "zoo.models:pair", "--input", "4,3"), 2, "--input zoo.models:pair, 4,3: give shapes"),
-        (("zoo.models:made", "--input", "4,5"), 1, "called with --input 4,5, raised ValueError: linear: x has shape (4, 5)"),
+        (("zoo.models:made", "--input", "4,5"), 1, "with --input 4,5: its forward pass raised ValueError: linear: x has shape (4, 5)"),
+        (("zoo.models:Bypassed", "--input", "4,3"), 1, "the optimizer's step raised RuntimeError: step(): layer 'layer' has a gradient"),
         (("zoo.models:frozen", "--input", "4,3"), 1, "without a floating-point tensor that depends on a parameter"),
         (("zoo.models:made", "--input", "99999999,99999999"), 1, "--input '99999999,99999999' raised RuntimeError"),
     ],

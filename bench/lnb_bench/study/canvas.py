@@ -26,11 +26,7 @@ THEMES = (Theme("light", "#1f2937", "#d1d5db", "#ffffff"), Theme("dark", "#e5e7e
 
 
 def subplots(theme: Theme, *grid: int, **settings: Any) -> tuple[Any, Any]:
-    """A figure and its panels, as of ``pyplot.subplots``, on the theme's paper.
-
-    Raises:
-        TrainingError: matplotlib is not installed.
-    """
+    """A figure and its panels, as of ``pyplot.subplots``, on the theme's paper."""
     figure, panels = pyplot().subplots(*grid, layout="constrained", facecolor=theme.paper, **settings)
     return figure, panels
 

@@ -35,13 +35,13 @@ def run_plan(model: str, preset: str, inputs: list[str], assignments: list[str])
     settings = with_dtypes(parse_settings(assignments) or {})
     network = _network(model)
     positional, named = _arguments(inputs, network)
-    shown = f"MODEL {model!r}, called with {', '.join(f'--input {text}' for text in inputs)},"
+    shown = " ".join([f"MODEL {model!r} with", *(f"--input {text}" for text in inputs)])
     if inputs and any(isinstance(p, nn.parameter.UninitializedParameter) for p in network.parameters()):
-        with explained(shown, _REMEDY), torch.no_grad():
+        with explained(f"{shown}: its forward pass", _REMEDY), torch.no_grad():
             network(*positional, **named)
     optimizer = LNB(network, preset=preset, **settings)
     if inputs:
-        with explained(shown, _REMEDY):
+        with explained(f"{shown}: its forward pass", _REMEDY):
             outputs = network(*positional, **named)
             losses = [tensor.float().square().mean() for tensor in _tensors(outputs) if tensor.requires_grad]
         if not losses:
@@ -49,9 +49,9 @@ def run_plan(model: str, preset: str, inputs: list[str], assignments: list[str])
                 f"{shown} returned {type(outputs).__name__} without a floating-point tensor that depends on a parameter; give a "
                 f"model whose parameters are not all frozen, or leave --input out"
             )
-        with explained(f"{shown} in its backward pass"):
+        with explained(f"{shown}: its backward pass"):
             torch.stack([loss.to(losses[0].device) for loss in losses]).sum().backward()
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, explained(f"{shown}: the optimizer's step"):
             optimizer.step()
         for warning in caught:
             typer.echo(f"warning: {warning.message}", err=True)
