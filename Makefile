@@ -101,5 +101,5 @@ $(VENV)/.wheel: $(SOURCES) $(VENV)/.run
 
 # The benchmark harness is in no wheel; it is installed in place, over the installed wheel of the library.
 $(VENV)/.bench: bench/pyproject.toml $(VENV)/.test $(VENV)/.wheel
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable bench
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable ./bench
 	touch $@
