@@ -1,6 +1,6 @@
 # make demo   train on real images next to AdamW, with live curves
 # make test   lint, types, and every test, against the built wheel
-# make bench  microbenchmarks of the kernels
+# make bench  microbenchmarks of the kernels; it installs lnb-bench too, which trains and compares models
 # make bench-compare BASE=a.json NEW=b.json
 #             fails where a benchmark got slower beyond its noise
 # make fuzz N=20000
@@ -48,21 +48,21 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-pytest: $(VENV)/.test $(VENV)/.wheel
+pytest: $(VENV)/.test $(VENV)/.bench
 	$(RUN) LNB_TEST_INSTALLED=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # From tests/, so that Python finds the harness there, and the package where it is installed.
 fuzz: $(VENV)/.test $(VENV)/.wheel
 	cd tests && $(RUN) $(CURDIR)/$(BIN)/python -m fuzz --calls $(N) $(ARGS)
 
-bench: $(VENV)/.test $(VENV)/.wheel
+bench: $(VENV)/.test $(VENV)/.bench
 	PYTHONPATH= $(BIN)/pytest bench/micro --benchmark-only $(ARGS)
 
 # Fails where NEW is slower than BASE beyond noise; both are files of `make bench ARGS=--benchmark-json=FILE`.
 bench-compare:
 	$(PYTHON) bench/compare.py $(BASE) $(NEW) $(ARGS)
 
-reliability: $(VENV)/.test $(VENV)/.wheel
+reliability: $(VENV)/.test $(VENV)/.bench
 	$(RUN) $(BIN)/python tests/reliability/kills.py --kills 200
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/interrupts.py
 	$(RUN) $(BIN)/python tests/reliability/full_disk.py --trials 40
@@ -77,7 +77,7 @@ gpu:
 	$(PYTHON) bench/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info bench/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find lnb_kernels -name '*.so' -delete -o -name '_build_info.json' -delete
 
 $(VENV)/bin/python:
@@ -88,7 +88,7 @@ $(VENV)/.run: requirements/run.txt requirements/build.txt | $(VENV)/bin/python
 	$(PIP) install --quiet -r requirements/build.txt -r requirements/run.txt
 	touch $@
 
-$(VENV)/.test: requirements/test.txt $(VENV)/.run
+$(VENV)/.test: requirements/test.txt requirements/bench.txt $(VENV)/.run
 	$(PIP) install --quiet -r requirements/test.txt
 	touch $@
 
@@ -97,4 +97,9 @@ $(VENV)/.wheel: $(SOURCES) $(VENV)/.run
 	rm -rf build dist
 	LNB_WERROR=1 $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	$(PIP) install --quiet --no-deps --force-reinstall dist/*.whl
+	touch $@
+
+# The benchmark harness is in no wheel; it is installed in place, over the installed wheel of the library.
+$(VENV)/.bench: bench/pyproject.toml $(VENV)/.test $(VENV)/.wheel
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable ./bench
 	touch $@

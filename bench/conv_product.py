@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lnb_kernels as lk
-from lnb.study.profiles import save_profile
+from lnb_bench.study.profiles import save_profile
 
 RIDGE = 0.1
 OURS, AUTODIFF, JAX, FROM_S, MAKING_S = "matrix-free", "torch jvp + vjp", "jax jvp + vjp", "S v, S given", "making S"
@@ -238,7 +238,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     with_jax = importlib.util.find_spec("jax") is not None
     if not with_jax:
-        print("NO JAX: the outside reference is missing from every row; pip install 'lnb-kernels[jax]'", flush=True)
+        print("NO JAX: the outside reference is missing from every row; pip install './bench[jax]'", flush=True)
     torch.manual_seed(0)
     model, batch = models.unet()
     results = measure(model, batch, arguments.rounds, clock, with_jax)

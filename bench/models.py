@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnb.training.models import MLP, UNet
-from lnb.training.models.transformer import Block
+from lnb_bench.training.models import MLP, UNet
+from lnb_bench.training.models.transformer import Block
 
 Batch = tuple[Tensor, Callable[[Tensor], Tensor]]
 

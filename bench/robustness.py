@@ -24,7 +24,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 import lnb
-from lnb.training.optimizers import OptimizerConfig, build_optimizer
+from lnb_bench.training.optimizers import OptimizerConfig, build_optimizer
 
 Result = tuple[float, float]  # loss of the first step, mean loss of the last tenth
 

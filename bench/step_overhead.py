@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lnb
 import lnb_kernels as lk
-from lnb.training.optimizers import OptimizerConfig, build_optimizer
+from lnb_bench.training.optimizers import OptimizerConfig, build_optimizer
 
 
 class Stepper:

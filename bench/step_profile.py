@@ -3,7 +3,7 @@
 All optimizers of a model take turns, one step each; a part's time is the median over refresh cycles of its mean over the ten
 steps of a cycle. *Statistics* is what forward and backward take longer than AdamW's of the same cycle, *solve* the time of
 ``lnb.solve``, *update* the rest of the step. ``--clock cpu`` counts processor time of one thread, which other processes do not
-disturb. `lnb report --profile FILE` shows the JSON files.
+disturb. `lnb-bench report --profile FILE` shows the JSON files.
 
     python bench/step_profile.py [--model mlp ...] [--cycles 3] [--threads 2] [--clock cpu] [--json FILE]
     python bench/step_profile.py --memory [--batches 64 1024] [--json FILE]      # peak memory against batch size
@@ -29,8 +29,8 @@ from torch import nn
 
 import lnb
 from lnb import step
-from lnb.study.memory import peak_bytes
-from lnb.study.profiles import PARTS, save_profile
+from lnb_bench.study.memory import peak_bytes
+from lnb_bench.study.profiles import PARTS, save_profile
 
 CYCLE = 10
 BASE = "AdamW fused"

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 import lnb
-from lnb.training.batches import Batcher
-from lnb.training.tasks import make_task
+from lnb.demo.batches import Batcher
+from lnb_bench.training.tasks import make_task
 
 
 class Writer(Protocol):

@@ -25,8 +25,8 @@ from typing import Any
 import timing
 import torch
 
-from lnb.training import LoopConfig, OptimizerConfig, Task, TaskOptions, TrainingError, make_task
-from lnb.training.loop import Trainer
+from lnb_bench.training import LoopConfig, OptimizerConfig, Task, TaskOptions, TrainingError, make_task
+from lnb_bench.training.loop import Trainer
 
 GRIDS = {
     "adamw": (3e-4, 1e-3, 3e-3, 1e-2),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from lnb.study import CLOCKS, clock_of
+from lnb_bench.study import CLOCKS, clock_of
 
 
 def parse(parser: argparse.ArgumentParser, threads: int = 2) -> tuple[argparse.Namespace, Callable[[], float]]:

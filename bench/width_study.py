@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from lnb.training import LoopConfig, OptimizerConfig, TaskOptions, Trainer, TrainingError, make_task
+from lnb_bench.training import LoopConfig, OptimizerConfig, TaskOptions, Trainer, TrainingError, make_task
 
 TRUST_REGIONS = ("balanced", "spectral")
 RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)

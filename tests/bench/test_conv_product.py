@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lnb.study import CLOCKS, load_profile
+from lnb_bench.study import CLOCKS, load_profile
 
 HAS_JAX = importlib.util.find_spec("jax") is not None
 
@@ -49,7 +49,7 @@ def test_all_routes_agree_and_are_timed() -> None:
         assert all(entry["low"] <= entry["ratio"] <= entry["high"] for entry in row.values())
 
 
-@pytest.mark.skipif(not HAS_JAX, reason="NO JAX: the outside reference is not compared; pip install 'lnb-kernels[jax]'")
+@pytest.mark.skipif(not HAS_JAX, reason="NO JAX: the outside reference is not compared; pip install './bench[jax]'")
 def test_jax_agrees() -> None:
     model, batch = small()
     found = conv_product.sites(model, batch[0])

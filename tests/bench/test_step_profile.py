@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lnb import step
-from lnb.study import CLOCKS, load_profile
+from lnb_bench.study import CLOCKS, load_profile
 
 
 def small() -> tuple[nn.Module, step_profile.Batch]:

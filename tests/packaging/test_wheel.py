@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -44,7 +45,20 @@ def test_sources_include_no_torch_header() -> None:
                 assert not any(name in line for name in ("torch", "ATen", "c10")), f"{path}: {line}"
 
 
+def test_the_harness_is_of_the_same_version_and_the_library_does_not_know_it() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        library = tomllib.load(file)["project"]
+    with (ROOT / "bench" / "pyproject.toml").open("rb") as file:
+        harness = tomllib.load(file)["project"]
+    assert harness["version"] == library["version"]
+    assert f"lnb-kernels[cli]=={library['version']}" in harness["dependencies"]
+    for folder in ("lnb_kernels", "python"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "lnb_bench" not in path.read_text(encoding="utf-8"), path
+
+
 def test_wheel_holds_every_module_and_the_native_one(project: Path, run) -> None:
+    shutil.copytree(ROOT / "bench" / "lnb_bench", project / "bench" / "lnb_bench")
     wheel = build(project, run, LNB_NATIVE="required", LNB_WERROR="1")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -56,7 +70,8 @@ def test_wheel_holds_every_module_and_the_native_one(project: Path, run) -> None
     assert {"lnb_kernels/py.typed", "lnb/py.typed"} <= names
     native = [name for name in names if name.startswith("lnb_kernels/_native_module")]
     assert len(native) == 1
-    assert not [name for name in names if name.startswith(("csrc", "tests", "bench"))]
+    assert not [name for name in names if name.startswith(("csrc", "tests", "bench", "lnb_bench"))]
+    assert not [name for name in names if name.startswith(("lnb/training", "lnb/study"))]
     assert info["built"] is True
     assert "Requires-Dist: torch>=2.10" in metadata
     assert "Requires-Python: >=3.10" in metadata

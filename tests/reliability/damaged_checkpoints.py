@@ -25,9 +25,9 @@ from typing import Any
 import torch
 import trials
 
-from lnb.training import LoopConfig, OptimizerConfig, RunFolder, TaskOptions, Trainer, TrainingError, make_task
-from lnb.training import train as run_training
-from lnb.training.checkpoint import DIGEST_BYTES, MAGIC, load_checkpoint, save_checkpoint
+from lnb_bench.training import LoopConfig, OptimizerConfig, RunFolder, TaskOptions, Trainer, TrainingError, make_task
+from lnb_bench.training import train as run_training
+from lnb_bench.training.checkpoint import DIGEST_BYTES, MAGIC, load_checkpoint, save_checkpoint
 
 HEADER = len(MAGIC) + DIGEST_BYTES
 # Every run differs from the first in one thing.

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import trials
 
-from lnb.training.checkpoint import load_checkpoint
+from lnb_bench.training.checkpoint import load_checkpoint
 
 RUN = "digits, lnb"
 

@@ -1,4 +1,4 @@
-"""Kills ``lnb train`` at many moments, resumes it, and compares with a run that was left alone.
+"""Kills ``lnb-bench train`` at many moments, resumes it, and compares with a run that was left alone.
 
     python tests/reliability/kills.py [--kills 200] [--seed 0] [--json FILE]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("lnb", "lnb_kernels"))
+PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("lnb", "lnb_bench", "lnb_kernels"))
 # What runs inside these functions is a write or a resumption; every other line of the training is a step.
 WRITES = {"append", "save", "save_checkpoint", "save_model", "describe", "write_atomically"}
 RESUMES = {"rewind", "read_description"}

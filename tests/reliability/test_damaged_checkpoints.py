@@ -9,8 +9,8 @@ import pytest
 import torch
 from damaged_checkpoints import campaign, trainer_of
 
-from lnb.training import CheckpointError
-from lnb.training.structure import require_like
+from lnb_bench.training import CheckpointError
+from lnb_bench.training.structure import require_like
 
 
 def test_fifty_damaged_checkpoints(tmp_path: Path) -> None:

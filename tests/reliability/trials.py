@@ -1,4 +1,4 @@
-"""Runs of ``lnb train`` in forked children: torch is imported once, and a child may be killed at any moment."""
+"""Runs of ``lnb-bench train`` in forked children: torch is imported once, and a child may be killed at any moment."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from lnb.cli.app import app
-from lnb.training.checkpoint import load_checkpoint
+from lnb_bench.cli.app import app
+from lnb_bench.training.checkpoint import load_checkpoint
 
 # Neither needs a data folder. Both write a checkpoint every third step, so that kills fall into many of them.
 RUNS = {

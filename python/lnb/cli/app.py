@@ -8,19 +8,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lnb.cli.errors import reported
-from lnb.cli.spec import RunSpec, parse_settings
-from lnb.training import MODELS, OPTIMIZERS, SCHEDULES, TASKS
+from lnb.cli.errors import CommandError, reported
+from lnb.config import DEFAULT_LR
 
 app = typer.Typer(
     name="lnb",
-    help="Linear Neuron Boosting: train networks with it, next to other optimizers.",
+    help="Linear Neuron Boosting: see what it does for a model, and how it compares with AdamW.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-RUN, MODEL, FILES = "The run", "The model and data", "Files"
 
 
 def _print_version(wanted: bool) -> None:
@@ -37,7 +34,7 @@ def main(
         bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Linear Neuron Boosting: train networks with it, next to other optimizers."""
+    """Linear Neuron Boosting: see what it does for a model, and how it compares with AdamW."""
 
 
 @app.command()
@@ -48,8 +45,37 @@ def demo(
     """Run LNB next to AdamW: real digits, upright and inverted, then an ill-conditioned problem. No network."""
     from lnb.cli.demo import run_demo
 
-    with reported(ValueError):
+    with reported(CommandError):
         run_demo(out, seed, Console())
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="MODULE:FUNCTION, which makes the model, such as my_package.models:build; or a class."
+        ),
+    ],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(DEFAULT_LR)}.")] = "fast",
+    input_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="What the model is called with, to predict times: a shape, such as 8,3,32,32 or 8,128:int64, for every "
+            "positional argument; or MODULE:FUNCTION, which returns an argument, a tuple of them, or a dict of named ones.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A further setting, NAME=VALUE, such as max_overhead=0.05; repeatable."),
+    ] = None,
+) -> None:
+    """Which metric every parameter of a model gets, what a step does for each layer, and what that costs."""
+    from lnb.cli.plan import run_plan
+
+    with reported(CommandError, ValueError, TypeError):
+        run_plan(model, preset, input_ or [], set_ or [])
 
 
 @app.command()
@@ -58,160 +84,3 @@ def kernels() -> None:
     import lnb_kernels
 
     typer.echo(str(lnb_kernels.report()))
-
-
-@app.command()
-def bench(
-    suite: Annotated[Path, typer.Argument(help="The TOML file that describes the study.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results; what is there is not run again.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of the data. Default: $LNB_DATA.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The suite's short form.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="The suite's long form.")] = False,
-    task: Annotated[list[str] | None, typer.Option(help="Only this task of the suite; repeatable.")] = None,
-    optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; repeatable.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as torch has it.", min=1)] = None,
-    clock: Annotated[
-        str, typer.Option(help="wall, or cpu: processor time, which other processes do not disturb; needs --threads 1.")
-    ] = "wall",
-) -> None:
-    """Run a study: tasks x optimizers x learning rates x seeds. Killed, it goes on where it was."""
-    from lnb.cli.bench import run_bench
-
-    run_bench(suite, out, data, (quick, full), (task, optimizer), threads, clock, Console())
-
-
-@app.command()
-def report(
-    suite: Annotated[Path, typer.Argument(help="The TOML file that describes the study.")],
-    runs: Annotated[Path, typer.Argument(help="The folder that `lnb bench` wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")],
-    quick: Annotated[bool, typer.Option("--quick", help="The suite's short form.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="The suite's long form.")] = False,
-    profile: Annotated[
-        list[Path] | None, typer.Option(help="A result file of bench/step_profile.py to show too; repeatable.")
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file too.")] = None,
-) -> None:
-    """Compare the finished runs of a study: one self-contained page, its pictures, and tables."""
-    from lnb.cli.bench import run_report
-
-    run_report(suite, runs, out, (quick, full), profile or [], markdown, Console())
-
-
-@app.command()
-def train(
-    task: Annotated[str | None, typer.Option(help=f"One of {', '.join(TASKS)}.", rich_help_panel=RUN)] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}. Default: lnb.", rich_help_panel=RUN)
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps. Default: by task.", rich_help_panel=RUN)] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="Length in passes over the data, instead of --steps.", rich_help_panel=RUN)
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. Default: by optimizer.", rich_help_panel=RUN)] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Weight decay. Default: by optimizer.", rich_help_panel=RUN)
-    ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help=f"{' or '.join(SCHEDULES)}. Default: constant.", rich_help_panel=RUN)
-    ] = None,
-    clip_norm: Annotated[
-        float | None, typer.Option(help="Scale gradients down to this global norm.", rich_help_panel=RUN)
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="A further optimizer setting, NAME=VALUE, such as ridge=1.0; repeatable.", rich_help_panel=RUN
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples per step. Default: by task.", rich_help_panel=RUN)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of parameters and data order. Default: 0.", rich_help_panel=RUN)
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: cpu.", rich_help_panel=RUN)] = None,
-    model: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(MODELS)}. Default: auto, by task.", rich_help_panel=MODEL)
-    ] = None,
-    invert: Annotated[
-        bool, typer.Option("--invert", help="Train and test on inverted images, 1 - x.", rich_help_panel=MODEL)
-    ] = False,
-    rescale: Annotated[
-        int | None, typer.Option(help="Seed of a random scale and shift of every pixel (mnist).", rich_help_panel=MODEL)
-    ] = None,
-    same_start: Annotated[
-        bool,
-        typer.Option(
-            "--same-start", help="Start as the network of the images as they are (mnist).", rich_help_panel=MODEL
-        ),
-    ] = False,
-    width: Annotated[
-        int | None,
-        typer.Option(help="Units (mlp), channels (unet, cnn), token size (vit, gpt).", rich_help_panel=MODEL),
-    ] = None,
-    depth: Annotated[
-        int | None, typer.Option(help="Hidden layers (mlp), halvings (unet, cnn), blocks.", rich_help_panel=MODEL)
-    ] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads.", rich_help_panel=MODEL)] = None,
-    patch: Annotated[int | None, typer.Option(help="Side of a patch (vit).", rich_help_panel=MODEL)] = None,
-    activation: Annotated[str | None, typer.Option(help="tanh or relu (mlp).", rich_help_panel=MODEL)] = None,
-    context: Annotated[int | None, typer.Option(help="Window of text (shakespeare).", rich_help_panel=MODEL)] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the images (camvid).", rich_help_panel=MODEL)] = None,
-    condition: Annotated[
-        float | None, typer.Option(help="Condition number (matrix-factorization).", rich_help_panel=MODEL)
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the data. Default: $LNB_DATA, else fetched where possible.", rich_help_panel=FILES
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics and checkpoints.", rich_help_panel=FILES)] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue the run in --out from its last checkpoint.", rich_help_panel=FILES),
-    ] = False,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=FILES)] = 100,
-    log_every: Annotated[
-        int | None, typer.Option(help="Steps between training records. Default: 10.", rich_help_panel=FILES)
-    ] = None,
-    evaluate_every: Annotated[
-        int | None, typer.Option(help="Steps between evaluations. Default: about an epoch.", rich_help_panel=FILES)
-    ] = None,
-) -> None:
-    """Train a network on real data, with live progress, metrics and checkpoints that survive a kill."""
-    from lnb.cli.train import run_training
-
-    with reported(ValueError):
-        settings = parse_settings(set_ or [])
-    spec = RunSpec(
-        task=task,
-        optimizer=optimizer,
-        model=model,
-        steps=steps,
-        epochs=epochs,
-        lr=lr,
-        weight_decay=weight_decay,
-        settings=settings,
-        seed=seed,
-        batch_size=batch_size,
-        schedule=schedule,
-        clip_norm=clip_norm,
-        log_every=log_every,
-        evaluate_every=evaluate_every,
-        invert=invert or None,
-        rescale=rescale,
-        same_start=same_start or None,
-        width=width,
-        depth=depth,
-        heads=heads,
-        patch=patch,
-        activation=activation,
-        context=context,
-        size=size,
-        condition=condition,
-        data=None if data is None else str(data),
-        device=device,
-    )
-    run_training(spec, out, resume, checkpoint_every, Console())

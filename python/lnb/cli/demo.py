@@ -2,81 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from lnb.cli.display import follow, progress
-from lnb.training import LoopConfig, OptimizerConfig, Record, TaskOptions, Trainer, make_task, train
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One comparison: a task, the level to reach, and the run's length."""
-
-    title: str
-    task: str
-    invert: bool
-    target: float
-    steps: int
-    evaluate_every: int
-
-
-@dataclass
-class Curve:
-    """What one optimizer did in a scene: the test metric over steps, and the seconds spent on training."""
-
-    optimizer: str
-    metric: str
-    higher_is_better: bool
-    steps: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def add(self, record: Record) -> None:
-        """Take a record of the run into the curve."""
-        self.seconds = record.seconds
-        if record.split == "test":
-            self.steps.append(record.step)
-            self.values.append(record.values[self.metric])
-
-    def steps_to(self, target: float) -> int | None:
-        """The first evaluated step at which the metric is at least as good as ``target``."""
-        sign = 1.0 if self.higher_is_better else -1.0
-        return next((s for s, v in zip(self.steps, self.values, strict=True) if sign * v >= sign * target), None)
-
-
-SCENES = (
-    Scene("digits", "digits", False, target=0.90, steps=330, evaluate_every=5),
-    Scene("digits, inverted", "digits", True, target=0.90, steps=330, evaluate_every=5),
-    Scene("matrix factorisation", "matrix-factorization", False, target=1e-3, steps=1000, evaluate_every=10),
-)
-
-SCHEDULE = "cosine"
-# The best of the grids below, chosen beforehand for each optimizer alike: by the mean of the last test metric over the
-# seeds 0, 1, 2 (digits: upright and inverted together, as for somebody who does not know which will come; matrix: the
-# geometric mean).
-RATES = {
-    ("digits", "adamw"): 0.03,
-    ("digits", "lnb"): 0.01,
-    ("digits", "lnb-paper"): 0.3,
-    ("matrix-factorization", "adamw"): 0.3,
-    ("matrix-factorization", "lnb"): 1.0,
-    ("matrix-factorization", "lnb-paper"): 0.1,
-}
-# The factorisation has no noise: there, LNB runs with the preset for that, at its default rate.
-INSTEAD = {("matrix-factorization", "lnb"): "lnb-full-batch"}
-GRIDS = {
-    "adamw": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
-    "lnb": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1),
-    "lnb-paper": (0.01, 0.03, 0.1, 0.3),
-}
-NAMES = {"adamw": "AdamW", "lnb": "LNB", "lnb-paper": "LNB (paper)"}
+from lnb.cli.display import progress
+from lnb.cli.errors import CommandError
+from lnb.demo import comparison
+from lnb.demo.comparison import GRIDS, NAMES, RATES, Curve
 
 
 def run_demo(out: Path, seed: int, console: Console) -> None:
@@ -88,27 +26,29 @@ def run_demo(out: Path, seed: int, console: Console) -> None:
         console: where to show progress.
 
     Raises:
-        TrainingError: the picture cannot be written, or scikit-learn or matplotlib is not installed.
+        CommandError: the picture cannot be written, or scikit-learn or matplotlib is not installed.
     """
-    from lnb.cli.figure import check_writable, draw
+    try:
+        from lnb.demo.figure import check_writable, draw
 
+        problems = [scene.problem() for scene in comparison.SCENES]
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"the demo needs the package {error.name!r}, which is not installed; "
+            f"run: {sys.executable} -m pip install 'lnb-kernels[cli]'"
+        ) from error
     check_writable(out)
     curves: dict[str, list[Curve]] = {}
     with one_thread(), progress(console) as bars:
-        for scene in SCENES:
-            task = make_task(scene.task, TaskOptions(invert=scene.invert))
-            loop = LoopConfig(scene.steps, seed=seed, schedule=SCHEDULE, evaluate_every=scene.evaluate_every)
-            for optimizer in NAMES:
-                name = INSTEAD.get((scene.task, optimizer), optimizer)
-                config = OptimizerConfig(name, lr=RATES[scene.task, optimizer])
-                trainer = Trainer(task, config, loop)
-                curve = Curve(NAMES[optimizer], task.objective.metric, task.objective.higher_is_better)
-                for record in follow(train(trainer), bars, f"{scene.title}: {curve.optimizer}", scene.steps):
-                    curve.add(record)
+        for scene, problem in zip(comparison.SCENES, problems, strict=True):
+            for optimizer, name in NAMES.items():
+                bar = bars.add_task(f"{scene.title}: {name}", total=scene.steps, figures="")
+                for step, curve in comparison.run(scene, problem, optimizer, seed):
+                    bars.update(bar, completed=step, figures=f"{curve.metric} {curve.values[-1]:.3g}")
                 curves.setdefault(scene.title, []).append(curve)
     console.print(_table(curves))
     console.print(_how_rates_were_chosen(), soft_wrap=True, highlight=False)
-    draw(out, SCENES, curves)
+    draw(out, comparison.SCENES, curves)
     console.print(f"curves: {out}")
 
 
@@ -129,7 +69,7 @@ def _table(curves: dict[str, list[Curve]]) -> Table:
     table.add_column("optimizer", no_wrap=True)
     for header in ("at end", "target", "steps", "seconds"):
         table.add_column(header, justify="right")
-    for scene in SCENES:
+    for scene in comparison.SCENES:
         for curve in curves[scene.title]:
             reached = curve.steps_to(scene.target)
             table.add_row(
@@ -153,7 +93,7 @@ def _how_rates_were_chosen() -> str:
     grids = "; ".join(f"{NAMES[name]} {', '.join(map(str, grid))}" for name, grid in GRIDS.items())
     chosen = ", ".join(f"{task} {NAMES[name]} {lr}" for (task, name), lr in RATES.items())
     return (
-        f"Accuracy or relative error on the test data. {SCHEDULE.capitalize()} schedule from the best learning rate of a grid, "
+        "Accuracy or relative error on the test data. Cosine schedule from the best learning rate of a grid, "
         f"by the mean over three seeds ({grids}): {chosen}. "
         "On the matrix, LNB runs with its preset for losses without noise, full_batch, at the default rate."
     )

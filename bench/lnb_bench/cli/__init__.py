@@ -1,0 +1,3 @@
+"""The command line ``lnb-bench``."""
+
+from __future__ import annotations

@@ -1,0 +1,270 @@
+"""The measures that optimizers are compared by, from the finished runs of a study.
+
+*Time to target*: training time (evaluation excluded) at the first evaluation that is at least as good as the target;
+infinite for a run that never is. *Equal time*: the value at the last evaluation within the training time of the fastest
+optimizer of the task. *Equal steps*: the value at the end. *Rate width*: the factor between the largest and the smallest
+rate of the grid whose result is within 2 % of the best. *Shortest schedule*: the least of the task's lengths whose run,
+at the rate that is tuned for that length, meets the target; infinite where none does. Per optimizer the median over the
+seeds counts, with the central 90 % of the medians of resampled seeds (bootstrap; exact, by listing all resamples, for up
+to six seeds).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lnb_bench.study.outcomes import Outcome, Store
+from lnb_bench.study.runner import planned_cells, tuned_rates
+from lnb_bench.study.suite import Suite, SuiteTask
+from lnb_bench.training import TrainingError
+
+NEAR = 0.02
+COVERAGE = 0.9
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A median over seeds with its interval; infinite where the event never came."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer on one task; measures are None where every run failed.
+
+    Attributes:
+        optimizer: its label.
+        lr: the tuned rate.
+        runs: finished runs at that rate, one per seed.
+        failed: how many runs of the optimizer, at any rate, gave no result.
+        seconds_to_target: see the module.
+        steps_to_target: likewise, in steps.
+        epochs_to_target: likewise, in passes over the data.
+        shortest_schedule: likewise.
+        at_equal_time: likewise.
+        final: the value at the end.
+        milliseconds: of one training step.
+        peak_bytes: most memory that its training steps needed; None where that was not measured.
+        rate_width: likewise.
+        rate_at_edge: the tuned rate is the first or the last of the grid: a better one may lie outside.
+    """
+
+    optimizer: str
+    lr: float | None
+    runs: tuple[Outcome, ...]
+    failed: int
+    seconds_to_target: Estimate | None = None
+    steps_to_target: Estimate | None = None
+    epochs_to_target: Estimate | None = None
+    shortest_schedule: Estimate | None = None
+    at_equal_time: Estimate | None = None
+    final: Estimate | None = None
+    milliseconds: Estimate | None = None
+    peak_bytes: int | None = None
+    rate_width: float | None = None
+    rate_at_edge: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All optimizers on one task.
+
+    Attributes:
+        task: what was trained.
+        metric: what it is judged by.
+        higher_is_better: its sense.
+        target: the value to reach.
+        baseline: label of the optimizer that set it (where the suite gives no target).
+        rows: one per optimizer, in the suite's order.
+        tuning: results of the grid on the first seed: by optimizer, the rate and the final value (NaN: diverged).
+    """
+
+    task: SuiteTask
+    metric: str
+    higher_is_better: bool
+    target: float
+    baseline: str
+    rows: tuple[Row, ...]
+    tuning: dict[str, list[tuple[float, float]]]
+
+
+def compare(suite: Suite, store: Store) -> list[Comparison]:
+    """Compare the finished runs; tasks of which some tuning run is missing are left out.
+
+    Raises:
+        TrainingError: a result is damaged, or no task is finished.
+    """
+    comparisons = [comparison for task in suite.tasks if (comparison := _compare_task(suite, store, task)) is not None]
+    if not comparisons:
+        raise TrainingError(
+            f"{store.path}: no task of the suite {suite.name!r} is finished there; run `lnb-bench run` with the same suite, "
+            f"the same --quick or --full, and this folder as --out"
+        )
+    return comparisons
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A task at one length: its runs, and the tuned rates by optimizer."""
+
+    outcomes: list[Outcome]
+    tuned: dict[str, float]
+
+    @classmethod
+    def of(cls, suite: Suite, store: Store, task: SuiteTask) -> _Finished | None:
+        """What ``store`` has; None where a tuning run is missing."""
+        outcomes: list[Outcome] = []
+        for cell in planned_cells(suite, task, outcomes):
+            outcome = store.load(cell)
+            if outcome is not None:
+                outcomes.append(outcome)
+            elif cell.seed == suite.seeds[0]:
+                return None
+        return cls(outcomes, tuned_rates(suite, task, outcomes))
+
+    def tuned_run(self, optimizer: str, seed: int) -> Outcome | None:
+        """The run at the tuned rate; None where it is missing or has no result."""
+        for outcome in self.outcomes:
+            cell = outcome.cell
+            if outcome.labels[1] == optimizer and (cell["lr"], cell["seed"]) == (self.tuned.get(optimizer), seed):
+                return None if outcome.failure else outcome
+        return None
+
+
+def _shortest_schedule(
+    lengths: list[_Finished], optimizer: str, seeds: tuple[int, ...], target: float
+) -> Estimate | None:
+    """Over the seeds that were run at the full length."""
+    steps = []
+    for seed in seeds:
+        runs = [length.tuned_run(optimizer, seed) for length in lengths]
+        if runs[-1] is not None:
+            steps.append(
+                min(
+                    (float(run.cell["steps"]) for run in runs if run and math.isfinite(_first_hit(run, target)[0])),
+                    default=math.inf,
+                )
+            )
+    return estimate(steps) if steps else None
+
+
+def _compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | None:
+    lengths = [_Finished.of(suite, store, length) for length in task.lengths]
+    found = [length for length in lengths if length is not None]
+    if len(found) < len(lengths):
+        return None
+    outcomes, tuned = found[-1].outcomes, found[-1].tuned
+    grids = {
+        optimizer.label: sorted(
+            (outcome.cell["lr"], outcome.final)
+            for outcome in outcomes
+            if outcome.labels[1] == optimizer.label and outcome.cell["seed"] == suite.seeds[0]
+        )
+        for optimizer in suite.contestants(task)
+    }
+    metric, higher = outcomes[0].metric, outcomes[0].higher_is_better
+    by_optimizer = {o.label: [x for x in outcomes if x.labels[1] == o.label] for o in suite.contestants(task)}
+    target = _target(suite, task, by_optimizer, tuned, higher)
+    if target is None or not tuned:  # every run failed
+        return None
+    budget = _time_budget(by_optimizer, tuned)
+    rows = tuple(
+        dataclasses.replace(
+            _row(label, runs, tuned.get(label), suite.seeds[0], target, budget),
+            shortest_schedule=_shortest_schedule(found, label, suite.seeds, target),
+        )
+        for label, runs in by_optimizer.items()
+    )
+    return Comparison(task, metric, higher, target, suite.baseline, rows, grids)
+
+
+def _target(
+    suite: Suite, task: SuiteTask, runs: dict[str, list[Outcome]], tuned: dict[str, float], higher: bool
+) -> float | None:
+    """The suite's target, else the median over seeds of the best value that the tuned baseline reached."""
+    if task.target is not None:
+        return task.target
+    best = max if higher else min
+    reached = [
+        best(value for _, _, value in outcome.curve)
+        for outcome in runs.get(suite.baseline, ())
+        if not outcome.failure and outcome.cell["lr"] == tuned.get(suite.baseline)
+    ]
+    return statistics.median(reached) if reached else None
+
+
+def _time_budget(runs: dict[str, list[Outcome]], tuned: dict[str, float]) -> float:
+    """The median training time of the fastest optimizer."""
+    times = []
+    for label, outcomes in runs.items():
+        seconds = [o.records[-1].seconds for o in outcomes if not o.failure and o.cell["lr"] == tuned.get(label)]
+        if seconds:
+            times.append(statistics.median(seconds))
+    return min(times)
+
+
+def _row(label: str, outcomes: list[Outcome], lr: float | None, seed: int, target: float, budget: float) -> Row:
+    failed = sum(bool(outcome.failure) for outcome in outcomes)
+    runs = tuple(outcome for outcome in outcomes if outcome.cell["lr"] == lr and not outcome.failure)
+    if not runs:
+        return Row(label, lr, (), failed)
+    hits = [_first_hit(run, target) for run in runs]
+    grid = [outcome for outcome in outcomes if outcome.cell["seed"] == seed]
+    rates = sorted(outcome.cell["lr"] for outcome in grid)
+    near = [o.cell["lr"] for o in grid if not o.failure and _is_near(o, runs[0].final)]
+    return Row(
+        label,
+        lr,
+        runs,
+        failed,
+        seconds_to_target=estimate([seconds for _, seconds, _ in hits]),
+        steps_to_target=estimate([steps for steps, _, _ in hits]),
+        epochs_to_target=estimate([epochs for _, _, epochs in hits]),
+        at_equal_time=estimate([_value_at(run, budget) for run in runs]),
+        final=estimate([run.final for run in runs]),
+        milliseconds=estimate([1e3 * run.records[-1].seconds / run.records[-1].step for run in runs]),
+        peak_bytes=max((run.peak_bytes for run in runs if run.peak_bytes is not None), default=None),
+        rate_width=max(near) / min(near),
+        rate_at_edge=len(rates) > 1 and lr in (rates[0], rates[-1]),
+    )
+
+
+def _first_hit(run: Outcome, target: float) -> tuple[float, float, float]:
+    """Steps, seconds and epochs at the first evaluation that meets the target; the start does not count."""
+    for record in run.records:
+        if record.split == "test" and record.step > 0 and run.is_better(record.values[run.metric], target):
+            return record.step, record.seconds, record.epoch
+    return math.inf, math.inf, math.inf
+
+
+def _value_at(run: Outcome, seconds: float) -> float:
+    """The value at the last evaluation within ``seconds`` of training; a hair more counts as within."""
+    return [value for _, spent, value in run.curve if spent <= 1.001 * seconds][-1]
+
+
+def _is_near(outcome: Outcome, best: float) -> bool:
+    slack = NEAR * abs(best)
+    return outcome.is_better(outcome.final, best - slack if outcome.higher_is_better else best + slack)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Median and bootstrap interval."""
+    if len(values) <= 6:
+        medians = sorted(statistics.median(sample) for sample in itertools.product(values, repeat=len(values)))
+    else:
+        draws = np.random.default_rng(0).choice(np.asarray(values, np.float64), (RESAMPLES, len(values)))
+        medians = sorted(map(float, np.median(draws, axis=1)))
+    tail = (1 - COVERAGE) / 2
+    last = len(medians) - 1
+    return Estimate(statistics.median(values), medians[round(tail * last)], medians[round((1 - tail) * last)])

@@ -1,0 +1,39 @@
+"""The examples run as they stand, and train."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+# Steps of a short run, and what it must reach: a share of right answers, which guessing gives one tenth, one eighth, and a
+# fortieth of.
+RUNS = {"own_loop": (60, 0.8), "mixed_precision": (40, 0.9), "small_unet": (40, 0.6)}
+
+
+def main_of(name: str) -> Callable[[int], float]:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    main: Callable[[int], float] = module.main
+    return main
+
+
+def test_every_example_is_run() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_example_trains(name: str) -> None:
+    steps, wanted = RUNS[name]
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        reached = main_of(name)(steps)
+    assert reached > wanted, printed.getvalue()

@@ -1,0 +1,122 @@
+"""Every optimizer by name: it moves all parameters, follows the schedule, and rejects nonsense."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lnb_bench.training import OPTIMIZERS, OptimizerConfig
+from lnb_bench.training.models import UNet
+from lnb_bench.training.optimizers import MatrixMuon, build_optimizer, require_optimizer
+from lnb_bench.training.peers import PEERS, PeerError
+
+
+def small_model() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.LayerNorm(4))
+
+
+def backward(model: nn.Module) -> None:
+    model(torch.randn(6, 2, 4, 4)).square().sum(1).exp().mean().backward()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_all_parameters_move(name: str) -> None:
+    model = small_model()
+    if name in PEERS:
+        package = PEERS[name].package.partition(".")[0]
+        pytest.importorskip(package, reason=f"NO PEER {name}: {package} is not installed")
+        model = model[:-1] if PEERS[name].of_layers else model
+    optimizer = build_optimizer(OptimizerConfig(name, lr=0.01), model, "constant", 10)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for _ in range(2):
+        optimizer.zero_grad()
+        assert all(parameter.grad is None for parameter in model.parameters())
+        backward(model)
+        optimizer.step()
+    for (parameter_name, after), was in zip(model.named_parameters(), before, strict=True):
+        assert after.isfinite().all(), parameter_name
+        assert not torch.equal(after, was), parameter_name
+
+
+def test_cosine_schedule() -> None:
+    optimizer = build_optimizer(OptimizerConfig("sgd", lr=0.4), small_model(), "cosine", 8)
+    rates = []
+    for _ in range(9):
+        rates.append(optimizer.lr)
+        optimizer.step()
+    assert rates == pytest.approx([0.2 * (1 + math.cos(math.pi * step / 8)) for step in range(9)])
+
+
+def test_muon_of_a_convolution_is_muon_of_its_matrix() -> None:
+    weight = torch.randn(5, 2, 3, 3)
+    convolution, matrix = nn.Parameter(weight.clone()), nn.Parameter(weight.flatten(1).clone())
+    mine, reference = MatrixMuon([convolution], lr=0.1), torch.optim.Muon([matrix], lr=0.1)
+    for _ in range(3):
+        gradient = torch.randn_like(weight)
+        convolution.grad, matrix.grad = gradient, gradient.flatten(1).clone()
+        mine.step()
+        reference.step()
+    assert torch.equal(convolution.flatten(1), matrix)
+    mine.zero_grad()
+    assert convolution.grad is None
+
+
+def test_muon_shares_the_parameters_out() -> None:
+    model = UNet(3, 11, width=4, depth=1)
+    parts = build_optimizer(OptimizerConfig("muon"), model, "constant", 1).parts
+    sizes = [sum(p.numel() for group in part.param_groups for p in group["params"]) for part in parts]
+    weights = sum(p.numel() for name, p in model.named_parameters() if name.endswith("weight"))
+    assert sizes == [weights, sum(p.numel() for p in model.parameters()) - weights]
+
+
+def test_settings_reach_the_optimizer() -> None:
+    model = small_model()
+    group = build_optimizer(OptimizerConfig("lnb", weight_decay=0.25, settings={"ridge": 0.5}), model, "constant", 1)
+    assert group.parts[0].param_groups[0]["weight_decay"] == 0.25
+    assert group.parts[0].param_groups[0]["ridge"] == 0.5
+    with pytest.raises(TypeError, match="rigde"):
+        build_optimizer(OptimizerConfig("lnb", settings={"rigde": 0.5}), small_model(), "constant", 1)
+
+
+@pytest.mark.parametrize("lr", [-1.0, math.nan, math.inf])
+def test_bad_rates(lr: float) -> None:
+    with pytest.raises(ValueError, match="lr="):
+        OptimizerConfig("adamw", lr=lr)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(
+        ValueError, match="optimizer='adam' must be one of lnb, lnb-paper, lnb-full-batch, adamw, muon, sgd"
+    ):
+        OptimizerConfig("adam")
+    with pytest.raises(ValueError, match="schedule='linear' must be one of constant, cosine"):
+        build_optimizer(OptimizerConfig("sgd"), small_model(), "linear", 5)
+
+
+def test_state_of_another_set_of_optimizers() -> None:
+    model = small_model()
+    muon = build_optimizer(OptimizerConfig("muon"), model, "constant", 1)
+    with pytest.raises(ValueError, match="state of 2 optimizers, this run has 1"):
+        build_optimizer(OptimizerConfig("sgd"), model, "constant", 1).load_state_dict(muon.state_dict())
+
+
+def test_a_missing_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("soap", "psgd"):
+        monkeypatch.setitem(PEERS, name, dataclasses.replace(PEERS[name], package="no_such_package_of_peers"))
+    require_optimizer("adamw")
+    with pytest.raises(PeerError, match="optimizer 'psgd' needs the package 'no_such_package_of_peers', which is not"):
+        require_optimizer("psgd")
+    with pytest.raises(PeerError, match="or leave 'soap' out"):
+        build_optimizer(OptimizerConfig("soap"), small_model(), "constant", 1)
+
+
+def test_a_peer_of_layers_refuses_what_it_would_not_move() -> None:
+    pytest.importorskip("singd", reason="NO PEER kfac: singd is not installed")
+    with pytest.raises(
+        ValueError, match="optimizer 'kfac' moves linear and convolution layers only, and '4' is a LayerNorm"
+    ):
+        build_optimizer(OptimizerConfig("kfac"), small_model(), "constant", 1)
