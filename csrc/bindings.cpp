@@ -120,9 +120,10 @@ void apply(const Addresses& params, lnb::Type param_type, const Addresses& direc
     if (scales.size() != work.size()) throw std::invalid_argument("scales: one per tensor");
     require_disjoint_writes({{"params", params, bytes(sizes, param_type), true},
                              {"directions", directions, bytes(sizes, direction_type), false}});
+    const std::vector<double> decays(work.size(), weight_decay);
     without_gil([&] {
         lnb::apply(work.data(), static_cast<int64_t>(work.size()), param_type, direction_type, scales.data(), lr,
-                   weight_decay, threads);
+                   decays.data(), threads);
     });
 }
 
@@ -309,17 +310,16 @@ void newton_schulz_roots(uintptr_t matrices, uintptr_t roots, int64_t count, int
     });
 }
 
-// Parameters are (values, momentum, size); layers (inverse, mean, root, row_square) and (weight, bias, matrices, rows,
-// inputs, input_block, output_block), weight and bias being places among the parameters; `numbers` steps, independent,
-// weight_norm, growth, radius. `settings` in the order of lnb::StepSettings.
+// Parameters are (values, momentum, size); layers row_square and (weight, bias, matrices, rows, inputs), weight and
+// bias being places among the parameters; `numbers` steps, independent, weight_norm, growth, radius. `settings` in the
+// order of lnb::StepSettings.
 lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 2>>& parameters, const Sizes& sizes,
-                            const std::vector<std::array<uintptr_t, 4>>& statistics,
-                            const std::vector<std::array<int64_t, 7>>& shapes, const std::vector<double>& usual_norms,
-                            const Addresses& squares, const std::array<uintptr_t, 5>& numbers,
-                            const std::array<double, 14>& settings) {
+                            const Addresses& row_squares, const std::vector<std::array<int64_t, 5>>& shapes,
+                            const std::vector<double>& usual_norms, const Addresses& squares,
+                            const std::array<uintptr_t, 5>& numbers, const std::array<double, 14>& settings) {
     const auto floats = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
     const auto doubles = [](uintptr_t address) { return reinterpret_cast<double*>(address); };
-    if (parameters.size() != sizes.size() || statistics.size() != shapes.size() ||
+    if (parameters.size() != sizes.size() || row_squares.size() != shapes.size() ||
         usual_norms.size() != shapes.size()) {
         throw std::invalid_argument("one size per parameter, one shape and usual norm per layer");
     }
@@ -334,22 +334,17 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 2>>& paramet
     std::vector<bool> claimed(sizes.size());
     std::vector<lnb::StepLayer> of_layers;
     for (size_t i = 0; i < shapes.size(); ++i) {
-        const auto& [weight, bias, matrices, rows, inputs, block, side] = shapes[i];
-        const auto& [inverse, mean, root, row_square] = statistics[i];
+        const auto& [weight, bias, matrices, rows, inputs] = shapes[i];
         const bool places = weight >= 0 && weight < count && bias >= -1 && bias < count && weight != bias;
-        if (!places || matrices < 1 || rows < 1 || inputs < 1 || block < 1 || side < 1 || inputs % block != 0 ||
-            rows % side != 0 || entries("weight", {matrices, rows, inputs}) != sizes[weight] ||
+        if (!places || matrices < 1 || rows < 1 || inputs < 1 ||
+            entries("weight", {matrices, rows, inputs}) != sizes[weight] ||
             (bias >= 0 && matrices * rows != sizes[bias]) || claimed[weight] || (bias >= 0 && claimed[bias])) {
             throw std::invalid_argument("layer " + std::to_string(i) + ": no such layer");
         }
         claimed[weight] = true;
         if (bias >= 0) claimed[bias] = true;
-        check_memory("inverses", inverse, entries("inverses", {matrices, inputs, block}), lnb::Type::kFloat32);
-        check_memory("means", mean, bias < 0 ? 0 : matrices * inputs, lnb::Type::kFloat32);
-        check_memory("roots", root, entries("roots", {matrices, rows, side}), lnb::Type::kFloat32);
-        check_memory("row_squares", row_square, matrices * rows, lnb::Type::kFloat64);
-        of_layers.push_back({weight, bias, floats(inverse), floats(mean), floats(root), doubles(row_square),
-                             usual_norms[i], matrices, rows, inputs, block, side});
+        check_memory("row_squares", row_squares[i], matrices * rows, lnb::Type::kFloat64);
+        of_layers.push_back({weight, bias, doubles(row_squares[i]), usual_norms[i], matrices, rows, inputs});
     }
     std::vector<float*> of_squares;
     for (size_t i = 0; i < sizes.size(); ++i) {
@@ -394,17 +389,42 @@ void step_average(lnb::StepTables& tables, const Addresses& gradients, const Add
     without_gil([&] { tables.average(read, written, threads); });
 }
 
+// Of each layer the addresses of inverse, mean (0 without a bias) and root, and the sides of the blocks of the first
+// and the last.
+void step_direct(lnb::StepTables& tables, const std::vector<std::array<uintptr_t, 3>>& factors,
+                 const std::vector<std::array<int64_t, 2>>& sides, int threads) {
+    const auto count = static_cast<size_t>(tables.layers());
+    if (factors.size() != count || sides.size() != count) throw std::invalid_argument("one factor per layer");
+    std::vector<lnb::StepFactor> read;
+    for (size_t i = 0; i < count; ++i) {
+        const lnb::StepLayer& layer = tables.layer(static_cast<int64_t>(i));
+        const auto& [inverse, mean, root] = factors[i];
+        const auto& [block, side] = sides[i];
+        if (block < 1 || side < 1 || layer.inputs % block != 0 || layer.rows % side != 0) {
+            throw std::invalid_argument("layer " + std::to_string(i) + ": no such blocks");
+        }
+        check_memory("inverses", inverse, entries("inverses", {layer.matrices, layer.inputs, block}),
+                     lnb::Type::kFloat32);
+        check_memory("means", mean, layer.bias < 0 ? 0 : layer.matrices * layer.inputs, lnb::Type::kFloat32);
+        check_memory("roots", root, entries("roots", {layer.matrices, layer.rows, side}), lnb::Type::kFloat32);
+        read.push_back({reinterpret_cast<const float*>(inverse), reinterpret_cast<const float*>(mean),
+                        reinterpret_cast<const float*>(root), block, side});
+    }
+    without_gil([&] { tables.direct(read, threads); });
+}
+
 std::vector<double> step_bound(lnb::StepTables& tables, const std::vector<double>& rates) {
     if (static_cast<int64_t>(rates.size()) != tables.layers()) throw std::invalid_argument("rates: one per layer");
     return tables.bound(rates);
 }
 
-void step_apply(const lnb::StepTables& tables, const std::vector<int64_t>& places, double lr, double decay,
-                int threads) {
+void step_apply(const lnb::StepTables& tables, const std::vector<int64_t>& places, double lr,
+                const std::vector<double>& decays, int threads) {
+    if (decays.size() != places.size()) throw std::invalid_argument("decays: one per place");
     for (const int64_t place : places) {
         if (place < 0 || place >= tables.parameters()) throw std::invalid_argument("places: no such parameter");
     }
-    without_gil([&] { tables.apply(places, lr, decay, threads); });
+    without_gil([&] { tables.apply(places, lr, decays, threads); });
 }
 
 std::vector<std::string> isas() {
@@ -455,10 +475,9 @@ PYBIND11_MODULE(_native_module, m) {
         .def(py::init(&step_tables))
         .def("average", &step_average)
         .def("observe", &lnb::StepTables::observe, py::call_guard<py::gil_scoped_release>())
-        .def("direct", &lnb::StepTables::direct, py::call_guard<py::gil_scoped_release>())
+        .def("direct", &step_direct)
         .def("sums", &lnb::StepTables::sums)
         .def("bound", &step_bound)
-        .def("scales", &lnb::StepTables::scales)
         .def("apply", &step_apply);
     m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");
     m.def("isa", [] { return lnb::isa().name; }, "The instruction set in use.");

@@ -60,18 +60,30 @@ class StepLayer:
 
     Attributes:
         weight, bias: places; None without a bias.
-        inverse, mean, root: as for :func:`lnb_kernels.balanced_directions_`, with one leading dimension.
+        inputs: of each row.
         row_square: ``[matrices, rows]``, float64.
         usual_norm: the least norm that its weight counts as having.
     """
 
     weight: int
     bias: int | None
+    inputs: int
+    row_square: Tensor
+    usual_norm: float
+
+
+@dataclass(frozen=True)
+class StepFactor:
+    """What a refresh makes of a layer: ``inverse``, ``mean`` and ``root`` of :func:`lnb_kernels.balanced_directions_`."""
+
     inverse: Tensor
     mean: Tensor | None
     root: Tensor
-    row_square: Tensor
-    usual_norm: float
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those there are."""
+        return [tensor for tensor in (self.inverse, self.mean, self.root) if tensor is not None]
 
 
 class StepTables:
@@ -96,21 +108,13 @@ class StepTables:
         numbers: Sequence[Tensor],
         settings: StepSettings,
     ) -> None:
-        of_layers = [(x.inverse, x.mean, x.root, x.row_square) for x in layers]
-        self._tensors = [*parameters, *momentum, *squares, *numbers]
-        self._tensors += [tensor for of_layer in of_layers for tensor in of_layer if tensor is not None]
+        self._tensors = [*parameters, *momentum, *squares, *numbers, *(layer.row_square for layer in layers)]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
-        shapes = []
-        for layer in layers:
-            matrices, rows = layer.row_square.shape
-            blocks, size = layer.inverse.shape[-3], layer.inverse.shape[-1]
-            bias = -1 if layer.bias is None else layer.bias
-            shapes.append((layer.weight, bias, matrices, rows, blocks * size, size, layer.root.shape[-1]))
-        self._count = len(parameters)
+        shapes = [(x.weight, -1 if x.bias is None else x.bias, *x.row_square.shape, x.inputs) for x in layers]
         self._native = _native.module().StepTables(
             [(p.data_ptr(), m.data_ptr()) for p, m in zip(parameters, momentum, strict=True)],
             [p.numel() for p in parameters],
-            [tuple(0 if t is None else t.data_ptr() for t in of_layer) for of_layer in of_layers],
+            [layer.row_square.data_ptr() for layer in layers],
             shapes,
             [layer.usual_norm for layer in layers],
             list(map(Tensor.data_ptr, squares)),
@@ -119,19 +123,22 @@ class StepTables:
         )
 
     @staticmethod
-    def serves(written: Sequence[Tensor], layers: Sequence[StepLayer]) -> bool:
-        """Whether the kernels take such tensors here: on the CPU, dense float32 without subclasses, blocks of moderate size."""
-        if _backend.get_backend() not in ("auto", "native") or _native.failure() is not None:
-            return False
-        read = [t for layer in layers for t in (layer.inverse, layer.mean, layer.root) if t is not None]
-        blocks = [size for layer in layers for size in (layer.inverse.shape[-1], layer.root.shape[-1])]
-        every = [*written, *read]
+    def serves(tensors: Sequence[Tensor]) -> bool:
+        """Whether the kernels take such parameters, averages and gradients: on the CPU, dense float32, no subclasses."""
         return (
-            max(blocks, default=1) <= LARGEST_BLOCK
-            and _plain(every)
-            and all(map(Tensor.is_contiguous, every))
-            and min(map(Tensor.numel, every), default=1) > 0
+            _backend.get_backend() in ("auto", "native")
+            and _native.failure() is None
+            and _plain(tensors)
+            and all(map(Tensor.is_contiguous, tensors))
+            and min(map(Tensor.numel, tensors), default=1) > 0
         )
+
+    @staticmethod
+    def solves(factors: Sequence[StepFactor]) -> bool:
+        """Whether the kernels take such factors: beside that, blocks of moderate size."""
+        read = [tensor for factor in factors for tensor in factor.tensors]
+        sides = [size for factor in factors for size in (factor.inverse.shape[-1], factor.root.shape[-1])]
+        return max(sides, default=1) <= LARGEST_BLOCK and _plain(read) and all(map(Tensor.is_contiguous, read))
 
     def holds(self, gradients: Sequence[Tensor]) -> bool:
         """Whether all tensors lie where they lay, and the kernels take these gradients."""
@@ -152,9 +159,13 @@ class StepTables:
         """Update what agreement is judged by, from the gradients of :meth:`average`."""
         self._native.observe(torch.get_num_threads())
 
-    def direct(self) -> None:
+    def direct(self, factors: Sequence[StepFactor]) -> None:
         """Put directions in place of the averaged gradients."""
-        self._native.direct(torch.get_num_threads())
+        addresses = [
+            (x.inverse.data_ptr(), 0 if x.mean is None else x.mean.data_ptr(), x.root.data_ptr()) for x in factors
+        ]
+        sides = [(x.inverse.shape[-1], x.root.shape[-1]) for x in factors]
+        self._native.direct(addresses, sides, torch.get_num_threads())
 
     def sums(self) -> list[float]:
         """Of every layer in turn ``<h, g~>``, ``||h_W||^2``, the same before agreement, ``||g~||^2``."""
@@ -166,14 +177,9 @@ class StepTables:
         products: list[float] = self._native.bound(list(rates))
         return products
 
-    def scales(self) -> list[float]:
-        """What the direction of each parameter is multiplied by beside the learning rate."""
-        scales: list[float] = self._native.scales()
-        return scales
-
-    def apply(self, places: Sequence[int], lr: float, weight_decay: float) -> None:
-        """Move the parameters at ``places``."""
-        self._native.apply(list(places), lr, weight_decay, torch.get_num_threads())
+    def apply(self, places: Sequence[int], lr: float, weight_decays: Sequence[float]) -> None:
+        """Move the parameters at ``places``, each with a weight decay of its own."""
+        self._native.apply(list(places), lr, list(weight_decays), torch.get_num_threads())
         torch.autograd.graph.increment_version([self._tensors[i] for i in places])
 
 

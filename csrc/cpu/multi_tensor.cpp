@@ -154,12 +154,13 @@ void squared_row_norms(const Matrix* matrices, int64_t count, Type x, double* no
     });
 }
 
-void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scales, double lr, double decay,
+void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scales, double lr, const double* decays,
            int threads) {
     const auto loop = entry(loops().apply, x, y);
     Partition(pairs, count).for_each(threads, [=](int64_t, const Run& run) {
         const Pair& pair = pairs[run.tensor];
-        loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size, lr * scales[run.tensor], lr * decay);
+        loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size, lr * scales[run.tensor],
+             lr * decays[run.tensor]);
     });
 }
 

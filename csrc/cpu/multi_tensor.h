@@ -41,8 +41,8 @@ struct Matrix {
 // The squared norms of all rows of all matrices, one after the other, accumulated in float64.
 void squared_row_norms(const Matrix* matrices, int64_t count, Type x, double* norms, int threads);
 
-// x <- x - lr (scales[i] y + decay x).
-void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scales, double lr, double decay,
+// x <- x - lr (scales[i] y + decays[i] x).
+void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scales, double lr, const double* decays,
            int threads);
 
 // One tensor of float32 that moves by Adam's rule, and 1 - decay^t of its average.

@@ -80,16 +80,18 @@ void StepTables::observe(int threads) {
     observe_agreement(observed.data(), layers(), settings_.b_rows, settings_.momentum);
 }
 
-void StepTables::direct(int threads) {
+void StepTables::direct(const std::vector<StepFactor>& factors, int threads) {
     require_averages();
     std::vector<BalancedLayer> balanced;
     const double* mean_square = mean_squares_.data();
     double* sums = sums_.data();
-    for (const StepLayer& layer : layers_) {
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        const StepLayer& layer = layers_[i];
+        const StepFactor& factor = factors[i];
         float* const bias = layer.bias < 0 ? nullptr : outputs_[layer.bias];
-        balanced.push_back({outputs_[layer.weight], bias, layer.inverse, bias == nullptr ? nullptr : layer.mean,
-                            layer.root, mean_square, sums, layer.matrices, layer.rows, layer.inputs, layer.input_block,
-                            layer.output_block});
+        balanced.push_back({outputs_[layer.weight], bias, factor.inverse, bias == nullptr ? nullptr : factor.mean,
+                            factor.root, mean_square, sums, layer.matrices, layer.rows, layer.inputs,
+                            factor.input_block, factor.output_block});
         mean_square += layer.matrices * layer.rows;
         sums += 4 * layer.matrices;
     }
@@ -134,7 +136,8 @@ std::vector<double> StepTables::bound(const std::vector<double>& rates) {
     return products;
 }
 
-void StepTables::apply(const std::vector<int64_t>& places, double lr, double decay, int threads) const {
+void StepTables::apply(const std::vector<int64_t>& places, double lr, const std::vector<double>& decays,
+                       int threads) const {
     require_averages();
     std::vector<Pair> pairs;
     std::vector<double> scales;
@@ -143,7 +146,7 @@ void StepTables::apply(const std::vector<int64_t>& places, double lr, double dec
         scales.push_back(scales_[i]);
     }
     lnb::apply(pairs.data(), static_cast<int64_t>(pairs.size()), Type::kFloat32, Type::kFloat32, scales.data(), lr,
-               decay, threads);
+               decays.data(), threads);
 }
 
 }  // namespace lnb

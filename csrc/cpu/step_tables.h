@@ -29,10 +29,15 @@ struct StepParameter {
 // A layer: its weight and bias (or -1) among the parameters, and its statistics.
 struct StepLayer {
     int64_t weight, bias;
-    const float *inverse, *mean, *root;
     double* row_square;
     double usual_norm;
-    int64_t matrices, rows, inputs, input_block, output_block;
+    int64_t matrices, rows, inputs;
+};
+
+// What a refresh makes of a layer, as balanced_directions() takes it.
+struct StepFactor {
+    const float *inverse, *mean, *root;
+    int64_t input_block, output_block;
 };
 
 // The numbers of all layers, each [layers], and of all parameters.
@@ -50,21 +55,20 @@ class StepTables {
     int64_t parameters() const { return static_cast<int64_t>(parameters_.size()); }
     int64_t layers() const { return static_cast<int64_t>(layers_.size()); }
     const StepParameter& parameter(int64_t i) const { return parameters_[i]; }
+    const StepLayer& layer(int64_t i) const { return layers_[i]; }
 
     // The gradients' averages; the averaged gradients of this step go to `outputs`.
     void average(const std::vector<const float*>& gradients, const std::vector<float*>& outputs, int threads);
     // The squares that agreement is judged by.
     void observe(int threads);
     // Directions in place of the averaged gradients.
-    void direct(int threads);
+    void direct(const std::vector<StepFactor>& factors, int threads);
     // Of every layer <h, g~>, |h|^2, |h|^2 before agreement, and |g~|^2 [layers, 4].
     std::vector<double> sums() const;
     // How far they go; by layer, then by other parameter: <h, g~>.
     std::vector<double> bound(const std::vector<double>& rates);
     // Moves the parameters at these places.
-    void apply(const std::vector<int64_t>& places, double lr, double decay, int threads) const;
-    // What the direction of each parameter is multiplied by beside lr.
-    const std::vector<double>& scales() const { return scales_; }
+    void apply(const std::vector<int64_t>& places, double lr, const std::vector<double>& decays, int threads) const;
 
   private:
     void require_averages() const;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from lnb.verdict import Verdict
 from lnb.work import Work
 from lnb_kernels import multi_tensor
 
+Number = TypeVar("Number", float, Tensor)
+
 
 def apply(
     work: Work,
@@ -23,13 +25,13 @@ def apply(
     verdict: Verdict,
     config: Config,
 ) -> None:
-    """Move the parameters of one device, one call per parameter group and use of masters.
+    """Move the parameters of one device, one call per parameter group, use of masters, and parameter that gets shorter.
 
     Args:
         work: what moves.
         directions: of every parameter.
         scales: of every layer and every other parameter, ``[layers + others]``.
-        shorter: factors ``[]`` by which parameters are multiplied first, in a copy: one at a time, so that one is in memory.
+        shorter: factors ``[]`` by which parameters are multiplied beside.
         verdict: whether anything may change.
         config: the optimizer's settings.
     """
@@ -37,20 +39,22 @@ def apply(
     each = scales
     if any(len(block.parameters) > 1 for block in work.blocks):
         each = scales[constant(work.owners, scales.device)]
-    batches: dict[tuple[int, bool], list[int]] = {}
+    batches: dict[tuple[int, bool, int], list[int]] = {}
     for i, parameter in enumerate(work.parameters):
-        group, with_master = work.groups[parameter], has_master(parameter, config)
-        if parameter in shorter:
-            rates = each[i : i + 1].to(directions[i].dtype), group["lr"], group["weight_decay"], ok
-            apply_shorter(parameter, directions[i], shorter[parameter], rates, work.states if with_master else None)
-        else:
-            batches.setdefault((id(group), with_master), []).append(i)
-    for (_, with_master), places in batches.items():
+        alone = i if parameter in shorter else -1
+        key = id(work.groups[parameter]), has_master(parameter, config), alone
+        batches.setdefault(key, []).append(i)
+    joined = _joined_decays(work, shorter)
+    for (_, with_master, _), places in batches.items():
         parameters = [work.parameters[i] for i in places]
         steps = [directions[i] for i in places]
         group = work.groups[parameters[0]]
-        chosen = each if len(places) == len(each) else each[constant(tuple(places), each.device)]
-        rates = chosen.to(steps[0].dtype), group["lr"], group["weight_decay"], ok
+        decay = joined.get(parameters[0], group["weight_decay"])
+        if len(places) == 1:
+            chosen = each[places[0] : places[0] + 1]
+        else:
+            chosen = each if len(places) == len(each) else each[constant(tuple(places), each.device)]
+        rates = chosen.to(steps[0].dtype), group["lr"], decay, ok
         if with_master:
             multi_tensor.apply_master_(masters_of(parameters, work.states), parameters, steps, *rates)
             remember(parameters)
@@ -58,24 +62,30 @@ def apply(
             multi_tensor.apply_(parameters, steps, *rates)
 
 
-def apply_shorter(
-    parameter: nn.Parameter,
-    step: Tensor,
-    factor: Tensor,
-    rates: tuple[Tensor, float | Tensor, float, Tensor | None],
-    states: Any,
-) -> None:
-    """The same of one parameter, multiplied by ``factor`` first; ``states`` where it has a master, else None."""
-    factor = factor if parameter.dtype == torch.float64 else factor.float()
-    moved = parameter.detach()
-    if states is None:
-        moved = (moved * factor).to(moved.dtype)
-        multi_tensor.apply_([moved], [step], *rates)
-    else:
-        (master,) = masters_of([parameter], states)
-        moved, moved_master = moved.clone(), master * factor
-        multi_tensor.apply_master_([moved_master], [moved], [step], *rates)
-        master.copy_(moved_master)
-    parameter.copy_(moved)
-    if states is not None:
-        remember([parameter])
+def _joined_decays(work: Work, shorter: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+    """The weight decay of each parameter that gets shorter, ``[]``."""
+    by_group: dict[int, list[nn.Parameter]] = {}
+    for parameter in shorter:
+        by_group.setdefault(id(work.groups[parameter]), []).append(parameter)
+    found: dict[nn.Parameter, Tensor] = {}
+    for members in by_group.values():
+        group = work.groups[members[0]]
+        factors = torch.stack([shorter[parameter] for parameter in members])
+        lr, decay = (_filled(group[name], factors) for name in ("lr", "weight_decay"))
+        found.update(zip(members, joined_decay(decay, factors, lr).unbind(), strict=True))
+    return found
+
+
+def _filled(value: float | Tensor, like: Tensor) -> Tensor:
+    return value.to(like) if isinstance(value, Tensor) else torch.full_like(like, value)
+
+
+def joined_decay(weight_decay: Number, factor: Number, lr: Number) -> Number:
+    """The weight decay of a step that also multiplies the parameter by ``factor``: ``1 - lr d = factor (1 - lr weight_decay)``.
+
+    The factor is near 1, so that the small change is formed first. ``lr`` is not 0, or ``factor`` is 1.
+    """
+    shorter = 1 - factor
+    if isinstance(shorter, Tensor):
+        return torch.where(shorter != 0, shorter / lr, 0.0) + factor * weight_decay
+    return (shorter / lr if shorter else 0.0) + factor * weight_decay

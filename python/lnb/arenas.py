@@ -32,12 +32,13 @@ _CHUNK = 1 << 19
 
 @dataclass
 class _Member:
-    """One layer's share of an arena."""
+    """One layer's share of an arena; ``address`` is where the view lay when it was made."""
 
     state: State
     view: Tensor
     begin: int
     end: int
+    address: int
 
 
 class _Arena:
@@ -52,16 +53,21 @@ class _Arena:
     def holds(self, state: State, shape: Shape) -> bool:
         """Whether the entry of ``state`` is this arena's view, of that shape."""
         member = self.by_state.get(id(state))
-        return member is not None and state.get(self.key) is member.view and member.view.shape == shape
+        return member is not None and state.get(self.key) is member.view and _is_in_place(member, shape)
 
     def is_of(self, states: Sequence[State], shapes: Sequence[Shape]) -> bool:
         """Whether the arena's members are these states in this order, and all hold their views: the usual case."""
         if len(states) != len(self.members):
             return False
         for state, shape, member in zip(states, shapes, self.members, strict=True):
-            if member.state is not state or state.get(self.key) is not member.view or member.view.shape != shape:
+            if member.state is not state or state.get(self.key) is not member.view or not _is_in_place(member, shape):
                 return False
         return True
+
+
+def _is_in_place(member: _Member, shape: Shape) -> bool:
+    """Whether nobody gave the view other memory, as ``view.data = ...`` does."""
+    return member.view.shape == shape and member.view.data_ptr() == member.address
 
 
 class Selection:
@@ -163,7 +169,8 @@ def _rebuilt(
         else:
             value = first[id(state)]
             entries.fill_(value) if isinstance(value, float) else entries.copy_(value)
-        made.append(_Member(state, entries.view(shape), begin, begin + count))
+        view = entries.view(shape)
+        made.append(_Member(state, view, begin, begin + count, view.data_ptr()))
         begin += count
     for member in made:  # last: nothing that fails leaves a part of them
         member.state[key] = member.view

@@ -50,6 +50,8 @@ class Config:
             outputs is orthogonalised anew in every step. ``"rms"``: steps as large as AdamW's.
         refresh_every: the second moment is gathered on every ``refresh_every``-th step, and before the first of them on
             steps 1, 2, 4, 8, ... too, >= 1.
+        staggered: spread the refreshes of the layers over the steps between two of one layer, after the first
+            ``refresh_every`` steps, in slices that are worth their fixed costs: small models have one.
         b_s: decay of the average of the second moment, in [0, 1).
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
         sample_ridge: what a relative ridge grows by where a block has more inputs than the averaged second moment has
@@ -95,6 +97,7 @@ class Config:
     cg_scope: str = "layer"
     trust_region: str = "global"
     refresh_every: int = 1
+    staggered: bool = False
     b_s: float = 0.0
     ridge_mode: str = "absolute"
     sample_ridge: float = 0.0
@@ -143,7 +146,7 @@ class Config:
                 )
         if self.max_state_bytes is not None:
             check_count("max_state_bytes", self.max_state_bytes)
-        for name in ("nesterov", "master_weights"):
+        for name in ("nesterov", "master_weights", "staggered"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be True or False")
         if self.trust_region in WITH_FACTOR and not self.factored:
@@ -281,6 +284,7 @@ PRESETS: dict[str, Config] = {
         solver="cholesky",
         trust_region="balanced",
         refresh_every=10,
+        staggered=True,
         b_s=0.9,
         sample_ridge=1.0,
         max_relative_change=2.5,

@@ -22,7 +22,7 @@ from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
 from lnb.ranks import add_over_ranks, group_of
-from lnb.schedule import is_refresh_step, sample_start
+from lnb.schedule import is_refresh_step, refresh_phases, sample_start
 from lnb.serialization import (
     FORMAT,
     check_state,
@@ -132,6 +132,7 @@ class LNB(Optimizer):
         self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         self._memory = Memory.empty()
+        self._phases: list[tuple[Block, Config, int]] = []
         self._guard = StepGuard()
         attached = attach_layers(model, exclude)
         try:
@@ -316,11 +317,11 @@ class LNB(Optimizer):
 
     def _switch_captures(self, blocks: list[Block]) -> None:
         """Have every layer gather what its next step needs; where backward passes have begun on a step, what that needs."""
-        for block in blocks:
+        configs = [self._config_of(block) for block in blocks]
+        for block, config, phase in zip(blocks, configs, self._refresh_phases(blocks, configs), strict=True):
             if any(capture.gathered for capture in block.captures):
                 continue
-            config = self._config_of(block)
-            due = is_refresh_step(self._step_index, config.refresh_every) or self._planner.is_open(block)
+            due = is_refresh_step(self._step_index, config.refresh_every, phase) or self._planner.is_open(block)
             due = due or not has_statistics(self.state.get(block.weight), block, config)
             moments, channels, inputs = config.needs(due)
             cut = moment_blocks(block, config)
@@ -329,6 +330,17 @@ class LNB(Optimizer):
                 capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs, blocks=cut)
                 if moments:
                     capture.read(block.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
+
+    def _refresh_phases(self, blocks: list[Block], configs: list[Config]) -> list[int]:
+        """Of each layer; found once for the same layers and settings."""
+        known = self._phases
+        if len(known) != len(blocks) or any(
+            block is not former or config is not setting
+            for block, config, (former, setting, _) in zip(blocks, configs, known, strict=True)
+        ):
+            phases = refresh_phases(list(zip(blocks, configs, strict=True)))
+            self._phases = list(zip(blocks, configs, phases, strict=True))
+        return [phase for _, _, phase in self._phases]
 
     # -- reports ------------------------------------------------------------------------------------------------------
 
@@ -450,6 +462,7 @@ class LNB(Optimizer):
         self._zeroed = {}
         self._meter = None
         self._memory = Memory.empty()
+        self._phases = []
         self._guard = StepGuard()
         if "_group" not in self.__dict__:  # a copy: process groups are not copied
             self._group = group_of(self._model, None, self._config)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lnb.apply import apply_shorter
+from lnb.apply import joined_decay
 from lnb.arenas import Arenas, State
 from lnb.averages import ADAM_EPSILON, largest_squarable
 from lnb.config import Config
@@ -22,11 +22,10 @@ from lnb.scratch import Scratch
 from lnb.solve import Solution
 from lnb.verdict import Verdict
 from lnb.weight_bound import LARGEST_CHANGE, WeightBound, usual_norm
-from lnb.work import Work
-from lnb_kernels.step_tables import StepLayer, StepSettings, StepTables
+from lnb.work import BlockWork, Work
+from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
 
-_KEPT = ("momentum", "factor", "output_factor", "factor_mean", "row_square", "independent_square", "weight_norm",
-         "growth", "radius", "step", "gradient_square")  # fmt: skip
+_KEPT = ("momentum", "row_square", "independent_square", "weight_norm", "growth", "radius", "step", "gradient_square")
 
 
 @dataclass
@@ -53,7 +52,7 @@ class Prepared:
         for state, key, value in self.kept:
             if state.get(key) is not value:
                 return False
-        if any(layer.squarable is not None for layer in work.blocks):
+        if not all(map(_is_usual, work.blocks)) or not _factors(work.blocks):
             return False
         if any(work.groups[self.parameters[places[0]]] is not group for group, places in self.places):
             return False
@@ -83,7 +82,7 @@ class PreparedShare:
         self.tables.observe()
         if self.due:
             refresh(self.due, averages, self.verdict, self.arenas)
-        self.tables.direct()
+        self.tables.direct(_factors(self.work.blocks))
 
     def gain(self) -> Tensor:
         """What the global region sums: it has no tables."""
@@ -103,24 +102,19 @@ class PreparedShare:
 
     def apply(self) -> None:
         """Move the parameters."""
+        parameters = self.prepared.parameters
         for group, places in self.prepared.places:
             lr, decay = float(group["lr"]), float(group["weight_decay"])
+            decays = [decay] * len(places)
             if self.shorter:
-                places = [i for i in places if self.prepared.parameters[i] not in self.shorter]
-            self.tables.apply(places, lr, decay)
-        if not self.shorter:
-            return
-        scales = torch.tensor(self.tables.scales(), dtype=torch.float32)
-        for i, parameter in enumerate(self.prepared.parameters):
-            if parameter in self.shorter:
-                group = self.work.groups[parameter]
-                rates = scales[i : i + 1], group["lr"], group["weight_decay"], None
-                apply_shorter(parameter, self.outputs[i], self.shorter[parameter], rates, None)
+                factors = [self.shorter.get(parameters[i]) for i in places]
+                decays = [decay if f is None else joined_decay(decay, float(f), lr) for f in factors]
+            self.tables.apply(places, lr, decays)
 
 
 def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Prepared | None:
     """Tables for ``work``, whose layers all have made a step; None where they do not serve it."""
-    if not _serves(config) or not all(_ready(layer.config, layer.state) for layer in work.blocks):
+    if not _serves(config) or not all(_ready(x.config, x.state) and _is_usual(x) for x in work.blocks):
         return None
     if any("gradient_square" not in work.states[p] for p in work.others) or not work.blocks:
         return None
@@ -130,25 +124,13 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
     place = {parameter: i for i, parameter in enumerate(parameters)}
     layers = []
     for layer, state in zip(work.blocks, of_layers, strict=True):
-        mean = state.get("factor_mean")
-        if layer.with_bias != (mean is not None):
-            return None
         bias = place[layer.parameters[1]] if layer.with_bias else None
-        layers.append(
-            StepLayer(
-                place[layer.block.weight],
-                bias,
-                state["factor"],
-                mean,
-                state["output_factor"],
-                state["row_square"],
-                usual_norm(layer.block),
-            )
-        )
+        weight = layer.block.weight
+        layers.append(StepLayer(place[weight], bias, layer.block.d_in, state["row_square"], usual_norm(layer.block)))
     momentum = [state["momentum"] for state in states]
     squares = [work.states[p]["gradient_square"] for p in work.others]
     gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-    if not StepTables.serves([*parameters, *momentum, *squares, *gradients], layers):
+    if not StepTables.serves([*parameters, *momentum, *squares, *gradients]) or not _factors(work.blocks):
         return None
     wide = torch.empty((), dtype=torch.float64)
     keys = ("independent_square", "weight_norm", "growth", "radius")
@@ -173,6 +155,14 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
     )
 
 
+def _factors(works: list[BlockWork]) -> list[StepFactor]:
+    """What the states hold of each layer; nothing where the tables do not serve that."""
+    found = [StepFactor(s["factor"], s.get("factor_mean"), s["output_factor"]) for s in (work.state for work in works)]
+    if any(work.with_bias != (factor.mean is not None) for work, factor in zip(works, found, strict=True)):
+        return []  # a bias was frozen or thawed since the last refresh
+    return found if StepTables.solves(found) else []
+
+
 def _serves(config: Config) -> bool:
     return (
         config.trust_region == "balanced"
@@ -185,6 +175,12 @@ def _serves(config: Config) -> bool:
 def _ready(config: Config, state: State) -> bool:
     needed = ("factor", "output_factor", "row_square", "independent_square", "weight_norm", "growth", "radius")
     return config.factored and config.trust_region == "balanced" and all(key in state for key in needed)
+
+
+def _is_usual(work: BlockWork) -> bool:
+    """Whether this step's statistics are in range, and in the blocks of the factor."""
+    moments, factor = work.moments, work.state["factor"]
+    return work.squarable is None and (moments is None or moments.shape[:2] == factor.shape[:2])
 
 
 def _settings(config: Config) -> StepSettings:

@@ -1,18 +1,71 @@
-"""On which steps second moments are gathered, and from which rows."""
+"""On which steps second moments are gathered, of which layers, and from which rows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import torch
+
+from lnb.blocks import Block
+from lnb.config import Config
+from lnb.factored import block_count
+from lnb.orthogonalize import INVERSE_ROOT_FLOPS
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
+_LEAST_SLICE = {"cpu": 2**27}
+_LEAST_SLICE_ELSEWHERE = 2**32
+"""Operations of a slice of a refresh: with fewer, what a refresh costs whatever it works on would be more than they do."""
 
 
-def is_refresh_step(index: int, refresh_every: int) -> bool:
+def is_refresh_step(index: int, refresh_every: int, phase: int = 0) -> bool:
     """Whether step ``index`` (from 0) gathers second moments: every ``refresh_every``-th, and more often at first.
 
     Features change fastest in the first steps, so these are refreshed at the powers of two too: 0, 1, 2, 4, 8, ...
+
+    Args:
+        index: of the step.
+        refresh_every: steps from one gathering to the next.
+        phase: in ``[0, refresh_every)``, by how many steps the layer's gatherings after the first ``refresh_every`` steps
+            come later.
     """
-    return index % refresh_every == 0 or (index < refresh_every and index & (index - 1) == 0)
+    if index < refresh_every:
+        return index & (index - 1) == 0
+    return index % refresh_every == phase
+
+
+def refresh_phases(layers: Sequence[tuple[Block, Config]]) -> list[int]:
+    """The phase of each layer's refreshes, so that no step has many of them and all together cost a step what they must.
+
+    Layers that are staggered are cut, in their order, into at most ``refresh_every`` slices of about equal work: it depends
+    on the layers alone, and so does a run that is resumed.
+    """
+    phases = [0] * len(layers)
+    cycles: dict[tuple[int, torch.device], list[int]] = {}
+    for i, (block, config) in enumerate(layers):
+        if config.staggered and config.refresh_every > 1:
+            cycles.setdefault((config.refresh_every, block.weight.device), []).append(i)
+    for (every, device), members in cycles.items():
+        work = [_refresh_work(*layers[i]) for i in members]
+        least = _LEAST_SLICE.get(device.type, _LEAST_SLICE_ELSEWHERE)
+        slices = max(1, min(every, len(members), int(sum(work) // least)))
+        done = 0.0
+        for i, own in zip(members, work, strict=True):
+            place = (done + own / 2) / sum(work)  # the middle of its share of all work
+            phases[i] = int(place * slices) * every // slices
+            done += own
+    return phases
+
+
+def _refresh_work(block: Block, config: Config) -> float:
+    """Operations of a layer's refresh: the factor, and of two-sided regions the outputs' moment and root."""
+    groups, rows, d_in = block.shape
+    size = d_in // block.input_blocks(config.block_size)
+    work = 2.0 * d_in * size**2
+    if config.trust_region == "balanced":
+        side = rows // block_count(rows, config.block_size)
+        work += INVERSE_ROOT_FLOPS * rows * side**2 + 2.0 * rows * d_in * (size + side)
+    return groups * work
 
 
 def sample_start(index: int) -> float:

@@ -91,7 +91,8 @@ class Work:
         Numbers are filled in on the device: a copy from the host would stall it.
         """
         groups = [self.groups[block.block.weight] for block in self.blocks]
-        made = {id(group): _rate(group["lr"], like) for group in groups}
+        distinct = {id(group): group for group in groups}
+        made = {key: _rate(group["lr"], like) for key, group in distinct.items()}
         if len(made) == 1:
             return made[id(groups[0])].expand(len(groups))
         return torch.stack([made[id(group)] for group in groups])

@@ -1,0 +1,162 @@
+"""Steps from prepared tables are the steps of the general stages, and give way to these where they do not serve."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lnb
+from lnb_kernels import _native, set_backend
+
+pytestmark = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
+
+
+class Net(nn.Module):
+    """Layers of each kind, and parameters of none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.conv = nn.Conv2d(2, 4, 3, groups=2, padding=1)
+        self.norm = nn.LayerNorm(8)
+        self.wide = nn.Linear(8, 20)
+        self.narrow = nn.Linear(20, 6, bias=False)
+        self.head = nn.Linear(6 + 64, 3)
+
+    def forward(self, tokens: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """``[N, 5]`` and ``[N, 2, 4, 4]`` to ``[N, 3]``."""
+        x = self.narrow(torch.tanh(self.wide(self.norm(self.embed(tokens))))).mean(1)
+        y: torch.Tensor = self.head(torch.cat([x, self.conv(images).flatten(1)], dim=-1))
+        return y
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def backward(model: nn.Module, optimizer: lnb.LNB, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 11, (32, 5), generator=generator)
+    images = torch.randn(32, 2, 4, 4, generator=generator)
+    target = torch.randint(0, 3, (32,), generator=generator)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(tokens, images), target).backward()
+
+
+def prepared(optimizer: lnb.LNB) -> bool:
+    return bool(optimizer._memory.prepared)
+
+
+def optimizer_of(model: nn.Module, **settings: Any) -> lnb.LNB:
+    parameters = list(model.parameters())
+    groups = [{"params": parameters[:4], "lr": torch.tensor(0.02)}, {"params": parameters[4:], "weight_decay": 0.01}]
+    return lnb.LNB(model, lr=0.05, params=groups, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"refresh_every": 1}, {"nesterov": False, "momentum": 0.8}, {"block_size": 5}]
+)
+def test_equal_to_the_general_stages(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step from the same state, so that rounding does not grow from step to step."""
+    model = net()
+    optimizer = optimizer_of(model, **settings)
+    used = 0
+    for seed in range(14):
+        other, twin = copy.deepcopy((model, optimizer))
+        backward(model, optimizer, seed)
+        optimizer.step()
+        backward(other, twin, seed)
+        with monkeypatch.context() as patched:
+            patched.setattr("lnb.step.prepare", lambda *_: None)
+            twin.step()
+        assert not prepared(twin)
+        used += prepared(optimizer)
+        for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+            assert torch.allclose(one, two, rtol=1e-5, atol=1e-7), (seed, name)
+            for key, value in optimizer.state[one].items():
+                # Products of many entries have as many roundings.
+                assert torch.allclose(value, twin.state[two][key], rtol=1e-3, atol=1e-5), (seed, name, key)
+        mine, theirs = optimizer.diagnostics(layers=True), twin.diagnostics(layers=True)
+        gains = [key for key in mine if key.endswith("/gain")]
+        assert len(gains) == 4
+        assert all(mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-8) for key in gains)
+    assert used >= 12  # not while the state is being made
+
+
+def strided_gradient(model: Net) -> None:
+    assert model.wide.weight.grad is not None
+    model.wide.weight.grad = model.wide.weight.grad.t().contiguous().t()
+
+
+def other_backend(model: Net) -> None:
+    set_backend("reference")
+
+
+def frozen(model: Net) -> None:
+    model.wide.bias.grad = None
+
+
+@pytest.mark.parametrize("change", [strided_gradient, other_backend, frozen])
+def test_general_stages_take_what_the_tables_do_not_serve(change: Callable[[Net], None]) -> None:
+    model = net()
+    optimizer = optimizer_of(model)
+    for seed in range(4):
+        backward(model, optimizer, seed)
+        optimizer.step()
+    assert prepared(optimizer)
+    before = copy.deepcopy(model.state_dict())
+    backward(model, optimizer, 4)
+    change(model)
+    try:
+        optimizer.step()
+    finally:
+        set_backend("auto")
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == set(before) - ({"wide.bias"} if change is frozen else set())
+    backward(model, optimizer, 5)
+    optimizer.step()
+    assert prepared(optimizer) == (change is not frozen)  # whose bias waits for the next refresh
+
+
+def test_parameters_that_were_moved_are_written_where_they_are() -> None:
+    model = net()
+    optimizer = optimizer_of(model)
+    for seed in range(3):
+        backward(model, optimizer, seed)
+        optimizer.step()
+    former = model.wide.weight.data
+    kept = former.clone()
+    model.wide.weight.data = former.clone()
+    backward(model, optimizer, 3)
+    optimizer.step()
+    assert torch.equal(former, kept)
+    assert not torch.equal(model.wide.weight, kept)
+
+
+def test_versions_of_moved_parameters_rise() -> None:
+    """Autograd then refuses a backward pass through values that a step has overwritten."""
+    model = net()
+    optimizer = optimizer_of(model)
+    for seed in range(3):
+        backward(model, optimizer, seed)
+        before = [parameter._version for parameter in model.parameters()]
+        optimizer.step()
+        assert all(p._version > version for p, version in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"preset": "paper"}, {"trust_region": "spectral"}, {"damping": "none"}, {"others": "identity"}]
+)
+def test_other_settings_have_no_tables(settings: dict[str, Any]) -> None:
+    model = net()
+    optimizer = optimizer_of(model, **settings)
+    for seed in range(3):
+        backward(model, optimizer, seed)
+        optimizer.step()
+    assert not prepared(optimizer)
