@@ -44,17 +44,19 @@ def apply(
         alone = i if parameter in shorter else -1
         key = id(work.groups[parameter]), has_master(parameter, config), alone
         batches.setdefault(key, []).append(i)
+    typed = {dtype: each.to(dtype) for dtype in {direction.dtype for direction in directions}}
     joined = _joined_decays(work, shorter)
     for (_, with_master, _), places in batches.items():
         parameters = [work.parameters[i] for i in places]
         steps = [directions[i] for i in places]
         group = work.groups[parameters[0]]
         decay = joined.get(parameters[0], group["weight_decay"])
+        of_kind = typed[steps[0].dtype]
         if len(places) == 1:
-            chosen = each[places[0] : places[0] + 1]
+            chosen = of_kind[places[0] : places[0] + 1]
         else:
-            chosen = each if len(places) == len(each) else each[constant(tuple(places), each.device)]
-        rates = chosen.to(steps[0].dtype), group["lr"], decay, ok
+            chosen = of_kind if len(places) == len(each) else of_kind[constant(tuple(places), each.device)]
+        rates = chosen, group["lr"], decay, ok
         if with_master:
             multi_tensor.apply_master_(masters_of(parameters, work.states), parameters, steps, *rates)
             remember(parameters)
