@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lnb import update
-from lnb.attach import attach_layers, detach_layer, require_module
 from lnb.blocks import Block, take_inventory
 from lnb.config import CARRIED, DEFAULT_LR, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
 from lnb.guard import StepGuard
+from lnb.layers.attach import attach_layers, detach_layer, require_module
+from lnb.layers.registry import claimed_names
 from lnb.overhead import OverheadMeter
 from lnb.plan import Plan, plan_block
 from lnb.planning import Rates
@@ -49,8 +50,8 @@ class LNB(Optimizer):
     the functions that the layer computes, instead of in the space of its parameters (D. Munoz, "Simple Linear Neuron
     Boosting", arXiv:2502.01131). All parameters move by ``theta <- theta - lr (h / z + weight_decay theta)``.
 
-    ``nn.Linear``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`); for
-    other parameters ``h = g~``.
+    ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`);
+    for other parameters ``h = g~``.
 
     What happens in the cases that training loops meet:
 
@@ -149,8 +150,8 @@ class LNB(Optimizer):
         if not self._inventory.blocks:
             reasons = "\n".join(f"  {self._row(parameter)}" for parameter in self._inventory.names)
             raise ValueError(
-                f"model={type(self._model).__name__} has no layer that LNB can claim (nn.Linear, nn.Conv2d or "
-                f"nn.MultiheadAttention that owns its weights); use another optimizer for it, or see why:\n"
+                f"model={type(self._model).__name__} has no layer that LNB can claim ({claimed_names()} "
+                f"that owns its weights); use another optimizer for it, or see why:\n"
                 f"{reasons or '  it has no parameters'}"
             )
 

@@ -25,7 +25,7 @@ def test_table() -> None:
     ]
     assert coverage["0.weight"].reason == "convolution '0': 18 inputs and the bias"
     assert coverage["3.weight"].reason == "linear layer '3': 64 inputs"
-    assert "LayerNorm is not a linear" in coverage["4.weight"].reason
+    assert "LayerNorm is not claimed: it scales" in coverage["4.weight"].reason
     lines = str(coverage).splitlines()
     assert len(lines) == 1 + len(coverage) == 8
     assert lines[0].split() == ["parameter", "shape", "metric", "why"]
@@ -97,7 +97,7 @@ class Parts(nn.Module):
     [
         (share_weight, "a.weight", "shared by layers whose other parameter differs"),
         (share_weight, "a.bias", "shared by layers whose other parameter differs"),
-        (share_across_types, "a.weight", "shared with a layer that is not claimed: Embedding is not"),
+        (share_across_types, "a.weight", "shared with a layer that is not claimed: Embedding is not claimed: its inputs are token numbers"),
         (share_geometry, "conv.weight", "shared by convolutions of different geometry"),
         (share_with_own_forward, "a.weight", "shared with a layer that is not claimed: OwnForward has its own forward"),
     ],
@@ -112,8 +112,8 @@ def test_shared_parameters(share: object, name: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [nn.Sequential(nn.Embedding(4, 4), nn.LayerNorm(4)), nn.Sequential(nn.ReLU()), nn.Conv1d(2, 2, 1)],
-    ids=["norms", "no-parameters", "conv1d"],
+    [nn.Sequential(nn.Embedding(4, 4), nn.LayerNorm(4)), nn.Sequential(nn.ReLU()), nn.Conv3d(2, 2, 1)],
+    ids=["norms", "no-parameters", "conv3d"],
 )
 def test_no_supported_layer(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=f"model={type(model).__name__} has no layer that LNB can claim") as raised:

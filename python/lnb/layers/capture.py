@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -57,13 +58,6 @@ class Capture:
         self.start: Tensor | None = None
         self.sample_every = 1
         self.moment_dtype: torch.dtype | None = None
-
-    @classmethod
-    def for_layer(cls, module: nn.Module) -> Capture:
-        """The capture of a ``nn.Linear`` or ``nn.Conv2d``, switched off."""
-        if isinstance(module, nn.Conv2d):
-            return cls(module.weight[0].numel(), module.groups, module.in_channels)
-        return cls(cast(nn.Linear, module).in_features)
 
     @property
     def probe_shape(self) -> tuple[int, ...]:
@@ -121,6 +115,13 @@ class Capture:
         """The probe of the per-channel moments of a convolution's unpadded input; None like :meth:`probe_for`'s."""
         live = self.channels_on and weight.requires_grad and _fits(self.channel_probe, weight) and not _transformed()
         return self.channel_probe if live else None
+
+    def live_probes(self) -> Iterator[Tensor]:
+        """The probes that are switched on."""
+        if self.moments_on and self.probe is not None:
+            yield self.probe
+        if self.channels_on and self.channel_probe is not None:
+            yield self.channel_probe
 
     @property
     def gathered(self) -> bool:
