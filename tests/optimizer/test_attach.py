@@ -59,6 +59,15 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv-same": (lambda: nn.Conv2d(4, 6, 3, padding="same", bias=False), (3, 4, 7, 7)),
     "conv-unbatched": (lambda: nn.Conv2d(4, 6, 3), (4, 7, 7)),
     "conv-circular": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (3, 4, 7, 7)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2), (3, 4, 9)),
+    "conv1d-same": (lambda: nn.Conv1d(4, 6, 4, padding="same", dilation=3, bias=False), (3, 4, 9)),
+    "conv1d-valid": (lambda: nn.Conv1d(4, 6, 4, padding="valid"), (3, 4, 9)),
+    "conv1d-pointwise": (lambda: nn.Conv1d(4, 6, 1), (3, 4, 9)),
+    "conv1d-depthwise": (lambda: nn.Conv1d(4, 8, 5, padding=4, groups=4), (3, 4, 9)),
+    "conv1d-unbatched": (lambda: nn.Conv1d(4, 6, 3), (4, 9)),
+    "conv1d-circular": (lambda: nn.Conv1d(4, 6, 3, padding=2, stride=2, padding_mode="circular"), (3, 4, 9)),
+    "conv1d-replicate": (lambda: nn.Conv1d(4, 6, 4, padding="same", padding_mode="replicate"), (3, 4, 9)),
+    "conv1d-unbatched-reflect": (lambda: nn.Conv1d(4, 6, 3, padding=1, padding_mode="reflect"), (4, 9)),
     "conv-reflect": (lambda: nn.Conv2d(4, 6, (3, 5), padding="same", padding_mode="reflect"), (3, 4, 7, 7)),
 }
 

@@ -97,7 +97,11 @@ class Parts(nn.Module):
     [
         (share_weight, "a.weight", "shared by layers whose other parameter differs"),
         (share_weight, "a.bias", "shared by layers whose other parameter differs"),
-        (share_across_types, "a.weight", "shared with a layer that is not claimed: Embedding is not claimed: its inputs are token numbers"),
+        (
+            share_across_types,
+            "a.weight",
+            "shared with a layer that is not claimed: Embedding is not claimed",
+        ),
         (share_geometry, "conv.weight", "shared by convolutions of different geometry"),
         (share_with_own_forward, "a.weight", "shared with a layer that is not claimed: OwnForward has its own forward"),
     ],

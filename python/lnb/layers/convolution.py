@@ -40,8 +40,8 @@ def _convolve(conv: _Conv, capture: Capture, input: Tensor) -> Tensor:
     if conv.padding_mode != "zeros":
         input = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
     weight = conv.weight
-    if weight.dim() == 3:
-        input, weight = input.unsqueeze(-2), weight.unsqueeze(-2)
+    if weight.dim() == 3:  # PyTorch, too, copies an input of other strides first: sums are in the same order
+        input, weight = input.contiguous().unsqueeze(-2), weight.unsqueeze(-2)
     output = lk.conv2d(
         input,
         weight,
