@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import lnb_kernels as lk
 from lnb.layers.capture import Capture
+from lnb.layers.linear import project as project_input
 from lnb.layers.packed import SERVES, PackedCapture
 
 
@@ -148,7 +148,7 @@ def _project(
         for x, name, b in zip((query, key, value), captures, biases, strict=True):
             weight = getattr(attention, name)
             capture = captures[name]
-            outputs.append(lk.linear(x, weight, b, probe=capture.probe_for(weight), **capture.reading))
+            outputs.append(project_input(x, weight, b, capture, weight))
             capture.keep(weight, x, outputs[-1])
             capture.count(weight, x, outputs[-1], outputs[-1].numel() // width)
         return outputs[0], outputs[1], outputs[2]
@@ -156,7 +156,7 @@ def _project(
     parts = cast(PackedCapture, captures["in_proj_weight"]).parts
 
     def project(x: Tensor, name: str, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-        output = lk.linear(x, w, b, probe=parts[name].probe_for(weight), **parts[name].reading)
+        output = project_input(x, w, b, parts[name], weight)
         parts[name].count(weight, x, output, output.numel() // output.shape[-1])
         count = len(SERVES[name])
         return output.unflatten(-1, (count, width)).movedim(-2, 0).contiguous().unbind(0) if count > 1 else (output,)

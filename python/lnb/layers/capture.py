@@ -56,6 +56,7 @@ class Capture:
         self.input_grad = False
         self.inputs: list[Tensor] = []
         self.start: Tensor | None = None
+        self.first = 0.0
         self.sample_every = 1
         self.moment_dtype: torch.dtype | None = None
 
@@ -79,13 +80,18 @@ class Capture:
 
     def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
         """Choose what second moments are taken of: one of ``sample_every`` rows (images) from ``start``, and their dtype."""
-        self.sample_every, self.moment_dtype = sample_every, moment_dtype
+        self.first, self.sample_every, self.moment_dtype = start, sample_every, moment_dtype
         if sample_every == 1:
             self.start = None
             return
         if self.start is None or self.start.device != weight.device:
             self.start = torch.zeros((), device=weight.device)
         self.start.fill_(start)
+
+    @property
+    def reads(self) -> tuple[float, int, torch.dtype | None]:
+        """What second moments are taken of, as values to compare: the first row's place, 1 of how many rows, the dtype."""
+        return self.first if self.sample_every > 1 else 0.0, self.sample_every, self.moment_dtype
 
     @property
     def reading(self) -> dict[str, Any]:

@@ -10,6 +10,23 @@ import lnb_kernels as lk
 from lnb.layers.capture import Capture
 from lnb.layers.kind import LayerKind
 from lnb.layers.probed import ProbedLayer
+from lnb.layers.sharing import moment_of
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None, capture: Capture, owner: Tensor) -> Tensor:
+    """``F.linear(x, weight, bias)`` that gives the probe of ``capture`` the second moment of ``x``.
+
+    Args:
+        x: ``[..., d_in]``.
+        weight: ``[m, d_in]``, of the parameter ``owner``, or all of it.
+        bias: ``[m]`` or None.
+        capture: the layer's.
+        owner: the parameter that has to move for the probe to be switched on.
+    """
+    probe = capture.probe_for(owner)
+    shared = moment_of(x, capture, probe)
+    product: Tensor = lk.linear(x, weight, bias, probe=probe, shared=shared, **capture.reading)
+    return product
 
 
 class ProbedLinear(ProbedLayer, nn.Linear):
@@ -20,7 +37,7 @@ class ProbedLinear(ProbedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``nn.Linear``'s forward, with the layer's moment probe."""
         capture = self._lnb_captures["weight"]
-        output = lk.linear(input, self.weight, self.bias, probe=capture.probe_for(self.weight), **capture.reading)
+        output = project(input, self.weight, self.bias, capture, self.weight)
         capture.keep(self.weight, input, output)
         capture.count(self.weight, input, output, output.numel() // self.out_features)
         return output
