@@ -126,6 +126,50 @@ def test_no_supported_layer(model: nn.Module) -> None:
         assert name in str(raised.value)
 
 
+class OwnParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+NORM = "it scales every feature by itself"
+UNCLAIMED: list[tuple[nn.Module, str]] = [
+    (nn.LayerNorm(4), NORM),
+    (nn.RMSNorm(4), NORM),
+    (nn.GroupNorm(2, 4), NORM),
+    (nn.BatchNorm1d(4), NORM),
+    (nn.BatchNorm3d(4), NORM),
+    (nn.InstanceNorm2d(4, affine=True), NORM),
+    (nn.PReLU(), "its slopes are no linear map"),
+    (nn.Conv3d(2, 2, 1), "no kernel forms the second moment of three-dimensional patches"),
+    (nn.ConvTranspose1d(2, 2, 1), "its outputs are sums of overlapping patches"),
+    (nn.ConvTranspose2d(2, 2, 1), "its outputs are sums of overlapping patches"),
+    (nn.RNN(2, 2), "a loop over nn.Linear layers would be claimed"),
+    (nn.LSTM(2, 2), "a loop over nn.Linear layers would be claimed"),
+    (nn.GRU(2, 2), "does not show the inputs of the recurrent weights"),
+    (nn.GRUCell(2, 2), "a cell of nn.Linear layers would be claimed"),
+    (nn.Bilinear(2, 2, 2), "nn.Linear of their outer product would be claimed"),
+    (nn.Embedding(3, 2), "its inputs are token numbers"),
+    (nn.EmbeddingBag(3, 2), "its inputs are bags of token numbers"),
+    (nn.AdaptiveLogSoftmaxWithLoss(4, 6, [3]).head, ""),
+    (OwnParameter(), "its parameters are its own, not those of a layer that LNB knows"),
+]
+
+
+@pytest.mark.parametrize(("layer", "words"), UNCLAIMED, ids=lambda value: type(value).__name__)
+def test_every_type_has_its_reason(layer: nn.Module, words: str) -> None:
+    name = type(layer).__name__
+    coverage = lnb.LNB(nn.ModuleList([layer, nn.Linear(2, 2)])).coverage()
+    for parameter, _ in layer.named_parameters():
+        row = coverage[f"0.{parameter}"]
+        if words:
+            assert row.metric == "adamw"
+            assert row.reason.startswith(f"{name} is not claimed: ")
+            assert words in row.reason
+        else:
+            assert row.metric == "second moment"  # a layer inside one that is of no kind
+
+
 class Bypassed(nn.Module):
     """A layer whose weight is used, but whose forward can be bypassed."""
 
