@@ -10,8 +10,7 @@ class SharedMoment:
 
     Give one object to every :func:`lnb_kernels.linear` call on the same tensor with probes of one shape and the same ``sample``
     and ``moment_dtype``. Each probe gets the gradient that it would get alone, whichever of the layers a backward pass reaches
-    and in whatever order. The moment is kept from the first layer that is reached to the last one, or until the graph is
-    freed.
+    and in whatever order. The moment is kept from the first call that is reached to the last one, or until the graph is freed.
     """
 
     def __init__(self) -> None:
@@ -22,11 +21,11 @@ class SharedMoment:
 
     @property
     def is_open(self) -> bool:
-        """Whether layers can still join: no backward pass has reached one of them."""
+        """Whether other calls should join: no backward pass has reached one of the members."""
         return not self._begun
 
     def join(self) -> int:
-        """Count one more layer in; returns its number."""
+        """Count one more call in; returns its number."""
         self._members += 1
         return self._members - 1
 

@@ -57,6 +57,8 @@ class LNB(Optimizer):
 
     * *Gradient accumulation*: several backward passes before ``step()`` add their rows to one second moment.
     * *A layer used more than once* in a forward pass, or parameters shared by several layers: the rows of all uses count.
+    * *One input for several layers*, as the projections of attention or the halves of a gated MLP: its second moment is
+      computed once if they are given the same tensor object (not in compiled code, where each computes its own).
     * *Padding of a convolution*: a neuron's inputs are those of the padded image. The second moment counts its zeros like
       all other inputs. The averages of the channels (``b_mu``, ``b_nu``) count the pixels that the padding modes circular,
       reflect and replicate repeat, and leave out the zeros of zero padding, as the paper does.

@@ -15,11 +15,10 @@ from lnb_kernels.linear import SharedMoment
 
 @dataclass(frozen=True)
 class _Seen:
-    """What layers that share a moment have in common, and who they are so far."""
+    """A moment, and what the layers that share it have in common."""
 
     conditions: tuple[object, ...]
     moment: weakref.ref[SharedMoment]  # the graph of the layers keeps it
-    members: set[int]
 
 
 _SEEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -28,9 +27,9 @@ _SEEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def moment_of(x: Tensor, capture: Capture, probe: Tensor | None) -> SharedMoment | None:
     """What the layer of ``capture`` shares with the others that are given the tensor ``x``; None to gather a moment alone.
 
-    Layers share a moment if they see the same tensor object, unchanged, in one forward pass, and read it in the same way. A
-    layer that sees it a second time begins a new one with those that follow, since all its uses count. Compiled and traced
-    code gathers alone: what it does is fixed before the tensors are known.
+    Layers share a moment if they see the same tensor object, unchanged, before a backward pass reaches one of them, and read it
+    in the same way. Every use of a layer gets the moment: all its rows count. Compiled and traced code gathers alone, because
+    what it does is fixed before the tensors are known.
 
     Args:
         x: the input, before autocast.
@@ -43,11 +42,10 @@ def moment_of(x: Tensor, capture: Capture, probe: Tensor | None) -> SharedMoment
         return None
     conditions = (x._version, probe.shape, probe.dtype, *capture.reads, _autocast_dtype(x.device), _stream(x.device))
     seen = _SEEN.get(x)
-    moment = None if seen is None or seen.conditions != conditions or id(capture) in seen.members else seen.moment()
+    moment = None if seen is None or seen.conditions != conditions else seen.moment()
     if moment is None or not moment.is_open:
         moment = SharedMoment()
-        seen = _SEEN[x] = _Seen(conditions, weakref.ref(moment), set())
-    seen.members.add(id(capture))
+        _SEEN[x] = _Seen(conditions, weakref.ref(moment))
     return moment
 
 
