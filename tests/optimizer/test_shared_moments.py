@@ -196,6 +196,7 @@ def test_evaluation_between_forward_and_backward(monkeypatch: pytest.MonkeyPatch
     assert shared * 7 == unshared * 4
 
 
+@pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph=True")
 @pytest.mark.parametrize("create_graph", [True, False])
 def test_two_backward_passes_through_one_graph(create_graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     moments = []
@@ -206,6 +207,10 @@ def test_two_backward_passes_through_one_graph(create_graph: bool, monkeypatch: 
         optimizer = lnb.LNB(model, preset="paper")
         y = model(batch(1))
         y.square().mean().backward(retain_graph=True, create_graph=create_graph)
+        if (
+            create_graph and not unshared
+        ):  # a moment with a graph of its own is given to nobody else: it would keep itself alive
+            assert y.grad_fn.shared._moment is None
         (model.q.weight.grad.square().sum() if create_graph else y.sum()).backward()
         moments.append([block.captures[0].moments.detach().clone() for block in optimizer._inventory.blocks])
     assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
@@ -309,6 +314,18 @@ def test_compiled_code_gathers_alone() -> None:
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph=True")
+def test_a_moment_with_a_graph_is_not_kept() -> None:
+    """The graph of a backward pass holds that of the forward pass, which would hold the moment: memory that is never freed."""
+    layers = nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)])
+    lnb.LNB(layers, preset="paper")
+    x = batch(6)
+    outputs = [layer(x) for layer in layers]
+    outputs[0].square().sum().backward(create_graph=True)
+    assert outputs[0].grad_fn.shared is outputs[1].grad_fn.shared
+    assert outputs[0].grad_fn.shared._moment is None
+
+
 def test_nothing_outlives_the_graph() -> None:
     """A member that no backward pass reaches keeps the moment no longer than its own graph lives."""
     layers = nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)])
@@ -334,4 +351,5 @@ def test_members_of_a_moment() -> None:
     assert not shared.is_open
     assert shared.take(a) is None
     assert shared.take(b) is value
-    assert shared.take(b) is None  # all were served, and it is forgotten
+    assert shared._moment is None  # all were served
+    assert shared.take(b) is None

@@ -27,9 +27,9 @@ _SEEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def moment_of(x: Tensor, capture: Capture, probe: Tensor | None) -> SharedMoment | None:
     """What the layer of ``capture`` shares with the others that are given the tensor ``x``; None to gather a moment alone.
 
-    Layers share a moment if they see the same tensor object, unchanged, before a backward pass reaches one of them, and read it
-    in the same way. Every use of a layer gets the moment: all its rows count. Compiled and traced code gathers alone, because
-    what it does is fixed before the tensors are known.
+    Layers share a moment if they see the same tensor object before a backward pass reaches one of them, and read it in the same
+    way. (That it was not written in between, autograd checks: each of them has saved it.) Every use of a layer gets the moment:
+    all its rows count. Compiled and traced code gathers alone, because what it does is fixed before the tensors are known.
 
     Args:
         x: the input, before autocast.
@@ -38,9 +38,9 @@ def moment_of(x: Tensor, capture: Capture, probe: Tensor | None) -> SharedMoment
     """
     if probe is None or not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return None
-    if type(x) not in (Tensor, nn.Parameter) or x.is_inference():
+    if type(x) not in (Tensor, nn.Parameter):
         return None
-    conditions = (x._version, probe.shape, probe.dtype, *capture.reads, _autocast_dtype(x.device), _stream(x.device))
+    conditions = (probe.shape, probe.dtype, *capture.reads, _autocast_dtype(x.device), _stream(x.device))
     seen = _SEEN.get(x)
     moment = None if seen is None or seen.conditions != conditions else seen.moment()
     if moment is None or not moment.is_open:
