@@ -1,4 +1,17 @@
-"""Why layers of other kinds are not claimed: a reason for each of PyTorch's types that hold parameters."""
+"""Why layers of other kinds are not claimed: a reason for each of PyTorch's types that hold parameters.
+
+``nn.Embedding`` is one that could be: its inputs are one-hot rows, so that its second moment is diagonal, the share of each
+token among all tokens. It was measured as an ``nn.Linear`` of one-hot rows, which has exactly that metric, in a character and a
+word model of Shakespeare (2 blocks of width 64, 66 and 2000 tokens, 200 steps of the default preset with a cosine schedule).
+Validation losses with the token embedding by its metric, against Adam's rule, means of three seeds:
+
+| ``lr`` | characters: metric | Adam's rule | words: metric | Adam's rule |
+| --- | --- | --- | --- | --- |
+| 0.1 | 2.213 | 2.224 | 4.119 | 4.038 |
+| 0.2 | 2.216 | 2.158 | 4.088 | 4.010 |
+
+Adam's rule was better at the best rate of both, so embeddings follow the rule for other parameters.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +41,13 @@ _REASONS: dict[tuple[type[nn.Module], ...], str] = {
         "its inputs are the products of all features of two inputs, too many for a second moment; nn.Linear of their outer "
         "product would be claimed"
     ),
-    (nn.Embedding,): "its inputs are token numbers, whose second moment is diagonal",
-    (nn.EmbeddingBag,): "its inputs are bags of token numbers",
+    (nn.Embedding,): (
+        "its inputs are token numbers, whose second moment is diagonal: language models trained better by Adam's rule "
+        "than by that metric"
+    ),
+    (nn.EmbeddingBag,): (
+        "its inputs are bags of token numbers, whose second moment has the square of the vocabulary's number of entries"
+    ),
 }
 
 
