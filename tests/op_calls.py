@@ -11,6 +11,7 @@ from torch import Tensor
 
 import lnb_kernels as lk
 from lnb_kernels import multi_tensor
+from lnb_kernels.linear import SharedMoment
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ CALLS: dict[str, Call] = {
             "probe": torch.zeros(4, 4, requires_grad=True),
             "sample": (torch.tensor(0.25), 2),
             "moment_dtype": torch.bfloat16,
+            "shared": SharedMoment(),
         },
     ),
     "conv2d": Call(

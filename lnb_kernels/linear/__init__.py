@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from lnb_kernels.linear.op import linear
+from lnb_kernels.linear.shared import SharedMoment
 
-__all__ = ["linear"]
+__all__ = ["SharedMoment", "linear"]

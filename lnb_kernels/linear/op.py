@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lnb_kernels import _autocast, _backend, _checks, _sampling
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels._rows import as_rows
 from lnb_kernels.linear import reference
+from lnb_kernels.linear.shared import SharedMoment
 from lnb_kernels.second_moment.op import pull_back, shape_of
 
 _backend.register(
@@ -161,6 +163,34 @@ _linear = define(
 )
 
 
+class _SharedLinear(torch.autograd.Function):
+    """:class:`_Linear` of a layer whose input other layers are given, too. Python objects do not pass through the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
+        ctx.shared = inputs[7]
+        ctx.member = ctx.shared.join()
+        _Linear.setup_context(ctx, inputs[:7], None)
+        return F.linear(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        alone = torch.is_grad_enabled()  # the moment has a derivative then, and a graph of its own
+        moment = None if alone else ctx.shared.take(ctx.member)
+        x, weight, start = ctx.saved_tensors
+        mask = [*ctx.needs_input_grad[:3], moment is None]
+        results = iter(_linear_backward(grad, x, weight, mask, start, ctx.every, ctx.moment_dtype, ctx.blocks))
+        gradients = [next(results) if wanted else None for wanted in mask[:3]]
+        if moment is None:
+            moment = next(results)
+            if not alone:
+                ctx.shared.offer(ctx.member, moment)
+        return (*gradients, moment, *[None] * 4)
+
+
+_shared_linear: Callable[..., torch.Tensor] = _SharedLinear.apply
+
+
 def _check_probe(probe: torch.Tensor, d: int) -> None:
     blocks = probe.shape[0] if probe.dim() == 3 else None
     if blocks is not None and blocks > 0 and d % blocks == 0:
@@ -176,6 +206,7 @@ def linear(
     probe: torch.Tensor | None = None,
     sample: tuple[torch.Tensor, int] | None = None,
     moment_dtype: torch.dtype | None = None,
+    shared: SharedMoment | None = None,
 ) -> torch.Tensor:
     """``F.linear(x, weight, bias)`` whose backward pass gives ``probe`` the second moment of ``x`` as its gradient.
 
@@ -197,12 +228,14 @@ def linear(
             None reads every row.
         moment_dtype: dtype to which rows are rounded for the second moment, whose sums stay in float32 (float64 for
             float64 ``x``); None keeps that of ``x``.
+        shared: the :class:`SharedMoment` of all calls on this ``x``, so that its second moment is computed once; None
+            computes it for this call. It is not for compiled code.
 
     Returns:
         ``[..., m]``.
 
     Raises:
-        TypeError: an argument is no dense floating tensor, or ``sample`` no such pair.
+        TypeError: an argument is no dense floating tensor, ``sample`` no such pair, or ``shared`` no such object.
         ValueError: shapes, dtypes or devices do not fit, or a value is not allowed.
     """
     if not _checks.live_probe("linear", "probe", probe):
@@ -217,8 +250,15 @@ def linear(
     _checks.same_device("linear", "probe", probe, "x", x)
     chosen = _sampling.check("linear", sample, x)
     _sampling.check_dtype("linear", moment_dtype)
+    if shared is not None and not isinstance(shared, SharedMoment):
+        raise TypeError(
+            f"linear: shared={shared!r} must be None or a lnb_kernels.linear.SharedMoment, not {type(shared).__name__}"
+        )
     x, weight, bias = _autocast.cast_layer(x, weight, bias)
     _checks.same_dtype("linear", x, weight=weight, bias=bias)
     start, every = (None, 1) if chosen is None else chosen
-    y: torch.Tensor = _linear(x, weight, bias, probe, start, every, moment_dtype)
-    return y
+    arguments = x, weight, bias, probe, start, every, moment_dtype
+    if shared is None:
+        y: torch.Tensor = _linear(*arguments)
+        return y
+    return _shared_linear(*arguments, shared)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lnb.attach import attach, detach
 from lnb.config import DEFAULT_LR
+from lnb.layers.attach import attach, detach
 from lnb.optimizer import LNB
 
 __all__ = ["DEFAULT_LR", "LNB", "attach", "detach"]

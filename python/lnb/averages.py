@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lnb.arenas import Arenas, chunked
-from lnb.capture import statistics_dtype
 from lnb.config import Config
+from lnb.layers.capture import statistics_dtype
 from lnb.scratch import Scratch
 from lnb.statistics import bias_correction
 from lnb.verdict import Verdict

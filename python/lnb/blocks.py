@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from lnb.attach import ProbedLayer, original_class, unsupported_reason, weight_roles
-from lnb.capture import Capture, Rows
 from lnb.factored import block_count
+from lnb.layers.attach import unsupported_reason
+from lnb.layers.capture import Capture, Rows
+from lnb.layers.kind import LayerKind
+from lnb.layers.probed import ProbedLayer, original_class
+from lnb.layers.registry import kind_of
 
 
 @dataclass(eq=False)
@@ -52,27 +53,31 @@ class Block:
         return block_count(self.d_in // self.taps, None if limit is None else max(1, limit // self.taps))
 
     @property
+    def layer_kind(self) -> LayerKind:
+        """What kind of layer it is: the one source of all that depends on that."""
+        kind = kind_of(self.modules[0])
+        assert kind is not None, "only layers of a kind are claimed"
+        return kind
+
+    @property
     def is_convolution(self) -> bool:
         """Whether the rows are patches of images."""
-        return isinstance(self.modules[0], nn.Conv2d)
+        return self.layer_kind.has_patches
 
     @property
     def packed(self) -> bool:
         """Whether the weight is the query's, key's and value's in one, ``in_proj_weight``."""
-        return self.weight_role == "in_proj_weight"
+        return self.layer_kind.is_packed(self.weight_role)
 
     @property
     def stride_area(self) -> int:
         """Input positions per output position: 1 but for strided convolutions."""
-        return math.prod(cast(nn.Conv2d, self.modules[0]).stride) if self.is_convolution else 1
+        return self.layer_kind.stride_area(self.modules[0])
 
     @property
     def shifts(self) -> int:
         """Differences of two taps of the kernel, up to sign."""
-        if not self.is_convolution:
-            return 1
-        kernel = cast(nn.Conv2d, self.modules[0]).kernel_size
-        return (math.prod(2 * k - 1 for k in kernel) + 1) // 2
+        return self.layer_kind.shifts(self.modules[0])
 
     @property
     def by_shifts(self) -> bool:
@@ -94,9 +99,7 @@ class Block:
     @property
     def kind(self) -> str:
         """What the layer is, in words."""
-        if self.is_convolution:
-            return "convolution"
-        return "linear layer" if self.weight_role == "weight" else "in-projection"
+        return self.layer_kind.words
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -108,7 +111,7 @@ class Block:
         inputs = f"{self.d_in} inputs" + (" and the bias" if self.bias is not None else "")
         if self.groups == 1:
             return inputs
-        return f"{self.groups} {'groups' if self.is_convolution else 'matrices'} of {inputs}"
+        return f"{self.groups} {self.layer_kind.group_words} of {inputs}"
 
     @property
     def captures(self) -> list[Capture]:
@@ -183,7 +186,8 @@ def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inven
             reasons[parameter] = reason
             continue
         modules = [module for module, _ in uses]
-        if uses[0][1] in weight_roles(uses[0][0]):
+        kind = kind_of(uses[0][0])
+        if kind is not None and uses[0][1] in kind.weights(uses[0][0]):
             blocks.append(_block(names, parameter, modules, [paths[module] for module in modules]))
     return Inventory(blocks, names, reasons)
 
@@ -214,11 +218,13 @@ def _reason_against(
             )
             return other if len(uses) == 1 else f"shared with a layer that is not claimed: {other}"
     first, role = uses[0]
+    kind = kind_of(first)
+    assert kind is not None, "attached layers are of a kind"
     if any(name != role for _, name in uses):
         return "used both as a weight and as a bias"
     if len({type(module) for module, _ in uses}) > 1:
         return "shared by layers of different types"
-    pair = next((pair for pair in weight_roles(first).items() if role in pair), None)
+    pair = next((pair for pair in kind.weights(first).items() if role in pair), None)
     if pair is None:
         return "not the weight of a linear map, nor the bias of a single one"
     weight, bias = _pair(first, pair)
@@ -227,13 +233,9 @@ def _reason_against(
         return "shared by layers whose other parameter differs"
     if bias is not None and {m for m, _ in users[weight]} != {m for m, _ in users[bias]}:
         return "shared by layers whose other parameter differs"
-    if isinstance(first, nn.Conv2d) and any(_geometry(m) != _geometry(first) for m, _ in uses):
-        return "shared by convolutions of different geometry"
+    if any(kind.geometry(module) != kind.geometry(first) for module, _ in uses):
+        return f"shared by {kind.words}s of different geometry"
     return None
-
-
-def _geometry(conv: nn.Module) -> tuple[object, ...]:
-    return tuple(getattr(conv, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode"))
 
 
 def _find(model: nn.Module, path: str) -> nn.Module | None:
@@ -252,14 +254,12 @@ def _pair(module: nn.Module, roles: tuple[str, str | None]) -> tuple[nn.Paramete
 
 def _block(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[nn.Module], paths: list[str]) -> Block:
     first = modules[0]
+    kind = kind_of(first)
+    assert kind is not None, "attached layers are of a kind"
     name, _, role = names[weight].rpartition(".")
-    bias_role = weight_roles(first)[role]
+    bias_role = kind.weights(first)[role]
     bias = None if bias_role is None else first._parameters[bias_role]
-    groups, taps = 1, 1
-    if isinstance(first, nn.Conv2d):
-        groups, taps = first.groups, weight[0, 0].numel()
-    if role == "in_proj_weight":
-        groups = 3  # query, key and value
     if role != "weight":
-        name = names[weight]
-    return Block(name or original_class(first).__name__, weight, bias, modules, paths, groups, taps, role, bias_role)
+        name = names[weight]  # one of several of its layer
+    name = name or original_class(first).__name__
+    return Block(name, weight, bias, modules, paths, kind.groups(first, role), kind.taps(first), role, bias_role)

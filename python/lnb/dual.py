@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lnb.blocks import Block
 
@@ -29,7 +26,7 @@ def solve_dual(block: Block, inputs: list[Tensor], gradient: Tensor, ridge: floa
     Returns:
         ``h``, of the shape of ``gradient``; zero without rows.
     """
-    x = input_rows(block, inputs, gradient.dtype)  # [groups or 1, N, d_in]
+    x = block.layer_kind.samples(block.modules[0], inputs, gradient.dtype)  # [groups or 1, N, d_in]
     count = x.shape[-2]
     if count == 0:
         return torch.zeros_like(gradient)
@@ -57,18 +54,3 @@ def _factor(matrix: Tensor) -> Tensor:
     """The Cholesky factor; positive definite by the ridge, so that no error is looked for."""
     lower: Tensor = torch.linalg.cholesky_ex(matrix).L
     return lower
-
-
-def input_rows(block: Block, inputs: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """The rows that a layer saw, ``[groups or 1, N, d_in]``; of a convolution the patches."""
-    if not block.is_convolution:
-        return torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs]).to(dtype).unsqueeze(0)
-    conv = cast(nn.Conv2d, block.modules[0])
-    pieces = []
-    for x in inputs:
-        images = x.to(dtype).reshape(-1, *x.shape[-3:])
-        padding = conv._reversed_padding_repeated_twice if conv.padding_mode == "zeros" else [0, 0, 0, 0]
-        images = F.pad(images, padding)
-        patches: Tensor = F.unfold(images, conv.kernel_size, conv.dilation, 0, conv.stride)  # [n, C kh kw, p]
-        pieces.append(patches.unflatten(1, (block.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2))
-    return torch.cat(pieces, dim=1)

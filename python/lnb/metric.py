@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 import lnb_kernels as lk
-from lnb.blocks import Block
 from lnb.config import Config
 from lnb.dual import solve_dual
 from lnb.equations import Equation
@@ -118,42 +117,18 @@ def _operator(work: BlockWork, verdict: Verdict, config: Config) -> tuple[Tensor
         weights[-1] = 0
         return moments + added * weights.diag(), 0.0
     block, inputs = work.block, work.inputs
-    rows = [_rows(block, x) for x in inputs]
+    kind, module = block.layer_kind, block.modules[0]
+    rows = [kind.rows(module, x) for x in inputs]
     total = max(1, sum(rows))
 
     def matvec(direction: Tensor) -> Tensor:
         """``(X~'X~/N + ridge) v``: every input's share, weighted by its rows."""
         flat = direction.reshape(-1, direction.shape[-1])
-        shares = [_cov_matvec(block, x, flat, work.ridge) * (n / total) for x, n in zip(inputs, rows, strict=True)]
+        shares = [kind.matvec(module, x, flat, work.ridge) * (n / total) for x, n in zip(inputs, rows, strict=True)]
         product = torch.stack(shares).sum(0) if len(shares) > 1 else shares[0]
         return product.reshape(direction.shape)
 
     return matvec, 0.0
-
-
-def _rows(block: Block, x: Tensor) -> int:
-    """How many rows an input has: its positions, or the output positions of a convolution."""
-    if not block.is_convolution:
-        return x.numel() // max(1, x.shape[-1])
-    conv = cast(nn.Conv2d, block.modules[0])
-    rows = x.shape[0] if x.dim() == 4 else 1
-    for axis, size in enumerate(x.shape[-2:]):
-        if conv.padding == "same" and conv.padding_mode == "zeros":
-            rows *= size
-            continue
-        padding = 0 if isinstance(conv.padding, str) or conv.padding_mode != "zeros" else conv.padding[axis]
-        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
-        rows *= (size + 2 * padding - reach) // conv.stride[axis] + 1
-    return rows
-
-
-def _cov_matvec(block: Block, x: Tensor, direction: Tensor, ridge: float) -> Tensor:
-    """``(X~'X~/N + ridge) v`` for the layer's own geometry."""
-    if not block.is_convolution:
-        return lk.cov_matvec(x, direction, ridge)
-    conv = cast(nn.Conv2d, block.modules[0])
-    padding = conv.padding if conv.padding_mode == "zeros" else 0
-    return lk.conv2d_cov_matvec(x, direction, conv.kernel_size, conv.stride, padding, conv.dilation, conv.groups, ridge)
 
 
 def _previous_direction(work: BlockWork, gradient: Tensor) -> Tensor | None:

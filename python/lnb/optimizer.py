@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lnb.arenas import compact
-from lnb.attach import attach_layers, detach_layer, require_module
 from lnb.blocks import Block, take_inventory
 from lnb.config import CARRIED, DEFAULT_LR, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
 from lnb.guard import StepGuard
+from lnb.layers.attach import attach_layers, detach_layer, require_module
+from lnb.layers.registry import claimed_names
 from lnb.overhead import OverheadMeter
 from lnb.plan import Plan, plan_block
 from lnb.planning import Rates
@@ -48,13 +49,15 @@ class LNB(Optimizer):
     the functions that the layer computes, instead of in the space of its parameters (D. Munoz, "Simple Linear Neuron
     Boosting", arXiv:2502.01131). All parameters move by ``theta <- theta - lr (h / z + weight_decay theta)``.
 
-    ``nn.Linear``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`); for
-    other parameters ``h = g~``.
+    ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`);
+    for other parameters ``h = g~``.
 
     What happens in the cases that training loops meet:
 
     * *Gradient accumulation*: several backward passes before ``step()`` add their rows to one second moment.
     * *A layer used more than once* in a forward pass, or parameters shared by several layers: the rows of all uses count.
+    * *One input for several layers*, as the projections of attention or the halves of a gated MLP: its second moment is
+      computed once if they are given the same tensor object (not in compiled code, where each computes its own).
     * *Padding of a convolution*: a neuron's inputs are those of the padded image. The second moment counts its zeros like
       all other inputs. The averages of the channels (``b_mu``, ``b_nu``) count the pixels that the padding modes circular,
       reflect and replicate repeat, and leave out the zeros of zero padding, as the paper does.
@@ -149,8 +152,8 @@ class LNB(Optimizer):
         if not self._inventory.blocks:
             reasons = "\n".join(f"  {self._row(parameter)}" for parameter in self._inventory.names)
             raise ValueError(
-                f"model={type(self._model).__name__} has no layer that LNB can claim (nn.Linear, nn.Conv2d or "
-                f"nn.MultiheadAttention that owns its weights); use another optimizer for it, or see why:\n"
+                f"model={type(self._model).__name__} has no layer that LNB can claim ({claimed_names()} "
+                f"that owns its weights); use another optimizer for it, or see why:\n"
                 f"{reasons or '  it has no parameters'}"
             )
 

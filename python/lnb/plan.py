@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lnb.blocks import Block
-from lnb.capture import Rows
 from lnb.config import WITH_FACTOR, Config
 from lnb.factored import block_count
+from lnb.layers.capture import Rows
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS, orthogonalize_flops
 from lnb.planning.choice import Choice
 from lnb.planning.cost import Cost, layer_cost

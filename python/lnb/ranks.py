@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from lnb.attention import PackedCapture
 from lnb.blocks import Block
-from lnb.capture import Capture
 from lnb.config import Config
 
 
@@ -69,19 +67,10 @@ def add_over_ranks(blocks: Iterable[Block], group: Any) -> None:
     for block in blocks:
         if not block.weight.requires_grad:
             continue
-        for probe in _live_probes(block.captures):
+        for probe in (probe for capture in block.captures for probe in capture.live_probes()):
             total = probe.new_zeros(probe.shape) if probe.grad is None else probe.grad.contiguous()
             if block.weight.grad is not None:
                 probe.grad = total
             pending.append((dist.all_reduce(total, group=group, async_op=True), total))
     for work, _ in pending:
         work.wait()
-
-
-def _live_probes(captures: Iterable[Capture]) -> Iterator[Tensor]:
-    for capture in captures:
-        for part in capture.parts.values() if isinstance(capture, PackedCapture) else (capture,):
-            if part.moments_on and part.probe is not None:
-                yield part.probe
-            if part.channels_on and part.channel_probe is not None:
-                yield part.channel_probe

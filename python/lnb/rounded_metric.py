@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lnb.blocks import Block
-from lnb.capture import statistics_dtype
 from lnb.config import Config
+from lnb.layers.capture import statistics_dtype
 
 # Multiplications of a product from which rounding its operands costs less than it saves.
 _LARGE = 1 << 23

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lnb.blocks import Inventory
-from lnb.capture import statistics_dtype
 from lnb.config import CARRIED, Config, check_group
+from lnb.layers.capture import statistics_dtype
 from lnb.state_schema import COUNTS, WIDE, check_entries, saved_settings
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lnb.blocks import Block
-from lnb.capture import statistics_dtype
 from lnb.config import Config
+from lnb.layers.capture import statistics_dtype
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
 

@@ -12,14 +12,14 @@ class Model:
     """A model under construction: its layers, and what is done to them afterwards.
 
     Attributes:
-        family: ``"vectors"``, ``"images"``, ``"sequences"`` or ``"tokens"``.
+        family: ``"vectors"``, ``"images"``, ``"signals"``, ``"sequences"`` or ``"tokens"``.
         layers: their text, in order.
         after: statements on ``model``.
     """
 
     def __init__(self, rng: random.Random) -> None:
         self.random = rng
-        self.family = rng.choice(("vectors", "images", "images", "sequences", "tokens"))
+        self.family = rng.choice(("vectors", "images", "images", "signals", "sequences", "tokens"))
         self.dtype = rng.choice(("torch.float32",) * 5 + ("torch.float64", "torch.bfloat16"))
         self.batch = rng.choice((1, 2, 3, 5, 9, 16))
         self.positions = rng.choice((1, 2, 5, 8))
@@ -79,9 +79,22 @@ class Model:
         self._linear(self._dense(width, norms), 3)
 
     def _images(self) -> None:
+        channels = self._convolutions(2)
+        self._put("nn.AdaptiveAvgPool2d(2)" if self.chance(0.5) else "nn.AdaptiveMaxPool2d(2)")
+        self._put("nn.Flatten()")
+        self._linear(self._dense(channels * 4, ("nn.LayerNorm({})",)), 3)
+
+    def _signals(self) -> None:
+        channels = self._convolutions(1)
+        self._put("nn.AdaptiveAvgPool1d(3)" if self.chance(0.5) else "nn.AdaptiveMaxPool1d(3)")
+        self._put("nn.Flatten()")
+        self._linear(self._dense(channels * 3, ("nn.LayerNorm({})",)), 3)
+
+    def _convolutions(self, axes: int) -> int:
+        """One or two of them; returns their channels."""
         rng = self.random
         channels, size = rng.choice((1, 2, 3, 4)), rng.choice((5, 6, 8, 9))
-        self.input = f"normal({{}}, ({self.batch}, {channels}, {size}, {size}), {self.dtype})"
+        self.input = f"normal({{}}, ({self.batch}, {channels}{f', {size}' * axes}), {self.dtype})"
         for _ in range(rng.choice((1, 1, 2))):
             groups = rng.choice([n for n in (1, 1, 1, 2, 3, 4) if channels % n == 0])
             out = groups * rng.choice((1, 2, 4))
@@ -97,13 +110,12 @@ class Model:
                 continue
             mode = rng.choice(PADDING_MODES)
             bias = ", bias=False" if self.chance(0.25) else ""
-            self._put(f"nn.Conv2d({channels}, {out}, {text}, padding_mode={mode!r}{bias})", claimable=True)
+            self._put(f"nn.Conv{axes}d({channels}, {out}, {text}, padding_mode={mode!r}{bias})", claimable=True)
             channels, size = out, after
             if self.chance(0.4):
-                self._put(rng.choice((f"nn.GroupNorm(1, {channels})", f"nn.BatchNorm2d({channels})", *ACTIVATIONS)))
-        self._put("nn.AdaptiveAvgPool2d(2)" if self.chance(0.5) else "nn.AdaptiveMaxPool2d(2)")
-        self._put("nn.Flatten()")
-        self._linear(self._dense(channels * 4, ("nn.LayerNorm({})",)), 3)
+                norms = f"nn.GroupNorm(1, {channels})", f"nn.BatchNorm{axes}d({channels})"
+                self._put(rng.choice((*norms, *ACTIVATIONS)))
+        return channels
 
     def _sequences(self, width: int | None = None) -> None:
         rng = self.random

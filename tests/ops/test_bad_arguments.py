@@ -17,7 +17,7 @@ from lnb_kernels import multi_tensor
 OPTIONAL = {
     "second_moment": {"weights", "blocks"},
     "second_moment_ema_": {"weights"},
-    "linear": {"bias", "probe", "sample", "moment_dtype"},
+    "linear": {"bias", "probe", "sample", "moment_dtype", "shared"},
     "conv2d": {"bias", "probe", "channel_probe", "sample", "moment_dtype"},
     "pcg": {"h0", "arrow", "bias"},
     "pcg_layers": {"starts", "arrows"},

@@ -16,7 +16,7 @@ from optimizer.small_models import batches, copied, loss_of, mixed, same, snapsh
 from torch import Tensor, nn
 
 import lnb
-from lnb.capture import Rows
+from lnb.layers.capture import Rows
 from lnb.planning import Rates, time_budget
 from lnb.planning.choice import first_choice
 from lnb.planning.rates import KINDS

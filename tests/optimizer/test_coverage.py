@@ -25,7 +25,7 @@ def test_table() -> None:
     ]
     assert coverage["0.weight"].reason == "convolution '0': 18 inputs and the bias"
     assert coverage["3.weight"].reason == "linear layer '3': 64 inputs"
-    assert "LayerNorm is not a linear" in coverage["4.weight"].reason
+    assert "LayerNorm is not claimed: it scales" in coverage["4.weight"].reason
     lines = str(coverage).splitlines()
     assert len(lines) == 1 + len(coverage) == 8
     assert lines[0].split() == ["parameter", "shape", "metric", "why"]
@@ -97,7 +97,11 @@ class Parts(nn.Module):
     [
         (share_weight, "a.weight", "shared by layers whose other parameter differs"),
         (share_weight, "a.bias", "shared by layers whose other parameter differs"),
-        (share_across_types, "a.weight", "shared with a layer that is not claimed: Embedding is not"),
+        (
+            share_across_types,
+            "a.weight",
+            "shared with a layer that is not claimed: Embedding is not claimed",
+        ),
         (share_geometry, "conv.weight", "shared by convolutions of different geometry"),
         (share_with_own_forward, "a.weight", "shared with a layer that is not claimed: OwnForward has its own forward"),
     ],
@@ -112,14 +116,58 @@ def test_shared_parameters(share: object, name: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [nn.Sequential(nn.Embedding(4, 4), nn.LayerNorm(4)), nn.Sequential(nn.ReLU()), nn.Conv1d(2, 2, 1)],
-    ids=["norms", "no-parameters", "conv1d"],
+    [nn.Sequential(nn.Embedding(4, 4), nn.LayerNorm(4)), nn.Sequential(nn.ReLU()), nn.Conv3d(2, 2, 1)],
+    ids=["norms", "no-parameters", "conv3d"],
 )
 def test_no_supported_layer(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=f"model={type(model).__name__} has no layer that LNB can claim") as raised:
         lnb.LNB(model)
     for name, _ in model.named_parameters():
         assert name in str(raised.value)
+
+
+class OwnParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+NORM = "it scales every feature by itself"
+UNCLAIMED: list[tuple[nn.Module, str]] = [
+    (nn.LayerNorm(4), NORM),
+    (nn.RMSNorm(4), NORM),
+    (nn.GroupNorm(2, 4), NORM),
+    (nn.BatchNorm1d(4), NORM),
+    (nn.BatchNorm3d(4), NORM),
+    (nn.InstanceNorm2d(4, affine=True), NORM),
+    (nn.PReLU(), "its slopes are no linear map"),
+    (nn.Conv3d(2, 2, 1), "no kernel forms the second moment of three-dimensional patches"),
+    (nn.ConvTranspose1d(2, 2, 1), "its outputs are sums of overlapping patches"),
+    (nn.ConvTranspose2d(2, 2, 1), "its outputs are sums of overlapping patches"),
+    (nn.RNN(2, 2), "a loop over nn.Linear layers would be claimed"),
+    (nn.LSTM(2, 2), "a loop over nn.Linear layers would be claimed"),
+    (nn.GRU(2, 2), "does not show the inputs of the recurrent weights"),
+    (nn.GRUCell(2, 2), "a cell of nn.Linear layers would be claimed"),
+    (nn.Bilinear(2, 2, 2), "nn.Linear of their outer product would be claimed"),
+    (nn.Embedding(3, 2), "its inputs are token numbers"),
+    (nn.EmbeddingBag(3, 2), "its inputs are bags of token numbers"),
+    (nn.AdaptiveLogSoftmaxWithLoss(4, 6, [3]).head, ""),
+    (OwnParameter(), "its parameters are its own, not those of a layer that LNB knows"),
+]
+
+
+@pytest.mark.parametrize(("layer", "words"), UNCLAIMED, ids=lambda value: type(value).__name__)
+def test_every_type_has_its_reason(layer: nn.Module, words: str) -> None:
+    name = type(layer).__name__
+    coverage = lnb.LNB(nn.ModuleList([layer, nn.Linear(2, 2)])).coverage()
+    for parameter, _ in layer.named_parameters():
+        row = coverage[f"0.{parameter}"]
+        if words:
+            assert row.metric == "adamw"
+            assert row.reason.startswith(f"{name} is not claimed: ")
+            assert words in row.reason
+        else:
+            assert row.metric == "second moment"  # a layer inside one that is of no kind
 
 
 class Bypassed(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import lnb
 from lnb.blocks import Block
-from lnb.capture import Rows
 from lnb.config import resolve_config
+from lnb.layers.capture import Rows
 from lnb.planning.cost import layer_cost
 from lnb.planning.rates import default_rates
 from lnb_kernels._triton.crossover import FEW_NEURONS, fused_matvec_pays

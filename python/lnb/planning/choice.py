@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lnb.blocks import Block
-from lnb.capture import Rows
 from lnb.config import WITH_FACTOR, Config
 from lnb.factored import block_count
+from lnb.layers.capture import Rows
 from lnb.planning.memory import input_bytes, state_bytes
 
 SMALLEST_BLOCK = 64

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from lnb.blocks import Block
-from lnb.capture import Rows, statistics_dtype
 from lnb.config import Config
 from lnb.factored import block_count
+from lnb.layers.capture import Rows, statistics_dtype
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS, STEPS, orthogonalize_flops, products_dtype
 from lnb.planning.rates import Rates
 from lnb.rounded_metric import rounds_products
@@ -127,13 +127,15 @@ class _LayerCost:
         flops = products * 2.0 * self.rows * self.groups * self.inputs * self.outputs
         outputs = self.rows * self.groups * self.outputs
         inputs = self.rows * self.groups * self.inputs / self.block.taps
-        if self.block.is_convolution:
-            time = self.rates.seconds("conv", self.dtype, (self.inputs * self.outputs) ** 0.5, flops)
-        else:
-            size = (max(1, self.rows) * self.inputs * self.outputs * self.groups) ** (1 / 3)
-            time = self.rates.seconds("matmul", self.dtype, size, flops)
+        time = self._layer_product(self.dtype, flops)
         traffic = self.dtype.itemsize * (8 * outputs + 3 * inputs)
         return time + self.rates.traffic(traffic) + self.rates.calls(16)
+
+    def _layer_product(self, dtype: torch.dtype, flops: float) -> float:
+        """Time of so many operations of the layer's own product."""
+        kind = self.block.layer_kind
+        size = kind.product_size(self.rows, self.inputs, self.outputs, self.groups)
+        return self.rates.seconds(kind.product, dtype, size, flops)
 
     def _gather(self) -> float:
         """The second moment of the rows that are read, and the pass over them."""
@@ -189,10 +191,7 @@ class _LayerCost:
         flops = 4.0 * self.rows * self.numbers
         outputs = self.rows * self.groups * self.outputs
         inputs = self.rows * self.groups * self.inputs / self.block.taps
-        if self.block.is_convolution:
-            time = self.rates.seconds("conv", self.wide, (self.inputs * self.outputs) ** 0.5, flops)
-        else:
-            time = self.rates.seconds("matmul", self.wide, (max(1, self.rows) * self.numbers) ** (1 / 3), flops)
+        time = self._layer_product(self.wide, flops)
         fused = self.block.weight.device.type != "cpu" and fused_matvec_pays(self.inputs, self.outputs)
         traffic = self._passes_over(inputs, 1) if fused else self._passes_over(2 * inputs + 4 * outputs, 1)
         return time + traffic + self.rates.calls(12)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lnb.blocks import Block
-from lnb.capture import Rows, statistics_dtype
 from lnb.config import Config
 from lnb.factored import block_count
+from lnb.layers.capture import Rows, statistics_dtype
 from lnb.master import has_master
 from lnb.work import gathered_moments, moment_blocks
 from lnb_kernels.scaling import sum_dtype

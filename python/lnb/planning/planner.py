@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from lnb.blocks import Block
-from lnb.capture import Rows
 from lnb.config import Config
+from lnb.layers.capture import Rows
 from lnb.planning.choice import Choice, bytes_kept, first_choice
 from lnb.planning.memory_budget import fit_memory
 from lnb.planning.rates import Rates, rates_for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from lnb.blocks import Block
-from lnb.capture import Rows
+from lnb.layers.capture import Rows
 from lnb.planning.choice import Choice, bytes_kept
 from lnb.planning.cost import layer_cost
 from lnb.planning.rates import Rates

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lnb.blocks import Block
-from lnb.capture import Rows
+from lnb.layers.capture import Rows
 from lnb.planning.choice import (
     SMALLEST_BLOCK,
     Change,

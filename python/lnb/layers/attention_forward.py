@@ -1,4 +1,4 @@
-"""``nn.MultiheadAttention`` whose in- and out-projections report the second moments of their inputs.
+"""The forward pass of an ``nn.MultiheadAttention`` whose in- and out-projections report their inputs' second moments.
 
 ``nn.MultiheadAttention.forward`` reads its weights itself and calls no layer, so the forward pass is written out here: the
 same operations in the same order, which makes results and gradients those of the original bit for bit. Where nothing
@@ -17,95 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import lnb_kernels as lk
-from lnb.capture import Capture, Rows
-
-# which of the rows of query, key and value an in-projection's second moment belongs to
-_SERVES = {"qkv": (0, 1, 2), "q": (0,), "k": (1,), "v": (2,), "kv": (1, 2)}
-
-
-class PackedCapture(Capture):
-    """The captures of a packed in-projection: one for each set of matrices that can share an input."""
-
-    def __init__(self, d_in: int) -> None:
-        super().__init__(d_in)
-        self.parts = {name: Capture(d_in) for name in _SERVES}
-
-    def switch(self, weight: Tensor, *, moments: bool, channels: bool, inputs: bool, blocks: int = 1) -> None:
-        """Switch all parts. They gather second moments also where inputs are wanted, which do not stack."""
-        self.moments_on = moments or inputs
-        for part in self.parts.values():
-            part.switch(weight, moments=self.moments_on, channels=False, inputs=False, blocks=blocks)
-
-    def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
-        """Choose it for all parts."""
-        for part in self.parts.values():
-            part.read(weight, start, sample_every, moment_dtype)
-
-    def follow(self, weight: Tensor) -> None:
-        """Bring the probes to the device and dtype of ``weight``."""
-        for part in self.parts.values():
-            part.follow(weight)
-
-    def count_rows(self, on: bool) -> None:
-        """Choose it for all parts."""
-        for part in self.parts.values():
-            part.count_rows(on)
-
-    def counted(self) -> Rows:
-        """The rows of the queries."""
-        query = [self.parts[name] for name in ("qkv", "q")]
-        return Rows(sum(part.rows for part in query), any(part.input_grad for part in query))
-
-    @property
-    def moments(self) -> Tensor | None:
-        """The second moments of the inputs of query, key and value, ``[3, blocks, size+1, size+1]``.
-
-        Those of keys and values are scaled to the number of rows of the queries: one count serves all three.
-        """
-        found = {name: part.moments for name, part in self.parts.items() if part.moments is not None}
-        if found.keys() <= {"qkv"}:
-            return found["qkv"].expand(3, -1, -1, -1) if found else None
-        each = [_total([s for name, s in found.items() if i in _SERVES[name]]) for i in range(3)]
-        zero = torch.zeros_like(next(iter(found.values())))
-        stacked = torch.cat([zero if s is None else s for s in each])
-        count = stacked[:, :1, -1:, -1:]
-        return stacked * (count[0] / count.clamp(min=1))
-
-    @property
-    def gathered(self) -> bool:
-        """Whether a backward pass left something in any part."""
-        return any(part.gathered for part in self.parts.values())
-
-    def clear(self) -> None:
-        """Forget everything gathered so far."""
-        for part in self.parts.values():
-            part.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return PackedCapture(self.d_in).__dict__
-
-
-def _total(moments: list[Tensor]) -> Tensor | None:
-    return torch.stack(moments).sum(0) if moments else None
-
-
-def attention_captures(attention: nn.MultiheadAttention) -> dict[str, Capture]:
-    """A capture for each in-projection weight of ``attention``, by its name."""
-    if attention._qkv_same_embed_dim:
-        return {"in_proj_weight": PackedCapture(attention.embed_dim)}
-    captures = {}
-    for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        captures[name] = Capture(getattr(attention, name).shape[1])
-    return captures
-
-
-def captures_now(captures: dict[str, Capture], module: nn.Module) -> bool:
-    """Whether a forward pass with gradients would gather anything."""
-    return any(
-        (capture.moments_on or capture.inputs_on) and getattr(module, name).requires_grad
-        for name, capture in captures.items()
-    )
+from lnb.layers.capture import Capture
+from lnb.layers.linear import project as project_input
+from lnb.layers.packed import SERVES, PackedCapture
 
 
 def is_regular(
@@ -160,7 +74,7 @@ def attend(
 
     Args:
         attention: the module.
-        captures: what :func:`attention_captures` made for it.
+        captures: its captures, by the names of its in-projections.
         out_projection: applies the out-projection to ``[L * N, E]``.
         query: and the others: see ``nn.MultiheadAttention``.
     """
@@ -234,7 +148,7 @@ def _project(
         for x, name, b in zip((query, key, value), captures, biases, strict=True):
             weight = getattr(attention, name)
             capture = captures[name]
-            outputs.append(lk.linear(x, weight, b, probe=capture.probe_for(weight), **capture.reading))
+            outputs.append(project_input(x, weight, b, capture, weight))
             capture.keep(weight, x, outputs[-1])
             capture.count(weight, x, outputs[-1], outputs[-1].numel() // width)
         return outputs[0], outputs[1], outputs[2]
@@ -242,9 +156,9 @@ def _project(
     parts = cast(PackedCapture, captures["in_proj_weight"]).parts
 
     def project(x: Tensor, name: str, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-        output = lk.linear(x, w, b, probe=parts[name].probe_for(weight), **parts[name].reading)
+        output = project_input(x, w, b, parts[name], weight)
         parts[name].count(weight, x, output, output.numel() // output.shape[-1])
-        count = len(_SERVES[name])
+        count = len(SERVES[name])
         return output.unflatten(-1, (count, width)).movedim(-2, 0).contiguous().unbind(0) if count > 1 else (output,)
 
     if key is not value:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -55,15 +56,9 @@ class Capture:
         self.input_grad = False
         self.inputs: list[Tensor] = []
         self.start: Tensor | None = None
+        self.first = 0.0
         self.sample_every = 1
         self.moment_dtype: torch.dtype | None = None
-
-    @classmethod
-    def for_layer(cls, module: nn.Module) -> Capture:
-        """The capture of a ``nn.Linear`` or ``nn.Conv2d``, switched off."""
-        if isinstance(module, nn.Conv2d):
-            return cls(module.weight[0].numel(), module.groups, module.in_channels)
-        return cls(cast(nn.Linear, module).in_features)
 
     @property
     def probe_shape(self) -> tuple[int, ...]:
@@ -85,13 +80,18 @@ class Capture:
 
     def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
         """Choose what second moments are taken of: one of ``sample_every`` rows (images) from ``start``, and their dtype."""
-        self.sample_every, self.moment_dtype = sample_every, moment_dtype
+        self.first, self.sample_every, self.moment_dtype = start, sample_every, moment_dtype
         if sample_every == 1:
             self.start = None
             return
         if self.start is None or self.start.device != weight.device:
             self.start = torch.zeros((), device=weight.device)
         self.start.fill_(start)
+
+    @property
+    def reads(self) -> tuple[float, int, torch.dtype | None]:
+        """What second moments are taken of, as values to compare: the first row's place, 1 of how many rows, the dtype."""
+        return self.first if self.sample_every > 1 else 0.0, self.sample_every, self.moment_dtype
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -121,6 +121,13 @@ class Capture:
         """The probe of the per-channel moments of a convolution's unpadded input; None like :meth:`probe_for`'s."""
         live = self.channels_on and weight.requires_grad and _fits(self.channel_probe, weight) and not _transformed()
         return self.channel_probe if live else None
+
+    def live_probes(self) -> Iterator[Tensor]:
+        """The probes that are switched on."""
+        if self.moments_on and self.probe is not None:
+            yield self.probe
+        if self.channels_on and self.channel_probe is not None:
+            yield self.channel_probe
 
     @property
     def gathered(self) -> bool:

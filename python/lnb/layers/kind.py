@@ -1,0 +1,102 @@
+"""What the step, the reports and the planner ask of a kind of layer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import lnb_kernels as lk
+from lnb.layers.capture import Capture
+from lnb.layers.probed import ProbedLayer
+
+
+class LayerKind(ABC):
+    """One kind of layer. The methods here are those of layers whose inputs are rows ``[..., d_in]``.
+
+    A layer has one linear map for each of its weights. A map's gradient is a matrix ``[groups, rows, d_in]``.
+
+    Attributes:
+        original: PyTorch's class. Subclasses of it that keep its ``forward`` are of this kind too.
+        probed: its attached form.
+        words: what one of its maps is called.
+        group_words: what the groups of a map are called.
+        has_patches: whether an input is an image ``[.., C, H, W]`` whose patches are the rows.
+        product: the product that its forward pass is, as the planner's rates name it: ``"matmul"`` or ``"conv"``.
+    """
+
+    original: ClassVar[type[nn.Module]]
+    probed: ClassVar[type[ProbedLayer]]
+    words: ClassVar[str]
+    group_words: ClassVar[str] = "matrices"
+    has_patches: ClassVar[bool] = False
+    product: ClassVar[str] = "matmul"
+
+    # -- attaching ----------------------------------------------------------------------------------------------------
+
+    def weights(self, module: nn.Module) -> dict[str, str | None]:
+        """The names of the weights of the layer's maps, each with the name of its bias, if that is its own."""
+        return {"weight": "bias"}
+
+    @abstractmethod
+    def captures(self, module: nn.Module) -> dict[str, Capture]:
+        """A new capture for each weight, by the weight's name."""
+
+    def refusal(self, cls: type[nn.Module]) -> str | None:
+        """Why ``cls``, a subclass of :attr:`original`, computes something else; None if it does not."""
+        replaced: Any = cls.forward is not self.original.forward
+        return f"{cls.__name__} has its own forward" if replaced else None
+
+    def uncalled(self, module: nn.Module) -> Iterable[nn.Module]:
+        """The layers inside ``module`` whose ``forward`` it never calls unless it is attached."""
+        return ()
+
+    # -- geometry -----------------------------------------------------------------------------------------------------
+
+    def groups(self, module: nn.Module, weight: str) -> int:
+        """How many matrices of equal size the map ``weight`` consists of."""
+        return 1
+
+    def is_packed(self, weight: str) -> bool:
+        """Whether the groups of the map ``weight`` are maps of their own, which may have one input or different ones."""
+        return False
+
+    def taps(self, module: nn.Module) -> int:
+        """Inputs of a neuron for each channel: the taps of a kernel."""
+        return 1
+
+    def stride_area(self, module: nn.Module) -> int:
+        """Positions of the input for each position of the output."""
+        return 1
+
+    def shifts(self, module: nn.Module) -> int:
+        """Differences of two taps of the kernel, up to sign."""
+        return 1
+
+    def geometry(self, module: nn.Module) -> tuple[object, ...]:
+        """What layers that share a weight must agree in, so that one metric is right for both."""
+        return ()
+
+    # -- inputs that were kept ----------------------------------------------------------------------------------------
+
+    def rows(self, module: nn.Module, x: Tensor) -> int:
+        """How many rows an input has."""
+        return x.numel() // max(1, x.shape[-1])
+
+    def samples(self, module: nn.Module, inputs: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """All rows of ``inputs``, ``[groups or 1, N, d_in]``."""
+        return torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs]).to(dtype).unsqueeze(0)
+
+    def matvec(self, module: nn.Module, x: Tensor, direction: Tensor, ridge: float) -> Tensor:
+        """``(X~'X~/N + ridge diag(1..1, 0)) v`` for every row ``v`` of ``direction`` ``[d_out, columns]``."""
+        product: Tensor = lk.cov_matvec(x, direction, ridge)
+        return product
+
+    # -- cost ---------------------------------------------------------------------------------------------------------
+
+    def product_size(self, rows: int, d_in: int, d_out: int, groups: int) -> float:
+        """The size at which the planner's rates of :attr:`product` are read."""
+        return float((max(1, rows) * d_in * d_out * groups) ** (1 / 3))
