@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lnb.attach import attach, detach
 from lnb.config import DEFAULT_LR
+from lnb.groups import param_groups
 from lnb.optimizer import LNB
 
-__all__ = ["DEFAULT_LR", "LNB", "attach", "detach"]
+__all__ = ["DEFAULT_LR", "LNB", "attach", "detach", "param_groups"]

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from lnb import update
 from lnb.attach import attach_layers, detach_layer, require_module
 from lnb.blocks import Block, take_inventory
-from lnb.config import CARRIED, DEFAULT_LR, Config, check_group, resolve_config
+from lnb.config import DEFAULT_LR, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
+from lnb.groups import check_keys, check_switches
 from lnb.guard import StepGuard
 from lnb.overhead import OverheadMeter
 from lnb.plan import Plan, plan_block
@@ -35,10 +36,6 @@ from lnb.solve import Direction
 from lnb.state_schema import saved_settings
 from lnb.verdict import Verdict
 from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
-
-_PER_GROUP = ("params", *CARRIED)
-# what torch itself and its schedulers write into groups, so that a group can be moved between optimizers
-_FROM_ELSEWHERE = ("param_names", "initial_lr", "max_lr", "min_lr", "swa_lr", "differentiable")
 
 
 class LNB(Optimizer):
@@ -170,12 +167,15 @@ class LNB(Optimizer):
     # -- parameter groups ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with their own ``lr``, ``weight_decay`` or ``ridge``. Nothing is added if a value is wrong."""
+        """Add parameters with their own ``lr``, ``weight_decay`` or ``ridge``. Nothing is added if a value is wrong.
+
+        Keys that mean nothing to LNB (``betas``, ``name``, ``lr_scale``, ...) are kept and saved: a group may have been
+        written for another optimizer, or be read by a scheduler. timm's schedulers multiply ``lr`` by ``lr_scale``; LNB itself
+        does not, as timm's own optimizers do not. ``maximize``, ``differentiable`` and ``capturable`` must not be set.
+        """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group={param_group!r} must be a dict, not {type(param_group).__name__}")
-        for name in param_group:
-            if name not in _PER_GROUP and name not in _FROM_ELSEWHERE:
-                raise ValueError(f"param group: {name!r} cannot be set per group; what can is {', '.join(_PER_GROUP)}")
+        check_keys(param_group, self._config)
         if "params" not in param_group:
             raise ValueError(f"param_group with keys {sorted(param_group)} must have 'params': what to optimize")
         check_group({**self.defaults, **param_group})
@@ -231,6 +231,7 @@ class LNB(Optimizer):
             return loss
         for group in self.param_groups:
             check_group(group)
+            check_switches(group)
         meter = self._started_meter()
         blocks = self._optimized_blocks()
         if self._group is not None:
