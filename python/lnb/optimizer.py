@@ -22,7 +22,7 @@ from lnb.plan import Plan, plan_block
 from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
-from lnb.ranks import add_over_ranks, group_of
+from lnb.ranks import Ranks, add_over_ranks, fill_missing
 from lnb.schedule import is_refresh_step, sample_start
 from lnb.scratch import Scratch
 from lnb.serialization import (
@@ -64,8 +64,9 @@ class LNB(Optimizer):
       (``solver="cholesky"``) it goes on along its gradient average; weight decay acts as always.
     * *A model changed after attaching*: ``model.to(...)`` takes probes and state along; a claimed layer that was
       replaced, detached, or got another parameter is an error at the next step.
-    * *Several ranks* (``LNB(DistributedDataParallel(model))``, or ``process_group``): the rows of all ranks count. Settings
-      that keep inputs or choose by measured times are refused.
+    * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the rows of all ranks count, and all ranks take the
+      same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others. Settings that
+      keep inputs or choose by measured times are refused.
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
       direction is not finite though all gradients are stands still alone, and is counted there by its name. So does one
       on a step that gathered finite inputs whose squares are not, as beyond 1e19 in float32: they enter no average.
@@ -84,8 +85,10 @@ class LNB(Optimizer):
         strict: raise ``FloatingPointError`` on NaN or inf instead of skipping the step (waits for the device).
         rates: the device's speed for :meth:`plan` and all that is chosen by cost; None to measure it when that is needed,
             in about a second, and remember it on disk.
-        process_group: the ranks that train this model together, over which second moments are added; None for those of
-            a ``DistributedDataParallel`` given as ``model``, else this process alone.
+        process_group: the ranks that train this model together, over which second moments are added. ``"auto"`` takes those of
+            the ``DistributedDataParallel`` that holds the model's parameters at the first step, whether it was made before
+            or after the optimizer; where there are several ranks and no such wrapper, that step is an error. None for
+            this process alone.
         settings: any field of :class:`lnb.config.Config`, in place of the preset's value.
 
     Raises:
@@ -103,7 +106,7 @@ class LNB(Optimizer):
         exclude: Iterable[nn.Module] = (),
         strict: bool = False,
         rates: Rates | None = None,
-        process_group: Any = None,
+        process_group: Any = "auto",
         **settings: Any,
     ) -> None:
         require_module("model", model)
@@ -126,7 +129,7 @@ class LNB(Optimizer):
         if rates is not None and not isinstance(rates, Rates):
             raise TypeError(f"rates={rates!r} must be a lnb.planning.Rates, not {type(rates).__name__}")
         self._planner = Planner(config, rates)
-        self._group = group_of(model, process_group, config)
+        self._ranks = Ranks(process_group, model, config)
         self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         self._scratch = Scratch()
@@ -214,7 +217,7 @@ class LNB(Optimizer):
 
         Raises:
             RuntimeError: a claimed layer has a gradient but its input was not seen, or an exception broke off the step before
-                and these are still its gradients; nothing was changed.
+                and these are still its gradients, or it cannot be known which ranks train the model; nothing was changed.
             KeyboardInterrupt: after Ctrl-C. The step is complete (``diagnostics()["steps"]`` has counted it, and to call
                 ``step()`` again with the same gradients does nothing) or, where it had not begun to write, not made at all.
             FloatingPointError: NaN or inf was met and ``strict`` is set; nothing was changed.
@@ -227,20 +230,28 @@ class LNB(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._guard.repeats():
-            return loss
-        for group in self.param_groups:
-            check_group(group)
-            check_switches(group)
-        meter = self._started_meter()
-        blocks = self._optimized_blocks()
-        if self._group is not None:
-            add_over_ranks(blocks, self._group)
-        dual = all(group["ridge"] > 0 for group in self.param_groups)
-        self._planner.observe(blocks, self._other_bytes, dual)
-        work = collect(
-            self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
-        )
+        ranks = self._ranks.group(self._model)
+        try:
+            if self._guard.repeats():
+                return loss
+            for group in self.param_groups:
+                check_group(group)
+                check_switches(group)
+            meter = self._started_meter()
+            blocks = self._optimized_blocks()
+            if ranks is not None:
+                fill_missing(blocks)
+            dual = all(group["ridge"] > 0 for group in self.param_groups)
+            self._planner.observe(blocks, self._other_bytes, dual)
+            work = self._collect()
+        except Exception:
+            if ranks is not None:
+                self._leave_step(ranks)
+            raise
+        if ranks is not None:
+            flag = add_over_ranks(blocks, ranks, self._device)
+            work = self._collect()
+            work.flags.append(flag)
         follow_parameters(self.state)
         rejected, parameters = False, work.parameters
         if parameters:
@@ -261,10 +272,29 @@ class LNB(Optimizer):
                 self._count(verdict)
         if rejected and self._strict:
             raise FloatingPointError(
-                "step(): NaN or inf in a gradient or in the input of a claimed layer; parameters and state are unchanged. "
-                "Lower lr, clip the gradients, or drop strict=True to skip such steps"
+                "step(): NaN or inf in a gradient or in the input of a claimed layer, or another rank could not make this step; "
+                "parameters and state are unchanged. Lower lr, clip the gradients, or drop strict=True to skip such steps"
             )
         return loss
+
+    def _collect(self) -> Work:
+        return collect(
+            self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
+        )
+
+    def _leave_step(self, ranks: Any) -> None:
+        """Take part in the exchange of a step that this rank cannot make: so no rank makes it, and all stay in step."""
+        add_over_ranks(self._optimized_blocks(), ranks, self._device, failed=True)
+        self._step_index += 1
+        for name in self._counters:
+            self._counters[name] = self._counters[name] + 1
+        self._clear_captures()
+        self._switch_captures()
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.param_groups[0]["params"][0].device
+        return device
 
     def _run(self, work: Work, verdict: Verdict) -> tuple[list[Direction], Tensor]:
         """The update. If it is interrupted, no parameter is left with a part of the state that its first step makes."""
@@ -281,7 +311,7 @@ class LNB(Optimizer):
         if self._config.max_overhead is None:
             return None
         if self._meter is None:
-            self._meter = OverheadMeter(self.param_groups[0]["params"][0].device)
+            self._meter = OverheadMeter(self._device)
         self._meter.enter()
         return self._meter
 
@@ -444,7 +474,17 @@ class LNB(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_config", "_strict", "_counters", "_inventory", "_step_index", "_records", "_planner")
+        own = (
+            "_model",
+            "_config",
+            "_strict",
+            "_counters",
+            "_inventory",
+            "_step_index",
+            "_records",
+            "_planner",
+            "_ranks",
+        )
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -453,6 +493,4 @@ class LNB(Optimizer):
         self._meter = None
         self._scratch = Scratch()
         self._guard = StepGuard()
-        if "_group" not in self.__dict__:  # a copy: process groups are not copied
-            self._group = group_of(self._model, None, self._config)
         self._switch_captures()

@@ -58,6 +58,7 @@ class Work:
     others: list[nn.Parameter] = field(default_factory=list)
     groups: dict[nn.Parameter, dict[str, Any]] = field(default_factory=dict)
     states: Any = None
+    flags: list[Tensor] = field(default_factory=list)  # what else must be finite
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -166,7 +167,7 @@ def check_finite(work: Work, wait: bool) -> Verdict:
         read += [torch.linalg.vector_norm(x, math.inf) for x in block.inputs if x.numel()]
     device = read[0].device
     by_device: dict[torch.device, list[Tensor]] = {}
-    for tensor in read:
+    for tensor in read + work.flags:
         by_device.setdefault(tensor.device, []).append(tensor)
     ok = torch.stack([multi_tensor.all_finite(tensors).to(device) for tensors in by_device.values()]).all()
     verdict = Verdict(ok, wait)
