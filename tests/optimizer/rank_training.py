@@ -131,7 +131,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         for how in ("wrapped", "wrapped later", "group", "accumulated"):
             found["parameters"][name, how] = _trained_how(how, Network().double(), rank, ranks, {**settings, "lr": LR})
         found["parameters"][name, "float32"] = _trained_how(
-            "wrapped later", Plain(), rank, ranks, {**settings, "lr": LR / 4}
+            "wrapped later", Plain(), rank, ranks, {**settings, "lr": LR / 10}
         )
         found["exchanges"][name] = _exchanges(rank, ranks, settings)
     found["branches"] = [_branches(rank, ranks, settings) for settings in CASES.values()]
