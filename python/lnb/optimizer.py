@@ -22,6 +22,7 @@ from lnb.plan import Plan, plan_block
 from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
+from lnb.portable_state import PROGRESS, asks_for_state, make_up_inputs, with_progress, write_progress
 from lnb.ranks import Ranks, add_over_ranks, fill_missing
 from lnb.schedule import is_refresh_step, sample_start
 from lnb.scratch import Scratch
@@ -184,6 +185,7 @@ class LNB(Optimizer):
         check_group({**self.defaults, **param_group})
         before = len(self.param_groups)
         super().add_param_group(param_group)
+        self.param_groups[-1].setdefault(PROGRESS, "{}")
         for parameter in self.param_groups[-1]["params"]:
             if not parameter.is_floating_point():
                 del self.param_groups[before:]
@@ -230,6 +232,11 @@ class LNB(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._step_index == 0:
+            if asks_for_state(self.param_groups, self.state, self._optimized_blocks()):
+                self._make_state()
+                return loss
+            self.state.clear()  # it held the place of what this step makes
         ranks = self._ranks.group(self._model)
         try:
             if self._guard.repeats():
@@ -276,6 +283,15 @@ class LNB(Optimizer):
                 "parameters and state are unchanged. Lower lr, clip the gradients, or drop strict=True to skip such steps"
             )
         return loss
+
+    def _make_state(self) -> None:
+        """Make the state that a first step makes, without a step: for checkpoints that are loaded into it."""
+        blocks = self._optimized_blocks()
+        make_up_inputs(blocks)
+        work = self._collect()
+        self._run(work, Verdict(torch.ones((), dtype=torch.bool)))
+        self._clear_captures()
+        self._switch_captures()
 
     def _collect(self) -> Work:
         return collect(
@@ -443,9 +459,14 @@ class LNB(Optimizer):
     # -- saving and copying -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state dict, with ``lnb_format``; tensors are shared with the optimizer, as torch does."""
+        """torch's state dict, with ``lnb_format``; tensors are shared with the optimizer, as torch does.
+
+        What stands beside ``state`` and ``param_groups`` is in every group too, for ``torch.distributed.checkpoint``.
+        """
         own = {"lnb_format": FORMAT, "lnb_step": self._step_index, "lnb_settings": saved_settings(self._config)}
-        return {**super().state_dict(), **own, "lnb_plan": self._planner.state_dict()}
+        own["lnb_plan"] = self._planner.state_dict()
+        write_progress(self.param_groups, own)
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, bit for bit. Settings other than the groups' stay as constructed;
@@ -459,6 +480,7 @@ class LNB(Optimizer):
             state_dict = state_dict.copy()  # hooks may write to it
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
+        state_dict = with_progress(state_dict)
         planner = check_state(state_dict, self.param_groups, self._inventory, self._config, self._planner.restored)
         self.__setstate__(
             {

@@ -95,8 +95,8 @@ def _checked_groups(saved_groups: Any, param_groups: list[dict[str, Any]]) -> li
         if missing:
             raise ValueError(f"state_dict: param_groups[{i}] lacks {sorted(missing)}; it has {sorted(map(str, group))}")
         params = group["params"]
-        if not isinstance(params, list) or any(type(index) is not int for index in params):
-            raise TypeError(f"state_dict: param_groups[{i}]['params']={params!r} must be a list of numbers")
+        if not isinstance(params, list) or any(type(index) not in (int, str) for index in params):
+            raise TypeError(f"state_dict: param_groups[{i}]['params']={params!r} must be a list of numbers or names")
         check_group(group)
         check_switches(group)
         lr = group["lr"]
