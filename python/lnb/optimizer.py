@@ -33,6 +33,7 @@ from lnb.serialization import (
     restored_groups,
     restored_state,
 )
+from lnb.sharding import refuse_shards, require_current
 from lnb.solve import Direction
 from lnb.state_schema import saved_settings
 from lnb.verdict import Verdict
@@ -94,7 +95,8 @@ class LNB(Optimizer):
 
     Raises:
         ValueError: a value is not allowed, or the model has no layer to claim.
-        TypeError: a value is of the wrong type, or a setting is unknown.
+        TypeError: a value is of the wrong type, a setting is unknown, or the parameters are shards (``fully_shard``,
+            ``FullyShardedDataParallel``, DeepSpeed ZeRO): LNB needs whole ones on every rank.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class LNB(Optimizer):
         **settings: Any,
     ) -> None:
         require_module("model", model)
+        refuse_shards(model.parameters())
         config = resolve_config(preset, settings)
         defaults = {
             "lr": DEFAULT_LR[preset] if lr is None else lr,
@@ -233,6 +236,7 @@ class LNB(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if self._step_index == 0:
+            require_current(self._model, self._inventory.names, self.param_groups)
             if asks_for_state(self.param_groups, self.state, self._optimized_blocks()):
                 self._make_state()
                 return loss
