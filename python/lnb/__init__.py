@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lnb.config import DEFAULT_LR
+from lnb.groups import param_groups
 from lnb.layers.attach import attach, detach
 from lnb.optimizer import LNB
 
-__all__ = ["DEFAULT_LR", "LNB", "attach", "detach"]
+__all__ = ["DEFAULT_LR", "LNB", "attach", "detach", "param_groups"]

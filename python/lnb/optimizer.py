@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from lnb.arenas import compact
 from lnb.blocks import Block, take_inventory
-from lnb.config import CARRIED, DEFAULT_LR, Config, check_group, resolve_config
+from lnb.config import DEFAULT_LR, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
+from lnb.groups import check_keys, check_switches
 from lnb.guard import StepGuard
 from lnb.layers.attach import attach_layers, detach_layer, require_module
 from lnb.layers.registry import claimed_names
@@ -22,7 +23,8 @@ from lnb.plan import Plan, plan_block
 from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
-from lnb.ranks import add_over_ranks, group_of
+from lnb.portable_state import PROGRESS, asks_for_state, make_up_inputs, with_progress, write_progress
+from lnb.ranks import Ranks, add_over_ranks, fill_missing
 from lnb.schedule import is_refresh_step, refresh_phases, sample_start
 from lnb.serialization import (
     FORMAT,
@@ -31,14 +33,11 @@ from lnb.serialization import (
     restored_groups,
     restored_state,
 )
+from lnb.sharding import refuse_shards, require_current
 from lnb.state_schema import saved_settings
 from lnb.step import Memory, Outcome, make_step
 from lnb.verdict import Verdict
 from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
-
-_PER_GROUP = ("params", *CARRIED)
-# what torch itself and its schedulers write into groups, so that a group can be moved between optimizers
-_FROM_ELSEWHERE = ("param_names", "initial_lr", "max_lr", "min_lr", "swa_lr", "differentiable")
 
 
 class LNB(Optimizer):
@@ -69,8 +68,9 @@ class LNB(Optimizer):
       (``solver="cholesky"``) it goes on along its gradient average; weight decay acts as always.
     * *A model changed after attaching*: ``model.to(...)`` takes probes and state along; a claimed layer that was
       replaced, detached, or got another parameter is an error at the next step.
-    * *Several ranks* (``LNB(DistributedDataParallel(model))``, or ``process_group``): the rows of all ranks count. Settings
-      that keep inputs or choose by measured times are refused.
+    * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the rows of all ranks count, and all ranks take the
+      same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others. Settings that
+      keep inputs or choose by measured times are refused.
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
       direction is not finite though all gradients are stands still alone, and is counted there by its name. So does one
       on a step that gathered finite inputs whose squares are not, as beyond 1e19 in float32: they enter no average.
@@ -89,13 +89,16 @@ class LNB(Optimizer):
         strict: raise ``FloatingPointError`` on NaN or inf instead of skipping the step (waits for the device).
         rates: the device's speed for :meth:`plan` and all that is chosen by cost; None to measure it when that is needed,
             in about a second, and remember it on disk.
-        process_group: the ranks that train this model together, over which second moments are added; None for those of
-            a ``DistributedDataParallel`` given as ``model``, else this process alone.
+        process_group: the ranks that train this model together, over which second moments are added. ``"auto"`` takes those of
+            the ``DistributedDataParallel`` that holds the model's parameters at the first step, whether it was made before
+            or after the optimizer; where there are several ranks and no such wrapper, that step is an error. None for
+            this process alone.
         settings: any field of :class:`lnb.config.Config`, in place of the preset's value.
 
     Raises:
         ValueError: a value is not allowed, or the model has no layer to claim.
-        TypeError: a value is of the wrong type, or a setting is unknown.
+        TypeError: a value is of the wrong type, a setting is unknown, or the parameters are shards (``fully_shard``,
+            ``FullyShardedDataParallel``, DeepSpeed ZeRO): LNB needs whole ones on every rank.
     """
 
     def __init__(
@@ -108,10 +111,11 @@ class LNB(Optimizer):
         exclude: Iterable[nn.Module] = (),
         strict: bool = False,
         rates: Rates | None = None,
-        process_group: Any = None,
+        process_group: Any = "auto",
         **settings: Any,
     ) -> None:
         require_module("model", model)
+        refuse_shards(model.parameters())
         config = resolve_config(preset, settings)
         defaults = {
             "lr": DEFAULT_LR[preset] if lr is None else lr,
@@ -131,7 +135,7 @@ class LNB(Optimizer):
         if rates is not None and not isinstance(rates, Rates):
             raise TypeError(f"rates={rates!r} must be a lnb.planning.Rates, not {type(rates).__name__}")
         self._planner = Planner(config, rates)
-        self._group = group_of(model, process_group, config)
+        self._ranks = Ranks(process_group, model, config)
         self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         self._memory = Memory.empty()
@@ -173,17 +177,21 @@ class LNB(Optimizer):
     # -- parameter groups ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with their own ``lr``, ``weight_decay`` or ``ridge``. Nothing is added if a value is wrong."""
+        """Add parameters with their own ``lr``, ``weight_decay`` or ``ridge``. Nothing is added if a value is wrong.
+
+        Keys that mean nothing to LNB (``betas``, ``name``, ``lr_scale``, ...) are kept and saved: a group may have been
+        written for another optimizer, or be read by a scheduler. timm's schedulers multiply ``lr`` by ``lr_scale``; LNB itself
+        does not, as timm's own optimizers do not. ``maximize``, ``differentiable`` and ``capturable`` must not be set.
+        """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group={param_group!r} must be a dict, not {type(param_group).__name__}")
-        for name in param_group:
-            if name not in _PER_GROUP and name not in _FROM_ELSEWHERE:
-                raise ValueError(f"param group: {name!r} cannot be set per group; what can is {', '.join(_PER_GROUP)}")
+        check_keys(param_group, self._config)
         if "params" not in param_group:
             raise ValueError(f"param_group with keys {sorted(param_group)} must have 'params': what to optimize")
         check_group({**self.defaults, **param_group})
         before = len(self.param_groups)
         super().add_param_group(param_group)
+        self.param_groups[-1].setdefault(PROGRESS, "{}")
         for parameter in self.param_groups[-1]["params"]:
             if not parameter.is_floating_point():
                 del self.param_groups[before:]
@@ -217,7 +225,7 @@ class LNB(Optimizer):
 
         Raises:
             RuntimeError: a claimed layer has a gradient but its input was not seen, or an exception broke off the step before
-                and these are still its gradients; nothing was changed.
+                and these are still its gradients, or it cannot be known which ranks train the model; nothing was changed.
             KeyboardInterrupt: after Ctrl-C. The step is complete (``diagnostics()["steps"]`` has counted it, and to call
                 ``step()`` again with the same gradients does nothing) or, where it had not begun to write, not made at all.
             FloatingPointError: NaN or inf was met and ``strict`` is set; nothing was changed.
@@ -230,19 +238,34 @@ class LNB(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._guard.repeats():
-            return loss
-        for group in self.param_groups:
-            check_group(group)
-        meter = self._started_meter()
-        blocks = self._optimized_blocks()
-        if self._group is not None:
-            add_over_ranks(blocks, self._group)
-        dual = all(group["ridge"] > 0 for group in self.param_groups)
-        self._planner.observe(blocks, self._other_bytes, dual)
-        work = collect(
-            self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
-        )
+        if self._step_index == 0:
+            require_current(self._model, self._inventory.names, self.param_groups)
+            if asks_for_state(self.param_groups, self.state, self._optimized_blocks()):
+                self._make_state()
+                return loss
+            self.state.clear()  # it held the place of what this step makes
+        ranks = self._ranks.group(self._model)
+        try:
+            if self._guard.repeats():
+                return loss
+            for group in self.param_groups:
+                check_group(group)
+                check_switches(group)
+            meter = self._started_meter()
+            blocks = self._optimized_blocks()
+            if ranks is not None:
+                fill_missing(blocks)
+            dual = all(group["ridge"] > 0 for group in self.param_groups)
+            self._planner.observe(blocks, self._other_bytes, dual)
+            work = self._collect()
+        except Exception:
+            if ranks is not None:
+                self._leave_step(ranks)
+            raise
+        if ranks is not None:
+            flag = add_over_ranks(blocks, ranks, self._device)
+            work = self._collect()
+            work.flags.append(flag)
         follow_parameters(self.state)
         rejected, parameters = False, work.parameters
         if parameters:
@@ -262,10 +285,38 @@ class LNB(Optimizer):
                 self._count(verdict)
         if rejected and self._strict:
             raise FloatingPointError(
-                "step(): NaN or inf in a gradient or in the input of a claimed layer; parameters and state are unchanged. "
-                "Lower lr, clip the gradients, or drop strict=True to skip such steps"
+                "step(): NaN or inf in a gradient or in the input of a claimed layer, or another rank could not make this step; "
+                "parameters and state are unchanged. Lower lr, clip the gradients, or drop strict=True to skip such steps"
             )
         return loss
+
+    def _make_state(self) -> None:
+        """Make the state that a first step makes, without a step: for checkpoints that are loaded into it."""
+        blocks = self._optimized_blocks()
+        make_up_inputs(blocks)
+        work = self._collect()
+        self._run(work, Verdict(torch.ones((), dtype=torch.bool)))
+        self._clear_captures(self._optimized_blocks())
+        self._switch_captures(self._optimized_blocks())
+
+    def _collect(self) -> Work:
+        return collect(
+            self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
+        )
+
+    def _leave_step(self, ranks: Any) -> None:
+        """Take part in the exchange of a step that this rank cannot make: so no rank makes it, and all stay in step."""
+        add_over_ranks(self._optimized_blocks(), ranks, self._device, failed=True)
+        self._step_index += 1
+        for name in self._counters:
+            self._counters[name] = self._counters[name] + 1
+        self._clear_captures(self._optimized_blocks())
+        self._switch_captures(self._optimized_blocks())
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.param_groups[0]["params"][0].device
+        return device
 
     def _run(self, work: Work, verdict: Verdict) -> list[Outcome]:
         """The update. If it is interrupted, no parameter is left with a part of the state that its first step makes."""
@@ -282,7 +333,7 @@ class LNB(Optimizer):
         if self._config.max_overhead is None:
             return None
         if self._meter is None:
-            self._meter = OverheadMeter(self.param_groups[0]["params"][0].device)
+            self._meter = OverheadMeter(self._device)
         self._meter.enter()
         return self._meter
 
@@ -424,11 +475,16 @@ class LNB(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict, with ``lnb_format``. Averages of gradients are shared with the optimizer, as torch does; what
-        the optimizer keeps for many layers in one tensor is copied."""
+        the optimizer keeps for many layers in one tensor is copied.
+
+        What stands beside ``state`` and ``param_groups`` is in every group too, for ``torch.distributed.checkpoint``.
+        """
         own = {"lnb_format": FORMAT, "lnb_step": self._step_index, "lnb_settings": saved_settings(self._config)}
+        own["lnb_plan"] = self._planner.state_dict()
+        write_progress(self.param_groups, own)
         found = super().state_dict()
         found["state"] = {number: compact(state) for number, state in found["state"].items()}
-        return {**found, **own, "lnb_plan": self._planner.state_dict()}
+        return {**found, **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, bit for bit. Settings other than the groups' stay as constructed;
@@ -442,6 +498,7 @@ class LNB(Optimizer):
             state_dict = state_dict.copy()  # hooks may write to it
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
+        state_dict = with_progress(state_dict)
         planner = check_state(state_dict, self.param_groups, self._inventory, self._config, self._planner.restored)
         self.__setstate__(
             {
@@ -457,7 +514,17 @@ class LNB(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_model", "_config", "_strict", "_counters", "_inventory", "_step_index", "_records", "_planner")
+        own = (
+            "_model",
+            "_config",
+            "_strict",
+            "_counters",
+            "_inventory",
+            "_step_index",
+            "_records",
+            "_planner",
+            "_ranks",
+        )
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -467,6 +534,4 @@ class LNB(Optimizer):
         self._memory = Memory.empty()
         self._phases = []
         self._guard = StepGuard()
-        if "_group" not in self.__dict__:  # a copy: process groups are not copied
-            self._group = group_of(self._model, None, self._config)
         self._switch_captures(self._optimized_blocks())

@@ -76,8 +76,6 @@ def inverse_root(matrix: Tensor, steps: int = STEPS) -> Tensor:
     trace = torch.where(trace > torch.finfo(matrix.dtype).tiny, trace, 1.0)
     root = lk.newton_schulz_root(matrix / trace, _QUINTIC, steps)
     # Steps from a matrix with a clearly negative eigenvalue grow beyond all bounds.
-    rooted = root.isfinite().flatten(-2).all(-1)
-    if matrix.device.type != "cpu" or not bool(rooted.all()):
-        eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        root = torch.where(rooted.unsqueeze(-1).unsqueeze(-1), root, eye)
-    return root * trace.rsqrt()
+    rooted = root.isfinite().flatten(-2).all(-1).unsqueeze(-1).unsqueeze(-1)
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return torch.where(rooted, root, eye) * trace.rsqrt()

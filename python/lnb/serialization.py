@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lnb.blocks import Inventory
 from lnb.config import CARRIED, Config, check_group
+from lnb.groups import check_switches
 from lnb.layers.capture import statistics_dtype
 from lnb.state_schema import COUNTS, WIDE, check_entries, saved_settings
 
@@ -94,9 +95,10 @@ def _checked_groups(saved_groups: Any, param_groups: list[dict[str, Any]]) -> li
         if missing:
             raise ValueError(f"state_dict: param_groups[{i}] lacks {sorted(missing)}; it has {sorted(map(str, group))}")
         params = group["params"]
-        if not isinstance(params, list) or any(type(index) is not int for index in params):
-            raise TypeError(f"state_dict: param_groups[{i}]['params']={params!r} must be a list of numbers")
+        if not isinstance(params, list) or any(type(index) not in (int, str) for index in params):
+            raise TypeError(f"state_dict: param_groups[{i}]['params']={params!r} must be a list of numbers or names")
         check_group(group)
+        check_switches(group)
         lr = group["lr"]
         if isinstance(lr, Tensor) and (lr.is_meta or not 0 <= float(lr) < math.inf):  # loading may wait for a device
             raise ValueError(f"state_dict: param_groups[{i}]['lr']={lr!r} must be in [0, inf)")
@@ -118,12 +120,12 @@ def restored_state(state_dict: dict[str, Any], param_groups: list[dict[str, Any]
 
 
 def restored_groups(state_dict: dict[str, Any], param_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The saved groups' settings, with the optimizer's own parameters (and their names)."""
+    """The saved groups' settings, with the optimizer's own parameters (and their names); keys that were not saved stay."""
     restored = []
     for group, saved in zip(param_groups, state_dict["param_groups"], strict=True):
         kept = {name: group[name] for name in ("params", "param_names") if name in group}
         settings = {name: value for name, value in saved.items() if name != "params"}
-        restored.append({**copy.deepcopy(settings), **kept})
+        restored.append({**group, **copy.deepcopy(settings), **kept})
     return restored
 
 

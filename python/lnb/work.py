@@ -59,6 +59,7 @@ class Work:
     others: list[nn.Parameter] = field(default_factory=list)
     groups: dict[nn.Parameter, dict[str, Any]] = field(default_factory=dict)
     states: Any = None
+    flags: list[Tensor] = field(default_factory=list)  # what else must be finite
 
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -201,6 +202,7 @@ def check_finite(work: Work, wait: bool) -> Verdict:
         if block.channels is not None:
             read += [block.channels[0], block.channels[2]]
         read += [torch.linalg.vector_norm(x, math.inf) for x in block.inputs if x.numel()]
+    read += work.flags
     if all(tensor.is_cpu for tensor in read):
         ok = multi_tensor.all_finite(read)
     else:

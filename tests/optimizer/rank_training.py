@@ -1,8 +1,11 @@
-"""What each of the two processes of ``test_ranks.py`` does: a module that a spawned process can import."""
+"""What each of the processes of ``test_ranks.py`` does: a module that a spawned process can import."""
 
 from __future__ import annotations
 
-import warnings
+import contextlib
+import copy
+import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 import lnb
 
-RANKS = 2
 CASES: dict[str, dict[str, Any]] = {
     "fast": {"preset": "fast"},
     "paper": {"preset": "paper"},
     "paper, averaged": {"preset": "paper", "refresh_every": 2, "b_s": 0.5, "cg_scope": "neuron"},
+    "full batch": {"preset": "full_batch", "ridge": 0.1},
 }
+STEPS = 5
+LR = 0.02
 
 
 class Network(nn.Module):
@@ -40,51 +45,224 @@ class Network(nn.Module):
         return scores
 
 
-def trained(model: nn.Module, optimizer: lnb.LNB, rank: int = 0, ranks: int = 1) -> Tensor:
-    """All parameters after five steps on this rank's share of every batch."""
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(5):
-        x = torch.rand(16, 2, 6, 6, generator=generator, dtype=torch.float64)
-        y = torch.randint(0, 3, (16,), generator=generator)
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
-        optimizer.step()
+class Plain(nn.Sequential):
+    """Layers whose inputs vary in every direction, so that float32 does not magnify its rounding."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Conv2d(2, 6, 3, stride=2, padding=1),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(54, 6),
+            nn.Tanh(),
+            nn.Linear(6, 3),
+        )
+
+
+class Branches(nn.Module):
+    """Two layers, of which each rank's batch reaches one."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+        self.use = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores ``[n, 3]`` of ``[n, 4]``."""
+        scores: Tensor = self.branches[self.use](x)
+        return scores
+
+
+def parameters_of(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def run_rank(rank: int, folder: Path) -> None:
-    """Train every case both ways of telling the optimizer, and write the parameters to ``folder``."""
+def images(dtype: torch.dtype, steps: int = STEPS) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.rand(16, 2, 6, 6, generator=generator, dtype=torch.float64).to(dtype),
+            torch.randint(0, 3, (16,), generator=generator),
+        )
+        for _ in range(steps)
+    ]
+
+
+def trained(
+    model: nn.Module,
+    optimizer: lnb.LNB,
+    rank: int = 0,
+    ranks: int = 1,
+    micro: int = 1,
+    at: Callable[..., None] | None = None,
+) -> Tensor:
+    """All parameters after five steps on this rank's share of every batch, in ``micro`` backward passes.
+
+    Args:
+        at: called with the number of the step, between backward pass and step.
+    """
+    for number, (x, y) in enumerate(images(next(model.parameters()).dtype)):
+        optimizer.zero_grad()
+        shares = list(zip(x[rank::ranks].chunk(micro), y[rank::ranks].chunk(micro), strict=True))
+        for i, (inputs, targets) in enumerate(shares):
+            waits = isinstance(model, DistributedDataParallel) and i + 1 < len(shares)
+            with model.no_sync() if waits else contextlib.nullcontext():
+                (F.cross_entropy(model(inputs), targets) / micro).backward()
+        if at is not None:
+            at(number)
+        optimizer.step()
+    return parameters_of(model)
+
+
+def run_rank(rank: int, ranks: int, folder: Path) -> None:
+    """Train every case in every way of telling the optimizer, and write what came out to ``folder``."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=RANKS)
-    found: dict[str, Tensor] = {}
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'meeting'}",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=60),  # what hangs, fails
+    )
+    found: dict[str, Any] = {"parameters": {}, "exchanges": {}}
     for name, settings in CASES.items():
-        wrapped = DistributedDataParallel(Network().double())
-        found[f"{name}, wrapped"] = trained(wrapped, lnb.LNB(wrapped, 0.02, **settings), rank, RANKS)
-        model = Network().double()
-        optimizer = lnb.LNB(model, 0.02, process_group=dist.group.WORLD, **settings)
-        found[f"{name}, group"] = trained(DistributedDataParallel(model), optimizer, rank, RANKS)
-    torch.save({"parameters": found, "complaints": _complaints()}, folder / f"rank{rank}.pt")
+        for how in ("wrapped", "wrapped later", "group", "accumulated"):
+            found["parameters"][name, how] = _trained_how(how, Network().double(), rank, ranks, {**settings, "lr": LR})
+        found["parameters"][name, "float32"] = _trained_how(
+            "wrapped later", Plain(), rank, ranks, {**settings, "lr": LR / 10}
+        )
+        found["exchanges"][name] = _exchanges(rank, ranks, settings)
+    found["branches"] = [_branches(rank, ranks, settings) for settings in CASES.values()]
+    found["failed"] = [_failing(rank, ranks, settings) for settings in CASES.values()]
+    found["strict"] = _strict(rank)
+    alone = Network().double()
+    found["alone"] = trained(alone, lnb.LNB(alone, 0.02, process_group=None))
+    found["copy"] = _copied(rank, ranks)
+    found["complaints"] = _complaints()
+    torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 
-def _complaints() -> list[str]:
+def _trained_how(how: str, model: nn.Module, rank: int, ranks: int, settings: dict[str, Any]) -> Tensor:
+    if how in ("wrapped", "accumulated"):
+        wrapped = DistributedDataParallel(model)
+        optimizer = lnb.LNB(wrapped, **settings)
+    elif how == "group":
+        optimizer = lnb.LNB(model, process_group=dist.group.WORLD, **settings)
+        wrapped = DistributedDataParallel(model)
+    else:  # inside another module, as trainers do
+        optimizer = lnb.LNB(model, **settings)
+        wrapped = DistributedDataParallel(nn.Sequential(model))
+    return trained(wrapped, optimizer, rank, ranks, micro=2 if how == "accumulated" else 1)
+
+
+def _exchanges(rank: int, ranks: int, settings: dict[str, Any]) -> int:
+    """How many collectives five steps ask for."""
+    plain, count = dist.all_reduce, 0
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal count
+        count += 1
+        return plain(*arguments, **named)
+
+    wrapped = DistributedDataParallel(Network())
+    optimizer = lnb.LNB(wrapped, 0.02, **settings)
+    dist.all_reduce = counted
+    try:
+        trained(wrapped, optimizer, rank, ranks)
+    finally:
+        dist.all_reduce = plain
+    return count
+
+
+def _branches(rank: int, ranks: int, settings: dict[str, Any]) -> Tensor:
+    """Ranks whose batches reach different layers."""
+    model = Branches().double()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = lnb.LNB(wrapped, 0.02, **settings)
+    for number in range(4):
+        model.use = (rank + number) % 2
+        x = torch.rand(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+        optimizer.zero_grad()
+        wrapped(x).square().mean().backward()
+        optimizer.step()
+    return parameters_of(model)
+
+
+def _failing(rank: int, ranks: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Steps that one rank cannot make, at every place of the schedule of refreshes."""
+    model = Network().double()
+    wrapped = DistributedDataParallel(model)
+    optimizer = lnb.LNB(wrapped, 0.02, **settings)
+    raised, moved = 0, 0
+    for x, y in images(torch.float64, 8):
+        for failing in (True, False):
+            optimizer.zero_grad()
+            F.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
+            before, weight = parameters_of(model), model.head.weight
+            if failing and rank == 1:
+                model.head.weight = nn.Parameter(torch.zeros(3, 8, dtype=torch.float64))
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                raised += "the weight of layer 'module.head' was re-assigned" in str(error)
+            model.head.weight = weight
+            moved += failing and not torch.equal(parameters_of(model), before)
+    counts = optimizer.diagnostics()
+    return {"raised": raised, "moved": moved, "counts": counts, "parameters": parameters_of(model)}
+
+
+def _strict(rank: int) -> list[str]:
+    """What a strict optimizer says where one rank's input is not finite, on each of two steps."""
+    wrapped = DistributedDataParallel(nn.Linear(3, 2))
+    optimizer = lnb.LNB(wrapped, strict=True)
+    said = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        wrapped(torch.full((4, 3), float("nan") if rank == 1 else 1.0)).sum().backward()
+        try:
+            optimizer.step()
+        except FloatingPointError as error:
+            said.append(str(error))
+    return said
+
+
+def _copied(rank: int, ranks: int) -> list[Tensor]:
+    """The training of a copy of model and optimizer, made before the first step and after it."""
+    wrapped = DistributedDataParallel(Network().double())
+    optimizer = lnb.LNB(wrapped, 0.02)
+    early = copy.deepcopy((wrapped, optimizer))
+    late = copy.deepcopy(early)
+    ended = [trained(*early, rank, ranks), trained(*copy.deepcopy(late), rank, ranks)]
+    return ended
+
+
+def _complaints() -> dict[str, str]:
     """What is said to settings that cannot work on several ranks, and where ranks are not mentioned."""
     world = dist.group.WORLD
-    found = [
-        _refusal(solver="auto", process_group=world),
-        _refusal(solver="matrix_free", process_group=world),
-        _refusal(solver="cholesky", max_overhead=0.1, process_group=world),
-        _refusal(process_group="gloo"),
-    ]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        lnb.LNB(Network())
-    return found + [str(warning.message) for warning in caught]
+    found = {
+        "auto solver": _refusal(solver="auto", process_group=world),
+        "kept inputs": _refusal(solver="matrix_free", process_group=world),
+        "by time": _refusal(solver="cholesky", max_overhead=0.1, process_group=world),
+        "no group": _refusal(process_group="gloo"),
+        "wrapped": _refusal(DistributedDataParallel(Network()), solver="matrix_free"),
+    }
+    model = Network()
+    optimizer = lnb.LNB(model)
+    for name in ("unknown", "unknown again"):
+        before = parameters_of(model)
+        try:
+            trained(model, optimizer)
+        except RuntimeError as error:
+            found[name] = str(error) if torch.equal(parameters_of(model), before) else "it moved"
+    return found
 
 
-def _refusal(**settings: Any) -> str:
+def _refusal(model: nn.Module | None = None, **settings: Any) -> str:
     try:
-        lnb.LNB(Network(), preset="paper", **settings)
+        lnb.LNB(Network() if model is None else model, preset="paper", **settings)
     except (TypeError, ValueError) as error:
         return str(error)
     return "none"

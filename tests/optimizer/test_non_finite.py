@@ -91,7 +91,10 @@ def test_a_bad_step_changes_nothing_on_a_device(mode: str, kind: str, bad: float
 
 @pytest.mark.parametrize("first_bad", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_route_of_accelerators_trains_alike(mode: str, first_bad: bool, request: pytest.FixtureRequest) -> None:
+def test_the_route_of_accelerators_trains_alike(
+    mode: str, first_bad: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lnb.step.prepare", lambda *_: None)  # tables round otherwise, and accelerators have none
     data = [*batches(3), spoiled(batches(1)[0], float("nan")), *batches(4, seed=9)]
     if first_bad:
         data.insert(0, spoiled(batches(1)[0], float("inf")))

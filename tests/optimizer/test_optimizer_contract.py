@@ -403,7 +403,7 @@ def test_a_foreign_parameter(mode: str) -> None:
         (
             {"params": [torch.zeros(2, requires_grad=True)], "momentum": 0.5},
             ValueError,
-            "'momentum' cannot be set per group",
+            "momentum=0.5 cannot be set per group",
         ),
         ({"params": [torch.zeros(2, dtype=torch.complex64, requires_grad=True)]}, TypeError, "complex64"),
         ({"params": [torch.zeros(2, requires_grad=True).exp()]}, ValueError, "leaf"),

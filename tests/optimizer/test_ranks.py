@@ -1,33 +1,88 @@
-"""Two processes train one model as one process with both shares of every batch would."""
+"""Two and four processes train one model as one process with all shares of every batch would."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from optimizer.rank_training import CASES, RANKS, Network, run_rank, trained
+from optimizer.rank_training import CASES, LR, STEPS, Network, Plain, run_rank, trained
 
 import lnb
 
+Found = list[dict[str, Any]]
 
-def test_ranks_stay_equal_and_do_as_one_process_does(tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(tmp_path,), nprocs=RANKS)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(RANKS))
+
+@pytest.fixture(scope="module", params=[2, 4])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What every rank wrote."""
+    ranks, folder = request.param, tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(ranks, folder), nprocs=ranks)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
+
+
+def test_ranks_stay_equal_and_do_as_one_process_does(found: Found) -> None:
+    ways = {
+        how: (1e-10, lambda: Network().double(), LR) for how in ("wrapped", "wrapped later", "group", "accumulated")
+    }
     for name, settings in CASES.items():
-        model = Network().double()
-        expected = trained(model, lnb.LNB(model, 0.02, **settings))
-        for how in ("wrapped", "group"):
-            got = first["parameters"][f"{name}, {how}"]
-            assert torch.equal(got, second["parameters"][f"{name}, {how}"]), (name, how)
-            torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9)
-    auto, kept, timed, wrong, unknown = first["complaints"]
-    assert "solver='auto'" in auto
-    assert "solver='matrix_free'" in kept
-    assert "max_overhead=0.1" in timed
-    assert "process_group='gloo'" in wrong
-    assert "2 ranks" in unknown
+        for how, (tolerance, make, lr) in {**ways, "float32": (1e-5, Plain, LR / 10)}.items():
+            model = make()
+            expected = trained(model, lnb.LNB(model, lr, **settings))
+            got, *others = (rank["parameters"][name, how] for rank in found)
+            assert all(torch.equal(got, other) for other in others), (name, how)
+            error = (got - expected).abs().max() / expected.abs().max()
+            assert error <= tolerance, (name, how, float(error))
+
+
+def test_a_step_has_one_exchange(found: Found) -> None:
+    assert all(rank["exchanges"] == dict.fromkeys(CASES, STEPS) for rank in found)
+
+
+def test_ranks_whose_batches_reach_different_layers_stay_equal(found: Found) -> None:
+    first, *others = (rank["branches"] for rank in found)
+    for other in others:
+        assert all(map(torch.equal, first, other))
+
+
+def test_a_step_that_one_rank_cannot_make_none_makes(found: Found) -> None:
+    for number in range(len(CASES)):
+        results = [rank["failed"][number] for rank in found]
+        assert [result["raised"] for result in results] == [8 * (rank == 1) for rank in range(len(found))]
+        assert all(result["moved"] == 0 for result in results)
+        assert all(result["counts"] == {"steps": 16, "skipped_steps": 8} for result in results)
+        assert all(torch.equal(result["parameters"], results[0]["parameters"]) for result in results)
+        assert bool(results[0]["parameters"].isfinite().all())
+
+
+def test_strict_raises_on_every_rank(found: Found) -> None:
+    assert all(len(rank["strict"]) == 2 and "NaN or inf" in rank["strict"][0] for rank in found)
+
+
+def test_copies_find_their_own_ranks(found: Found) -> None:
+    for rank in found:
+        for ended in rank["copy"]:
+            assert torch.equal(ended, found[0]["parameters"]["fast", "wrapped"])
+
+
+def test_what_is_said_to_several_ranks(found: Found) -> None:
+    for rank in found:
+        said = rank["complaints"]
+        assert "solver='auto'" in said["auto solver"]
+        assert "solver='matrix_free'" in said["kept inputs"]
+        assert "solver='matrix_free'" in said["wrapped"]
+        assert "max_overhead=0.1" in said["by time"]
+        assert "process_group='gloo'" in said["no group"]
+        for name in ("unknown", "unknown again"):
+            assert f"process_group='auto': torch.distributed runs {len(found)} ranks" in said[name]
+            assert "process_group=None" in said[name]
+
+
+def test_a_rank_can_train_alone(found: Found) -> None:
+    model = Network().double()
+    expected = trained(model, lnb.LNB(model, 0.02))
+    assert all(torch.equal(rank["alone"], expected) for rank in found)
 
 
 def test_a_group_needs_running_ranks() -> None:

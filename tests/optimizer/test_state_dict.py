@@ -306,11 +306,12 @@ def test_an_interrupted_step_leaves_a_state_that_loads(mode: str, steps: int, mo
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for stage in ("solve", "region_scales"):
+    for stage, prepared in (("solve", "direct"), ("region_scales", "bound")):
         optimizer.zero_grad()
         loss_of(model, batches(1)[0]).backward()
         with monkeypatch.context() as patched:
             patched.setattr(f"lnb.step.{stage}", interrupt)
+            patched.setattr(f"lnb.step.PreparedShare.{prepared}", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 optimizer.step()
         assert same(copied(dict(model.named_parameters())), before)

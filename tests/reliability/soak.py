@@ -5,9 +5,9 @@
 **Memory.** After a tenth of the steps the resident memory is noted; at the end it may be 1 % larger.
 
 **Drift.** Every ``reload_every`` steps, a float64 run of the same recipe starts from the float32 run's state and sees the same
-batches. Let ``e_t`` be the difference of their parameters ``t`` steps later, ``eps = 2^-24``, and ``lr_t`` the rate. The addition of
-a step rounds each parameter by at most ``eps |theta|``, independently from step to step: ``eps |theta| sqrt(T)`` after ``T`` steps.
-The direction of a layer has size 1 in the metric; it is computed from sums of at most ``k`` terms, each of which rounds by
+batches. Let ``e_t`` be the difference of their parameters ``t`` steps later, ``eps = 2^-24``, and ``lr_t`` the rate. The addition
+of a step rounds each parameter by at most ``eps |theta|``, independently from step to step: ``eps |theta| sqrt(T)`` after ``T``
+steps. The direction of a layer has size 1 in the metric; it is computed from sums of at most ``k`` terms, each of which rounds by
 ``k eps`` relatively (the classical ``gamma_k``), and multiplied by inverses whose condition is at most ``c = 1 / ridge``: it adds
 at most ``k c eps lr_t``. Where the rates are small enough for the steps themselves not to increase ``e_t``, then
 

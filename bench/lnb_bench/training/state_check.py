@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lnb.portable_state import PROGRESS
 from lnb_bench.training.errors import CheckpointError
 from lnb_bench.training.records import is_count, is_number, shortened
 from lnb_bench.training.structure import require_entries, require_equal, require_like
@@ -85,7 +86,8 @@ def _check_optimizer(saved: Any, mine: dict[str, Any], step: int) -> None:
             if not is_number(group["lr"]) or not math.isfinite(group["lr"]):
                 raise CheckpointError(f"lr is {shortened(group['lr'])} in the checkpoint, must be a finite number")
             for name, value in own_group.items():
-                if name != "lr" and name in group:  # the schedule moves lr; another torch may know other settings
+                # the schedule moves lr, and every step LNB's progress; another torch may know other settings
+                if name not in ("lr", PROGRESS) and name in group:
                     require_equal(name, group[name], value)
 
 

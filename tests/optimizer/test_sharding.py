@@ -1,0 +1,83 @@
+"""Parameters that a trainer cuts up or exchanges are refused, with the reason, before anything moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from optimizer.small_models import batches, copied, mixed, same, train
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+import lnb
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def sharded() -> nn.Module:
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    return fully_shard(mixed(), mesh=mesh)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_fsdp2_is_refused() -> None:
+    model = sharded()
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(TypeError, match=r"is a DTensor, as fully_shard .* use DistributedDataParallel"):
+        lnb.LNB(model)
+    assert [type(module) for module in model.modules()] == classes
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_fsdp2_after_the_optimizer_is_refused_at_the_first_step() -> None:
+    model = mixed()
+    optimizer = lnb.LNB(model)
+    fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+    for _ in range(2):
+        with pytest.raises(TypeError, match="is a DTensor"):
+            train(model, optimizer, batches(1))
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("original", [True, False])
+def test_fsdp1_is_refused(original: bool) -> None:
+    model = FullyShardedDataParallel(mixed(), use_orig_params=original, device_id=torch.device("cpu"))
+    with pytest.raises(TypeError, match=r"FlatParameter of FullyShardedDataParallel \(FSDP1\)"):
+        lnb.LNB(model)
+
+
+def test_zero_3_is_refused() -> None:
+    model = mixed()
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id = number  # as deepspeed.zero.Init marks them
+    with pytest.raises(TypeError, match="DeepSpeed ZeRO stage 3"):
+        lnb.LNB(model)
+
+
+def test_flat_partitions_in_the_groups_are_refused() -> None:
+    model = mixed()
+    optimizer = lnb.LNB(model)
+    for group in optimizer.param_groups:  # as DeepSpeed's ZeRO optimizer does
+        group["params"] = [nn.Parameter(torch.cat([p.detach().flatten() for p in group["params"]]))]
+    before = copied(dict(model.named_parameters()))
+    with pytest.raises(RuntimeError, match=r"the optimizer's groups got other parameters .* DeepSpeed ZeRO"):
+        train(model, optimizer, batches(1))
+    assert same(copied(dict(model.named_parameters())), before)
+
+
+def test_other_parameters_in_the_model_are_refused() -> None:
+    model = mixed()
+    optimizer = lnb.LNB(model)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.detach().clone()))
+    with pytest.raises(RuntimeError, match="the model got other parameters since LNB was built"):
+        train(model, optimizer, batches(1))
