@@ -57,11 +57,11 @@ def with_progress(state_dict: Any) -> Any:
 
 def asks_for_state(param_groups: Iterable[dict[str, Any]], states: Any, blocks: Iterable[Block]) -> bool:
     """Whether a step is meant to make the state: there is none, every rate is 0, and gradients came without inputs."""
-    if states or any(float(group["lr"]) != 0 for group in param_groups):
-        return False
     blocks = list(blocks)
     gathered = any(capture.gathered for block in blocks for capture in block.captures)
-    return not gathered and any(block.weight.grad is not None for block in blocks)
+    if states or gathered or all(block.weight.grad is None for block in blocks):
+        return False
+    return all(float(group["lr"]) == 0 for group in param_groups)  # last: a rate on a device would be waited for
 
 
 def make_up_inputs(blocks: Iterable[Block]) -> None:
