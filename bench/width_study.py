@@ -1,4 +1,4 @@
-"""Does the best learning rate move with width and depth? Trust regions "balanced" and "spectral" of an MLP on MNIST.
+"""Does the best learning rate move with width and depth? Trust regions "two_sided" and "spectral" of an MLP on MNIST.
 
 Widths are varied at depth 2 and depths at width 256. For each shape and trust region every learning rate of a grid trains
 from the same seed with the same batches, cosine schedule; the rates take turns. The best is the one with the lowest test
@@ -22,7 +22,7 @@ import torch
 
 from lnb_bench.training import LoopConfig, OptimizerConfig, TaskOptions, Trainer, TrainingError, make_task
 
-TRUST_REGIONS = ("balanced", "spectral")
+TRUST_REGIONS = ("two_sided", "spectral")
 RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
 SHAPES = ((64, 2), (128, 2), (256, 2), (512, 2), (1024, 2), (256, 4), (256, 8))  # width, depth
 NEAR = 1.05

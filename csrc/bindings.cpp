@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "address_checks.h"
-#include "cpu/balanced.h"
 #include "cpu/cg_vectors.h"
 #include "cpu/conv_moment.h"
 #include "cpu/isa.h"
@@ -21,6 +20,7 @@
 #include "cpu/second_moment.h"
 #include "cpu/spd_inverse.h"
 #include "cpu/step_tables.h"
+#include "cpu/two_sided.h"
 
 namespace py = pybind11;
 
@@ -231,11 +231,11 @@ void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const
 // For every layer the addresses of weight, bias, inverse, mean, root, squares (bias and mean are null without a bias,
 // squares where agreement does not count), and its matrices, rows, inputs, input_block, output_block.
 // Overwrites weights and biases; returns the four sums of all matrices in turn, layer by layer.
-std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 6>>& addresses,
-                                        const std::vector<std::array<int64_t, 5>>& shapes, double noise, int threads) {
+std::vector<double> two_sided_directions(const std::vector<std::array<uintptr_t, 6>>& addresses,
+                                         const std::vector<std::array<int64_t, 5>>& shapes, double noise, int threads) {
     if (addresses.size() != shapes.size()) throw std::invalid_argument("one shape per layer");
     if (!(noise > 0)) throw std::invalid_argument("noise must be above 0");
-    std::vector<lnb::BalancedLayer> layers;
+    std::vector<lnb::TwoSidedLayer> layers;
     constexpr const char* kLists[] = {"weights", "biases", "inverses", "means", "roots", "squares"};
     std::array<Addresses, 6> lists;
     std::array<Sizes, 6> sizes;
@@ -274,11 +274,11 @@ std::vector<double> balanced_directions(const std::vector<std::array<uintptr_t, 
     require_disjoint_writes(memory);
     std::vector<double> sums(4 * static_cast<size_t>(all_matrices));
     double* next = sums.data();
-    for (lnb::BalancedLayer& layer : layers) {
+    for (lnb::TwoSidedLayer& layer : layers) {
         layer.sums = next;
         next += 4 * layer.matrices;
     }
-    without_gil([&] { lnb::balanced_directions(layers.data(), static_cast<int64_t>(layers.size()), noise, threads); });
+    without_gil([&] { lnb::two_sided_directions(layers.data(), static_cast<int64_t>(layers.size()), noise, threads); });
     return sums;
 }
 
@@ -468,7 +468,7 @@ PYBIND11_MODULE(_native_module, m) {
         .value("DIRECTION", lnb::CgPhase::kDirection)
         .value("STEP", lnb::CgPhase::kStep);
     m.def("cg_phase", &cg_phase);
-    m.def("balanced_directions", &balanced_directions);
+    m.def("two_sided_directions", &two_sided_directions);
     m.def("spd_inverses", &spd_inverses);
     m.def("newton_schulz_roots", &newton_schulz_roots);
     py::class_<lnb::StepTables>(m, "StepTables")

@@ -15,7 +15,6 @@ from lnb_kernels._triton.precision import set_input_precision
 # Functions share names with the packages they live in: these imports bind the functions over the packages, which
 # stay reachable by `from lnb_kernels.<op> import ...`.
 from lnb_kernels.arrow.op import arrow_solve
-from lnb_kernels.balanced.op import balanced_directions_
 from lnb_kernels.conv2d.layer import conv2d
 from lnb_kernels.conv2d.op import conv2d_cov_matvec, conv2d_second_moment
 from lnb_kernels.cov_matvec.op import cov_matvec
@@ -25,12 +24,12 @@ from lnb_kernels.pcg.layers import pcg_layers
 from lnb_kernels.pcg.op import pcg
 from lnb_kernels.second_moment.op import second_moment, second_moment_ema_
 from lnb_kernels.spd_inverse.op import spd_inverse
+from lnb_kernels.two_sided.op import two_sided_directions_
 
 __version__ = "0.1.0"
 
 __all__ = [
     "arrow_solve",
-    "balanced_directions_",
     "conv2d",
     "conv2d_cov_matvec",
     "conv2d_second_moment",
@@ -49,4 +48,17 @@ __all__ = [
     "set_backend",
     "set_input_precision",
     "spd_inverse",
+    "two_sided_directions_",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The former name of an op, with a warning."""
+    if name == "balanced_directions_":
+        import warnings
+
+        warnings.warn(
+            "lk.balanced_directions_ is called lk.two_sided_directions_ now", DeprecationWarning, stacklevel=2
+        )
+        return two_sided_directions_
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 Between two refreshes a step reads and writes the same memory every time, gradients excepted. What the stages' ops look up and
 check in every call - types, layouts, addresses of hundreds of tensors - takes longer than the step of a small model; here it is
 done when the tables are made, and compared afterwards. The arithmetic is that of :mod:`lnb_kernels.multi_tensor` and
-:func:`lnb_kernels.balanced_directions_`, whose kernels the native module calls.
+:func:`lnb_kernels.two_sided_directions_`, whose kernels the native module calls.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lnb_kernels import _backend, _native
 from lnb_kernels._checks import PLAIN
-from lnb_kernels.balanced.native_kernel import LARGEST_BLOCK
+from lnb_kernels.two_sided.native_kernel import LARGEST_BLOCK
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class StepLayer:
 
 @dataclass(frozen=True)
 class StepFactor:
-    """What a refresh makes of a layer: ``inverse``, ``mean`` and ``root`` of :func:`lnb_kernels.balanced_directions_`."""
+    """What a refresh makes of a layer: ``inverse``, ``mean`` and ``root`` of :func:`lnb_kernels.two_sided_directions_`."""
 
     inverse: Tensor
     mean: Tensor | None

@@ -21,7 +21,9 @@ def _newton_schulz_root(power: Sequence[int], coefficients: list[float], steps: 
     return batch * max(0, 8 * steps - 6) * n**3
 
 
-def _balanced_directions(weights: Any, _biases: Any, inverses: Any, _means: Any, roots: Any, *_: Any, **__: Any) -> int:
+def _two_sided_directions(
+    weights: Any, _biases: Any, inverses: Any, _means: Any, roots: Any, *_: Any, **__: Any
+) -> int:
     """Two block products per weight; those with vectors are not counted."""
     return sum(2 * math.prod(w) * (c[-1] + p[-1]) for w, c, p in zip(weights, inverses, roots, strict=True))
 
@@ -32,6 +34,6 @@ def count_flops() -> FlopCounterMode:
     formulas = {
         ops.newton_schulz: _newton_schulz,
         ops.newton_schulz_root: _newton_schulz_root,
-        ops.balanced_directions_: _balanced_directions,
+        ops.two_sided_directions_: _two_sided_directions,
     }
     return FlopCounterMode(display=False, custom_mapping=formulas)

@@ -48,7 +48,7 @@ def pair() -> list[Tensor]:
     return [torch.randn(2), torch.randn(3)]
 
 
-def balanced() -> dict[str, Any]:
+def two_sided() -> dict[str, Any]:
     return {
         "weights": [torch.randn(2, 3), torch.randn(4, 2)],
         "biases": [torch.randn(2, 1), None],
@@ -150,7 +150,7 @@ CALLS: dict[str, Call] = {
             "ridge": 0.5,
         },
     ),
-    "balanced_directions_": Call(lk.balanced_directions_, balanced, ("weights", "biases")),
+    "two_sided_directions_": Call(lk.two_sided_directions_, two_sided, ("weights", "biases")),
     "multi_tensor.all_finite": Call(multi_tensor.all_finite, lambda: {"tensors": pair()}),
     "multi_tensor.dot": Call(multi_tensor.dot, lambda: {"xs": pair(), "ys": pair(), "layers": [1, 0]}),
     "multi_tensor.squared_row_norms": Call(

@@ -176,7 +176,7 @@ def arrow_solve(device: str, dtype: torch.dtype, d: int, m: int) -> Case:
     return Case(lambda: lk.arrow_solve(v, mu, var), plain, 1e-2)
 
 
-def balanced_directions_(device: str, dtype: torch.dtype, d: int, m: int) -> Case:
+def two_sided_directions_(device: str, dtype: torch.dtype, d: int, m: int) -> Case:
     """Eight layers, their blocks of 128, against products with the block-diagonal matrices, layer by layer.
 
     The gradients of each row agree in part.
@@ -198,7 +198,7 @@ def balanced_directions_(device: str, dtype: torch.dtype, d: int, m: int) -> Cas
 
     def ours() -> list[Tensor]:
         steps = [weight.clone() for weight in weights]
-        lk.balanced_directions_(steps, [None] * 8, [inverse] * 8, [None] * 8, [root] * 8, squares, 0.5)
+        lk.two_sided_directions_(steps, [None] * 8, [inverse] * 8, [None] * 8, [root] * 8, squares, 0.5)
         return steps
 
     return Case(ours, plain)
@@ -269,7 +269,7 @@ CASES: dict[str, tuple[Callable[..., Case], torch.dtype, tuple[int, ...]]] = {
     "newton_schulz_root-256": (newton_schulz_root, FLOAT, (256,)),
     "spd_inverse-32x128": (spd_inverse, FLOAT, (32, 128)),
     "arrow_solve-512x256": (arrow_solve, FLOAT, (512, 256)),
-    "balanced_directions_-512x256": (balanced_directions_, FLOAT, (512, 256)),
+    "two_sided_directions_-512x256": (two_sided_directions_, FLOAT, (512, 256)),
 }
 
 

@@ -82,20 +82,20 @@ void StepTables::observe(int threads) {
 
 void StepTables::direct(const std::vector<StepFactor>& factors, int threads) {
     require_averages();
-    std::vector<BalancedLayer> balanced;
+    std::vector<TwoSidedLayer> two_sided;
     const double* mean_square = mean_squares_.data();
     double* sums = sums_.data();
     for (size_t i = 0; i < layers_.size(); ++i) {
         const StepLayer& layer = layers_[i];
         const StepFactor& factor = factors[i];
         float* const bias = layer.bias < 0 ? nullptr : outputs_[layer.bias];
-        balanced.push_back({outputs_[layer.weight], bias, factor.inverse, bias == nullptr ? nullptr : factor.mean,
-                            factor.root, mean_square, sums, layer.matrices, layer.rows, layer.inputs,
-                            factor.input_block, factor.output_block});
+        two_sided.push_back({outputs_[layer.weight], bias, factor.inverse, bias == nullptr ? nullptr : factor.mean,
+                             factor.root, mean_square, sums, layer.matrices, layer.rows, layer.inputs,
+                             factor.input_block, factor.output_block});
         mean_square += layer.matrices * layer.rows;
         sums += 4 * layer.matrices;
     }
-    balanced_directions(balanced.data(), layers(), settings_.noise, threads);
+    two_sided_directions(two_sided.data(), layers(), settings_.noise, threads);
     std::vector<AdamTensor> moved;
     for (size_t k = 0; k < others_.size(); ++k) {
         const int64_t i = others_[k];

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "balanced.h"
 #include "multi_tensor.h"
 #include "step_numbers.h"
+#include "two_sided.h"
 
 namespace lnb {
 
@@ -34,7 +34,7 @@ struct StepLayer {
     int64_t matrices, rows, inputs;
 };
 
-// What a refresh makes of a layer, as balanced_directions() takes it.
+// What a refresh makes of a layer, as two_sided_directions() takes it.
 struct StepFactor {
     const float *inverse, *mean, *root;
     int64_t input_block, output_block;

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lnb.trust_regions import TrustRegion, names, region_named
+
 SOLVERS = ("auto", "pcg", "cholesky", "arrow", "matrix_free", "dual")
+FORMER_TWO_SIDED = "balanced"
+"""What the trust region ``"two_sided"`` was called before version 0.2."""
 CG_SCOPES = ("layer", "neuron")
-TRUST_REGIONS = ("global", "layer", "neuron", "balanced", "spectral", "rms")
-WITH_FACTOR = ("balanced", "spectral")
 RIDGE_MODES = ("absolute", "relative")
 OTHERS = ("identity", "adamw")
 DAMPINGS = ("none", "agreement", "gain")
@@ -44,10 +47,11 @@ class Config:
             cholesky where second moments are remembered or the trust region needs a factor, else for each layer the
             cheapest of pcg, matrix_free, and the exact cholesky and dual, once the rows of its first step are known.
         cg_scope: what shares one CG step length: the whole ``"layer"``, or each ``"neuron"`` (output row) its own.
-        trust_region: what the step is normalised by. ``"global"``: the root mean square change of all layers' outputs
-            together is ``lr``. ``"layer"``: that of each layer. ``"neuron"``: that of each neuron. ``"balanced"``: that of each
-            neuron, and neurons move independently of each other (see :mod:`lnb.balance`). ``"spectral"``: the change of
-            outputs is orthogonalised anew in every step. ``"rms"``: steps as large as AdamW's.
+        trust_region: what bounds the length of a step, a name that :func:`lnb.trust_regions.names` has. ``"global"``: the root
+            mean square change of all layers' outputs together is ``lr``. ``"layer"``: that of each layer. ``"neuron"``: that of
+            each neuron. ``"two_sided"``: that of each neuron, and neurons move independently of each other
+            (:mod:`lnb.trust_regions.two_sided`). ``"spectral"``: the change of outputs is orthogonalised anew in every step.
+            ``"rms"``: steps as large as AdamW's.
         refresh_every: the second moment is gathered on every ``refresh_every``-th step, and before the first of them on
             steps 1, 2, 4, 8, ... too, >= 1.
         staggered: spread the refreshes of the layers over the steps between two of one layer, after the first
@@ -65,7 +69,7 @@ class Config:
         others: the rule for parameters of no claimed layer, ``"identity"`` or ``"adamw"``.
         nesterov: look one step ahead in the gradient average, as Nesterov's momentum does.
         block_size: inputs of one diagonal block of the metric where the solver is ``"cholesky"``, and neurons of one block
-            where the trust region is ``"balanced"``; None for one block. Wider layers are cut into the fewest equal
+            where the trust region is ``"two_sided"``; None for one block. Wider layers are cut into the fewest equal
             blocks, convolutions between channels; only these blocks of the second moment are formed. Where no divisor of
             the width is near, blocks are up to four times as large, or else much smaller. The mean of the inputs stays
             exact.
@@ -127,13 +131,14 @@ class Config:
             check_count(name, getattr(self, name))
         check_choice("solver", self.solver, SOLVERS)
         check_choice("cg_scope", self.cg_scope, CG_SCOPES)
-        check_choice("trust_region", self.trust_region, TRUST_REGIONS)
+        check_choice("trust_region", self.trust_region, names())
         check_choice("ridge_mode", self.ridge_mode, RIDGE_MODES)
         check_choice("others", self.others, OTHERS)
         check_choice("damping", self.damping, DAMPINGS)
-        if self.damping == "gain" and self.trust_region not in ("global", "layer"):
+        if self.damping == "gain" and not self.region.scales_whole_steps:
+            allowed = " or ".join(repr(name) for name in names() if region_named(name).scales_whole_steps)
             raise ValueError(
-                f"damping='gain' shortens whole steps: trust_region={self.trust_region!r} must be 'global' or 'layer'"
+                f"damping='gain' shortens whole steps: trust_region={self.trust_region!r} must be {allowed}"
             )
         if self.block_size is not None:
             check_count("block_size", self.block_size)
@@ -149,7 +154,7 @@ class Config:
         for name in ("nesterov", "master_weights", "staggered"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be True or False")
-        if self.trust_region in WITH_FACTOR and not self.factored:
+        if self.region.needs_factor and not self.factored:
             raise ValueError(
                 f"trust_region={self.trust_region!r} needs a factor of the metric: solver={self.solver!r} must be 'cholesky' "
                 f"or 'auto'"
@@ -165,10 +170,15 @@ class Config:
             raise ValueError(f"moment_dtype={self.moment_dtype!r} must be None, torch.float32 or torch.bfloat16")
 
     @property
+    def region(self) -> TrustRegion:
+        """The trust region that ``trust_region`` names."""
+        return region_named(self.trust_region)
+
+    @property
     def factored(self) -> bool:
         """Whether the metric is kept as a factor, and not solved by iteration."""
         if self.solver == "auto":
-            return self.trust_region in WITH_FACTOR or self.averaged
+            return self.region.needs_factor or self.averaged
         return self.solver == "cholesky"
 
     @property
@@ -191,7 +201,7 @@ class Config:
     @property
     def overwrites_average(self) -> bool:
         """Whether the direction takes the place of the averaged gradient in memory."""
-        return self.trust_region == "balanced"
+        return self.region.two_sided
 
     @property
     def keeps_direction(self) -> bool:
@@ -226,7 +236,15 @@ def resolve_config(preset: str, overrides: dict[str, Any]) -> Config:
     for name in overrides:
         if name not in known:
             raise TypeError(f"LNB has no setting {name!r}; its settings are {', '.join(sorted(known))}")
+    if overrides.get("trust_region") == FORMER_TWO_SIDED:
+        warnings.warn("trust_region='balanced' is called 'two_sided' now", DeprecationWarning, stacklevel=4)
+        overrides = {**overrides, "trust_region": "two_sided"}
     return dataclasses.replace(PRESETS[preset], **overrides)
+
+
+def current_name(trust_region: Any) -> Any:
+    """The present name of a trust region that a state of an earlier version names."""
+    return "two_sided" if trust_region == FORMER_TWO_SIDED else trust_region
 
 
 def check_number(
@@ -282,7 +300,7 @@ PRESETS: dict[str, Config] = {
         ridge_mode="relative",
         weight_decay=0.0,
         solver="cholesky",
-        trust_region="balanced",
+        trust_region="two_sided",
         refresh_every=10,
         staggered=True,
         b_s=0.9,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import lnb_kernels as lk
-from lnb_kernels.balanced.reference import times_blocks
+from lnb_kernels.two_sided.reference import times_blocks
 
 _STRETCH = 4
 

@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+import torch
+
 
 @functools.cache
 def processor() -> str:
@@ -27,3 +29,10 @@ def cache_folder() -> Path:
     """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "lnb"
+
+
+@functools.lru_cache(maxsize=1)
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16; without them such products are slower than float32's."""
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 has none
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))

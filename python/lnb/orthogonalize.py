@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import lnb_kernels as lk
-from lnb.rounded_metric import cpu_multiplies_bfloat16
+from lnb.machine import cpu_multiplies_bfloat16
 from lnb_kernels.scaling import unit_scale
 
 # The odd quintic x -> a x + b x^3 + c x^5 whose five-fold composition maps [0.005, 1] into about [0.7, 1.2]: its slope at

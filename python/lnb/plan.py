@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lnb.blocks import Block
-from lnb.config import WITH_FACTOR, Config
+from lnb.config import Config
 from lnb.factored import block_count
 from lnb.layers.capture import Rows
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS, orthogonalize_flops
@@ -197,16 +197,16 @@ def _flops(block: Block, config: Config) -> tuple[int, int, int]:
     columns = d_in + (block.bias is not None)
     numbers = groups * rows * columns
     size = d_in // moment_blocks(block, config)
-    spectral = config.trust_region == "spectral"
+    spectral = config.region.whitens
     solve = refresh = 0
     per_row = gathered_moments(block, config) * block.moment_flops(size) // config.sample_every
     if config.factored:
-        if config.trust_region == "balanced":
+        if config.region.two_sided:
             outputs = block_count(rows, config.block_size)
             side = rows // outputs
             solve += 2 * numbers * side
             refresh += groups * (outputs * INVERSE_ROOT_FLOPS * side**3 + 2 * rows * columns * (size + side))
-        solve += (2 if spectral else 1) * 2 * numbers * size
+        solve += config.region.block_products * 2 * numbers * size
         refresh += groups * d_in * size**2
     elif config.solver == "arrow":
         solve = 6 * numbers
@@ -227,7 +227,7 @@ def _solver(block: Block, config: Config) -> tuple[str, str]:
     if config.factored:
         count = moment_blocks(block, config)
         solver = "factor" if count == 1 else f"factor, {count} blocks of {block.d_in // count}"
-        needed = config.trust_region in WITH_FACTOR
+        needed = config.region.needs_factor
         return solver, "the trust region needs a factor" if needed else "a factor serves until the next refresh"
     if config.solver == "arrow":
         return "arrow", "the preconditioner alone"

@@ -165,7 +165,7 @@ def _factors(works: list[BlockWork]) -> list[StepFactor]:
 
 def _serves(config: Config) -> bool:
     return (
-        config.trust_region == "balanced"
+        config.region.two_sided
         and config.damping == "agreement"
         and config.max_relative_change is not None
         and config.others == "adamw"
@@ -174,7 +174,7 @@ def _serves(config: Config) -> bool:
 
 def _ready(config: Config, state: State) -> bool:
     needed = ("factor", "output_factor", "row_square", "independent_square", "weight_norm", "growth", "radius")
-    return config.factored and config.trust_region == "balanced" and all(key in state for key in needed)
+    return config.factored and config.region.two_sided and all(key in state for key in needed)
 
 
 def _is_usual(work: BlockWork) -> bool:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lnb.arenas import Arenas, Shape, chunked, owners_of
-from lnb.balance import output_moment
 from lnb.factored import Factor, block_count, factorize
 from lnb.orthogonalize import inverse_root
 from lnb.statistics import bias_correction, few_samples, ridge_of
+from lnb.trust_regions.two_sided import output_moment
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
 
@@ -110,9 +110,9 @@ class _Refresh:
         groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))
         ridge = ridge_of(second_moment, share, relative, work.with_bias, groups)
         fresh = factorize(
-            second_moment.unsqueeze(1), ridge, work.with_bias, inverse=config.trust_region != "spectral"
+            second_moment.unsqueeze(1), ridge, work.with_bias, inverse=not config.region.whitens
         )  # [entries, 1, size, size]
-        if config.trust_region == "balanced":
+        if config.region.two_sided:
             self._refresh_outputs(fresh, averages)
         if fresh.mean is None:
             for state in self.states:

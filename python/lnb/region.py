@@ -12,16 +12,15 @@ from lnb.arenas import Arenas, constant
 from lnb.config import Config
 from lnb.damping import Agreement, Gain, radii
 from lnb.solve import Solution
-from lnb.trust_region import layer_scale, rms_scale
+from lnb.trust_regions import Steps
 from lnb.verdict import Verdict
 from lnb.weight_bound import WeightBound
 from lnb.work import Work
 from lnb_kernels import multi_tensor
-from lnb_kernels.balanced.reference import row_agreement
 from lnb_kernels.scaling import sum_dtype
+from lnb_kernels.two_sided.reference import row_agreement
 
 _LARGEST_SCALE = 0.875  # power of the largest number
-_TINY = 2.0**-64
 
 
 def products_of(work: Work, solution: Solution, others: list[Tensor], averages: dict[nn.Parameter, Tensor]) -> Tensor:
@@ -51,7 +50,7 @@ def products_of(work: Work, solution: Solution, others: list[Tensor], averages: 
 
 
 def in_region(products: Tensor, work: Work, config: Config) -> Tensor:
-    """What the trust region ``"global"`` adds up: Adam's directions have no ``<h, g~>`` in a metric."""
+    """What the trust region that all layers share adds up: Adam's directions have no ``<h, g~>`` in a metric."""
     finite = torch.where(products.isfinite(), products, 0.0)
     return finite[: len(work.blocks)] if config.others == "adamw" else finite
 
@@ -71,51 +70,16 @@ def region_scales(
     """
     finite = products.isfinite()
     own = torch.where(finite, products, 0.0)
-    layers = len(work.blocks)
-    region = config.trust_region
-    if region == "rms":
-        scales = _rms_scales(work, directions, own, verdict)
-    elif region == "global":
-        everything = in_region(products, work, config).sum() if total is None else total.to(own)
-        scales = layer_scale(everything, config.min_norm).expand(len(own)).clone()
-    elif region == "layer":
-        scales = layer_scale(own, config.min_norm)
-    else:  # the size of layers is in the direction
-        scales = torch.ones_like(own)
-        if config.others != "adamw":
-            scales[layers:] = layer_scale(own[layers:], config.min_norm)
+    if total is None:
+        total = in_region(products, work, config).sum()
+    scales = config.region.scales(
+        Steps(own, len(work.blocks), directions, work.owners, total.to(own), config.min_norm, verdict.known)
+    )
     if config.others == "adamw":
-        scales[layers:] = config.others_lr
+        scales[len(work.blocks) :] = config.others_lr
     # What a direction's dtype cannot hold would turn entries of 0 into NaN; lr has the room of the power.
     most = min(torch.finfo(dtype).max for dtype in {direction.dtype for direction in directions})
     return torch.where(finite, scales, 0.0).clamp(max=most**_LARGEST_SCALE)
-
-
-def _rms_scales(work: Work, directions: list[Tensor], like: Tensor, verdict: Verdict) -> Tensor:
-    sizes = [0] * len(like)
-    for owner, direction in zip(work.owners, directions, strict=True):
-        sizes[owner] += direction.numel()
-    norms = torch.stack(torch._foreach_norm(directions, dtype=like.dtype))  # in which no square overflows
-    squares = torch.zeros_like(like).index_add_(0, constant(work.owners, like.device), norms.square())
-    if verdict.known:
-        _raise_tiny(directions, squares, work.owners)
-    return rms_scale(squares, constant(tuple(sizes), like.device))
-
-
-def _raise_tiny(directions: list[Tensor], squares: Tensor, owners: tuple[int, ...]) -> None:
-    """Bring directions that no float32 factor brings to the size of a step to unit size, with their ``squares``.
-
-    A device that the host does not wait for is not asked whether there are any: there, directions below 1e-34 move
-    parameters less than they should.
-    """
-    tiny = (squares > 0) & (squares < _TINY**2)
-    if not bool(tiny.any()):
-        return
-    units = torch.where(tiny, torch.ldexp(torch.ones_like(squares), -torch.frexp(squares.sqrt()).exponent), 1.0)
-    squares.mul_(units.square())
-    for owner, direction in zip(owners, directions, strict=True):
-        if bool(tiny[owner]):
-            direction.copy_(direction * units[owner : owner + 1])  # in float64: the factor may exceed float32
 
 
 @dataclass

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from lnb.blocks import Block
 from lnb.config import Config
 from lnb.layers.capture import statistics_dtype
+from lnb.machine import cpu_multiplies_bfloat16
 
 # Multiplications of a product from which rounding its operands costs less than it saves.
 _LARGE = 1 << 23
@@ -67,10 +66,3 @@ def rounds_products(block: Block, config: Config) -> bool:
     _, outputs, inputs = block.shape
     wanted = config.moment_dtype == torch.bfloat16 and statistics_dtype(weight.dtype) == torch.float32
     return wanted and weight.device.type == "cpu" and outputs * inputs**2 >= _LARGE and cpu_multiplies_bfloat16()
-
-
-@functools.lru_cache(maxsize=1)
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16; without them such products are slower than float32's."""
-    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 has none
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))

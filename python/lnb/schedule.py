@@ -62,7 +62,7 @@ def _refresh_work(block: Block, config: Config) -> float:
     groups, rows, d_in = block.shape
     size = d_in // block.input_blocks(config.block_size)
     work = 2.0 * d_in * size**2
-    if config.trust_region == "balanced":
+    if config.region.two_sided:
         side = rows // block_count(rows, config.block_size)
         work += INVERSE_ROOT_FLOPS * rows * side**2 + 2.0 * rows * d_in * (size + side)
     return groups * work

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.blocks import Inventory
-from lnb.config import CARRIED, Config, check_group
+from lnb.config import CARRIED, Config, check_group, current_name
 from lnb.groups import check_switches
 from lnb.layers.capture import statistics_dtype
 from lnb.state_schema import COUNTS, WIDE, check_entries, saved_settings
@@ -62,9 +62,12 @@ def check_state(
             f"state_dict: lnb_step={step!r} must be a whole number of at least 0 and at most {_MOST_STEPS}"
         )
     settings = saved_settings(config)
-    if state_dict.get("lnb_settings") != settings:
+    saved_with = state_dict.get("lnb_settings")
+    if isinstance(saved_with, dict):
+        saved_with = {name: current_name(value) for name, value in saved_with.items()}
+    if saved_with != settings:
         raise ValueError(
-            f"state_dict was saved with {state_dict.get('lnb_settings')}, whose state means something else than that of "
+            f"state_dict was saved with {saved_with}, whose state means something else than that of "
             f"this optimizer with {settings}"
         )
     saved_groups = _checked_groups(state_dict["param_groups"], param_groups)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,9 @@ from lnb.equations import Equation, solve_equation, solve_joined
 from lnb.factored import Factor
 from lnb.metric import begin_block, keep_direction
 from lnb.refresh import matrices
-from lnb.trust_region import spectral_direction
+from lnb.trust_regions import TrustRegion
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
-from lnb_kernels.balanced.reference import row_scale
-from lnb_kernels.scaling import sum_dtype
 
 # On the CPU, layers of one shape are solved in one call up to this many entries: above, stacking them costs more than the
 # calls it saves.
@@ -50,12 +47,12 @@ def solve(
 ) -> Solution:
     """The directions of all layers of one device, in the order of ``works``. Layers that keep a factor have it already."""
     solution = Solution([[] for _ in works])
-    balanced = [i for i, work in enumerate(works) if work.config.trust_region == "balanced"]
-    if balanced:
-        _solve_balanced(solution, works, balanced, averages, agreement)
-    others = [i for i, work in enumerate(works) if work.config.factored and work.config.trust_region != "balanced"]
+    two_sided = [i for i, work in enumerate(works) if work.config.region.two_sided]
+    if two_sided:
+        _solve_two_sided(solution, works, two_sided, averages, agreement)
+    others = [i for i, work in enumerate(works) if work.config.factored and not work.config.region.two_sided]
     for batch in _batched([_Batch.of_layer(i, works[i], averages) for i in others]):
-        weight, bias = _direction(batch)
+        weight, bias = batch.region.direction(batch.weight, batch.bias, batch.factor)
         weights, biases = batch.unstacked(weight), batch.unstacked(bias)
         for k, i in enumerate(batch.members):
             solution.parts[i] = works[i].block.shaped([weights[k], *biases[k : k + 1]])
@@ -63,14 +60,14 @@ def solve(
     return solution
 
 
-def _solve_balanced(
+def _solve_two_sided(
     solution: Solution,
     works: list[BlockWork],
     members: list[int],
     averages: dict[nn.Parameter, Tensor],
     agreement: Agreement | None,
 ) -> None:
-    """The directions of the balanced region, in one call per dtype.
+    """The directions of the two-sided region, in one call per dtype.
 
     They take the place of the averages: nothing needs these any more, and new tensors would cost a CPU more than the solution
     of small layers.
@@ -82,7 +79,7 @@ def _solve_balanced(
     for alike in by_dtype.values():
         given = [matrices(works[i], averages) for i in alike]
         factors = [_factor(works[i]) for i in alike]
-        found = lk.balanced_directions_(
+        found = lk.two_sided_directions_(
             [weight for weight, _ in given],
             [bias for _, bias in given],
             [factor.matrix for factor in factors],
@@ -124,13 +121,13 @@ class _Batch:
     weight: Tensor
     bias: Tensor | None
     factor: Factor
-    trust_region: str
+    region: TrustRegion
 
     @staticmethod
     def of_layer(i: int, work: BlockWork, averages: dict[nn.Parameter, Tensor]) -> _Batch:
         """The layer in place ``i``."""
         weight, bias = matrices(work, averages)
-        return _Batch((i,), weight, bias, _factor(work), work.config.trust_region)
+        return _Batch((i,), weight, bias, _factor(work), work.config.region)
 
     @staticmethod
     def stacked(batches: list[_Batch]) -> _Batch:
@@ -142,7 +139,7 @@ class _Batch:
             torch.stack([batch.weight for batch in batches]),
             torch.stack(biases) if biases else None,
             Factor(torch.stack([batch.factor.matrix for batch in batches]), torch.stack(means) if means else None),
-            batches[0].trust_region,
+            batches[0].region,
         )
 
     def unstacked(self, tensor: Tensor | None) -> Sequence[Tensor]:
@@ -159,7 +156,7 @@ class _Batch:
     @property
     def kind(self) -> tuple[object, ...]:
         """What layers of one stack have in common."""
-        return self.weight.shape, self.bias is None, self.factor.matrix.shape, self.weight.dtype, self.trust_region
+        return self.weight.shape, self.bias is None, self.factor.matrix.shape, self.weight.dtype, self.region
 
 
 def _batched(layers: list[_Batch]) -> list[_Batch]:
@@ -170,36 +167,6 @@ def _batched(layers: list[_Batch]) -> list[_Batch]:
             alike.setdefault(layer.kind, []).append(layer)
     stacks = [members[0] if len(members) == 1 else _Batch.stacked(members) for members in alike.values()]
     return [layer for layer in layers if layer.stays_alone] + stacks
-
-
-def _direction(batch: _Batch) -> tuple[Tensor, Tensor | None]:
-    """The directions of the other regions that have a factor."""
-    weight, bias, factor = batch.weight, batch.bias, batch.factor
-    if batch.trust_region == "spectral":
-        if bias is None:
-            return spectral_direction(weight, factor), None
-        joined = spectral_direction(torch.cat([weight, bias], dim=-1), factor)
-        return joined[..., :-1], joined[..., -1:]
-    step, step_bias = factor.solve(weight, bias)
-    if batch.trust_region == "neuron":
-        if bias is None or step_bias is None:
-            return _scaled(step, _neuron_scale((step, weight))), None
-        scale = _neuron_scale((step, weight), (step_bias, bias))
-        return _scaled(step, scale), _scaled(step_bias, scale)
-    return step, step_bias
-
-
-def _neuron_scale(*parts: tuple[Tensor, Tensor]) -> Tensor:
-    """``1 / sqrt(<h_i, g~_i>)`` of every row, ``[..., rows, 1]``, from the parts of ``h`` and ``g~``, in the dtype of sums:
-    for a gradient near the least float32 it is larger than the largest."""
-    wide = sum_dtype(parts[0][0].device)
-    products = sum((h.to(wide) * g.to(wide)).sum(-1, keepdim=True) for h, g in parts)
-    return row_scale(cast(Tensor, products))
-
-
-def _scaled(step: Tensor, scale: Tensor) -> Tensor:
-    """``step * scale``, multiplied in the dtype of ``scale``, in that of ``step``."""
-    return (step * scale).to(step.dtype)
 
 
 def _iterate(
@@ -239,6 +206,4 @@ def _finish(
 
 
 def _shaped(work: BlockWork, matrix: Tensor, gradient: Tensor) -> list[Tensor]:
-    if work.config.trust_region == "neuron":
-        matrix = _scaled(matrix, _neuron_scale((matrix, gradient)))
-    return work.block.split(matrix)
+    return work.block.split(work.config.region.of_solution(matrix, gradient))

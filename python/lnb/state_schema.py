@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.blocks import Block
-from lnb.config import WITH_FACTOR, Config
+from lnb.config import Config
 from lnb.master import has_master
 from lnb_kernels import multi_tensor
 
@@ -37,7 +37,7 @@ def required_keys(parameter: nn.Parameter, block: Block | None, config: Config) 
         return keys
     if config.factored:
         keys.add("factor")
-        if config.trust_region == "balanced":
+        if config.region.two_sided:
             keys.add("output_factor")
             if config.b_s > 0:
                 keys.add("output_moment")
@@ -129,5 +129,5 @@ def _require_finite(tensors: dict[str, Tensor]) -> None:
 
 def saved_settings(config: Config) -> dict[str, Any]:
     """The settings that decide what a layer's state means."""
-    region = config.trust_region if config.trust_region in WITH_FACTOR else "any other"
+    region = config.trust_region if config.region.needs_factor else "any other"
     return {"solver": config.solver, "trust_region": region}

@@ -68,7 +68,7 @@ def make_step(work: Work, verdict: Verdict, config: Config, memory: Memory) -> l
     for share in shares:
         share.direct()
     total = None
-    if config.trust_region == "global" and len(shares) > 1:
+    if config.region.joint and len(shares) > 1:
         gains = [share.gain() for share in shares]
         total = torch.stack([gain.to(gains[0]) for gain in gains]).sum()
     for share in shares:

@@ -1,6 +1,6 @@
 """The second trust region: no step changes a layer's weights by more than a share of themselves.
 
-The trust regions of :mod:`lnb.trust_region` bound what a step does to a layer's outputs, for the inputs seen so far. Where these
+The trust regions of :mod:`lnb.trust_regions` bound what a step does to a layer's outputs, for the inputs seen so far. Where these
 hardly vary - in deep plain networks, after one row, with a dead feature - the metric is nearly singular there, a short
 step in function space is a huge one in weight space, and the next inputs, or the next layer, see all of it. So a layer's
 step ``D = (D_W, D_b)`` is shortened as a whole until

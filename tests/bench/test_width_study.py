@@ -18,7 +18,7 @@ def test_summary() -> None:
 def test_rows_of_a_small_study(capsys: pytest.CaptureFixture[str]) -> None:
     rows = width_study.study(((16, 1), (16, 2)), (1e-9, 0.1), 12, 128, "digits", None)
     assert [(row["region"], row["depth"]) for row in rows] == [
-        ("balanced", 1), ("spectral", 1), ("balanced", 2), ("spectral", 2),
+        ("two_sided", 1), ("spectral", 1), ("two_sided", 2), ("spectral", 2),
     ]  # fmt: skip
     assert all(row["best_lr"] == 0.1 for row in rows)
     assert all(row["loss"] < 2.2 for row in rows)  # chance is log 10

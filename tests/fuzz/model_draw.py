@@ -199,7 +199,7 @@ def settings(rng: random.Random) -> dict[str, object]:
         "weight_decay": (0.0, 0.01),
         "solver": ("pcg", "cholesky", "arrow", "matrix_free", "dual", "auto"),
         "cg_scope": ("layer", "neuron"),
-        "trust_region": ("global", "layer", "neuron", "balanced", "spectral", "rms"),
+        "trust_region": ("global", "layer", "neuron", "two_sided", "spectral", "rms"),
         "refresh_every": (1, 2, 3, 10),
         "b_s": (0.0, 0.5, 0.9),
         "ridge_mode": ("absolute", "relative"),

@@ -1,4 +1,4 @@
-"""Cases of the solvers: conjugate gradients, inverses, Newton-Schulz iterations and balanced directions.
+"""Cases of the solvers: conjugate gradients, inverses, Newton-Schulz iterations and two-sided directions.
 
 No short bound holds for an iteration, so problems are well conditioned here, and the error of the same recurrence in plain
 PyTorch counts too: at most twice that, plus a floor relative to the largest entry.
@@ -306,7 +306,7 @@ def truth_newton_schulz_root(before: Values, after: Values) -> dict[str, tuple[A
     return {"result": (want, normwise(want, floor, power.dtype) + worse)}
 
 
-def balanced(draw: Draw) -> Case:
+def two_sided(draw: Draw) -> Case:
     count = draw.random.choice((0, 1, 1, 2, 3))
     dtype = draw.dtype("torch.float32", "torch.float32", "torch.float64", "torch.bfloat16")
     lists: dict[str, list[str]] = {name: [] for name in ("weights", "biases", "inverses", "means", "roots")}
@@ -338,7 +338,7 @@ def balanced(draw: Draw) -> Case:
     singular = {"weights": ("weight",), "biases": ("bias",), "inverses": ("inverse",), "means": ("mean",)}
     singular["roots"] = ("root",)
     kinds = {**dict.fromkeys(lists, "tensors"), "squares": "tensors?", "noise": "positive share"}
-    case = Case("balanced_directions_", arguments, truth_balanced, ("weights", "biases"), names=singular)
+    case = Case("two_sided_directions_", arguments, truth_two_sided, ("weights", "biases"), names=singular)
     free = {("squares", "None")} | ({(name, "length") for name in lists} if not count else set())
     return finish(draw, case, kinds, free)
 
@@ -363,7 +363,7 @@ def agreement(weight: Tensor, bias: Tensor | None, squares: Tensor | None, noise
     return torch.minimum(a, a * a / noise).unsqueeze(-1)
 
 
-def truth_balanced(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
+def truth_two_sided(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
     sums, errors = [torch.zeros(0, 4, dtype=torch.float64)], [torch.zeros(0, 4, dtype=torch.float64)]
     squares = before["squares"] or [None] * len(before["weights"])
@@ -411,5 +411,5 @@ GENERATORS = {
     "spd_inverse": spd_inverse,
     "newton_schulz": newton_schulz,
     "newton_schulz_root": newton_schulz_root,
-    "balanced_directions_": balanced,
+    "two_sided_directions_": two_sided,
 }

@@ -94,7 +94,7 @@ def test_a_second_moment_shares_no_memory_with_its_rows(backend: str) -> None:
     assert torch.equal(s, torch.eye(4))
 
 
-def balanced(*weights: Tensor) -> dict[str, Any]:
+def two_sided(*weights: Tensor) -> dict[str, Any]:
     """Arguments for layers of two outputs and two inputs without a bias."""
     blocks = [torch.eye(2).unsqueeze(0) for _ in weights]
     none = [None] * len(weights)
@@ -105,27 +105,27 @@ def balanced(*weights: Tensor) -> dict[str, Any]:
 @pytest.mark.parametrize("place", ["weights", "inverses", "roots"])
 def test_misaligned_layers_are_refused_before_strided_ones_are_written(place: str) -> None:
     strided = torch.ones(2, 4)[:, ::2]
-    arguments = balanced(strided, torch.ones(2, 2))
+    arguments = two_sided(strided, torch.ones(2, 2))
     arguments[place][1] = misaligned(*arguments[place][1].shape)
-    unchanged_by_failure("balanced_directions_", arguments, ValueError, rf"{place}\[1\] is not aligned to its dtype")
+    unchanged_by_failure("two_sided_directions_", arguments, ValueError, rf"{place}\[1\] is not aligned to its dtype")
 
 
 def test_layers_that_share_memory_are_refused_by_every_backend(backend: str) -> None:
     memory = torch.ones(3, 4)
     for weights in ((memory[:2, ::2], memory[1:, ::2]), (memory[0].view(2, 2), memory.flatten()[2:6].view(2, 2))):
-        arguments = balanced(*weights)
-        unchanged_by_failure("balanced_directions_", arguments, ValueError, r"weights\[1\] and weights\[0\] overlap")
+        arguments = two_sided(*weights)
+        unchanged_by_failure("two_sided_directions_", arguments, ValueError, r"weights\[1\] and weights\[0\] overlap")
     strided = torch.ones(2, 4)[:, ::2]
-    arguments = balanced(strided, torch.ones(2, 2))
+    arguments = two_sided(strided, torch.ones(2, 2))
     arguments["roots"][1] = strided.unsqueeze(0)
-    unchanged_by_failure("balanced_directions_", arguments, ValueError, r"roots\[1\] and weights\[0\] overlap")
+    unchanged_by_failure("two_sided_directions_", arguments, ValueError, r"roots\[1\] and weights\[0\] overlap")
 
 
 def test_inference_tensors_are_refused_before_strided_layers_are_written(backend: str) -> None:
     with torch.inference_mode():
         inference = torch.ones(2, 4)[:, ::2]
-    arguments = balanced(torch.ones(2, 2), inference)
-    unchanged_by_failure("balanced_directions_", arguments, RuntimeError, r"weights\[1\] is an inference tensor")
+    arguments = two_sided(torch.ones(2, 2), inference)
+    unchanged_by_failure("two_sided_directions_", arguments, RuntimeError, r"weights\[1\] is an inference tensor")
 
 
 def test_freed_parameters_are_refused_before_their_masters_are_written(backend: str) -> None:

@@ -43,7 +43,7 @@ NAN = float("nan")
         (
             {"trust_region": "none"},
             ValueError,
-            "trust_region='none' must be one of global, layer, neuron, balanced, spectral, rms",
+            "trust_region='none' must be one of global, layer, neuron, two_sided, spectral, rms",
         ),
         ({"ridge_mode": 3}, ValueError, "ridge_mode=3 must be one of absolute, relative"),
         ({"others": "sgd"}, ValueError, "others='sgd' must be one of identity, adamw"),

@@ -358,7 +358,7 @@ def test_auto_takes_the_cheapest_of_what_is_right() -> None:
         {"refresh_every": 4},
         {"b_s": 0.5},
         {"trust_region": "spectral"},
-        {"trust_region": "balanced"},
+        {"trust_region": "two_sided"},
     ],
     ids=str,
 )

@@ -106,7 +106,7 @@ def test_without_averaging_cholesky_and_converged_pcg_agree() -> None:
     assert torch.allclose(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("trust_region", ["balanced", "neuron", "spectral", "layer", "global", "rms"])
+@pytest.mark.parametrize("trust_region", ["two_sided", "neuron", "spectral", "layer", "global", "rms"])
 def test_it_learns(trust_region: str) -> None:
     torch.manual_seed(0)
     net = model()

@@ -11,7 +11,8 @@ from torch import nn
 import lnb
 from lnb.factored import factorize
 from lnb.orthogonalize import orthogonalize
-from lnb.trust_region import ADAMW_RMS, rms_scale, spectral_direction
+from lnb.trust_regions.rms import ADAMW_RMS, rms_scale
+from lnb.trust_regions.spectral import spectral_direction
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 13), (13, 5), (1, 7), (7, 1), (3, 4, 9, 6)])

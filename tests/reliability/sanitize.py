@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 OPS = (
-    "test_balanced", "test_conv2d_second_moment", "test_multi_tensor", "test_multi_tensor_memory", "test_native_pcg",
+    "test_two_sided", "test_conv2d_second_moment", "test_multi_tensor", "test_multi_tensor_memory", "test_native_pcg",
     "test_native_products", "test_pcg_layers", "test_second_moment", "test_spd_inverse",
 )  # fmt: skip
 TESTS = ["tests/reliability/test_pool.py", "tests/packaging/test_threads.py", *(f"tests/ops/{name}.py" for name in OPS)]

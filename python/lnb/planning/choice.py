@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lnb.blocks import Block
-from lnb.config import WITH_FACTOR, Config
+from lnb.config import Config
 from lnb.factored import block_count
 from lnb.layers.capture import Rows
 from lnb.planning.memory import input_bytes, state_bytes
@@ -95,7 +95,7 @@ def halve_blocks(smallest: int, budget: str) -> Change:
         _, outputs, inputs = block.shape
         limit = choice.config.block_size
         present = inputs // block.input_blocks(limit)
-        if choice.config.trust_region == "balanced":
+        if choice.config.region.two_sided:
             present = max(present, outputs // block_count(outputs, limit))
         size = present // 2
         while size >= smallest:
@@ -109,6 +109,6 @@ def halve_blocks(smallest: int, budget: str) -> Change:
 
 
 def as_arrow(choice: Choice, reason: str) -> Choice:
-    """The arrow preconditioner; what the balanced or spectral region bounds, ``"neuron"`` bounds without a factor."""
-    region = choice.config.trust_region
-    return choice.change(reason, solver="arrow", trust_region="neuron" if region in WITH_FACTOR else region)
+    """The arrow preconditioner; in the region that bounds the same without a factor."""
+    region = choice.config.region.without_factor or choice.config.trust_region
+    return choice.change(reason, solver="arrow", trust_region=region)

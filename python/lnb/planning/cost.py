@@ -164,9 +164,9 @@ class _LayerCost:
         refresh = self._passes_over(square, 10 if self.config.b_s > 0 else 4) + self.rates.calls(_CALLS_REFRESH)
         refresh += self.rates.seconds("factor", self.wide, size, self.groups * count * size**3)
         refresh += self._passes_over(self.groups * count * size**2, 8)
-        sides = 2 if self.config.trust_region == "spectral" else 1
+        sides = self.config.region.block_products
         solve = sides * self._block_product(size) + self._passes_over(self.numbers, 6) + self.rates.calls(_CALLS_FACTOR)
-        if self.config.trust_region == "balanced":
+        if self.config.region.two_sided:
             outputs = block_count(self.outputs, self.config.block_size)
             side = self.outputs // outputs
             flops = self.groups * outputs * INVERSE_ROOT_FLOPS * side**3
@@ -213,16 +213,16 @@ class _LayerCost:
     def _region(self) -> float:
         config = self.config
         time = self._passes_over(self.numbers, 2)  # <h, g~>
-        if config.trust_region == "spectral":
+        if config.region.whitens:
             short, long = sorted((self.outputs, self.columns))
             flops = self.groups * orthogonalize_flops(short, long)
             dtype = products_dtype(self.wide, self.block.weight.device, short)
             time += self.rates.seconds("matmul", dtype, (short * short * long) ** (1 / 3), flops)
             time += self._passes_over(self.numbers, 6 + 4 * STEPS) + self.rates.calls(_CALLS_ORTHOGONALIZE)
-        elif config.trust_region == "balanced" and config.factored:
+        elif config.region.two_sided and config.factored:
             side = self.outputs // block_count(self.outputs, config.block_size)
             time += self.rates.seconds("batched", self.wide, side, 2.0 * self.numbers * side)
             time += self._passes_over(self.numbers, 2) + self.rates.calls(4)
-        elif config.trust_region == "neuron":
-            time += self._passes_over(self.numbers, 4) + self.rates.calls(6)
+        elif config.region.passes:
+            time += self._passes_over(self.numbers, config.region.passes) + self.rates.calls(6)
         return time

@@ -25,7 +25,7 @@ def state_bytes(block: Block, config: Config) -> int:
     count = moment_blocks(block, config)
     if config.factored:
         numbers += groups * d_in * (d_in // count) + groups * (columns - d_in) * d_in
-        if config.trust_region == "balanced":
+        if config.region.two_sided:
             side = rows // block_count(rows, config.block_size)
             numbers += groups * rows * side * (2 if config.b_s > 0 else 1)
     if config.keeps_second_moment:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lnb.blocks import Block
-from lnb.config import Config
+from lnb.config import Config, current_name
 from lnb.layers.capture import Rows
 from lnb.planning.choice import Choice, bytes_kept, first_choice
 from lnb.planning.memory_budget import fit_memory
@@ -156,7 +156,7 @@ class Planner:
             self.rows[name] = Rows(count, input_grad)
         decided = set(saved["decided"])
         for name, values in saved["layers"].items():
-            settings = {field: value for field, value in values.items() if field != "reason"}
+            settings = {field: current_name(value) for field, value in values.items() if field != "reason"}
             if not settings.keys() <= set(_CHOSEN):
                 raise ValueError(f"layer {name!r} has {sorted(settings)}")
             if type(values["reason"]) is not str:

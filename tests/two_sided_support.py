@@ -1,11 +1,11 @@
-"""Problems for the tests of balanced directions."""
+"""Problems for the tests of two-sided directions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lnb_kernels.balanced.reference import Problem
+from lnb_kernels.two_sided.reference import Problem
 
 
 def definite(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The op ``lnb_kernels::balanced_directions_``: schema, fake and dispatch."""
+"""The op ``lnb_kernels::two_sided_directions_``: schema, fake and dispatch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels._library import define_in_place
 from lnb_kernels._writes import require_one_kind
-from lnb_kernels.balanced import reference
 from lnb_kernels.scaling import sum_dtype
+from lnb_kernels.two_sided import reference
 
 _backend.register(
-    "balanced_directions_",
-    reference.balanced_directions_,
-    native="lnb_kernels.balanced.native_kernel:balanced_directions_",
+    "two_sided_directions_",
+    reference.two_sided_directions_,
+    native="lnb_kernels.two_sided.native_kernel:two_sided_directions_",
 )
 
 
@@ -35,7 +35,7 @@ def _kernel(
     of_rows: Sequence[Tensor | None] = squares or [None] * len(weights)
     problems = list(zip(weights, of_layers, inverses, means, roots, of_rows, strict=True))
     with _autocast.disabled(weights[0].device):
-        sums: Tensor = _backend.call("balanced_directions_", weights[0], problems, noise)
+        sums: Tensor = _backend.call("two_sided_directions_", weights[0], problems, noise)
     return sums
 
 
@@ -44,8 +44,8 @@ def _fake(weights: Sequence[Tensor], *_: object) -> Tensor:
     return weights[0].new_empty(matrices, 4, dtype=sum_dtype(weights[0].device))
 
 
-_balanced_directions_ = define_in_place(
-    "balanced_directions_(Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor[] inverses, Tensor?[] means, Tensor[] roots, "
+_two_sided_directions_ = define_in_place(
+    "two_sided_directions_(Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor[] inverses, Tensor?[] means, Tensor[] roots, "
     "Tensor[] squares, float noise) -> Tensor",
     _kernel,
     _fake,
@@ -53,7 +53,7 @@ _balanced_directions_ = define_in_place(
 )
 
 
-def balanced_directions_(
+def two_sided_directions_(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     inverses: Sequence[Tensor],
@@ -96,7 +96,7 @@ def balanced_directions_(
             layer. Nothing was written.
         RuntimeError: a written tensor requires grad while autograd records.
     """
-    op = "balanced_directions_"
+    op = "two_sided_directions_"
     _checks.lists_of_layers(op, weights=weights, biases=biases, inverses=inverses, means=means, roots=roots)
     noise = _checks.number(op, "noise", noise)
     if not 0 < noise <= 1:
@@ -120,7 +120,7 @@ def balanced_directions_(
     require_one_kind(
         op, {"weights": weights, "biases": given}, inverses=inverses, means=means, roots=roots, squares=squares or ()
     )
-    sums: Tensor = _balanced_directions_(weights, given, inverses, means, roots, squares or (), noise)
+    sums: Tensor = _two_sided_directions_(weights, given, inverses, means, roots, squares or (), noise)
     return sums
 
 

@@ -1,4 +1,4 @@
-#include "balanced.h"
+#include "two_sided.h"
 
 #include <algorithm>
 #include <cmath>
@@ -16,7 +16,7 @@ constexpr int64_t kRowsAtOnce = 64;  // of H: whole tiles, enough of them to use
 
 // One block of outputs of one matrix.
 struct Part {
-    const BalancedLayer* layer;
+    const TwoSidedLayer* layer;
     int64_t matrix, block;
 
     double work() const {
@@ -24,9 +24,9 @@ struct Part {
     }
 };
 
-std::vector<Part> parts_of(const BalancedLayer* layers, int64_t count) {
+std::vector<Part> parts_of(const TwoSidedLayer* layers, int64_t count) {
     std::vector<Part> parts;
-    for (const BalancedLayer* layer = layers; layer != layers + count; ++layer) {
+    for (const TwoSidedLayer* layer = layers; layer != layers + count; ++layer) {
         for (int64_t matrix = 0; matrix < layer->matrices; ++matrix) {
             for (int64_t block = 0; block < layer->rows / layer->output_block; ++block) {
                 parts.push_back({layer, matrix, block});
@@ -60,7 +60,7 @@ double agreement(double square, double mean_square, double noise) {
 
 // Returns the part's share of the layer's sums.
 Sums solve(const Part& part, const ProductLoops& loops, double noise) {
-    const BalancedLayer& layer = *part.layer;
+    const TwoSidedLayer& layer = *part.layer;
     const int64_t inputs = layer.inputs, size = layer.input_block, side = layer.output_block;
     const int64_t first = part.matrix * layer.rows + part.block * side;
     const float* root = layer.root + first * side;
@@ -125,14 +125,14 @@ Sums solve(const Part& part, const ProductLoops& loops, double noise) {
 
 }  // namespace
 
-void balanced_directions(const BalancedLayer* layers, int64_t count, double noise, int threads) {
+void two_sided_directions(const TwoSidedLayer* layers, int64_t count, double noise, int threads) {
     const ProductLoops& loops = *isa().product_loops;
     const std::vector<Part> parts = parts_of(layers, count);
     std::vector<Sums> sums(parts.size());
     parallel_for(static_cast<int64_t>(parts.size()), threads,
                  [&](int64_t i) { sums[i] = solve(parts[i], loops, noise); });
     // In an order that depends on the shapes alone: the same bits for any number of threads.
-    for (const BalancedLayer* layer = layers; layer != layers + count; ++layer) {
+    for (const TwoSidedLayer* layer = layers; layer != layers + count; ++layer) {
         std::fill_n(layer->sums, 4 * layer->matrices, 0.0);
     }
     for (size_t i = 0; i < parts.size(); ++i) {

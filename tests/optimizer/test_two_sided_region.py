@@ -11,11 +11,11 @@ from torch import nn
 
 import lnb
 import lnb_kernels as lk
-from lnb.balance import output_moment
 from lnb.factored import Factor, factorize
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS, inverse_root, orthogonalize
-from lnb.trust_region import spectral_direction
-from lnb_kernels.balanced.reference import row_scale
+from lnb.trust_regions.spectral import spectral_direction
+from lnb.trust_regions.two_sided import output_moment
+from lnb_kernels.two_sided.reference import row_scale
 
 D, ROWS, N = 9, 6, 50
 
@@ -43,7 +43,7 @@ def gradient(with_bias: bool, rows: int = ROWS) -> Gradient:
 
 def direction(g: Gradient, factor: Factor, root: torch.Tensor) -> Gradient:
     weight, bias = g[0].clone(), None if g[1] is None else g[1].clone()
-    lk.balanced_directions_([weight], [bias], [factor.matrix], [factor.mean], [root])
+    lk.two_sided_directions_([weight], [bias], [factor.matrix], [factor.mean], [root])
     return weight, bias
 
 
@@ -89,7 +89,7 @@ def test_output_moment_is_the_gradients_second_moment_in_the_white_space(with_bi
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_balanced_direction_is_the_formula(with_bias: bool, blocks: int) -> None:
+def test_two_sided_direction_is_the_formula(with_bias: bool, blocks: int) -> None:
     dense, factor = metric(inputs(), with_bias)
     g = gradient(with_bias)
     root = torch.randn(1, blocks, ROWS // blocks, ROWS // blocks, dtype=torch.float64)
@@ -131,7 +131,7 @@ def one_step(trust_region: str, rows: int, **settings: object) -> tuple[torch.Te
     return (layer(x) - before(x)).square().mean(0).sqrt().detach(), layer
 
 
-@pytest.mark.parametrize("trust_region", ["neuron", "balanced"])
+@pytest.mark.parametrize("trust_region", ["neuron", "two_sided"])
 @pytest.mark.parametrize("rows", [1, 8, 24, 300])
 def test_lr_is_the_change_of_every_output_whatever_the_width(trust_region: str, rows: int) -> None:
     change, _ = one_step(trust_region, rows)
@@ -143,8 +143,8 @@ def test_neuron_region_bounds_every_neuron_of_the_conjugate_gradients_too() -> N
     torch.testing.assert_close(change, torch.full((8,), 0.1, dtype=torch.float64), rtol=1e-4, atol=0.0)
 
 
-def test_balanced_neurons_move_independently() -> None:
-    """Neurons that see one common gradient move together in the neuron region, and hardly in the balanced one."""
+def test_two_sided_neurons_move_independently() -> None:
+    """Neurons that see one common gradient move together in the neuron region, and hardly in the two_sided one."""
 
     def common(trust_region: str) -> float:
         torch.manual_seed(2)
@@ -158,7 +158,7 @@ def test_balanced_neurons_move_independently() -> None:
         return torch.linalg.matrix_norm(layer(x) - before(x), 2).item() / 20  # per unit of the largest direction
 
     assert common("neuron") > 0.25
-    assert common("balanced") < 0.14
+    assert common("two_sided") < 0.14
 
 
 def test_a_zero_gradient_moves_nothing_and_stays_finite() -> None:
@@ -175,6 +175,6 @@ def test_a_zero_gradient_moves_nothing_and_stays_finite() -> None:
     assert not torch.equal(layer.weight, before.weight)
 
 
-def test_balanced_needs_a_factor() -> None:
-    with pytest.raises(ValueError, match=r"trust_region='balanced'.*solver='pcg'"):
+def test_two_sided_needs_a_factor() -> None:
+    with pytest.raises(ValueError, match=r"trust_region='two_sided'.*solver='pcg'"):
         lnb.LNB(nn.Linear(3, 2), solver="pcg")

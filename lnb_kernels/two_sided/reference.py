@@ -1,4 +1,4 @@
-"""Balanced directions in plain PyTorch: the executable specification."""
+"""Two-sided directions in plain PyTorch: the executable specification."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LISTS = ("weights", "biases", "inverses", "means", "roots", "squares")
 
 
 @torch.no_grad()
-def balanced_directions_(problems: Sequence[Problem], noise: float) -> Tensor:
-    """Overwrite weight and bias of every problem by their directions; see :func:`lnb_kernels.balanced_directions_`."""
+def two_sided_directions_(problems: Sequence[Problem], noise: float) -> Tensor:
+    """Overwrite weight and bias of every problem by their directions; see :func:`lnb_kernels.two_sided_directions_`."""
     require_apart(problems)
-    sums = [balanced_direction_(*problem, noise) for problem in problems]
+    sums = [two_sided_direction_(*problem, noise) for problem in problems]
     return torch.cat(sums) if sums else torch.empty(0, 4)
 
 
@@ -32,7 +32,7 @@ def require_apart(problems: Sequence[Problem]) -> None:
     require_writable(named, LISTS[:2])
 
 
-def balanced_direction_(
+def two_sided_direction_(
     weight: Tensor,
     bias: Tensor | None,
     inverse: Tensor,
@@ -41,7 +41,7 @@ def balanced_direction_(
     squares: Tensor | None = None,
     noise: float = 1.0,
 ) -> Tensor:
-    """One of them; returns what :func:`lnb_kernels.balanced_directions_` returns of its matrices, ``[matrices, 4]``.
+    """One of them; returns what :func:`lnb_kernels.two_sided_directions_` returns of its matrices, ``[matrices, 4]``.
 
     Directions do not depend on the size of ``W`` or of ``P``. Both are brought to unit size, through ``P`` alone, so that the
     products of the rows are in the range of the dtype.

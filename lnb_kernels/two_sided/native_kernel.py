@@ -1,4 +1,4 @@
-"""Balanced directions on the CPU: all layers in one call of the native module."""
+"""Two-sided directions on the CPU: all layers in one call of the native module."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lnb_kernels import _native
 from lnb_kernels._writes import require_aligned
-from lnb_kernels.balanced import reference
+from lnb_kernels.two_sided import reference
 
 LARGEST_BLOCK = 256
 """Side of a block up to which the native products, which keep a strip of it in the first cache, are faster than the BLAS."""
 
 
-def balanced_directions_(problems: Sequence[reference.Problem], noise: float) -> Tensor:
-    """As :func:`lnb_kernels.balanced.reference.balanced_directions_`; what the kernel does not take goes by it."""
+def two_sided_directions_(problems: Sequence[reference.Problem], noise: float) -> Tensor:
+    """As :func:`lnb_kernels.two_sided.reference.two_sided_directions_`; what the kernel does not take goes by it."""
     taken = list(map(_is_taken, problems))
     if all(taken):
         return _by_kernel(problems, noise)
@@ -29,7 +29,7 @@ def balanced_directions_(problems: Sequence[reference.Problem], noise: float) ->
         for name, tensor in zip(reference.LISTS, problem, strict=True):
             if mine and tensor is not None:
                 require_aligned(f"{name}[{i}]", tensor.data_ptr(), tensor.numel(), tensor.element_size())
-    sums_there = iter(reference.balanced_directions_(theirs, noise).split(list(map(_matrices, theirs))))
+    sums_there = iter(reference.two_sided_directions_(theirs, noise).split(list(map(_matrices, theirs))))
     sums_here = iter(_by_kernel(ours, noise).split(list(map(_matrices, ours))))
     return torch.cat([next(sums_here if mine else sums_there) for mine in taken])
 
@@ -44,7 +44,7 @@ def _by_kernel(problems: Sequence[reference.Problem], noise: float) -> Tensor:
         addresses.append([0 if t is None else t.data_ptr() for t in tensors])
         rows, inputs = weight.shape[-2:]
         shapes.append([_matrices(problem), rows, inputs, inverse.shape[-1], root.shape[-1]])
-    sums = _native.module().balanced_directions(addresses, shapes, noise, torch.get_num_threads())
+    sums = _native.module().two_sided_directions(addresses, shapes, noise, torch.get_num_threads())
     return torch.tensor(sums, dtype=torch.float64).view(-1, 4)
 
 

@@ -1,4 +1,4 @@
-// The directions of the trust region "balanced", for many layers in one call, in place of the gradients.
+// The directions of the trust region "two_sided", for many layers in one call, in place of the gradients.
 //
 // With a gradient G [rows, inputs], b [rows] of its bias, C^-1 and P^(-1/2) block-diagonal, and mu the inputs' mean:
 //
@@ -21,7 +21,7 @@
 namespace lnb {
 
 // Contiguous float32 arrays of one layer, which is `matrices` independent matrices.
-struct BalancedLayer {
+struct TwoSidedLayer {
     float* weight;          // G [matrices, rows, inputs], which becomes H
     float* bias;            // b [matrices, rows], which becomes h; or null
     const float* inverse;   // the blocks of C^-1 [matrices, inputs / input_block, input_block, input_block]
@@ -34,6 +34,6 @@ struct BalancedLayer {
 };
 
 // `noise` is the agreement of gradients that have nothing in common, in (0, 1].
-void balanced_directions(const BalancedLayer* layers, int64_t count, double noise, int threads);
+void two_sided_directions(const TwoSidedLayer* layers, int64_t count, double noise, int threads);
 
 }  // namespace lnb

@@ -1,4 +1,4 @@
-"""``balanced_directions_``: the native kernel on every instruction set, against float64; the op itself."""
+"""``two_sided_directions_``: the native kernel on every instruction set, against float64; the op itself."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, TypeAlias
 
 import pytest
 import torch
-from balanced_support import problem, row_squares
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import assert_close_to_reference
 from torch import Tensor
+from two_sided_support import problem, row_squares
 
 import lnb_kernels as lk
 from lnb_kernels import _native
-from lnb_kernels.balanced import native_kernel, reference
-from lnb_kernels.balanced.reference import Problem
+from lnb_kernels.two_sided import native_kernel, reference
+from lnb_kernels.two_sided.reference import Problem
 
 needs_native = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
 
@@ -39,9 +39,9 @@ def solved(backend: Backend, problems: list[Problem], noise: float = 1.0) -> tup
 
 def check(problems: list[Problem], noise: float = 1.0) -> None:
     """At most twice the error of plain PyTorch in float32."""
-    ours, sums = solved(native_kernel.balanced_directions_, problems, noise)
-    plain, plain_sums = solved(reference.balanced_directions_, problems, noise)
-    exact, exact_sums = solved(reference.balanced_directions_, [double(values) for values in problems], noise)
+    ours, sums = solved(native_kernel.two_sided_directions_, problems, noise)
+    plain, plain_sums = solved(reference.two_sided_directions_, problems, noise)
+    exact, exact_sums = solved(reference.two_sided_directions_, [double(values) for values in problems], noise)
     assert sums.shape == exact_sums.shape
     if problems:
         assert sums.dtype == torch.float64
@@ -97,7 +97,7 @@ def test_layout_threads_and_order_change_nothing() -> None:
         problem((), 9, 20, 9, 20, False),
         problem((3,), 20, 48, 10, 24, True, True),
     ]
-    alone = [solved(native_kernel.balanced_directions_, [values], 0.3) for values in problems]
+    alone = [solved(native_kernel.two_sided_directions_, [values], 0.3) for values in problems]
     expected_sums = torch.cat([sums for _, sums in reversed(alone)])
     threads = torch.get_num_threads()
     for count in (1, 2, 3):
@@ -108,7 +108,7 @@ def test_layout_threads_and_order_change_nothing() -> None:
         ]  # type: ignore[misc]
         torch.set_num_threads(count)
         try:
-            sums = native_kernel.balanced_directions_(strided, 0.3)
+            sums = native_kernel.two_sided_directions_(strided, 0.3)
         finally:
             torch.set_num_threads(threads)
         assert torch.equal(sums, expected_sums)
@@ -139,7 +139,7 @@ def test_nothing_beyond_the_layers_is_written() -> None:
 
     problems = [problem((2,), m, d, a, b, True, True) for m, d, a, b in SHAPES]
     placed: list[Problem] = [tuple(map(guarded, values)) for values in problems]  # type: ignore[misc]
-    native_kernel.balanced_directions_(placed, 0.3)
+    native_kernel.two_sided_directions_(placed, 0.3)
     for (weight, bias, *constants), (_, _, *before) in zip(placed, problems, strict=True):
         assert weight.isfinite().all()
         assert bias is not None
@@ -153,7 +153,7 @@ def test_nothing_beyond_the_layers_is_written() -> None:
         assert bool(memory[-guard:].isnan().all())
 
 
-BACKENDS = [reference.balanced_directions_, pytest.param(native_kernel.balanced_directions_, marks=needs_native)]
+BACKENDS = [reference.two_sided_directions_, pytest.param(native_kernel.two_sided_directions_, marks=needs_native)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -247,9 +247,9 @@ def test_what_the_kernel_does_not_take_goes_by_the_reference(squares: bool) -> N
     """Wide blocks and float64, alone and beside layers for the kernel, in any order."""
     wide, doubles = problem((2,), 3, 300, 3, 300, True, squares), double(problem((), 4, 6, 4, 3, True, squares))
     problems = [wide, problem((3,), 8, 10, 4, 5, False, squares), doubles, problem((), 5, 12, 5, 12, True, squares)]
-    backends = [reference.balanced_directions_, native_kernel.balanced_directions_] * 2
+    backends = [reference.two_sided_directions_, native_kernel.two_sided_directions_] * 2
     alone = [solved(backend, [values], 0.3) for backend, values in zip(backends, problems, strict=True)]
-    steps, sums = solved(native_kernel.balanced_directions_, problems, 0.3)
+    steps, sums = solved(native_kernel.two_sided_directions_, problems, 0.3)
     assert sums.dtype == torch.float64
     assert torch.equal(sums, torch.cat([own for _, own in alone]))
     for step, ([expected], _) in zip(steps, alone, strict=True):
@@ -259,21 +259,21 @@ def test_what_the_kernel_does_not_take_goes_by_the_reference(squares: bool) -> N
 @needs_native
 def test_written_tensors_with_gaps_are_written() -> None:
     weight, bias, *constants = problem((), 6, 10, 3, 5, True)
-    [(step, step_bias)], _ = solved(reference.balanced_directions_, [(weight, bias, *constants)])  # type: ignore[arg-type]
+    [(step, step_bias)], _ = solved(reference.two_sided_directions_, [(weight, bias, *constants)])  # type: ignore[arg-type]
     strided = with_gaps(weight), with_gaps(bias)
-    native_kernel.balanced_directions_([(*strided, *constants)], 1.0)  # type: ignore[list-item]
+    native_kernel.two_sided_directions_([(*strided, *constants)], 1.0)  # type: ignore[list-item]
     assert same(strided, (step, step_bias))  # type: ignore[arg-type]
 
 
 @needs_native
 def test_the_op_writes_to_its_arguments() -> None:
     values = problem((), 12, 10, 4, 5, True, True)
-    [(step, step_bias)], expected = solved(native_kernel.balanced_directions_, [values], 0.3)
+    [(step, step_bias)], expected = solved(native_kernel.two_sided_directions_, [values], 0.3)
     weight, bias, *_ = values
     assert bias is not None
     assert step_bias is not None
     versions = weight._version, bias._version
-    sums = lk.balanced_directions_(*([value] for value in values), noise=0.3)  # type: ignore[misc]
+    sums = lk.two_sided_directions_(*([value] for value in values), noise=0.3)  # type: ignore[misc]
     assert torch.equal(sums, expected)
     assert torch.equal(weight, step)
     assert torch.equal(bias, step_bias)
@@ -281,11 +281,11 @@ def test_the_op_writes_to_its_arguments() -> None:
 
 
 def test_no_layers_and_empty_layers() -> None:
-    assert lk.balanced_directions_([], [], [], [], []).shape == (0, 4)
-    assert lk.balanced_directions_([], [], [], [], [], [], 0.5).shape == (0, 4)
+    assert lk.two_sided_directions_([], [], [], [], []).shape == (0, 4)
+    assert lk.two_sided_directions_([], [], [], [], [], [], 0.5).shape == (0, 4)
     empty = torch.zeros(0, 4)
     for squares in (None, [torch.zeros(0, dtype=torch.float64)]):
-        sums = lk.balanced_directions_([empty], [None], [torch.eye(4)[None]], [None], [torch.zeros(0, 1, 1)], squares)
+        sums = lk.two_sided_directions_([empty], [None], [torch.eye(4)[None]], [None], [torch.zeros(0, 1, 1)], squares)
         assert sums.tolist() == [[0, 0, 0, 0]]
 
 
@@ -295,6 +295,6 @@ def test_opcheck(agree: bool) -> None:
     weights, biases, *constants, squares = map(list, zip(*problems, strict=True))
     given = [bias for bias in biases if bias is not None]
     torch.library.opcheck(
-        torch.ops.lnb_kernels.balanced_directions_.default,
+        torch.ops.lnb_kernels.two_sided_directions_.default,
         (weights, given, *constants, squares if agree else [], 0.3),
     )

@@ -1,10 +1,10 @@
-"""The trust region ``"balanced"``: every neuron moves by ``lr``, and independently of the others.
+"""The trust region ``"two_sided"``: every neuron moves by ``lr``, and independently of the others.
 
 The spectral step is ``D = orth(M) L^-1 = (M M')^(-1/2) M L^-1`` with ``M = g~ L^-T``, the gradient of a layer whose inputs are
-white (:func:`lnb.trust_region.spectral_direction`). Its orthogonalisation costs ``20 min(m, d)`` operations per weight and
-step, more than the layer itself where a batch has fewer than ``4 min(m, d)`` rows. Only ``P = M M'``, the second moment of
-the neurons' gradients, has to be inverted, and like the second moment of the inputs it changes slowly: here it is averaged
-over refreshes, cut into diagonal blocks of neurons, and kept as ``P^(-1/2)``. What remains per step is
+white (:func:`lnb.trust_regions.spectral.spectral_direction`). Its orthogonalisation costs ``20 min(m, d)`` operations per
+weight and step, more than the layer itself where a batch has fewer than ``4 min(m, d)`` rows. Only ``P = M M'``, the second
+moment of the neurons' gradients, has to be inverted, and like the second moment of the inputs it changes slowly: here it is
+averaged over refreshes, cut into diagonal blocks of neurons, and kept as ``P^(-1/2)``. What remains per step is
 ``W = P^(-1/2) M``, so ``D = P^(-1/2) g~ C^-1``: two block products, ``2 (b_out + b_in)`` operations per weight.
 
 An average cannot fit every step, so each neuron's row is then scaled to ``||W_i|| = 1``: its pre-activation changes by
@@ -19,7 +19,21 @@ import torch
 from torch import Tensor
 
 from lnb.factored import Factor
+from lnb.trust_regions.base import TrustRegion
 from lnb_kernels.scaling import unit_scale
+
+
+class TwoSided(TrustRegion):
+    """``D = P^(-1/2) g~ C^-1``, every row scaled to unit size in the metric.
+
+    Relatives: K-FAC (Martens and Grosse, 2015) and Shampoo (Gupta et al., 2018) precondition both sides of a gradient;
+    NorMuon (Li et al., 2025) scales the rows of an orthogonalised step.
+    """
+
+    name = "two_sided"
+    needs_factor = True
+    two_sided = True
+    without_factor = "neuron"
 
 
 def output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, blocks: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""``balanced_directions_`` with what is not allowed: errors name the argument, and nothing is written."""
+"""``two_sided_directions_`` with what is not allowed: errors name the argument, and nothing is written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from balanced_support import problem
+from two_sided_support import problem
 
 import lnb_kernels as lk
 from lnb_kernels import _native
@@ -56,7 +56,7 @@ BAD: list[tuple[tuple[Any, ...], type[Exception], str]] = [
 def test_bad_arguments_are_named(arguments: tuple[Any, ...], error: type[Exception], words: str) -> None:
     before = W.clone(), B.clone()  # type: ignore[union-attr]
     with pytest.raises(error, match=words):
-        lk.balanced_directions_(*arguments)
+        lk.two_sided_directions_(*arguments)
     assert torch.equal(W, before[0])
     assert torch.equal(B, before[1])  # type: ignore[arg-type]
 
@@ -68,13 +68,13 @@ def test_views_of_one_memory_are_refused() -> None:
     lists = [list(column) for column in zip(*values, strict=True)]
     lists[0] = [memory[:4], memory[1:]]
     with pytest.raises(ValueError, match=r"weights\[1\] and weights\[0\] overlap in memory"):
-        lk.balanced_directions_(*lists)
+        lk.two_sided_directions_(*lists)
     lists[0] = [torch.randn(4, 6).double() for _ in range(2)]
     lists[1:5] = [[value.double() for value in column] for column in lists[1:5]]
     lists[5][1] = lists[0][1][:, 2]
     before = lists[0][1].clone()
     with pytest.raises(ValueError, match=r"squares\[1\] and weights\[1\] overlap in memory"):
-        lk.balanced_directions_(*lists)
+        lk.two_sided_directions_(*lists)
     assert torch.equal(lists[0][1], before)
 
 
@@ -93,7 +93,7 @@ def test_the_module_refuses_addresses_that_would_crash(place: int, value: int, m
     addresses = [tensor.data_ptr() for tensor in values if tensor is not None]
     addresses[place] = value
     with pytest.raises(ValueError, match=message):
-        _native.module().balanced_directions([addresses], [[1, 4, 6, 3, 2]], 1.0, 1)
+        _native.module().two_sided_directions([addresses], [[1, 4, 6, 3, 2]], 1.0, 1)
 
 
 @needs_native
@@ -107,11 +107,11 @@ def test_the_module_refuses_addresses_that_would_crash(place: int, value: int, m
 def test_the_module_refuses_shapes_that_cannot_be(shape: list[int], message: str) -> None:
     addresses = [tensor.data_ptr() for tensor in problem((), 4, 6, 2, 3, True, True) if tensor is not None]
     with pytest.raises(ValueError, match=message):
-        _native.module().balanced_directions([addresses], [shape], 1.0, 1)
+        _native.module().two_sided_directions([addresses], [shape], 1.0, 1)
 
 
 @needs_native
 @pytest.mark.parametrize("noise", [0.0, -1.0, math.nan])
 def test_the_module_refuses_what_it_would_divide_by(noise: float) -> None:
     with pytest.raises(ValueError, match="noise must be above 0"):
-        _native.module().balanced_directions([], [], noise, 1)
+        _native.module().two_sided_directions([], [], noise, 1)
