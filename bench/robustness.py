@@ -94,27 +94,38 @@ def judge(results: dict[str, list[Result]], optimizer: str) -> str:
     return " ".join(sorted(found))
 
 
+HEADER = "| case | seeds | start | " + " | ".join(OPTIMIZERS) + " | faults |\n" + "| --- " * (len(OPTIMIZERS) + 4) + "|"
+
+
+def line(name: str, results: dict[str, list[Result]]) -> str:
+    """One case's row of the table: the median of each optimizer's runs, and what is wrong with which of LNB's."""
+    medians = [sorted(last for _, last in results[o])[len(results[o]) // 2] for o in OPTIMIZERS]
+    faults = [f"{o}: {fault}" for o in OPTIMIZERS if o.startswith("lnb") and (fault := judge(results, o))]
+    numbers = [results["adamw"][0][0], *medians]
+    cells = [name, str(len(results["adamw"])), *(f"{number:.2g}" for number in numbers), ", ".join(faults)]
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(CASES), help="only these")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the slice that the tests run")
-    parser.add_argument("--json", type=Path, help="where to keep the results")
+    parser.add_argument(
+        "--json", type=Path, help="where to keep the results; seeds that are there already are not run again"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     names = arguments.case or [name for name, case in CASES.items() if case.quick or not arguments.quick]
     kept: dict[str, Any] = {"date": date.today().isoformat(), "torch": torch.__version__, "cases": {}}
-    print(f"{'case':32s} {'start':>8s}" + "".join(f"{name:>10s}" for name in OPTIMIZERS))
+    if arguments.json and arguments.json.exists():
+        kept["cases"] = json.loads(arguments.json.read_text())["cases"]
+    print(HEADER)
     for name in names:
-        results = {
-            optimizer: [run(CASES[name], optimizer, seed) for seed in range(arguments.seeds)]
-            for optimizer in OPTIMIZERS
-        }
-        median = {o: sorted(last for _, last in runs)[len(runs) // 2] for o, runs in results.items()}
-        faults = {o: fault for o in OPTIMIZERS if o.startswith("lnb") and (fault := judge(results, o))}
-        start = results["adamw"][0][0]
-        print(f"{name:32s} {start:8.2g}" + "".join(f"{median[o]:10.2g}" for o in OPTIMIZERS), faults or "", flush=True)
-        kept["cases"][name] = results
+        results = kept["cases"].setdefault(name, {optimizer: [] for optimizer in OPTIMIZERS})
+        for optimizer, runs in results.items():
+            runs.extend(run(CASES[name], optimizer, seed) for seed in range(len(runs), arguments.seeds))
+        print(line(name, results), flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(kept, indent=1) + "\n")
 
