@@ -193,12 +193,13 @@ def page(data: dict[str, Any]) -> str:
         "",
         "Made by `bench/condition.py` from `bench/results/condition.json`; do not edit.",
         "",
-        *(__doc__ or "").split("\n\n")[1].splitlines(),
+        *(__doc__ or "").split("\n\n")[1].replace("``", "`").replace(":mod:", "").splitlines(),
         "",
         (
             f"A run ends after {LIMIT} passes. First-order optimizers ran with {FIRST_ORDER_SEEDS} seeds at condition numbers "
             f"{', '.join(f'{c:.0e}' for c in FIRST_ORDER_CONDITIONS)}, the others with {data['seeds']} seeds at all. "
-            "Medians, with the least and the most in brackets. "
+            "Medians, with the least and the most in brackets. Levenberg-Marquardt solves for all weights jointly, which the 60 "
+            "residuals of this problem allow, and counts a solution of that kind as one pass; LNB solves layer by layer. "
             f"torch {data['torch']}, one thread."
         ),
     ]
