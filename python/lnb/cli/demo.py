@@ -63,7 +63,7 @@ SCHEDULE = "cosine"
 # geometric mean).
 RATES = {
     ("digits", "adamw"): 0.03,
-    ("digits", "lnb"): 0.01,
+    ("digits", "lnb"): 0.05,
     ("digits", "lnb-paper"): 0.3,
     ("matrix-factorization", "adamw"): 0.3,
     ("matrix-factorization", "lnb"): 1.0,
@@ -73,7 +73,7 @@ RATES = {
 INSTEAD = {("matrix-factorization", "lnb"): "lnb-full-batch"}
 GRIDS = {
     "adamw": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
-    "lnb": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1),
+    "lnb": (0.01, 0.02, 0.05, 0.1, 0.2, 0.4),
     "lnb-paper": (0.01, 0.03, 0.1, 0.3),
 }
 NAMES = {"adamw": "AdamW", "lnb": "LNB", "lnb-paper": "LNB (paper)"}
