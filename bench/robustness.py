@@ -4,7 +4,7 @@ AdamW runs at 1e-3, Muon at 3e-3 in AdamW's unit, LNB at its default and at thre
 of its last tenth of steps, on new rows, against the loss of its first step: ``above`` where it ended above that, ``worse``
 where it ended above 1.2 times AdamW's and above 1e-3.
 
-    python bench/robustness.py [--case NAME ...] [--seeds 3] [--quick] [--json FILE]
+    python bench/robustness.py [--case NAME ...] [--seeds 3] [--quick] [--json FILE] [--page FILE]
 """
 
 from __future__ import annotations
@@ -94,29 +94,72 @@ def judge(results: dict[str, list[Result]], optimizer: str) -> str:
     return " ".join(sorted(found))
 
 
+HEADER = "| case | seeds | start | " + " | ".join(OPTIMIZERS) + " | faults |\n" + "| --- " * (len(OPTIMIZERS) + 4) + "|"
+
+
+def line(name: str, results: dict[str, list[Result]]) -> str:
+    """One case's row of the table: the median of each optimizer's runs, and what is wrong with which of LNB's."""
+    medians = [sorted(last for _, last in results[o])[len(results[o]) // 2] for o in OPTIMIZERS]
+    faults = [f"{o}: {fault}" for o in OPTIMIZERS if o.startswith("lnb") and (fault := judge(results, o))]
+    numbers = [results["adamw"][0][0], *medians]
+    cells = [name, str(len(results["adamw"])), *(f"{number:.2g}" for number in numbers), ", ".join(faults)]
+    return f"| {' | '.join(cells)} |"
+
+
+def page(kept: dict[str, Any]) -> str:
+    """The document."""
+    cases = kept["cases"]
+    counts = []
+    for optimizer in OPTIMIZERS:
+        if optimizer.startswith("lnb"):
+            verdicts = [judge(results, optimizer) for results in cases.values()]
+            above, worse = (sum(word in verdict for verdict in verdicts) for word in ("above", "worse"))
+            counts.append(f"{optimizer}: {above} above the start, {worse} worse than 1.2 times AdamW")
+    lines = [
+        "# Robustness of the default",
+        "",
+        "Made by `bench/robustness.py`; do not edit.",
+        "",
+        *(__doc__ or "").split("\n\n")[1].splitlines(),
+        "",
+        (
+            "Every optimizer runs at a constant rate unless the case names a schedule. Numbers are medians over "
+            "seeds; a fault counts where any seed has it."
+        ),
+        "",
+        f"Of {len(cases)} cases: {'; '.join(counts)}. torch {kept['torch']}, one thread, {kept['date']}.",
+        "",
+        HEADER,
+        *(line(name, results) for name, results in cases.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=list(CASES), help="only these")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the slice that the tests run")
-    parser.add_argument("--json", type=Path, help="where to keep the results")
+    parser.add_argument(
+        "--json", type=Path, help="where to keep the results; seeds that are there already are not run again"
+    )
+    parser.add_argument("--page", type=Path, help="where to write the table of all kept results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     names = arguments.case or [name for name, case in CASES.items() if case.quick or not arguments.quick]
     kept: dict[str, Any] = {"date": date.today().isoformat(), "torch": torch.__version__, "cases": {}}
-    print(f"{'case':32s} {'start':>8s}" + "".join(f"{name:>10s}" for name in OPTIMIZERS))
+    if arguments.json and arguments.json.exists():
+        kept["cases"] = json.loads(arguments.json.read_text())["cases"]
+    print(HEADER)
     for name in names:
-        results = {
-            optimizer: [run(CASES[name], optimizer, seed) for seed in range(arguments.seeds)]
-            for optimizer in OPTIMIZERS
-        }
-        median = {o: sorted(last for _, last in runs)[len(runs) // 2] for o, runs in results.items()}
-        faults = {o: fault for o in OPTIMIZERS if o.startswith("lnb") and (fault := judge(results, o))}
-        start = results["adamw"][0][0]
-        print(f"{name:32s} {start:8.2g}" + "".join(f"{median[o]:10.2g}" for o in OPTIMIZERS), faults or "", flush=True)
-        kept["cases"][name] = results
+        results = kept["cases"].setdefault(name, {optimizer: [] for optimizer in OPTIMIZERS})
+        for optimizer, runs in results.items():
+            runs.extend(run(CASES[name], optimizer, seed) for seed in range(len(runs), arguments.seeds))
+        print(line(name, results), flush=True)
         if arguments.json:
-            arguments.json.write_text(json.dumps(kept, indent=1) + "\n")
+            arguments.json.write_text(json.dumps(kept) + "\n")
+        if arguments.page:
+            arguments.page.write_text(page(kept))
 
 
 if __name__ == "__main__":

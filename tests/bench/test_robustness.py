@@ -42,3 +42,12 @@ def test_every_case_builds_and_draws() -> None:
         assert x.shape == (case.batch, 32), name
         assert y.shape == (case.batch, 1), name
         assert bool(y.isfinite().all()), name
+
+
+def test_the_table_is_made_of_kept_results() -> None:
+    results = {"adamw": [(1.0, 0.1)], "muon": [(1.0, 0.2)], "lnb": [(1.0, 0.13)], "lnb x 3": [(1.0, math.inf)]}
+    page = robustness.page({"cases": {"batch 1": results}, "torch": "2", "date": "2000-01-01"})
+    assert "| batch 1 | 1 | 1 | 0.1 | 0.2 | 0.13 | inf | lnb: worse, lnb x 3: above worse |" in page
+    assert (
+        "Of 1 cases: lnb: 0 above the start, 1 worse than 1.2 times AdamW; lnb x 3: 1 above the start, 1 worse" in page
+    )

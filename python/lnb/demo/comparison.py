@@ -67,7 +67,7 @@ NAMES = {"adamw": "AdamW", "lnb": "LNB", "lnb-paper": "LNB (paper)"}
 # geometric mean).
 RATES = {
     ("digits", "adamw"): 0.03,
-    ("digits", "lnb"): 0.01,
+    ("digits", "lnb"): 0.05,
     ("digits", "lnb-paper"): 0.3,
     ("matrix-factorization", "adamw"): 0.3,
     ("matrix-factorization", "lnb"): 1.0,
@@ -75,7 +75,7 @@ RATES = {
 }
 GRIDS = {
     "adamw": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
-    "lnb": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1),
+    "lnb": (0.01, 0.02, 0.05, 0.1, 0.2, 0.4),
     "lnb-paper": (0.01, 0.03, 0.1, 0.3),
 }
 # The factorisation has no noise: there, LNB runs with the preset for that, at its default rate.

@@ -11,7 +11,7 @@ from lnb_bench.study.markdown import markdown
 from lnb_bench.study.profiles import KINDS
 
 ROOT = Path(__file__).resolve().parents[3]
-DOCUMENTS = {"study": "results", "condition": "results-condition", "peers": "results-peers"}
+DOCUMENTS = {"study": "results", "peers": "results-peers"}
 
 
 @pytest.fixture(scope="module", params=DOCUMENTS)
