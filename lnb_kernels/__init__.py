@@ -26,7 +26,7 @@ from lnb_kernels.second_moment.op import second_moment, second_moment_ema_
 from lnb_kernels.spd_inverse.op import spd_inverse
 from lnb_kernels.two_sided.op import two_sided_directions_
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "arrow_solve",
