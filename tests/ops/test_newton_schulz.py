@@ -12,7 +12,8 @@ from torch.library import opcheck
 from triton_support import DEVICE
 
 import lnb_kernels as lk
-from lnb_kernels.newton_schulz import reference
+from lnb_kernels import _native
+from lnb_kernels.newton_schulz import native_kernel, reference
 from lnb_kernels.newton_schulz import triton_kernel as kernel
 
 QUINTIC = [3.4445, -4.7750, 2.0315]
@@ -56,6 +57,25 @@ def test_kernels_err_as_plain_products_do(
     actual = kernel.newton_schulz_root(power, QUINTIC, 3)
     assert_close_to_reference(actual, truth, reference.newton_schulz_root(power, QUINTIC, 3))
     assert torch.equal(actual, actual.mT)
+
+
+@pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 7, 9), (5, 16, 16), (2, 33, 40), (2, 144, 200)], ids=str)
+def test_the_native_root_errs_as_plain_products_do(shape: tuple[int, ...], threads: int) -> None:
+    x = torch.randn(shape)
+    power = x @ x.mT
+    power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        actual = native_kernel.newton_schulz_root(power, QUINTIC, 5)
+    finally:
+        torch.set_num_threads(before)
+    truth = reference.newton_schulz_root(power.double(), QUINTIC, 5)
+    assert_close_to_reference(actual, truth, reference.newton_schulz_root(power, QUINTIC, 5))
+    assert torch.equal(actual, actual.mT)
+    assert torch.equal(native_kernel.newton_schulz_root(power.mT.contiguous().mT, QUINTIC, 5), actual)
 
 
 def test_small_matrices_take_plain_products() -> None:

@@ -23,9 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 OPS = (
     "test_two_sided", "test_conv2d_second_moment", "test_multi_tensor", "test_multi_tensor_memory", "test_native_pcg",
-    "test_native_products", "test_pcg_layers", "test_second_moment", "test_spd_inverse",
+    "test_native_products", "test_newton_schulz", "test_pcg_layers", "test_second_moment", "test_spd_inverse",
 )  # fmt: skip
-TESTS = ["tests/reliability/test_pool.py", "tests/packaging/test_threads.py", *(f"tests/ops/{name}.py" for name in OPS)]
+TESTS = [
+    "tests/reliability/test_pool.py",
+    "tests/packaging/test_threads.py",
+    "tests/optimizer/test_prepared.py",
+    *(f"tests/ops/{name}.py" for name in OPS),
+]
 # torch's own OpenMP team, which has two threads here, hangs in a forked child: no test with a child.
 # Operator checks trace and compile with torch alone; under a sanitizer they take minutes and run the same native calls.
 LEFT_OUT = "not opcheck and not traced and not compile and not child"
