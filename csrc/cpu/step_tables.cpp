@@ -35,6 +35,7 @@ void StepTables::average(const std::vector<const float*>& gradients, const std::
     gradients_ = gradients;
     outputs_ = outputs;
     std::vector<Pair> pairs;
+    pairs.reserve(parameters_.size());
     std::vector<void*> targets(outputs.begin(), outputs.end());
     for (size_t i = 0; i < parameters_.size(); ++i) {
         pairs.push_back({parameters_[i].momentum, gradients[i], parameters_[i].size});
@@ -52,6 +53,7 @@ void StepTables::require_averages() const {
 void StepTables::observe(int threads) {
     require_averages();
     std::vector<Matrix> matrices;
+    matrices.reserve(2 * layers_.size());
     size_t of_weights = 0, of_biases = 0;
     for (const StepLayer& layer : layers_) {
         matrices.push_back({gradients_[layer.weight], layer.matrices * layer.rows, layer.inputs});
@@ -65,6 +67,7 @@ void StepTables::observe(int threads) {
     std::vector<double> squares(of_weights + of_biases);
     squared_row_norms(matrices.data(), static_cast<int64_t>(matrices.size()), Type::kFloat32, squares.data(), threads);
     std::vector<AgreementLayer> observed;
+    observed.reserve(layers_.size());
     const double* of_weight = squares.data();
     const double* of_bias = squares.data() + of_weights;
     double* mean_square = mean_squares_.data();
@@ -83,6 +86,7 @@ void StepTables::observe(int threads) {
 void StepTables::direct(const std::vector<StepFactor>& factors, int threads) {
     require_averages();
     std::vector<TwoSidedLayer> two_sided;
+    two_sided.reserve(layers_.size());
     const double* mean_square = mean_squares_.data();
     double* sums = sums_.data();
     for (size_t i = 0; i < layers_.size(); ++i) {
@@ -97,6 +101,7 @@ void StepTables::direct(const std::vector<StepFactor>& factors, int threads) {
     }
     two_sided_directions(two_sided.data(), layers(), settings_.noise, threads);
     std::vector<AdamTensor> moved;
+    moved.reserve(others_.size());
     for (size_t k = 0; k < others_.size(); ++k) {
         const int64_t i = others_[k];
         const double correction = 1 - std::pow(settings_.b_others, static_cast<double>(numbers_.steps[i]));
@@ -117,6 +122,7 @@ std::vector<double> StepTables::sums() const {
 
 std::vector<double> StepTables::bound(const std::vector<double>& rates) {
     std::vector<BoundedLayer> bounded;
+    bounded.reserve(layers_.size());
     const std::vector<double> totals = sums();
     for (size_t i = 0; i < layers_.size(); ++i) {
         bounded.push_back({&totals[4 * i], &expected_[i], numbers_.weight_norm + i, numbers_.growth + i,
