@@ -127,7 +127,9 @@ def page(kept: dict[str, Any]) -> str:
             "seeds; a fault counts where any seed has it."
         ),
         "",
-        f"Of {len(cases)} cases run (the suite has {len(CASES)}): {'; '.join(counts)}. torch {kept['torch']}, one thread, {kept['date']}.",
+        f"Of {len(cases)} cases run (the suite has {len(CASES)}): {'; '.join(counts)}.",
+        "",
+        f"torch {kept['torch']}, one thread, {kept['date']}.",
         "",
         HEADER,
         *(line(name, results) for name, results in cases.items()),
