@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 import robustness
@@ -48,6 +50,20 @@ def test_the_table_is_made_of_kept_results() -> None:
     results = {"adamw": [(1.0, 0.1)], "muon": [(1.0, 0.2)], "lnb": [(1.0, 0.13)], "lnb x 3": [(1.0, math.inf)]}
     page = robustness.page({"cases": {"batch 1": results}, "torch": "2", "date": "2000-01-01"})
     assert "| batch 1 | 1 | 1 | 0.1 | 0.2 | 0.13 | inf | lnb: worse, lnb x 3: above worse |" in page
-    assert (
-        "Of 1 cases: lnb: 0 above the start, 1 worse than 1.2 times AdamW; lnb x 3: 1 above the start, 1 worse" in page
-    )
+    counted = "lnb: 0 above the start, 1 worse than 1.2 times AdamW; lnb x 3: 1 above the start, 1 worse"
+    assert f"Of 1 cases run (the suite has {len(CASES)}): {counted}" in page
+
+
+def test_the_start_is_the_loss_of_many_rows() -> None:
+    """A lone row's loss differs tenfold between seeds."""
+    starts = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        starts.append(robustness.start_of(CASES["batch 1"], CASES["batch 1"].build(), seed))
+    assert max(starts) < 1.3 * min(starts)
+
+
+def test_the_committed_table_is_made_of_the_kept_results() -> None:
+    root = Path(__file__).resolve().parents[2]
+    kept = json.loads((root / "bench" / "results" / "robustness.json").read_text())
+    assert (root / "docs" / "robustness.md").read_text() == robustness.page(kept)
