@@ -1,6 +1,6 @@
 """Does the condition number of a matrix factorisation change how many steps an optimizer needs? Writes the page that says so.
 
-The task is ``matrix-factorization`` of the suite (:mod:`lnb.training.tasks`), at several condition numbers and widths of the
+The task is ``matrix-factorization`` of the suite (:mod:`lnb_bench.training.tasks`), at several condition numbers and widths of the
 hidden layer; a run's seed varies the initial factors. Rates are constant. LNB runs with its preset ``full_batch`` as it
 comes; the rate of every first-order optimizer is the best of a grid, one for all runs; L-BFGS searches along lines, and
 Levenberg-Marquardt adapts its damping. Steps are counted in passes: evaluations of the loss with its gradient, or, for
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from lnb.training import OptimizerConfig, TaskOptions, make_task
-from lnb.training.data.splits import VectorSplit
-from lnb.training.optimizers import build_optimizer
+from lnb_bench.training import OptimizerConfig, TaskOptions, make_task
+from lnb_bench.training.data.splits import VectorSplit
+from lnb_bench.training.optimizers import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, PAGE = ROOT / "bench" / "results" / "condition.json", ROOT / "docs" / "results-condition.md"
