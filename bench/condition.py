@@ -1,7 +1,7 @@
 """Does the condition number of a matrix factorisation change how many steps an optimizer needs? Writes the page that says so.
 
-The task is ``matrix-factorization`` of the suite (:mod:`lnb_bench.training.tasks`), at several condition numbers and widths of the
-hidden layer; a run's seed varies the initial factors. Rates are constant. LNB runs with its preset ``full_batch`` as it
+The task is ``matrix-factorization`` of the suite (:mod:`lnb_bench.training.tasks`), at several condition numbers and widths of
+the hidden layer; a run's seed varies the initial factors. Rates are constant. LNB runs with its preset ``full_batch`` as it
 comes; the rate of every first-order optimizer is the best of a grid, one for all runs; L-BFGS searches along lines, and
 Levenberg-Marquardt adapts its damping. Steps are counted in passes: evaluations of the loss with its gradient, or, for
 Levenberg-Marquardt, with its Jacobian. Times are processor time until the error is met.
