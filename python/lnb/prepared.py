@@ -20,6 +20,7 @@ from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise
 from lnb.refresh import refresh
 from lnb.scratch import Scratch
 from lnb.solve import Solution
+from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
 from lnb.weight_bound import LARGEST_CHANGE, WeightBound, usual_norm
 from lnb.work import BlockWork, Work
@@ -85,8 +86,9 @@ class PreparedShare:
         self.tables.direct(_factors(self.work.blocks))
 
     def gain(self) -> Tensor:
-        """What the global region sums: it has no tables."""
-        raise NotImplementedError
+        """What a region that all layers share would sum."""
+        products = torch.tensor(self.tables.sums()[::4], dtype=torch.float64)
+        return torch.where(products.isfinite(), products, 0.0).sum()
 
     def bound(self, total: Tensor | None) -> None:
         """Trust region."""
@@ -165,7 +167,7 @@ def _factors(works: list[BlockWork]) -> list[StepFactor]:
 
 def _serves(config: Config) -> bool:
     return (
-        config.region.two_sided
+        type(config.region) is TwoSided  # not one that has other scales
         and config.damping == "agreement"
         and config.max_relative_change is not None
         and config.others == "adamw"
