@@ -13,9 +13,10 @@ from lnb.factored import block_count
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_LEAST_SLICE = {"cpu": 2**27}
-_LEAST_SLICE_ELSEWHERE = 2**32
-"""Operations of a slice of a refresh: with fewer, what a refresh costs whatever it works on would be more than they do."""
+LEAST_SLICE = {"cpu": 2**27}
+LEAST_SLICE_ELSEWHERE = 2**38
+"""Operations of a slice of a refresh. Whatever it works on, one costs a CPU about a millisecond of calls, and an accelerator
+hundreds of launches; smaller slices would take less time than that."""
 
 
 def is_refresh_step(index: int, refresh_every: int, phase: int = 0) -> bool:
@@ -47,7 +48,7 @@ def refresh_phases(layers: Sequence[tuple[Block, Config]]) -> list[int]:
             cycles.setdefault((config.refresh_every, block.weight.device), []).append(i)
     for (every, device), members in cycles.items():
         work = [_refresh_work(*layers[i]) for i in members]
-        least = _LEAST_SLICE.get(device.type, _LEAST_SLICE_ELSEWHERE)
+        least = LEAST_SLICE.get(device.type, LEAST_SLICE_ELSEWHERE)
         slices = max(1, min(every, len(members), int(sum(work) // least)))
         done = 0.0
         for i, own in zip(members, work, strict=True):
