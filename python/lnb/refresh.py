@@ -45,24 +45,44 @@ def refresh(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdic
         if work.moments is not None:
             kind = work.moments.shape[-1], work.moments.dtype, work.with_bias, work.config, work.ridge
             kinds.setdefault(kind, []).append(work)
+    _reserve([work for alike in kinds.values() for work in alike], arenas)
     for alike in kinds.values():
-        _reserve(alike, arenas)
         for chunk in chunked(alike, _moment_size, alike[0].block.weight.device):
             _Refresh(chunk, verdict, arenas).run(averages)
 
 
 def _reserve(works: list[BlockWork], arenas: Arenas) -> None:
-    """Make the largest arenas for all layers at once: run by run, they would be made anew with every run."""
-    moments = [work.moments for work in works if work.moments is not None]
-    states = [work.state for work in works]
-    blocks = [tuple(moment.shape[:2]) for moment in moments]
-    size = moments[0].shape[-1]
-    if works[0].config.b_s > 0:
-        for state, shape in zip(states, blocks, strict=True):
-            former = state.get("second_moment")
-            if former is not None and former.shape != (*shape, size, size):  # cut into other blocks: starts anew
-                state["second_moment_step"] = torch.zeros_like(state["second_moment_step"])
-        arenas.select("second_moment", states, [(*shape, size, size) for shape in blocks], moments[0], tail=2)
+    """Have arenas for all layers at once: run by run, they would be made anew, and copied, with every run."""
+    wanted: dict[tuple[str, int, torch.dtype], list[tuple[BlockWork, Shape]]] = {}
+
+    def want(work: BlockWork, key: str, shape: Shape) -> None:
+        assert work.moments is not None
+        wanted.setdefault((key, shape[-1] if len(shape) > 2 else 0, work.moments.dtype), []).append((work, shape))
+
+    for work in works:
+        assert work.moments is not None
+        config = work.config
+        groups, rows, d_in = work.block.shape
+        _, blocks, ones, _ = work.moments.shape
+        former = work.state.get("second_moment")
+        if former is not None and former.shape != work.moments.shape:  # cut into other blocks: starts anew
+            work.state["second_moment_step"] = torch.zeros_like(work.state["second_moment_step"])
+        want(work, "factor", (groups, blocks, ones - 1, ones - 1))
+        if work.with_bias:
+            want(work, "factor_mean", (groups, d_in))
+        outputs = block_count(rows, config.block_size)
+        output_shape = (groups, outputs, rows // outputs, rows // outputs)
+        if config.region.two_sided:
+            want(work, "output_factor", output_shape)
+        if config.b_s > 0:
+            want(work, "second_moment", (groups, blocks, ones, ones))
+            if config.region.two_sided:
+                want(work, "output_moment", output_shape)
+    for (key, size, _), members in wanted.items():
+        like = members[0][0].moments
+        assert like is not None
+        states = [work.state for work, _ in members]
+        arenas.select(key, states, [shape for _, shape in members], like, tail=2 if size else 0)
 
 
 def _moment_size(work: BlockWork) -> int:
