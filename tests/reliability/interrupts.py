@@ -19,6 +19,7 @@ from optimizer.small_models import MODES, batches, copied, loss_of, mixed, same,
 from torch import nn
 
 import lnb
+from lnb.portable_state import PROGRESS
 
 
 def throw() -> None:
@@ -131,6 +132,10 @@ class Scene:
         found, wanted = self.content(model, optimizer), self.after if counted else self.before
         if not counted:  # the plan may have noted the rows already, which a repeated step notes again
             found["optimizer"]["lnb_plan"] = wanted["optimizer"]["lnb_plan"]
+            for group, other in zip(
+                found["optimizer"]["param_groups"], wanted["optimizer"]["param_groups"], strict=True
+            ):
+                group[PROGRESS] = other[PROGRESS]  # where it stands once more
         assert same(found, wanted), f"{moment.where}: half made"
         if not counted:
             optimizer.step()
