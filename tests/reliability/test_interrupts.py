@@ -45,15 +45,19 @@ def content(model: torch.nn.Module, optimizer: lnb.LNB) -> dict[str, Any]:
 
 def before_moving(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """``act``, once, when the averages are written and the parameters not yet moved."""
-    apply, acted = step.apply, []
+    acted = []
 
-    def acting(*arguments: Any) -> None:
-        if not acted:
-            acted.append(True)
-            act()
-        apply(*arguments)
+    def after_acting(apply: Callable[..., None]) -> Callable[..., None]:
+        def acting(*arguments: Any) -> None:
+            if not acted:
+                acted.append(True)
+                act()
+            apply(*arguments)
 
-    monkeypatch.setattr(step, "apply", acting)
+        return acting
+
+    monkeypatch.setattr(step, "apply", after_acting(step.apply))
+    monkeypatch.setattr(step.PreparedShare, "apply", after_acting(step.PreparedShare.apply))
 
 
 @needs_signals
