@@ -251,11 +251,12 @@ class LNB(Optimizer):
             if asks_for_state(self.param_groups, self.state, self._optimized_blocks()):
                 self._make_state()
                 return loss
-            self.state.clear()  # it held the place of what this step makes
         ranks = self._ranks.group(self._model)
         try:
             if self._guard.repeats():
                 return loss
+            if self._step_index == 0:
+                self.state.clear()  # it held the place of what this step makes
             for group in self.param_groups:
                 check_group(group)
                 check_switches(group)
