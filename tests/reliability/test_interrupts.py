@@ -185,11 +185,19 @@ def test_in_another_thread_and_on_errors_before_writing() -> None:
 
 
 @pytest.mark.parametrize(("mode", "steps"), [("fast", 0), ("paper", 0)])
-def test_a_first_step_that_broke_off_is_refused_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its state is what a checkpoint may have to hold."""
+def test_a_first_step_that_broke_off_in_its_statistics(mode: str, steps: int) -> None:
+    scene = Scene(mode, steps)
+    lines = scene.lines_of("statistics.py", "solve.py", "metric.py")
+    assert len(lines) > 20
+    for line in lines[::9]:
+        assert scene.throw_at(line) in ("refused to repeat", "repeated")
+
+
+def test_the_state_of_a_refused_first_step_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It broke off after its writes and before it was counted; a checkpoint may have to hold it."""
     scene = Scene("fast", 0)
     model, optimizer = scene.ready()
-    with monkeypatch.context() as patched:  # after the writes, before the step is counted
+    with monkeypatch.context() as patched:
         patched.setattr("lnb.diagnostics.LayerRecords.record", lambda *_: throw())
         with pytest.raises(KeyboardInterrupt):
             optimizer.step()
