@@ -247,6 +247,12 @@ class LNB(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if self._step_index == 0:
+            for block in self._optimized_blocks():
+                replaced = block.replacement(self._model)
+                if replaced is not None:  # more to the point than that parameters are others
+                    raise RuntimeError(
+                        f"step(): {replaced} since LNB attached to it; make a new LNB. Nothing was changed"
+                    )
             require_current(self._model, self._inventory.names, self.param_groups)
             if asks_for_state(self.param_groups, self.state, self._optimized_blocks()):
                 self._make_state()

@@ -69,7 +69,7 @@ NAN = float("nan")
         ({"nesterov": 1}, TypeError, "nesterov=1 must be True or False"),
         ({"betas": (0.9, 0.99)}, TypeError, "LNB has no setting 'betas'; its settings are"),
         ({"params": []}, ValueError, "empty parameter list"),
-        ({"params": [{"params": [], "momentum": 0.5}]}, ValueError, "'momentum' cannot be set per group"),
+        ({"params": [{"params": [], "momentum": 0.5}]}, ValueError, "momentum=0.5 cannot be set per group"),
         ({"params": [{"params": [torch.zeros(1, requires_grad=True)], "lr": -1}]}, ValueError, "lr=-1"),
         ({"params": torch.zeros(3)}, TypeError, "params"),
         (

@@ -82,7 +82,8 @@ def test_what_is_said_to_several_ranks(found: Found) -> None:
 def test_a_rank_can_train_alone(found: Found) -> None:
     model = Network().double()
     expected = trained(model, lnb.LNB(model, 0.02))
-    assert all(torch.equal(rank["alone"], expected) for rank in found)
+    for rank in found:  # a process with another number of threads may round otherwise
+        torch.testing.assert_close(rank["alone"], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_group_needs_running_ranks() -> None:
