@@ -26,8 +26,12 @@ State = dict[str, Any]
 Shape = tuple[int, ...]
 T = TypeVar("T")
 
-_CHUNK = 1 << 19
-"""Entries that a CPU works on at once: more would leave its caches between two calls."""
+_CHUNK = {"cpu": 1 << 19}
+_CHUNK_ELSEWHERE = 1 << 26
+"""Entries that a device works on at once: on a CPU more would leave its caches between two calls, and on an accelerator borrow
+more memory than a large layer does."""
+_SEGMENTS = ("cpu", "cuda")
+"""Devices on which PyTorch sums segments."""
 
 
 @dataclass
@@ -221,20 +225,24 @@ def _owners(counts: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def sums_of(values: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """The sums of the first ``counts[0]`` values, of the next ``counts[1]``, and so on; the same bits in every run."""
+    """The sums of the first ``counts[0]`` values, of the next ``counts[1]``, and so on; on CPUs and on CUDA the same bits in
+    every run."""
     if len(counts) == len(values):
         return values
-    lengths = constant(counts, values.device)
-    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+    if values.device.type not in _SEGMENTS:
+        sums = values.new_zeros((len(counts), *values.shape[1:]))
+        return sums.index_add_(0, owners_of(counts, values.device), values)
+    return torch.segment_reduce(values, "sum", lengths=constant(counts, values.device), unsafe=True)
 
 
 def chunked(items: Iterable[T], size: Callable[[T], int], device: torch.device) -> Iterator[list[T]]:
-    """``items`` in runs that a device works on at once: an accelerator on all of them, a CPU on what its caches hold."""
+    """``items`` in runs that a device works on at once."""
+    most = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
     chunk: list[T] = []
     total = 0
     for item in items:
         own = size(item)
-        if chunk and device.type == "cpu" and total + own > _CHUNK:
+        if chunk and total + own > most:
             yield chunk
             chunk, total = [], 0
         chunk.append(item)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lnb
+from lnb import arenas
 from lnb.arenas import Arenas, chunked, sums_of
 from lnb_kernels import _native
 
@@ -188,22 +189,27 @@ def test_a_state_saved_before_there_were_arenas_loads_and_goes_on() -> None:
 
 
 def test_entries_of_an_arena() -> None:
-    arenas, like = Arenas(), torch.empty(())
+    kept, like = Arenas(), torch.empty(())
     states: list[dict[str, Any]] = [{}, {"x": torch.tensor([7.0])}, {}]
     shapes = [(2,), (1,), (3,)]
-    chosen = arenas.select("x", states, shapes, like, start=lambda: torch.arange(6.0))
+    chosen = kept.select("x", states, shapes, like, start=lambda: torch.arange(6.0))
     assert torch.equal(chosen.read(), torch.tensor([0.0, 1.0, 7.0, 3.0, 4.0, 5.0]))
-    apart = arenas.select("x", [states[0], states[2]], [(2,), (3,)], like)
+    apart = kept.select("x", [states[0], states[2]], [(2,), (3,)], like)
     assert torch.equal(apart.read(), torch.tensor([0.0, 1.0, 3.0, 4.0, 5.0]))
     apart.write(torch.full((5,), 9.0), torch.tensor([True, False, True, True, True]))
     assert torch.equal(chosen.read(), torch.tensor([9.0, 1.0, 7.0, 9.0, 9.0, 9.0]))
     assert torch.equal(states[2]["x"], torch.full((3,), 9.0))
     assert apart.memory() is None
-    turned = arenas.select("x", [states[2], states[1]], [(3,), (1,)], like)
+    turned = kept.select("x", [states[2], states[1]], [(3,), (1,)], like)
     assert torch.equal(turned.read(), torch.tensor([9.0, 9.0, 9.0, 7.0]))
 
 
-def test_sums_and_runs() -> None:
+def test_sums_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(sums_of(torch.arange(6.0), (1, 3, 2)), torch.tensor([0.0, 6.0, 9.0]))
+    with monkeypatch.context() as patched:  # as on devices without sums of segments
+        patched.setattr(arenas, "_SEGMENTS", ())
+        assert torch.equal(sums_of(torch.arange(6.0), (1, 3, 2)), torch.tensor([0.0, 6.0, 9.0]))
+        assert torch.equal(sums_of(torch.ones(6, 2), (4, 2)), torch.tensor([[4.0, 4.0], [2.0, 2.0]]))
     assert list(chunked([3, 1 << 19, 4, 5], int, torch.device("cpu"))) == [[3], [1 << 19], [4, 5]]
     assert list(chunked([3, 1 << 19, 4], int, torch.device("meta"))) == [[3, 1 << 19, 4]]
+    assert list(chunked([3, 1 << 26, 4], int, torch.device("meta"))) == [[3], [1 << 26], [4]]
