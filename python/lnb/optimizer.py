@@ -364,7 +364,7 @@ class LNB(Optimizer):
         super().zero_grad(set_to_none)
         self._guard.forget()
         blocks = self._optimized_blocks()
-        marks = {block.weight: mark_zeroed(block.weight) for block in blocks if block.weight.grad is not None}
+        marks = {block.weight: mark_zeroed(block.weight) for block in blocks}
         self._zeroed = {weight: mark for weight, mark in marks.items() if mark is not None}
         self._clear_captures(blocks)
 

@@ -53,7 +53,7 @@ class Prepared:
         for state, key, value in self.kept:
             if state.get(key) is not value:
                 return False
-        if not all(map(_is_usual, work.blocks)) or not _factors(work.blocks):
+        if not all(map(_is_usual, work.blocks)) or not _solves(work.blocks):
             return False
         if any(work.groups[self.parameters[places[0]]] is not group for group, places in self.places):
             return False
@@ -121,6 +121,11 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
     if any("gradient_square" not in work.states[p] for p in work.others) or not work.blocks:
         return None
     parameters = list(work.parameters)
+    momentum = [work.states[parameter]["momentum"] for parameter in parameters]
+    squares = [work.states[p]["gradient_square"] for p in work.others]
+    gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+    if not StepTables.serves([*parameters, *momentum, *squares, *gradients]) or not _solves(work.blocks):
+        return None
     states = [work.states[parameter] for parameter in parameters]
     of_layers = [layer.state for layer in work.blocks]
     place = {parameter: i for i, parameter in enumerate(parameters)}
@@ -129,11 +134,6 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
         bias = place[layer.parameters[1]] if layer.with_bias else None
         weight = layer.block.weight
         layers.append(StepLayer(place[weight], bias, layer.block.d_in, state["row_square"], usual_norm(layer.block)))
-    momentum = [state["momentum"] for state in states]
-    squares = [work.states[p]["gradient_square"] for p in work.others]
-    gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-    if not StepTables.serves([*parameters, *momentum, *squares, *gradients]) or not _factors(work.blocks):
-        return None
     wide = torch.empty((), dtype=torch.float64)
     keys = ("independent_square", "weight_norm", "growth", "radius")
     found = [arenas.select(key, of_layers, [()] * len(layers), wide) for key in keys]
@@ -158,11 +158,16 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
 
 
 def _factors(works: list[BlockWork]) -> list[StepFactor]:
-    """What the states hold of each layer; nothing where the tables do not serve that."""
-    found = [StepFactor(s["factor"], s.get("factor_mean"), s["output_factor"]) for s in (work.state for work in works)]
-    if any(work.with_bias != (factor.mean is not None) for work, factor in zip(works, found, strict=True)):
-        return []  # a bias was frozen or thawed since the last refresh
-    return found if StepTables.solves(found) else []
+    """What the states hold of each layer."""
+    return [StepFactor(s["factor"], s.get("factor_mean"), s["output_factor"]) for s in (work.state for work in works)]
+
+
+def _solves(works: list[BlockWork]) -> bool:
+    """Whether the tables serve that."""
+    factors = _factors(works)
+    if any(work.with_bias != (factor.mean is not None) for work, factor in zip(works, factors, strict=True)):
+        return False  # a bias was frozen or thawed since the last refresh
+    return StepTables.solves(factors)
 
 
 def _serves(config: Config) -> bool:
