@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lnb.cli.errors import reported
 from lnb.cli.settings import parse_settings
+from lnb.cli.version import version_option
 from lnb_bench.cli.spec import RunSpec
 from lnb_bench.training import MODELS, OPTIMIZERS, SCHEDULES, TASKS, TrainingError
 
@@ -24,20 +25,8 @@ app = typer.Typer(
 RUN, MODEL, FILES = "The run", "The model and data", "Files"
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        import lnb_kernels
-
-        typer.echo(f"lnb-bench {lnb_kernels.__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
+def main(version: Annotated[bool, version_option("lnb-bench")] = False) -> None:
     """Train networks with Linear Neuron Boosting and other optimizers, and compare them."""
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from lnb.cli.errors import CommandError, reported
+from lnb.cli.version import version_option
 from lnb.config import DEFAULT_LR
 
 app = typer.Typer(
@@ -20,20 +21,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        import lnb_kernels
-
-        typer.echo(f"lnb {lnb_kernels.__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
+def main(version: Annotated[bool, version_option("lnb")] = False) -> None:
     """Linear Neuron Boosting: see what it does for a model, and how it compares with AdamW."""
 
 

@@ -14,19 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from harness_commands import invoke
 from killing import kill_once
-from typer.testing import CliRunner
 
-from lnb_bench.cli.app import app
 from lnb_bench.training.checkpoint import load_checkpoint, save_checkpoint
 from lnb_bench.training.lock import locked
-
-
-def invoke(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from harness_commands import invoke
 from killing import kill_once
-from typer.testing import CliRunner
 
-from lnb_bench.cli.app import app
 from lnb_bench.training.checkpoint import load_checkpoint
-
-
-def invoke(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
 
 
 def series(out: Path) -> list[dict[str, Any]]:

@@ -11,22 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness_commands import invoke
 from small_study import PROFILES, SUITE
-from typer.testing import CliRunner
 
-from lnb_bench.cli.app import app
 from lnb_bench.study import Findings, Store, SuiteError, compare, families, load_profile, load_suite
 from lnb_bench.study.markdown import markdown
 from lnb_bench.study.profiles import save_profile
 from lnb_bench.training import TrainingError
 from lnb_bench.training.lock import locked
-
-
-def invoke(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from harness_commands import invoke
 from killing import kill_once
-from typer.testing import CliRunner
 
 import lnb
 import lnb_bench
 import lnb_kernels
-from lnb_bench.cli.app import app
 from lnb_bench.cli.study import duration
 from lnb_bench.study import Cell, Outcome, Store, Suite, compare, load_suite, run_suite, runner
 from lnb_bench.study.environment import environment
@@ -37,12 +36,6 @@ def series(folder: Path) -> dict[str, Any]:
         raw = json.loads(file.read_text())
         found[file.name] = [{k: v for k, v in r.items() if k != "seconds"} for r in raw["records"]], raw["failure"]
     return found
-
-
-def invoke(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
 
 
 def test_a_killed_study_goes_on_and_repeats_nothing(suite_file: Path, tmp_path: Path) -> None:
