@@ -69,12 +69,16 @@ def with_ones(x: torch.Tensor) -> torch.Tensor:
 
 
 class Operators(TorchDispatchMode):
-    """Within it, the names of the operators that reach the device are noted, in ``seen``."""
+    """Within it, the names of the operators that reach the device are noted, in ``seen``; in ``launched`` those that do more
+    than look at memory in another shape."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
+        self.launched: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.append(str(func))
+        if not func.is_view:
+            self.launched.append(str(func))
         return func(*args, **(kwargs or {}))

@@ -22,8 +22,43 @@ LISTS = ("weights", "biases", "inverses", "means", "roots", "squares")
 def two_sided_directions_(problems: Sequence[Problem], noise: float) -> Tensor:
     """Overwrite weight and bias of every problem by their directions; see :func:`lnb_kernels.two_sided_directions_`."""
     require_apart(problems)
-    sums = [two_sided_direction_(*problem, noise) for problem in problems]
-    return torch.cat(sums) if sums else torch.empty(0, 4)
+    if not problems:
+        return torch.empty(0, 4)
+    if problems[0][0].is_cpu:  # one at a time, so that only one has its copies in memory
+        return torch.cat([two_sided_direction_(*problem, noise) for problem in problems])
+    return by_kind_(problems, noise)
+
+
+def by_kind_(problems: Sequence[Problem], noise: float) -> Tensor:
+    """The same with problems of equal shapes solved together: on an accelerator the calls of each would cost more than the
+    stack."""
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for i, problem in enumerate(problems):
+        kind = problem[0].dtype, *(None if tensor is None else tensor.shape for tensor in problem)
+        kinds.setdefault(kind, []).append(i)
+    sums: dict[int, Tensor] = {}
+    for members in kinds.values():
+        if len(members) == 1:
+            sums[members[0]] = two_sided_direction_(*problems[members[0]], noise)
+            continue
+        columns = zip(*(problems[i] for i in members), strict=True)
+        weight, bias, inverse, mean, root, squares = map(_stacked, columns)
+        assert weight is not None
+        assert inverse is not None
+        assert root is not None
+        found = two_sided_direction_(weight, bias, inverse, mean, root, squares, noise)
+        for place, solved in ((0, weight), (1, bias)):
+            if solved is not None:
+                written = [tensor for i in members if (tensor := problems[i][place]) is not None]
+                torch._foreach_copy_(written, list(solved.unbind()))
+        matrices = problems[members[0]][0].shape[:-2].numel()
+        sums.update(zip(members, found.split([matrices] * len(members)), strict=True))
+    return torch.cat([sums[i] for i in range(len(problems))])
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    given = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(given) if given else None
 
 
 def require_apart(problems: Sequence[Problem]) -> None:

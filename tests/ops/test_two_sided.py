@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import assert_close_to_reference
+from support import Operators, assert_close_to_reference
 from torch import Tensor
 from two_sided_support import problem, row_squares
 
@@ -263,6 +263,26 @@ def test_written_tensors_with_gaps_are_written() -> None:
     strided = with_gaps(weight), with_gaps(bias)
     native_kernel.two_sided_directions_([(*strided, *constants)], 1.0)  # type: ignore[list-item]
     assert same(strided, (step, step_bias))  # type: ignore[arg-type]
+
+
+def test_layers_of_equal_shapes_are_solved_together_on_accelerators() -> None:
+    """The same directions and sums, in calls that do not grow with the layers."""
+    kinds = [((1,), 6, 8, 3, 4, True, True), ((2,), 4, 8, 4, 8, False, True), ((1,), 5, 7, 5, 7, True, False)]
+    problems = [problem(*kind) for kind in (*kinds[:2], *kinds, kinds[0])]
+    apart = [tuple(None if t is None else t.clone() for t in values) for values in problems]
+    sums = reference.by_kind_(problems, 0.3)
+    wanted = torch.cat([reference.two_sided_direction_(*values, 0.3) for values in apart])
+    torch.testing.assert_close(sums, wanted, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(problems, apart, strict=True):
+        for place in (0, 1):
+            torch.testing.assert_close(mine[place], theirs[place], rtol=1e-5, atol=1e-6)
+    counts = []
+    for layers in (4, 12):
+        alike = [problem(*kinds[0]) for _ in range(layers)]
+        with Operators() as found:
+            reference.by_kind_(alike, 0.3)
+        counts.append(len(found.launched))
+    assert counts[0] == counts[1]
 
 
 @needs_native

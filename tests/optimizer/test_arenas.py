@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from support import Operators
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lnb
 from lnb import arenas
@@ -19,19 +19,6 @@ from lnb_kernels import _native
 
 KEPT = Path(__file__).parent / "data" / "state_before_arenas.pt"
 BLOCKS = ("second_moment", "factor", "output_moment", "output_factor")
-
-
-class Calls(TorchDispatchMode):
-    """The operators called, but for those that only look at memory in another shape."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view:
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def deep(layers: int) -> nn.Sequential:
@@ -74,9 +61,9 @@ def calls_of_a_step(layers: int, seeds: int, **settings: Any) -> int:
     optimizer = lnb.LNB(model, lr=0.01, **settings)
     train(model, optimizer, range(seeds))
     backward(model, optimizer, seeds)
-    with Calls() as calls:
+    with Operators() as found:
         optimizer.step()
-    return len(calls.names)
+    return len(found.launched)
 
 
 @pytest.mark.parametrize("seeds", [9, 10, 11])
