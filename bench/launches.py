@@ -72,7 +72,8 @@ def _describe(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 @contextmanager
-def _recording(arch: arches.Arch, launches: list[Launch]) -> Iterator[None]:
+def recording(arch: arches.Arch, launches: list[Launch]) -> Iterator[None]:
+    """Inside, the launches of Triton kernels are appended to ``launches`` and not made."""
     from triton.runtime.jit import JITFunction
 
     run, interpreted = JITFunction.run, arches.INTERPRETED
@@ -90,6 +91,6 @@ def _recording(arch: arches.Arch, launches: list[Launch]) -> Iterator[None]:
 def record(call: Callable[[], Any], arch: arches.Arch) -> list[Launch]:
     """The launches of ``call``, whose tensors live on the meta device, on ``arch``."""
     launches: list[Launch] = []
-    with _recording(arch, launches):
+    with recording(arch, launches):
         call()
     return launches

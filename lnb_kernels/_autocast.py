@@ -30,7 +30,7 @@ def cast_layer(
 
 def disabled(device: torch.device) -> AbstractContextManager[Any]:
     """Switch autocast off. Inside an autocast region, an op would else multiply, and return, statistics in bfloat16."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

@@ -17,6 +17,17 @@ from lnb_kernels._checks import PLAIN
 
 _PLAIN_ARGUMENTS = PLAIN | {int, float, bool, type(None)}
 _LIBRARY = torch.library.Library("lnb_kernels", "FRAGMENT")
+_kernels: dict[str, Callable[..., Any]] = {}
+
+
+def kernel_of(name: str) -> Callable[..., Any]:
+    """What the op ``lnb_kernels::<name>`` runs on real tensors: also for tensors whose fake would run otherwise."""
+    if name in _kernels:
+        return _kernels[name]
+    from torch._library.custom_ops import OPDEFS
+
+    kernel: Callable[..., Any] = OPDEFS[f"lnb_kernels::{name}"]._init_fn
+    return kernel
 
 
 def define(
@@ -32,6 +43,7 @@ def define(
             computes by other ops, or by this one inside :func:`below_autograd`.
     """
     name = schema.partition("(")[0]
+    _kernels[name] = kernel
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lnb_kernels::{name}", fake, lib=_LIBRARY)
@@ -86,6 +98,7 @@ def define_in_place(
             torch.autograd.graph.increment_version(written)
         return result
 
+    _kernels[name] = counted
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, counted, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lnb_kernels::{name}", fake, lib=_LIBRARY)

@@ -54,9 +54,12 @@ class Simulator:
         self._library.cusim_launch_name.restype = ctypes.c_char_p
         self.set()
 
-    def set(self, order: str = "forward", seed: int = 1, fail_launch: int = -1, first_block: int = 0) -> None:
-        """Choose the order of threads, which launch from now on fails, and the first block to run; counts restart."""
-        self._library.cusim_set(ORDERS[order], seed, fail_launch, first_block)
+    def set(
+        self, order: str = "forward", seed: int = 1, fail_launch: int = -1, first_block: int = 0, dry: bool = False
+    ) -> None:
+        """Choose the order of threads, which launch from now on fails, the first block to run, and whether launches are only
+        noted; counts restart."""
+        self._library.cusim_set(ORDERS[order], seed, fail_launch, first_block, dry)
 
     @property
     def traffic(self) -> tuple[int, int]:

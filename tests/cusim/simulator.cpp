@@ -32,6 +32,7 @@ struct Settings {
     std::mt19937 random{1};
     int fail_launch = -1;      // which launch from now on fails, counted from 0; none if negative
     unsigned first_block = 0;  // blocks before it are left out: to test offsets beyond what fits into memory
+    bool dry = false;          // launches are noted and not made
 } settings;
 
 struct Record {
@@ -284,6 +285,7 @@ void launch(const char* name, unsigned blocks, int threads, size_t shared_bytes,
         throw std::runtime_error("cusim: a block of " + std::to_string(threads) + " threads");
     if (shared_bytes > 227 * 1024) throw std::runtime_error("cusim: more than 227 KiB of shared memory");
     block.threads.resize(threads);
+    if (settings.dry) return;
     block.dim = {static_cast<unsigned>(threads), 1, 1};
     block.body = &body;
     block.error.clear();
@@ -311,8 +313,8 @@ int last_error() {
 
 // For the tests, through ctypes.
 extern "C" __attribute__((visibility("default"))) void cusim_set(int order, unsigned seed, int fail_launch,
-                                                                 unsigned first_block) {
-    simulator::settings = {static_cast<simulator::Order>(order), std::mt19937(seed), fail_launch, first_block};
+                                                                 unsigned first_block, bool dry) {
+    simulator::settings = {static_cast<simulator::Order>(order), std::mt19937(seed), fail_launch, first_block, dry};
     simulator::counts = {};
 }
 extern "C" __attribute__((visibility("default"))) uint64_t cusim_read() {

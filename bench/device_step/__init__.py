@@ -1,0 +1,1 @@
+"""The meter of a training step on an accelerator, without one: launches, bytes, memory and time, from what is really called."""

@@ -1,0 +1,258 @@
+"""Counts what a piece of code asks of an accelerator, from meta tensors: launches, bytes, FLOPs, borrowed memory, host reads.
+
+Every operator that reaches the device is seen by a dispatch mode. PyTorch's own count as they are launched on CUDA: one launch
+each, lists of tensors (``_foreach``) one per table. The project's ops run the code that they would run on an NVIDIA GPU:
+Triton launches are recorded, and the CUDA module is the one that the tests compile for a CPU, which here starts its launchers
+but no kernel. An operator that is not known here is an error, not a zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "python"), str(ROOT / "bench"), str(ROOT / "tests")]
+
+import launches as triton_launches  # noqa: E402
+from cusim.simulated import Simulator, simulator  # noqa: E402
+from lnb_kernels import _backend, _cuda  # noqa: E402
+from lnb_kernels._library import kernel_of  # noqa: E402
+from lnb_kernels._triton.arch import ARCHS  # noqa: E402
+
+from device_step.operators import foreach_launches, is_free, require_known  # noqa: E402
+from device_step.traffic import cuda_traffic  # noqa: E402
+
+
+@dataclass
+class Launch:
+    """One or more launches of one operator.
+
+    Attributes:
+        name: of the operator or kernel.
+        count: launches.
+        bytes: read and written.
+        flops: of matrix products; nothing else is bound by arithmetic.
+        dtype: of the products.
+    """
+
+    name: str
+    count: int
+    bytes: int
+    flops: int = 0
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass
+class Record:
+    """What was counted between two points.
+
+    Attributes:
+        launched: in order.
+        borrowed: the most bytes of tensors alive at once that were made since the beginning and are gone at the end.
+        host_reads: operators by which the host waits for the device.
+    """
+
+    launched: list[Launch] = field(default_factory=list)
+    borrowed: int = 0
+    host_reads: list[str] = field(default_factory=list)
+
+    @property
+    def launches(self) -> int:
+        """In all."""
+        return sum(launch.count for launch in self.launched)
+
+    @property
+    def bytes(self) -> int:
+        """In all."""
+        return sum(launch.bytes for launch in self.launched)
+
+
+class Counter(TorchDispatchMode):
+    """Within it, all operators on meta tensors are counted in ``record``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record = Record()
+        self._alive: dict[int, int] = {}  # bytes of storages made within, by number
+        self._now = 0
+        self._peak: list[tuple[int, dict[int, int]]] = []
+        self._numbers = itertools.count()
+        self._depth = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = str(func)
+        if name.startswith("lnb_kernels."):
+            return self._own(func, args, kwargs)
+        known_host_read = name in ("aten._local_scalar_dense.default", "aten.equal.default", "aten.nonzero.default")
+        if known_host_read:
+            if any(tensor.is_meta for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)):
+                self.record.host_reads.append(name)
+                if func is torch.ops.aten._local_scalar_dense.default:
+                    return 0.0
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        tensors = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
+        made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
+        if not any(tensor.is_meta for tensor in (*tensors, *made)):
+            return result  # on the host
+        for tensor in made:
+            self._note(tensor)
+        if is_free(func):
+            return result
+        require_known(name)
+        known = {tensor.untyped_storage()._cdata for tensor in tensors}
+        moved = sum(_bytes(tensor) for tensor in tensors if tensor.is_meta)
+        moved += sum(_bytes(tensor) for tensor in made if tensor.untyped_storage()._cdata not in known)
+        for argument in func._schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:  # read above, and written
+                written = args[_place(func, argument.name)] if _place(func, argument.name) < len(args) else ()
+                moved += sum(_bytes(t) for t in tree_leaves(written) if isinstance(t, Tensor))
+        flops, dtype = 0, torch.float32
+        if func._overloadpacket in flop_registry:
+            flops = int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=result))
+            dtype = tensors[0].dtype
+        self.record.launched.append(Launch(name, foreach_launches(name, args), moved, flops, dtype))
+        return result
+
+    def _own(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the op's own code on these tensors, as on a GPU."""
+        if not any(t.is_meta for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
+            return func(*args, **kwargs)
+        kernel = kernel_of(func._schema.name.removeprefix("lnb_kernels::"))
+        with self, torch._C._AutoDispatchBelowAutograd():
+            return kernel(*args, **kwargs)
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if not tensor.is_meta or getattr(storage, "_counted", False):
+            return
+        number = next(self._numbers)
+        storage._counted = True
+        size = storage.nbytes()
+        self._alive[number] = size
+        self._now += size
+        if not self._peak or self._now > self._peak[-1][0]:
+            self._peak = [(self._now, dict(self._alive))]
+        weakref.finalize(storage, self._forget, number)
+
+    def _forget(self, number: int) -> None:
+        self._now -= self._alive.pop(number, 0)
+
+    def finish(self) -> Record:
+        """The record, with what the code borrowed: of the bytes alive at the peak, those that are gone now."""
+        if self._peak:
+            self.record.borrowed = sum(size for number, size in self._peak[0][1].items() if number not in self._alive)
+        return self.record
+
+
+def _place(func: Any, name: str) -> int:
+    return next(i for i, argument in enumerate(func._schema.arguments) if argument.name == name)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+class _DryModule:
+    """The CUDA module: its launchers run and are noted, its kernels do not."""
+
+    def __init__(self, simulated: Simulator, counter: Counter) -> None:
+        self._simulated, self._counter = simulated, counter
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._simulated.module, name)
+        if not callable(value) or isinstance(value, type) or name in ("supported", "combines", "Memory"):
+            return value
+
+        def call(*args: Any) -> Any:
+            before = len(self._simulated.launches)
+            result = value(*args)
+            made = self._simulated.launches[before:]
+            if made:
+                moved, flops = cuda_traffic(name, args)
+                self._counter.record.launched.append(
+                    Launch(made[0] if len(set(made)) == 1 else name, len(made), moved, flops)
+                )
+            return result
+
+        return call
+
+
+@contextmanager
+def counting() -> Iterator[Counter]:
+    """Meta tensors inside are those of an H100: yields what counts. Addresses are made up."""
+    simulated = simulator()
+    simulated.set(dry=True)
+    counter = Counter()
+    addresses: dict[int, int] = {}
+    free = itertools.count(1)
+    candidate = _backend.candidate
+    data_ptr = Tensor.data_ptr
+
+    def address(tensor: Tensor) -> int:
+        if not tensor.is_meta:
+            return data_ptr(tensor)
+        if tensor.numel() == 0:
+            return 0
+        storage = tensor.untyped_storage()
+        known = addresses.get(storage._cdata)
+        if known is None:
+            known = addresses[storage._cdata] = next(free) << 40
+            weakref.finalize(storage, addresses.pop, storage._cdata, None)
+        return known + tensor.storage_offset() * tensor.element_size()
+
+    def as_on_a_gpu(route: Any, device: torch.device, dtype: torch.dtype, backend: str) -> str:
+        return candidate(route, torch.device("cuda") if device.type == "meta" else device, dtype, backend)
+
+    module = _DryModule(simulated, counter)
+    arch = next(arch for name, arch in ARCHS.items() if "90" in str(name))
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(_cuda, "module", lambda device: module))
+        stack.enter_context(mock.patch.object(_cuda, "where", lambda tensor: (0, 0)))
+        stack.enter_context(mock.patch.object(_backend, "candidate", as_on_a_gpu))
+        stack.enter_context(mock.patch.object(Tensor, "data_ptr", address))
+        stack.enter_context(triton_launches.recording(arch, _TritonLaunches(counter)))
+        stack.enter_context(counter)
+        try:
+            yield counter
+        finally:
+            simulated.set()
+
+
+class _TritonLaunches(list[Any]):
+    """Where the recorder of Triton launches puts them: they are noted in their order among the others."""
+
+    def __init__(self, counter: Counter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def append(self, launch: Any) -> None:
+        moved = sum(_bytes(value) for value in launch.values.values() if isinstance(value, Tensor))
+        self._counter.record.launched.append(Launch(f"triton.{launch.name}", 1, moved))
+
+
+def milliseconds_of(record: Record, bytes_per_second: float, flops_per_second: dict[torch.dtype, float]) -> float:
+    """The device's time for ``record``, were all launches known beforehand."""
+    return 1e3 * math.fsum(duration(launch, bytes_per_second, flops_per_second) for launch in record.launched)
+
+
+def duration(launch: Launch, bytes_per_second: float, flops_per_second: dict[torch.dtype, float]) -> float:
+    """Seconds of a launch: those of its bytes or of its products, whichever is longer."""
+    rate = flops_per_second.get(launch.dtype, flops_per_second[torch.float32])
+    return max(launch.bytes / bytes_per_second, launch.flops / rate)

@@ -1,0 +1,63 @@
+"""Bytes that the CUDA module's kernels move, from what their launchers are given; ``tests/cusim/test_traffic.py`` counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_SIZES = {"FLOAT64": 8, "FLOAT32": 4, "BFLOAT16": 2, "FLOAT16": 2}
+
+
+def cuda_traffic(function: str, args: Sequence[Any]) -> tuple[int, int]:
+    """Bytes read and written, and FLOPs of products, of one call of the module's ``function``."""
+    return _TRAFFIC[function](args)
+
+
+def _size(kind: Any) -> int:
+    return _SIZES[kind.name]
+
+
+def _ema(args: Sequence[Any]) -> tuple[int, int]:
+    _, x, _, y, sizes, *_ = args
+    return sum(sizes) * (2 * _size(x) + _size(y)), 0
+
+
+def _ema_combined(args: Sequence[Any]) -> tuple[int, int]:
+    _, x, _, y, _, sizes, *_ = args
+    return sum(sizes) * (3 * _size(x) + _size(y)), 0
+
+
+def _dot(args: Sequence[Any]) -> tuple[int, int]:
+    xs, x, ys, y, sizes, *_ = args
+    return sum(n * (_size(x) + (0 if a == b else _size(y))) for a, b, n in zip(xs, ys, sizes, strict=True)), 0
+
+
+def _segment_sums(args: Sequence[Any]) -> tuple[int, int]:
+    first = args[0]
+    return 8 * (first[-1] + len(first) - 1), 0
+
+
+def _apply(args: Sequence[Any]) -> tuple[int, int]:
+    _, x, _, y, sizes, *_ = args
+    return sum(sizes) * (2 * _size(x) + _size(y)), 0
+
+
+def _apply_master(args: Sequence[Any]) -> tuple[int, int]:
+    _, _, copy, _, y, sizes, *_ = args
+    return sum(sizes) * (8 + _size(copy) + _size(y)), 0
+
+
+def _all_finite(args: Sequence[Any]) -> tuple[int, int]:
+    _, x, sizes, *_ = args
+    return sum(sizes) * _size(x), 0
+
+
+_TRAFFIC: dict[str, Callable[[Sequence[Any]], tuple[int, int]]] = {
+    "ema": _ema,
+    "ema_combined": _ema_combined,
+    "dot": _dot,
+    "segment_sums": _segment_sums,
+    "apply": _apply,
+    "apply_master": _apply_master,
+    "all_finite": _all_finite,
+}
