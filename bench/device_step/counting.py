@@ -106,6 +106,11 @@ class Counter(TorchDispatchMode):
                 if func is torch.ops.aten._local_scalar_dense.default:
                     return 0.0
             return func(*args, **kwargs)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # a chain of others
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         result = func(*args, **kwargs)
         tensors = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
         made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]

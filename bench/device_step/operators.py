@@ -11,13 +11,13 @@ from torch import Tensor
 _FREE = {
     "aten.empty.memory_format", "aten.empty_like.default", "aten.empty_strided.default", "aten.new_empty.default",
     "aten.new_empty_strided.default", "aten._to_copy.host", "aten.lift_fresh.default", "aten.set_.source_Storage",
-    "aten._unsafe_view.default", "aten.resize_.default", "aten._debug_has_internal_overlap.default",
+    "aten._unsafe_view.default", "aten.resize_.default", "aten.detach_.default", "aten._debug_has_internal_overlap.default",
 }  # fmt: skip
 
 # One launch each: elementwise, fills, copies, reductions, gathers, products by cuBLAS and cuDNN, normalisations, attention.
 _SINGLE = {
     "__and__", "__or__", "__xor__", "bitwise_and_", "linspace", "norm", "div_scalar", "pow_", "prod", "var", "floor", "ceil", "round",
-    "remainder", "log1p", "expm1", "repeat", "roll", "flip", "gelu_", "hardtanh", "reciprocal_", "sqrt_", "exp_", "abs_", "square_",
+    "remainder", "frexp", "nll_loss2d_forward", "nll_loss2d_backward", "log1p", "expm1", "repeat", "roll", "flip", "gelu_", "hardtanh", "reciprocal_", "sqrt_", "exp_", "abs_", "square_",
     "abs", "add", "add_", "addcmul", "addcmul_", "addmm", "all", "amax", "amin", "any", "arange", "argmax", "baddbmm",
     "bitwise_and", "bitwise_not", "bitwise_or", "bmm", "clamp", "clamp_", "clamp_min", "clamp_max", "clone", "copy_",
     "cos", "diag_embed", "div", "div_", "embedding", "embedding_dense_backward", "eq", "exp", "eye", "fill_", "full",
@@ -39,6 +39,7 @@ _SINGLE = {
 
 # More than one: the kernels that PyTorch starts for one call.
 _SEVERAL = {
+    "ldexp": 2,  # a power and a product
     "linalg_vector_norm": 1, "linalg_cholesky_ex": 3, "cholesky_inverse": 3, "linalg_solve_triangular": 2,
     "native_layer_norm_backward": 2, "native_batch_norm_backward": 2, "convolution_backward": 3, "cumsum": 2, "sort": 4,
     "_scaled_dot_product_flash_attention_backward": 3, "_scaled_dot_product_efficient_attention_backward": 3,
