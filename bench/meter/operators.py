@@ -61,7 +61,7 @@ def require_known(name: str) -> None:
     base = name.removeprefix("aten.").partition(".")[0]
     if not (name.startswith("aten.") and (base in _SINGLE or base in _SEVERAL or base == "cat" or base == "stack")):
         if not base.startswith("_foreach_"):
-            raise NotImplementedError(f"device_step: nothing is known of {name}; add it to bench/device_step/operators.py")
+            raise NotImplementedError(f"device_step: nothing is known of {name}; add it to bench/meter/operators.py")
 
 
 def foreach_launches(name: str, args: tuple[Any, ...]) -> int:

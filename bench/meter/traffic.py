@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 _SIZES = {"FLOAT64": 8, "FLOAT32": 4, "BFLOAT16": 2, "FLOAT16": 2}
 
 
 def cuda_traffic(function: str, args: Sequence[Any]) -> tuple[int, int]:
     """Bytes read and written, and FLOPs of products, of one call of the module's ``function``."""
     return _TRAFFIC[function](args)
+
+
+def moment_flops(op: str, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> int:
+    """FLOPs of the second moments among what a layer's op returned: half of every symmetric product, by im2col for convolutions."""
+    if not op.endswith(("second_moment", "_backward")):
+        return 0
+    moments = [r for r in results if r.dim() >= 2 and r.shape[-1] == r.shape[-2] and r.dtype == torch.float32]
+    moments = [r for r in moments if r.dim() >= 3 or op.endswith("second_moment")]
+    if "conv2d" in op:
+        rows = inputs[0].shape[0] * inputs[0].shape[-1] * inputs[0].shape[-2]
+    else:
+        rows = max(x.numel() // x.shape[-1] for x in inputs[:2])
+    return sum(rows * moment.numel() for moment in moments)
 
 
 def _size(kind: Any) -> int:

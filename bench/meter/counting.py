@@ -9,7 +9,6 @@ but no kernel. An operator that is not known here is an error, not a zero.
 from __future__ import annotations
 
 import itertools
-import math
 import sys
 import weakref
 from collections.abc import Iterator
@@ -30,12 +29,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "python"), str(ROOT / "bench"), str(ROOT /
 
 import launches as triton_launches  # noqa: E402
 from cusim.simulated import Simulator, simulator  # noqa: E402
-from lnb_kernels import _backend, _cuda  # noqa: E402
+from lnb_kernels import _autocast, _backend, _cuda  # noqa: E402
 from lnb_kernels._library import kernel_of  # noqa: E402
 from lnb_kernels._triton.arch import ARCHS  # noqa: E402
 
-from device_step.operators import foreach_launches, is_free, require_known  # noqa: E402
-from device_step.traffic import cuda_traffic  # noqa: E402
+from meter.operators import foreach_launches, is_free, require_known  # noqa: E402
+from meter.traffic import cuda_traffic, moment_flops  # noqa: E402
 
 
 @dataclass
@@ -80,6 +79,13 @@ class Record:
     def bytes(self) -> int:
         """In all."""
         return sum(launch.bytes for launch in self.launched)
+
+
+def moment_products(op: str, args: Any, result: Any) -> list[Launch]:
+    """The arithmetic of the second moments that an op of a layer returned, as an entry without launches of its own."""
+    inputs = [value for value in args if isinstance(value, Tensor)]
+    flops = moment_flops(op, inputs, [value for value in tree_leaves(result) if isinstance(value, Tensor)])
+    return [Launch("second moments", 0, 0, flops, inputs[0].dtype)] if flops else []
 
 
 class Counter(TorchDispatchMode):
@@ -141,7 +147,9 @@ class Counter(TorchDispatchMode):
             return func(*args, **kwargs)
         kernel = kernel_of(func._schema.name.removeprefix("lnb_kernels::"))
         with self, torch._C._AutoDispatchBelowAutograd():
-            return kernel(*args, **kwargs)
+            result = kernel(*args, **kwargs)
+        self.record.launched += moment_products(func._schema.name, args, result)
+        return result
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -200,8 +208,12 @@ class _DryModule:
 
 
 @contextmanager
-def counting() -> Iterator[Counter]:
-    """Meta tensors inside are those of an H100: yields what counts. Addresses are made up."""
+def counting(autocast: torch.dtype | None = None) -> Iterator[Counter]:
+    """Meta tensors inside are those of an H100: yields what counts. Addresses are made up.
+
+    Args:
+        autocast: to which layers cast their inputs, as in a region of ``torch.autocast``, which knows no meta tensors.
+    """
     simulated = simulator()
     simulated.set(dry=True)
     counter = Counter()
@@ -225,12 +237,16 @@ def counting() -> Iterator[Counter]:
     def as_on_a_gpu(route: Any, device: torch.device, dtype: torch.dtype, backend: str) -> str:
         return candidate(route, torch.device("cuda") if device.type == "meta" else device, dtype, backend)
 
+    def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tensors if autocast is None else tuple(x if x is None else x.to(autocast) for x in tensors)
+
     module = _DryModule(simulated, counter)
     arch = next(arch for name, arch in ARCHS.items() if "90" in str(name))
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(_cuda, "module", lambda device: module))
         stack.enter_context(mock.patch.object(_cuda, "where", lambda tensor: (0, 0)))
         stack.enter_context(mock.patch.object(_backend, "candidate", as_on_a_gpu))
+        stack.enter_context(mock.patch.object(_autocast, "cast_layer", cast))
         stack.enter_context(mock.patch.object(Tensor, "data_ptr", address))
         stack.enter_context(triton_launches.recording(arch, _TritonLaunches(counter)))
         stack.enter_context(counter)
@@ -251,13 +267,3 @@ class _TritonLaunches(list[Any]):
         moved = sum(_bytes(value) for value in launch.values.values() if isinstance(value, Tensor))
         self._counter.record.launched.append(Launch(f"triton.{launch.name}", 1, moved))
 
-
-def milliseconds_of(record: Record, bytes_per_second: float, flops_per_second: dict[torch.dtype, float]) -> float:
-    """The device's time for ``record``, were all launches known beforehand."""
-    return 1e3 * math.fsum(duration(launch, bytes_per_second, flops_per_second) for launch in record.launched)
-
-
-def duration(launch: Launch, bytes_per_second: float, flops_per_second: dict[torch.dtype, float]) -> float:
-    """Seconds of a launch: those of its bytes or of its products, whichever is longer."""
-    rate = flops_per_second.get(launch.dtype, flops_per_second[torch.float32])
-    return max(launch.bytes / bytes_per_second, launch.flops / rate)
