@@ -247,6 +247,8 @@ def counting(autocast: torch.dtype | None = None) -> Iterator[Counter]:
         stack.enter_context(mock.patch.object(_cuda, "where", lambda tensor: (0, 0)))
         stack.enter_context(mock.patch.object(_backend, "candidate", as_on_a_gpu))
         stack.enter_context(mock.patch.object(_autocast, "cast_layer", cast))
+        for name in ("linear", "conv2d"):  # of layers that gather nothing
+            stack.enter_context(mock.patch.object(torch.nn.functional, name, _casting(name, cast)))
         stack.enter_context(mock.patch.object(Tensor, "data_ptr", address))
         stack.enter_context(triton_launches.recording(arch, _TritonLaunches(counter)))
         stack.enter_context(counter)
@@ -254,6 +256,16 @@ def counting(autocast: torch.dtype | None = None) -> Iterator[Counter]:
             yield counter
         finally:
             simulated.set()
+
+
+def _casting(name: str, cast: Any) -> Any:
+    plain = getattr(torch.nn.functional, name)
+
+    def layer(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = plain(*cast(x, weight, bias), *args, **kwargs)
+        return result
+
+    return layer
 
 
 class _TritonLaunches(list[Any]):
@@ -266,4 +278,3 @@ class _TritonLaunches(list[Any]):
     def append(self, launch: Any) -> None:
         moved = sum(_bytes(value) for value in launch.values.values() if isinstance(value, Tensor))
         self._counter.record.launched.append(Launch(f"triton.{launch.name}", 1, moved))
-

@@ -88,6 +88,8 @@ def measure(case: Case, autocast: torch.dtype | None = None, **settings: Any) ->
 
 def _kept(optimizer: lnb.LNB) -> int:
     """Bytes of the optimizer's state, and of the memory that it keeps to work in."""
-    values = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    values = [
+        value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
+    ]
     storages = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in values}
     return sum(storages.values()) + optimizer.plan().scratch_bytes

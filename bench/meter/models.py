@@ -67,7 +67,7 @@ class GPT(nn.Module):
         """``[batch, length]`` to ``[batch, length, vocabulary]``."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.norm(self.blocks(self.tokens(tokens) + self.positions(places)))
-        return x @ self.tokens.weight.to(x.dtype).t()
+        return F.linear(x, self.tokens.weight)
 
 
 class ViT(nn.Module):
@@ -106,7 +106,12 @@ class _Bottleneck(nn.Module):
 
 def resnet50() -> nn.Module:
     """ResNet-50 for images of 224 x 224 and 1,000 classes."""
-    parts: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    parts: list[nn.Module] = [
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+    ]
     channels = 64
     for stage, (width, count) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
         for i in range(count):

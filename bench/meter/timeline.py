@@ -30,7 +30,12 @@ class Rates:
 # Nine tenths of the peak bandwidth, and two thirds of the peak of dense products, which good kernels reach.
 H100 = Rates(
     0.9 * 3.35e12,
-    {torch.bfloat16: 0.66 * 989e12, torch.float16: 0.66 * 989e12, torch.float32: 0.66 * 495e12, torch.float64: 0.66 * 67e12},
+    {
+        torch.bfloat16: 0.66 * 989e12,
+        torch.float16: 0.66 * 989e12,
+        torch.float32: 0.66 * 495e12,
+        torch.float64: 0.66 * 67e12,
+    },
     4e-6,
     1.5e-6,
 )
@@ -47,5 +52,7 @@ def seconds(records: Iterable[Record], rates: Rates = H100) -> float:
 
 
 def _duration(launch: Launch, rates: Rates) -> float:
-    busy = max(launch.bytes / rates.memory, launch.flops / rates.products.get(launch.dtype, rates.products[torch.float32]))
+    busy = max(
+        launch.bytes / rates.memory, launch.flops / rates.products.get(launch.dtype, rates.products[torch.float32])
+    )
     return max(busy, launch.count * rates.least)

@@ -68,6 +68,11 @@ def _all_finite(args: Sequence[Any]) -> tuple[int, int]:
     return sum(sizes) * _size(x), 0
 
 
+def _moment_flags(args: Sequence[Any]) -> tuple[int, int]:
+    _, counts, sides, *_ = args
+    return sum(8 * count * side for count, side in zip(counts, sides, strict=True)), 0
+
+
 _TRAFFIC: dict[str, Callable[[Sequence[Any]], tuple[int, int]]] = {
     "ema": _ema,
     "ema_combined": _ema_combined,
@@ -76,4 +81,5 @@ _TRAFFIC: dict[str, Callable[[Sequence[Any]], tuple[int, int]]] = {
     "apply": _apply,
     "apply_master": _apply_master,
     "all_finite": _all_finite,
+    "moment_flags": _moment_flags,
 }

@@ -13,6 +13,7 @@
 
 #include "address_checks.h"
 #include "cuda/device.h"
+#include "cuda/moment_flags.h"
 #include "cuda/multi_tensor.h"
 #include "cuda/pcg.h"
 
@@ -163,6 +164,30 @@ void all_finite(const Addresses& tensors, Type type, const Sizes& sizes, uintptr
        [&](void* stream) { lnb::cuda::all_finite(work.data(), count(work), type, pointer<bool>(finite), stream); });
 }
 
+void moment_flags(const Addresses& moments, const Sizes& counts, const Sizes& sides, uintptr_t sums, uintptr_t squares,
+                  const Where& where) {
+    if (counts.size() != moments.size() || sides.size() != moments.size()) {
+        throw std::invalid_argument("moments: a count and a side each");
+    }
+    std::vector<lnb::cuda::Moments> layers(moments.size());
+    for (size_t i = 0; i < moments.size(); ++i) {
+        const std::string name = lnb::label("moments", i);
+        if (counts[i] < 1 || counts[i] > INT32_MAX || sides[i] < 1 || sides[i] > INT32_MAX) {
+            throw std::invalid_argument(name + " has " + std::to_string(counts[i]) + " matrices of side " +
+                                        std::to_string(sides[i]) + "; allowed are 1 to 2147483647 of each");
+        }
+        check_memory(name, moments[i], entries(name, {counts[i], sides[i], sides[i]}), Type::kFloat32);
+        layers[i] = {pointer<const float>(moments[i]), counts[i], sides[i]};
+    }
+    if (!layers.empty() && (sums == 0 || squares == 0)) {
+        throw std::invalid_argument("sums and squares have entries but a null pointer");
+    }
+    on(where, [&](void* stream) {
+        lnb::cuda::moment_flags(layers.data(), static_cast<int64_t>(layers.size()), pointer<bool>(sums),
+                                pointer<bool>(squares), stream);
+    });
+}
+
 // Addresses and sizes of one layer, in the order of the structs' members.
 template <size_t kCount>
 using Fields = std::array<int64_t, kCount>;
@@ -296,6 +321,7 @@ PYBIND11_MODULE(_cuda_module, m) {
     m.def("apply", &apply);
     m.def("apply_master", &apply_master);
     m.def("all_finite", &all_finite);
+    m.def("moment_flags", &moment_flags);
     m.def("pcg_rows", &pcg_rows);
     m.def("pcg_phase", &pcg_phase);
 }

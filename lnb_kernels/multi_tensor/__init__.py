@@ -8,6 +8,7 @@ from lnb_kernels.multi_tensor.op import (
     ema_,
     ema_combined_,
     ema_squared_norms_,
+    moment_flags,
     squared_row_norms,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "ema_",
     "ema_combined_",
     "ema_squared_norms_",
+    "moment_flags",
     "squared_row_norms",
 ]

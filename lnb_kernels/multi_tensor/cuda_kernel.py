@@ -32,6 +32,21 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     return finite & reference.all_finite(at(tensors, rest)) if rest else finite
 
 
+def moment_flags(moments: Sequence[Tensor]) -> Tensor:
+    """As :func:`lnb_kernels.multi_tensor.reference.moment_flags`: one launch for up to 1,024 moments."""
+    if any(x.dtype != torch.float32 or not x.is_contiguous() or x.is_neg() or x.numel() == 0 for x in moments):
+        return reference.moment_flags(moments)
+    native = _cuda.module(moments[0].device)
+    flags = torch.ones((2, len(moments)), dtype=torch.bool, device=moments[0].device)
+    sides = [moment.shape[-1] for moment in moments]
+    counts = [moment.shape[:-2].numel() for moment in moments]
+    native.moment_flags(
+        [moment.data_ptr() for moment in moments], counts, sides, flags[0].data_ptr(), flags[1].data_ptr(),
+        _cuda.where(flags),
+    )  # fmt: skip
+    return flags
+
+
 def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_`."""
     native = _cuda.module(averages[0].device)

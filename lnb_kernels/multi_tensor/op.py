@@ -18,17 +18,19 @@ from lnb_kernels.multi_tensor import checks, reference
 from lnb_kernels.scaling import sum_dtype
 
 
-def _define(schema: str, fake: Callable[..., Any], *, writes: int, cuda: bool = True) -> Callable[..., Any]:
+def _define(
+    schema: str, fake: Callable[..., Any], *, writes: int, cuda: bool = True, native: bool = True
+) -> Callable[..., Any]:
     """Register ``lnb_kernels::multi_tensor_<schema>`` and its routes; it writes to its first ``writes`` lists of tensors.
 
-    With ``cuda`` there is a CUDA kernel.
+    With ``cuda`` there is a CUDA kernel, with ``native`` one for CPUs.
     """
     name = "multi_tensor_" + schema.partition("(")[0]
     short = name.removeprefix("multi_tensor_")
     _backend.register(
         name,
         _by_reference(getattr(reference, short), re.findall(r"Tensor[^ ]*\[\] (\w+)", schema), writes),
-        native=f"lnb_kernels.multi_tensor.native_kernel:{short}",
+        native=f"lnb_kernels.multi_tensor.native_kernel:{short}" if native else None,
         native_cuda=f"lnb_kernels.multi_tensor.cuda_kernel:{short}" if cuda else None,
         native_dtypes=frozenset(DTYPES),
     )
@@ -57,6 +59,12 @@ def _dot_like(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] 
 
 _all_finite = _define(
     "all_finite(Tensor[] tensors) -> Tensor", lambda tensors: tensors[0].new_empty((), dtype=torch.bool), writes=0
+)
+_moment_flags = _define(
+    "moment_flags(Tensor[] moments) -> Tensor",
+    lambda moments: moments[0].new_empty((2, len(moments)), dtype=torch.bool),
+    writes=0,
+    native=False,
 )
 _ema = _define(
     "ema_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor? ok) -> ()",
@@ -113,6 +121,31 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
         return torch.ones((), dtype=torch.bool)
     finite: Tensor = _all_finite(tensors)
     return finite
+
+
+def moment_flags(moments: Sequence[Tensor]) -> Tensor:
+    """What can be used of second moments with a column of ones, as :func:`lnb_kernels.second_moment` makes them.
+
+    Args:
+        moments: floating tensors ``[..., n, n]``, on one device; of every matrix the last row is ``sum [x 1]``.
+
+    Returns:
+        Bool ``[2, moments]`` on that device: whether the sums of the inputs are finite, and whether their squares are, the
+        diagonal. The host does not wait for it.
+
+    Raises:
+        TypeError: not a list of dense floating tensors.
+        ValueError: it is empty or of more than one device, or a moment is not square.
+    """
+    op = "multi_tensor.moment_flags"
+    checks.tensors(op, "moments", moments)
+    if not moments:
+        raise ValueError(f"{op}: moments is empty; at least one is needed")
+    for i, moment in enumerate(moments):
+        if moment.dim() < 2 or moment.shape[-1] != moment.shape[-2] or moment.shape[-1] == 0:
+            raise ValueError(f"{op}: moments[{i}] has shape {tuple(moment.shape)}; allowed is [..., n, n]")
+    flags: Tensor = _moment_flags(moments)
+    return flags
 
 
 def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None = None) -> None:

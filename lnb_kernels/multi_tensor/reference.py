@@ -24,6 +24,12 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([norm.isfinite() for norm in largest]).all()
 
 
+def moment_flags(moments: Sequence[Tensor]) -> Tensor:
+    """Of each moment ``[..., n, n]``, whether the last rows are finite, the sums of inputs, and whether the diagonals are."""
+    parts = [moment[..., -1, :] for moment in moments], [moment.diagonal(dim1=-2, dim2=-1) for moment in moments]
+    return torch.stack([torch.stack([part.isfinite().all() for part in of_kind]) for of_kind in parts])
+
+
 @torch.no_grad()
 def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
     """``average <- beta average + (1 - beta) value`` where ``ok``."""

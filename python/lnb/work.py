@@ -196,8 +196,9 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     entries are bounded by the squares (Cauchy-Schwarz).
     """
     read: list[Tensor] = [parameter.grad for parameter in work.parameters if parameter.grad is not None]
+    flags = [] if wait else _flags_of_moments(work.blocks)
     for block in work.blocks:
-        if block.moments is not None:
+        if block.moments is not None and not flags:
             read.append(block.moments[..., -1, :])
         if block.channels is not None:
             read += [block.channels[0], block.channels[2]]
@@ -210,29 +211,36 @@ def check_finite(work: Work, wait: bool) -> Verdict:
         for tensor in read:
             by_device.setdefault(tensor.device, []).append(tensor)
         found = [multi_tensor.all_finite(tensors).to(read[0].device) for tensors in by_device.values()]
+        found += [sums.all().to(read[0].device) for _, sums, _ in flags]
         ok = found[0] if len(found) == 1 else torch.stack(found).all()
     verdict = Verdict(ok, wait)
-    _note_squarable(work.blocks, verdict.known)
+    if flags:
+        for blocks, _, squares in flags:
+            for block, finite in zip(blocks, squares.unbind(), strict=True):
+                block.squarable = finite
+    else:
+        _note_squarable(work.blocks, verdict.known)
     return verdict
 
 
-def _note_squarable(blocks: list[BlockWork], read: bool) -> None:
-    """Set :attr:`BlockWork.squarable`, by few calls for each device; if the host may ``read`` it, only where that is false."""
-    by_device: dict[torch.device, list[tuple[BlockWork, Tensor]]] = {}
-    for block in blocks:
-        squares = [_squares(x, block.block) for x in block.inputs]
-        if block.moments is not None:
-            squares.append(block.moments.diagonal(dim1=-2, dim2=-1))
-        if block.channels is not None:
-            squares.append(block.channels[1])
-        for square in squares:
-            by_device.setdefault(square.device, []).append((block, square))
-    for found in by_device.values():
-        largest = torch.stack(torch._foreach_norm([square for _, square in found], math.inf)).isfinite()
-        if read and bool(largest.all()):
-            continue
-        for (block, _), finite in zip(found, largest.unbind(), strict=True):
-            block.squarable = finite if block.squarable is None else block.squarable & finite
+def _flags_of_moments(blocks: list[BlockWork]) -> list[tuple[list[BlockWork], Tensor, Tensor]]:
+    """On accelerators, of the layers of each device that gathered moments: whether sums and squares are finite, ``[layers]``.
+
+    Empty where layers gathered anything else, and on CPUs, where both are read in passes that are made anyway.
+    """
+    gathered = [block for block in blocks if block.moments is not None]
+    if any(block.inputs or block.channels is not None for block in blocks):
+        return []
+    by_device: dict[torch.device, list[BlockWork]] = {}
+    for block in gathered:
+        by_device.setdefault(block.block.weight.device, []).append(block)
+    if any(device.type == "cpu" for device in by_device):
+        return []
+    found = []
+    for members in by_device.values():
+        sums, squares = multi_tensor.moment_flags([x.moments for x in members if x.moments is not None]).unbind()
+        found.append((members, sums, squares))
+    return found
 
 
 def _squares(x: Tensor, block: Block) -> Tensor:

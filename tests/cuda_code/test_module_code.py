@@ -19,7 +19,7 @@ ARCHS = {"sm_80", "sm_90a", "sm_100a"}
 # Registers per thread: multi-tensor kernels run 4 blocks of 256 threads on a multiprocessor, the others at least 2.
 REGISTERS = {
     "ema_kernel": 64, "ema_combined_kernel": 64, "dot_kernel": 64, "apply_kernel": 64, "all_finite_kernel": 64,
-    "segment_sums_kernel": 64,
+    "segment_sums_kernel": 64, "moment_flags_kernel": 64,
     "pcg_rows_kernel": 128, "pcg_phase_kernel": 128, "probe_kernel": 16,
 }  # fmt: skip
 READS_BY_16_BYTES = {
