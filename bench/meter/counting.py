@@ -29,10 +29,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "python"), str(ROOT / "bench"), str(ROOT /
 
 import launches as triton_launches  # noqa: E402
 from cusim.simulated import Simulator, simulator  # noqa: E402
+
 from lnb_kernels import _autocast, _backend, _cuda  # noqa: E402
 from lnb_kernels._library import kernel_of  # noqa: E402
 from lnb_kernels._triton.arch import ARCHS  # noqa: E402
-
 from meter.operators import foreach_launches, is_free, require_known  # noqa: E402
 from meter.traffic import cuda_traffic, moment_flops  # noqa: E402
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import lnb
 import torch
 from torch import nn
 
+import lnb
 from meter.counting import Launch, Record, counting
 from meter.models import Case
 from meter.operators import tables

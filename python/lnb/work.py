@@ -243,6 +243,25 @@ def _flags_of_moments(blocks: list[BlockWork]) -> list[tuple[list[BlockWork], Te
     return found
 
 
+def _note_squarable(blocks: list[BlockWork], read: bool) -> None:
+    """Set :attr:`BlockWork.squarable`, by few calls for each device; if the host may ``read`` it, only where that is false."""
+    by_device: dict[torch.device, list[tuple[BlockWork, Tensor]]] = {}
+    for block in blocks:
+        squares = [_squares(x, block.block) for x in block.inputs]
+        if block.moments is not None:
+            squares.append(block.moments.diagonal(dim1=-2, dim2=-1))
+        if block.channels is not None:
+            squares.append(block.channels[1])
+        for square in squares:
+            by_device.setdefault(square.device, []).append((block, square))
+    for found in by_device.values():
+        largest = torch.stack(torch._foreach_norm([square for _, square in found], math.inf)).isfinite()
+        if read and bool(largest.all()):
+            continue
+        for (block, _), finite in zip(found, largest.unbind(), strict=True):
+            block.squarable = finite if block.squarable is None else block.squarable & finite
+
+
 def _squares(x: Tensor, block: Block) -> Tensor:
     """The sum of squares of every input feature, of a convolution every channel."""
     feature = x.dim() - (3 if block.is_convolution else 1)
