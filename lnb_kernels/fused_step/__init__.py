@@ -1,0 +1,9 @@
+"""A step of the trust region "two_sided" on an accelerator, in a few launches for all layers of a model.
+
+:func:`direct_layers_` makes the directions from the gradients, :func:`finish_layers_` their rows' and layers' scales.
+"""
+
+from lnb_kernels.fused_step.layers import partial_count, serves
+from lnb_kernels.fused_step.op import direct_layers_, finish_layers_
+
+__all__ = ["direct_layers_", "finish_layers_", "partial_count", "serves"]

@@ -1,0 +1,101 @@
+"""What the two ops know of a layer, and where its numbers lie among those of all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lnb_kernels._checks import PLAIN
+
+LARGEST_BLOCK = 144
+"""Side of a block up to which the CUDA kernel keeps a tile in a multiprocessor's shared memory."""
+
+SUMS = 6
+"""Partial sums of a row in a tile: ``<H, M>``, ``||H||^2``, ``H mu``, ``<H, g~>``, ``||g~||^2``, ``||g||^2``."""
+
+
+@dataclass(frozen=True)
+class DirectLayer:
+    """A layer whose direction is wanted. Tensors as :func:`lnb_kernels.fused_step.direct_layers_` takes them."""
+
+    direction: Tensor
+    momentum: Tensor
+    gradient: Tensor
+    bias_gradient: Tensor | None
+    bias_momentum: Tensor | None
+    inverse: Tensor
+    mean: Tensor | None
+    root: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Of all matrices."""
+        return self.gradient.shape[:-1].numel()
+
+    @property
+    def column_blocks(self) -> int:
+        """Diagonal blocks of the inverse, of one matrix."""
+        return self.inverse.shape[-3]
+
+
+@dataclass(frozen=True)
+class FinishLayer:
+    """A layer whose direction there is. Tensors and numbers as :func:`lnb_kernels.fused_step.finish_layers_` takes them."""
+
+    rows: int
+    column_blocks: int
+    bias_momentum: Tensor | None
+    bias_direction: Tensor | None
+    bias_gradient: Tensor | None
+    step: int
+    usual_norm: float
+    rate: float | Tensor
+
+
+def partial_count(rows: Sequence[int], column_blocks: Sequence[int]) -> int:
+    """Entries of ``partials``: the sums of every row, of all its matrices, in every block of columns."""
+    return SUMS * sum(n * blocks for n, blocks in zip(rows, column_blocks, strict=True))
+
+
+def offsets(rows: Sequence[int], column_blocks: Sequence[int]) -> list[tuple[int, int]]:
+    """Of each layer, its first row among those of all layers, and its first entry of ``partials``."""
+    found, row, entry = [], 0, 0
+    for n, blocks in zip(rows, column_blocks, strict=True):
+        found.append((row, entry))
+        row += n
+        entry += SUMS * n * blocks
+    return found
+
+
+def serves(
+    directions: Sequence[Tensor],
+    momentum: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    bias_gradients: Sequence[Tensor | None],
+    bias_momentum: Sequence[Tensor | None],
+    inverses: Sequence[Tensor],
+    means: Sequence[Tensor | None],
+    roots: Sequence[Tensor],
+) -> bool:
+    """Whether the CUDA kernel of :func:`lnb_kernels.fused_step.direct_layers_` takes all of these layers.
+
+    It takes plain, contiguous tensors of the dtypes named there, float64 excepted, and blocks of sides up to
+    :data:`LARGEST_BLOCK`. The op takes the others by its reference. Nothing is asked of the device.
+    """
+    columns = (directions, momentum, gradients, bias_gradients, bias_momentum, inverses, means, roots)
+    return all(is_served(DirectLayer(*entries)) for entries in zip(*columns, strict=True))
+
+
+def is_served(layer: DirectLayer) -> bool:
+    """:func:`serves` of one layer."""
+    tensors = [tensor for tensor in vars(layer).values() if tensor is not None]
+    return (
+        max(layer.inverse.shape[-1], layer.root.shape[-1]) <= LARGEST_BLOCK
+        and set(map(type, tensors)) <= PLAIN
+        and all(map(Tensor.is_contiguous, tensors))
+        and True not in map(Tensor.is_neg, tensors)
+        and torch.float64 not in {tensor.dtype for tensor in tensors}
+    )

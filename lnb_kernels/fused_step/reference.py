@@ -1,0 +1,256 @@
+"""The two ops in plain PyTorch: the executable specification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lnb_kernels.fused_step.layers import SUMS, DirectLayer, FinishLayer, offsets
+from lnb_kernels.scaling import sum_dtype, unit_scale
+from lnb_kernels.step_tables import StepSettings
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Of all layers: the written tensors of :func:`lnb_kernels.fused_step.finish_layers_`, by its names."""
+
+    row_scales: Tensor
+    row_square: Tensor
+    independent: Tensor
+    growth: Tensor
+    radius: Tensor
+    sums: Tensor
+    scales: Tensor
+    products: Tensor
+
+
+@torch.no_grad()
+def direct_layers_(
+    layers: Sequence[DirectLayer],
+    partials: Tensor,
+    mixed_biases: Tensor,
+    shares: Tensor,
+    bias_shares: Tensor | None,
+    decay: float,
+    take: float,
+    ok: Tensor | None,
+    precision: str,
+) -> None:
+    """As :func:`lnb_kernels.fused_step.direct_layers_`; products are in the dtype of the averages, whatever ``precision``."""
+    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
+    for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)):
+        share = None if bias_shares is None else bias_shares[i]
+        count = SUMS * layer.rows * layer.column_blocks
+        direct_layer_(
+            layer,
+            partials[entry : entry + count],
+            mixed_biases[row : row + layer.rows],
+            shares[i],
+            share,
+            decay,
+            take,
+            ok,
+        )
+
+
+def direct_layer_(
+    layer: DirectLayer,
+    partials: Tensor,
+    mixed_bias: Tensor,
+    share: Tensor,
+    bias_share: Tensor | None,
+    decay: float,
+    take: float,
+    ok: Tensor | None,
+) -> None:
+    """One layer of :func:`direct_layers_`, with its part of ``partials`` and of ``mixed_biases``.
+
+    Every tile, and every block of ``P^(-1/2)``, is brought to unit size by a power of two, which rounds nothing.
+    """
+    average = averaged(layer.momentum, layer.gradient, decay)
+    ahead = looking_ahead(average, layer.gradient, share, take)
+    side, size = layer.root.shape[-1], layer.inverse.shape[-1]
+    gradient = _tiles(layer.gradient.to(average.dtype), side, size)
+    tiles = _tiles(ahead, side, size)  # [..., row blocks, column blocks, side, size]
+    root = (layer.root * unit_scale(layer.root)).unsqueeze(-3)  # [..., row blocks, 1, side, side]
+    bias = mean = None
+    if layer.bias_gradient is not None and layer.bias_momentum is not None and layer.mean is not None:
+        assert bias_share is not None
+        own = averaged(layer.bias_momentum, layer.bias_gradient, decay)
+        own = looking_ahead(own, layer.bias_gradient, bias_share, take)
+        bias = own.view(*layer.root.shape[:-1]).unsqueeze(-2).unsqueeze(-1)  # [..., row blocks, 1, side, 1]
+        mean = layer.mean.unflatten(-1, (-1, size)).unsqueeze(-3).unsqueeze(-2)  # [..., 1, column blocks, 1, size]
+    unit = unit_scale(tiles, None if bias is None else bias.expand(*tiles.shape[:-1], 1))
+    centred = tiles * unit
+    if bias is not None and mean is not None:
+        centred = centred - (bias * unit) * mean
+    mixed = root @ centred
+    step = mixed @ layer.inverse.unsqueeze(-4)
+    wide = sum_dtype(step.device)
+    back = 1 / unit.to(wide).squeeze(-1)
+    sums = torch.stack(
+        [
+            _dot(step, mixed) * back**2,
+            _dot(step, step) * back**2,
+            torch.zeros_like(back) if mean is None else _dot(step, mean.expand_as(step)) * back,
+            _dot(step, tiles * unit) * back**2,
+            _dot(tiles * unit, tiles * unit) * back**2,
+            _dot(gradient, gradient),
+        ],
+        dim=-1,
+    )  # [..., row blocks, column blocks, side, 6]
+    blocks = layer.column_blocks
+    if bias is not None:
+        _keep(mixed_bias, (root @ bias).to(wide).flatten(), ok)
+    _keep(partials, sums.movedim(-3, 0).reshape(blocks, layer.rows, SUMS).flatten(), ok)
+    _keep(layer.momentum, average, ok)
+    _keep(layer.direction, _joined(step * (1 / unit), layer.direction.shape), ok)
+
+
+def averaged(momentum: Tensor, gradient: Tensor, decay: float) -> Tensor:
+    """``b m + (1 - b) g``."""
+    return momentum * decay + gradient.to(momentum.dtype).view_as(momentum) * (1 - decay)
+
+
+def looking_ahead(average: Tensor, gradient: Tensor, share: Tensor, take: float) -> Tensor:
+    """``g~ = share m + take g``. Not 0 times a gradient that may be NaN."""
+    scaled = average * share.to(average.dtype)
+    return scaled if take == 0 else scaled + gradient.to(average.dtype).view_as(average) * take
+
+
+def _tiles(matrix: Tensor, side: int, size: int) -> Tensor:
+    """``[..., m, d]`` as ``[..., m / side, d / size, side, size]``."""
+    cut: Tensor = matrix.unflatten(-1, (-1, size)).unflatten(-3, (-1, side)).movedim(-2, -3)
+    return cut
+
+
+def _joined(tiles: Tensor, shape: torch.Size) -> Tensor:
+    """The matrix that :func:`_tiles` cut."""
+    return tiles.movedim(-3, -2).reshape(shape)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Of every pair of rows."""
+    wide = sum_dtype(x.device)
+    return (x.to(wide) * y.to(wide)).sum(-1)
+
+
+def _keep(target: Tensor, fresh: Tensor, ok: Tensor | None) -> None:
+    """``fresh`` to ``target``, where ``ok`` is None or True."""
+    fresh = fresh.to(target.dtype).view_as(target)
+    target.copy_(fresh if ok is None else torch.where(ok, fresh, target))
+
+
+@torch.no_grad()
+def finish_layers_(
+    layers: Sequence[FinishLayer],
+    numbers: Numbers,
+    partials: Tensor,
+    mixed_biases: Tensor,
+    steps: Tensor,
+    weight_norm: Tensor,
+    bias_shares: Tensor | None,
+    settings: StepSettings,
+    ok: Tensor | None,
+) -> None:
+    """As :func:`lnb_kernels.fused_step.finish_layers_`."""
+    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
+    for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)):
+        rows = slice(row, row + layer.rows)
+        blocks = partials[entry : entry + SUMS * layer.rows * layer.column_blocks]
+        own = Numbers(
+            numbers.row_scales[rows], numbers.row_square[rows], *(x[i] for x in list(vars(numbers).values())[2:])
+        )
+        share = None if bias_shares is None else bias_shares[i]
+        finish_layer_(
+            layer, own, blocks.view(layer.column_blocks, layer.rows, SUMS).sum(0), mixed_biases[rows], steps[layer.step],
+            weight_norm[i], share, settings, ok,
+        )  # fmt: skip
+
+
+def finish_layer_(
+    layer: FinishLayer,
+    own: Numbers,
+    partials: Tensor,
+    mixed_bias: Tensor,
+    step: Tensor,
+    weight_norm: Tensor,
+    bias_share: Tensor | None,
+    settings: StepSettings,
+    ok: Tensor | None,
+) -> None:
+    """One layer of :func:`finish_layers_`, with its entries of the numbers; ``partials`` ``[rows, 6]`` are added up."""
+    wide = partials.dtype
+    product, square, along_mean, gain, average_square, gradient_square = partials.unbind(-1)
+    t = step.to(wide).clamp(min=1)
+    b, take = settings.momentum, 1 - settings.momentum if settings.nesterov else 0.0
+    bias = None
+    if layer.bias_gradient is not None and layer.bias_momentum is not None and layer.bias_direction is not None:
+        assert bias_share is not None
+        momentum = averaged(layer.bias_momentum, layer.bias_gradient, b)
+        ahead = looking_ahead(momentum, layer.bias_gradient, bias_share, take).flatten().to(wide)
+        bias = layer.bias_direction, momentum, ahead
+        product = product + mixed_bias.square()
+        average_square = average_square + ahead.square()
+        gradient_square = gradient_square + layer.bias_gradient.flatten().to(wide).square()
+    fresh = gradient_square.clamp(max=torch.finfo(wide).max ** 0.75)  # an infinite mean square would never end
+    row_square = own.row_square + (1 - settings.b_rows) * (fresh - own.row_square)
+    mean_square = row_square / (1 - settings.b_rows**t)
+    free = torch.where(product > 0, product.rsqrt(), 0.0)
+    ratio = torch.where(mean_square > 0, average_square / mean_square, 0.0).clamp(max=1).sqrt()
+    row_scale = free * ratio * (ratio / settings.noise).clamp(max=1)
+    total = (row_scale * gain).sum()
+    if bias is not None:
+        bias_direction = (mixed_bias - along_mean) * row_scale
+        total = total + (bias_direction * bias[2]).sum()
+    sums = torch.stack(
+        [total, (row_scale.square() * square).sum(), (free.square() * square).sum(), average_square.sum()]
+    )
+    share = (b if settings.nesterov else 1.0) / (1 - b**t)
+    past = own.independent * b**2
+    independent = past + (1 - b) ** 2 * fresh.sum()
+    expected = share.square() * past + (share * (1 - b) + take).square() * fresh.sum()
+    rate = (
+        layer.rate.to(wide) if isinstance(layer.rate, Tensor) else torch.tensor(layer.rate, dtype=wide, device=t.device)
+    )
+    scale, growth, radius = bounded(
+        sums, expected, weight_norm, own.growth, own.radius, layer.usual_norm, rate, settings
+    )
+    if bias is not None and layer.bias_momentum is not None:
+        _keep(bias[0], bias_direction, ok)
+        _keep(layer.bias_momentum, bias[1], ok)
+    for target, value in (
+        (own.row_scales, row_scale), (own.row_square, row_square), (own.independent, independent), (own.growth, growth),
+        (own.radius, radius), (own.sums, sums), (own.scales, scale), (own.products, total),
+    ):  # fmt: skip
+        _keep(target, value, ok)
+
+
+def bounded(
+    sums: Tensor,
+    expected: Tensor,
+    weight_norm: Tensor,
+    growth: Tensor,
+    radius: Tensor,
+    usual_norm: float,
+    rate: Tensor,
+    settings: StepSettings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a layer's direction is multiplied by beside ``lr``, and its new growth and radius, ``[]`` each.
+
+    The step is at most the share ``min(change, largest / rate)`` of the weights' norm per unit of ``lr``, times the radius.
+    """
+    damped, free, average = torch.where(sums.isfinite(), sums, 0.0)[1:]
+    norm = weight_norm.clamp(min=usual_norm)
+    scale = sums[0].isfinite().to(sums.dtype)
+    length = (scale * free.sqrt()).clamp(min=torch.finfo(sums.dtype).tiny)
+    scale = scale * ((settings.largest / rate).clamp(max=settings.change) * norm / length).clamp(max=1)
+    shrink, grow = torch.full_like(radius, settings.shrink), torch.full_like(radius, settings.grow)
+    factor = torch.where(average < settings.opposed * expected, shrink, grow)
+    radius = (radius * factor).clamp(settings.least, 1.0)
+    scale = scale * radius
+    grown = 0.5 * damped * (rate * scale / norm).square()
+    return scale, growth + torch.where(grown.isfinite(), grown, 0.0), radius
