@@ -3,7 +3,9 @@
 :func:`direct_layers_` makes the directions from the gradients, :func:`finish_layers_` their rows' and layers' scales.
 """
 
+from lnb_kernels.fused_step.available import available
+from lnb_kernels.fused_step.checks import PRECISIONS
 from lnb_kernels.fused_step.layers import partial_count, serves
 from lnb_kernels.fused_step.op import direct_layers_, finish_layers_
 
-__all__ = ["direct_layers_", "finish_layers_", "partial_count", "serves"]
+__all__ = ["PRECISIONS", "available", "direct_layers_", "finish_layers_", "partial_count", "serves"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lnb.trust_regions import TrustRegion, names, region_named
+from lnb_kernels.fused_step import PRECISIONS
 
 SOLVERS = ("auto", "pcg", "cholesky", "arrow", "matrix_free", "dual")
 FORMER_TWO_SIDED = "balanced"
@@ -82,6 +83,9 @@ class Config:
             layers on CPUs that multiply it faster also round their operands, the covariance and the directions.
         master_weights: keep a float32 copy of every bfloat16 or float16 parameter, which takes the steps; the parameter is
             its rounding. Steps smaller than the parameter's precision then add up.
+        products: how NVIDIA GPUs multiply in the fused step of the default preset: ``"tf32"`` and ``"bf16"`` round the operands,
+            and directions are kept in bfloat16; with ``"tf32x3"`` products are as exact as in float32, and directions are
+            float32. Other steps and devices multiply as PyTorch does.
         max_overhead: the most time that statistics, solutions and trust regions may take, as a fraction of that of the
             layers' forward and backward passes, > 0; None for any. Where the settings are predicted to take more, layers
             get smaller blocks, refresh less often, or read fewer rows; see :meth:`lnb.LNB.plan`.
@@ -116,6 +120,7 @@ class Config:
     sample_every: int = 1
     moment_dtype: torch.dtype | None = None
     master_weights: bool = False
+    products: str = "tf32"
     max_overhead: float | None = None
     max_state_bytes: int | None = None
 
@@ -135,6 +140,7 @@ class Config:
         check_choice("ridge_mode", self.ridge_mode, RIDGE_MODES)
         check_choice("others", self.others, OTHERS)
         check_choice("damping", self.damping, DAMPINGS)
+        check_choice("products", self.products, PRECISIONS)
         if self.damping == "gain" and not self.region.scales_whole_steps:
             allowed = " or ".join(repr(name) for name in names() if region_named(name).scales_whole_steps)
             raise ValueError(
@@ -202,6 +208,11 @@ class Config:
     def overwrites_average(self) -> bool:
         """Whether the direction takes the place of the averaged gradient in memory."""
         return self.region.two_sided
+
+    @property
+    def direction_dtype(self) -> torch.dtype:
+        """In which the fused step of a GPU keeps directions: in 16 bits, its state is no larger than AdamW's."""
+        return torch.float32 if self.products == "tf32x3" else torch.bfloat16
 
     @property
     def keeps_direction(self) -> bool:

@@ -51,7 +51,7 @@ class PlanRow:
         state_bytes: what the optimizer keeps, gradient averages included.
         input_bytes: inputs kept from the backward pass to the step; 0 until rows are known.
         moment_bytes: the second moment that lives from the backward pass to the step, on steps that gather one.
-        scratch_bytes: host memory that is kept to work in; 0 on an accelerator.
+        scratch_bytes: memory that is kept to work in.
         rows: of one step; None until a backward pass was seen.
         cost: predicted seconds; None until rows are known.
         reason: why.

@@ -7,7 +7,7 @@ same settings and all state lies where it lay; otherwise they are made anew, or 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise
 from lnb.refresh import refresh
 from lnb.scratch import Scratch
 from lnb.solve import Solution
+from lnb.standing import Standing
 from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
 from lnb.weight_bound import LARGEST_CHANGE, WeightBound, usual_norm
@@ -34,30 +35,14 @@ class Prepared:
     """The tables of one set of parameters, and what they were made for."""
 
     tables: StepTables
-    blocks: list[tuple[object, Config, bool]]
-    parameters: list[nn.Parameter]
-    kept: list[tuple[State, str, Any]]
+    standing: Standing
     averages: dict[nn.Parameter, Tensor]
-    places: list[tuple[dict[str, Any], list[int]]]
 
     def fits(self, work: Work) -> bool:
         """Whether the tables serve this step."""
-        if len(work.parameters) != len(self.parameters) or len(work.blocks) != len(self.blocks):
+        if not self.standing.holds(work) or not all(map(_is_usual, work.blocks)) or not _solves(work.blocks):
             return False
-        for parameter, other in zip(work.parameters, self.parameters, strict=True):
-            if parameter is not other:
-                return False
-        for layer, (block, config, with_bias) in zip(work.blocks, self.blocks, strict=True):
-            if layer.block is not block or layer.config is not config or layer.with_bias != with_bias:
-                return False
-        for state, key, value in self.kept:
-            if state.get(key) is not value:
-                return False
-        if not all(map(_is_usual, work.blocks)) or not _solves(work.blocks):
-            return False
-        if any(work.groups[self.parameters[places[0]]] is not group for group, places in self.places):
-            return False
-        return self.tables.holds([cast(Tensor, parameter.grad) for parameter in self.parameters])
+        return self.tables.holds([cast(Tensor, parameter.grad) for parameter in self.standing.parameters])
 
 
 class PreparedShare:
@@ -78,8 +63,8 @@ class PreparedShare:
         sizes = [parameter.numel() for parameter in others]
         fresh = torch.empty(sum(sizes)).split(sizes) if sizes else ()
         averages = {**self.prepared.averages, **{p: x.view(p.shape) for p, x in zip(others, fresh, strict=True)}}
-        self.outputs = [averages[parameter] for parameter in self.prepared.parameters]
-        self.tables.average([cast(Tensor, p.grad) for p in self.prepared.parameters], self.outputs)
+        self.outputs = [averages[parameter] for parameter in self.prepared.standing.parameters]
+        self.tables.average([cast(Tensor, p.grad) for p in self.prepared.standing.parameters], self.outputs)
         self.tables.observe()
         if self.due:
             refresh(self.due, averages, self.verdict, self.arenas)
@@ -104,8 +89,8 @@ class PreparedShare:
 
     def apply(self) -> None:
         """Move the parameters."""
-        parameters = self.prepared.parameters
-        for group, places in self.prepared.places:
+        parameters = self.prepared.standing.parameters
+        for group, places in self.prepared.standing.places:
             lr, decay = float(group["lr"]), float(group["weight_decay"])
             decays = [decay] * len(places)
             if self.shorter:
@@ -116,7 +101,7 @@ class PreparedShare:
 
 def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Prepared | None:
     """Tables for ``work``, whose layers all have made a step; None where they do not serve it."""
-    if not _serves(config) or not all(_ready(x.config, x.state) and _is_usual(x) for x in work.blocks):
+    if not serves(config) or not all(_ready(x.config, x.state) and _is_usual(x) for x in work.blocks):
         return None
     if any("gradient_square" not in work.states[p] for p in work.others) or not work.blocks:
         return None
@@ -143,18 +128,8 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
         return None
     claimed = {p: momentum[place[p]] for layer in work.blocks for p in layer.parameters}
     averages = scratch.take(claimed)
-    places: dict[int, list[int]] = {}
-    group_of = [work.groups[parameter] for parameter in parameters]
-    for i, group in enumerate(group_of):
-        places.setdefault(id(group), []).append(i)
-    return Prepared(
-        StepTables(parameters, momentum, layers, squares, cast("list[Tensor]", numbers), _settings(config)),
-        [(layer.block, layer.config, layer.with_bias) for layer in work.blocks],
-        parameters,
-        [(state, key, state[key]) for state in states for key in _KEPT if key in state],
-        averages,
-        [(group_of[members[0]], members) for members in places.values()],
-    )
+    tables = StepTables(parameters, momentum, layers, squares, cast("list[Tensor]", numbers), settings_of(config))
+    return Prepared(tables, Standing.of(work, _KEPT), averages)
 
 
 def _factors(works: list[BlockWork]) -> list[StepFactor]:
@@ -170,7 +145,8 @@ def _solves(works: list[BlockWork]) -> bool:
     return StepTables.solves(factors)
 
 
-def _serves(config: Config) -> bool:
+def serves(config: Config) -> bool:
+    """Whether the settings are those for which a step has tables: the default's rules."""
     return (
         type(config.region) is TwoSided  # not one that has other scales
         and config.damping == "agreement"
@@ -190,7 +166,8 @@ def _is_usual(work: BlockWork) -> bool:
     return work.squarable is None and (moments is None or moments.shape[:2] == factor.shape[:2])
 
 
-def _settings(config: Config) -> StepSettings:
+def settings_of(config: Config) -> StepSettings:
+    """What the rules of a step need of the optimizer's settings."""
     return StepSettings(
         momentum=config.momentum,
         nesterov=config.nesterov,

@@ -17,6 +17,7 @@ from lnb.arenas import Arenas
 from lnb.averages import adam_directions, average_gradients
 from lnb.config import Config
 from lnb.damping import Agreement, observe_agreement
+from lnb.fused import Fused, FusedShare, prepare_fused
 from lnb.prepared import Prepared, PreparedShare, prepare
 from lnb.refresh import refresh
 from lnb.region import in_region, products_of, region_scales, shortened
@@ -33,11 +34,12 @@ class Memory:
     arenas: Arenas
     scratch: dict[torch.device, Scratch]
     prepared: dict[torch.device, Prepared]
+    fused: dict[torch.device, Fused]
 
     @classmethod
     def empty(cls) -> Memory:
         """As a new optimizer, or a copy of one, starts."""
-        return cls(Arenas(), {}, {})
+        return cls(Arenas(), {}, {}, {})
 
 
 @dataclass
@@ -102,6 +104,12 @@ def _share(work: Work, verdict: Verdict, config: Config, memory: Memory) -> _Sta
     """The stages in the form that serves this step."""
     device = work.parameters[0].device
     scratch = memory.scratch.setdefault(device, Scratch())
+    fused = memory.fused.pop(device, None)
+    if fused is None or not fused.standing.holds(work):
+        fused = prepare_fused(work, config, memory.arenas, scratch)
+    if fused is not None:
+        memory.fused[device] = fused
+        return FusedShare(fused, work, verdict, config, memory.arenas)
     prepared = memory.prepared.pop(device, None)
     if device.type == "cpu" and verdict.known:
         if prepared is None or not prepared.fits(work):

@@ -11,6 +11,7 @@ from lnb.factored import block_count
 from lnb.layers.capture import Rows, statistics_dtype
 from lnb.master import has_master
 from lnb.work import gathered_moments, moment_blocks
+from lnb_kernels import fused_step
 from lnb_kernels.scaling import sum_dtype
 
 _SCALAR = 4  # step counters are float32
@@ -58,9 +59,12 @@ def moment_bytes(block: Block, config: Config) -> int:
 
 
 def scratch_bytes(block: Block, config: Config) -> int:
-    """Host memory that is kept for the averages that directions overwrite (:mod:`lnb.scratch`)."""
-    if not config.overwrites_average or block.weight.device.type != "cpu":
+    """Memory that is kept for directions, and for the averages that they overwrite (:mod:`lnb.scratch`)."""
+    if not config.overwrites_average:
         return 0
+    if block.weight.device.type != "cpu":
+        fused = fused_step.available(block.weight.device) and block.weight.dtype != torch.float64
+        return block.weight.numel() * config.direction_dtype.itemsize if fused else 0
     return sum(p.numel() * statistics_dtype(p.dtype).itemsize for p in block.parameters)
 
 

@@ -1,0 +1,293 @@
+"""Steps of the default preset on NVIDIA GPUs, in a few launches whatever the number of layers (:mod:`lnb_kernels.fused_step`).
+
+The stages are those of :mod:`lnb.step`, with the same results up to the precision of the products. One pass over the gradients
+updates their averages and makes the directions; a small one scales rows and layers; a last one moves the parameters, those of
+no layer by Adam's rule. Nothing of a parameter's size is made in a step but the directions, which are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lnb.arenas import Arenas, constant
+from lnb.averages import state_like
+from lnb.config import Config
+from lnb.master import has_master, masters_of, remember
+from lnb.prepared import serves, settings_of
+from lnb.refresh import refresh
+from lnb.scratch import Scratch
+from lnb.solve import Solution
+from lnb.standing import Standing
+from lnb.statistics import bias_correction
+from lnb.verdict import Verdict
+from lnb.weight_bound import usual_norm
+from lnb.work import BlockWork, Work
+from lnb_kernels import fused_step, multi_tensor
+from lnb_kernels._checks import PLAIN
+from lnb_kernels.scaling import sum_dtype
+from lnb_kernels.step_tables import StepSettings
+
+_LAYER_NUMBERS = ("independent_square", "weight_norm", "growth", "radius")
+_KEPT = ("momentum", "row_square", *_LAYER_NUMBERS, "step", "gradient_square")
+_PARAMETERS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Fused:
+    """What the steps of one set of parameters work on, found once.
+
+    Attributes:
+        standing: what it was found for.
+        steps: the counts of all parameters, ``[parameters]``: weights, biases of layers, others.
+        places: of the counts: of each layer's weight, of its bias (or again its weight), and of the others.
+        row_square, independent, weight_norm, growth, radius: of all layers, side by side.
+        row_scales: of all rows of all layers; a step's own, as the four sums of every layer.
+        directions: of each layer's weight, and of its bias.
+        scales: of all layers, then of all others, ``[layers + others]``; and products likewise.
+        settings: of the rules.
+    """
+
+    standing: Standing
+    steps: Tensor
+    places: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    row_square: Tensor
+    independent: Tensor
+    weight_norm: Tensor
+    growth: Tensor
+    radius: Tensor
+    row_scales: Tensor
+    sums: Tensor
+    directions: list[Tensor]
+    bias_directions: list[Tensor | None]
+    scales: Tensor
+    products: Tensor
+    settings: StepSettings
+
+
+def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Fused | None:
+    """Find them, with zeros for layers that have made no step; None where the kernels do not serve this step."""
+    device = work.parameters[0].device
+    if not work.blocks or not serves(config) or not fused_step.available(device):
+        return None
+    if not all(map(_is_served, work.parameters)) or not all(_is_ready(layer) for layer in work.blocks):
+        return None
+    weights = [layer.block.weight for layer in work.blocks]
+    biases = [layer.parameters[1] if layer.with_bias else None for layer in work.blocks]
+    ordered = [*weights, *(bias for bias in biases if bias is not None), *work.others]
+    for parameter in ordered:
+        if "momentum" not in work.states[parameter]:
+            work.states[parameter]["momentum"] = state_like(parameter)
+    wide = torch.empty((), dtype=sum_dtype(device), device=device)
+    states = [layer.state for layer in work.blocks]
+    rows = [layer.block.shape[:2] for layer in work.blocks]
+    counted = arenas.select("step", [work.states[p] for p in ordered], [()] * len(ordered), wide.float())
+    found = [arenas.select("row_square", states, rows, wide)]
+    for key in _LAYER_NUMBERS:
+        start = 1.0 if key == "radius" else 0.0
+        found.append(arenas.select(key, states, [()] * len(states), wide, start=start))
+    numbers = [selection.memory() for selection in (counted, *found)]
+    if any(number is None for number in numbers):
+        return None  # layers that are frozen for a while lie between: the general form takes such steps
+    if work.others:
+        shapes = [tuple(parameter.shape) for parameter in work.others]
+        arenas.select("gradient_square", [work.states[p] for p in work.others], shapes, wide.float())
+    place = {parameter: i for i, parameter in enumerate(ordered)}
+    kept = scratch.take({weight: work.states[weight]["momentum"] for weight in weights}, config.direction_dtype)
+    scales = torch.full((len(weights) + len(work.others),), config.others_lr, dtype=wide.dtype, device=device)
+    return Fused(
+        Standing.of(work, _KEPT),
+        cast(Tensor, numbers[0]),
+        (
+            tuple(place[weight] for weight in weights),
+            tuple(place[weight if bias is None else bias] for weight, bias in zip(weights, biases, strict=True)),
+            tuple(place[parameter] for parameter in work.others),
+        ),
+        *cast("list[Tensor]", numbers[1:]),
+        torch.zeros(sum(groups * count for groups, count in rows), device=device),
+        wide.new_zeros(len(weights), 4),
+        [kept[weight].view(layer.block.shape) for weight, layer in zip(weights, work.blocks, strict=True)],
+        [None if bias is None else torch.empty_like(work.states[bias]["momentum"]) for bias in biases],
+        scales,
+        torch.zeros_like(scales),
+        settings_of(config),
+    )
+
+
+class FusedShare:
+    """The stages of one step, as :func:`lnb.step.make_step` runs them."""
+
+    products: Tensor
+
+    def __init__(self, fused: Fused, work: Work, verdict: Verdict, config: Config, arenas: Arenas) -> None:
+        self.fused, self.work, self.verdict, self.config, self.arenas = fused, work, verdict, config, arenas
+        self.ok = verdict.on(fused.steps.device)
+        self.solution = Solution([])
+        self.weights = [layer.block.weight for layer in work.blocks]
+        self.biases = [layer.parameters[1] if layer.with_bias else None for layer in work.blocks]
+        self.due = [i for i, layer in enumerate(work.blocks) if layer.moments is not None]
+
+    def direct(self) -> None:
+        """Momentum, statistics, solve."""
+        work, fused, settings = self.work, self.fused, self.fused.settings
+        fused.steps.add_(1.0 if self.ok is None else self.ok)
+        corrections = bias_correction(settings.momentum, fused.steps.clamp(min=1))
+        shares = (settings.momentum if settings.nesterov else 1.0) / corrections
+        of_weights, of_biases, of_others = (_chosen(shares, places) for places in fused.places)
+        self.other_shares, self.take = of_others, 1 - settings.momentum if settings.nesterov else 0.0
+        if self.due:
+            refresh([work.blocks[i] for i in self.due], self._averages(of_weights, of_biases), self.verdict, self.arenas)
+        states = [layer.state for layer in work.blocks]
+        rows = [layer.block.shape[0] * layer.block.shape[1] for layer in work.blocks]
+        blocks = [state["factor"].shape[1] for state in states]
+        device = fused.steps.device
+        wide = fused.scales.dtype
+        self.partials = torch.empty(fused_step.partial_count(rows, blocks), dtype=wide, device=device)
+        self.mixed_biases = torch.empty(sum(rows), dtype=wide, device=device)
+        self.rows, self.column_blocks, self.bias_shares = rows, blocks, of_biases
+        matrices = [layer.block.shape for layer in work.blocks]
+        fused_step.direct_layers_(
+            fused.directions,
+            [self._momentum(weight).view(shape) for weight, shape in zip(self.weights, matrices, strict=True)],
+            self.partials,
+            self.mixed_biases,
+            [_gradient(weight).contiguous().view(shape) for weight, shape in zip(self.weights, matrices, strict=True)],
+            [None if bias is None else _gradient(bias) for bias in self.biases],
+            [None if bias is None else self._momentum(bias) for bias in self.biases],
+            [state["factor"] for state in states],
+            [state["factor_mean"] if layer.with_bias else None for layer, state in zip(work.blocks, states, strict=True)],
+            [state["output_factor"] for state in states],
+            of_weights,
+            of_biases,
+            settings.momentum,
+            self.take,
+            self.ok,
+            self.config.products,
+        )
+
+    def gain(self) -> Tensor:
+        """What a region that all layers share would sum."""
+        products = self.fused.products[: len(self.weights)]
+        return torch.where(products.isfinite(), products, 0.0).sum()
+
+    def bound(self, total: Tensor | None) -> None:
+        """Trust region."""
+        fused, layers = self.fused, len(self.weights)
+        self.shorter = torch.ones_like(fused.weight_norm) if self.due else None
+        fused_step.finish_layers_(
+            [None if bias is None else self._momentum(bias) for bias in self.biases],
+            fused.bias_directions,
+            fused.row_scales,
+            fused.row_square,
+            fused.independent,
+            fused.growth,
+            fused.radius,
+            fused.sums,
+            fused.scales[:layers],
+            fused.products[:layers],
+            self.partials,
+            self.mixed_biases,
+            [None if bias is None else _gradient(bias) for bias in self.biases],
+            self.rows,
+            self.column_blocks,
+            fused.steps,
+            fused.places[0],
+            fused.weight_norm,
+            [usual_norm(layer.block) for layer in self.work.blocks],
+            [self.work.groups[weight]["lr"] for weight in self.weights],
+            self.bias_shares,
+            fused.settings,
+            self.ok,
+            self._norms(),
+            self.shorter,
+        )
+        del self.partials, self.mixed_biases
+        self._stop_out_of_range()
+        self.products = fused.products
+
+    def apply(self) -> None:
+        """Move the parameters."""
+        raise NotImplementedError
+
+    def _norms(self) -> Tensor | None:
+        """The norms of the weights of layers that are refreshed, ``[layers]``, and -1 of the others; None where there are none."""
+        if not self.due:
+            return None
+        weights = [self.weights[i] for i in self.due]
+        norms = multi_tensor.dot(weights, weights).sqrt_()
+        if len(self.due) == len(self.weights):
+            return norms
+        return torch.full_like(self.fused.weight_norm, -1.0).index_copy_(0, constant(tuple(self.due), norms.device), norms)
+
+    def _stop_out_of_range(self) -> None:
+        """No step of layers whose inputs are too large to be squared: they have no metric, and no product."""
+        flags = [self.work.blocks[i].squarable for i in self.due]
+        found = [flag for flag in flags if flag is not None]
+        if not found:
+            return
+        places = tuple(i for i, flag in zip(self.due, flags, strict=True) if flag is not None)
+        squarable = torch.stack(found)
+        if len(places) < len(self.weights):
+            everywhere = torch.ones(len(self.weights), dtype=torch.bool, device=squarable.device)
+            squarable = everywhere.index_copy_(0, constant(places, squarable.device), squarable)
+        layers = len(self.weights)
+        self.fused.products[:layers].masked_fill_(~squarable, math.nan)
+        self.fused.scales[:layers].mul_(squarable)
+
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        found: Tensor = self.work.states[parameter]["momentum"]
+        return found
+
+    def _averages(self, of_weights: Tensor, of_biases: Tensor) -> dict[nn.Parameter, Tensor]:
+        """``g~`` of the layers that are refreshed: their averages are updated later, with their directions."""
+        found = {}
+        settings = self.fused.settings
+        for i in self.due:
+            for parameter, shares in zip(self.work.blocks[i].parameters, (of_weights, of_biases), strict=False):
+                momentum, gradient = self._momentum(parameter), _gradient(parameter).float()
+                average = torch.lerp(momentum, gradient, 1 - settings.momentum) * shares[i].float()
+                found[parameter] = average.add_(gradient, alpha=self.take)
+        return found
+
+
+def _chosen(values: Tensor, places: Sequence[int]) -> Tensor:
+    """The values at these places: a view where they lie side by side."""
+    if not places or tuple(places) == tuple(range(places[0], places[0] + len(places))):
+        begin = places[0] if places else 0
+        return values[begin : begin + len(places)]
+    return values[constant(tuple(places), values.device)]
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _is_served(parameter: nn.Parameter) -> bool:
+    gradient = _gradient(parameter)
+    dense = parameter.is_contiguous() or (
+        parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+    )
+    return (
+        dense
+        and parameter.dtype in _PARAMETERS
+        and gradient.dtype in _PARAMETERS
+        and type(gradient) in PLAIN
+        and type(parameter) in PLAIN
+        and parameter.numel() > 0
+    )
+
+
+def _is_ready(layer: BlockWork) -> bool:
+    """Whether the layer has made no step, or has all that later steps need."""
+    state = layer.state
+    if layer.moments is None and "factor" not in state:
+        return False
+    if not state or set(state) <= {"momentum", "step"}:
+        return layer.moments is not None
+    return all(key in state for key in ("row_square", *_LAYER_NUMBERS))
