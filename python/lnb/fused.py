@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.arenas import Arenas, constant
-from lnb.averages import state_like
+from lnb.averages import ADAM_EPSILON, state_like
 from lnb.config import Config
 from lnb.master import has_master, masters_of, remember
 from lnb.prepared import serves, settings_of
@@ -108,11 +108,13 @@ def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) 
             tuple(place[weight if bias is None else bias] for weight, bias in zip(weights, biases, strict=True)),
             tuple(place[parameter] for parameter in work.others),
         ),
-        *cast("list[Tensor]", numbers[1:]),
+        *cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor]", tuple(numbers[1:])),
         torch.zeros(sum(groups * count for groups, count in rows), device=device),
         wide.new_zeros(len(weights), 4),
         [kept[weight].view(layer.block.shape) for weight, layer in zip(weights, work.blocks, strict=True)],
-        [None if bias is None else torch.empty_like(work.states[bias]["momentum"]) for bias in biases],
+        cast(
+            "list[Tensor | None]", [None if b is None else torch.empty_like(work.states[b]["momentum"]) for b in biases]
+        ),
         scales,
         torch.zeros_like(scales),
         settings_of(config),
@@ -141,7 +143,9 @@ class FusedShare:
         of_weights, of_biases, of_others = (_chosen(shares, places) for places in fused.places)
         self.other_shares, self.take = of_others, 1 - settings.momentum if settings.nesterov else 0.0
         if self.due:
-            refresh([work.blocks[i] for i in self.due], self._averages(of_weights, of_biases), self.verdict, self.arenas)
+            refresh(
+                [work.blocks[i] for i in self.due], self._averages(of_weights, of_biases), self.verdict, self.arenas
+            )
         states = [layer.state for layer in work.blocks]
         rows = [layer.block.shape[0] * layer.block.shape[1] for layer in work.blocks]
         blocks = [state["factor"].shape[1] for state in states]
@@ -160,7 +164,10 @@ class FusedShare:
             [None if bias is None else _gradient(bias) for bias in self.biases],
             [None if bias is None else self._momentum(bias) for bias in self.biases],
             [state["factor"] for state in states],
-            [state["factor_mean"] if layer.with_bias else None for layer, state in zip(work.blocks, states, strict=True)],
+            [
+                state["factor_mean"] if layer.with_bias else None
+                for layer, state in zip(work.blocks, states, strict=True)
+            ],
             [state["output_factor"] for state in states],
             of_weights,
             of_biases,
@@ -212,7 +219,62 @@ class FusedShare:
 
     def apply(self) -> None:
         """Move the parameters."""
-        raise NotImplementedError
+        work, fused, config = self.work, self.fused, self.config
+        groups = [group for group, _ in fused.standing.places]
+        group_of = {
+            parameter: k for k, (_, places) in enumerate(fused.standing.places) for parameter in self._at(places)
+        }
+        of_biases = [(bias, i) for i, bias in enumerate(self.biases) if bias is not None]
+        masters = self._masters()
+        corrections = bias_correction(config.b_others, _chosen(fused.steps, fused.places[2]).clamp(min=1))
+        rows = fused.row_scales.split(self.rows)
+        directions = zip(self.weights, fused.directions, strict=True)
+        fused_step.apply_(
+            fused_step.Weights(
+                self.weights,
+                [_ordered_as(weight, direction.view(weight.shape)) for weight, direction in directions],
+                rows,
+                range(len(self.weights)),
+                [group_of[weight] for weight in self.weights],
+                [masters.get(weight) for weight in self.weights],
+            ),
+            fused_step.Biases(
+                [bias for bias, _ in of_biases],
+                [direction.view(bias.shape) for bias, direction in self._bias_directions()],
+                [i for _, i in of_biases],
+                [group_of[bias] for bias, _ in of_biases],
+                [masters.get(bias) for bias, _ in of_biases],
+            ),
+            fused_step.Others(
+                work.others,
+                [_gradient(parameter) for parameter in work.others],
+                [self._momentum(parameter) for parameter in work.others],
+                [work.states[parameter]["gradient_square"] for parameter in work.others],
+                self.other_shares,
+                corrections,
+                range(len(self.weights), len(fused.scales)),
+                [group_of[parameter] for parameter in work.others],
+                [masters.get(parameter) for parameter in work.others],
+            ),
+            fused.scales,
+            [group["lr"] for group in groups],
+            [group["weight_decay"] for group in groups],
+            fused_step.AdamRule(config.momentum, self.take, config.b_others, ADAM_EPSILON),
+            self.shorter,
+            self.ok,
+        )
+        remember(list(masters))
+
+    def _at(self, places: list[int]) -> list[nn.Parameter]:
+        return [self.fused.standing.parameters[i] for i in places]
+
+    def _bias_directions(self) -> list[tuple[nn.Parameter, Tensor]]:
+        pairs = zip(self.biases, self.fused.bias_directions, strict=True)
+        return [(bias, direction) for bias, direction in pairs if bias is not None and direction is not None]
+
+    def _masters(self) -> dict[nn.Parameter, Tensor]:
+        members = [parameter for parameter in self.work.parameters if has_master(parameter, self.config)]
+        return dict(zip(members, masters_of(members, self.work.states), strict=True))
 
     def _norms(self) -> Tensor | None:
         """The norms of the weights of layers that are refreshed, ``[layers]``, and -1 of the others; None where there are none."""
@@ -222,7 +284,9 @@ class FusedShare:
         norms = multi_tensor.dot(weights, weights).sqrt_()
         if len(self.due) == len(self.weights):
             return norms
-        return torch.full_like(self.fused.weight_norm, -1.0).index_copy_(0, constant(tuple(self.due), norms.device), norms)
+        return torch.full_like(self.fused.weight_norm, -1.0).index_copy_(
+            0, constant(tuple(self.due), norms.device), norms
+        )
 
     def _stop_out_of_range(self) -> None:
         """No step of layers whose inputs are too large to be squared: they have no metric, and no product."""
@@ -261,6 +325,11 @@ def _chosen(values: Tensor, places: Sequence[int]) -> Tensor:
         begin = places[0] if places else 0
         return values[begin : begin + len(places)]
     return values[constant(tuple(places), values.device)]
+
+
+def _ordered_as(weight: Tensor, direction: Tensor) -> Tensor:
+    """``direction`` in the memory order of ``weight``: itself, but where images have their channels last."""
+    return direction if weight.is_contiguous() else direction.contiguous(memory_format=torch.channels_last)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
