@@ -33,11 +33,14 @@ class LayerRecords:
         products, works = outcome.products, outcome.work.blocks
         allowed = verdict.on(products.device)
         if allowed is not None or not all(map(math.isfinite, products.tolist())):
-            still = ~products.isfinite()
+            still = products - products != 0  # NaN of what is not finite
             others = [names.get(parameter, "(added)") for parameter in outcome.work.others]
             key = (*(work.block.name for work in works), *others)
             still = still if allowed is None else still & allowed
-            self._still[key] = self._still.get(key, 0) + still.long()
+            if key in self._still:
+                self._still[key].add_(still)  # in place: a captured CUDA graph counts on
+            else:
+                self._still[key] = still.long()
         for i, work in enumerate(works):
             self._products[work.block.name] = products, i
             if work.moments is not None or work.inputs:

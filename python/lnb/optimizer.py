@@ -357,7 +357,13 @@ class LNB(Optimizer):
 
     def _count(self, verdict: Verdict) -> None:
         self._counters["steps"] = self._counters["steps"] + 1
-        self._counters["skipped_steps"] = self._counters["skipped_steps"] + verdict.rejections()
+        found, before = verdict.rejections(), self._counters["skipped_steps"]
+        if not isinstance(found, Tensor):
+            self._counters["skipped_steps"] = before + found
+        elif isinstance(before, Tensor):
+            before.add_(found)  # in place: a captured CUDA graph counts on
+        else:
+            self._counters["skipped_steps"] = found.long() + before
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, and forget the inputs that came with them."""

@@ -43,5 +43,5 @@ class Verdict:
             torch.where(allowed, value.to(target.dtype), target, out=target)
 
     def rejections(self) -> Tensor | int:
-        """1 for a rejected step, else 0; a tensor where the device still has to tell."""
-        return int(self.rejected) if self.known else (~self._ok).long()
+        """1 for a rejected step, else 0; a bool tensor where the device still has to tell."""
+        return int(self.rejected) if self.known else ~self._ok
