@@ -16,6 +16,11 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def largest_squarable(dtype: torch.dtype) -> float:
+    """What larger entries count as in Adam's rule: an infinite mean square would never end."""
+    return math.sqrt(torch.finfo(dtype).max) / 2
+
+
 def unit_scale(*tensors: Tensor | None, matrix_dims: int = 2) -> Tensor:
     """The power of two that brings the largest absolute entry of each matrix into ``[0.5, 1)``.
 

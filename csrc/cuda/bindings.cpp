@@ -13,6 +13,7 @@
 
 #include "address_checks.h"
 #include "cuda/device.h"
+#include "cuda/fused_apply_bindings.h"
 #include "cuda/moment_flags.h"
 #include "cuda/multi_tensor.h"
 #include "cuda/pcg.h"
@@ -188,6 +189,14 @@ void moment_flags(const Addresses& moments, const Sizes& counts, const Sizes& si
     });
 }
 
+void fused_apply(const std::vector<lnb::cuda::MoveFields>& entries, const std::vector<lnb::cuda::RateFields>& lr,
+                 const std::vector<lnb::cuda::RateFields>& decay, const lnb::cuda::MoveCall& call, const Where& where) {
+    const auto work = lnb::cuda::move_entries(entries, lr, decay, call);
+    const auto numbers = lnb::cuda::move_numbers(call);
+    on(where,
+       [&](void* stream) { lnb::cuda::fused_apply(work.data(), static_cast<int64_t>(work.size()), numbers, stream); });
+}
+
 // Addresses and sizes of one layer, in the order of the structs' members.
 template <size_t kCount>
 using Fields = std::array<int64_t, kCount>;
@@ -322,6 +331,19 @@ PYBIND11_MODULE(_cuda_module, m) {
     m.def("apply_master", &apply_master);
     m.def("all_finite", &all_finite);
     m.def("moment_flags", &moment_flags);
+    py::class_<lnb::cuda::MoveCall>(m, "MoveCall", py::module_local())
+        .def(py::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, double,
+                      double, double, double, double>(),
+             "Addresses of scales, shorter, shares, corrections, finite and ok (0 for none); entries of scales; number "
+             "of "
+             "other parameters; beta, take, b_others, epsilon, and the largest entry whose square counts.");
+    py::enum_<lnb::cuda::Move>(m, "Move", py::module_local())
+        .value("WEIGHT", lnb::cuda::Move::kWeight)
+        .value("BIAS", lnb::cuda::Move::kBias)
+        .value("OTHER", lnb::cuda::Move::kOther);
+    m.def("moves", &lnb::cuda::moves);
+    m.def("check_moves", &lnb::cuda::check_moves, "What fused_apply checks of its arguments.");
+    m.def("fused_apply", &fused_apply);
     m.def("pcg_rows", &pcg_rows);
     m.def("pcg_phase", &pcg_phase);
 }

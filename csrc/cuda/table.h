@@ -17,6 +17,24 @@ struct Piece {
     int64_t begin, size;
 };
 
+// The tensor whose blocks include `block` is the last one that starts at or before it.
+__host__ __device__ inline Piece find_piece(const int32_t* first_block, const int64_t* size, int count,
+                                            unsigned block) {
+    int low = 0, high = count;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (static_cast<unsigned>(first_block[middle]) <= block) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    const int64_t number = static_cast<int64_t>(block) - first_block[low];
+    const int64_t begin = number * kPieceSize;
+    const int64_t rest = size[low] - begin;
+    return {low, number, begin, rest < kPieceSize ? rest : kPieceSize};
+}
+
 struct Table {
     void* x[kTensors];
     const void* y[kTensors];
@@ -26,22 +44,7 @@ struct Table {
     int32_t first_block[kTensors + 1];  // and the number of blocks, at [count]
     int32_t count;
 
-    // The tensor whose blocks include `block` is the last one that starts at or before it.
-    __host__ __device__ Piece piece(unsigned block) const {
-        int low = 0, high = count;
-        while (high - low > 1) {
-            const int middle = (low + high) / 2;
-            if (static_cast<unsigned>(first_block[middle]) <= block) {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
-        const int64_t number = static_cast<int64_t>(block) - first_block[low];
-        const int64_t begin = number * kPieceSize;
-        const int64_t rest = size[low] - begin;
-        return {low, number, begin, rest < kPieceSize ? rest : kPieceSize};
-    }
+    __host__ __device__ Piece piece(unsigned block) const { return find_piece(first_block, size, count, block); }
 };
 static_assert(sizeof(Table) <= 32764, "CUDA's limit for kernel parameters");
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -17,6 +16,7 @@ from lnb.statistics import bias_correction
 from lnb.verdict import Verdict
 from lnb.work import Work
 from lnb_kernels import multi_tensor
+from lnb_kernels.scaling import largest_squarable
 
 ADAM_EPSILON = 1e-8
 
@@ -117,11 +117,6 @@ def _squarable(values: Tensor) -> Tensor:
     """A copy of ``values`` whose squares are finite."""
     most = largest_squarable(values.dtype)
     return values.clamp(-most, most)
-
-
-def largest_squarable(dtype: torch.dtype) -> float:
-    """What larger entries count as in Adam's rule."""
-    return math.sqrt(torch.finfo(dtype).max) / 2
 
 
 def state_like(parameter: Tensor) -> Tensor:

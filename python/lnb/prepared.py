@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lnb.apply import joined_decay
 from lnb.arenas import Arenas, State
-from lnb.averages import ADAM_EPSILON, largest_squarable
+from lnb.averages import ADAM_EPSILON
 from lnb.config import Config
 from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise_level
 from lnb.refresh import refresh
@@ -25,6 +25,7 @@ from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
 from lnb.weight_bound import LARGEST_CHANGE, WeightBound, usual_norm
 from lnb.work import BlockWork, Work
+from lnb_kernels.scaling import largest_squarable
 from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
 
 _KEPT = ("momentum", "row_square", "independent_square", "weight_norm", "growth", "radius", "step", "gradient_square")

@@ -1,0 +1,136 @@
+"""``fused_step.apply_`` by the CUDA kernel: one launch for all parameters of a dtype, with masters or without.
+
+The host reads nothing back and copies nothing to the device, so that a call can be captured in a CUDA graph. Parameters
+that the kernel does not take - float64, strides that differ or leave gaps, negated views - go to the reference in the same
+call: first, since it needs memory and may fail. All checks of memory come before the first write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lnb_kernels import _cuda
+from lnb_kernels._writes import require_writable
+from lnb_kernels.fused_step import apply_reference as reference
+from lnb_kernels.fused_step.apply_entries import LISTS, WRITTEN, Entry, entries_of
+from lnb_kernels.multi_tensor.grouping import native_type
+from lnb_kernels.scaling import largest_squarable
+
+
+def apply_(
+    params: Sequence[Tensor],
+    masters: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    finite: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    row_scales: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    mastered: Sequence[int],
+    places: Sequence[int],
+    groups: Sequence[int],
+    scales: Tensor,
+    shorter: Tensor | None,
+    shares: Tensor | None,
+    corrections: Tensor | None,
+    lr: Sequence[float],
+    lr_tensors: Sequence[Tensor | None],
+    weight_decay: Sequence[float],
+    weight_decay_tensors: Sequence[Tensor | None],
+    rule: Sequence[float],
+    ok: Tensor | None,
+) -> None:
+    """As :func:`lnb_kernels.fused_step.apply_reference.apply_`."""
+    native = _cuda.module(params[0].device)
+    entries = entries_of(
+        params, masters, averages, squares, directions, row_scales, gradients, mastered, places, groups
+    )
+    # These names keep the tensors alive whose addresses the kernel gets.
+    scales, shorter, shares, corrections = (_dense(values) for values in (scales, shorter, shares, corrections))
+    flags = finite[0] if finite else None
+    lr_tensors, weight_decay_tensors = (_resolved(tensors) for tensors in (lr_tensors, weight_decay_tensors))
+    rates = [_rate(native, scales, *pair) for pair in zip(lr, lr_tensors, strict=True)]
+    decays = [_rate(native, scales, *pair) for pair in zip(weight_decay, weight_decay_tensors, strict=True)]
+    call = native.MoveCall(
+        *map(_address, (scales, shorter, shares, corrections, flags, ok)),
+        len(scales), len(gradients), *rule, largest_squarable(torch.float32),
+    )  # fmt: skip
+    if all(map(_is_kernel_memory, (scales, shares, corrections, flags))):
+        fields = [_fields(native, entry) for entry in entries]
+    else:
+        fields = [None] * len(entries)
+    taken = [found for found in fields if found is not None]
+    rest = [entry for entry, found in zip(entries, fields, strict=True) if found is None]
+    if rest:
+        lists = (params, masters, averages, squares, finite, directions, row_scales, gradients)
+        require_writable(dict(zip(LISTS, lists, strict=True)), WRITTEN)
+        native.check_moves(taken, rates, decays, call)
+        numbers = reference.Numbers(
+            scales, shorter, shares, corrections, reference.rates(lr, lr_tensors),
+            reference.rates(weight_decay, weight_decay_tensors), rule, flags, ok,
+        )  # fmt: skip
+        reference.move(rest, numbers)
+    if taken:
+        native.fused_apply(taken, rates, decays, call, _cuda.where(params[0]))
+
+
+def _fields(native: Any, entry: Entry) -> tuple[int, ...] | None:
+    """The entry as the native function takes it; None where the kernel does not."""
+    param, master, y, row_scales, average, square, place, number, group = entry
+    move = native.Move.OTHER if average is not None else native.Move.BIAS if row_scales is None else native.Move.WEIGHT
+    type_of_param, type_of_y = native_type(native, param.dtype), native_type(native, y.dtype)
+    if not native.moves(move, type_of_param, master is not None, type_of_y):
+        return None
+    beside = [tensor for tensor in (master, average, square) if tensor is not None]
+    if not _read_side_by_side(param, y, beside) or any(tensor.dtype != torch.float32 for tensor in beside):
+        return None
+    size = param.numel()
+    width = 0
+    if row_scales is not None:
+        width = max(1, size // max(1, len(param)))
+        rows_are_runs = param.is_contiguous() or len(param) == 1 or param.stride(0) == width
+        if row_scales.dtype != torch.float32 or not _is_kernel_memory(row_scales) or not rows_are_runs:
+            return None
+    return (
+        int(move), entry.theta.data_ptr(), 0 if master is None else param.data_ptr(), int(type_of_param),
+        y.data_ptr(), int(type_of_y), _address(row_scales), width, _address(average), _address(square),
+        size, place, number, group,
+    )  # fmt: skip
+
+
+def _read_side_by_side(param: Tensor, y: Tensor, beside: Sequence[Tensor]) -> bool:
+    """Whether all have their entries in one order, without gaps."""
+    if any(map(Tensor.is_neg, (param, y, *beside))):  # their memory holds entries with the other sign
+        return False
+    if param.is_contiguous():
+        return y.is_contiguous() and all(map(Tensor.is_contiguous, beside))
+    if torch._debug_has_internal_overlap(param) != 0:
+        return False
+    return all(tensor.shape == param.shape and tensor.stride() == param.stride() for tensor in (y, *beside))
+
+
+def _is_kernel_memory(tensor: Tensor | None) -> bool:
+    return tensor is None or (tensor.is_contiguous() and not tensor.is_neg())
+
+
+def _dense(values: Any) -> Any:
+    return None if values is None else values.resolve_neg().contiguous()
+
+
+def _resolved(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.resolve_neg() for tensor in tensors]
+
+
+def _rate(native: Any, beside: Tensor, number: float, tensor: Tensor | None) -> tuple[float, int, Any]:
+    """A number, or where the kernel finds it. A rate on the CPU is read here: no device has to be waited for."""
+    if tensor is None or tensor.device != beside.device:
+        return number if tensor is None else tensor.item(), 0, native.Type.FLOAT64
+    return 0.0, tensor.data_ptr(), native_type(native, tensor.dtype)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
