@@ -117,6 +117,7 @@ def finish(
     biases: Mapping[str, Sequence[Tensor | None]],
     read: Mapping[str, Tensor],
     lists: Mapping[str, Sequence[Any]],
+    norms: Tensor | None,
     bias_shares: Tensor | None,
     settings: StepSettings,
     ok: Tensor | None,
@@ -150,7 +151,7 @@ def finish(
         "partials": ((partial_count(rows, blocks),), "the sums of all layers"),
         "steps": (tuple(steps.shape[:1]), "one entry per count"), "sums": ((layers, 4), "four per layer"),
     }  # fmt: skip
-    for name, value in {**written, **read}.items():
+    for name, value in {**written, **read, **({} if norms is None else {"norms": norms})}.items():
         shape, meaning = shapes.get(name, own)
         narrow = name in ("row_scales", "steps")
         _numbers(op, name, value, shape, meaning, torch.float32 if narrow else wide, first)
@@ -160,7 +161,10 @@ def finish(
         "bias_momentum": biases["bias_momentum"], "bias_directions": biases["bias_directions"], **written
     }  # fmt: skip
     rates = [rate if isinstance(rate, Tensor) else None for rate in lists["rates"]]
-    others = {"bias_gradients": biases["bias_gradients"], "rates": rates, "bias_shares": bias_shares, "ok": ok, **read}
+    others = {
+        "bias_gradients": biases["bias_gradients"], "norms": norms, "rates": rates, "bias_shares": bias_shares, "ok": ok,
+        **read,
+    }  # fmt: skip
     _writes(op, named, others)
 
 

@@ -52,6 +52,8 @@ def _finish_kernel(
     sums: Tensor,
     scales: Tensor,
     products: Tensor,
+    weight_norm: Tensor,
+    shorter: Tensor,
     partials: Tensor,
     mixed_biases: Tensor,
     bias_gradients: Sequence[Tensor | None],
@@ -59,7 +61,7 @@ def _finish_kernel(
     column_blocks: Sequence[int],
     steps: Tensor,
     step_places: Sequence[int],
-    weight_norm: Tensor,
+    norms: Tensor | None,
     usual_norms: Sequence[float],
     rates: Sequence[float],
     rate_tensors: Sequence[Tensor | None],
@@ -77,10 +79,12 @@ def _finish_kernel(
         FinishLayer(n, blocks, bias[0], bias[1], gradient, place, usual, rate if tensor is None else tensor)
         for n, blocks, bias, gradient, place, usual, rate, tensor in of_layers
     ]
-    numbers = reference.Numbers(row_scales, row_square, independent, growth, radius, sums, scales, products)
+    numbers = reference.Numbers(
+        row_scales, row_square, independent, growth, radius, sums, scales, products, weight_norm, shorter
+    )
     with _autocast.disabled(partials.device):
         _backend.call(
-            "finish_layers_", row_scales, layers, numbers, partials, mixed_biases, steps, weight_norm, bias_shares,
+            "finish_layers_", row_scales, layers, numbers, partials, mixed_biases, steps, norms, bias_shares,
             checks.settings_of(settings), ok,
         )  # fmt: skip
 
@@ -100,12 +104,12 @@ _direct_layers_ = define_in_place(
 _finish_layers_ = define_in_place(
     "finish_layers_(Tensor(a!)[] bias_momentum, Tensor(b!)[] bias_directions, Tensor(c!) row_scales, Tensor(d!) row_square, "
     "Tensor(e!) independent, Tensor(f!) growth, Tensor(g!) radius, Tensor(h!) sums, Tensor(i!) scales, Tensor(j!) products, "
-    "Tensor partials, Tensor mixed_biases, Tensor?[] bias_gradients, int[] rows, int[] column_blocks, Tensor steps, "
-    "int[] step_places, Tensor weight_norm, float[] usual_norms, float[] rates, Tensor?[] rate_tensors, Tensor? bias_shares, "
+    "Tensor(k!) weight_norm, Tensor(l!) shorter, Tensor partials, Tensor mixed_biases, Tensor?[] bias_gradients, int[] rows, int[] column_blocks, Tensor steps, "
+    "int[] step_places, Tensor? norms, float[] usual_norms, float[] rates, Tensor?[] rate_tensors, Tensor? bias_shares, "
     "float[] settings, Tensor? ok) -> ()",
     _finish_kernel,
     _fake,
-    writes=10,
+    writes=12,
 )
 
 
@@ -204,6 +208,8 @@ def finish_layers_(
     sums: Tensor,
     scales: Tensor,
     products: Tensor,
+    weight_norm: Tensor,
+    shorter: Tensor,
     partials: Tensor,
     mixed_biases: Tensor,
     bias_gradients: Sequence[Tensor | None],
@@ -211,7 +217,7 @@ def finish_layers_(
     column_blocks: Sequence[int],
     steps: Tensor,
     step_places: Sequence[int],
-    weight_norm: Tensor,
+    norms: Tensor | None,
     usual_norms: Sequence[float],
     rates: Sequence[float | Tensor],
     bias_shares: Tensor | None,
@@ -244,13 +250,18 @@ def finish_layers_(
             scaled, ``[layers, 4]``, wide; written.
         scales: ``[layers]``, wide; written. 0 where the layer's product is not finite.
         products: the first of ``sums``, ``[layers]``, wide; written.
+        weight_norm: ``||W||`` measured last, 0 for never, ``[layers]``, wide; written where ``norms`` has a measure.
+        shorter: ``[layers]``, wide; written: by what the weights are multiplied beside, so that the growth of those measured
+            since the measure before is taken back (:mod:`lnb.weight_bound`). The norm kept is that after it. It is 1, and the
+            growth stays, where nothing was measured before, and where the layer stands still.
         partials, mixed_biases: of :func:`direct_layers_`.
         bias_gradients: as for :func:`direct_layers_`.
         rows: of each layer, of all its matrices.
         column_blocks: of each layer, diagonal blocks of the inverse of one matrix.
         steps: ``t``, which counts this step, ``[steps]``, float32.
         step_places: of each layer, where its count is in ``steps``.
-        weight_norm: measured last, ``[layers]``, wide.
+        norms: where this step measured ``||W||``, that, and where it did not a negative number, ``[layers]``, wide; None for no
+            layer.
         usual_norms: of each layer, the least norm that its weight counts as having.
         rates: each layer's learning rate: a number, or a scalar tensor of any floating dtype on the device.
         bias_shares: of the biases' averages, ``[layers]``, wide; None where no layer has a bias.
@@ -266,24 +277,24 @@ def finish_layers_(
     op = "finish_layers_"
     written = {
         "row_scales": row_scales, "row_square": row_square, "independent": independent, "growth": growth, "radius": radius,
-        "sums": sums, "scales": scales, "products": products,
+        "sums": sums, "scales": scales, "products": products, "weight_norm": weight_norm, "shorter": shorter,
     }  # fmt: skip
     biases = {"bias_momentum": bias_momentum, "bias_directions": bias_directions, "bias_gradients": bias_gradients}
-    read = {"partials": partials, "mixed_biases": mixed_biases, "steps": steps, "weight_norm": weight_norm}
+    read = {"partials": partials, "mixed_biases": mixed_biases, "steps": steps}
     lists = {
         "rows": rows, "column_blocks": column_blocks, "step_places": step_places, "usual_norms": usual_norms, "rates": rates,
     }  # fmt: skip
-    checks.finish(op, written, biases, read, lists, bias_shares, settings, ok)
+    checks.finish(op, written, biases, read, lists, norms, bias_shares, settings, ok)
     if not rows:
         return
     given = [[tensor for tensor in values if tensor is not None] for values in (bias_momentum, bias_directions)]
     require_one_kind(
         op, {"bias_momentum": given[0], "bias_directions": given[1], **written}, bias_gradients=bias_gradients,
-        rates=rates, bias_shares=bias_shares, ok=ok, **read,
+        norms=norms, rates=rates, bias_shares=bias_shares, ok=ok, **read,
     )  # fmt: skip
     _finish_layers_(
         *given, *written.values(), partials, mixed_biases, bias_gradients, rows, column_blocks, steps, step_places,
-        weight_norm, usual_norms, [0.0 if isinstance(rate, Tensor) else rate for rate in rates],
+        norms, usual_norms, [0.0 if isinstance(rate, Tensor) else rate for rate in rates],
         [rate if isinstance(rate, Tensor) else None for rate in rates], bias_shares,
         list(map(float, vars(settings).values())), ok,
     )  # fmt: skip

@@ -25,6 +25,8 @@ class Numbers:
     sums: Tensor
     scales: Tensor
     products: Tensor
+    weight_norm: Tensor
+    shorter: Tensor
 
 
 @torch.no_grad()
@@ -151,7 +153,7 @@ def finish_layers_(
     partials: Tensor,
     mixed_biases: Tensor,
     steps: Tensor,
-    weight_norm: Tensor,
+    norms: Tensor | None,
     bias_shares: Tensor | None,
     settings: StepSettings,
     ok: Tensor | None,
@@ -167,7 +169,7 @@ def finish_layers_(
         share = None if bias_shares is None else bias_shares[i]
         finish_layer_(
             layer, own, blocks.view(layer.column_blocks, layer.rows, SUMS).sum(0), mixed_biases[rows], steps[layer.step],
-            weight_norm[i], share, settings, ok,
+            None if norms is None else norms[i], share, settings, ok,
         )  # fmt: skip
 
 
@@ -177,7 +179,7 @@ def finish_layer_(
     partials: Tensor,
     mixed_bias: Tensor,
     step: Tensor,
-    weight_norm: Tensor,
+    measured: Tensor | None,
     bias_share: Tensor | None,
     settings: StepSettings,
     ok: Tensor | None,
@@ -216,9 +218,10 @@ def finish_layer_(
     rate = (
         layer.rate.to(wide) if isinstance(layer.rate, Tensor) else torch.tensor(layer.rate, dtype=wide, device=t.device)
     )
-    scale, growth, radius = bounded(
-        sums, expected, weight_norm, own.growth, own.radius, layer.usual_norm, rate, settings
-    )
+    norm, growth, shorter = own.weight_norm, own.growth, torch.ones_like(own.growth)
+    if measured is not None:
+        norm, growth, shorter = taken_back(measured, norm, growth, sums, rate)
+    scale, growth, radius = bounded(sums, expected, norm, growth, own.radius, layer.usual_norm, rate, settings)
     if bias is not None and layer.bias_momentum is not None:
         _keep(bias[0], bias_direction, ok)
         _keep(layer.bias_momentum, bias[1], ok)
@@ -227,6 +230,16 @@ def finish_layer_(
         (own.radius, radius), (own.sums, sums), (own.scales, scale), (own.products, total),
     ):  # fmt: skip
         _keep(target, value, ok)
+
+
+def taken_back(
+    measured: Tensor, norm: Tensor, growth: Tensor, sums: Tensor, rate: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's norm and growth where its weights were measured, and by what they are multiplied beside, ``[]`` each."""
+    is_measured = measured >= 0
+    moving = is_measured & (norm > 0) & sums[0].isfinite() & sums[2].isfinite() & (sums[2] != 0) & (rate != 0)
+    shorter = torch.where(moving, (1 + 2 * growth).rsqrt(), 1.0)
+    return torch.where(is_measured, measured * shorter, norm), torch.where(moving, 0.0, growth), shorter
 
 
 def bounded(

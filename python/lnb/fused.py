@@ -185,7 +185,7 @@ class FusedShare:
     def bound(self, total: Tensor | None) -> None:
         """Trust region."""
         fused, layers = self.fused, len(self.weights)
-        self.shorter = torch.ones_like(fused.weight_norm) if self.due else None
+        self.shorter = torch.empty_like(fused.scales)
         fused_step.finish_layers_(
             [None if bias is None else self._momentum(bias) for bias in self.biases],
             fused.bias_directions,
@@ -197,6 +197,8 @@ class FusedShare:
             fused.sums,
             fused.scales[:layers],
             fused.products[:layers],
+            fused.weight_norm,
+            self.shorter[:layers],
             self.partials,
             self.mixed_biases,
             [None if bias is None else _gradient(bias) for bias in self.biases],
@@ -204,14 +206,12 @@ class FusedShare:
             self.column_blocks,
             fused.steps,
             fused.places[0],
-            fused.weight_norm,
+            self._norms(),
             [usual_norm(layer.block) for layer in self.work.blocks],
             [self.work.groups[weight]["lr"] for weight in self.weights],
             self.bias_shares,
             fused.settings,
             self.ok,
-            self._norms(),
-            self.shorter,
         )
         del self.partials, self.mixed_biases
         self._stop_out_of_range()
@@ -260,7 +260,7 @@ class FusedShare:
             [group["lr"] for group in groups],
             [group["weight_decay"] for group in groups],
             fused_step.AdamRule(config.momentum, self.take, config.b_others, ADAM_EPSILON),
-            self.shorter,
+            self.shorter if self.due else None,
             self.ok,
         )
         remember(list(masters))

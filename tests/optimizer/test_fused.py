@@ -1,0 +1,100 @@
+"""Fused steps against the usual ones: the same results, from the first step on and through whatever happens between steps."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lnb
+from lnb_kernels import fused_step
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Steps on the CPU are fused, as on a GPU; the ops run as plain PyTorch."""
+    monkeypatch.setattr(fused_step, "available", lambda device: True)
+    yield monkeypatch
+
+
+class Net(nn.Module):
+    """Convolutions with and without groups and bias, layers of several blocks, attention, norms and a scale of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 8, 3, 2, 1, groups=2, bias=False))
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.wide = nn.Linear(8, 24)
+        self.head = nn.Linear(24, 3, bias=False)
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.convs(x).flatten(2).mT)
+        y = y + self.attention(y, y, y, need_weights=False)[0]
+        return self.head(torch.tanh(self.wide(y)).mean(1)) * self.scale
+
+
+def net(dtype: torch.dtype = torch.float32) -> Net:
+    torch.manual_seed(0)
+    return Net().to(dtype)
+
+
+def backward(model: nn.Module, optimizer: lnb.LNB, seed: int) -> None:
+    optimizer.zero_grad()
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(16, 2, 6, 6, generator=generator), torch.randn(16, 3, generator=generator)
+    dtype = next(model.parameters()).dtype
+    nn.functional.mse_loss(model(x.to(dtype)).float(), y).backward()
+
+
+def train(model: nn.Module, optimizer: lnb.LNB, seeds: range) -> None:
+    for seed in seeds:
+        backward(model, optimizer, seed)
+        optimizer.step()
+
+
+def made(model: nn.Module, **settings: Any) -> lnb.LNB:
+    return lnb.LNB(model, **{"lr": 0.05, "block_size": 12, "products": "tf32x3", "weight_decay": 0.01, **settings})
+
+
+def assert_alike(one: nn.Module, other: nn.Module, tolerance: float = 2e-4) -> None:
+    for (name, x), (_, y) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.allclose(x, y, rtol=tolerance, atol=tolerance * float(x.abs().max())), (name, (x - y).abs().max())
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"nesterov": False}, {"staggered": False, "refresh_every": 3}, {"master_weights": True}, {"others_lr": 1.0},
+])  # fmt: skip
+def test_steps_are_those_of_the_usual_form(fused: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+    mine = net()
+    optimizer = made(mine, **settings)
+    train(mine, optimizer, range(14))
+    assert all("row_square" in optimizer.state[layer.weight] for layer in (mine.wide, mine.head))
+    fused.setattr(fused_step, "available", lambda device: False)
+    usual = net()
+    other = made(usual, **settings)
+    train(usual, other, range(14))
+    assert_alike(mine, usual)
+    for key in ("weight_norm", "growth", "radius", "row_square", "second_moment", "output_moment", "momentum", "step"):
+        x, y = (chosen.state[model.wide.weight][key] for chosen, model in ((optimizer, mine), (other, usual)))
+        assert torch.allclose(x, y, rtol=1e-2, atol=1e-4), key
+
+
+def test_the_stages_are_the_fused_ones(fused: pytest.MonkeyPatch) -> None:
+    calls = []
+    usual = fused_step.direct_layers_
+
+    def noted(*args: Any) -> None:
+        calls.append(len(args[0]))
+        usual(*args)
+
+    fused.setattr(fused_step, "direct_layers_", noted)
+    model = net()
+    train(model, made(model), range(3))
+    assert calls == [6, 6, 6]  # two convolutions, two projections of attention, two layers
