@@ -1,28 +1,12 @@
 #include "dispatch.h"
 #include "launch.h"
 #include "multi_tensor.h"
+#include "scalar.cuh"
 #include "sweep.cuh"
 #include "table.h"
 
 namespace lnb::cuda {
 namespace {
-
-__device__ __forceinline__ double load(const void* address, Type type, int64_t i) {
-    switch (type) {
-        case Type::kFloat64:
-            return read(static_cast<const double*>(address) + i);
-        case Type::kFloat32:
-            return read(static_cast<const float*>(address) + i);
-        case Type::kBFloat16:
-            return widen(read(static_cast<const BFloat16*>(address) + i));
-        default:
-            return widen(read(static_cast<const Half*>(address) + i));
-    }
-}
-
-__device__ __forceinline__ double load(const Scalar& scalar) {
-    return scalar.device == nullptr ? scalar.value : load(scalar.device, scalar.type, 0);
-}
 
 // p <- p - (step d + decay p), formed in this order: 1 - decay would lose the decay's low bits. The new value is also
 // stored in `copy` where there is one.

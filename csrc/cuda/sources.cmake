@@ -15,7 +15,8 @@ else()
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 
-  add_library(lnb_cuda STATIC csrc/cuda/device.cu csrc/cuda/multi_tensor.cu csrc/cuda/multi_tensor_sums.cu
+  add_library(lnb_cuda STATIC csrc/cuda/device.cu csrc/cuda/fused_direct.cu
+    csrc/cuda/fused_finish.cu csrc/cuda/multi_tensor.cu csrc/cuda/multi_tensor_sums.cu
     csrc/cuda/pcg_rows.cu csrc/cuda/pcg_vectors.cu)
   set_target_properties(lnb_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   if(LNB_WERROR)
