@@ -3,17 +3,9 @@
 
 #include <cstdint>
 
+#include "../step_rules.h"
+
 namespace lnb {
-
-// How gradients are averaged: m <- b m + (1 - b) g, and g~ = m / (1 - b^t), or with Nesterov's look-ahead
-// b m / (1 - b^t) + (1 - b) g, after t steps.
-struct Momentum {
-    double decay;
-    bool nesterov;
-
-    double share(double t) const;  // of m in g~
-    double take() const { return nesterov ? 1 - decay : 0; }
-};
 
 // steps[i] <- steps[i] + 1, and shares[i] <- the share of the average i.
 void advance(float* steps, int64_t count, const Momentum& momentum, double* shares);
@@ -31,12 +23,6 @@ struct AgreementLayer {
 };
 
 void observe_agreement(const AgreementLayer* layers, int64_t count, double b_rows, const Momentum& momentum);
-
-// The radius, the share of its region that a layer uses, is multiplied by `shrink` where |g~|^2 is below
-// `opposed` times what independent gradients would make it, else by `grow`; it stays in [least, 1].
-struct RadiusRule {
-    double opposed, shrink, grow, least;
-};
 
 // One layer's numbers.
 struct BoundedLayer {

@@ -7,6 +7,7 @@
 #include "isa.h"
 #include "parallel.h"
 #include "products_isa.h"
+#include "../step_rules.h"
 #include "workspace.h"
 
 namespace lnb {
@@ -38,25 +39,9 @@ std::vector<Part> parts_of(const TwoSidedLayer* layers, int64_t count) {
     return parts;
 }
 
-// The exponent e with which 2^e, a normal float, brings the largest entry into [0.5, 1), or a subnormal one nearer to
-// it; 0 where that entry is zero or not finite.
-int unit_exponent(float largest) {
-    if (!(largest > 0) || std::isinf(largest)) return 0;
-    int exponent;
-    std::frexp(largest, &exponent);
-    return std::min(-exponent, 126);
-}
-
 struct Sums {
     double product = 0, norm = 0, free_norm = 0, gradient = 0;
 };
-
-// How far a row's gradients agree, from |G|^2 + b^2 of their average and the mean square of each.
-double agreement(double square, double mean_square, double noise) {
-    if (!(mean_square > 0)) return 0;
-    const double ratio = std::min(1.0, std::sqrt(square / mean_square));
-    return ratio * std::min(1.0, ratio / noise);
-}
 
 // Returns the part's share of the layer's sums.
 Sums solve(const Part& part, const ProductLoops& loops, double noise) {
@@ -101,15 +86,15 @@ Sums solve(const Part& part, const ProductLoops& loops, double noise) {
             float* g = weight + (begin + row) * inputs;
             const double c = bias == nullptr ? 0 : of_bias[begin + row];
             const double product = loops.dot(h, m, inputs) + c * c;
-            double inverse_norm = product > 0 ? 1 / std::sqrt(product) : 0;
+            double scale = inverse_norm(product);
             const double b = bias == nullptr ? 0 : bias[begin + row];
             const double square = loops.dot(g, g, inputs) + b * b;
             sums.gradient += square;
             const double norm = loops.dot(h, h, inputs);
-            sums.free_norm += inverse_norm * inverse_norm * norm;
-            if (squares != nullptr) inverse_norm *= agreement(square, squares[begin + row], noise);
-            sums.norm += inverse_norm * inverse_norm * norm;
-            const auto factor = static_cast<float>(inverse_norm);
+            sums.free_norm += scale * scale * norm;
+            if (squares != nullptr) scale *= agreement(square, squares[begin + row], noise);
+            sums.norm += scale * scale * norm;
+            const auto factor = static_cast<float>(scale);
             if (bias != nullptr) {
                 const float of_row = static_cast<float>(c - loops.dot(h, mean, inputs)) * factor;
                 sums.product += static_cast<double>(of_row) * static_cast<double>(bias[begin + row]);

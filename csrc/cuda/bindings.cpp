@@ -14,6 +14,7 @@
 #include "address_checks.h"
 #include "cuda/device.h"
 #include "cuda/fused_apply_bindings.h"
+#include "cuda/fused_step.h"
 #include "cuda/moment_flags.h"
 #include "cuda/multi_tensor.h"
 #include "cuda/pcg.h"
@@ -296,6 +297,153 @@ void pcg_phase(lnb::CgPhase phase, const std::vector<Fields<12>>& problems, bool
     });
 }
 
+// A layer of fused_direct, in the order of the struct's members, and the entries of `partials` and `mixed_biases`.
+void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Type direction_type,
+                  lnb::cuda::Precision precision, uintptr_t partials, int64_t partial_count, uintptr_t mixed_biases,
+                  int64_t rows_of_all, const std::array<uintptr_t, 2>& shares, int64_t share_count, double decay,
+                  double take, uintptr_t ok, const Where& where) {
+    if (!lnb::cuda::directs(gradient_type, direction_type)) {
+        throw std::invalid_argument("no kernel for this pair of dtypes");
+    }
+    check_memory("partials", partials, partial_count, Type::kFloat64);
+    check_memory("mixed_biases", mixed_biases, rows_of_all, Type::kFloat64);
+    check_memory("shares", shares[0], share_count, Type::kFloat64);
+    std::vector<lnb::cuda::DirectLayer> work;
+    std::vector<lnb::Memory> memory{{"directions", {}, {}, true},
+                                    {"momentum", {}, {}, true},
+                                    {"gradients", {}, {}, false},
+                                    {"partials", {partials}, {8 * partial_count}, true},
+                                    {"mixed_biases", {mixed_biases}, {8 * rows_of_all}, true}};
+    for (const auto& [gradient, momentum, direction, bias_gradient, bias_momentum, inverse, mean, root, first_row,
+                      first_entry, matrices, rows, inputs, size, side, slot] : layers) {
+        const std::string layer = lnb::label("layers", work.size());
+        const auto block = [&](const char* name, int64_t side_of, int64_t of) {
+            if (side_of >= 1 && side_of <= lnb::cuda::kLargestBlock && of >= 1 && of <= INT32_MAX &&
+                of % side_of == 0) {
+                return;
+            }
+            throw std::invalid_argument(layer + ": " + name + " has blocks of side " + std::to_string(side_of) +
+                                        " for " + std::to_string(of) + "; allowed are divisors up to " +
+                                        std::to_string(lnb::cuda::kLargestBlock));
+        };
+        block("inverse", size, inputs);
+        block("root", side, rows);
+        if (matrices < 1 || matrices > INT32_MAX) throw std::invalid_argument(layer + ": has no matrices, or too many");
+        const int64_t all_rows = entries(layer, {matrices, rows}), all = entries(layer, {all_rows, inputs});
+        const int64_t sums = entries(layer, {all_rows, inputs / size, lnb::cuda::kSums});
+        if (first_row < 0 || all_rows > rows_of_all - first_row || first_entry < 0 ||
+            sums > partial_count - first_entry || slot < 0 || slot >= share_count) {
+            throw std::invalid_argument(layer + ": its sums, rows or shares are not among those of all layers");
+        }
+        const bool biased = mean != 0;
+        if (biased != (bias_gradient != 0) || biased != (bias_momentum != 0)) {
+            throw std::invalid_argument(layer + ": mean, bias_gradient and bias_momentum come together");
+        }
+        check_memory(layer + ": gradient", static_cast<uintptr_t>(gradient), all, gradient_type);
+        check_memory(layer + ": direction", static_cast<uintptr_t>(direction), all, direction_type);
+        check_operands(layer, {{"momentum", momentum, all},
+                               {"bias_momentum", bias_momentum, all_rows, true},
+                               {"inverse", inverse, entries(layer, {matrices, inputs, size})},
+                               {"mean", mean, matrices * inputs, true},
+                               {"root", root, entries(layer, {all_rows, side})}});
+        if (biased) {
+            check_memory(layer + ": bias_gradient", static_cast<uintptr_t>(bias_gradient), all_rows, gradient_type);
+            check_memory("bias_shares", shares[1], share_count, Type::kFloat64);
+        }
+        const std::array<int64_t, 3> addresses{direction, momentum, gradient};
+        const std::array<Type, 3> types{direction_type, Type::kFloat32, gradient_type};
+        for (size_t k = 0; k < addresses.size(); ++k) {
+            memory[k].addresses.push_back(static_cast<uintptr_t>(addresses[k]));
+            memory[k].bytes.push_back(all * lnb::width(types[k]));
+        }
+        work.push_back({pointer<const void>(gradient), pointer<float>(momentum), pointer<void>(direction),
+                        pointer<const void>(bias_gradient), pointer<const float>(bias_momentum),
+                        pointer<const float>(inverse), pointer<const float>(mean), pointer<const float>(root),
+                        first_row, first_entry, static_cast<int32_t>(matrices), static_cast<int32_t>(rows),
+                        static_cast<int32_t>(inputs), static_cast<int32_t>(size), static_cast<int32_t>(side),
+                        static_cast<int32_t>(slot)});
+    }
+    require_disjoint_writes(memory);
+    const lnb::cuda::DirectNumbers numbers{pointer<double>(partials),
+                                           pointer<double>(mixed_biases),
+                                           pointer<const double>(shares[0]),
+                                           pointer<const double>(shares[1]),
+                                           decay,
+                                           take,
+                                           pointer<const bool>(ok)};
+    on(where, [&](void* stream) {
+        lnb::cuda::direct_layers(work.data(), static_cast<int64_t>(work.size()), gradient_type, direction_type,
+                                 precision, numbers, stream);
+    });
+}
+
+// A layer of fused_finish: its fields in the order of the struct's members, the least norm, and its rate.
+using FinishLayer = std::tuple<Fields<9>, double, Scalar>;
+
+// The addresses of what all layers have in common, in the order of FinishNumbers.
+void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, const std::array<uintptr_t, 13>& numbers,
+                  int64_t partial_count, int64_t rows_of_all, int64_t slots, int64_t steps,
+                  const std::array<double, 10>& settings, uintptr_t ok, const Where& where) {
+    constexpr std::array<const char*, 13> kNames{"row_scales", "row_square",  "independent", "growth",   "radius",
+                                                 "sums",       "scales",      "products",    "partials", "mixed_biases",
+                                                 "steps",      "weight_norm", "bias_shares"};
+    const std::array<int64_t, 13> counts{rows_of_all, rows_of_all,   slots,       slots, slots, 4 * slots, slots,
+                                         slots,       partial_count, rows_of_all, steps, slots, 0};
+    for (size_t k = 0; k < kNames.size(); ++k) {
+        const bool narrow = k == 0 || k == 10;
+        check_memory(kNames[k], numbers[k], counts[k], narrow ? Type::kFloat32 : Type::kFloat64);
+    }
+    if (numbers[8] % 16 != 0) {
+        throw std::invalid_argument("partials is not aligned to 16 bytes; use .clone() to get one that is");
+    }
+    std::vector<lnb::cuda::FinishLayer> work;
+    for (const auto& [fields, usual_norm, rate] : layers) {
+        const auto& [bias_momentum, bias_direction, bias_gradient, first_row, first_entry, rows, column_blocks, slot,
+                     step] = fields;
+        const std::string layer = lnb::label("layers", work.size());
+        const int64_t sums = entries(layer, {rows, column_blocks, lnb::cuda::kSums});
+        if (rows < 1 || column_blocks < 1 || column_blocks > INT32_MAX || first_row < 0 ||
+            rows > rows_of_all - first_row || first_entry < 0 || first_entry % lnb::cuda::kSums != 0 ||
+            sums > partial_count - first_entry || slot < 0 || slot >= slots || step < 0 || step >= steps) {
+            throw std::invalid_argument(layer + ": its sums, rows, numbers or step are not among those of all layers");
+        }
+        const bool biased = bias_gradient != 0;
+        if (biased != (bias_momentum != 0) || biased != (bias_direction != 0)) {
+            throw std::invalid_argument(layer + ": bias_momentum, bias_direction and bias_gradient come together");
+        }
+        if (biased) {
+            check_operands(layer, {{"bias_momentum", bias_momentum, rows}, {"bias_direction", bias_direction, rows}});
+            check_memory(layer + ": bias_gradient", static_cast<uintptr_t>(bias_gradient), rows, gradient_type);
+            check_memory("bias_shares", numbers[12], slots, Type::kFloat64);
+        }
+        work.push_back({pointer<float>(bias_momentum), pointer<float>(bias_direction),
+                        pointer<const void>(bias_gradient), first_row, first_entry, rows,
+                        static_cast<int32_t>(column_blocks), static_cast<int32_t>(slot), step, usual_norm,
+                        scalar("rates", rate)});
+    }
+    const auto wide = [&](size_t k) { return pointer<double>(numbers[k]); };
+    const lnb::cuda::FinishNumbers all{pointer<float>(numbers[0]),
+                                       wide(1),
+                                       wide(2),
+                                       wide(3),
+                                       wide(4),
+                                       wide(5),
+                                       wide(6),
+                                       wide(7),
+                                       wide(8),
+                                       wide(9),
+                                       pointer<const float>(numbers[10]),
+                                       wide(11),
+                                       wide(12),
+                                       pointer<const bool>(ok)};
+    const auto& [decay, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least] = settings;
+    const lnb::cuda::FinishSettings rules{{decay, nesterov != 0},        b_rows, noise, change, largest,
+                                          {opposed, shrink, grow, least}};
+    on(where, [&](void* stream) {
+        lnb::cuda::finish_layers(work.data(), static_cast<int64_t>(work.size()), gradient_type, all, rules, stream);
+    });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda_module, m) {
@@ -310,6 +458,11 @@ PYBIND11_MODULE(_cuda_module, m) {
         .value("MOVE", lnb::CgPhase::kMove)
         .value("DIRECTION", lnb::CgPhase::kDirection)
         .value("STEP", lnb::CgPhase::kStep);
+    py::enum_<lnb::cuda::Precision>(m, "Precision", py::module_local())
+        .value("TF32", lnb::cuda::Precision::kTf32)
+        .value("TF32X3", lnb::cuda::Precision::kTf32x3)
+        .value("BF16", lnb::cuda::Precision::kBf16);
+    m.attr("LAYERS_PER_LAUNCH") = lnb::cuda::kDirectLayers;
     m.attr("TENSORS_PER_LAUNCH") = lnb::cuda::kTensors;
     m.attr("PIECE_SIZE") = lnb::cuda::kPieceSize;
     m.attr("ROW_COLUMNS") = lnb::cuda::kRowColumns;
@@ -344,6 +497,8 @@ PYBIND11_MODULE(_cuda_module, m) {
     m.def("moves", &lnb::cuda::moves);
     m.def("check_moves", &lnb::cuda::check_moves, "What fused_apply checks of its arguments.");
     m.def("fused_apply", &fused_apply);
+    m.def("fused_direct", &fused_direct);
+    m.def("fused_finish", &fused_finish);
     m.def("pcg_rows", &pcg_rows);
     m.def("pcg_phase", &pcg_phase);
 }

@@ -10,6 +10,12 @@ struct alignas(sizeof(T) * kSize) Pack {
     T value[kSize];
 };
 
+// A size, as an argument of a generic lambda.
+template <int kSize>
+struct Packs {
+    static constexpr int kCount = kSize;
+};
+
 template <int kSize, typename T>
 __device__ __forceinline__ bool aligned(const T* address) {
     return reinterpret_cast<uintptr_t>(address) % (sizeof(T) * kSize) == 0;

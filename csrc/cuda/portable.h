@@ -9,13 +9,14 @@
 #include <cuda_runtime.h>
 
 #define LNB_UNROLL _Pragma("unroll")
+#define LNB_ROLLED _Pragma("unroll 1")
 // A large kernel parameter that blocks read in place, from constant memory.
 #define LNB_PARAMETER(Struct) const __grid_constant__ Struct
 // An array that the threads of a block share.
 #define LNB_SHARED(T, name, count) __shared__ T name[count]
-// The array whose size the launch gives.
+// The array whose size the launch gives, aligned as fragments of matrices need it.
 #define LNB_DYNAMIC_SHARED(T, name)                         \
-    extern __shared__ __align__(16) unsigned char memory[]; \
+    extern __shared__ __align__(32) unsigned char memory[]; \
     T* const name = reinterpret_cast<T*>(memory)
 
 namespace lnb::cuda {

@@ -18,6 +18,8 @@ else()
   add_library(lnb_cuda STATIC
     csrc/cuda/device.cu
     csrc/cuda/fused_apply.cu
+    csrc/cuda/fused_direct.cu
+    csrc/cuda/fused_finish.cu
     csrc/cuda/moment_flags.cu
     csrc/cuda/multi_tensor.cu
     csrc/cuda/multi_tensor_sums.cu

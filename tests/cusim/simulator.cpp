@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <random>
 #include <stdexcept>
@@ -60,12 +61,20 @@ struct Thread {
     unsigned mask = 0;     // while in a warp function: whom it waits for,
     unsigned source = 0;   // from whom it takes a value,
     uint64_t value = 0;    // the value it gives, and afterwards the one it took
+    const void* kind = nullptr;  // of a function that the warp computes together
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
 #endif
 };
 
 namespace {
+
+// Memory as a launch gives it, aligned as fragments of matrices need it.
+constexpr std::align_val_t kAlignment{32};
+struct FreeAligned {
+    void operator()(char* memory) const { ::operator delete[](memory, kAlignment); }
+};
+using AlignedArray = std::unique_ptr<char[], FreeAligned>;
 
 // The block that runs, and the scheduler's own context.
 struct Block {
@@ -77,7 +86,7 @@ struct Block {
     std::string error;
     // Shared arrays by declaration. Each is a heap block of its own, so that AddressSanitizer sees its bounds.
     std::vector<std::pair<const void*, std::unique_ptr<char[]>>> arrays;
-    std::unique_ptr<char[]> dynamic;
+    AlignedArray dynamic{nullptr};
 #if defined(__SANITIZE_ADDRESS__)
     const void* scheduler_stack = nullptr;
     size_t scheduler_stack_size = 0;
@@ -144,13 +153,18 @@ unsigned lane_of(const Thread& thread) {
     return thread.index.x % kWarp;
 }
 
+// Whether a lane has called the warp function that `thread` waits in.
+bool waits_with(const Thread& thread, const Thread* lane, const Thread* end) {
+    return lane < end && lane->state == State::kInWarp && lane->mask == thread.mask && lane->kind == thread.kind;
+}
+
 // If all lanes that the warp function of `thread` names have called it, lets them go on with their values.
 void finish_exchange(Thread& thread) {
     Thread* const warp = &thread - lane_of(thread);
     const Thread* const end = block.threads.data() + block.threads.size();
     for (unsigned lane = 0; lane < kWarp; ++lane) {
         if (!(thread.mask >> lane & 1)) continue;
-        if (warp + lane >= end || warp[lane].state != State::kInWarp || warp[lane].mask != thread.mask) return;
+        if (!waits_with(thread, warp + lane, end)) return;
     }
     const unsigned mask = thread.mask;
     uint64_t taken[kWarp] = {};
@@ -194,7 +208,7 @@ void finish_barrier() {
 void run_block(unsigned index, size_t shared_bytes) {
     block.index = {index, 0, 0};
     block.arrays.clear();
-    block.dynamic.reset(new char[shared_bytes]);
+    block.dynamic.reset(static_cast<char*>(::operator new[](shared_bytes, kAlignment)));
     std::memset(block.dynamic.get(), 0xff, shared_bytes);
     std::vector<Thread*> ready;
     for (size_t i = 0; i < block.threads.size(); ++i) {
@@ -251,6 +265,7 @@ uint64_t exchange(unsigned mask, uint64_t value, unsigned source) {
     self.mask = mask;
     self.source = source;
     self.value = value;
+    self.kind = nullptr;
     self.state = State::kInWarp;
     if (!(mask >> lane_of(self) & 1) || !(mask >> source & 1)) {
         block.error = "a warp function takes from, or is called by, a lane outside its mask";
@@ -259,6 +274,34 @@ uint64_t exchange(unsigned mask, uint64_t value, unsigned source) {
     }
     if (self.state != State::kReady || !block.error.empty()) switch_to_scheduler(self, false);
     return self.value;
+}
+
+bool last_of_warp(const void* kind, void* own, void* (&all)[32]) {
+    Thread& self = *block.current;
+    self.mask = 0xffffffffu;
+    self.kind = kind;
+    self.value = reinterpret_cast<uintptr_t>(own);
+    self.state = State::kInWarp;
+    const Thread* const warp = &self - lane_of(self);
+    const Thread* const end = block.threads.data() + block.threads.size();
+    for (unsigned lane = 0; lane < kWarp; ++lane) {
+        if (!waits_with(self, warp + lane, end)) {
+            switch_to_scheduler(self, false);
+            return false;
+        }
+        all[lane] = reinterpret_cast<void*>(warp[lane].value);
+    }
+    return true;
+}
+
+void release_warp() {
+    Thread* const warp = block.current - lane_of(*block.current);
+    for (unsigned lane = 0; lane < kWarp; ++lane) warp[lane].state = State::kReady;
+}
+
+void fail(const char* complaint) {
+    block.error = complaint;
+    switch_to_scheduler(*block.current, false);
 }
 
 void* shared_array(const void* key, size_t bytes) {

@@ -36,6 +36,14 @@ void block_barrier(int line);
 // Gives `value` to the warp's other lanes and returns that of lane `source`, when all lanes in `mask` have called it.
 uint64_t exchange(unsigned mask, uint64_t value, unsigned source);
 
+// For functions that a whole warp computes together. Each lane gives `own` and waits; the last of the 32 to arrive gets
+// true and what all gave, and lets the others go on by release_warp(). `kind` tells functions apart.
+bool last_of_warp(const void* kind, void* own, void* (&all)[32]);
+void release_warp();
+
+// Ends the launch with a complaint about the calling thread.
+void fail(const char* complaint);
+
 // The block's array that the declaration `key` stands for, of poisoned memory.
 void* shared_array(const void* key, size_t bytes);
 void* dynamic_shared_array();
@@ -63,6 +71,7 @@ int last_error();
 #define __syncthreads() ::simulator::block_barrier(__LINE__)
 
 #define LNB_UNROLL
+#define LNB_ROLLED
 #define LNB_PARAMETER(Struct) const Struct&
 #define LNB_SHARED(T, name, count)    \
     static const char name##_key = 0; \

@@ -1,0 +1,402 @@
+// Directions of all layers in one launch, a block of threads per tile: one block of rows times one block of columns.
+#include <algorithm>
+
+#include "averaging.cuh"
+#include "fused_step.h"
+#include "launch.h"
+#include "tile_products.cuh"
+
+namespace lnb::cuda {
+namespace {
+
+constexpr int kRowLanes = 8;    // that share a row of the tile as it comes in: 128 bytes of it at once
+constexpr int kBandLanes = 16;  // that share a row of H
+constexpr int kInFlight = 5;    // packs of each operand that a thread has in flight: all of a row of kLargestBlock
+
+struct DirectTable {
+    DirectLayer layer[kDirectLayers];
+    int32_t first_block[kDirectLayers + 1];
+    int32_t count;
+
+    // The layer whose blocks include `block` is the last one that starts at or before it.
+    __device__ __forceinline__ int layer_of(unsigned block) const {
+        int low = 0, high = count;
+        while (high - low > 1) {
+            const int middle = (low + high) / 2;
+            if (static_cast<unsigned>(first_block[middle]) <= block) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        return low;
+    }
+};
+static_assert(sizeof(DirectTable) <= 32000, "CUDA's limit for kernel parameters, with DirectNumbers");
+
+// What is in dynamic shared memory, by the sides of the tile.
+struct TileMemory {
+    int ahead_pitch, strip_pitch, right_pitch;  // in elements
+    int ahead, strip, left, right, end;         // offsets in bytes, each a multiple of 32 as fragments need it
+
+    template <typename P>
+    static __host__ __device__ TileMemory of(int side, int size) {
+        const int columns = round_up(size, kUnit);
+        TileMemory memory{};
+        memory.ahead_pitch = round_up(size, kPack);
+        memory.strip_pitch = columns;
+        memory.right_pitch = columns + 8;
+        memory.strip = round_up(side * memory.ahead_pitch * 4, 32);
+        memory.left = memory.strip + kStrip * memory.strip_pitch * 4;
+        memory.right = memory.left + kStrip * Chunks<P>::kLeftPitch * static_cast<int>(sizeof(typename P::Element));
+        memory.end = memory.right + kChunk * memory.right_pitch * 4;  // holds rows of H, in float32, too
+        return memory;
+    }
+};
+
+// The sum over `kLanes` neighbouring lanes, in each of them.
+template <int kLanes, typename T>
+__device__ __forceinline__ T lanes_sum(T value) {
+    LNB_UNROLL
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+    return value;
+}
+
+template <int N, typename T>
+__device__ __forceinline__ Pack<T, N> read_pack(const T* address) {
+    if constexpr (sizeof(T) * N < 4) {
+        return Pack<T, N>{{read(address)}};
+    } else {
+        return unpack(read_words<N>(address));
+    }
+}
+
+__device__ __forceinline__ float larger(float x, float y) {
+    return x < y ? y : x;
+}
+
+// The largest over the block, in every thread.
+__device__ __forceinline__ float block_largest(float value, float* scratch) {
+    LNB_UNROLL
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+        value = larger(value, __shfl_xor_sync(kAllLanes, value, distance));
+    }
+    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    LNB_UNROLL
+    for (int warp = 0; warp < kTileWarps; ++warp) value = larger(value, scratch[warp]);
+    return value;
+}
+
+// Arrays of the tile's rows and columns in shared memory.
+struct TileVectors {
+    double* square;  // |g|^2 of each row
+    float* ahead_square;
+    float* bias;
+    float* mean;
+};
+
+// Of the tile's rows: averages them, writes g~ to shared memory, and |g|^2. Returns the largest |g| and |g~| seen.
+template <int N, typename G>
+__device__ __forceinline__ float load_tile(const G* gradient, float* momentum, int64_t pitch, int rows, int columns,
+                                           const Averaging& averaging, float share, float* ahead, int ahead_pitch,
+                                           double* square) {
+    const int lane = threadIdx.x % kRowLanes, packs = columns / N;
+    float largest = 0;
+    // Whole warps take part in the sums of a row: their threads all make the same number of turns.
+    for (int first_row = 0; first_row < rows; first_row += kTileThreads / kRowLanes) {
+        const int row = first_row + threadIdx.x / kRowLanes;
+        double sum = 0;
+        for (int first = lane; row < rows && first < packs; first += kInFlight * kRowLanes) {
+            Pack<float, N> averages[kInFlight];
+            Pack<G, N> gradients[kInFlight];
+            LNB_UNROLL
+            for (int u = 0; u < kInFlight; ++u) {
+                const int pack = first + u * kRowLanes;
+                if (pack >= packs) continue;
+                averages[u] = read_pack<N>(momentum + row * pitch + pack * N);
+                gradients[u] = read_pack<N>(gradient + row * pitch + pack * N);
+            }
+            LNB_UNROLL
+            for (int u = 0; u < kInFlight; ++u) {
+                const int pack = first + u * kRowLanes;
+                if (pack >= packs) continue;
+                LNB_UNROLL
+                for (int k = 0; k < N; ++k) {
+                    float& average = averages[u].value[k];
+                    const G entry = gradients[u].value[k];
+                    average = averaging.average(average, entry);
+                    const float value = averaging.ahead(average, entry, share);
+                    ahead[row * ahead_pitch + pack * N + k] = value;
+                    largest = larger(larger(largest, fabsf(value)), fabsf(widen(entry)));
+                    sum += static_cast<double>(widen(entry)) * static_cast<double>(widen(entry));
+                }
+                write_pack<N>(momentum + row * pitch + pack * N, averages[u]);
+            }
+        }
+        sum = lanes_sum<kRowLanes>(sum);
+        if (lane == 0 && row < rows) square[row] = sum;
+    }
+    return largest;
+}
+
+// Brings the tile to unit size and centres it, each row by its own bias: g~ - b~ mu'.
+__device__ __forceinline__ void centre_tile(float* ahead, int pitch, int rows, int columns, float unit, bool biased,
+                                            const TileVectors& vectors) {
+    const int lane = threadIdx.x % kRowLanes;
+    for (int first_row = 0; first_row < rows; first_row += kTileThreads / kRowLanes) {
+        const int row = first_row + threadIdx.x / kRowLanes;
+        float sum = 0;
+        for (int column = lane; row < rows && column < columns; column += kRowLanes) {
+            float& entry = ahead[row * pitch + column];
+            const float value = entry * unit;
+            sum += value * value;
+            entry = biased ? value - vectors.bias[row] * vectors.mean[column] : value;
+        }
+        sum = lanes_sum<kRowLanes>(sum);
+        if (lane == 0 && row < rows) vectors.ahead_square[row] = sum;
+    }
+}
+
+// P^(-1/2) b~ of the rows of a block, for whoever finishes them.
+__device__ __forceinline__ void mix_bias(const SquareBlock& root, const float* bias, double factor, double* mixed) {
+    const int lane = threadIdx.x % kRowLanes;
+    for (int first_row = 0; first_row < root.side; first_row += kTileThreads / kRowLanes) {
+        const int row = first_row + threadIdx.x / kRowLanes;
+        float sum = 0;
+        for (int k = lane; row < root.side && k < root.side; k += kRowLanes) {
+            sum += read(root.data + row * root.side + k) * bias[k];
+        }
+        sum = lanes_sum<kRowLanes>(sum);
+        if (lane == 0 && row < root.side) write(mixed + row, sum * factor);
+    }
+}
+
+static_assert(kTileThreads == kUnit * kBandLanes);
+
+// A band of H, kUnit rows of it in shared memory at unit size: writes it, and the sums of its rows.
+struct Band {
+    const float *h, *mixed, *ahead;  // the same rows of H, M and the centred g~
+    int h_pitch, mixed_pitch, ahead_pitch;
+    int rows, columns;  // that there are
+    int first_row;      // in the tile
+    float back;         // what entries of unit size are multiplied by
+    bool biased;
+
+    template <int N, typename D>
+    __device__ __forceinline__ void finish(D* direction, int64_t pitch, double* sums,
+                                           const TileVectors& vectors) const {
+        const int row = threadIdx.x / kBandLanes, lane = threadIdx.x % kBandLanes;
+        float product = 0, along_mean = 0, gain = 0;
+        double norm = 0;
+        for (int pack = lane; row < rows && pack < columns / N; pack += kBandLanes) {
+            const auto of_h = *reinterpret_cast<const Pack<float, N>*>(h + row * h_pitch + pack * N);
+            const auto of_m = *reinterpret_cast<const Pack<float, N>*>(mixed + row * mixed_pitch + pack * N);
+            const auto of_ahead = *reinterpret_cast<const Pack<float, N>*>(ahead + row * ahead_pitch + pack * N);
+            Pack<D, N> out;
+            LNB_UNROLL
+            for (int k = 0; k < N; ++k) {
+                const float x = of_h.value[k];
+                product += x * of_m.value[k];
+                gain += x * of_ahead.value[k];
+                if (biased) along_mean += x * vectors.mean[pack * N + k];
+                norm += static_cast<double>(x) * static_cast<double>(x);
+                narrow(x * back, out.value[k]);
+            }
+            write_pack<N>(direction + row * pitch + pack * N, out);
+        }
+        product = lanes_sum<kBandLanes>(product);
+        along_mean = lanes_sum<kBandLanes>(along_mean);
+        gain = lanes_sum<kBandLanes>(gain);
+        norm = lanes_sum<kBandLanes>(norm);
+        if (row >= rows || lane >= kSums) return;
+        const double once = back, twice = once * once;
+        const int of_tile = first_row + row;
+        if (biased) gain += vectors.bias[of_tile] * along_mean;  // of what was taken from g~ to centre it
+        const double own[kSums] = {product * twice,
+                                   norm * twice,
+                                   along_mean * once,
+                                   gain * twice,
+                                   vectors.ahead_square[of_tile] * twice,
+                                   vectors.square[of_tile]};
+        double value = own[0];
+        LNB_UNROLL
+        for (int k = 1; k < kSums; ++k) value = lane == k ? own[k] : value;
+        write(sums + static_cast<int64_t>(row) * kSums + lane, value);
+    }
+};
+
+template <typename P, typename G, typename D>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    direct_kernel(LNB_PARAMETER(DirectTable) table, const DirectNumbers numbers) {
+    if (numbers.ok != nullptr && !read(numbers.ok)) return;
+    const int place = table.layer_of(blockIdx.x);
+    const DirectLayer& layer = table.layer[place];
+    const int size = layer.size, side = layer.side, column_blocks = layer.column_blocks();
+    int tile = static_cast<int>(blockIdx.x) - table.first_block[place];
+    const int column_block = tile % column_blocks;
+    tile /= column_blocks;  // the block of rows among those of all matrices
+    const int matrix = tile / layer.row_blocks();
+    const int64_t first_row = static_cast<int64_t>(tile) * side;  // among those of all matrices
+    const int64_t corner = first_row * layer.inputs + static_cast<int64_t>(column_block) * size;
+
+    LNB_DYNAMIC_SHARED(unsigned char, shared);
+    const TileMemory layout = TileMemory::of<P>(side, size);
+    float* const ahead = reinterpret_cast<float*>(shared);
+    float* const strip = reinterpret_cast<float*>(shared + layout.strip);
+    Chunks<P> chunks{reinterpret_cast<typename P::Element*>(shared + layout.left),
+                     reinterpret_cast<typename P::Element*>(shared + layout.right), layout.right_pitch, 0,
+                     round_up(size, kUnit) / kUnit};
+    float* const band = reinterpret_cast<float*>(shared + layout.right);
+    LNB_SHARED(double, square, kLargestBlock);
+    LNB_SHARED(float, ahead_square, kLargestBlock);
+    LNB_SHARED(float, bias, kLargestBlock);
+    LNB_SHARED(float, mean, kLargestBlock);
+    LNB_SHARED(float, scratch, kTileWarps);
+    LNB_SHARED(float, root_scratch, kTileWarps);
+    const TileVectors vectors{square, ahead_square, bias, mean};
+
+    const Averaging averaging(numbers.decay, numbers.take);
+    const bool biased = layer.mean != nullptr;
+    float largest = 0, root_largest = 0;
+    const float* const root_data = layer.root + static_cast<int64_t>(tile) * side * side;
+    const SquareBlock root{root_data, side, side % kPack == 0 && aligned<kPack>(root_data)};
+    for (int i = threadIdx.x; i < side; i += kTileThreads) {
+        // Of a positive matrix the largest entry is on the diagonal.
+        root_largest = larger(root_largest, fabsf(read(root.data + i * side + i)));
+        if (!biased) continue;
+        const G entry = read(static_cast<const G*>(layer.bias_gradient) + first_row + i);
+        const float average = averaging.average(read(layer.bias_momentum + first_row + i), entry);
+        bias[i] = averaging.ahead(average, entry, static_cast<float>(read(numbers.bias_shares + layer.slot)));
+        largest = larger(largest, fabsf(bias[i]));
+    }
+    for (int i = threadIdx.x; biased && i < size; i += kTileThreads) {
+        mean[i] = read(layer.mean + static_cast<int64_t>(matrix) * layer.inputs + column_block * size + i);
+    }
+    const G* const gradient = static_cast<const G*>(layer.gradient) + corner;
+    float* const momentum = layer.momentum + corner;
+    const float share = static_cast<float>(read(numbers.shares + layer.slot));
+    const bool packed = size % kPack == 0 && layer.inputs % kPack == 0;
+    const auto load = [&](auto of) {
+        constexpr int N = decltype(of)::kCount;
+        return load_tile<N>(gradient, momentum, layer.inputs, side, size, averaging, share, ahead, layout.ahead_pitch,
+                            square);
+    };
+    const float of_tile = packed && aligned<kPack>(gradient) && aligned<kPack>(momentum) ? load(Packs<kPack>{})
+                                                                                          : load(Packs<1>{});
+    const int exponent = unit_exponent(block_largest(larger(largest, of_tile), scratch));
+    const int root_exponent = unit_exponent(block_largest(root_largest, root_scratch));
+    const float unit = ldexpf(1.0f, exponent), back = ldexpf(1.0f, -exponent);
+    for (int i = threadIdx.x; biased && i < side; i += kTileThreads) bias[i] *= unit;
+    __syncthreads();
+    centre_tile(ahead, layout.ahead_pitch, side, size, unit, biased, vectors);
+    if (biased && column_block == 0) {
+        mix_bias(root, bias, ldexp(static_cast<double>(back), root_exponent),
+                 numbers.mixed_biases + layer.first_row + first_row);
+    }
+
+    const float* const inverse =
+        layer.inverse + (static_cast<int64_t>(matrix) * column_blocks + column_block) * size * size;
+    RightBlock<P> of_inverse{chunks, {inverse, size, size % kPack == 0 && aligned<kPack>(inverse)}, {}};
+    RightTile<P> of_tile_rows{ahead, layout.ahead_pitch, side, size};
+    D* const direction = static_cast<D*>(layer.direction) + corner;
+    const bool packed_out = packed && aligned<kPack>(direction);
+    const int64_t all_rows = static_cast<int64_t>(layer.matrices) * layer.rows;
+    double* const sums = numbers.partials + layer.first_entry + (column_block * all_rows + first_row) * kSums;
+    for (int first = 0; first < side; first += kStrip) {
+        chunks.row_units = round_up(side - first < kStrip ? side - first : kStrip, kUnit) / kUnit;
+        StripSums<P> tiles(chunks);
+        LeftBlock<P> of_root{root, first, ldexpf(1.0f, root_exponent), {}, {}};
+        multiply(tiles, side, chunks, of_root, of_tile_rows);
+        LNB_UNROLL
+        for (int i = 0; i < kStripUnits; ++i) {
+            tiles.store(i, strip + i * kUnit * layout.strip_pitch, layout.strip_pitch);
+        }
+        LeftStrip<P> of_strip{strip, layout.strip_pitch, {}};
+        multiply(tiles, size, chunks, of_strip, of_inverse);
+        LNB_UNROLL
+        for (int i = 0; i < kStripUnits; ++i) {
+            if (i >= chunks.row_units) continue;
+            __syncthreads();  // nobody reads the last chunk, or the band before, any more
+            tiles.store(i, band, layout.right_pitch);
+            __syncthreads();
+            const int row = first + i * kUnit;
+            const Band rows{band, strip + i * kUnit * layout.strip_pitch, ahead + row * layout.ahead_pitch,
+                            layout.right_pitch, layout.strip_pitch, layout.ahead_pitch,
+                            side - row < kUnit ? side - row : kUnit, size, row, back, biased};
+            const auto finish = [&](auto of) {
+                constexpr int N = decltype(of)::kCount;
+                rows.template finish<N>(direction + static_cast<int64_t>(row) * layer.inputs, layer.inputs,
+                                        sums + static_cast<int64_t>(row) * kSums, vectors);
+            };
+            if (packed_out) {
+                finish(Packs<kPack>{});
+            } else {
+                finish(Packs<1>{});
+            }
+        }
+    }
+}
+
+template <typename P, typename G, typename D>
+void start(const DirectLayer* layers, int64_t count, const DirectNumbers& numbers, void* stream) {
+    DirectTable table;
+    table.count = 0;
+    table.first_block[0] = 0;
+    int64_t blocks = 0;
+    size_t shared = 0;
+    const auto flush = [&] {
+        launch("fused_step.direct", direct_kernel<P, G, D>, {blocks, kTileThreads, shared}, stream, table, numbers);
+        table.count = 0;
+        blocks = 0;
+        shared = 0;
+    };
+    for (const DirectLayer* layer = layers; layer != layers + count; ++layer) {
+        const int64_t own = static_cast<int64_t>(layer->matrices) * layer->row_blocks() * layer->column_blocks();
+        if (table.count == kDirectLayers || blocks + own > INT32_MAX) flush();
+        table.layer[table.count++] = *layer;
+        blocks += own;
+        table.first_block[table.count] = static_cast<int32_t>(blocks);
+        shared = std::max<size_t>(shared, TileMemory::of<P>(layer->side, layer->size).end);
+    }
+    flush();
+}
+
+// Calls f with a value of the types of the gradients and of the directions. False for a pair that there is no kernel for.
+template <typename F>
+bool with_direct_types(Type gradient, Type direction, F f) {
+    const auto with = [&](auto of_gradient) {
+        if (direction == Type::kFloat32) return f(of_gradient, float{}), true;
+        if (direction == Type::kBFloat16) return f(of_gradient, BFloat16{}), true;
+        return false;
+    };
+    if (gradient == Type::kFloat32) return with(float{});
+    if (gradient == Type::kBFloat16) return with(BFloat16{});
+    if (gradient == Type::kFloat16) return with(Half{});
+    return false;
+}
+
+}  // namespace
+
+bool directs(Type gradient, Type direction) {
+    return with_direct_types(gradient, direction, [](auto, auto) {});
+}
+
+void direct_layers(const DirectLayer* layers, int64_t count, Type gradient, Type direction, Precision precision,
+                   const DirectNumbers& numbers, void* stream) {
+    const bool found = with_direct_types(gradient, direction, [&](auto g, auto d) {
+        using G = decltype(g);
+        using D = decltype(d);
+        switch (precision) {
+            case Precision::kTf32:
+                return start<Tf32, G, D>(layers, count, numbers, stream);
+            case Precision::kTf32x3:
+                return start<Tf32x3, G, D>(layers, count, numbers, stream);
+            case Precision::kBf16:
+                return start<Bf16, G, D>(layers, count, numbers, stream);
+        }
+    });
+    if (!found) throw std::invalid_argument("no kernel for this pair of dtypes");
+}
+
+}  // namespace lnb::cuda

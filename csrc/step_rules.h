@@ -1,0 +1,107 @@
+// The scalar rules that decide how long a step is: of an average, of a row and of a layer. The CPU's code and the CUDA
+// kernels compile the same functions. Derivations: python/lnb/damping.py and python/lnb/weight_bound.py.
+#pragma once
+
+#include <cmath>
+#include <cfloat>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define LNB_EVERYWHERE __host__ __device__ __forceinline__
+#else
+#define LNB_EVERYWHERE inline
+#endif
+
+namespace lnb {
+
+// The mean square of a row's gradients stays below DBL_MAX^(3/4): an infinite one would never end.
+constexpr double kMostSquare = 0x1p768;
+
+LNB_EVERYWHERE double finite_or_zero(double value) {
+    return value - value == 0 ? value : 0;
+}
+
+LNB_EVERYWHERE double least(double x, double y) {
+    return y < x ? y : x;
+}
+
+LNB_EVERYWHERE double most(double x, double y) {
+    return x < y ? y : x;
+}
+
+// The exponent e with which 2^e, a normal float, brings the largest entry into [0.5, 1), or what is too small or too
+// large for that nearer to it; 0 where that entry is zero or not finite.
+LNB_EVERYWHERE int unit_exponent(float largest) {
+    if (!(largest > 0) || largest > FLT_MAX) return 0;
+    int exponent;
+    std::frexp(largest, &exponent);
+    return exponent < -126 ? 126 : exponent > 126 ? -126 : -exponent;
+}
+
+// How gradients are averaged: m <- b m + (1 - b) g, and g~ = m / (1 - b^t), or with Nesterov's look-ahead
+// b m / (1 - b^t) + (1 - b) g, after t steps.
+struct Momentum {
+    double decay;
+    bool nesterov;
+
+    LNB_EVERYWHERE double share(double t) const { return (nesterov ? decay : 1) / (1 - std::pow(decay, t)); }  // of m
+    LNB_EVERYWHERE double take() const { return nesterov ? 1 - decay : 0; }                                    // of g
+};
+
+// The mean square of a row's gradients, its average of decay b_rows from zero, after this step's.
+LNB_EVERYWHERE double averaged_square(double average, double square, double b_rows) {
+    return average + (1 - b_rows) * (least(square, kMostSquare) - average);
+}
+
+// What a row is divided by: the root of <H, M> + c^2. 0 where that is not positive: it is no descent direction.
+LNB_EVERYWHERE double inverse_norm(double product) {
+    return product > 0 ? 1 / std::sqrt(product) : 0;
+}
+
+// How far a row's gradients agree, from |G|^2 + b^2 of their average and the mean square of each.
+LNB_EVERYWHERE double agreement(double square, double mean_square, double noise) {
+    if (!(mean_square > 0)) return 0;
+    const double ratio = least(1.0, std::sqrt(square / mean_square));
+    return ratio * least(1.0, ratio / noise);
+}
+
+// The sum of |g_s|^2 times the squared weight of g_s in m; returns |g~|^2, were all gradients independent. `fresh` is
+// |g|^2 of this step.
+LNB_EVERYWHERE double expect_independent(double& independent, double fresh, double t, const Momentum& momentum) {
+    const double b = momentum.decay;
+    const double past = independent * b * b;
+    independent = past + (1 - b) * (1 - b) * fresh;
+    const double share = momentum.share(t);
+    const double own = share * (1 - b) + momentum.take();
+    return share * share * past + own * own * fresh;
+}
+
+// The radius, the share of its region that a layer uses, is multiplied by `shrink` where |g~|^2 is below
+// `opposed` times what independent gradients would make it, else by `grow`; it stays in [least, 1].
+struct RadiusRule {
+    double opposed, shrink, grow, least;
+};
+
+// A layer's <h, g~>, |h|^2, |h|^2 before agreement, and |g~|^2.
+struct LayerSums {
+    double product, norm, free_norm, gradient;
+};
+
+// What a layer's direction is multiplied by beside lr, `rate`, so that its step is at most the share
+// min(change, largest / rate) of the weights' norm per unit of lr, times its radius. 0 where the product is not finite.
+LNB_EVERYWHERE double bounded_scale(const LayerSums& sums, double expected, double weight_norm, double usual_norm,
+                                    double rate, double change, double largest, const RadiusRule& rule, double& growth,
+                                    double& radius) {
+    const double norm = most(weight_norm, usual_norm);
+    double scale = sums.product - sums.product == 0 ? 1 : 0;
+    const double length = most(scale * std::sqrt(finite_or_zero(sums.free_norm)), DBL_MIN);
+    scale *= least(1.0, least(change, largest / rate) * norm / length);
+    const double factor = finite_or_zero(sums.gradient) < rule.opposed * expected ? rule.shrink : rule.grow;
+    radius = least(most(radius * factor, rule.least), 1.0);
+    scale *= radius;
+    const double relative = rate * scale / norm;
+    growth += finite_or_zero(0.5 * finite_or_zero(sums.norm) * relative * relative);
+    return scale;
+}
+
+}  // namespace lnb

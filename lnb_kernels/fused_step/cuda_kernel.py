@@ -1,0 +1,135 @@
+"""The two ops by the CUDA kernels: a launch each for up to 256 layers, however many tiles these have.
+
+The host reads nothing back and copies nothing to the device, so every call can be captured in a CUDA graph. Layers that a
+kernel does not take go to the reference, in the same call and first, since it needs memory and may fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lnb_kernels import _cuda
+from lnb_kernels._writes import require_aligned
+from lnb_kernels.fused_step import reference
+from lnb_kernels.fused_step.layers import SUMS, DirectLayer, FinishLayer, is_served, offsets
+from lnb_kernels.multi_tensor.grouping import native_type
+from lnb_kernels.step_tables import StepSettings
+
+
+def direct_layers_(
+    layers: Sequence[DirectLayer],
+    partials: Tensor,
+    mixed_biases: Tensor,
+    shares: Tensor,
+    bias_shares: Tensor | None,
+    decay: float,
+    take: float,
+    ok: Tensor | None,
+    precision: str,
+) -> None:
+    """As :func:`lnb_kernels.fused_step.direct_layers_`."""
+    native = _cuda.module(partials.device)
+    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
+    served = list(map(is_served, layers))
+    fields = [
+        _direct_fields(layer, place, i)
+        for i, (layer, place, mine) in enumerate(zip(layers, places, served, strict=True))
+        if mine
+    ]
+    numbers = [tensor.resolve_neg() for tensor in (shares, *([] if bias_shares is None else [bias_shares]))]
+    if not all(served):
+        _require_memory(layers, served)
+        for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)):
+            if served[i]:
+                continue
+            count = SUMS * layer.rows * layer.column_blocks
+            share = None if bias_shares is None else bias_shares[i]
+            reference.direct_layer_(
+                layer, partials[entry : entry + count], mixed_biases[row : row + layer.rows], shares[i], share, decay, take,
+                ok,
+            )  # fmt: skip
+    if not fields:
+        return
+    first = layers[served.index(True)]
+    addresses = [tensor.data_ptr() for tensor in numbers]
+    native.fused_direct(
+        fields, native_type(native, first.gradient.dtype), native_type(native, first.direction.dtype),
+        getattr(native.Precision, precision.upper()), partials.data_ptr(), partials.numel(), mixed_biases.data_ptr(),
+        mixed_biases.numel(), (*addresses, 0)[:2], len(layers), decay, take, _address(ok), _cuda.where(partials),
+    )  # fmt: skip
+
+
+def _direct_fields(layer: DirectLayer, place: tuple[int, int], slot: int) -> tuple[int, ...]:
+    """As the native module takes a layer."""
+    read = (layer.bias_gradient, layer.bias_momentum, layer.inverse, layer.mean, layer.root)
+    matrices, (rows, inputs) = layer.gradient.shape[:-2].numel(), layer.gradient.shape[-2:]
+    return (
+        layer.gradient.data_ptr(), layer.momentum.data_ptr(), layer.direction.data_ptr(), *map(_address, read), *place,
+        matrices, rows, inputs, layer.inverse.shape[-1], layer.root.shape[-1], slot,
+    )  # fmt: skip
+
+
+def _require_memory(layers: Sequence[DirectLayer], served: Sequence[bool]) -> None:
+    """Refuse what the kernel would, before the reference writes to other layers."""
+    for i, (layer, mine) in enumerate(zip(layers, served, strict=True)):
+        for name, tensor in vars(layer).items() if mine else ():
+            if tensor is not None:
+                require_aligned(f"layer {i}: {name}", tensor.data_ptr(), tensor.numel(), tensor.element_size())
+
+
+def finish_layers_(
+    layers: Sequence[FinishLayer],
+    numbers: reference.Numbers,
+    partials: Tensor,
+    mixed_biases: Tensor,
+    steps: Tensor,
+    weight_norm: Tensor,
+    bias_shares: Tensor | None,
+    settings: StepSettings,
+    ok: Tensor | None,
+) -> None:
+    """As :func:`lnb_kernels.fused_step.finish_layers_`; all layers by the reference where one has strided or wide biases."""
+    read = (partials, mixed_biases, steps, weight_norm)
+    if not all(map(_finishes, layers)) or any(tensor.is_neg() for tensor in (*vars(numbers).values(), *read)):
+        reference.finish_layers_(layers, numbers, partials, mixed_biases, steps, weight_norm, bias_shares, settings, ok)
+        return
+    native = _cuda.module(partials.device)
+    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
+    gradients = {layer.bias_gradient.dtype for layer in layers if layer.bias_gradient is not None}
+    kept = None if bias_shares is None else bias_shares.resolve_neg()
+    addresses = [tensor.data_ptr() for tensor in (*vars(numbers).values(), *read)]
+    native.fused_finish(
+        [_finish_fields(native, layer, *place) for layer, place in zip(layers, enumerate(places), strict=True)],
+        native_type(native, gradients.pop() if gradients else torch.float32), (*addresses, _address(kept)),
+        partials.numel(), mixed_biases.numel(), len(layers), steps.numel(), list(map(float, vars(settings).values()))[:10],
+        _address(ok), _cuda.where(partials),
+    )  # fmt: skip
+
+
+def _finishes(layer: FinishLayer) -> bool:
+    tensors = [t for t in (layer.bias_momentum, layer.bias_direction, layer.bias_gradient) if t is not None]
+    return (
+        all(map(Tensor.is_contiguous, tensors))
+        and True not in map(Tensor.is_neg, tensors)
+        and torch.float64 not in {tensor.dtype for tensor in tensors}
+    )
+
+
+def _finish_fields(native: Any, layer: FinishLayer, slot: int, place: tuple[int, int]) -> tuple[Any, ...]:
+    """As the native module takes a layer. A rate on the device is read there."""
+    biases = (layer.bias_momentum, layer.bias_direction, layer.bias_gradient)
+    fields = (*map(_address, biases), *place, layer.rows, layer.column_blocks, slot, layer.step)
+    rate = (
+        (0.0, layer.rate.data_ptr(), native_type(native, layer.rate.dtype))
+        if isinstance(layer.rate, Tensor)
+        else (layer.rate, 0, native.Type.FLOAT64)
+    )
+    return fields, layer.usual_norm, rate
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
