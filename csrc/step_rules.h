@@ -2,8 +2,8 @@
 // kernels compile the same functions. Derivations: python/lnb/damping.py and python/lnb/weight_bound.py.
 #pragma once
 
-#include <cmath>
 #include <cfloat>
+#include <cmath>
 #include <cstdint>
 
 #ifdef __CUDACC__
@@ -86,6 +86,17 @@ struct RadiusRule {
 struct LayerSums {
     double product, norm, free_norm, gradient;
 };
+
+// By what the weights of a layer are multiplied beside where this step measured their norm: the growth since the norm
+// was measured last is taken back, unless there was none, or the layer stands still. The new norm is that after it.
+LNB_EVERYWHERE double take_back(double measured, const LayerSums& sums, double rate, double& norm, double& growth) {
+    const double free = sums.free_norm;
+    const bool moving = norm > 0 && sums.product - sums.product == 0 && free - free == 0 && free != 0 && rate != 0;
+    const double factor = moving ? 1 / std::sqrt(1 + 2 * growth) : 1;
+    if (moving) growth = 0;
+    norm = measured * factor;
+    return factor;
+}
 
 // What a layer's direction is multiplied by beside lr, `rate`, so that its step is at most the share
 // min(change, largest / rate) of the weights' norm per unit of lr, times its radius. 0 where the product is not finite.

@@ -381,19 +381,20 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
 using FinishLayer = std::tuple<Fields<9>, double, Scalar>;
 
 // The addresses of what all layers have in common, in the order of FinishNumbers.
-void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, const std::array<uintptr_t, 13>& numbers,
+void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, const std::array<uintptr_t, 15>& numbers,
                   int64_t partial_count, int64_t rows_of_all, int64_t slots, int64_t steps,
                   const std::array<double, 10>& settings, uintptr_t ok, const Where& where) {
-    constexpr std::array<const char*, 13> kNames{"row_scales", "row_square",  "independent", "growth",   "radius",
-                                                 "sums",       "scales",      "products",    "partials", "mixed_biases",
-                                                 "steps",      "weight_norm", "bias_shares"};
-    const std::array<int64_t, 13> counts{rows_of_all, rows_of_all,   slots,       slots, slots, 4 * slots, slots,
-                                         slots,       partial_count, rows_of_all, steps, slots, 0};
+    constexpr std::array<const char*, 15> kNames{"row_scales", "row_square",   "independent", "growth",      "radius",
+                                                 "sums",       "scales",       "products",    "weight_norm", "shorter",
+                                                 "partials",   "mixed_biases", "steps",       "bias_shares", "norms"};
+    const std::array<int64_t, 15> counts{rows_of_all,   rows_of_all, slots, slots, slots,
+                                         4 * slots,     slots,       slots, slots, slots,
+                                         partial_count, rows_of_all, steps, 0,     numbers[14] == 0 ? 0 : slots};
     for (size_t k = 0; k < kNames.size(); ++k) {
-        const bool narrow = k == 0 || k == 10;
+        const bool narrow = k == 0 || k == 12;
         check_memory(kNames[k], numbers[k], counts[k], narrow ? Type::kFloat32 : Type::kFloat64);
     }
-    if (numbers[8] % 16 != 0) {
+    if (numbers[10] % 16 != 0) {
         throw std::invalid_argument("partials is not aligned to 16 bytes; use .clone() to get one that is");
     }
     std::vector<lnb::cuda::FinishLayer> work;
@@ -414,7 +415,7 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
         if (biased) {
             check_operands(layer, {{"bias_momentum", bias_momentum, rows}, {"bias_direction", bias_direction, rows}});
             check_memory(layer + ": bias_gradient", static_cast<uintptr_t>(bias_gradient), rows, gradient_type);
-            check_memory("bias_shares", numbers[12], slots, Type::kFloat64);
+            check_memory("bias_shares", numbers[13], slots, Type::kFloat64);
         }
         work.push_back({pointer<float>(bias_momentum), pointer<float>(bias_direction),
                         pointer<const void>(bias_gradient), first_row, first_entry, rows,
@@ -432,9 +433,11 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
                                        wide(7),
                                        wide(8),
                                        wide(9),
-                                       pointer<const float>(numbers[10]),
+                                       wide(10),
                                        wide(11),
-                                       wide(12),
+                                       pointer<const float>(numbers[12]),
+                                       wide(13),
+                                       wide(14),
                                        pointer<const bool>(ok)};
     const auto& [decay, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least] = settings;
     const lnb::cuda::FinishSettings rules{{decay, nesterov != 0},        b_rows, noise, change, largest,

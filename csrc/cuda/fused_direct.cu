@@ -282,8 +282,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         return load_tile<N>(gradient, momentum, layer.inputs, side, size, averaging, share, ahead, layout.ahead_pitch,
                             square);
     };
-    const float of_tile = packed && aligned<kPack>(gradient) && aligned<kPack>(momentum) ? load(Packs<kPack>{})
-                                                                                          : load(Packs<1>{});
+    const float of_tile =
+        packed && aligned<kPack>(gradient) && aligned<kPack>(momentum) ? load(Packs<kPack>{}) : load(Packs<1>{});
     const int exponent = unit_exponent(block_largest(larger(largest, of_tile), scratch));
     const int root_exponent = unit_exponent(block_largest(root_largest, root_scratch));
     const float unit = ldexpf(1.0f, exponent), back = ldexpf(1.0f, -exponent);
@@ -321,9 +321,17 @@ __global__ void __launch_bounds__(kTileThreads, 2)
             tiles.store(i, band, layout.right_pitch);
             __syncthreads();
             const int row = first + i * kUnit;
-            const Band rows{band, strip + i * kUnit * layout.strip_pitch, ahead + row * layout.ahead_pitch,
-                            layout.right_pitch, layout.strip_pitch, layout.ahead_pitch,
-                            side - row < kUnit ? side - row : kUnit, size, row, back, biased};
+            const Band rows{band,
+                            strip + i * kUnit * layout.strip_pitch,
+                            ahead + row * layout.ahead_pitch,
+                            layout.right_pitch,
+                            layout.strip_pitch,
+                            layout.ahead_pitch,
+                            side - row < kUnit ? side - row : kUnit,
+                            size,
+                            row,
+                            back,
+                            biased};
             const auto finish = [&](auto of) {
                 constexpr int N = decltype(of)::kCount;
                 rows.template finish<N>(direction + static_cast<int64_t>(row) * layer.inputs, layer.inputs,
@@ -362,7 +370,8 @@ void start(const DirectLayer* layers, int64_t count, const DirectNumbers& number
     flush();
 }
 
-// Calls f with a value of the types of the gradients and of the directions. False for a pair that there is no kernel for.
+// Calls f with a value of the types of the gradients and of the directions. False for a pair that there is no kernel
+// for.
 template <typename F>
 bool with_direct_types(Type gradient, Type direction, F f) {
     const auto with = [&](auto of_gradient) {

@@ -1,5 +1,5 @@
-// What lies between directions and moved weights, of all layers in one launch: a block of threads for each layer adds up
-// the sums of its rows, finds their scales and its bias's direction, and at last how far the layer goes.
+// What lies between directions and moved weights, of all layers in one launch: a block of threads for each layer adds
+// up the sums of its rows, finds their scales and its bias's direction, and at last how far the layer goes.
 #include <algorithm>
 
 #include "averaging.cuh"
@@ -88,9 +88,14 @@ __global__ void __launch_bounds__(kFinishThreads, 2)
     double independent = read(numbers.independent + slot), growth = read(numbers.growth + slot),
            radius = read(numbers.radius + slot);
     const double expected = expect_independent(independent, total[4], t, settings.momentum);
-    const double scale = bounded_scale({total[0], total[1], total[2], total[3]}, expected,
-                                       read(numbers.weight_norm + slot), layer.usual_norm, load(layer.rate),
-                                       settings.change, settings.largest, settings.radius, growth, radius);
+    const LayerSums sums{total[0], total[1], total[2], total[3]};
+    const double rate = load(layer.rate), measured = numbers.norms == nullptr ? -1 : read(numbers.norms + slot);
+    double norm = read(numbers.weight_norm + slot);
+    const double shorter = measured >= 0 ? take_back(measured, sums, rate, norm, growth) : 1;
+    const double scale = bounded_scale(sums, expected, norm, layer.usual_norm, rate, settings.change, settings.largest,
+                                       settings.radius, growth, radius);
+    if (measured >= 0) write(numbers.weight_norm + slot, norm);
+    write(numbers.shorter + slot, shorter);
     write(numbers.independent + slot, independent);
     write(numbers.growth + slot, growth);
     write(numbers.radius + slot, radius);

@@ -15,7 +15,7 @@ namespace lnb::cuda {
 constexpr int kDirectLayers = 256;  // of one launch
 constexpr int kFinishLayers = 256;  // of one launch
 constexpr int kLargestBlock = 144;  // side of a diagonal block
-constexpr int kSums = 6;  // partial sums of a row in a tile: <H, M>, |H|^2, H mu, <H, g~>, |g~|^2 and |g|^2
+constexpr int kSums = 6;            // partial sums of a row in a tile: <H, M>, |H|^2, H mu, <H, g~>, |g~|^2 and |g|^2
 
 enum class Precision : int { kTf32, kTf32x3, kBf16 };
 
@@ -70,10 +70,10 @@ struct FinishLayer {
 
 struct FinishNumbers {
     float* row_scales;
-    double *row_square, *independent, *growth, *radius, *sums, *scales, *products;
+    double *row_square, *independent, *growth, *radius, *sums, *scales, *products, *weight_norm, *shorter;
     const double *partials, *mixed_biases;
     const float* steps;
-    const double *weight_norm, *bias_shares;
+    const double *bias_shares, *norms;  // may be null
     const bool* ok;
 };
 

@@ -1,6 +1,5 @@
-#include "moment_flags.h"
-
 #include "launch.h"
+#include "moment_flags.h"
 
 namespace lnb::cuda {
 namespace {

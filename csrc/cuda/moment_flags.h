@@ -14,8 +14,8 @@ struct Moments {
     int64_t side;
 };
 
-// Of each layer i, sums[i] <- false where an entry of a matrix's last row is NaN or infinite, the sums of the inputs; and
-// squares[i] <- false where one of a diagonal is. Else nothing is written.
+// Of each layer i, sums[i] <- false where an entry of a matrix's last row is NaN or infinite, the sums of the inputs;
+// and squares[i] <- false where one of a diagonal is. Else nothing is written.
 void moment_flags(const Moments* layers, int64_t count, bool* sums, bool* squares, void* stream);
 
 }  // namespace lnb::cuda

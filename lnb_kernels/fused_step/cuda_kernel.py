@@ -87,24 +87,24 @@ def finish_layers_(
     partials: Tensor,
     mixed_biases: Tensor,
     steps: Tensor,
-    weight_norm: Tensor,
+    norms: Tensor | None,
     bias_shares: Tensor | None,
     settings: StepSettings,
     ok: Tensor | None,
 ) -> None:
     """As :func:`lnb_kernels.fused_step.finish_layers_`; all layers by the reference where one has strided or wide biases."""
-    read = (partials, mixed_biases, steps, weight_norm)
-    if not all(map(_finishes, layers)) or any(tensor.is_neg() for tensor in (*vars(numbers).values(), *read)):
-        reference.finish_layers_(layers, numbers, partials, mixed_biases, steps, weight_norm, bias_shares, settings, ok)
+    read = (partials, mixed_biases, steps)
+    if not all(map(_finishes, layers)) or any(map(Tensor.is_neg, (*vars(numbers).values(), *read))):
+        reference.finish_layers_(layers, numbers, partials, mixed_biases, steps, norms, bias_shares, settings, ok)
         return
     native = _cuda.module(partials.device)
     places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
     gradients = {layer.bias_gradient.dtype for layer in layers if layer.bias_gradient is not None}
-    kept = None if bias_shares is None else bias_shares.resolve_neg()
+    optional = [None if tensor is None else tensor.resolve_neg() for tensor in (bias_shares, norms)]
     addresses = [tensor.data_ptr() for tensor in (*vars(numbers).values(), *read)]
     native.fused_finish(
         [_finish_fields(native, layer, *place) for layer, place in zip(layers, enumerate(places), strict=True)],
-        native_type(native, gradients.pop() if gradients else torch.float32), (*addresses, _address(kept)),
+        native_type(native, gradients.pop() if gradients else torch.float32), (*addresses, *map(_address, optional)),
         partials.numel(), mixed_biases.numel(), len(layers), steps.numel(), list(map(float, vars(settings).values()))[:10],
         _address(ok), _cuda.where(partials),
     )  # fmt: skip

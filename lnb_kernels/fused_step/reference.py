@@ -97,7 +97,7 @@ def direct_layer_(
         [
             _dot(step, mixed) * back**2,
             _dot(step, step) * back**2,
-            torch.zeros_like(back) if mean is None else _dot(step, mean.expand_as(step)) * back,
+            torch.zeros_like(tiles[..., 0], dtype=wide) if mean is None else _dot(step, mean.expand_as(step)) * back,
             _dot(step, tiles * unit) * back**2,
             _dot(tiles * unit, tiles * unit) * back**2,
             _dot(gradient, gradient),
