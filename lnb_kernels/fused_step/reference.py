@@ -228,6 +228,7 @@ def finish_layer_(
     for target, value in (
         (own.row_scales, row_scale), (own.row_square, row_square), (own.independent, independent), (own.growth, growth),
         (own.radius, radius), (own.sums, sums), (own.scales, scale), (own.products, total),
+        (own.weight_norm, norm), (own.shorter, shorter),
     ):  # fmt: skip
         _keep(target, value, ok)
 
