@@ -182,6 +182,19 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+HOST_ONLY = {
+    "supported",
+    "combines",
+    "directs",
+    "moves",
+    "check_moves",
+    "require_disjoint_writes",
+    "failure",
+    "runtime_version",
+}
+"""Functions of the module that ask nothing of a device."""
+
+
 class _DryModule:
     """The CUDA module: its launchers run and are noted, its kernels do not."""
 
@@ -190,7 +203,7 @@ class _DryModule:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._simulated.module, name)
-        if not callable(value) or isinstance(value, type) or name in ("supported", "combines", "Memory"):
+        if not callable(value) or isinstance(value, type) or name in HOST_ONLY:
             return value
 
         def call(*args: Any) -> Any:

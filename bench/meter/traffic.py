@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_WIDTHS = (8, 4, 2, 2)  # of the module's types, by their numbers
 _SIZES = {"FLOAT64": 8, "FLOAT32": 4, "BFLOAT16": 2, "FLOAT16": 2}
 
 
@@ -73,6 +74,32 @@ def _moment_flags(args: Sequence[Any]) -> tuple[int, int]:
     return sum(8 * count * side for count, side in zip(counts, sides, strict=True)), 0
 
 
+def _fused_direct(args: Sequence[Any]) -> tuple[int, int]:
+    """Gradients and averages are read once, averages and directions written; the blocks of a layer come from memory once."""
+    layers, gradient, direction, precision, _, partials, *_ = args
+    moved = 8 * partials
+    flops = 0
+    for *_, matrices, rows, inputs, size, side, _ in layers:
+        entries = matrices * rows * inputs
+        moved += entries * (_size(gradient) + 8 + _size(direction)) + 4 * matrices * (inputs * size + rows * side)
+        flops += 2 * entries * (size + side)
+    return moved, flops * (3 if precision.name == "TF32X3" else 1)
+
+
+def _fused_finish(args: Sequence[Any]) -> tuple[int, int]:
+    _, _, _, partials, rows, *_ = args
+    return 8 * partials + rows * (16 + 8 + 4 + 24), 0
+
+
+def _fused_apply(args: Sequence[Any]) -> tuple[int, int]:
+    moved = 0
+    for move, _, copy, parameter, _, direction, _, columns, _, _, size, *_ in args[0]:
+        theta = 8 + _WIDTHS[parameter] if copy else 2 * _WIDTHS[parameter]
+        kept = 16 if move == 2 else 0
+        moved += size * (theta + _WIDTHS[direction] + kept) + (4 * size // columns if move == 0 else 0)
+    return moved, 0
+
+
 _TRAFFIC: dict[str, Callable[[Sequence[Any]], tuple[int, int]]] = {
     "ema": _ema,
     "ema_combined": _ema_combined,
@@ -82,4 +109,7 @@ _TRAFFIC: dict[str, Callable[[Sequence[Any]], tuple[int, int]]] = {
     "apply_master": _apply_master,
     "all_finite": _all_finite,
     "moment_flags": _moment_flags,
+    "fused_direct": _fused_direct,
+    "fused_finish": _fused_finish,
+    "fused_apply": _fused_apply,
 }
