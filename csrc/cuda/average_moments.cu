@@ -32,13 +32,13 @@ __device__ __forceinline__ void note_facts(const InputLayer& layer, bool allowed
     if (layer.steps != nullptr) {
         double steps = read(layer.steps);
         if (allowed) write(layer.steps, static_cast<float>(++steps));
-        const double b = layer.decay, past = pow(b, steps < 1 ? 1 : steps);
+        const double b = layer.decay, past = exp2(log2(b) * (steps < 1 ? 1 : steps));
         correction = 1 - past;
         // An average with weights w counts (sum w)^2 / sum w^2 times the rows of one step.
         counted *= (1 - past) / (1 + past) * ((1 + b) / (1 - b));
     }
     write(facts, allowed ? 1.0f : 0.0f);
-    write(facts + 1, static_cast<float>(correction));
+    write(facts + 1, static_cast<float>(1 / correction));
     write(facts + 2, static_cast<float>(layer.ridge + layer.sample_ridge * layer.side / counted));
 }
 
@@ -74,7 +74,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         total[1] += mean * mean;
     }
     block_sums(total, scratch);
-    if (threadIdx.x < 2) write(sums + 2 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, total[threadIdx.x]);
+    if (threadIdx.x == 0) {
+        write(sums + 2 * static_cast<int64_t>(blockIdx.x), total[0]);
+        write(sums + 2 * static_cast<int64_t>(blockIdx.x) + 1, total[1]);
+    }
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // A tile of an averaged gradient in shared memory, formed on the way there: no tensor of a weight's size is made.
 #pragma once
 
+#include <cstdint>
+
 #include "element.cuh"
 #include "pack.cuh"
 #include "refresh.h"

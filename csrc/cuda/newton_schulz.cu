@@ -15,8 +15,7 @@ struct Root {
     template <int kTiles>
     __device__ __forceinline__ void run() const {
         Lower<kTiles> a;
-        load_symmetric<kTiles>(
-            a, side, [&](int row, int column) { return read(power + static_cast<int64_t>(row) * side + column); });
+        load_symmetric<kTiles>(a, side, [&](int row, int column) { return read(power + row * side + column); });
         newton_schulz_root<kTiles>(a, side, quintic, steps, memory);
         for_lower<kTiles>(a, side,
                           [&](int row, int column, float value) { write_mirrored(root, side, row, column, value); });

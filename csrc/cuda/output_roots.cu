@@ -50,8 +50,7 @@ struct Root {
             float* const kept = layer.average + at;
             const auto fresh = static_cast<float>(1 - layer.decay);
             Lower<kTiles> old;
-            load_symmetric<kTiles>(
-                old, side, [&](int row, int column) { return read(kept + static_cast<int64_t>(row) * side + column); });
+            load_symmetric<kTiles>(old, side, [&](int row, int column) { return read(kept + row * side + column); });
             __syncthreads();  // all have read what is written now
             for_places<kTiles>([&](int tile, int, int) { a[tile] = old[tile] + fresh * (a[tile] - old[tile]); });
             for_lower<kTiles>(

@@ -7,8 +7,8 @@
 //   output_roots      their average, of mean diagonal 1, to the power -1/2
 //
 // What one kernel leaves for the next: `sums` [entries, 2], sums over an entry of the diagonal and of the squares of
-// the means; and `facts` [layers, kFacts], whether the layer's state may change, its average's correction, and its
-// ridge.
+// the means; and `facts` [layers, kFacts], whether the layer's state may change, what corrects its average for its
+// start at zero, a factor, and its ridge.
 #pragma once
 
 #include <cstdint>

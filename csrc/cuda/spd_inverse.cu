@@ -15,8 +15,7 @@ struct Inversion {
     template <int kTiles>
     __device__ __forceinline__ void run() const {
         Lower<kTiles> a;
-        load_symmetric<kTiles>(
-            a, side, [&](int row, int column) { return read(matrix + static_cast<int64_t>(row) * side + column); });
+        load_symmetric<kTiles>(a, side, [&](int row, int column) { return read(matrix + row * side + column); });
         const bool done = sweep_inverse<kTiles>(a, side, columns);
         if (done) {
             for_lower<kTiles>(
@@ -26,7 +25,7 @@ struct Inversion {
     }
 };
 
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 2)
     spd_inverses_kernel(const float* matrices, float* inverses, bool* failed, int side) {
     LNB_SHARED(float, columns, 2 * kLargestSide);
     const int64_t first = static_cast<int64_t>(blockIdx.x) * side * side;

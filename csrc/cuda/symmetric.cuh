@@ -52,10 +52,16 @@ __device__ __forceinline__ void for_places(F f) {
 // a <- entry(row, column), which is asked for row >= column only, and zeros in the padding.
 template <int kTiles, typename F>
 __device__ __forceinline__ void load_symmetric(Lower<kTiles>& a, int side, F entry) {
-    for_places<kTiles>([&](int tile, int row, int column) {
-        const int low = row > column ? row : column, left = row > column ? column : row;
-        a[tile] = low < side ? entry(low, left) : 0;
-    });
+    const int y = static_cast<int>(threadIdx.x) / kTile, x = static_cast<int>(threadIdx.x) % kTile;
+    const int low = x > y ? x : y, left = x > y ? y : x;  // in a tile on the diagonal
+    LNB_UNROLL
+    for (int i = 0; i < kTiles; ++i) {
+        LNB_UNROLL
+        for (int j = 0; j < i; ++j) {
+            a[tile_number(i, j)] = i * kTile + y < side ? entry(i * kTile + y, j * kTile + x) : 0;
+        }
+        a[tile_number(i, i)] = i * kTile + low < side ? entry(i * kTile + low, i * kTile + left) : 0;
+    }
 }
 
 // Calls f(row, column, value) for every entry on and below the diagonal.
@@ -68,8 +74,8 @@ __device__ __forceinline__ void for_lower(const Lower<kTiles>& a, int side, F f)
 
 // Writes `value` at (row, column) and (column, row) of a matrix [side, side].
 __device__ __forceinline__ void write_mirrored(float* out, int side, int row, int column, float value) {
-    write(out + static_cast<int64_t>(row) * side + column, value);
-    if (column < row) write(out + static_cast<int64_t>(column) * side + row, value);
+    write(out + row * side + column, value);
+    if (column < row) write(out + column * side + row, value);
 }
 
 // Calls body.template run<kTiles>() for the compiled number of tiles that serves `side`.
