@@ -78,20 +78,25 @@ __device__ __forceinline__ void newton_schulz_root(Lower<kTiles>& a, int side, c
     float* const root = factor + lower_tiles(kTiles) * kPaddedTile;
     const int place = thread_place();
     store_tiles<kTiles>(power, a);
-    for (int step = 0; step < steps; ++step) {
-        multiply<kTiles>(power, power, side, a);
-        for_places<kTiles>([&](int tile, int row, int column) {
-            const float linear = quintic.b * power[tile * kPaddedTile + place];
-            a[tile] = fmaf(quintic.c, a[tile], linear) + (row == column && row < side ? quintic.a : 0);
-        });
-        store_tiles<kTiles>(factor, a);
-        if (step > 0) multiply<kTiles>(factor, root, side, a);
-        if (step + 1 == steps) return;
-        store_tiles<kTiles>(root, a);
-        multiply<kTiles>(factor, power, side, a);
-        store_tiles<kTiles>(power, a);
-        multiply<kTiles>(power, factor, side, a);
-        store_tiles<kTiles>(power, a);
+    // One product after another by the same code: to unroll the four of a step would take four times as long to
+    // compile.
+    for (int number = 0;; ++number) {
+        const int step = number / 4, stage = number % 4;
+        const float* const left = stage == 0 || stage == 3 ? power : factor;
+        const float* const right = stage == 0 || stage == 2 ? power : stage == 1 ? root : factor;
+        if (stage != 1 || step > 0) multiply<kTiles>(left, right, side, a);
+        float* to = power;  // T A, and then T A T
+        if (stage == 0) {
+            for_places<kTiles>([&](int tile, int row, int column) {
+                const float linear = quintic.b * power[tile * kPaddedTile + place];
+                a[tile] = fmaf(quintic.c, a[tile], linear) + (row == column && row < side ? quintic.a : 0);
+            });
+            to = factor;
+        } else if (stage == 1) {  // the first root is the factor, which the threads still hold
+            if (step + 1 == steps) return;
+            to = root;
+        }
+        store_tiles<kTiles>(to, a);
     }
 }
 
