@@ -85,10 +85,10 @@ def _input_table(layers: Sequence[InputMetric], held: list[Tensor]) -> Sequence[
     table = []
     for layer, average in zip(layers, averages, strict=True):
         gathered = layer.gathered
-        if not gathered[0].is_contiguous():
+        groups, blocks, ones, _ = gathered.shape
+        if gathered.stride()[1:] != (ones * ones, ones, 1):
             gathered = gathered.contiguous()
         held += [gathered, average]
-        groups, blocks, ones, _ = gathered.shape
         integers = (
             gathered.data_ptr(), _address(layer.squarable), average.data_ptr(), _address(layer.steps),
             layer.inverse.data_ptr(), _address(layer.mean), gathered.stride(0) if groups > 1 else 0,
