@@ -18,6 +18,8 @@
 #include "cuda/moment_flags.h"
 #include "cuda/multi_tensor.h"
 #include "cuda/pcg.h"
+#include "cuda/queue.h"
+#include "cuda/refresh_bindings.h"
 
 namespace py = pybind11;
 
@@ -31,21 +33,10 @@ using lnb::entries;
 using lnb::require_disjoint_writes;
 using lnb::Sizes;
 using lnb::Type;
-using lnb::cuda::OnDevice;
+using lnb::cuda::on;
 using lnb::cuda::Pair;
-using Where = std::pair<int, uintptr_t>;  // device, and a stream of it
-
-template <typename T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-template <typename F>
-void on(const Where& where, F f) {
-    const py::gil_scoped_release release;
-    const OnDevice device(where.first);
-    f(pointer<void>(where.second));
-}
+using lnb::cuda::pointer;
+using lnb::cuda::Where;
 
 std::vector<Pair> pairs(const char* x_name, const Addresses& x, Type x_type, const char* y_name, const Addresses& y,
                         Type y_type, const Sizes& sizes, const Sizes& slots) {
@@ -201,11 +192,6 @@ void fused_apply(const std::vector<lnb::cuda::MoveFields>& entries, const std::v
 // Addresses and sizes of one layer, in the order of the structs' members.
 template <size_t kCount>
 using Fields = std::array<int64_t, kCount>;
-
-template <typename T>
-T* pointer(int64_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 void check_layer(const std::string& layer, int64_t m, int64_t d, int64_t columns, int64_t most_columns) {
     if (m < 0 || m > lnb::cuda::kLayerRows) {
@@ -504,4 +490,5 @@ PYBIND11_MODULE(_cuda_module, m) {
     m.def("fused_finish", &fused_finish);
     m.def("pcg_rows", &pcg_rows);
     m.def("pcg_phase", &pcg_phase);
+    lnb::cuda::define_refresh(m);
 }

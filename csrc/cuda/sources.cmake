@@ -16,22 +16,28 @@ else()
   set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 
   add_library(lnb_cuda STATIC
+    csrc/cuda/average_moments.cu
     csrc/cuda/device.cu
     csrc/cuda/fused_apply.cu
     csrc/cuda/fused_direct.cu
     csrc/cuda/fused_finish.cu
+    csrc/cuda/input_metrics.cu
     csrc/cuda/moment_flags.cu
     csrc/cuda/multi_tensor.cu
     csrc/cuda/multi_tensor_sums.cu
+    csrc/cuda/newton_schulz.cu
+    csrc/cuda/output_moments.cu
+    csrc/cuda/output_roots.cu
     csrc/cuda/pcg_rows.cu
     csrc/cuda/pcg_vectors.cu
+    csrc/cuda/spd_inverse.cu
   )
   set_target_properties(lnb_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   if(LNB_WERROR)
     target_compile_options(lnb_cuda PRIVATE -Werror=all-warnings)
   endif()
 
-  pybind11_add_module(_cuda_module MODULE NO_EXTRAS csrc/cuda/bindings.cpp)
+  pybind11_add_module(_cuda_module MODULE NO_EXTRAS csrc/cuda/bindings.cpp csrc/cuda/refresh_bindings.cpp)
   target_include_directories(_cuda_module PRIVATE csrc)
   target_link_libraries(_cuda_module PRIVATE lnb_warnings lnb_cuda)
   # Symbols of the static runtime must not meet those of another one in the process.

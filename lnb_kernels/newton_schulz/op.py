@@ -19,6 +19,7 @@ _backend.register(
     reference.newton_schulz_root,
     triton=f"{_KERNELS}:newton_schulz_root",
     native="lnb_kernels.newton_schulz.native_kernel:newton_schulz_root",
+    native_cuda="lnb_kernels.newton_schulz.cuda_kernel:newton_schulz_root",
 )
 
 

@@ -8,7 +8,12 @@ from torch import Tensor
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.spd_inverse import reference
 
-_backend.register("spd_inverse", reference.spd_inverse, native="lnb_kernels.spd_inverse.native_kernel:spd_inverse")
+_backend.register(
+    "spd_inverse",
+    reference.spd_inverse,
+    native="lnb_kernels.spd_inverse.native_kernel:spd_inverse",
+    native_cuda="lnb_kernels.spd_inverse.cuda_kernel:spd_inverse",
+)
 
 
 @torch.library.custom_op("lnb_kernels::spd_inverse", mutates_args=())

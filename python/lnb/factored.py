@@ -94,15 +94,26 @@ def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, inv
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     covariance = covariance + added * eye
     mean_kept = mean.flatten(-2) if with_bias else None
-    if inverse and covariance.device.type == "cpu":
+    on_cpu = covariance.device.type == "cpu"
+
+    def stronger() -> Tensor:
+        return covariance + (average + torch.finfo(eye.dtype).eps) * eye
+
+    def own() -> Tensor:
+        return (diagonal + added.squeeze(-1)).clamp(min=torch.finfo(eye.dtype).tiny)
+
+    if inverse:
         inverses, undone = lk.spd_inverse(covariance)
+        if not on_cpu:
+            second, undone_again = lk.spd_inverse(stronger())
+            second = torch.where(undone_again[..., None, None], torch.diag_embed(own().reciprocal()), second)
+            return Factor(torch.where(undone[..., None, None], second, inverses), mean_kept)
         if not bool(undone.any()):
             return Factor(inverses, mean_kept)
     lower, failed = _try_cholesky(covariance)
-    if covariance.device.type != "cpu" or bool(failed.any()):
-        second, failed_again = _try_cholesky(covariance + (average + torch.finfo(eye.dtype).eps) * eye)
-        scale = (diagonal + added.squeeze(-1)).clamp(min=torch.finfo(eye.dtype).tiny).sqrt()
-        second = torch.where(failed_again, torch.diag_embed(scale), second)
+    if not on_cpu or bool(failed.any()):
+        second, failed_again = _try_cholesky(stronger())
+        second = torch.where(failed_again, torch.diag_embed(own().sqrt()), second)
         lower = torch.where(failed, second, lower)
     if inverse:
         return Factor(torch.cholesky_inverse(lower), mean_kept)

@@ -11,7 +11,7 @@ from lnb_kernels.scaling import unit_scale
 
 # The odd quintic x -> a x + b x^3 + c x^5 whose five-fold composition maps [0.005, 1] into about [0.7, 1.2]: its slope at
 # zero is as large as it can be without leaving that band, which five steps need more than they need the value 1 itself.
-_QUINTIC = (3.4445, -4.7750, 2.0315)
+QUINTIC = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 # Of :func:`inverse_root`, times n^3: the first step has no root yet, the last no next power.
 INVERSE_ROOT_FLOPS = 8 * STEPS - 6
@@ -41,7 +41,7 @@ def orthogonalize(matrix: Tensor, steps: int = STEPS, dtype: torch.dtype | None 
     x = x * unit_scale(x)  # whose norm is in the range of the dtype
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     x = (x / norm.clamp(min=torch.finfo(norm.dtype).tiny)).to(dtype)
-    x = lk.newton_schulz(x, _QUINTIC, steps).to(matrix.dtype)
+    x = lk.newton_schulz(x, QUINTIC, steps).to(matrix.dtype)
     return x.mT if transposed else x
 
 
@@ -74,7 +74,7 @@ def inverse_root(matrix: Tensor, steps: int = STEPS) -> Tensor:
     """
     trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1).unsqueeze(-1).unsqueeze(-1)
     trace = torch.where(trace > torch.finfo(matrix.dtype).tiny, trace, 1.0)
-    root = lk.newton_schulz_root(matrix / trace, _QUINTIC, steps)
+    root = lk.newton_schulz_root(matrix / trace, QUINTIC, steps)
     # Steps from a matrix with a clearly negative eigenvalue grow beyond all bounds.
     rooted = root.isfinite().flatten(-2).all(-1).unsqueeze(-1).unsqueeze(-1)
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)

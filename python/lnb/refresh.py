@@ -7,26 +7,32 @@ rooted, in a number of calls that depends on the number of sizes. A CPU takes ru
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lnb.arenas import Arenas, Shape, chunked, owners_of
+from lnb.device_refresh import refresh_on_device
 from lnb.factored import Factor, block_count, factorize
 from lnb.orthogonalize import inverse_root
 from lnb.statistics import bias_correction, few_samples, ridge_of
 from lnb.trust_regions.two_sided import output_moment
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
+from lnb_kernels.refresh import AveragedGradient
 
 # On the CPU, output moments of layers of one shape are taken in one call up to this many entries: above, stacking the layers
 # costs more than the calls it saves.
 _STACKED = 1 << 15
 
 
-def refresh(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, arenas: Arenas) -> None:
+Averages = Mapping[nn.Parameter, Tensor | AveragedGradient]
+"""``g~`` by parameter: tensors, or what the refresh forms them from where it reads them."""
+
+
+def refresh(works: list[BlockWork], averages: Averages, verdict: Verdict, arenas: Arenas) -> None:
     """Make the factors of the layers anew whose second moments this step gathered.
 
     State of a layer's weight, in blocks ``[groups, blocks, size, size]`` each: ``second_moment`` and ``output_moment``, averages
@@ -39,6 +45,8 @@ def refresh(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdic
         averages: ``g~`` of each of their parameters.
         verdict: whether anything may change.
         arenas: where the states live.
+
+    On NVIDIA GPUs the layers whose blocks the CUDA kernels take are done in four launches (:mod:`lnb.device_refresh`).
     """
     kinds: dict[tuple[object, ...], list[BlockWork]] = {}
     for work in works:
@@ -46,8 +54,9 @@ def refresh(works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdic
             kind = work.moments.shape[-1], work.moments.dtype, work.with_bias, work.config, work.ridge
             kinds.setdefault(kind, []).append(work)
     _reserve([work for alike in kinds.values() for work in alike], arenas)
-    for alike in kinds.values():
-        for chunk in chunked(alike, _moment_size, alike[0].block.weight.device):
+    served = set(refresh_on_device([work for alike in kinds.values() for work in alike], averages, verdict, arenas))
+    for alike in ([work for work in members if work not in served] for members in kinds.values()):
+        for chunk in chunked(alike, _moment_size, works[0].block.weight.device):
             _Refresh(chunk, verdict, arenas).run(averages)
 
 
@@ -118,7 +127,7 @@ class _Refresh:
             return allowed & ok
         return None if self.device.type == "cpu" and bool(allowed.all()) else allowed
 
-    def run(self, averages: dict[nn.Parameter, Tensor]) -> None:
+    def run(self, averages: Averages) -> None:
         """Average, factor, and keep."""
         second_moment = self._averaged()
         work, config = self.works[0], self.config
@@ -165,7 +174,7 @@ class _Refresh:
             return None
         return torch.stack([state["second_moment_step"] for state in self.states])
 
-    def _refresh_outputs(self, factor: Factor, averages: dict[nn.Parameter, Tensor]) -> None:
+    def _refresh_outputs(self, factor: Factor, averages: Averages) -> None:
         """``P^(-1/2)`` of the averaged second moments of the neurons' gradients.
 
         The average is not corrected for its start at zero: its scale has no effect on a direction that is scaled row by row.
@@ -189,7 +198,7 @@ class _Refresh:
                 root, self._allowed_entries(members, counts, 2)
             )
 
-    def _output_moments(self, factor: Factor, averages: dict[nn.Parameter, Tensor]) -> list[_Outputs]:
+    def _output_moments(self, factor: Factor, averages: Averages) -> list[_Outputs]:
         """This step's, of layers of one shape together where that pays."""
         alike: dict[object, list[int]] = {}
         for i, work in enumerate(self.works):
@@ -253,8 +262,9 @@ def _joined(tensors: Sequence[Tensor], new_dimension: bool) -> Tensor:
     return torch.stack(list(tensors)) if new_dimension else torch.cat(list(tensors))
 
 
-def matrices(work: BlockWork, averages: dict[nn.Parameter, Tensor]) -> tuple[Tensor, Tensor | None]:
+def matrices(work: BlockWork, averages: Averages) -> tuple[Tensor, Tensor | None]:
     """``g~`` of the weight ``[groups, rows, d_in]`` and of the bias ``[groups, rows, 1]``."""
     groups, rows, d_in = work.block.shape
-    weight, *bias = (averages[parameter] for parameter in work.parameters)
+    found = (averages[parameter] for parameter in work.parameters)
+    weight, *bias = (value if isinstance(value, Tensor) else value.tensor() for value in found)
     return weight.view(groups, rows, d_in), bias[0].view(groups, rows, 1) if bias else None

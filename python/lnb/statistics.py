@@ -18,7 +18,7 @@ from lnb.verdict import Verdict
 from lnb.work import BlockWork
 
 # In units of the precision: what rounding leaves of the variance of a feature that does not vary, relative to its mean square.
-_NOISE = 16
+NOISE = 16
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tens
     variance = (mean_square - mean.square()).clamp(min=0)
     shrunk = torch.lerp(variance, variance.mean().expand_as(variance), shrinkage)
     limits = torch.finfo(variance.dtype)
-    return shrunk.maximum(_NOISE * limits.eps * mean_square).clamp(min=limits.tiny)
+    return shrunk.maximum(NOISE * limits.eps * mean_square).clamp(min=limits.tiny)
 
 
 def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep: bool) -> Tensor:
@@ -149,7 +149,7 @@ def ridge_of(
     average = _mean_over_blocks(diagonal.mean(-1), blocks)
     if with_bias:
         variance = _mean_over_blocks((diagonal - second_moment[..., -1, :-1].square()).mean(-1), blocks)
-        varies = variance > _NOISE * torch.finfo(variance.dtype).eps * average
+        varies = variance > NOISE * torch.finfo(variance.dtype).eps * average
         average = torch.where(varies, variance, average)
     average = torch.where(average > 0, average, 1.0)
     scaled: Tensor = (ridge * average).view(-1, 1, 1, 1)

@@ -21,14 +21,19 @@ REGISTERS = {
     "ema_kernel": 64, "ema_combined_kernel": 64, "dot_kernel": 64, "apply_kernel": 64, "all_finite_kernel": 64,
     "segment_sums_kernel": 64, "moment_flags_kernel": 64,
     "pcg_rows_kernel": 128, "pcg_phase_kernel": 128, "probe_kernel": 16,
+    "average_moments_kernel": 64, "input_metrics_kernel": 128, "spd_inverses_kernel": 128,
+    # One thread block has a multiprocessor's shared memory, and so its registers.
+    "output_moments_kernel": 255, "output_roots_kernel": 255, "newton_schulz_roots_kernel": 255,
 }  # fmt: skip
 READS_BY_16_BYTES = {
     "ema_kernel", "ema_combined_kernel", "dot_kernel", "apply_kernel", "all_finite_kernel", "pcg_phase_kernel",
+    "average_moments_kernel", "output_moments_kernel",
 }  # fmt: skip
 WRITES_VECTORS = {
     "ema_kernel",
     "ema_combined_kernel",
     "apply_kernel",
+    "average_moments_kernel",
 }  # of 16 bytes, or of 8 where the written tensor is the narrower
 
 CUDA_BUILD = _extension.build_info().get("cuda", {"built": False, "reason": "nothing was built"})

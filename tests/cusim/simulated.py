@@ -76,7 +76,8 @@ class Simulator:
 def simulator() -> Simulator:
     """The simulator, built on first use and kept for other test processes."""
     kernels = sorted((CSRC / "cuda").glob("*.cu"))
-    return Simulator(build(kernels, [CSRC / "cuda" / "bindings.cpp"], "_cuda_module", SANITIZED))
+    bindings = sorted((CSRC / "cuda").glob("*bindings.cpp"))
+    return Simulator(build(kernels, bindings, "_cuda_module", SANITIZED))
 
 
 def build(kernels: list[Path], bindings: list[Path], name: str, sanitized: bool) -> Path:

@@ -1,0 +1,8 @@
+"""The refresh of the two-sided metric on NVIDIA GPUs: four launches for all layers, and no wait for the device."""
+
+from __future__ import annotations
+
+from lnb_kernels.refresh.cuda_kernel import refresh_metrics, serves
+from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, OutputMetric
+
+__all__ = ["AveragedGradient", "InputMetric", "OutputMetric", "refresh_metrics", "serves"]

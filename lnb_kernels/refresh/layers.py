@@ -1,0 +1,84 @@
+"""What a refresh works on, layer by layer: tensors, where results go, and settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AveragedGradient:
+    """An averaged gradient that is formed where it is read: ``share (momentum m + (1 - momentum) g) + take g``.
+
+    Attributes:
+        gradient: ``g`` of this step, in the shape of the parameter; float32, bfloat16 or float16.
+        average: ``m`` as the step before left it, float32, in the same shape.
+        share: ``[]``, float32 or float64, on their device.
+        momentum: decay of the average, in [0, 1).
+        take: share of this step's gradient, as a look-ahead adds it.
+    """
+
+    gradient: Tensor
+    average: Tensor
+    share: Tensor
+    momentum: float
+    take: float
+
+    def tensor(self) -> Tensor:
+        """It, as a tensor of the dtype of ``average``."""
+        gradient = self.gradient.to(self.average.dtype)
+        fresh = torch.lerp(self.average, gradient, 1 - self.momentum)
+        return fresh.mul_(self.share.to(fresh.dtype)).add_(gradient, alpha=self.take)
+
+
+@dataclass(frozen=True)
+class OutputMetric:
+    """The neurons' side of one layer.
+
+    Attributes:
+        weight: averaged gradient of the weight, of ``groups * rows * inputs`` entries in this order.
+        bias: that of the bias, ``groups * rows`` entries; None where no bias takes part.
+        average: ``[groups, blocks, side, side]``, the moment's average, which is updated; None without one.
+        root: ``[groups, blocks, side, side]``, to be written.
+    """
+
+    weight: Tensor | AveragedGradient
+    bias: Tensor | AveragedGradient | None
+    average: Tensor | None
+    root: Tensor
+
+
+@dataclass(frozen=True)
+class InputMetric:
+    """The inputs' side of one layer, and the outputs' where its trust region needs it. All tensors are float32.
+
+    Attributes:
+        gathered: this step's ``[X 1]'[X 1]``, ``[groups, blocks, side + 1, side + 1]``, its last entries the number of rows;
+            groups may share memory.
+        squarable: ``[]``, bool, whether squares of the inputs are in range; None for yes.
+        average: shaped as ``gathered``, the average of ``[X 1]'[X 1] / N``, which is updated; None without one.
+        steps: ``[]``, what the average counts, which grows by one; None without one.
+        inverse: ``[groups, blocks, side, side]``, ``C^-1``, to be written.
+        mean: ``[groups, blocks * side]``, to be written; None where no bias takes part in the metric.
+        decay: of the averages of both sides, in [0, 1); 0 without them.
+        ridge: added to the diagonal of the covariance.
+        relative: whether it is a multiple of the metric's mean diagonal.
+        sample_ridge: what a relative ridge grows by, times inputs of a block per row that the average counts.
+        sample_every: of how many rows ``gathered`` has one.
+        outputs: the neurons' side, or None.
+    """
+
+    gathered: Tensor
+    squarable: Tensor | None
+    average: Tensor | None
+    steps: Tensor | None
+    inverse: Tensor
+    mean: Tensor | None
+    decay: float
+    ridge: float
+    relative: bool
+    sample_ridge: float
+    sample_every: int
+    outputs: OutputMetric | None

@@ -1,0 +1,145 @@
+"""Layers for the refresh kernels, and what plain PyTorch makes of them in any dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lnb.config import Config
+from lnb.factored import Factor, factorize
+from lnb.orthogonalize import QUINTIC, STEPS, inverse_root
+from lnb.statistics import NOISE, bias_correction, few_samples, ridge_of
+from lnb.trust_regions.two_sided import output_moment
+from lnb_kernels.refresh import InputMetric, OutputMetric, refresh_metrics
+
+NOISE_LEVEL = NOISE * torch.finfo(torch.float32).eps
+WRITTEN = ("second_moment", "steps", "inverse", "mean", "output_moment", "root")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Groups; blocks of inputs and their side; blocks of neurons and their side; and settings."""
+
+    groups: int
+    blocks: int
+    side: int
+    outputs: int
+    output_side: int
+    bias: bool = True
+    decay: float = 0.9
+    steps: int = 3
+    relative: bool = True
+    shared: bool = False  # one moment for all groups
+
+
+SHAPES = (
+    Shape(1, 2, 5, 2, 3),
+    Shape(2, 1, 17, 1, 20, bias=False, steps=0),
+    Shape(1, 8, 4, 1, 35, decay=0.0, relative=False),  # more blocks than one thread block sums
+    Shape(3, 2, 1, 2, 1, shared=True),
+)
+
+
+def layer(shape: Shape, seed: int = 0) -> InputMetric:
+    """A layer with random statistics; what is written is NaN at first."""
+    make = torch.Generator().manual_seed(seed)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=make)
+
+    d, rows, side = shape.blocks * shape.side, shape.outputs * shape.output_side, shape.output_side
+    offset = 2 if shape.bias else 0
+    x = (normal(1 if shape.shared else shape.groups, shape.blocks, 4 * shape.side + 9, shape.side) + offset).double()
+    ones = torch.cat([x, torch.ones(*x.shape[:-1], 1, dtype=torch.float64)], -1)
+    gathered = (ones.mT @ ones).float().expand(shape.groups, -1, -1, -1)
+    kept = shape.decay > 0
+    weight = normal(shape.groups, rows, d)
+    nan = torch.nan
+    moment = normal(shape.groups, shape.outputs, side, side)
+    outputs = OutputMetric(
+        weight,
+        normal(shape.groups, rows) if shape.bias else None,
+        moment @ moment.mT / side if kept else None,
+        torch.full((shape.groups, shape.outputs, side, side), nan),
+    )
+    return InputMetric(
+        gathered,
+        None,
+        gathered / gathered[0, 0, -1, -1] * (1 - shape.decay**shape.steps) * 0.75 if kept else None,
+        torch.tensor(float(shape.steps)) if kept else None,
+        torch.full((shape.groups, shape.blocks, shape.side, shape.side), nan),
+        torch.full((shape.groups, d), nan) if shape.bias else None,
+        shape.decay,
+        0.2,
+        shape.relative,
+        1.0 if shape.relative else 0.0,
+        2,
+        outputs,
+    )
+
+
+def written(of: InputMetric) -> dict[str, Tensor]:
+    """What a refresh writes of a layer."""
+    assert of.outputs is not None
+    found = (of.average, of.steps, of.inverse, of.mean, of.outputs.average, of.outputs.root)
+    return {name: tensor for name, tensor in zip(WRITTEN, found, strict=True) if tensor is not None}
+
+
+def copy(of: InputMetric) -> InputMetric:
+    """The same layer with memory of its own for what is written."""
+    assert of.outputs is not None
+    new = {name: tensor.clone() for name, tensor in written(of).items()}
+    outputs = replace(of.outputs, average=new.get("output_moment"), root=new["root"])
+    return replace(
+        of,
+        average=new.get("second_moment"),
+        steps=new.get("steps"),
+        inverse=new["inverse"],
+        mean=new.get("mean"),
+        outputs=outputs,
+    )
+
+
+def run(layers: list[InputMetric], ok: Tensor | None = None) -> list[dict[str, Tensor]]:
+    """What the kernels write."""
+    own = [copy(of) for of in layers]
+    refresh_metrics(own, ok, NOISE_LEVEL, QUINTIC, STEPS)
+    return [written(of) for of in own]
+
+
+def plain(of: InputMetric, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What plain PyTorch makes of a layer, by the functions that refreshes elsewhere are made of."""
+    assert of.outputs is not None
+    outputs = of.outputs
+    assert isinstance(outputs.weight, Tensor)
+    groups, blocks, ones, _ = of.gathered.shape
+    rows = of.gathered[0, 0, -1, -1].to(dtype)
+    mean = of.gathered.to(dtype) / rows
+    results: dict[str, Tensor] = {}
+    steps = None
+    if of.average is not None and of.steps is not None:
+        steps = of.steps + 1
+        kept = torch.lerp(of.average.to(dtype), mean, 1 - of.decay)
+        results |= {"second_moment": kept, "steps": steps.to(dtype)}
+        mean = kept / bias_correction(of.decay, steps).to(dtype)
+    share: float | Tensor = of.ridge
+    if of.relative:
+        config = Config(b_s=of.decay, sample_every=of.sample_every)
+        share = share + of.sample_ridge * few_samples(ones - 1, rows, steps, config).expand(groups * blocks)
+    flat = mean.reshape(groups * blocks, ones, ones)
+    bias = None if outputs.bias is None else outputs.bias.to(dtype).unsqueeze(-1)
+    ridge = ridge_of(flat, share, of.relative, bias is not None, (blocks,) * groups)
+    factor = factorize(flat.unsqueeze(1), ridge, bias is not None, inverse=True)
+    matrix = factor.matrix.reshape(of.inverse.shape)
+    factor_mean = None if factor.mean is None else factor.mean.reshape(groups, -1)
+    moment = output_moment(outputs.weight.to(dtype), bias, Factor(matrix, factor_mean), outputs.root.shape[1])
+    results["inverse"] = matrix
+    if factor_mean is not None:
+        results["mean"] = factor_mean
+    if outputs.average is not None:
+        moment = torch.lerp(outputs.average.to(dtype), moment, 1 - of.decay)
+        results["output_moment"] = moment
+    results["root"] = inverse_root(moment)
+    return results
