@@ -30,6 +30,7 @@ from lnb.weight_bound import usual_norm
 from lnb.work import BlockWork, Work
 from lnb_kernels import fused_step, multi_tensor
 from lnb_kernels._checks import PLAIN
+from lnb_kernels.refresh import AveragedGradient
 from lnb_kernels.scaling import sum_dtype
 from lnb_kernels.step_tables import StepSettings
 
@@ -307,15 +308,14 @@ class FusedShare:
         found: Tensor = self.work.states[parameter]["momentum"]
         return found
 
-    def _averages(self, of_weights: Tensor, of_biases: Tensor) -> dict[nn.Parameter, Tensor]:
+    def _averages(self, of_weights: Tensor, of_biases: Tensor) -> dict[nn.Parameter, Tensor | AveragedGradient]:
         """``g~`` of the layers that are refreshed: their averages are updated later, with their directions."""
-        found = {}
-        settings = self.fused.settings
+        decay = self.fused.settings.momentum
+        found: dict[nn.Parameter, Tensor | AveragedGradient] = {}
         for i in self.due:
             for parameter, shares in zip(self.work.blocks[i].parameters, (of_weights, of_biases), strict=False):
-                momentum, gradient = self._momentum(parameter), _gradient(parameter).float()
-                average = torch.lerp(momentum, gradient, 1 - settings.momentum) * shares[i].float()
-                found[parameter] = average.add_(gradient, alpha=self.take)
+                gradient = _gradient(parameter).contiguous()
+                found[parameter] = AveragedGradient(gradient, self._momentum(parameter), shares[i], decay, self.take)
         return found
 
 
