@@ -140,7 +140,7 @@ def test_the_model_stays_as_it_was(fails: bool) -> None:
     probe = model[0][5]._lnb_captures["weight"].moments.clone()
     batches = [images(8, 1), torch.zeros(8, 2, 4, 4, 1)] if fails else [images(8, 1)]
     if fails:
-        with pytest.raises(ValueError, match="dim|shape"):
+        with pytest.raises(ValueError, match=r"dim|shape"):
             lnb.gather_moments(model, batches)
     else:
         lnb.gather_moments(model, batches)
@@ -182,13 +182,13 @@ def test_bad_arguments_are_named() -> None:
         lnb.gather_moments(model, [x], layers=["nope"])
     with pytest.raises(TypeError, match="layers='5' must be a list"):
         lnb.gather_moments(model, [x], layers="5")
-    with pytest.raises(TypeError, match="loader=.*must give batches"):
+    with pytest.raises(TypeError, match=r"loader=.*must give batches"):
         lnb.gather_moments(model, x)
     with pytest.raises(ValueError, match="saw a row; it gave no batches"):
         lnb.gather_moments(model, [])
     with pytest.raises(ValueError, match="has no linear"):
         lnb.gather_moments(nn.LayerNorm(3), [x])
-    with pytest.raises(ValueError, match="dtype=torch.float16"):
+    with pytest.raises(ValueError, match=r"dtype=torch.float16"):
         lnb.gather_moments(model, [x], dtype=torch.float16)
     with pytest.raises(ValueError, match="block_size=0"):
         lnb.gather_moments(model, [x], block_size=0)
@@ -213,7 +213,7 @@ def test_merging_what_does_not_fit_is_named() -> None:
     model, x = small_model(), images(4, 0)
     full, cut = lnb.gather_moments(model, [x]), lnb.gather_moments(model, [x], block_size=8)
     with pytest.raises(
-        ValueError, match="layer '0': moments to merge are of .* 1 x 1 blocks of 18 .* 1 x 2 blocks of 9"
+        ValueError, match=r"layer '0': moments to merge are of .* 1 x 1 blocks of 18 .* 1 x 2 blocks of 9"
     ):
         full.merge(cut)
     with pytest.raises(ValueError, match="one side only"):

@@ -65,9 +65,6 @@ def test_blocks_are_the_block_diagonal_matrix(act_order: bool) -> None:
     cut = moment_of(x, 4, blocks=3)
     whole = moment_of(x, 4)
     whole.second_moment[0, 0] = torch.block_diag(*cut.second_moment[0])
-    if act_order:  # the order within a block is that of the whole, which takes the blocks' columns in turn
-        weight_order = whole.second_moment[0, 0].diagonal()
-        assert weight_order.unique().numel() == 24
     a, b = (gptq(weight, moment, 3, group_size=12, act_order=act_order) for moment in (cut, whole))
     assert torch.equal(a.codes, b.codes)
     assert (a.blocks, b.blocks) == (3, 1)
@@ -132,7 +129,7 @@ def test_a_model_is_quantised_whole_or_not_at_all() -> None:
     some = lnb.gather_moments(model, [images(64, 0)], layers=["0", "5"])
     with pytest.raises(MissingMoment, match=r"layers \['3'\] of the model have none"):
         quantize(model, some, 3)
-    with pytest.raises(ValueError, match="no parameter '3.weight'"):
+    with pytest.raises(ValueError, match=r"no parameter '3.weight'"):
         quantize(nn.Sequential(nn.Linear(18, 4)), moments, 3, layers=["3"])
     with pytest.raises(ValueError, match="for 8 outputs of 64 inputs each; it was taken of another model"):
         quantize(nn.Sequential(*[nn.Identity()] * 3, nn.Linear(63, 8)), moments, 3, layers=["3"])
@@ -153,7 +150,7 @@ def test_hessians() -> None:
     moments = Moments([moment_of(x, 3)])
     torch.testing.assert_close(moments.to_gptq_hessian("a"), 2 * x.T @ x / 50)
     cut = Moments([moment_of(x, 3, blocks=2)])
-    with pytest.raises(ValueError, match="2 diagonal blocks of 3 inputs.*block_size=None.*allow_blocks=True"):
+    with pytest.raises(ValueError, match=r"2 diagonal blocks of 3 inputs.*block_size=None.*allow_blocks=True"):
         cut.to_gptq_hessian("a")
     hessian = cut.to_gptq_hessian("a", allow_blocks=True)
     torch.testing.assert_close(hessian[:3, :3], 2 * x.T[:3] @ x[:, :3] / 50)

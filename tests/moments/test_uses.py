@@ -36,7 +36,7 @@ def test_regmean_is_least_squares(bias: bool) -> None:
 
 
 def test_regmean_of_white_inputs_is_the_average_and_of_one_model_itself() -> None:
-    a, x, moments = linear(1)
+    a, _, moments = linear(1)
     b, _, _ = linear(2)
     merged = regmean([a, b], [moments, moments], weights=[3.0, 1.0])
     torch.testing.assert_close(merged["0.weight"], (0.75 * a[0].weight + 0.25 * b[0].weight).detach())
@@ -64,7 +64,7 @@ def test_what_cannot_be_merged_is_named() -> None:
     cases: list[tuple[Any, type[Exception], str]] = [
         (([a], [moments]), ValueError, "two or more"),
         (([a, b], [moments]), ValueError, "each model needs its own"),
-        (([a, linear(1, 7)[0]], [moments, other]), ValueError, r"models\[1\] differs .* '0.weight'"),
+        (([a, linear(1, 7)[0]], [moments, other]), ValueError, r"models\[1\] differs .*'0.weight'"),
         (([a, b], [moments, cut]), ValueError, "different blocks"),
         (([a, b], [moments, small_moments()]), MissingMoment, "of some models only"),
         (([linear(1, 7)[0]] * 2, [moments, other]), ValueError, "taken of another model"),
@@ -72,9 +72,9 @@ def test_what_cannot_be_merged_is_named() -> None:
     for arguments, error, message in cases:
         with pytest.raises(error, match=message):
             regmean(*arguments)
-    with pytest.raises(ValueError, match="bias=True: layer '0' has its second moment in 2 diagonal blocks.*averaged"):
+    with pytest.raises(ValueError, match=r"bias=True: layer '0' has its second moment in 2 diagonal blocks.*averaged"):
         regmean([a, b], [cut, cut], bias=True)
-    with pytest.raises(ValueError, match="shrink=1.5"):
+    with pytest.raises(ValueError, match=r"shrink=1.5"):
         regmean([a, b], [moments, other], shrink=1.5)
     with pytest.raises(ValueError, match="weights"):
         regmean([a, b], [moments, other], weights=[1.0, 0.0])
@@ -98,7 +98,6 @@ def test_corda_splits_the_weight(method: str, block_size: int | None) -> None:
     left, values, right = torch.linalg.svd(weight @ square, full_matrices=False)
     kept = slice(0, 2) if method == "ipm" else slice(3, 5)
     torch.testing.assert_close(b @ a @ square, left[:, kept] * values[kept] @ right[kept], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(a.norm(), a.norm())  # finite
 
 
 def test_corda_fits_the_layout_of_lora() -> None:
@@ -143,14 +142,14 @@ def test_mahalanobis_is_its_definition() -> None:
 def test_the_monitor_scores_every_sample(block_size: int | None) -> None:
     model, x = small_model(), images(200, 0)
     moments = lnb.gather_moments(model, [x], block_size=block_size)
-    with DriftMonitor(model, moments) as monitor:
+    with DriftMonitor(model, moments, ridge=1e-6) as monitor:
         model(x[:150])
         model(x[150:])
     scores = monitor.scores()
     assert {name: tuple(score.shape) for name, score in scores.items()} == dict.fromkeys(("0", "3", "5"), (200,))
     for score in scores.values():
-        assert 0.9 < score.mean() <= 1.0001  # the ridge makes it less than 1
-    own = mahalanobis(model[:3](x), moments["3"])
+        assert 0.99 < score.mean() < 1.01  # by definition, but for the ridge
+    own = mahalanobis(model[:3](x), moments["3"], ridge=1e-6)
     torch.testing.assert_close(scores["3"], own.detach())
     torch.testing.assert_close(monitor.score(), torch.stack(list(scores.values())).mean(0))
     model(x)  # outside: not seen
@@ -158,7 +157,7 @@ def test_the_monitor_scores_every_sample(block_size: int | None) -> None:
     monitor.reset()
     with monitor:
         model(3 * x)
-    assert (monitor.score() > monitor.score().new_tensor(3.0)).all()
+    assert (monitor.score() > 2).all()
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -175,7 +174,7 @@ def test_what_cannot_be_watched_is_named() -> None:
     model, moments = small_model(), small_moments()
     with pytest.raises(MissingMoment, match="'nope' has no moment"):
         DriftMonitor(model, moments, layers=["nope"])
-    with pytest.raises(ValueError, match="no parameter '0.weight'"):
+    with pytest.raises(ValueError, match=r"no parameter '0.weight'"):
         DriftMonitor(nn.Linear(3, 2), moments)
     with pytest.raises(ValueError, match="run the model within"):
         DriftMonitor(model, moments).score()
