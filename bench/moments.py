@@ -2,8 +2,8 @@
 
     python bench/moments.py [--seeds 5] [--json bench/results/moments.json] [--page docs/moments.md]
 
-The model is an MLP 64-256-256-10 with ReLU, trained by the default ``lnb.LNB`` for 200 steps of 64 of the 1,297 training images, unless
-said otherwise. Tables are of the 500 test images. LNB's own moments are in diagonal blocks of 128 inputs in the layers of 256.
+The model is an MLP 64-256-256-10 with ReLU, trained by the default ``lnb.LNB`` for 200 steps of 64 of the 1,297 training images,
+unless said otherwise. Tables are of the 500 test images. LNB keeps moments of 256 inputs in two diagonal blocks of 128.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def gather_moments(
         block_size: inputs of a diagonal block, cut as :class:`lnb.LNB` cuts; None for full second moments.
         layers: names of layers to gather; None for all. Several passes over some layers each need less memory.
         device: where the batches are moved; None for the device of the model's first parameter. The model stays where it is.
-        forward: ``forward(model, batch)`` runs the model on a batch that was moved, in place of the rule above.
+        forward: ``forward(model, batch)`` runs the model, without wrappers such as ``DistributedDataParallel``, on a batch that
+            was moved; in place of the rule above.
         dtype: of sums and results, float32 or float64, into which inputs are widened first; None for float64 where a layer's
             weight is, else float32.
 
@@ -55,24 +56,25 @@ def gather_moments(
         TypeError: an argument is of the wrong kind.
         ValueError: a layer is unknown, no layer saw a row, or one saw NaN or inf.
     """
-    model_inside = unwrapped(model)
+    inside = unwrapped(model)
     if block_size is not None:
         check_count("block_size", block_size)
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype={dtype!r} must be None, torch.float32 or torch.float64")
     if not isinstance(loader, Iterable) or isinstance(loader, Tensor | Mapping | str):
         raise TypeError(f"loader={reprlib.repr(loader)} must give batches: a DataLoader, or a list of them")
-    sums = [_Sums(tap, names, block_size, dtype) for tap, names in _chosen(model_inside, layers)]
+    sums = [_Sums(tap, names, block_size, dtype) for tap, names in _chosen(inside, layers)]
     by_tap = {each.tap: each for each in sums}
-    target = device if device is not None else next((p.device for p in model_inside.parameters()), torch.device("cpu"))
+    target = device if device is not None else next((p.device for p in inside.parameters()), torch.device("cpu"))
     run = _run if forward is None else forward
     with (
         _evaluating(model),
         torch.no_grad(),
-        watched(model_inside, list(by_tap), lambda tap, x, groups: by_tap[tap].add(x, groups)),
+        watched(inside, list(by_tap), lambda tap, x, groups: by_tap[tap].add(x, groups)),
     ):
         for batch in loader:
-            run(model, tree_map_only(Tensor, lambda x: x.to(target, non_blocking=True), batch))
+            entries = dict(batch) if isinstance(batch, Mapping) else batch  # also of a tokenizer's own kind
+            run(inside, tree_map_only(Tensor, lambda x: x.to(target, non_blocking=True), entries))
     moments = [each.moment().check("look at the batches") for each in sums if each.seen]
     unseen = {each.info.name: "it saw no rows while moments were gathered" for each in sums if not each.seen}
     if not moments:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import stat
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,9 @@ def write_tensors(
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begins[name], end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with beside.open("xb") as file:
             file.write(len(text).to_bytes(8, "little"))
             file.write(text)
             data = file.tell()
@@ -66,18 +66,10 @@ def write_tensors(
             assert not begins, f"tensors that were not written: {sorted(begins)}"
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, _mode_of_new_files())
         os.replace(beside, target)
     except BaseException:
-        os.unlink(beside)
+        beside.unlink(missing_ok=True)
         raise
-
-
-def _mode_of_new_files() -> int:
-    """What other files would get: a temporary file is its owner's alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 class TensorFile:
