@@ -188,7 +188,7 @@ MEDIUM = """
 import resource, sys, torch, lnb
 from torch import nn
 print(sum(name.startswith(("lnb.moments", "safetensors")) for name in sys.modules))
-d, layers = 1500, 12
+d, layers = 3000, 4
 model = nn.Sequential(*(nn.Linear(d, 4, bias=False) for _ in range(layers)))
 entry = {"second_moment": torch.ones(1, 1, d + 1, d + 1), "second_moment_step": torch.tensor(1.0)}  # shared: state is small
 optimizer = lnb.LNB(model)
@@ -205,13 +205,13 @@ print(rss() - before, d * d * 4 // 1024)
 
 
 def test_large_exports_need_memory_for_one_layer_and_imports_are_lazy(tmp_path: Path) -> None:
-    """Twelve layers, 103 MB in all: written and read with the memory of the largest, 9 MB, and a constant."""
+    """Four layers, 144 MB in all: written and read with the memory of the largest, 36 MB, and a constant."""
     done = subprocess.run(
         [sys.executable, "-c", MEDIUM, str(tmp_path / "m")], capture_output=True, text=True, check=True
     )
     imported, peak, layer = map(int, done.stdout.split())
     assert imported == 0, "import lnb has loaded what only moments need"
-    assert (tmp_path / "m").stat().st_size > 11 * layer * 1024
+    assert (tmp_path / "m").stat().st_size > 4 * layer * 1024
     assert peak <= layer + 30 * 1024, f"{peak} KiB for layers of {layer} KiB"
 
 

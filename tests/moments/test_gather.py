@@ -90,6 +90,23 @@ def test_attention(inputs: str, attached: bool) -> None:
     torch.testing.assert_close(mean.detach(), before.mean((0, 1)), rtol=1e-5, atol=1e-5)
 
 
+def test_attention_gets_its_own_forward_back_after_an_exception() -> None:
+    attention = nn.MultiheadAttention(4, 1)
+    x = torch.randn(3, 2, 4)
+    calls: list[int] = []
+    original = attention.forward
+    attention.forward = lambda *args, **named: (calls.append(1), original(*args, **named))[1]  # as trainers replace it
+    own = attention.forward
+    with pytest.raises(AssertionError, match="does not match"):  # PyTorch's own message
+        lnb.gather_moments(attention, [x], forward=lambda model, x: model(x, x[..., :2], x))
+    assert attention.forward is own
+    assert calls == [1]
+    assert torch.backends.mha.get_fastpath_enabled()
+    nested = torch.nested.nested_tensor([torch.randn(2, 4)], layout=torch.jagged)
+    with pytest.raises(ValueError, match="nested tensor; pass padded ones"):
+        lnb.gather_moments(attention, [nested], forward=lambda model, x: model(x, x, x))
+
+
 def test_encoders_do_not_skip_their_layers() -> None:
     """PyTorch's fast path of evaluation calls none of them; it is off while moments are gathered, and on again."""
     torch.manual_seed(3)

@@ -99,6 +99,9 @@ class Moments(Mapping[str, LayerMoment]):
     def __len__(self) -> int:
         return len(self.infos)
 
+    __eq__ = object.__eq__  # a Mapping would read all layers to compare
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         return f"Moments of {len(self)} layers"
 
@@ -141,6 +144,7 @@ class Moments(Mapping[str, LayerMoment]):
                 moment = self._source.read(name).check("nothing was written: gather or export it anew")
                 for part in info.shapes:
                     yield f"{name}.{part}", getattr(moment, part)
+                del moment  # before the next one is read
 
         shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         for name, info in self.infos.items():

@@ -63,6 +63,7 @@ def write_tensors(
                 array = tensor.detach().cpu().contiguous().numpy()
                 file.seek(data + begins.pop(name))
                 file.write((array if sys.byteorder == "little" else array.byteswap()).data)
+                del tensor, array  # before the next one is made
             assert not begins, f"tensors that were not written: {sorted(begins)}"
             file.flush()
             os.fsync(file.fileno())
