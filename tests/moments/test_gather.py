@@ -226,7 +226,7 @@ def test_layers_that_saw_nothing_have_no_moments() -> None:
         _ = moments["other"]
 
 
-def test_merging_what_does_not_fit_is_named() -> None:
+def test_merging_what_does_not_fit_is_named(tmp_path: Path) -> None:
     model, x = small_model(), images(4, 0)
     full, cut = lnb.gather_moments(model, [x]), lnb.gather_moments(model, [x], block_size=8)
     with pytest.raises(
@@ -241,8 +241,11 @@ def test_merging_what_does_not_fit_is_named() -> None:
     train(model, optimizer, 1)
     state = optimizer.state_dict()
     del state["lnb_plan"], state["param_groups"][0]["lnb"]
+    unknown = lnb.export_moments((model, state))
+    unknown.save(tmp_path / "m")
+    assert lnb.load_moments(tmp_path / "m")["5"].count.isnan().all()
     with pytest.raises(ValueError, match="not known how many rows"):
-        _ = lnb.export_moments((model, state)).merge(full)["5"]
+        _ = unknown.merge(full)["5"]
 
 
 def test_quiet() -> None:

@@ -2,7 +2,8 @@
 
 With ``S = E[x x']`` of a layer's inputs and ``W S = U D V'``, ``W = U D V' S^-1``: a part of the sum over singular values
 becomes the adapter, the rest stays frozen, and the layer computes what it did (Yang et al., "CorDA: Context-Oriented
-Decomposition Adaptation of Large Language Models", arXiv:2406.05223).
+Decomposition Adaptation of Large Language Models", arXiv:2406.05223). ``S`` is taken relative to its mean diagonal, so that the
+sizes of the two factors do not depend on the scale of the inputs.
 """
 
 from __future__ import annotations
@@ -68,10 +69,9 @@ def corda(weight: Tensor, moment: LayerMoment, rank: int, *, method: str = "ipm"
     if rank > min(matrix.shape[1:]):
         raise ValueError(f"rank={rank!r} must be at most {min(matrix.shape[1:])}, the smaller side of the weight")
     square = moment.second_moment[0].to(matrix)  # [blocks, size, size]
-    diagonal = square.diagonal(dim1=-2, dim2=-1)
-    mean = diagonal.mean()
-    added = damp * mean if float(mean) > 0 else torch.ones_like(mean)
-    square = square + added * torch.eye(info.size, dtype=square.dtype, device=square.device)
+    mean = square.diagonal(dim1=-2, dim2=-1).mean()
+    eye = torch.eye(info.size, dtype=square.dtype, device=square.device)
+    square = square / mean + damp * eye if float(mean) > 0 else eye.expand_as(square)
     lower, failed = torch.linalg.cholesky_ex(square)
     if bool((failed != 0).any()):
         raise ValueError(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from lnb.moments.metadata import write_metadata
 from lnb.moments.naming import unwrapped
 from lnb.moments.record import LayerInfo, LayerMoment, MissingMoment, combined, merged_info
 from lnb.moments.tensor_file import write_tensors
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where moments come from: what they are of is known at once, the tensors are made or read when they are asked "
     "for."""
@@ -66,8 +68,7 @@ class Moments(Mapping[str, LayerMoment]):
     """
 
     def __init__(self, source: Source | Iterable[LayerMoment]) -> None:
-        known = hasattr(source, "infos") and hasattr(source, "read")
-        self._source: Source = source if known else InMemory(source)  # type: ignore[assignment, arg-type]
+        self._source: Source = source if isinstance(source, Source) else InMemory(source)
 
     @property
     def infos(self) -> Mapping[str, LayerInfo]:
@@ -137,7 +138,6 @@ class Moments(Mapping[str, LayerMoment]):
         Raises:
             ValueError: a moment holds NaN or inf; nothing was written.
         """
-        from lnb.moments.export import metadata_of
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
             for name, info in self.infos.items():
@@ -150,7 +150,7 @@ class Moments(Mapping[str, LayerMoment]):
         for name, info in self.infos.items():
             for part, shape in info.shapes.items():
                 shapes[f"{name}.{part}"] = (torch.float64 if part == "count" else info.dtype, shape)
-        write_tensors(path, shapes, tensors(), metadata_of(self))
+        write_tensors(path, shapes, tensors(), write_metadata(self.infos, self.absent))
 
     def parameter(self, model: nn.Module, name: str) -> nn.Parameter:
         """The weight in ``model`` of layer ``name``.

@@ -12,7 +12,6 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from lnb.config import check_number
 from lnb.moments.collection import Moments
 from lnb.moments.naming import unwrapped
 from lnb.moments.record import LayerMoment, MissingMoment
+from lnb.moments.taps import Tap, taps_of, watched
 
 
 class Distance:
@@ -114,8 +114,6 @@ class DriftMonitor:
     def __init__(
         self, model: nn.Module, moments: Moments, *, layers: Iterable[str] | None = None, ridge: float = 0.01
     ) -> None:
-        from lnb.moments.gather import taps_of
-
         if not isinstance(moments, Moments):
             raise TypeError(f"moments must be a Moments, not {type(moments).__name__}")
         if isinstance(layers, str):
@@ -141,8 +139,6 @@ class DriftMonitor:
         self._undo = ExitStack()
 
     def __enter__(self) -> DriftMonitor:
-        from lnb.moments.taps import watched
-
         self._undo.enter_context(watched(self._model, self._taps, self._see))
         return self
 
@@ -176,11 +172,11 @@ class DriftMonitor:
         return torch.stack(list(found.values())).mean(0)
 
     @torch.no_grad()
-    def _see(self, tap: Any, x: Tensor, groups: Sequence[int]) -> None:
+    def _see(self, tap: Tap, x: Tensor, groups: Sequence[int]) -> None:
         distance = self._distances[tap.name]
         kind, module = tap.block.layer_kind, tap.block.modules[0]
         rows = kind.samples(module, [kind.kept(module, x)], torch.float64).cpu()
-        unbatched = x.dim() == (len(module.kernel_size) + 1 if kind.has_patches else 1)
+        unbatched = x.dim() == (tap.block.weight.dim() - 1 if kind.has_patches else 1)
         samples = 1 if unbatched else x.shape[0]
         self._scores.setdefault(tap.name, []).append(distance.of(rows).view(samples, -1).mean(-1))
 

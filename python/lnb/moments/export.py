@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -12,18 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import lnb_kernels
 from lnb.moments.collection import InMemory, Moments
+from lnb.moments.metadata import read_metadata
 from lnb.moments.naming import names_in, unwrapped
-from lnb.moments.record import DTYPES, SOURCES, LayerInfo, LayerMoment, MissingMoment
+from lnb.moments.record import LayerInfo, LayerMoment, MissingMoment
 from lnb.moments.state import tracked_of
 from lnb.moments.tensor_file import REMEDY, TensorFile
 from lnb.optimizer import LNB
 from lnb.tracked import Tracked
-
-FORMAT = "lnb-moments"
-FORMAT_VERSION = 1
-_FIELDS = tuple(field.name for field in dataclasses.fields(LayerInfo))
 
 
 def export_moments(
@@ -143,20 +137,7 @@ class _OfFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = TensorFile(path)
-        metadata = self._file.metadata
-        if metadata.get("format") != FORMAT or metadata.get("format_version") != str(FORMAT_VERSION):
-            found = f"{metadata.get('format')!r} version {metadata.get('format_version')!r}"
-            raise ValueError(
-                f"{path}: format {found} must be {FORMAT!r} version {FORMAT_VERSION}; it is no file of moments, or "
-                f"one of another "
-                f"version of lnb: export them anew"
-            )
-        try:
-            layers = [_info_of(entry) for entry in json.loads(metadata["layers"])]
-            self.infos = {info.name: info for info in layers}
-            self.absent = {str(name): str(reason) for name, reason in json.loads(metadata["absent"]).items()}
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path}: its metadata are not what lnb writes: {error}; {REMEDY}") from error
+        self.infos, self.absent = read_metadata(self._file.metadata, f"{path}")
         missing = {f"{name}.{part}" for name, info in self.infos.items() for part in info.shapes} - self._file.names
         if missing:
             raise MissingMoment(f"{path}: tensors {reprlib.repr(sorted(missing))} are missing; {REMEDY}")
@@ -171,37 +152,3 @@ class _OfFile:
             if tensor.dtype != wanted:
                 raise ValueError(f"{self._file.path}: {name}.{part} is {tensor.dtype}, not {wanted}; {REMEDY}")
         return LayerMoment(info, **parts).check(f"{self._file.path}: {REMEDY}")
-
-
-def metadata_of(moments: Moments) -> dict[str, str]:
-    """What a file says of its moments: format, version, and of every layer what :class:`LayerInfo` has."""
-    layers = []
-    for info in moments.infos.values():
-        entry = {field: getattr(info, field) for field in _FIELDS}
-        layers.append(entry | {"dtype": str(info.dtype).removeprefix("torch."), "with_bias": info.with_bias})
-    return {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "lnb_version": lnb_kernels.__version__,
-        "layers": json.dumps(layers),
-        "absent": json.dumps(dict(moments.absent)),
-    }
-
-
-def _info_of(entry: dict[str, Any]) -> LayerInfo:
-    """A layer's info from a file's metadata, every value checked."""
-    values = {field: entry[field] for field in _FIELDS}
-    for field in ("name", "kind", "parameter"):
-        if type(values[field]) is not str:
-            raise TypeError(f"{field}={values[field]!r} must be a str")
-    if type(values["bias"]) not in (str, type(None)):
-        raise TypeError(f"bias={values['bias']!r} must be a str or None")
-    for field in ("groups", "blocks", "size", "d_out"):
-        if type(values[field]) is not int or values[field] < 1:
-            raise ValueError(f"{field}={values[field]!r} must be a whole number of at least 1")
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
-    if values["dtype"] not in dtypes or values["source"] not in SOURCES:
-        raise ValueError(f"dtype={values['dtype']!r}, source={values['source']!r} are not known")
-    if type(values["decay"]) not in (int, float, type(None)) or type(values["steps"]) not in (int, type(None)):
-        raise TypeError(f"decay={values['decay']!r}, steps={values['steps']!r} must be numbers")
-    return LayerInfo(**(values | {"dtype": dtypes[values["dtype"]]}))

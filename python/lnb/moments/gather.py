@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_map_only
 from lnb.config import check_count
 from lnb.layers.capture import statistics_dtype
 from lnb.moments.collection import InMemory, Moments
-from lnb.moments.naming import Names, layers_of, names_in, unwrapped
+from lnb.moments.naming import Names, unwrapped
 from lnb.moments.record import DTYPES, LayerInfo, LayerMoment
-from lnb.moments.taps import Tap, watched
+from lnb.moments.taps import Tap, taps_of, watched
 
 Forward = Callable[[nn.Module, Any], object]
 
@@ -86,12 +86,6 @@ def gather_moments(
     if unseen:
         warnings.warn(f"layers {reprlib.repr(sorted(unseen))} saw no rows: they have no moments", stacklevel=2)
     return Moments(InMemory(moments, unseen))
-
-
-def taps_of(model: nn.Module) -> list[tuple[Tap, Names]]:
-    """The layers of ``model``, without wrappers, that LNB would claim."""
-    blocks = layers_of(model)
-    return [(Tap(names.layer, block), names) for block, names in zip(blocks, names_in(model, blocks), strict=True)]
 
 
 def _chosen(model: nn.Module, layers: Iterable[str] | None) -> list[tuple[Tap, Names]]:

@@ -34,7 +34,9 @@ from torch import Tensor, nn
 from lnb.config import check_choice, check_number
 from lnb.moments.collection import Moments
 from lnb.moments.grid import Grid, Quantized, nearest_code, require_weight, round_to_nearest
+from lnb.moments.naming import unwrapped
 from lnb.moments.record import LayerMoment, MissingMoment
+from lnb.moments.taps import taps_of
 
 _CHUNK = 128
 METHODS = ("gptq", "nearest")
@@ -122,9 +124,6 @@ def quantize(
         MissingMoment: a layer has no moment.
         TypeError, ValueError: as of :func:`gptq`, or the moments are of another model.
     """
-    from lnb.moments.gather import taps_of
-    from lnb.moments.naming import unwrapped
-
     check_choice("method", method, METHODS)
     if not isinstance(moments, Moments):
         raise TypeError(f"moments must be a Moments, not {type(moments).__name__}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lnb.blocks import Block
 from lnb.layers.attention_forward import attend, is_regular
 from lnb.layers.registry import kind_of
+from lnb.moments.naming import Names, layers_of, names_in
 
 Seen = Callable[["Tap", Tensor, Sequence[int]], None]
 """Called with the layer, its input, and the groups of its weight that the input belongs to."""
@@ -29,6 +30,12 @@ class Tap:
 
     name: str
     block: Block
+
+
+def taps_of(model: nn.Module) -> list[tuple[Tap, Names]]:
+    """The layers of ``model``, without wrappers, that LNB would claim."""
+    blocks = layers_of(model)
+    return [(Tap(names.layer, block), names) for block, names in zip(blocks, names_in(model, blocks), strict=True)]
 
 
 @contextmanager
