@@ -57,6 +57,20 @@ def test_regmean_takes_whole_models() -> None:
     torch.testing.assert_close(merged["0.weight"][:, 0], (average / 2).detach())
 
 
+def test_a_shared_layer_is_merged_under_all_its_names() -> None:
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        layer = nn.Linear(4, 4)
+        models.append(nn.Sequential(layer, layer))
+    moments = [lnb.gather_moments(model, [torch.randn(30, 4)]) for model in models]
+    merged = regmean(models, moments, bias=True)
+    assert torch.equal(merged["1.weight"], merged["0.weight"])
+    assert torch.equal(merged["1.bias"], merged["0.bias"])
+    average = (models[0][0].weight + models[1][0].weight).detach() / 2
+    assert not torch.allclose(merged["0.weight"], average, atol=1e-2)
+
+
 def test_what_cannot_be_merged_is_named() -> None:
     a, x, moments = linear(1)
     b, _, other = linear(2)

@@ -56,6 +56,7 @@ def regmean(
     states = [model.state_dict() for model in inner]
     _require_alike(states)
     merged = {name: _averaged([state[name] for state in states], shares) for name in states[0]}
+    aliases = _aliases(inner[0])
     for name, info in moments[0].infos.items():
         found = [each[name] for each in moments]
         if any(moment.info.place != info.place for moment in found):
@@ -66,8 +67,18 @@ def regmean(
             )
         for model in inner:
             moments[0].parameter(model, name)
-        merged |= _solved(info, states, found, shares, float(shrink), bias)
+        for parameter, value in _solved(info, states, found, shares, float(shrink), bias).items():
+            for alias in aliases[parameter]:
+                merged[alias] = value
     return merged
+
+
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    """All names of every parameter: a shared one stands in a state dict under each."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: found for found in names.values() for name in found}
 
 
 def _checked(
