@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from lnb import trust_regions
 from lnb.config import DEFAULT_LR
 from lnb.groups import param_groups
 from lnb.layers.attach import attach, detach
 from lnb.optimizer import LNB
 
-__all__ = ["DEFAULT_LR", "LNB", "attach", "detach", "param_groups", "trust_regions"]
+if TYPE_CHECKING:
+    from lnb import moments
+    from lnb.moments import export_moments, gather_moments, load_moments
+
+__all__ = [
+    "DEFAULT_LR",
+    "LNB",
+    "attach",
+    "detach",
+    "export_moments",
+    "gather_moments",
+    "load_moments",
+    "moments",
+    "param_groups",
+    "trust_regions",
+]
+
+_OF_MOMENTS = ("export_moments", "gather_moments", "load_moments")
+
+
+def __getattr__(name: str) -> object:
+    """What training does not need, imported when it is first used."""
+    if name == "moments" or name in _OF_MOMENTS:
+        found = importlib.import_module("lnb.moments")
+        return found if name == "moments" else getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -36,6 +36,7 @@ from lnb.serialization import (
 from lnb.sharding import refuse_shards, require_current
 from lnb.state_schema import saved_settings
 from lnb.step import Memory, Outcome, make_step
+from lnb.tracked import Tracked
 from lnb.verdict import Verdict
 from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
 
@@ -418,6 +419,20 @@ class LNB(Optimizer):
         return [phase for _, _, phase in self._phases]
 
     # -- reports ------------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that it was attached to."""
+        return self._model
+
+    def tracked(self) -> list[Tracked]:
+        """The claimed layers that it optimizes with their second moments, for :func:`lnb.export_moments`."""
+        found = []
+        for block in self._optimized_blocks():
+            config, rows = self._config_of(block), self._planner.rows.get(block.name)
+            read = None if rows is None else rows.count / config.sample_every
+            found.append(Tracked(block, config.b_s, read, self.state.get(block.weight, {})))
+        return found
 
     def coverage(self) -> Coverage:
         """Which metric every parameter gets, and why: the model's parameters, then any other that was added."""

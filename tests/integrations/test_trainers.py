@@ -191,3 +191,19 @@ def test_peft() -> None:
     )
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     _adapts(model, next(name for name, p in model.named_parameters() if name.endswith("base_layer.weight")), names)
+
+
+def test_adapters_of_moments_go_into_peft() -> None:
+    """``lnb.moments.corda`` in the layout of LoRA: the wrapped model computes what the model did."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 5)), torch.randn(20, 6)
+    before = model(x).detach()
+    adapter = lnb.moments.corda(model[0].weight, lnb.gather_moments(model, [x])["0"], rank=2)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=2, target_modules=["0"], lora_dropout=0.0))
+    layer = wrapped.base_model.model[0]
+    with torch.no_grad():
+        layer.base_layer.weight.copy_(adapter.residual)
+        layer.lora_A["default"].weight.copy_(adapter.A)
+        layer.lora_B["default"].weight.copy_(adapter.B)
+    torch.testing.assert_close(wrapped(x), before)

@@ -32,16 +32,21 @@ def _padding(conv: _Conv) -> str | tuple[int, int]:
     return (0, *conv.padding) if len(conv.padding) == 1 else cast("tuple[int, int]", conv.padding)
 
 
+def _images(conv: _Conv, input: Tensor) -> Tensor:
+    """The input as images ``[.., C, H, W]``, with what a padding mode other than zeros adds."""
+    if conv.padding_mode != "zeros":
+        input = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+    # PyTorch, too, copies a 1-d input of other strides first: sums are in the same order.
+    return input.contiguous().unsqueeze(-2) if len(conv.kernel_size) == 1 else input
+
+
 def _convolve(conv: _Conv, capture: Capture, input: Tensor) -> Tensor:
     """The output of ``conv`` as images ``[.., C, H, W]``, with its moment probes.
 
     With a ``padding_mode`` other than zeros, the padded input is what the second moments are of.
     """
-    if conv.padding_mode != "zeros":
-        input = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
-    weight = conv.weight
-    if weight.dim() == 3:  # PyTorch, too, copies an input of other strides first: sums are in the same order
-        input, weight = input.contiguous().unsqueeze(-2), weight.unsqueeze(-2)
+    input = _images(conv, input)
+    weight = conv.weight.unsqueeze(-2) if conv.weight.dim() == 3 else conv.weight
     output = lk.conv2d(
         input,
         weight,
@@ -125,6 +130,10 @@ class Conv2dKind(LayerKind):
         """All but the sizes of the weight."""
         return tuple(getattr(module, name) for name in _GEOMETRY)
 
+    def kept(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Images, padded where the padding is not of zeros."""
+        return _images(cast(_Conv, module), x)
+
     def rows(self, module: nn.Module, x: Tensor) -> int:
         """The positions of the outputs of images ``[.., C, H, W]``."""
         conv = cast(_Conv, module)
@@ -157,6 +166,19 @@ class Conv2dKind(LayerKind):
         geometry = _pair(conv.kernel_size), _pair(conv.stride), _padding(conv), _pair(conv.dilation), conv.groups
         product: Tensor = lk.conv2d_cov_matvec(x, direction, *geometry, ridge)
         return product
+
+    def second_moment(self, module: nn.Module, x: Tensor, blocks: int) -> Tensor:
+        """Of the patches: blocks of whole channels are those of a convolution of more groups."""
+        conv = cast(_Conv, module)
+        moments: Tensor = lk.conv2d_second_moment(
+            x,
+            _pair(conv.kernel_size),
+            _pair(conv.stride),
+            _padding(conv),
+            _pair(conv.dilation),
+            conv.groups * blocks,
+        )
+        return cast(Tensor, moments.unflatten(0, (conv.groups, blocks)))
 
     def product_size(self, rows: int, d_in: int, d_out: int, groups: int) -> float:
         """The root of the size of the weight's matrices."""

@@ -82,6 +82,10 @@ class LayerKind(ABC):
 
     # -- inputs that were kept ----------------------------------------------------------------------------------------
 
+    def kept(self, module: nn.Module, x: Tensor) -> Tensor:
+        """What is kept of an input of the layer: what its op is given. The methods below are given the same."""
+        return x
+
     def rows(self, module: nn.Module, x: Tensor) -> int:
         """How many rows an input has."""
         return x.numel() // max(1, x.shape[-1])
@@ -94,6 +98,13 @@ class LayerKind(ABC):
         """``(X~'X~/N + ridge diag(1..1, 0)) v`` for every row ``v`` of ``direction`` ``[d_out, columns]``."""
         product: Tensor = lk.cov_matvec(x, direction, ridge)
         return product
+
+    def second_moment(self, module: nn.Module, x: Tensor, blocks: int) -> Tensor:
+        """Sums ``[X 1]'[X 1]`` over the rows of an input, in diagonal blocks, ``[groups, blocks, size+1, size+1]``.
+
+        That of a layer whose groups are maps of their own is of one of them, ``[1, ...]``.
+        """
+        return lk.second_moment(x, blocks=blocks).unsqueeze(0)
 
     # -- cost ---------------------------------------------------------------------------------------------------------
 

@@ -127,7 +127,10 @@ class Planner:
                 "reason": choice.reason,
             }
         rows = {name: [rows.count, rows.input_grad] for name, rows in self.rows.items()}
-        return {"layers": layers, "rows": rows, "decided": sorted(self.choices)}
+        asked = {
+            field: getattr(self._first.config, field) for field in _CHOSEN
+        }  # for who reads a state without an optimizer
+        return {"layers": layers, "rows": rows, "decided": sorted(self.choices), "asked": asked}
 
     def restored(self, saved: Any) -> Planner:
         """A planner that goes on from :meth:`state_dict`'s result; from None as from the start.

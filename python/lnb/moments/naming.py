@@ -1,0 +1,60 @@
+"""Layers of a model and their names, without what wraps the model, whoever attached to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from lnb.blocks import Block, take_inventory
+from lnb.layers.attach import attach_layers, detach_layer, require_module
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``: names do not depend on "
+    "these."""
+    require_module("model", model)
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def layers_of(model: nn.Module) -> list[Block]:
+    """The layers that LNB would claim, of an attached model or of any other, which is left as it was.
+
+    Args:
+        model: without its wrappers (:func:`unwrapped`).
+    """
+    attached = attach_layers(model)
+    try:
+        return take_inventory(model).blocks
+    finally:
+        for module in attached:
+            detach_layer(module)
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a layer and its parameters are called in a model."""
+
+    layer: str
+    parameter: str
+    bias: str | None
+
+
+def names_in(model: nn.Module, blocks: Iterable[Block]) -> list[Names]:
+    """The names of layers of ``model``: the path of each, of a packed in-projection that of its weight."""
+    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    paths = {module: path for path, module in model.named_modules()}
+    found = []
+    for block in blocks:
+        weight = parameters[id(block.weight)]
+        layer = paths[block.modules[0]] if block.weight_role == "weight" else weight
+        bias = None if block.bias is None else parameters[id(block.bias)]
+        found.append(Names(layer or block.name, weight, bias))
+    return found
