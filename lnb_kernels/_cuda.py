@@ -57,6 +57,17 @@ def version(loaded: Any) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+def largest_side(tensor: torch.Tensor) -> int:
+    """Of the matrices whose products one thread block forms on chip, on the tensor's device: 144, or what it has memory for."""
+    return _largest_side(module(tensor.device), where(tensor)[0])
+
+
+@functools.cache
+def _largest_side(loaded: Any, index: int) -> int:
+    side: int = loaded.largest_side(index)
+    return side
+
+
 def where(tensor: torch.Tensor) -> tuple[int, int]:
     """The device to work on and the current stream there, as the module's functions take them."""
     return _index(tensor.device), int(torch.cuda.current_stream(tensor.device).cuda_stream)

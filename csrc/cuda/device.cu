@@ -34,6 +34,12 @@ std::string failure(int device) {
     return "";
 }
 
+size_t shared_memory(int device) {
+    int bytes = 0;
+    require(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+    return static_cast<size_t>(bytes);
+}
+
 int runtime_version() {
     return CUDART_VERSION;
 }

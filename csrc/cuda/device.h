@@ -1,6 +1,7 @@
 // The device that calls work on.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 namespace lnb::cuda {
@@ -20,6 +21,9 @@ class OnDevice {
 
 // Why the kernels cannot run on this device; empty if they can.
 std::string failure(int device);
+
+// The most shared memory that one thread block can have, in bytes.
+size_t shared_memory(int device);
 
 // Of the CUDA runtime inside this module, as 1000 * major + 10 * minor.
 int runtime_version();

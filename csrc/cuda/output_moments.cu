@@ -9,6 +9,7 @@
 #include "gradient_tile.cuh"
 #include "launch.h"
 #include "layer_table.h"
+#include "newton_schulz.cuh"
 #include "reduce.cuh"
 
 namespace lnb::cuda {
@@ -270,6 +271,16 @@ __global__ void __launch_bounds__(kTileThreads)
 }
 
 }  // namespace
+
+int largest_side(size_t shared_bytes) {
+    constexpr size_t kFixed = 1024;  // what the kernels and the driver have beside it
+    for (const int tiles : {9, 8, 6, 4, 2}) {
+        const int side = tiles * kTile;
+        const size_t floats = std::max(shared_floats(side, side), newton_schulz_floats(side));
+        if (floats * sizeof(float) + kFixed <= shared_bytes) return side;
+    }
+    return 0;
+}
 
 int64_t partial_count(const OutputLayer& layer) {
     return static_cast<int64_t>(layer.parts) * layer.groups * (layer.rows / layer.side);

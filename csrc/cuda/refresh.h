@@ -11,6 +11,7 @@
 // start at zero, a factor, and its ridge.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "../types.h"
@@ -70,6 +71,9 @@ struct OutputLayer {
     int32_t groups, rows, inputs, side, input_side;
     int32_t parts;  // parts_of(inputs, input_side)
 };
+
+// The largest side of blocks that fit into this much shared memory of a thread block; 0 if none does.
+int largest_side(size_t shared_bytes);
 
 // Sums over this many input blocks are taken by one thread block; their number is that of a layer's parts.
 constexpr int kInputBlocks = 6;

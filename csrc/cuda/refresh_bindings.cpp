@@ -250,6 +250,7 @@ std::pair<int64_t, int64_t> partial_sizes(int64_t groups, int64_t rows, int64_t 
 void define_refresh(pybind11::module_& m) {
     m.attr("LARGEST_SIDE") = kLargestSide;
     m.attr("FACTS") = kFacts;
+    m.def("largest_side", [](int device) { return largest_side(shared_memory(device)); });
     m.def("spd_inverses", &spd_inverses_at);
     m.def("newton_schulz_roots", &newton_schulz_roots_at);
     m.def("partial_sizes", &partial_sizes);

@@ -9,12 +9,12 @@ from lnb_kernels.newton_schulz import reference
 
 
 def newton_schulz_root(power: Tensor, coefficients: list[float], steps: int) -> Tensor:
-    """As :func:`lnb_kernels.newton_schulz.reference.newton_schulz_root`; sides above 144 go by Triton where it runs."""
+    """As :func:`lnb_kernels.newton_schulz.reference.newton_schulz_root`; matrices that are too large go by Triton."""
     count, n, _ = power.shape
     native = _cuda.module(power.device)
     if power.numel() == 0 or steps == 0:
         return reference.newton_schulz_root(power, coefficients, steps)
-    if n > native.LARGEST_SIDE:
+    if n > _cuda.largest_side(power):
         return _by_others(power, coefficients, steps)
     power = power.resolve_neg().contiguous()
     root = power.new_empty(power.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lnb_kernels.refresh.cuda_kernel import refresh_metrics, serves
+from lnb_kernels.refresh.cuda_kernel import largest_side, refresh_metrics, serves, takes
 from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, OutputMetric
 
-__all__ = ["AveragedGradient", "InputMetric", "OutputMetric", "refresh_metrics", "serves"]
+__all__ = ["AveragedGradient", "InputMetric", "OutputMetric", "largest_side", "refresh_metrics", "serves", "takes"]

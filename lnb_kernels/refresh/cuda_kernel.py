@@ -17,8 +17,6 @@ from lnb_kernels._backend import KernelUnavailable
 from lnb_kernels.multi_tensor.grouping import native_type
 from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, OutputMetric
 
-LARGEST_SIDE = 144
-"""Of a diagonal block: one thread block keeps three of them on chip."""
 _GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -33,6 +31,11 @@ def serves(device: torch.device) -> bool:
     except KernelUnavailable:
         return False
     return True
+
+
+def largest_side(tensor: Tensor) -> int:
+    """Of the diagonal blocks that the kernels take on its device: 144, less where there is little shared memory."""
+    return _cuda.largest_side(tensor)
 
 
 def takes(gradient: Tensor | AveragedGradient) -> bool:
@@ -52,7 +55,7 @@ def refresh_metrics(
     does not help, the inverse of its diagonal; a moment without a root gets a multiple of the identity.
 
     Args:
-        layers: all on one device, with blocks of at most 144 entries.
+        layers: all on one device, with blocks of at most :func:`largest_side` entries.
         ok: ``[]``, bool, whether anything may change; None for yes.
         noise: the variance, in units of the mean square, below which inputs do not vary: their ridge is then relative
             to the mean square.

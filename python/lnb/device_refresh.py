@@ -12,8 +12,15 @@ from lnb.orthogonalize import QUINTIC, STEPS
 from lnb.statistics import NOISE
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
-from lnb_kernels.refresh import AveragedGradient, InputMetric, OutputMetric, refresh_metrics, serves
-from lnb_kernels.refresh.cuda_kernel import LARGEST_SIDE, takes
+from lnb_kernels.refresh import (
+    AveragedGradient,
+    InputMetric,
+    OutputMetric,
+    largest_side,
+    refresh_metrics,
+    serves,
+    takes,
+)
 
 _Averages = Mapping[nn.Parameter, Tensor | AveragedGradient]
 
@@ -23,7 +30,8 @@ def refresh_on_device(
 ) -> list[BlockWork]:
     """Refresh the layers that the kernels take, all at once; return them.
 
-    They take float32 statistics, in blocks of at most 144 inputs and neurons, of layers that keep ``C^-1``.
+    They take float32 statistics, in blocks of at most 144 inputs and neurons (less where a device has little
+    shared memory), of layers that keep ``C^-1``.
 
     Args:
         works: layers with second moments of this step, of one device, whose states hold views of their arenas.
@@ -33,10 +41,9 @@ def refresh_on_device(
     """
     if not works or not serves(works[0].block.weight.device):
         return []
-    taken = [work for work in works if _is_taken(work, averages)]
-    if not taken:
-        return []
-    device = taken[0].block.weight.device
+    device = works[0].block.weight.device
+    largest = largest_side(works[0].block.weight)
+    taken = [work for work in works if _is_taken(work, averages, largest)]
     averaged = [work.state for work in taken if work.config.b_s > 0]
     if averaged:
         like = torch.empty((), dtype=torch.float32, device=device)
@@ -49,15 +56,15 @@ def refresh_on_device(
     return taken
 
 
-def _is_taken(work: BlockWork, averages: _Averages) -> bool:
+def _is_taken(work: BlockWork, averages: _Averages, largest: int) -> bool:
     assert work.moments is not None
     factor, root = work.state["factor"], work.state.get("output_factor")
-    if work.moments.dtype != torch.float32 or work.config.region.whitens or factor.shape[-1] > LARGEST_SIDE:
+    if work.moments.dtype != torch.float32 or work.config.region.whitens or factor.shape[-1] > largest:
         return False
     if not work.config.region.two_sided:
         return True
     assert root is not None
-    return root.shape[-1] <= LARGEST_SIDE and all(takes(averages[parameter]) for parameter in work.parameters)
+    return root.shape[-1] <= largest and all(takes(averages[parameter]) for parameter in work.parameters)
 
 
 def _metric(work: BlockWork, averages: _Averages) -> InputMetric:

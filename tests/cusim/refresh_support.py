@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,6 +101,17 @@ def copy(of: InputMetric) -> InputMetric:
         mean=new.get("mean"),
         outputs=outputs,
     )
+
+
+def moved(of: InputMetric, device: str) -> InputMetric:
+    """The same layer on another device."""
+
+    def on_device(holder: Any) -> dict[str, Tensor]:
+        found = {field.name: getattr(holder, field.name) for field in fields(holder)}
+        return {name: value.to(device) for name, value in found.items() if isinstance(value, Tensor)}
+
+    assert of.outputs is not None
+    return replace(of, **on_device(of), outputs=replace(of.outputs, **on_device(of.outputs)))  # type: ignore[arg-type]
 
 
 def run(layers: list[InputMetric], ok: Tensor | None = None) -> list[dict[str, Tensor]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cusim.refresh_support import SHAPES, Shape, layer, moved, plain, run
 from support import DTYPES, assert_close_to_reference
 
 import lnb_kernels as lk
 from lnb_kernels import multi_tensor
 from lnb_kernels.multi_tensor import reference
+from lnb_kernels.newton_schulz import reference as newton_schulz
 from lnb_kernels.pcg import reference as pcg_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -111,3 +113,41 @@ def test_pcg(d: int, scope: str) -> None:
     for result in results:
         for ours, right, torchs in zip(result, truth, plain, strict=True):
             assert_close_to_reference(ours, right, torchs)
+
+
+def test_refresh_of_layers_of_all_shapes() -> None:
+    layers = [moved(layer(shape, seed), "cuda") for seed, shape in enumerate((*SHAPES, Shape(1, 7, 144, 2, 144)))]
+    for of, result in zip(layers, run(layers), strict=True):
+        truth, same = plain(moved(of, "cpu"), torch.float64), plain(moved(of, "cpu"), torch.float32)
+        for name, value in result.items():
+            assert_close_to_reference(value.cpu(), truth[name], same[name])
+
+
+def test_refresh_in_a_graph() -> None:
+    layers = [moved(layer(shape, seed), "cuda") for seed, shape in enumerate(SHAPES)]
+    expected = run(layers)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = run(layers)
+    graph.replay()
+    for result, right in zip(found, expected, strict=True):
+        assert all(torch.equal(value, right[name]) for name, value in result.items())
+
+
+@pytest.mark.parametrize("n", [3, 64, 144, 200])
+def test_inverses_and_roots(n: int) -> None:
+    x = torch.randn(5, n, 2 * n, device="cuda")
+    matrices = x @ x.mT / n
+    inverses, failed = lk.spd_inverse(matrices)
+    assert not bool(failed.any())
+    assert_close_to_reference(
+        inverses.cpu(),
+        torch.linalg.inv(matrices.double()).cpu(),
+        torch.cholesky_inverse(torch.linalg.cholesky(matrices.cpu())),
+    )
+    power, quintic = matrices / (4 * n), [3.4445, -4.7750, 2.0315]
+    truth = newton_schulz.newton_schulz_root(power.double(), quintic, 5).cpu()
+    plain_root = newton_schulz.newton_schulz_root(power.cpu(), quintic, 5)
+    if n <= 144:
+        assert_close_to_reference(lk.newton_schulz_root(power, quintic, 5).cpu(), truth, plain_root)
