@@ -2,8 +2,8 @@
 // kernels compile the same functions. Derivations: python/lnb/damping.py and python/lnb/weight_bound.py.
 #pragma once
 
-#include <cmath>
 #include <cfloat>
+#include <cmath>
 #include <cstdint>
 
 #ifdef __CUDACC__

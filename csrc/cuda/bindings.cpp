@@ -284,11 +284,12 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
                       first_entry, matrices, rows, inputs, size, side, slot] : layers) {
         const std::string layer = lnb::label("layers", work.size());
         const auto block = [&](const char* name, int64_t side_of, int64_t of) {
-            if (side_of >= 1 && side_of <= lnb::cuda::kLargestBlock && of >= 1 && of <= INT32_MAX && of % side_of == 0) {
+            if (side_of >= 1 && side_of <= lnb::cuda::kLargestBlock && of >= 1 && of <= INT32_MAX &&
+                of % side_of == 0) {
                 return;
             }
-            throw std::invalid_argument(layer + ": " + name + " has blocks of side " + std::to_string(side_of) + " for " +
-                                        std::to_string(of) + "; allowed are divisors up to " +
+            throw std::invalid_argument(layer + ": " + name + " has blocks of side " + std::to_string(side_of) +
+                                        " for " + std::to_string(of) + "; allowed are divisors up to " +
                                         std::to_string(lnb::cuda::kLargestBlock));
         };
         block("inverse", size, inputs);
@@ -296,8 +297,8 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
         if (matrices < 1 || matrices > INT32_MAX) throw std::invalid_argument(layer + ": has no matrices, or too many");
         const int64_t all_rows = entries(layer, {matrices, rows}), all = entries(layer, {all_rows, inputs});
         const int64_t sums = entries(layer, {all_rows, inputs / size, lnb::cuda::kSums});
-        if (first_row < 0 || all_rows > rows_of_all - first_row || first_entry < 0 || sums > partial_count - first_entry ||
-            slot < 0 || slot >= share_count) {
+        if (first_row < 0 || all_rows > rows_of_all - first_row || first_entry < 0 ||
+            sums > partial_count - first_entry || slot < 0 || slot >= share_count) {
             throw std::invalid_argument(layer + ": its sums, rows or shares are not among those of all layers");
         }
         const bool biased = mean != 0;
@@ -323,8 +324,8 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
         }
         work.push_back({pointer<const void>(gradient), pointer<float>(momentum), pointer<void>(direction),
                         pointer<const void>(bias_gradient), pointer<const float>(bias_momentum),
-                        pointer<const float>(inverse), pointer<const float>(mean), pointer<const float>(root), first_row,
-                        first_entry, static_cast<int32_t>(matrices), static_cast<int32_t>(rows),
+                        pointer<const float>(inverse), pointer<const float>(mean), pointer<const float>(root),
+                        first_row, first_entry, static_cast<int32_t>(matrices), static_cast<int32_t>(rows),
                         static_cast<int32_t>(inputs), static_cast<int32_t>(size), static_cast<int32_t>(side),
                         static_cast<int32_t>(slot)});
     }
@@ -337,8 +338,8 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
                                            take,
                                            pointer<const bool>(ok)};
     on(where, [&](void* stream) {
-        lnb::cuda::direct_layers(work.data(), static_cast<int64_t>(work.size()), gradient_type, direction_type, precision,
-                                 numbers, stream);
+        lnb::cuda::direct_layers(work.data(), static_cast<int64_t>(work.size()), gradient_type, direction_type,
+                                 precision, numbers, stream);
     });
 }
 
@@ -349,10 +350,10 @@ using FinishLayer = std::tuple<Fields<9>, double, Scalar>;
 void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, const std::array<uintptr_t, 13>& numbers,
                   int64_t partial_count, int64_t rows_of_all, int64_t slots, int64_t steps,
                   const std::array<double, 10>& settings, uintptr_t ok, const Where& where) {
-    constexpr std::array<const char*, 13> kNames{"row_scales", "row_square",   "independent", "growth",      "radius",
-                                                 "sums",       "scales",       "products",    "partials",    "mixed_biases",
-                                                 "steps",      "weight_norm",  "bias_shares"};
-    const std::array<int64_t, 13> counts{rows_of_all, rows_of_all, slots, slots,       slots, 4 * slots, slots,
+    constexpr std::array<const char*, 13> kNames{"row_scales", "row_square",  "independent", "growth",   "radius",
+                                                 "sums",       "scales",      "products",    "partials", "mixed_biases",
+                                                 "steps",      "weight_norm", "bias_shares"};
+    const std::array<int64_t, 13> counts{rows_of_all, rows_of_all,   slots,       slots, slots, 4 * slots, slots,
                                          slots,       partial_count, rows_of_all, steps, slots, 0};
     for (size_t k = 0; k < kNames.size(); ++k) {
         const bool narrow = k == 0 || k == 10;
@@ -387,11 +388,22 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
                         scalar("rates", rate)});
     }
     const auto wide = [&](size_t k) { return pointer<double>(numbers[k]); };
-    const lnb::cuda::FinishNumbers all{
-        pointer<float>(numbers[0]), wide(1), wide(2), wide(3), wide(4), wide(5), wide(6), wide(7), wide(8), wide(9),
-        pointer<const float>(numbers[10]), wide(11), wide(12), pointer<const bool>(ok)};
+    const lnb::cuda::FinishNumbers all{pointer<float>(numbers[0]),
+                                       wide(1),
+                                       wide(2),
+                                       wide(3),
+                                       wide(4),
+                                       wide(5),
+                                       wide(6),
+                                       wide(7),
+                                       wide(8),
+                                       wide(9),
+                                       pointer<const float>(numbers[10]),
+                                       wide(11),
+                                       wide(12),
+                                       pointer<const bool>(ok)};
     const auto& [decay, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least] = settings;
-    const lnb::cuda::FinishSettings rules{{decay, nesterov != 0}, b_rows,  noise, change, largest,
+    const lnb::cuda::FinishSettings rules{{decay, nesterov != 0},        b_rows, noise, change, largest,
                                           {opposed, shrink, grow, least}};
     on(where, [&](void* stream) {
         lnb::cuda::finish_layers(work.data(), static_cast<int64_t>(work.size()), gradient_type, all, rules, stream);

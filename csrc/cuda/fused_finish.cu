@@ -1,5 +1,5 @@
-// What lies between directions and moved weights, of all layers in one launch: a block of threads for each layer adds up
-// the sums of its rows, finds their scales and its bias's direction, and at last how far the layer goes.
+// What lies between directions and moved weights, of all layers in one launch: a block of threads for each layer adds
+// up the sums of its rows, finds their scales and its bias's direction, and at last how far the layer goes.
 #include <algorithm>
 
 #include "averaging.cuh"

@@ -15,7 +15,7 @@ namespace lnb::cuda {
 constexpr int kDirectLayers = 256;  // of one launch
 constexpr int kFinishLayers = 256;  // of one launch
 constexpr int kLargestBlock = 144;  // side of a diagonal block
-constexpr int kSums = 6;  // partial sums of a row in a tile: <H, M>, |H|^2, H mu, <H, g~>, |g~|^2 and |g|^2
+constexpr int kSums = 6;            // partial sums of a row in a tile: <H, M>, |H|^2, H mu, <H, g~>, |g~|^2 and |g|^2
 
 enum class Precision : int { kTf32, kTf32x3, kBf16 };
 

@@ -8,6 +8,9 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <cstring>
+
 #define LNB_UNROLL _Pragma("unroll")
 #define LNB_ROLLED _Pragma("unroll 1")
 // A large kernel parameter that blocks read in place, from constant memory.
@@ -28,7 +31,15 @@ __device__ __forceinline__ T read(const T* address) {
 }
 template <typename T>
 __device__ __forceinline__ void write(T* address, const T& value) {
-    *address = value;
+    if constexpr (sizeof(T) == 16 && alignof(T) == 16) {  // the compiler may else take a struct apart
+        uint32_t words[4];
+        memcpy(words, &value, sizeof words);
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(words[0]), "r"(words[1]),
+                     "r"(words[2]), "r"(words[3])
+                     : "memory");
+    } else {
+        *address = value;
+    }
 }
 
 }  // namespace lnb::cuda
