@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,12 +60,11 @@ def test_both_are_averages_and_two_sided_directions(dtype: torch.dtype) -> None:
     torch.testing.assert_close(layers.numbers["sums"], torch.stack([sums[:2].sum(0), sums[2]]), rtol=1e-5, atol=0)
 
 
-def test_a_gradient_without_a_step_before_is_only_looked_at() -> None:
-    """With the whole share of the past and none taken of now, all is that of the averages."""
+def test_all_of_the_average_and_nothing_of_the_gradient() -> None:
+    """The direction is then the average's own, row by row."""
     layers = Layers.random([Shape(4, 6, 4, 3, bias=False)])
     layers.shares.fill_(1.0)
     kept = layers.momentum[0].clone()
-    layers.gradients[0].fill_(math.nan)
     direct_layers_(
         layers.directions, layers.momentum, layers.partials, layers.mixed_biases, [torch.zeros(1, 4, 6)], [None], [None],
         layers.inverses, [None], layers.roots, layers.shares, None, 1.0, 0.0,
