@@ -58,12 +58,22 @@ def test_shared_memory_is_poisoned_for_every_block(faulty: ctypes.CDLL) -> None:
         ("two_barriers", "wait at different barriers, in lines"),
         ("barrier_that_some_leave_out", "is not reached by all threads"),
         ("warp_sum_that_some_leave_out", "waits for lanes that never call it"),
+        ("tiles_that_some_leave_out", "waits for lanes that never call it"),
+        ("tiles_that_differ", "lanes of a warp name different tiles"),
+        ("misaligned_tile", "a tile that is not aligned to 32 bytes"),
     ],
 )
 @pytest.mark.parametrize("order", ORDERS)
 def test_waiting_for_threads_that_never_come(faulty: ctypes.CDLL, kernel: str, message: str, order: str) -> None:
     with pytest.raises(RuntimeError, match=f"cusim: {kernel}: .*{message}"):
         run(faulty, kernel, order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_tensor_cores_drop_what_was_not_rounded(faulty: ctypes.CDLL, order: str) -> None:
+    """Eight products of ``1 + 2^-11``, which is halfway between two numbers of TF32."""
+    assert run(faulty, "rounded_tiles", order).eq(8 * 128 + 1).all()
+    assert run(faulty, "unrounded_tiles", order).eq(8 * 128).all()
 
 
 def in_sanitized_process(*command: str) -> subprocess.CompletedProcess[str]:
