@@ -71,6 +71,17 @@ __device__ __forceinline__ Pack<T, N> read_pack(const T* address) {
     }
 }
 
+template <int N, typename T>
+__device__ __forceinline__ void write_tile_pack(T* address, const Pack<T, N>& pack) {
+    if constexpr (sizeof pack == 16) {
+        Words<T, N> words;
+        memcpy(&words, &pack, sizeof words);
+        write_whole(reinterpret_cast<Words<T, N>*>(address), words);
+    } else {
+        write_pack<N>(address, pack);
+    }
+}
+
 __device__ __forceinline__ float larger(float x, float y) {
     return x < y ? y : x;
 }
@@ -132,7 +143,7 @@ __device__ __forceinline__ float load_tile(const G* gradient, float* momentum, i
                     largest = larger(larger(largest, fabsf(value)), fabsf(widen(entry)));
                     sum += static_cast<double>(widen(entry)) * static_cast<double>(widen(entry));
                 }
-                write_pack<N>(momentum + row * pitch + pack * N, fresh);
+                write_tile_pack<N>(momentum + row * pitch + pack * N, fresh);
             }
         }
         sum = lanes_sum<kRowLanes>(sum);
@@ -205,7 +216,7 @@ struct Band {
                 norm += static_cast<double>(x) * static_cast<double>(x);
                 narrow(x * back, out.value[k]);
             }
-            write_pack<N>(direction + row * pitch + pack * N, out);
+            write_tile_pack<N>(direction + row * pitch + pack * N, out);
         }
         product = lanes_sum<kBandLanes>(product);
         along_mean = lanes_sum<kBandLanes>(along_mean);
