@@ -6,6 +6,7 @@ Every function works on any device through plain PyTorch; Triton and native kern
 
 from __future__ import annotations
 
+from lnb_kernels import fused_step as fused_step  # for report(), which lists its ops
 from lnb_kernels import multi_tensor
 from lnb_kernels._backend import get_backend, set_backend
 from lnb_kernels._report import report

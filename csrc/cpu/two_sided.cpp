@@ -4,10 +4,10 @@
 #include <cmath>
 #include <vector>
 
+#include "../step_rules.h"
 #include "isa.h"
 #include "parallel.h"
 #include "products_isa.h"
-#include "../step_rules.h"
 #include "workspace.h"
 
 namespace lnb {

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kRowLanes = 8;    // that share a row of the tile as it comes in: 128 bytes of it at once
 constexpr int kBandLanes = 16;  // that share a row of H
-constexpr int kInFlight = 5;    // packs of each operand that a thread has in flight: all of a row of kLargestBlock
+constexpr int kInFlight = 4;    // packs of each operand that a thread has in flight: all of a row of kLargestBlock
 
 struct DirectTable {
     DirectLayer layer[kDirectLayers];
@@ -71,6 +71,17 @@ __device__ __forceinline__ Pack<T, N> read_pack(const T* address) {
     }
 }
 
+template <int N, typename T>
+__device__ __forceinline__ void write_tile_pack(T* address, const Pack<T, N>& pack) {
+    if constexpr (sizeof pack == 16) {
+        Words<T, N> words;
+        memcpy(&words, &pack, sizeof words);
+        write_whole(reinterpret_cast<Words<T, N>*>(address), words);
+    } else {
+        write_pack<N>(address, pack);
+    }
+}
+
 __device__ __forceinline__ float larger(float x, float y) {
     return x < y ? y : x;
 }
@@ -121,17 +132,18 @@ __device__ __forceinline__ float load_tile(const G* gradient, float* momentum, i
             for (int u = 0; u < kInFlight; ++u) {
                 const int pack = first + u * kRowLanes;
                 if (pack >= packs) continue;
+                Pack<float, N> fresh;
                 LNB_UNROLL
                 for (int k = 0; k < N; ++k) {
-                    float& average = averages[u].value[k];
                     const G entry = gradients[u].value[k];
-                    average = averaging.average(average, entry);
+                    const float average = averaging.average(averages[u].value[k], entry);
+                    fresh.value[k] = average;
                     const float value = averaging.ahead(average, entry, share);
                     ahead[row * ahead_pitch + pack * N + k] = value;
                     largest = larger(larger(largest, fabsf(value)), fabsf(widen(entry)));
                     sum += static_cast<double>(widen(entry)) * static_cast<double>(widen(entry));
                 }
-                write_pack<N>(momentum + row * pitch + pack * N, averages[u]);
+                write_tile_pack<N>(momentum + row * pitch + pack * N, fresh);
             }
         }
         sum = lanes_sum<kRowLanes>(sum);
@@ -189,6 +201,7 @@ struct Band {
         const int row = threadIdx.x / kBandLanes, lane = threadIdx.x % kBandLanes;
         float product = 0, along_mean = 0, gain = 0;
         double norm = 0;
+        LNB_ROLLED
         for (int pack = lane; row < rows && pack < columns / N; pack += kBandLanes) {
             const auto of_h = *reinterpret_cast<const Pack<float, N>*>(h + row * h_pitch + pack * N);
             const auto of_m = *reinterpret_cast<const Pack<float, N>*>(mixed + row * mixed_pitch + pack * N);
@@ -203,7 +216,7 @@ struct Band {
                 norm += static_cast<double>(x) * static_cast<double>(x);
                 narrow(x * back, out.value[k]);
             }
-            write_pack<N>(direction + row * pitch + pack * N, out);
+            write_tile_pack<N>(direction + row * pitch + pack * N, out);
         }
         product = lanes_sum<kBandLanes>(product);
         along_mean = lanes_sum<kBandLanes>(along_mean);
@@ -226,124 +239,174 @@ struct Band {
     }
 };
 
+// One block's tile. It lies in shared memory: registers are for sums, and all threads find the same here at any time.
+struct Tile {
+    int32_t layer;         // its place in the table
+    int32_t row_block;     // among those of all matrices
+    int32_t column_block;  // of one matrix
+    float back;            // what entries at unit size are multiplied by for their own
+    float root_unit;       // what brings the block of P^(-1/2) to unit size
+
+    // The first row, among those of all matrices.
+    __device__ __forceinline__ int64_t first_row(const DirectLayer& of) const {
+        return static_cast<int64_t>(row_block) * of.side;
+    }
+    // The first entry, among those of the layer.
+    __device__ __forceinline__ int64_t corner(const DirectLayer& of) const {
+        return first_row(of) * of.inputs + static_cast<int64_t>(column_block) * of.size;
+    }
+    __device__ __forceinline__ int matrix(const DirectLayer& of) const { return row_block / of.row_blocks(); }
+
+    __device__ __forceinline__ SquareBlock root(const DirectLayer& of) const {
+        const float* const data = of.root + first_row(of) * of.side;
+        return {data, of.side, of.side % kPack == 0 && aligned<kPack>(data)};
+    }
+    __device__ __forceinline__ SquareBlock inverse(const DirectLayer& of) const {
+        const int64_t block = static_cast<int64_t>(matrix(of)) * of.column_blocks() + column_block;
+        const float* const data = of.inverse + block * of.size * of.size;
+        return {data, of.size, of.size % kPack == 0 && aligned<kPack>(data)};
+    }
+};
+
+// Whether rows of the layer's tiles begin at packs where the layer does.
+__device__ __forceinline__ bool packed(const DirectLayer& layer) {
+    return layer.size % kPack == 0 && layer.inputs % kPack == 0;
+}
+
+// The tile's bias and mean to shared memory. Returns the largest |b~| seen, and of |P^(-1/2)|, whose largest entry is
+// on its diagonal: it is positive.
+template <typename G>
+__device__ __forceinline__ void load_vectors(const DirectLayer& layer, const Tile& tile, const DirectNumbers& numbers,
+                                             const Averaging& averaging, const TileVectors& vectors, float& largest,
+                                             float& root_largest) {
+    const bool biased = layer.mean != nullptr;
+    const SquareBlock root = tile.root(layer);
+    for (int i = threadIdx.x; i < layer.side; i += kTileThreads) {
+        root_largest = larger(root_largest, fabsf(read(root.data + i * layer.side + i)));
+        if (!biased) continue;
+        const int64_t row = tile.first_row(layer) + i;
+        const G entry = read(static_cast<const G*>(layer.bias_gradient) + row);
+        const float average = averaging.average(read(layer.bias_momentum + row), entry);
+        const float share = static_cast<float>(read(numbers.bias_shares + layer.slot));
+        vectors.bias[i] = averaging.ahead(average, entry, share);
+        largest = larger(largest, fabsf(vectors.bias[i]));
+    }
+    for (int i = threadIdx.x; biased && i < layer.size; i += kTileThreads) {
+        const int64_t first = static_cast<int64_t>(tile.matrix(layer)) * layer.inputs;
+        vectors.mean[i] = read(layer.mean + first + tile.column_block * layer.size + i);
+    }
+}
+
+// Directions of a tile whose centred g~ is in shared memory, strip by strip of its rows.
+template <typename P, typename D>
+__device__ __forceinline__ void solve_tile(const DirectTable& table, const Tile* shared_tile,
+                                           const DirectNumbers& numbers, unsigned char* memory,
+                                           const TileVectors& vectors) {
+    const DirectLayer& layer = table.layer[shared_tile->layer];
+    const TileMemory layout = TileMemory::of<P>(layer.side, layer.size);
+    const float* const ahead = reinterpret_cast<const float*>(memory);
+    float* const strip = reinterpret_cast<float*>(memory + layout.strip);
+    float* const band = reinterpret_cast<float*>(memory + layout.right);
+    Chunks<P> chunks{reinterpret_cast<typename P::Element*>(memory + layout.left),
+                     reinterpret_cast<typename P::Element*>(memory + layout.right), layout.right_pitch, 0,
+                     round_up(layer.size, kUnit) / kUnit};
+    for (int first = 0; first < layer.side; first += kStrip) {
+        const int rows = layer.side - first < kStrip ? layer.side - first : kStrip;
+        chunks.row_units = round_up(rows, kUnit) / kUnit;
+        StripSums<P> tiles(chunks);
+        LeftBlock<P> of_root{shared_tile->root(layer), first, shared_tile->root_unit, {}, {}};
+        RightTile<P> of_ahead{ahead, layout.ahead_pitch, layer.side, layer.size};
+        multiply(tiles, layer.side, chunks, of_root, of_ahead);
+        LNB_UNROLL
+        for (int i = 0; i < kStripUnits; ++i) {
+            tiles.store(i, strip + i * kUnit * layout.strip_pitch, layout.strip_pitch);
+        }
+        LeftStrip<P> of_strip{strip, layout.strip_pitch, {}};
+        RightBlock<P> of_inverse{chunks, shared_tile->inverse(layer), {}};
+        multiply(tiles, layer.size, chunks, of_strip, of_inverse);
+
+        LNB_ROLLED
+        for (int i = 0; i < chunks.row_units; ++i) {
+            __syncthreads();  // nobody reads the last chunk, or the band before, any more
+            LNB_UNROLL
+            for (int k = 0; k < kStripUnits; ++k) {
+                if (k == i) tiles.store(k, band, layout.right_pitch);
+            }
+            __syncthreads();
+            const Tile tile = *shared_tile;
+            const int row = first + i * kUnit;  // in the tile
+            const Band of_rows{band,
+                               strip + i * kUnit * layout.strip_pitch,
+                               ahead + row * layout.ahead_pitch,
+                               layout.right_pitch,
+                               layout.strip_pitch,
+                               layout.ahead_pitch,
+                               layer.side - row < kUnit ? layer.side - row : kUnit,
+                               layer.size,
+                               row,
+                               tile.back,
+                               layer.mean != nullptr};
+            D* const direction =
+                static_cast<D*>(layer.direction) + tile.corner(layer) + static_cast<int64_t>(row) * layer.inputs;
+            const int64_t before = static_cast<int64_t>(tile.column_block) * layer.matrices * layer.rows;
+            double* const sums = numbers.partials + layer.first_entry + (before + tile.first_row(layer) + row) * kSums;
+            if (packed(layer) && aligned<kPack>(direction)) {
+                of_rows.finish<kPack>(direction, layer.inputs, sums, vectors);
+            } else {
+                of_rows.finish<1>(direction, layer.inputs, sums, vectors);
+            }
+        }
+    }
+}
+
 template <typename P, typename G, typename D>
 __global__ void __launch_bounds__(kTileThreads, 2)
     direct_kernel(LNB_PARAMETER(DirectTable) table, const DirectNumbers numbers) {
     if (numbers.ok != nullptr && !read(numbers.ok)) return;
-    const int place = table.layer_of(blockIdx.x);
-    const DirectLayer& layer = table.layer[place];
-    const int size = layer.size, side = layer.side, column_blocks = layer.column_blocks();
-    int tile = static_cast<int>(blockIdx.x) - table.first_block[place];
-    const int column_block = tile % column_blocks;
-    tile /= column_blocks;  // the block of rows among those of all matrices
-    const int matrix = tile / layer.row_blocks();
-    const int64_t first_row = static_cast<int64_t>(tile) * side;  // among those of all matrices
-    const int64_t corner = first_row * layer.inputs + static_cast<int64_t>(column_block) * size;
-
     LNB_DYNAMIC_SHARED(unsigned char, shared);
-    const TileMemory layout = TileMemory::of<P>(side, size);
-    float* const ahead = reinterpret_cast<float*>(shared);
-    float* const strip = reinterpret_cast<float*>(shared + layout.strip);
-    Chunks<P> chunks{reinterpret_cast<typename P::Element*>(shared + layout.left),
-                     reinterpret_cast<typename P::Element*>(shared + layout.right), layout.right_pitch, 0,
-                     round_up(size, kUnit) / kUnit};
-    float* const band = reinterpret_cast<float*>(shared + layout.right);
     LNB_SHARED(double, square, kLargestBlock);
     LNB_SHARED(float, ahead_square, kLargestBlock);
     LNB_SHARED(float, bias, kLargestBlock);
     LNB_SHARED(float, mean, kLargestBlock);
     LNB_SHARED(float, scratch, kTileWarps);
     LNB_SHARED(float, root_scratch, kTileWarps);
+    LNB_SHARED(Tile, shared_tile, 1);
     const TileVectors vectors{square, ahead_square, bias, mean};
+    Tile tile{};
+    tile.layer = table.layer_of(blockIdx.x);
+    const DirectLayer& layer = table.layer[tile.layer];
+    const int number = static_cast<int>(blockIdx.x) - table.first_block[tile.layer];
+    tile.column_block = number % layer.column_blocks();
+    tile.row_block = number / layer.column_blocks();
 
     const Averaging averaging(numbers.decay, numbers.take);
     const bool biased = layer.mean != nullptr;
+    float* const ahead = reinterpret_cast<float*>(shared);
+    const int ahead_pitch = TileMemory::of<P>(layer.side, layer.size).ahead_pitch;
     float largest = 0, root_largest = 0;
-    const float* const root_data = layer.root + static_cast<int64_t>(tile) * side * side;
-    const SquareBlock root{root_data, side, side % kPack == 0 && aligned<kPack>(root_data)};
-    for (int i = threadIdx.x; i < side; i += kTileThreads) {
-        // Of a positive matrix the largest entry is on the diagonal.
-        root_largest = larger(root_largest, fabsf(read(root.data + i * side + i)));
-        if (!biased) continue;
-        const G entry = read(static_cast<const G*>(layer.bias_gradient) + first_row + i);
-        const float average = averaging.average(read(layer.bias_momentum + first_row + i), entry);
-        bias[i] = averaging.ahead(average, entry, static_cast<float>(read(numbers.bias_shares + layer.slot)));
-        largest = larger(largest, fabsf(bias[i]));
-    }
-    for (int i = threadIdx.x; biased && i < size; i += kTileThreads) {
-        mean[i] = read(layer.mean + static_cast<int64_t>(matrix) * layer.inputs + column_block * size + i);
-    }
-    const G* const gradient = static_cast<const G*>(layer.gradient) + corner;
-    float* const momentum = layer.momentum + corner;
+    load_vectors<G>(layer, tile, numbers, averaging, vectors, largest, root_largest);
+    const G* const gradient = static_cast<const G*>(layer.gradient) + tile.corner(layer);
+    float* const momentum = layer.momentum + tile.corner(layer);
     const float share = static_cast<float>(read(numbers.shares + layer.slot));
-    const bool packed = size % kPack == 0 && layer.inputs % kPack == 0;
-    const auto load = [&](auto of) {
-        constexpr int N = decltype(of)::kCount;
-        return load_tile<N>(gradient, momentum, layer.inputs, side, size, averaging, share, ahead, layout.ahead_pitch,
-                            square);
-    };
-    const float of_tile =
-        packed && aligned<kPack>(gradient) && aligned<kPack>(momentum) ? load(Packs<kPack>{}) : load(Packs<1>{});
+    const float of_tile = packed(layer) && aligned<kPack>(gradient) && aligned<kPack>(momentum)
+                              ? load_tile<kPack>(gradient, momentum, layer.inputs, layer.side, layer.size, averaging,
+                                                 share, ahead, ahead_pitch, square)
+                              : load_tile<1>(gradient, momentum, layer.inputs, layer.side, layer.size, averaging, share,
+                                             ahead, ahead_pitch, square);
     const int exponent = unit_exponent(block_largest(larger(largest, of_tile), scratch));
     const int root_exponent = unit_exponent(block_largest(root_largest, root_scratch));
-    const float unit = ldexpf(1.0f, exponent), back = ldexpf(1.0f, -exponent);
-    for (int i = threadIdx.x; biased && i < side; i += kTileThreads) bias[i] *= unit;
+    const float unit = ldexpf(1.0f, exponent);
+    tile.back = ldexpf(1.0f, -exponent);
+    tile.root_unit = ldexpf(1.0f, root_exponent);
+    if (threadIdx.x == 0) shared_tile[0] = tile;
+    for (int i = threadIdx.x; biased && i < layer.side; i += kTileThreads) bias[i] *= unit;
     __syncthreads();
-    centre_tile(ahead, layout.ahead_pitch, side, size, unit, biased, vectors);
-    if (biased && column_block == 0) {
-        mix_bias(root, bias, ldexp(static_cast<double>(back), root_exponent),
-                 numbers.mixed_biases + layer.first_row + first_row);
+    centre_tile(ahead, ahead_pitch, layer.side, layer.size, unit, biased, vectors);
+    if (biased && tile.column_block == 0) {
+        mix_bias(tile.root(layer), bias, static_cast<double>(tile.back) * static_cast<double>(tile.root_unit),
+                 numbers.mixed_biases + layer.first_row + tile.first_row(layer));
     }
-
-    const float* const inverse =
-        layer.inverse + (static_cast<int64_t>(matrix) * column_blocks + column_block) * size * size;
-    RightBlock<P> of_inverse{chunks, {inverse, size, size % kPack == 0 && aligned<kPack>(inverse)}, {}};
-    RightTile<P> of_tile_rows{ahead, layout.ahead_pitch, side, size};
-    D* const direction = static_cast<D*>(layer.direction) + corner;
-    const bool packed_out = packed && aligned<kPack>(direction);
-    const int64_t all_rows = static_cast<int64_t>(layer.matrices) * layer.rows;
-    double* const sums = numbers.partials + layer.first_entry + (column_block * all_rows + first_row) * kSums;
-    for (int first = 0; first < side; first += kStrip) {
-        chunks.row_units = round_up(side - first < kStrip ? side - first : kStrip, kUnit) / kUnit;
-        StripSums<P> tiles(chunks);
-        LeftBlock<P> of_root{root, first, ldexpf(1.0f, root_exponent), {}, {}};
-        multiply(tiles, side, chunks, of_root, of_tile_rows);
-        LNB_UNROLL
-        for (int i = 0; i < kStripUnits; ++i) {
-            tiles.store(i, strip + i * kUnit * layout.strip_pitch, layout.strip_pitch);
-        }
-        LeftStrip<P> of_strip{strip, layout.strip_pitch, {}};
-        multiply(tiles, size, chunks, of_strip, of_inverse);
-        LNB_UNROLL
-        for (int i = 0; i < kStripUnits; ++i) {
-            if (i >= chunks.row_units) continue;
-            __syncthreads();  // nobody reads the last chunk, or the band before, any more
-            tiles.store(i, band, layout.right_pitch);
-            __syncthreads();
-            const int row = first + i * kUnit;
-            const Band rows{band,
-                            strip + i * kUnit * layout.strip_pitch,
-                            ahead + row * layout.ahead_pitch,
-                            layout.right_pitch,
-                            layout.strip_pitch,
-                            layout.ahead_pitch,
-                            side - row < kUnit ? side - row : kUnit,
-                            size,
-                            row,
-                            back,
-                            biased};
-            const auto finish = [&](auto of) {
-                constexpr int N = decltype(of)::kCount;
-                rows.template finish<N>(direction + static_cast<int64_t>(row) * layer.inputs, layer.inputs,
-                                        sums + static_cast<int64_t>(row) * kSums, vectors);
-            };
-            if (packed_out) {
-                finish(Packs<kPack>{});
-            } else {
-                finish(Packs<1>{});
-            }
-        }
-    }
+    solve_tile<P, D>(table, shared_tile, numbers, shared, vectors);
 }
 
 template <typename P, typename G, typename D>

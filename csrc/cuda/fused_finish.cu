@@ -38,7 +38,7 @@ struct RowSums {
 };
 
 template <typename G>
-__global__ void __launch_bounds__(kFinishThreads, 2)
+__global__ void __launch_bounds__(kFinishThreads, 1)
     finish_kernel(LNB_PARAMETER(FinishTable) table, const FinishNumbers numbers, const FinishSettings settings) {
     if (numbers.ok != nullptr && !read(numbers.ok)) return;
     const FinishLayer& layer = table.layer[blockIdx.x];
@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(kFinishThreads, 2)
     write(numbers.radius + slot, radius);
     write(numbers.scales + slot, scale);
     write(numbers.products + slot, total[0]);
+    LNB_UNROLL
     for (int k = 0; k < 4; ++k) write(numbers.sums + 4 * slot + k, total[k]);
 }
 

@@ -8,6 +8,9 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <cstring>
+
 #define LNB_UNROLL _Pragma("unroll")
 #define LNB_ROLLED _Pragma("unroll 1")
 // A large kernel parameter that blocks read in place, from constant memory.
@@ -21,7 +24,7 @@
 
 namespace lnb::cuda {
 
-// Every access to tensors goes through these two: the simulator counts their bytes.
+// Every access to tensors goes through these: the simulator counts their bytes.
 template <typename T>
 __device__ __forceinline__ T read(const T* address) {
     return *address;
@@ -29,6 +32,16 @@ __device__ __forceinline__ T read(const T* address) {
 template <typename T>
 __device__ __forceinline__ void write(T* address, const T& value) {
     *address = value;
+}
+// The same of 16 bytes in one access, where the compiler would take them apart.
+template <typename T>
+__device__ __forceinline__ void write_whole(T* address, const T& value) {
+    static_assert(sizeof(T) == 16 && alignof(T) == 16);
+    uint32_t words[4];
+    memcpy(words, &value, sizeof words);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                 "r"(words[3])
+                 : "memory");
 }
 
 }  // namespace lnb::cuda

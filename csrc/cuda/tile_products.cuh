@@ -1,6 +1,6 @@
-// Products of a strip of rows with a tile, by the warps of one block together. Operands come in chunks of kChunk columns
-// of the left and rows of the right one, through buffers in shared memory in which they are rounded to what the tensor
-// cores take, with zeros where a block ends. What comes from memory is fetched one chunk ahead.
+// Products of a strip of rows with a tile, by the warps of one block together. Operands come in chunks of kChunk
+// columns of the left and rows of the right one, through buffers in shared memory in which they are rounded to what the
+// tensor cores take, with zeros where a block ends. What comes from memory is fetched one chunk ahead.
 #pragma once
 
 #include "matrix_units.cuh"
@@ -77,9 +77,7 @@ struct LeftBlock {
     LeftPlace own;
     Pack<float, kPack> next;
 
-    __device__ __forceinline__ void fetch(int chunk) {
-        next = block.four(first_row + own.row, chunk + own.column);
-    }
+    __device__ __forceinline__ void fetch(int chunk) { next = block.four(first_row + own.row, chunk + own.column); }
     __device__ __forceinline__ void place(const Chunks<P>& chunks, int) {
         LNB_UNROLL
         for (int k = 0; k < kPack; ++k) next.value[k] *= factor;
@@ -153,8 +151,8 @@ struct RightTile {
     }
 };
 
-// What each warp has of a strip of sums: the units below each other in its columns, and of a ninth column of units, which
-// would cost a round of its own, one unit.
+// What each warp has of a strip of sums: the units below each other in its columns, and of a ninth column of units,
+// which would cost a round of its own, one unit.
 template <typename P>
 struct StripSums {
     typename P::Sums own[kStripUnits], ninth;

@@ -77,7 +77,8 @@ def direct_layer_(
     side, size = layer.root.shape[-1], layer.inverse.shape[-1]
     gradient = _tiles(layer.gradient.to(average.dtype), side, size)
     tiles = _tiles(ahead, side, size)  # [..., row blocks, column blocks, side, size]
-    root = (layer.root * unit_scale(layer.root)).unsqueeze(-3)  # [..., row blocks, 1, side, side]
+    diagonal = layer.root.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)  # where the largest entry of a positive matrix is
+    root = (layer.root * unit_scale(diagonal)).unsqueeze(-3)  # [..., row blocks, 1, side, side]
     bias = mean = None
     if layer.bias_gradient is not None and layer.bias_momentum is not None and layer.mean is not None:
         assert bias_share is not None
@@ -97,7 +98,7 @@ def direct_layer_(
         [
             _dot(step, mixed) * back**2,
             _dot(step, step) * back**2,
-            torch.zeros_like(tiles[..., 0], dtype=wide) if mean is None else _dot(step, mean.expand_as(step)) * back,
+            torch.zeros_like(step[..., 0], dtype=wide) if mean is None else _dot(step, mean.expand_as(step)) * back,
             _dot(step, tiles * unit) * back**2,
             _dot(tiles * unit, tiles * unit) * back**2,
             _dot(gradient, gradient),

@@ -25,7 +25,8 @@ def load(name: str) -> ModuleType:
 
 
 def test_every_op_is_measured() -> None:
-    measured = {name.partition("-")[0] for name in load("test_ops").CASES} | set(load("test_multi_tensor_ops").CASES)
+    measured = {name.partition("-")[0] for name in load("test_ops").CASES}
+    measured |= set(load("test_multi_tensor_ops").CASES) | set(load("test_fused_ops").CASES)
     routes = set(lk._backend.routes()) - {"linear_backward"}  # measured as `linear`
     assert routes <= measured, routes - measured
     public = {
@@ -36,7 +37,7 @@ def test_every_op_is_measured() -> None:
 
 def test_every_case_is_right_by_every_backend() -> None:
     """Each benchmark compares its result with the plain one before it is timed; here it is called once."""
-    files = [str(MICRO / f"{name}.py") for name in ("test_ops", "test_multi_tensor_ops")]
+    files = [str(MICRO / f"{name}.py") for name in ("test_ops", "test_multi_tensor_ops", "test_fused_ops")]
     command = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)

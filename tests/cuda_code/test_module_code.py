@@ -1,4 +1,5 @@
-"""The machine code of the CUDA module as it is installed: no spills, registers in budget, 128-bit accesses, every architecture.
+"""The machine code of the CUDA module as it is installed: no spills, registers in budget, 128-bit accesses, tensor cores, every
+architecture.
 
 cuobjdump comes with triton. Spilled registers would be stack or local memory, and STL and LDL instructions.
 """
@@ -20,6 +21,8 @@ ARCHS = {"sm_80", "sm_90a", "sm_100a"}
 REGISTERS = {
     "ema_kernel": 64, "ema_combined_kernel": 64, "dot_kernel": 64, "apply_kernel": 64, "all_finite_kernel": 64,
     "segment_sums_kernel": 64, "moment_flags_kernel": 64,
+    "segment_sums_kernel": 64,
+    "direct_kernel": 128, "finish_kernel": 128,
     "pcg_rows_kernel": 128, "pcg_phase_kernel": 128, "probe_kernel": 16,
     "average_moments_kernel": 64, "input_metrics_kernel": 128, "spd_inverses_kernel": 128,
     # One thread block has a multiprocessor's shared memory, and so its registers.
@@ -28,13 +31,16 @@ REGISTERS = {
 READS_BY_16_BYTES = {
     "ema_kernel", "ema_combined_kernel", "dot_kernel", "apply_kernel", "all_finite_kernel", "pcg_phase_kernel",
     "average_moments_kernel", "output_moments_kernel",
+    "direct_kernel", "finish_kernel",
 }  # fmt: skip
 WRITES_VECTORS = {
     "ema_kernel",
     "ema_combined_kernel",
     "apply_kernel",
     "average_moments_kernel",
+    "direct_kernel",
 }  # of 16 bytes, or of 8 where the written tensor is the narrower
+MULTIPLIES_ON_TENSOR_CORES = {"direct_kernel"}
 
 CUDA_BUILD = _extension.build_info().get("cuda", {"built": False, "reason": "nothing was built"})
 pytestmark = pytest.mark.skipif(
@@ -82,4 +88,5 @@ def test_accesses_are_of_128_bits_and_none_goes_to_local_memory() -> None:
         kernel = kernel_of(symbol)
         assert not re.search(r"\b(STL|LDL)\b", code), symbol
         assert bool(re.search(r"\bLDG\.E\.(\w+\.)*128", code)) >= (kernel in READS_BY_16_BYTES), symbol
+        assert bool(re.search(r"\bHMMA\.", code)) == (kernel in MULTIPLIES_ON_TENSOR_CORES), symbol
         assert bool(re.search(r"\bSTG\.E\.(\w+\.)*(64|128)", code)) >= (kernel in WRITES_VECTORS), symbol

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cuda/launch.h"
+#include "cuda/matrix_units.cuh"
 #include "cuda/reduce.cuh"
 
 namespace {
@@ -71,6 +72,52 @@ __global__ void misaligned(int* out) {
     if (threadIdx.x == 0) reinterpret_cast<Four*>(out + 1)->value[0] = 0;
 }
 
+// out <- 2^7 times the sums of a product of tiles whose entries are `entry` and 1.
+void multiply_tiles(int* out, float entry, int shift = 0, bool together = true, bool by_all = true) {
+    using lnb::cuda::Tf32;
+    LNB_DYNAMIC_SHARED(float, tiles);
+    float *const left = tiles, *const right = tiles + 160, *const sums = tiles + 320;
+    for (int i = threadIdx.x; i < 160; i += 64) {
+        left[i] = entry;
+        right[i] = 1;
+    }
+    __syncthreads();
+    if (threadIdx.x < (by_all ? 32 : 31)) {
+        Tf32::Left of_left;
+        Tf32::Right of_right;
+        Tf32::Sums of_sums;
+        nvcuda::wmma::fill_fragment(of_sums, 0.0f);
+        Tf32::load(of_left, left + (together ? shift : 8 * threadIdx.x % 16), 8);
+        Tf32::load(of_right, right, 16);
+        Tf32::add_product(of_sums, of_left, of_right);
+        nvcuda::wmma::store_matrix_sync(sums, of_sums, 16, nvcuda::wmma::mem_row_major);
+    }
+    __syncthreads();
+    out[threadIdx.x] = static_cast<int>(128 * sums[4 * threadIdx.x]);
+}
+
+constexpr float kHalfABit = 1 + 0x1p-11f;  // of TF32, above 1
+
+__global__ void rounded_tiles(int* out) {
+    multiply_tiles(out, lnb::cuda::Tf32::narrow(kHalfABit));
+}
+
+__global__ void unrounded_tiles(int* out) {
+    multiply_tiles(out, kHalfABit);
+}
+
+__global__ void misaligned_tile(int* out) {
+    multiply_tiles(out, 1, 4);
+}
+
+__global__ void tiles_that_differ(int* out) {
+    multiply_tiles(out, 1, 0, false);
+}
+
+__global__ void tiles_that_some_leave_out(int* out) {
+    multiply_tiles(out, 1, 0, true, false);
+}
+
 }  // namespace
 
 // Runs a kernel on `out` [64]; returns the simulator's complaint, or an empty string.
@@ -89,13 +136,19 @@ extern "C" __attribute__((visibility("default"))) const char* run(const char* ke
         {"beyond_shared_memory", beyond_shared_memory},
         {"beyond_dynamic_memory", beyond_dynamic_memory},
         {"misaligned", misaligned},
+        {"rounded_tiles", rounded_tiles},
+        {"unrounded_tiles", unrounded_tiles},
+        {"misaligned_tile", misaligned_tile},
+        {"tiles_that_differ", tiles_that_differ},
+        {"tiles_that_some_leave_out", tiles_that_some_leave_out},
     };
     static std::string complaint;
     complaint = "no such kernel";
     for (const auto& [name, function] : kernels) {
         if (std::strcmp(name, kernel) != 0) continue;
         try {
-            launch(name, function, {1, 64, 63 * sizeof(int)}, nullptr, out);
+            const bool tiles = std::strstr(name, "tile") != nullptr;
+            launch(name, function, {1, 64, (tiles ? 576 : 63) * sizeof(int)}, nullptr, out);
             complaint = "";
         } catch (const std::exception& error) {
             complaint = error.what();

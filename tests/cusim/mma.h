@@ -50,9 +50,11 @@ struct Extent<accumulator, M, N, K> {
 template <typename Use, int M, int N, int K, typename T, typename Layout = void>
 struct fragment : Extent<Use, M, N, K> {
     using Memory = std::conditional_t<std::is_same_v<T, precision::tf32>, float, T>;
-    static constexpr int num_elements = M * N * K / (std::is_same_v<Use, matrix_a>   ? N
-                                                     : std::is_same_v<Use, matrix_b> ? M
-                                                                                     : K) / 32;
+    static constexpr int num_elements = M * N * K /
+                                        (std::is_same_v<Use, matrix_a>   ? N
+                                         : std::is_same_v<Use, matrix_b> ? M
+                                                                         : K) /
+                                        32;
     Memory x[num_elements];
 };
 
@@ -114,9 +116,8 @@ void fill_fragment(fragment<Use, M, N, K, T, Layout>& target, Value value) {
 template <typename Use, int M, int N, int K, typename T, typename Layout, typename Memory>
 void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& target, const Memory* tile, unsigned pitch) {
     static_assert(!std::is_void_v<Layout>);
-    access<fragment<Use, M, N, K, T, Layout>, const Memory>(
-        {&target, tile, pitch, std::is_same_v<Layout, row_major>},
-        [](auto& entry, const Memory* from) { entry = *from; });
+    access<fragment<Use, M, N, K, T, Layout>, const Memory>({&target, tile, pitch, std::is_same_v<Layout, row_major>},
+                                                            [](auto& entry, const Memory* from) { entry = *from; });
 }
 
 template <int M, int N, int K, typename T>

@@ -57,10 +57,10 @@ struct Thread {
     State state = State::kReady;
     ucontext_t context{};
     void* stack = nullptr;
-    int barrier_line = 0;  // while at a barrier
-    unsigned mask = 0;     // while in a warp function: whom it waits for,
-    unsigned source = 0;   // from whom it takes a value,
-    uint64_t value = 0;    // the value it gives, and afterwards the one it took
+    int barrier_line = 0;        // while at a barrier
+    unsigned mask = 0;           // while in a warp function: whom it waits for,
+    unsigned source = 0;         // from whom it takes a value,
+    uint64_t value = 0;          // the value it gives, and afterwards the one it took
     const void* kind = nullptr;  // of a function that the warp computes together
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;

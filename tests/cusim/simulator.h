@@ -133,5 +133,9 @@ void write(T* address, const T& value) {
     simulator::count_written(sizeof(T));
     *address = value;
 }
+template <typename T>
+void write_whole(T* address, const T& value) {
+    write(address, value);
+}
 
 }  // namespace lnb::cuda

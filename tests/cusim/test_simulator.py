@@ -58,12 +58,22 @@ def test_shared_memory_is_poisoned_for_every_block(faulty: ctypes.CDLL) -> None:
         ("two_barriers", "wait at different barriers, in lines"),
         ("barrier_that_some_leave_out", "is not reached by all threads"),
         ("warp_sum_that_some_leave_out", "waits for lanes that never call it"),
+        ("tiles_that_some_leave_out", "waits for lanes that never call it"),
+        ("tiles_that_differ", "lanes of a warp name different tiles"),
+        ("misaligned_tile", "a tile that is not aligned to 32 bytes"),
     ],
 )
 @pytest.mark.parametrize("order", ORDERS)
 def test_waiting_for_threads_that_never_come(faulty: ctypes.CDLL, kernel: str, message: str, order: str) -> None:
     with pytest.raises(RuntimeError, match=f"cusim: {kernel}: .*{message}"):
         run(faulty, kernel, order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_tensor_cores_drop_what_was_not_rounded(faulty: ctypes.CDLL, order: str) -> None:
+    """Eight products of ``1 + 2^-11``, which is halfway between two numbers of TF32."""
+    assert run(faulty, "rounded_tiles", order).eq(8 * 128 + 1).all()
+    assert run(faulty, "unrounded_tiles", order).eq(8 * 128).all()
 
 
 def in_sanitized_process(*command: str) -> subprocess.CompletedProcess[str]:
@@ -99,19 +109,22 @@ ctypes.CDLL({str(library(sanitized=True))!r}).run({kernel.encode()!r}, out)
 
 
 # They count launches of hundreds of small tensors, at 256 simulated threads for each: no access that others do not make.
-COUNTING = ("number_of_tensors", "number_of_layers", "many_layers")
+COUNTING = ("number_of_tensors", "number_of_layers", "many_layers", "table_of_layers")
 # One per kernel, of random shapes.
 NOT_TO_MISS = (
     "test_random_lists", "test_master_weights", "test_small_problems_in_one_launch", "test_vector_phases",
     "test_refresh_of_layers_of_all_shapes", "test_gradients_are_averaged_where_they_are_read",
+    "test_directions_of_all_shapes", "test_all_that_is_written",
+)  # fmt: skip
+KERNELS = (
+    "test_multi_tensor_kernels.py", "test_pcg_kernels.py", "test_refresh_kernels.py", "test_fused_direct.py",
+    "test_fused_finish.py",
 )  # fmt: skip
 
 
 @pytest.mark.skipif(SANITIZED, reason="this is the sanitized process")
 def test_the_shipped_kernels_pass_the_sanitizers() -> None:
-    tests = [
-        str(HERE / name) for name in ("test_multi_tensor_kernels.py", "test_pcg_kernels.py", "test_refresh_kernels.py")
-    ]
+    tests = [str(HERE / name) for name in KERNELS]
     options = ["-v", "-x", "-s", "-p", "no:cacheprovider", "-k", f"not ({' or '.join(COUNTING)})"]
     done = in_sanitized_process("-m", "pytest", *options, *tests)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
