@@ -99,14 +99,19 @@ ctypes.CDLL({str(library(sanitized=True))!r}).run({kernel.encode()!r}, out)
 
 
 # They count launches of hundreds of small tensors, at 256 simulated threads for each: no access that others do not make.
-COUNTING = ("number_of_tensors", "number_of_layers", "many_layers")
+COUNTING = ("number_of_tensors", "not_depend_on_tensors", "number_of_layers", "many_layers")
 # One per kernel, of random shapes.
-NOT_TO_MISS = ("test_random_lists", "test_master_weights", "test_small_problems_in_one_launch", "test_vector_phases")
+NOT_TO_MISS = (
+    "test_random_lists", "test_master_weights", "test_small_problems_in_one_launch", "test_vector_phases",
+    "test_random_models",
+)  # fmt: skip
 
 
 @pytest.mark.skipif(SANITIZED, reason="this is the sanitized process")
 def test_the_shipped_kernels_pass_the_sanitizers() -> None:
-    tests = [str(HERE / name) for name in ("test_multi_tensor_kernels.py", "test_pcg_kernels.py")]
+    tests = [
+        str(HERE / name) for name in ("test_multi_tensor_kernels.py", "test_pcg_kernels.py", "test_fused_apply.py")
+    ]
     options = ["-v", "-x", "-s", "-p", "no:cacheprovider", "-k", f"not ({' or '.join(COUNTING)})"]
     done = in_sanitized_process("-m", "pytest", *options, *tests)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
