@@ -12,6 +12,9 @@ import torch
 
 from lnb_kernels._backend import KernelUnavailable
 
+MOST_BLOCKS = 65_535
+"""Programs of a launch in its second dimension, and in its third: CUDA's limit. The first takes 2^31 - 1."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
