@@ -221,9 +221,11 @@ class LNB(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @torch._disable_dynamo  # it looks through the state of hundreds of layers, and its kernels are compiled already
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one step.
+        """Make one step. In code under ``torch.compile`` it runs as it is, between two graphs; with ``fullgraph=True`` that
+        is PyTorch's error. What the closure calls is compiled as usual.
 
         Args:
             closure: reevaluates the model and returns the loss (it calls ``zero_grad`` and ``backward`` itself).
