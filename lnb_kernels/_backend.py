@@ -127,6 +127,8 @@ def load(route: OpRoutes, backend: str) -> Callable[..., Any]:
         try:
             kernel = getattr(importlib.import_module(module), function)
         except ImportError as error:
+            if (error.name or "").partition(".")[0] == __name__.partition(".")[0]:
+                raise  # a fault of this package, not a package that is missing
             remedy = "pip install triton" if backend == "triton" else "reinstall lnb-kernels"
             raise KernelUnavailable(f"{backend} kernel of {route.op}: {error}; remedy: {remedy}") from error
         route.loaded[backend] = kernel

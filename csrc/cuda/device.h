@@ -6,7 +6,8 @@
 
 namespace lnb::cuda {
 
-// Makes a device the current one, and the former one again at the end.
+// Makes a device the current one. At the end the thread has the context again that it had, or none: no device gets a
+// context but the one that is worked on.
 class OnDevice {
   public:
     explicit OnDevice(int device);
@@ -15,8 +16,7 @@ class OnDevice {
     OnDevice& operator=(const OnDevice&) = delete;
 
   private:
-    int former_;
-    bool changed_;
+    void* former_;  // context
 };
 
 // Why the kernels cannot run on this device; empty if they can.

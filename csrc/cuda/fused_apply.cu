@@ -120,7 +120,7 @@ __device__ __forceinline__ void move_along(const MoveTable& table, const MoveNum
         op.inverse = 1.0f / static_cast<float>(width);
         op.straddles = width % N != 0;
     }
-    sweep<2>(x, y, piece.size, vectors, true, op);
+    sweep<2, int>(x, y, piece.size, vectors, true, op);
 }
 
 // Adam's rule with the momentum's update: see fused_apply.h.

@@ -1,6 +1,7 @@
 // Starting kernels, with an exception that names the kernel where that fails. For .cu files.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -26,6 +27,10 @@ template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const Geometry& geometry, [[maybe_unused]] void* stream,
             const Arguments&... arguments) {
     if (geometry.blocks == 0) return;
+    if (geometry.blocks > INT32_MAX) {  // all are in the first dimension, the only one that takes more than 65,535
+        throw std::invalid_argument(std::string(name) + " would need " + std::to_string(geometry.blocks) +
+                                    " blocks; a launch takes at most " + std::to_string(INT32_MAX));
+    }
 #ifdef LNB_CUSIM
     simulator::launch(name, static_cast<unsigned>(geometry.blocks), geometry.threads, geometry.shared_bytes,
                       [&] { kernel(arguments...); });

@@ -21,19 +21,19 @@ constexpr int kVector = 16 / (sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y));
 
 // Calls f(i, xs, ys) for every run of elements i, i + 1, ... that a thread takes: packs of kVector elements where
 // `vectors` says that all pointers are aligned to them, else of one. With `write_x`, xs is then written back.
-// A thread has kAhead packs of each tensor in flight.
-template <int kAhead = kUnroll, typename X, typename Y, typename F>
+// A thread has kAhead packs of each tensor in flight. A piece is small, so Index may be narrow, which leaves registers
+// to the data.
+template <int kAhead = kUnroll, typename Index = int64_t, typename X, typename Y, typename F>
 __device__ __forceinline__ void sweep(X* x, const Y* y, int64_t size, bool vectors, bool write_x, F& f) {
     constexpr int N = kVector<X, Y>;
-    // A piece is small: narrow indices leave registers to the data.
-    const int end = static_cast<int>(size), packs = vectors ? end / N : 0;
-    for (int first = static_cast<int>(threadIdx.x); first < packs; first += kAhead * kThreads) {
+    const Index end = static_cast<Index>(size), packs = vectors ? end / N : 0;
+    for (Index first = static_cast<Index>(threadIdx.x); first < packs; first += kAhead * kThreads) {
         Words<X, N> x_words[kAhead];
         Words<Y, N> y_words[kAhead];
         // All loads before the first use: that many are in flight.
         LNB_UNROLL
         for (int u = 0; u < kAhead; ++u) {
-            const int pack = first + u * kThreads;
+            const Index pack = first + u * kThreads;
             if (pack < packs) {
                 x_words[u] = read_words<N>(x + pack * N);
                 y_words[u] = read_words<N>(y + pack * N);
@@ -41,7 +41,7 @@ __device__ __forceinline__ void sweep(X* x, const Y* y, int64_t size, bool vecto
         }
         LNB_UNROLL
         for (int u = 0; u < kAhead; ++u) {
-            const int pack = first + u * kThreads;
+            const Index pack = first + u * kThreads;
             if (pack < packs) {
                 Pack<X, N> xs = unpack(x_words[u]);
                 f(pack * N, xs, unpack(y_words[u]));
@@ -49,7 +49,7 @@ __device__ __forceinline__ void sweep(X* x, const Y* y, int64_t size, bool vecto
             }
         }
     }
-    for (int i = packs * N + static_cast<int>(threadIdx.x); i < end; i += kThreads) {
+    for (Index i = packs * N + static_cast<Index>(threadIdx.x); i < end; i += kThreads) {
         Pack<X, 1> xs{{read(x + i)}};
         f(i, xs, Pack<Y, 1>{{read(y + i)}});
         if (write_x) write(x + i, xs.value[0]);

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import torch
 
+from lnb_kernels._backend import KernelUnavailable
+from lnb_kernels._triton.launch import raised_by_triton
+
 Config = tuple[int, ...]
 
 _path: Path | None = Path(os.environ["LNB_AUTOTUNE_CACHE"]) if os.environ.get("LNB_AUTOTUNE_CACHE") else None
@@ -92,9 +95,11 @@ def _time(config: Config, run: Callable[[Config], object]) -> float | None:
     """Milliseconds of ``run``, or None where it fails."""
     try:
         return milliseconds(lambda: run(config))
-    except torch.AcceleratorError:  # the device is in an undefined state
-        raise
-    except Exception:
+    except (KernelUnavailable, torch.OutOfMemoryError):
+        return None
+    except Exception as error:  # not what the device or this package's own code is at fault for
+        if not raised_by_triton(error):
+            raise
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
@@ -10,6 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from lnb_kernels._backend import KernelUnavailable
+
+MOST_BLOCKS = 65_535
+"""Programs of a launch in its second dimension, and in its third: CUDA's limit. The first takes 2^31 - 1."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,9 +27,9 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager[Any]:
 def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Turn a failure to compile or load ``kernel`` into :class:`KernelUnavailable`, which lets the reference take over.
 
-    Triton reports such failures by many types, plain ``RuntimeError`` among them. What the user's call or the device
-    caused passes unchanged: wrong arguments, memory, and errors of the CUDA driver (after which no kernel can be
-    trusted).
+    Triton reports such failures by many types, plain ``RuntimeError`` among them: what counts is that it was raised inside
+    Triton (:func:`raised_by_triton`). What the user's call or the device caused passes unchanged: wrong arguments, memory, and
+    errors of the CUDA driver (after which no kernel can be trusted). So does a fault of this package's own code.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -33,12 +37,10 @@ def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 return function(*args, **kwargs)
-            except (ValueError, TypeError, torch.OutOfMemoryError, KernelUnavailable):
-                raise
             except Exception as error:
-                text = str(error)
-                if isinstance(error, torch.AcceleratorError) or text.startswith(("Triton Error [CUDA]", "CUDA error")):
+                if not raised_by_triton(error):
                     raise
+                text = str(error)
                 raise KernelUnavailable(
                     f"Triton kernel {kernel} does not compile here: {type(error).__name__}: {text.splitlines()[0] if text else ''}; "  # noqa: E501
                     "remedy: set TRITON_CACHE_DIR to a writable folder and check that the triton version fits torch, or "
@@ -48,3 +50,28 @@ def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[
         return guarded
 
     return decorate
+
+
+def raised_by_triton(error: Exception) -> bool:
+    """Whether ``error`` says that Triton cannot compile or load a kernel.
+
+    The innermost call from this package must be one into Triton, be it that Triton then called someone else, as a compiler or
+    the file system. A programming error of this package would otherwise look like a kernel that does not compile, and be passed
+    over in silence, slowly.
+    """
+    if isinstance(error, (ValueError, TypeError, torch.OutOfMemoryError, torch.AcceleratorError, KernelUnavailable)):
+        return False
+    if str(error).startswith(("Triton Error [CUDA]", "CUDA error")):
+        return False
+    if isinstance(error, ImportError):
+        return _package(error.name or "") != "lnb_kernels"
+    if _package(type(error).__module__) == "triton":
+        return True
+    packages = [_package(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [i for i, package in enumerate(packages) if package == "lnb_kernels"]
+    after = packages[own[-1] + 1 :] if own else packages
+    return after[:1] == ["triton"]
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]

@@ -15,8 +15,8 @@ def set_input_precision(name: str) -> None:
 
     Args:
         name: ``"tf32"`` (one pass, 11 significant bits), ``"tf32x3"`` (three passes, about fp32), ``"ieee"`` (fp32, no
-            tensor cores), or ``"auto"``: ``"tf32"`` where ``torch.set_float32_matmul_precision`` allows it, else
-            ``"tf32x3"``; on GPUs without tf32, ``"ieee"``.
+            tensor cores), or ``"auto"``: ``"tf32"`` where ``torch.set_float32_matmul_precision`` or
+            ``torch.backends.cuda.matmul.fp32_precision`` allows it, else ``"tf32x3"``; on GPUs without tf32, ``"ieee"``.
 
     Raises:
         ValueError: ``name`` is none of these.
@@ -33,4 +33,14 @@ def input_precision(arch: Arch) -> str:
         return "ieee"  # Triton has no tf32x3 for AMD, and fp32 matrix cores are exact there
     if _chosen != "auto":
         return _chosen
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if _user_allows_tf32() else "tf32x3"
+
+
+def _user_allows_tf32() -> bool:
+    """What PyTorch's own products of fp32 operands do on NVIDIA's GPUs.
+
+    PyTorch has an old setting for all backends and a new one for each. Both change what the new one reads; to read the old one
+    is an error in a process that has set the new one.
+    """
+    setting: str = torch.backends.cuda.matmul.fp32_precision
+    return setting == "tf32"

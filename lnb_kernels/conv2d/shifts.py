@@ -21,7 +21,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels._captured import keep_if_captured
+from lnb_kernels._captured import device_constants
 from lnb_kernels.conv2d.geometry import Geometry
 
 # Longest float32 sum on the CPU, in pixels times channels; its bounds in pixels; and the least number of sums. Measured
@@ -56,7 +56,7 @@ def has_interior(conv: Geometry, height: int, width: int) -> bool:
     return all(low < high for low, high, _ in axes(conv, height, width))
 
 
-@functools.lru_cache(maxsize=256)
+@device_constants(maxsize=256)
 def _membership(
     conv: Geometry, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -68,8 +68,7 @@ def _membership(
             line[tap, start:stop] = 1
         lines.append(line)
         cells.append(torch.cat((line[:, low : low + 1], line[:, :low], line[:, high:]), 1))  # interior, border lines
-    with torch.inference_mode(False):
-        return tuple(m.to(device, dtype) for m in (torch.kron(*cells), *lines))  # type: ignore[return-value]
+    return tuple(m.to(device, dtype) for m in (torch.kron(*cells), *lines))  # type: ignore[return-value]
 
 
 def conv2d_second_moment_by_shifts(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
@@ -77,8 +76,7 @@ def conv2d_second_moment_by_shifts(x: torch.Tensor, conv: Geometry) -> torch.Ten
     batch, channels, height, width = x.shape
     groups, (kh, kw), per_group = conv.groups, conv.kernel, channels // conv.groups
     d = per_group * kh * kw
-    constants = inside, rows_of_tap, columns_of_tap = _membership(conv, height, width, x.dtype, x.device)
-    keep_if_captured(*constants)
+    inside, rows_of_tap, columns_of_tap = _membership(conv, height, width, x.dtype, x.device)
     products = _cell_products(x, conv)  # [cells, C, C/groups, kh, 2 kw - 1]
     u = torch.mm(inside, products.flatten(1))  # [taps, ...]: the sums over the cells inside R_a
     u = u.view(kh, kw, groups, per_group, per_group, kh, 2 * kw - 1)

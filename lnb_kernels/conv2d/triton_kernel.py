@@ -15,7 +15,7 @@ import torch
 
 from lnb_kernels._triton.crossover import fused_matvec_pays, shifts_pay
 from lnb_kernels._triton.gram_launch import MAX_ROWS
-from lnb_kernels._triton.launch import compiles_or_unavailable
+from lnb_kernels._triton.launch import MOST_BLOCKS, compiles_or_unavailable
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.shifts import has_interior
@@ -26,12 +26,12 @@ from lnb_kernels.second_moment.triton_kernel import second_moment
 
 
 def addressable(x: torch.Tensor, conv: Geometry) -> bool:
-    """Whether int32 counts the positions and the offsets inside one image; false for empty inputs too."""
+    """Whether int32 counts the positions and the offsets inside one image, and a launch the groups; false for empty inputs."""
     batch, _, height, width = x.shape
     out_height, out_width = conv.output(height, width)
     span = 1 + sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
     positions = batch * max(out_height * out_width, height * width)
-    return x.numel() > 0 and span <= MAX_ROWS and positions <= MAX_ROWS
+    return x.numel() > 0 and span <= MAX_ROWS and positions <= MAX_ROWS and conv.groups <= MOST_BLOCKS
 
 
 def route(x: torch.Tensor, conv: Geometry) -> str:
@@ -44,8 +44,12 @@ def route(x: torch.Tensor, conv: Geometry) -> str:
     if conv.kernel == (1, 1) and plain:
         return "pixels"
     per_group = channels // conv.groups
-    by_shifts = conv.stride == (1, 1) and has_interior(conv, height, width)
-    return "shifts" if by_shifts and shifts_pay(per_group, conv.kernel, cell_count(conv, height, width)) else "patches"
+    if conv.stride != (1, 1) or not has_interior(conv, height, width):
+        return "patches"
+    cells = cell_count(
+        conv, height, width
+    )  # with some splits of the interior, the programs of a dimension of the launch
+    return "shifts" if shifts_pay(per_group, conv.kernel, cells) and 2 * cells <= MOST_BLOCKS else "patches"
 
 
 @compiles_or_unavailable("conv2d_second_moment")

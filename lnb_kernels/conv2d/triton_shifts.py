@@ -21,13 +21,13 @@ FLOPs: ``((2 kh - 1)(2 kw - 1) + 1) / 2`` products ``2 pixels C^2`` per group: 1
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 import triton
 import triton.language as tl
 
+from lnb_kernels._captured import device_constants
 from lnb_kernels._triton.arch import arch_of
 from lnb_kernels._triton.crossover import power_of_two
 from lnb_kernels._triton.launch import on_device
@@ -164,7 +164,7 @@ def channel_block(channels: int) -> int:
     return min(64, power_of_two(channels))
 
 
-@functools.lru_cache(maxsize=256)
+@device_constants(maxsize=256)
 def _tables(
     conv: Geometry, batch: int, height: int, width: int, splits: int, block: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, int]:

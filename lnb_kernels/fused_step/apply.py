@@ -63,13 +63,13 @@ def apply_(
     if not given["params"]:
         return
     written = {name: given[name] for name in WRITTEN}
-    require_mutable(written)
     rest = {name: value for name, value in given.items() if name not in written}
     require_one_kind("fused_step.apply_", written, **rest)
     _apply(*given.values())
 
 
 def _kernel(params: Sequence[Tensor], *args: Any) -> None:
+    require_mutable(dict(zip(WRITTEN, (params, *args), strict=False)))
     _backend.call("fused_step_apply_", params[0], params, *args)
 
 

@@ -17,7 +17,7 @@ from lnb_kernels import _cuda
 from lnb_kernels._writes import require_writable
 from lnb_kernels.fused_step import apply_reference as reference
 from lnb_kernels.fused_step.apply_entries import LISTS, WRITTEN, Entry, entries_of
-from lnb_kernels.multi_tensor.grouping import native_type
+from lnb_kernels.multi_tensor.grouping import native_type, rate_beside
 from lnb_kernels.scaling import largest_squarable
 
 
@@ -52,9 +52,11 @@ def apply_(
     # These names keep the tensors alive whose addresses the kernel gets.
     scales, shorter, shares, corrections = (_dense(values) for values in (scales, shorter, shares, corrections))
     flags = finite[0] if finite else None
-    lr_tensors, weight_decay_tensors = (_resolved(tensors) for tensors in (lr_tensors, weight_decay_tensors))
-    rates = [_rate(native, scales, *pair) for pair in zip(lr, lr_tensors, strict=True)]
-    decays = [_rate(native, scales, *pair) for pair in zip(weight_decay, weight_decay_tensors, strict=True)]
+    of_lr, of_decay = (
+        [rate_beside(pair, scales.device) for pair in zip(numbers, tensors, strict=True)]
+        for numbers, tensors in ((lr, lr_tensors), (weight_decay, weight_decay_tensors))
+    )
+    rates, decays = ([_rate(native, *rate) for rate in given] for given in (of_lr, of_decay))
     call = native.MoveCall(
         *map(_address, (scales, shorter, shares, corrections, flags, ok)),
         len(scales), len(gradients), *rule, largest_squarable(torch.float32),
@@ -70,8 +72,7 @@ def apply_(
         require_writable(dict(zip(LISTS, lists, strict=True)), WRITTEN)
         native.check_moves(taken, rates, decays, call)
         numbers = reference.Numbers(
-            scales, shorter, shares, corrections, reference.rates(lr, lr_tensors),
-            reference.rates(weight_decay, weight_decay_tensors), rule, flags, ok,
+            scales, shorter, shares, corrections, reference.rates(of_lr), reference.rates(of_decay), rule, flags, ok,
         )  # fmt: skip
         reference.move(rest, numbers)
     if taken:
@@ -121,14 +122,10 @@ def _dense(values: Any) -> Any:
     return None if values is None else values.resolve_neg().contiguous()
 
 
-def _resolved(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.resolve_neg() for tensor in tensors]
-
-
-def _rate(native: Any, beside: Tensor, number: float, tensor: Tensor | None) -> tuple[float, int, Any]:
-    """A number, or where the kernel finds it. A rate on the CPU is read here: no device has to be waited for."""
-    if tensor is None or tensor.device != beside.device:
-        return number if tensor is None else tensor.item(), 0, native.Type.FLOAT64
+def _rate(native: Any, number: float, tensor: Tensor | None) -> tuple[float, int, Any]:
+    """A number, or where the kernel finds it."""
+    if tensor is None:
+        return number, 0, native.Type.FLOAT64
     return 0.0, tensor.data_ptr(), native_type(native, tensor.dtype)
 
 

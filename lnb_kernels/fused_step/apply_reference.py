@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,16 +53,15 @@ def apply_(
 ) -> None:
     """Move all parameters; a rate's tensor stands in for its number."""
     lists = (params, masters, averages, squares, directions, row_scales, gradients, mastered, places, groups)
-    numbers = Numbers(
-        scales, shorter, shares, corrections, rates(lr, lr_tensors), rates(weight_decay, weight_decay_tensors), rule,
-        finite[0] if finite else None, ok,
-    )  # fmt: skip
+    of_lr, of_decay = zip(lr, lr_tensors, strict=True), zip(weight_decay, weight_decay_tensors, strict=True)
+    flags = finite[0] if finite else None
+    numbers = Numbers(scales, shorter, shares, corrections, rates(of_lr), rates(of_decay), rule, flags, ok)
     move(entries_of(*lists), numbers)
 
 
-def rates(values: Sequence[float], tensors: Sequence[Tensor | None]) -> list[float | Tensor]:
+def rates(given: Iterable[tuple[float, Tensor | None]]) -> list[float | Tensor]:
     """Each number, or the tensor that stands in for it."""
-    return [value if tensor is None else tensor for value, tensor in zip(values, tensors, strict=True)]
+    return [value if tensor is None else tensor for value, tensor in given]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lnb_kernels import _cuda
 from lnb_kernels.multi_tensor import reference
-from lnb_kernels.multi_tensor.grouping import Group, at, native_type, partition, separate
+from lnb_kernels.multi_tensor.grouping import Group, at, native_type, partition, rate_beside, separate
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -124,8 +124,7 @@ def apply_(
     step = _Step(native, scales, (lr, lr_tensor), (weight_decay, weight_decay_tensor), ok)
     if rest:
         reference.apply_(
-            at(params, rest), at(directions, rest), step.scales_at(rest),
-            lr, lr_tensor, weight_decay, weight_decay_tensor, ok,
+            at(params, rest), at(directions, rest), step.scales_at(rest), *step.lr, *step.weight_decay, ok,
         )  # fmt: skip
     for group in groups:
         native.apply(*_operands(group), list(group.positions), *step.arguments())
@@ -154,8 +153,7 @@ def apply_master_(
     step = _Step(native, scales, (lr, lr_tensor), (weight_decay, weight_decay_tensor), ok)
     if rest:
         reference.apply_master_(
-            at(masters, rest), at(params, rest), at(directions, rest), step.scales_at(rest),
-            lr, lr_tensor, weight_decay, weight_decay_tensor, ok,
+            at(masters, rest), at(params, rest), at(directions, rest), step.scales_at(rest), *step.lr, *step.weight_decay, ok,
         )  # fmt: skip
     for group in groups:
         of_masters, of_params, of_directions = group.addresses
@@ -218,8 +216,8 @@ class _Step:
         self.native, self.scales, self.lr, self.weight_decay, self.ok = (
             native,
             scales.resolve_neg().contiguous(),
-            _resolved(lr),
-            _resolved(weight_decay),
+            rate_beside(lr, scales.device),
+            rate_beside(weight_decay, scales.device),
             ok,
         )
 
@@ -234,15 +232,10 @@ class _Step:
         return torch.stack([self.scales[i] for i in positions])
 
     def _rate(self, number: float, tensor: Tensor | None) -> tuple[float, int, Any]:
-        """A number, or where the kernel finds it. A rate on the CPU is read here: no device has to be waited for."""
-        if tensor is None or tensor.device != self.scales.device:
-            return number if tensor is None else tensor.item(), 0, self.native.Type.FLOAT64
+        """A number, or where the kernel finds it."""
+        if tensor is None:
+            return number, 0, self.native.Type.FLOAT64
         return 0.0, tensor.data_ptr(), native_type(self.native, tensor.dtype)
-
-
-def _resolved(rate: tuple[float, Tensor | None]) -> tuple[float, Tensor | None]:
-    number, tensor = rate
-    return number, None if tensor is None else tensor.resolve_neg()
 
 
 def _operands(group: Group) -> tuple[Any, ...]:

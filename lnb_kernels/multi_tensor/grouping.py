@@ -145,6 +145,23 @@ def require_disjoint(
     native.require_disjoint_writes(memory)
 
 
+def rate_beside(rate: tuple[float, Tensor | None], device: torch.device) -> tuple[float, Tensor | None]:
+    """A rate as a kernel on ``device`` takes it: a number, or a tensor there. The host waits for no device.
+
+    Args:
+        rate: a number, or the tensor that stands in for it. One on the CPU is read; one on another accelerator is copied.
+        device: of the kernel.
+    """
+    number, tensor = rate
+    if tensor is None:
+        return number, None
+    if tensor.device == device:
+        return number, tensor.resolve_neg()
+    if tensor.is_cpu:
+        return float(tensor.item()), None
+    return number, tensor.to(device, non_blocking=True).resolve_neg()
+
+
 def at(tensors: Sequence[Tensor], positions: Sequence[int]) -> Sequence[Tensor]:
     """The tensors at these positions, in the order of the positions."""
     return tensors if positions == range(len(tensors)) else [tensors[i] for i in positions]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lnb_kernels.cholesky import cholesky_inverse
+
 
 def spd_inverse(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`lnb_kernels.spd_inverse`."""
@@ -12,4 +14,4 @@ def spd_inverse(matrices: Tensor) -> tuple[Tensor, Tensor]:
     failed = (info != 0) | ~torch.isfinite(lower).all(dim=(-2, -1))
     eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     lower = torch.where(failed.unsqueeze(-1).unsqueeze(-1), eye, lower)  # LAPACK raises at a zero on the diagonal
-    return torch.cholesky_inverse(lower), failed
+    return cholesky_inverse(lower), failed

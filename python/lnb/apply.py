@@ -11,7 +11,7 @@ from lnb.arenas import constant
 from lnb.config import Config
 from lnb.master import has_master, masters_of, remember
 from lnb.verdict import Verdict
-from lnb.work import Work
+from lnb.work import Work, rate_like
 from lnb_kernels import multi_tensor
 
 Number = TypeVar("Number", float, Tensor)
@@ -73,13 +73,9 @@ def _joined_decays(work: Work, shorter: dict[nn.Parameter, Tensor]) -> dict[nn.P
     for members in by_group.values():
         group = work.groups[members[0]]
         factors = torch.stack([shorter[parameter] for parameter in members])
-        lr, decay = (_filled(group[name], factors) for name in ("lr", "weight_decay"))
+        lr, decay = (rate_like(group[name], factors) for name in ("lr", "weight_decay"))
         found.update(zip(members, joined_decay(decay, factors, lr).unbind(), strict=True))
     return found
-
-
-def _filled(value: float | Tensor, like: Tensor) -> Tensor:
-    return value.to(like) if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
 def joined_decay(weight_decay: Number, factor: Number, lr: Number) -> Number:

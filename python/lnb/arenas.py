@@ -11,7 +11,6 @@ arena compares identities before it is used, and takes over what it finds.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lnb_kernels._captured import keep_if_captured
+from lnb_kernels._captured import device_constants
 
 State = dict[str, Any]
 Shape = tuple[int, ...]
@@ -85,7 +84,6 @@ class Selection:
             self._tensor = tensor if end - begin == len(tensor) else tensor[begin:end]
         else:
             self._index = _entries(runs, tensor.device)
-            keep_if_captured(self._index)
 
     def read(self) -> Tensor:
         """The entries; a copy where they do not lie side by side."""
@@ -192,36 +190,21 @@ def _runs(members: list[_Member]) -> tuple[tuple[int, int], ...]:
     return tuple(runs)
 
 
+@device_constants(maxsize=256)
 def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """``values`` on ``device``, copied there once: a copy in every step would stall it, and cannot be captured in a graph."""
-    made = _constant(values, device, dtype)
-    keep_if_captured(made)
-    return made
+    return torch.tensor(values, device=device, dtype=dtype)
 
 
-@functools.lru_cache(maxsize=256)
-def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype | None) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device, dtype=dtype)
-
-
-@functools.lru_cache(maxsize=64)
+@device_constants(maxsize=64)
 def _entries(runs: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor([i for begin, end in runs for i in range(begin, end)], device=device)
+    return torch.tensor([i for begin, end in runs for i in range(begin, end)], device=device)
 
 
+@device_constants(maxsize=64)
 def owners_of(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """For each of ``sum(counts)`` entries, whose it is: ``counts[0]`` times 0, ``counts[1]`` times 1, and so on."""
-    made = _owners(counts, device)
-    keep_if_captured(made)
-    return made
-
-
-@functools.lru_cache(maxsize=64)
-def _owners(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor([i for i, count in enumerate(counts) for _ in range(count)], device=device)
+    return torch.tensor([i for i, count in enumerate(counts) for _ in range(count)], device=device)
 
 
 def sums_of(values: Tensor, counts: tuple[int, ...]) -> Tensor:

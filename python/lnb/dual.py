@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lnb.blocks import Block
+from lnb_kernels.cholesky import cholesky_solve
 
 
 def solve_dual(block: Block, inputs: list[Tensor], gradient: Tensor, ridge: float) -> Tensor:
@@ -40,11 +41,11 @@ def solve_dual(block: Block, inputs: list[Tensor], gradient: Tensor, ridge: floa
         kernel = x @ x.mT / count
         kernel.diagonal(dim1=-2, dim2=-1).add_(ridge)
         outputs = weight @ x.mT  # [groups, rows, N]
-        weight = (weight - torch.cholesky_solve(outputs.mT, _factor(kernel)).mT @ x / count) / ridge
+        weight = (weight - cholesky_solve(outputs.mT, _factor(kernel)).mT @ x / count) / ridge
     else:
         covariance = x.mT @ x / count
         covariance.diagonal(dim1=-2, dim2=-1).add_(ridge)
-        weight = torch.cholesky_solve(weight.mT, _factor(covariance)).mT
+        weight = cholesky_solve(weight.mT, _factor(covariance)).mT
     if not with_bias:
         return weight
     return torch.cat([weight, gradient[..., -1:] - (weight * mean).sum(-1, keepdim=True)], dim=-1)

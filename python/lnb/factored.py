@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import lnb_kernels as lk
+from lnb_kernels.cholesky import cholesky_inverse, triangular_solve
 from lnb_kernels.two_sided.reference import times_blocks
 
 _STRETCH = 4
@@ -116,8 +117,8 @@ def factorize(second_moment: Tensor, ridge: float | Tensor, with_bias: bool, inv
         second = torch.where(failed_again, torch.diag_embed(own().sqrt()), second)
         lower = torch.where(failed, second, lower)
     if inverse:
-        return Factor(torch.cholesky_inverse(lower), mean_kept)
-    return Factor(torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False), mean_kept)
+        return Factor(cholesky_inverse(lower), mean_kept)
+    return Factor(triangular_solve(lower, eye.expand_as(lower)), mean_kept)
 
 
 def _try_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:

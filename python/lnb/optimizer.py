@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # as torch.optim's: torch.compiler.disable imports the compiler at once
 from torch.optim import Optimizer
 
 from lnb.arenas import compact
@@ -222,9 +223,11 @@ class LNB(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @_disable_dynamo  # it looks through the state of hundreds of layers, and its kernels are compiled already
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one step.
+        """Make one step. In code under ``torch.compile`` it runs as it is, between two graphs; with ``fullgraph=True`` that
+        is PyTorch's error. What the closure calls is compiled as usual.
 
         Args:
             closure: reevaluates the model and returns the loss (it calls ``zero_grad`` and ``backward`` itself).

@@ -25,7 +25,9 @@ class Verdict:
         if self.known:
             return None
         if device not in self._by_device:
-            self._by_device[device] = self._ok.to(device, non_blocking=True)
+            # A copy to the host that does not block returns before the value is there, and the host would read what
+            # the memory held before. One to another accelerator comes before all that is queued there afterwards.
+            self._by_device[device] = self._ok.to(device, non_blocking=device.type != "cpu")
         return self._by_device[device]
 
     def commit(self, target: Tensor, value: Tensor, also: Tensor | None = None) -> None:

@@ -93,14 +93,20 @@ class Work:
         """
         groups = [self.groups[block.block.weight] for block in self.blocks]
         distinct = {id(group): group for group in groups}
-        made = {key: _rate(group["lr"], like) for key, group in distinct.items()}
+        made = {key: rate_like(group["lr"], like) for key, group in distinct.items()}
         if len(made) == 1:
             return made[id(groups[0])].expand(len(groups))
         return torch.stack([made[id(group)] for group in groups])
 
 
-def _rate(lr: float | Tensor, like: Tensor) -> Tensor:
-    return lr.to(like) if isinstance(lr, Tensor) else torch.full((), lr, dtype=like.dtype, device=like.device)
+def rate_like(value: float | Tensor, like: Tensor) -> Tensor:
+    """A rate of a parameter group, ``[]``, of the dtype and on the device of ``like``.
+
+    One on the CPU is read and filled in: a copy from the host cannot be captured in a CUDA graph.
+    """
+    if isinstance(value, Tensor) and (like.is_cpu or not value.is_cpu):
+        return value.to(like)
+    return torch.full((), float(value), dtype=like.dtype, device=like.device)
 
 
 def collect(

@@ -52,6 +52,7 @@ class Simulator:
         for name in ("cusim_read", "cusim_written"):
             getattr(self._library, name).restype = ctypes.c_uint64
         self._library.cusim_launch_name.restype = ctypes.c_char_p
+        self._library.cusim_has_context.restype = ctypes.c_bool
         self.set()
 
     def set(
@@ -60,6 +61,15 @@ class Simulator:
         """Choose the order of threads, which launch from now on fails, the first block to run, and whether launches are only
         noted; counts restart."""
         self._library.cusim_set(ORDERS[order], seed, fail_launch, first_block, dry)
+
+    def devices(self, count: int, current: int = -1) -> None:
+        """A process with so many devices (at most 2), whose thread has the context of device ``current``, or none."""
+        self._library.cusim_devices(count, current)
+
+    @property
+    def contexts(self) -> tuple[int, list[bool]]:
+        """The device whose context is the thread's, or -1; and which devices have a context."""
+        return self._library.cusim_current(), [bool(self._library.cusim_has_context(i)) for i in range(2)]
 
     @property
     def traffic(self) -> tuple[int, int]:

@@ -352,6 +352,37 @@ int last_error() {
     return std::exchange(counts.error, 0);
 }
 
+namespace {
+
+struct Device {
+    bool has_context = false;
+};
+Device devices[2];
+int device_count = 1;
+bool initialized = false;  // whether something has used the driver
+Device* current = nullptr;  // the thread's context, known by its device
+
+}  // namespace
+
+bool set_device(int device) {
+    if (device < 0 || device >= device_count) return false;
+    current = &devices[device];
+    current->has_context = initialized = true;
+    return true;
+}
+
+void* driver_function(const char* name) {
+    if (std::string(name) == "cuCtxGetCurrent") {
+        int (*get)(void**) = [](void** context) { return initialized ? (*context = current, 0) : 3; };
+        return reinterpret_cast<void*>(get);
+    }
+    if (std::string(name) == "cuCtxSetCurrent") {
+        int (*set)(void*) = [](void* context) { return current = static_cast<Device*>(context), 0; };
+        return reinterpret_cast<void*>(set);
+    }
+    return nullptr;
+}
+
 }  // namespace simulator
 
 // For the tests, through ctypes.
@@ -371,4 +402,19 @@ extern "C" __attribute__((visibility("default"))) int cusim_launches() {
 }
 extern "C" __attribute__((visibility("default"))) const char* cusim_launch_name(int i) {
     return simulator::counts.launches[i].name.c_str();
+}
+// A process as it starts, with so many devices and no context; and with one on a device, made current by another
+// library, unless it is -1.
+extern "C" __attribute__((visibility("default"))) void cusim_devices(int count, int current) {
+    simulator::devices[0] = simulator::devices[1] = {};
+    simulator::device_count = count;
+    simulator::current = nullptr;
+    simulator::initialized = false;
+    if (current >= 0) simulator::set_device(current);
+}
+extern "C" __attribute__((visibility("default"))) bool cusim_has_context(int device) {
+    return simulator::devices[device].has_context;
+}
+extern "C" __attribute__((visibility("default"))) int cusim_current() {
+    return simulator::current == nullptr ? -1 : static_cast<int>(simulator::current - simulator::devices);
 }

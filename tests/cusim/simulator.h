@@ -55,6 +55,12 @@ void launch(const char* name, unsigned blocks, int threads, size_t shared_bytes,
 void count_read(size_t bytes);
 void count_written(size_t bytes);
 
+// Makes a device current, with a context if it has none yet; false if there is no such device.
+bool set_device(int device);
+
+// A function of the driver: cuCtxGetCurrent or cuCtxSetCurrent, else null.
+void* driver_function(const char* name);
+
 // The error of the last launch, as cudaGetLastError gives it: of one that the test has made fail.
 int last_error();
 
@@ -102,12 +108,14 @@ inline cudaError_t cudaGetLastError() {
 inline const char* cudaGetErrorString(cudaError_t) {
     return "simulated failure";
 }
-inline cudaError_t cudaGetDevice(int* device) {
-    *device = 0;
-    return cudaSuccess;
-}
+// Devices get a context when they are first worked on; the runtime works on that of the thread's current one.
 inline cudaError_t cudaSetDevice(int device) {
-    return device == 0 ? cudaSuccess : 101;  // cudaErrorInvalidDevice
+    return simulator::set_device(device) ? cudaSuccess : 101;  // cudaErrorInvalidDevice
+}
+constexpr unsigned long long cudaEnableDefault = 0;
+inline cudaError_t cudaGetDriverEntryPoint(const char* name, void** function, unsigned long long, void*) {
+    *function = simulator::driver_function(name);
+    return cudaSuccess;
 }
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {

@@ -254,6 +254,16 @@ def test_offsets_beyond_two_to_the_31_elements(simulated: Simulator) -> None:
         del x, y
 
 
+def test_more_blocks_than_a_launch_takes_are_refused(simulated: Simulator) -> None:
+    native, size = simulated.module, 2**31 * simulated.module.PIECE_SIZE
+    kind, partials = native.Type.FLOAT32, torch.zeros(1, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=r"multi_tensor\.dot would need 2147483648 blocks; a launch takes at most 2147483647"
+    ):
+        native.dot([4096], kind, [4096], kind, [size], [0], partials.data_ptr(), (0, 0))
+    assert simulated.launches == []
+
+
 def test_every_dtype_of_scales_and_rates_is_read_on_the_device(simulated: Simulator) -> None:
     for dtype in DTYPES:
         x, number = [torch.full((5,), 2.0)], torch.tensor(0.5, dtype=dtype)

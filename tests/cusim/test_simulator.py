@@ -109,16 +109,16 @@ ctypes.CDLL({str(library(sanitized=True))!r}).run({kernel.encode()!r}, out)
 
 
 # They count launches of hundreds of small tensors, at 256 simulated threads for each: no access that others do not make.
-COUNTING = ("number_of_tensors", "number_of_layers", "many_layers", "table_of_layers")
+COUNTING = ("number_of_tensors", "not_depend_on_tensors", "number_of_layers", "many_layers", "table_of_layers")
 # One per kernel, of random shapes.
 NOT_TO_MISS = (
     "test_random_lists", "test_master_weights", "test_small_problems_in_one_launch", "test_vector_phases",
     "test_refresh_of_layers_of_all_shapes", "test_gradients_are_averaged_where_they_are_read",
-    "test_directions_of_all_shapes", "test_all_that_is_written",
+    "test_directions_of_all_shapes", "test_all_that_is_written", "test_random_models",
 )  # fmt: skip
 KERNELS = (
-    "test_multi_tensor_kernels.py", "test_pcg_kernels.py", "test_refresh_kernels.py", "test_fused_direct.py",
-    "test_fused_finish.py",
+    "test_multi_tensor_kernels.py", "test_pcg_kernels.py", "test_refresh_kernels.py", "test_fused_apply.py",
+    "test_fused_direct.py", "test_fused_finish.py",
 )  # fmt: skip
 
 

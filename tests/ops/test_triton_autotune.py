@@ -11,6 +11,7 @@ import torch
 from triton_support import DEVICE
 
 import lnb_kernels as lk
+from lnb_kernels._backend import KernelUnavailable
 from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import ARCHS, arch_of
 from lnb_kernels._triton.gram_launch import tile_candidates, tile_config
@@ -79,12 +80,16 @@ def test_configurations_that_fail_are_passed_over(cache: Path, monkeypatch: pyte
 
     def run(config: tuple[int, ...]) -> float:
         if config == (2,):
-            raise RuntimeError("out of resources")
+            raise KernelUnavailable("out of resources")
+        if config == (1,):
+            raise AttributeError("a fault of our own")
         return float(config[0])
 
     assert autotune.fastest("a", [(3,), (2,), (4,)], run) == (3,)
     assert autotune.fastest("b", [(2,)], run) == (2,)
     assert json.loads(cache.read_text()) == {"a": [3]}
+    with pytest.raises(AttributeError, match="our own"):
+        autotune.fastest("c", [(3,), (1,)], run)
     assert autotune.fastest("a", [(4,), (5,)], run) == (4,), "an entry that is no candidate any more is measured again"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +14,7 @@ import torch
 from triton_support import DEVICE
 
 from lnb_kernels import _backend
-from lnb_kernels._triton import gram
+from lnb_kernels._triton import gram, launch
 from lnb_kernels.conv2d import triton_matvec, triton_patches
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.cov_matvec import triton_kernel as cov_kernel
@@ -65,14 +68,27 @@ def equal(left: Any, right: Any) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
+def inside_triton(source: str) -> dict[str, Any]:
+    """Functions of this source, whose frames are those of a module of Triton's."""
+    names: dict[str, Any] = {"__name__": "triton.compiler.compiler"}
+    exec(source, names)
+    return names
+
+
+COMPILER = inside_triton("""
+def rejects():
+    raise RuntimeError("PassManager::run failed")
+
+def calls(function):
+    return function()
+
 class Broken:
-    """A kernel that the compiler rejects."""
+    def __getitem__(self, grid):
+        rejects()
 
-    def __getitem__(self, grid: Any) -> Any:
-        raise RuntimeError("PassManager::run failed")
-
-    def warmup(self, *args: Any, grid: Any, **options: Any) -> Any:
-        return self[grid]
+    def warmup(self, *args, grid, **options):
+        rejects()
+""")
 
 
 @pytest.mark.parametrize(("op", "module", "kernel"), KERNELS, ids=lambda value: value if isinstance(value, str) else "")
@@ -87,7 +103,7 @@ def test_the_reference_takes_over_once(op: str, module: Any, kernel: str, monkey
     result = route.reference(*expected)
     monkeypatch.setattr(newton_kernel, "symmetric_products_pay", lambda size: True)
     monkeypatch.setattr(pcg_kernel, "one_launch_pays", lambda *_: False)
-    monkeypatch.setattr(module, kernel, Broken())
+    monkeypatch.setattr(module, kernel, COMPILER["Broken"]())
     monkeypatch.setattr(route, "broken", {})
     monkeypatch.setattr(_backend, "_reported", set())
     with pytest.warns(RuntimeWarning, match=f"'{op}' cannot run here.*does not compile") as caught:
@@ -103,3 +119,84 @@ def test_the_reference_takes_over_once(op: str, module: Any, kernel: str, monkey
         again = _backend.call(op, given[0], *given)
     if result is not None:
         assert equal(again, result)
+
+
+def fails(error: Exception) -> Any:
+    """What raises it in this package's own code."""
+    own: dict[str, Any] = {"__name__": "lnb_kernels.second_moment.triton_kernel", "error": error}
+    exec("def run(call=None):\n    if call is not None:\n        return call()\n    raise error", own)
+    return own["run"]
+
+
+FAULTS = [
+    TypeError("x"), ValueError("x"), AttributeError("x"), NameError("x"), AssertionError("x"), KeyError("x"), IndexError("x"),
+    ZeroDivisionError("x"), RuntimeError("x"), NotImplementedError("x"), ImportError("x", name="lnb_kernels._triton.gram"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_a_fault_of_this_packages_own_code_is_not_a_kernel_that_does_not_compile(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where Triton has called it, as it calls a grid's function."""
+    route = _backend.OpRoutes("test_fault", lambda x: x, {"triton": "nowhere:nothing"})
+    monkeypatch.setitem(_backend.routes(), "test_fault", route)
+    monkeypatch.setattr(_backend, "candidate", lambda *_: "reference" if route.broken else "triton")
+    for kernel in (fails(error), lambda *_: COMPILER["calls"](fails(error))):
+        route.loaded["triton"] = launch.compiles_or_unavailable("test")(kernel)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(type(error)) as caught:
+                _backend.call("test_fault", torch.ones(1), None)
+        assert caught.value is error
+        assert not route.broken
+
+
+def no_file() -> None:
+    open("/nowhere/cache")  # noqa: SIM115
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        COMPILER["rejects"],
+        functools.partial(COMPILER["calls"], no_file),  # its cache cannot be written
+        functools.partial(__import__, "no_such_compiler"),
+    ],
+    ids=["compiler", "cache", "missing package"],
+)
+def test_what_triton_cannot_do_is(kernel: Any) -> None:
+    own = fails(RuntimeError())
+    with pytest.raises(_backend.KernelUnavailable, match="Triton kernel test does not compile here"):
+        launch.compiles_or_unavailable("test")(lambda: own(kernel))()
+
+
+def test_a_module_of_this_package_that_does_not_import_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, expected in (("lnb_kernels._triton.gram", ImportError), ("triton", _backend.KernelUnavailable)):
+
+        def broken(module: str, name: str = name) -> None:
+            raise ImportError("cannot import name 'x'", name=name)
+
+        monkeypatch.setattr(_backend.importlib, "import_module", broken)
+        with pytest.raises(expected):
+            _backend.load(_backend.OpRoutes("test", lambda x: x, {"triton": "a:b"}), "triton")
+
+
+@pytest.mark.parametrize("setting", ["ieee", "tf32", "none", "old high", "old highest"])
+def test_every_way_to_set_the_precision_of_products_is_read(setting: str) -> None:
+    """In a process of its own: the settings are the process's, and once one way was taken the other cannot be read."""
+    way = (
+        f"torch.set_float32_matmul_precision({setting[4:]!r})"
+        if setting.startswith("old")
+        else f"torch.backends.cuda.matmul.fp32_precision = {setting!r}"
+    )
+    code = f"""
+import torch
+{way}
+from lnb_kernels._triton.arch import ARCHS
+from lnb_kernels._triton.precision import input_precision
+print(input_precision(ARCHS["sm_90"]), input_precision(ARCHS["gfx942"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["tf32" if setting in ("tf32", "old high") else "tf32x3", "ieee"]

@@ -141,6 +141,15 @@ def test_a_device_that_cannot_be_measured_has_default_rates(folder: Path, monkey
     assert default_rates(torch.device("cuda")) != default_rates(CPU)
 
 
+def test_a_device_that_broke_is_not_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: torch.device) -> Rates:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(calibration, "measure", fail)
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        rates_for(CPU)
+
+
 @pytest.mark.parametrize(
     ("own", "base", "where"),
     [("own", "base", "own"), (None, "base", "base/lnb"), ("", "base", "base/lnb"), (None, None, "home/.cache/lnb")],

@@ -121,7 +121,7 @@ def test_module_needs_no_cuda_library() -> None:
 def test_without_a_driver_the_module_says_so() -> None:
     failure = _cuda.failure_on(0)
     assert failure is not None
-    assert "the CUDA kernels do not run on device 0: cudaGetDevice failed" in failure
+    assert "the CUDA kernels do not run on device 0: cuCtxGetCurrent failed" in failure
     assert "remedy: update the NVIDIA driver" in failure
     with pytest.raises(_backend.KernelUnavailable, match="device 0"):
         _cuda.module(torch.device("cuda", 0))

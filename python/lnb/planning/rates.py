@@ -139,6 +139,8 @@ def rates_for(device: torch.device) -> Rates:
         return found
     try:
         measured = calibration.measure(device)
+    except torch.AcceleratorError:  # the device is in an undefined state
+        raise
     except (RuntimeError, NotImplementedError, ValueError):  # no memory left, an operation the device does not have
         return default_rates(device)
     cache.store(key, measured)
