@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from integrations.training import expected, loader
+from integrations.training import data, expected, loader
 from optimizer.small_models import batches, equal_parameters, loss_of, mixed, train
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, DistributedSampler
 
 import lnb
 from lnb.integrations.lightning import optimizers_of
@@ -31,12 +32,19 @@ class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         return optimizers_of(self, **self.settings)
 
 
-def fitted(model: Any, folder: Path, epochs: int = 1, resumed: dict[str, Any] | None = None, **settings: Any) -> Any:
+def fitted(
+    model: Any,
+    folder: Path,
+    epochs: int = 1,
+    resumed: dict[str, Any] | None = None,
+    loaders: Any = loader,
+    **settings: Any,
+) -> Any:
     trainer = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, default_root_dir=folder, **settings,
     )  # fmt: skip
-    trainer.fit(model, loader(), **(resumed or {}))
+    trainer.fit(model, None if loaders is None else loaders(), **(resumed or {}))
     return trainer
 
 
@@ -119,17 +127,14 @@ def test_manual_optimization(tmp_path: Path) -> None:
 
 def test_two_ranks(tmp_path: Path) -> None:
     """Each rank sees half of every batch of the joined training."""
-    model = Module().double()
-    fitted(model, tmp_path, devices=2, strategy="ddp_fork")
+
+    class Halves(Module):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(data(), batch_size=16, sampler=DistributedSampler(data(), shuffle=False))
+
+    model = Halves().double()
+    fitted(model, tmp_path, loaders=None, devices=2, strategy="ddp_fork", use_distributed_sampler=False)
     joined = mixed().double()
-    rows = list(loader())
-    pairs = [tuple(map(torch.cat, zip(*pair, strict=True))) for pair in (rows[:2], rows[2:])]
-    train(joined, lnb.LNB(joined), _interleaved(pairs))
+    train(joined, lnb.LNB(joined), DataLoader(data(), batch_size=32))
     for p, q in zip(model.net.parameters(), joined.parameters(), strict=True):
         torch.testing.assert_close(p, q)
-
-
-def _interleaved(pairs: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, Tensor]]:
-    """A rank takes every second row, in batches of 16: together these are 32 rows in a row."""
-    x, y = (torch.cat([pair[i] for pair in pairs]) for i in range(2))
-    return [(x[begin : begin + 32], y[begin : begin + 32]) for begin in (0, 32)]

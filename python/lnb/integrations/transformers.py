@@ -21,7 +21,9 @@ from torch import nn
 from lnb.optimizer import LNB
 
 
-def optimizer_cls_and_kwargs(arguments: Any, **settings: Any) -> tuple[Callable[[], Callable[..., LNB]], dict[str, Any]]:
+def optimizer_cls_and_kwargs(
+    arguments: Any, **settings: Any
+) -> tuple[Callable[[], Callable[..., LNB]], dict[str, Any]]:
     """What ``Trainer`` takes as ``optimizer_cls_and_kwargs``: a factory, and what it is called with beside the model.
 
     Args:
@@ -43,7 +45,10 @@ def create_optimizer(model: nn.Module, *, weight_decay: float, **settings: Any) 
     decaying = set(Trainer.get_decay_parameter_names(cast(Any, None), model))  # of the model's names alone
     moving = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for name, p in moving if (name in decaying) is decays], "weight_decay": weight_decay if decays else 0.0}
+        {
+            "params": [p for name, p in moving if (name in decaying) is decays],
+            "weight_decay": weight_decay if decays else 0.0,
+        }
         for decays in (True, False)
     ]
     return LNB(model, params=[group for group in groups if group["params"]], **settings)
