@@ -7,9 +7,9 @@
             return optimizers_of(self, lr=0.1)
 
 ``return lnb.LNB(self)`` does the same; this function adds a scheduler in the form that Lightning wants. Automatic and manual
-optimization, accumulation, ``gradient_clip_val``, the precisions ``bf16-mixed``, ``bf16-true`` and ``64-true``, the strategy ``ddp``,
-and ``fit(..., ckpt_path=...)`` need nothing more. (``16-mixed`` needs a GPU.) FSDP and DeepSpeed strategies shard parameters; what
-:class:`lnb.LNB` says about shards holds for them.
+optimization, ``gradient_clip_val``, the precisions ``bf16-mixed``, ``bf16-true`` and ``64-true``, the strategy ``ddp``, and
+``fit(..., ckpt_path=...)`` need nothing more. FSDP and DeepSpeed strategies shard parameters; what :class:`lnb.LNB` says about
+shards holds for them.
 """
 
 from __future__ import annotations

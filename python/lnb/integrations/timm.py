@@ -5,7 +5,7 @@
     optimizer = create_optimizer(model, lr=0.1, weight_decay=0.05, layer_decay=0.75)
     scheduler = timm.scheduler.CosineLRScheduler(optimizer, t_initial=epochs)
 
-``layer_decay`` puts an ``lr_scale`` into every group. timm's schedulers multiply the rate by it; neither timm's optimizers nor LNB do.
+With ``layer_decay`` every group has an ``lr_scale``. timm's schedulers multiply the rate by it, timm's optimizers and LNB do not.
 With a scheduler of torch use ``lnb.param_groups(model, lr=..., layer_decay=...)`` instead, which writes the product into ``lr``.
 """
 
@@ -44,7 +44,8 @@ def create_optimizer(
     """
     from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
-    own = model.no_weight_decay() if callable(getattr(model, "no_weight_decay", None)) else ()
+    listed = getattr(model, "no_weight_decay", None)
+    own = listed() if callable(listed) and not isinstance(listed, Tensor) else ()
     kept = {*own, *no_weight_decay}
     if layer_decay is None:
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=kept)

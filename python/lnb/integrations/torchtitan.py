@@ -9,11 +9,11 @@
         optimizer_factory_kwargs_by_name={"LNB": {"preset": "fast"}},
     )
 
-in place of torchtitan's own ``OptimizersContainer.Config``. Each group has its ``lr``, ``weight_decay`` and ``ridge``; all other settings
-are LNB's, under its name. Other patterns may go to ``AdamW``. The state is named by parameter, as torchtitan's checkpoints keep
-it. A part of a pipeline that has no layer for LNB is an error: give its parameters to ``AdamW``.
+in place of torchtitan's own ``OptimizersContainer.Config``. Each group has its ``lr``, ``weight_decay`` and ``ridge``; all other
+settings are LNB's, under its name. Other patterns may go to ``AdamW``. The state is named by parameter, as torchtitan's
+checkpoints keep it. A part of a pipeline that has no layer for LNB is an error: give its parameters to ``AdamW``.
 
-Tensor, expert and fully sharded data parallelism make parameters DTensors; what :class:`lnb.LNB` says about shards holds for them.
+Tensor, expert and fully sharded data parallelism make parameters DTensors; what :class:`lnb.LNB` says about shards holds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lnb.optimizer import LNB
 class OptimizersContainer(titan.OptimizersContainer):  # type: ignore[misc]
     """torchtitan's container, which knows one name more: ``"LNB"``."""
 
-    class Config(titan.OptimizersContainer.Config):  # type: ignore[misc, name-defined]
+    class Config(titan.OptimizersContainer.Config):  # type: ignore[misc]
         """torchtitan's, unchanged; it builds this container."""
 
         __slots__ = ()

@@ -5,10 +5,10 @@
     args = TrainingArguments(..., learning_rate=0.1, weight_decay=0.0)
     trainer = Trainer(model, args, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(args), ...)
 
-The Trainer makes the optimizer itself, of the model as it is when training begins, with its own choice of parameters that decay,
-its schedulers, and resuming. LNB's ``lr`` has another unit than AdamW's, so set ``learning_rate``: the Trainer's default of 5e-5 barely
-moves. Under ``torchrun`` the Trainer wraps the model in ``DistributedDataParallel``, which LNB finds at the first step. Without
-groups, ``Trainer(model, args, optimizers=(lnb.LNB(model), None))`` does too.
+The Trainer makes the optimizer itself, of the model as it is when training begins, with its own choice of parameters that
+decay, its schedulers, and resuming. LNB's ``lr`` has another unit than AdamW's, so set ``learning_rate``: with the Trainer's
+default of 5e-5 a model barely moves. Under ``torchrun`` the Trainer wraps the model in ``DistributedDataParallel``; LNB finds it
+at the first step. Where one group is enough, ``Trainer(model, args, optimizers=(lnb.LNB(model), None))`` does too.
 """
 
 from __future__ import annotations
