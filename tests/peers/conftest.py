@@ -38,8 +38,9 @@ def _table() -> str:
     lines = [
         "# Suites of others, with LNB",
         "",
-        "Written by `make peers`. PyTorch's own optimizer tests are not in its wheel: `tests/peers/test_torch_optimizer.py` repeats what they",
-        "check, over an `OptimizerInfo` of LNB, and over those of AdamW and SGD as a control. All else is the others' own code.",
+        "Written by `make peers`. PyTorch's optimizer tests are not in its wheel: `tests/peers/test_torch_optimizer.py` writes",
+        "anew what they check, for an `OptimizerInfo` of LNB, and as a control for those of AdamW and SGD, which count too. For",
+        "checkpoints it is PyTorch's own comparisons that run, of accelerate its own scripts, of Lightning its own test models.",
         "",
         "| suite | version | ran | passed | failed | skipped |",
         "| --- | --- | --- | --- | --- | --- |",

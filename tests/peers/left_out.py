@@ -7,7 +7,7 @@ LEFT_OUT = {
         "complex, complex_2d": "LNB takes real parameters; others are refused by name",
         "rosenbrock_sparse": "LNB takes dense gradients; sparse ones are refused",
         "foreach_matches_forloop, fused_matches_forloop, set_default_dtype_works_with_foreach, defaults_changed_to_foreach, "
-        "foreach_large_tensor, fused_large_tensor, peak_memory_foreach": "LNB has one implementation; the keys mean nothing to it",
+        "foreach_large_tensor, fused_large_tensor, peak_memory_foreach": "LNB has one implementation",
         "fused_does_not_step_if_foundinf, grad_scaling_autocast_fused_optimizers": "as above; the scaler's own skipping is run",
         "capturable, maximize, differentiable inputs": "refused by name: see `lnb/groups.py`",
         "state_dict_with_cuda_params, fused_cpu_matches_cuda, mixed_device_dtype, forloop_goes_right_direction_multigpu": "they "
@@ -22,8 +22,7 @@ LEFT_OUT = {
         "test_gradient_accumulation": "the script runs it on accelerators only; accumulation with an optimizer is run",
         "check_seedable_sampler_in_batch_sampler_shard (1 rank)": "the script runs it on several ranks only",
         "test_split_between_processes_dataset": "needs `datasets`; no optimizer in it",
-        "test_ops, test_merge_weights, test_notebook, test_ddp_comm_hook, test_distributed_data_loop": "no optimizer in them, or a "
-        "GPU",
+        "test_ops, test_merge_weights, test_notebook, test_ddp_comm_hook, test_distributed_data_loop": "no optimizer, or a GPU",
     },
     "Lightning": {
         "BoringDataModuleNoLen, IterableBoringDataModule": "data of other shapes for the same loops",

@@ -22,7 +22,8 @@ def test_accelerates_own_script(script: str, ranks: int, tmp_path: Path, record_
     tests = Path(__file__).parents[1]
     launch = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path]), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path]), "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, *launch, str(tests / "peers" / "accelerate_scripts.py"), script, str(tmp_path)],

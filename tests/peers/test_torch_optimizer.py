@@ -100,7 +100,10 @@ class TestOptimizer(TestCase):  # type: ignore[misc]
     ) -> None:
         for makers in optim_info.scheduler_inputs:
             model = linear_model(dtype)
-            groups = [{"params": model[0].parameters()}, {"params": [*model[1].parameters(), *model[3].parameters()], "lr": 0.02}]
+            groups = [
+                {"params": model[0].parameters()},
+                {"params": [*model[1].parameters(), *model[3].parameters()], "lr": 0.02},
+            ]
             optimizer = optim_info.optim_cls(groups, lr=0.01)
             schedulers = [make(optimizer) for make in makers]
             before = loss_of(model).item()
@@ -142,7 +145,10 @@ class TestOptimizer(TestCase):  # type: ignore[misc]
         plain, without = made(cls, dtype, {"lr": 0.01, "weight_decay": 0.0})
         torch.manual_seed(1)
         model = linear_model(dtype)
-        groups = [{"params": [*model[0].parameters(), *model[1].parameters()]}, {"params": model[3].parameters(), "weight_decay": 0.9}]
+        groups = [
+            {"params": [*model[0].parameters(), *model[1].parameters()]},
+            {"params": model[3].parameters(), "weight_decay": 0.9},
+        ]
         decayed = cls(groups, lr=0.01, weight_decay=0.0)
         step(plain, without)
         step(model, decayed)

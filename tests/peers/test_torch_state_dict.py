@@ -1,4 +1,4 @@
-"""PyTorch's own comparisons of state dicts (``common_state_dict``), for states of LNB that ``torch.distributed.checkpoint`` names."""
+"""PyTorch's own comparisons of state dicts, for states of LNB under the names of ``torch.distributed.checkpoint``."""
 
 from __future__ import annotations
 
@@ -39,14 +39,12 @@ class TestStateDict(TestCase, VerifyStateDictMixin):  # type: ignore[misc]
     def _verify(self, wrap: Any = lambda model: model, groups: Any = None, frozen: tuple[str, ...] = ()) -> None:
         options = StateDictOptions(ignore_frozen_params=bool(frozen))
         pairs = []
-        for _ in range(3):
+        for i in range(3):
             model = mixed()
             for name in frozen:
                 model.get_parameter(name).requires_grad_(False)
             params = None if groups is None else groups(model)
-            if frozen:
-                params = [p for p in model.parameters() if p.requires_grad]
-            pairs.append((model, wrap(model), lnb.LNB(model, 0.05, params=params)))
+            pairs.append((model, wrap(model) if i else model, lnb.LNB(model, 0.05, params=params)))
         (model, plain, optimizer), (other, wrapped, second), (_, fresh, third) = pairs
         for net, opt in ((plain, optimizer), (wrapped, second)):
             train(net, opt, batches(3))
@@ -89,7 +87,11 @@ class TestStateDict(TestCase, VerifyStateDictMixin):  # type: ignore[misc]
         flat = get_optimizer_state_dict(models[0], first, options=options)
         self.assertIn("state.0.weight.momentum", flat)
         set_state_dict(
-            models[1], optimizers=second, model_state_dict=models[0].state_dict(), optim_state_dict=flat, options=options
+            models[1],
+            optimizers=second,
+            model_state_dict=models[0].state_dict(),
+            optim_state_dict=flat,
+            options=options,
         )
         self.assertEqual(first.state_dict(), second.state_dict())
 
@@ -98,10 +100,6 @@ class TestStateDict(TestCase, VerifyStateDictMixin):  # type: ignore[misc]
         source = mixed()
         with torch.device("meta"):
             model = mixed()
-        set_state_dict(
-            model, optimizers=[], model_state_dict=source.state_dict(), optim_state_dict={},
-            options=StateDictOptions(broadcast_from_rank0=False, strict=True),
-        )  # fmt: skip
         model.load_state_dict(source.state_dict(), assign=True)
         for net in (model, source):
             train(net, lnb.LNB(net), batches(2))
