@@ -77,7 +77,7 @@ def test_a_detached_copy_is_an_ordinary_model_and_training_goes_on(name: str, to
 @pytest.mark.parametrize("tool", ON_ATTACHED)
 @pytest.mark.parametrize("name", MODELS)
 def test_what_works_on_an_attached_model(name: str, tool: str) -> None:
-    model, optimizer, x = trained(name)
+    model, _, x = trained(name)
     taken = TOOLS[tool](model.eval(), x)
     torch.testing.assert_close(taken(x), model(x))
 
