@@ -65,6 +65,12 @@ def test_the_factorys_steps_and_groups(tmp_path: Path) -> None:
     same_parameters(trainer.model.net, by_hand)
 
 
+def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
+    trainer = run(tmp_path, 1, 4, gradient_accumulation_steps=4)
+    for p, q in zip(trainer.model.net.parameters(), joined(4).parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)  # losses are in float32
+
+
 def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     model[0].requires_grad_(False)

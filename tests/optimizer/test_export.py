@@ -40,7 +40,7 @@ TOOLS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "jit.trace": lambda model, x: torch.jit.trace(model, x, check_trace=False),
     "jit.script": lambda model, x: torch.jit.script(model),
 }
-ON_ATTACHED = ("export", "compile")
+ON_ATTACHED = ("export", "compile", "symbolic_trace")
 
 
 def trained(name: str) -> tuple[nn.Module, lnb.LNB, Tensor]:
@@ -101,6 +101,19 @@ def test_an_exported_program_needs_no_lnb_after_detach() -> None:
 
     assert own_operators(attached)
     assert not own_operators(plain)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_graph_of_an_attached_model_trains_it(name: str) -> None:
+    model, optimizer, x = trained(name)
+    twin, second = copy.deepcopy((model, optimizer))
+    graph = torch.fx.symbolic_trace(model)
+    assert {str(node.target) for node in graph.graph.nodes if node.op == "call_module"} <= dict(model.named_modules()).keys()
+    for _ in range(2):
+        step(graph, optimizer, x)
+        step(twin, second, x)
+    assert equal_parameters(model, twin)
+    assert "__module__" not in vars(next(iter(lnb.detach(model).children())))
 
 
 def test_compiled_before_and_after_attaching_trains_alike() -> None:
