@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from optimizer.small_models import batches, mixed, train
 from torch import nn
 
 import lnb
-from lnb.integrations.transformers import create_optimizer
+from lnb.integrations.transformers import create_optimizer, optimizer_cls_and_kwargs
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -63,6 +64,15 @@ def test_the_factorys_steps_and_groups(tmp_path: Path) -> None:
     groups = [{"params": decays, "weight_decay": 0.5}, {"params": kept, "weight_decay": 0.0}]
     train(by_hand, lnb.LNB(by_hand, params=groups), batches(4))
     same_parameters(trainer.model.net, by_hand)
+
+
+def test_adamws_rate_is_warned_of(tmp_path: Path) -> None:
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.warns(UserWarning, match=r"learning_rate=5e-05 is the default"):
+        optimizer_cls_and_kwargs(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert optimizer_cls_and_kwargs(arguments, lr=0.1)[1] == {"lr": 0.1, "weight_decay": 0.0}
 
 
 def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
