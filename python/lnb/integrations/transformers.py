@@ -6,7 +6,7 @@
     trainer = Trainer(model, args, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(args), ...)
 
 The Trainer makes the optimizer itself, of the model as it is when training begins, with its own choice of parameters that
-decay, its schedulers, and resuming. LNB's ``lr`` has another unit than AdamW's: with the Trainer's default ``learning_rate``, 5e-5,
+decay, its schedulers, and resuming. LNB's ``lr`` has another unit than AdamW's: with the default ``learning_rate`` of 5e-5
 a model barely moves. Under ``torchrun`` the Trainer wraps the model in ``DistributedDataParallel``, which LNB finds at the first
 step. Where one group is enough, ``Trainer(model, args, optimizers=(lnb.LNB(model), None))`` does too.
 """
