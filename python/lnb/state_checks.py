@@ -37,7 +37,7 @@ def check_entries(
         for key, value in entry.items():
             where = f"{key!r} of parameter {name!r}"
             _check_tensor(where, value, allowed_shapes(str(key), parameter, block, config))
-            if SCHEMA[key].kind is Kind.COUNT and not float(value) >= 0:
+            if SCHEMA[str(key)].kind is Kind.COUNT and not float(value) >= 0:
                 raise ValueError(f"state_dict: {where} is {float(value)}, it must be a count of at least 0")
             tensors[where] = value
         missing = required_keys(parameter, block, config) - entry.keys() if entry else set()

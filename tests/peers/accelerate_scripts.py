@@ -76,21 +76,22 @@ def counted(check: Callable[..., Any], ran: list[str]) -> Callable[..., Any]:
     return run
 
 
-def prepared(script: str) -> tuple[Any, list[str]]:
-    """The script's module, and where its checks will be noted."""
+def prepared(script: str) -> tuple[Any, list[str], list[str]]:
+    """The script's module, the names of its checks, and where those that ran will be noted."""
     module: Any = importlib.import_module(f"accelerate.test_utils.scripts.{script}")
     module.RegressionModel = Line
+    checks: list[str] = []
     ran: list[str] = []
     for name, value in vars(module).copy().items():
         own = getattr(value, "__module__", None) == module.__name__
         if own and callable(value) and (name.startswith(("test_", "check_")) or name.endswith("_check")):
             setattr(module, name, counted(value, ran))
+            checks.append(name)
     if script == "test_sync":
         # of each pair the first is of a model that nobody wraps, which sees the rows of all ranks
         groups = itertools.cycle([None, "auto"])
         module.AdamW = lambda params, lr: optimizer_of(params, lr, next(groups))
     else:
-        of_all = torch.optim.SGD
         plain = module.mock_training
 
         def alone(*arguments: Any, **named: Any) -> Any:
@@ -100,16 +101,15 @@ def prepared(script: str) -> tuple[Any, list[str]]:
             finally:
                 torch.optim.SGD = optimizer_of  # type: ignore[assignment, misc]
 
-        assert of_all is not optimizer_of
         module.mock_training = alone
         module.is_datasets_available = lambda: False
-    return module, ran
+    return module, checks, ran
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    module, ran = prepared(sys.argv[1])
+    module, checks, ran = prepared(sys.argv[1])
     module.main()
     folder, rank = Path(sys.argv[2]), os.environ.get("RANK", "0")
-    (folder / f"rank{rank}.json").write_text(json.dumps(ran))
+    (folder / f"rank{rank}.json").write_text(json.dumps([checks, ran]))

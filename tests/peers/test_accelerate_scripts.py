@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peers.left_out import LEFT_OUT
 
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
@@ -30,7 +31,10 @@ def test_accelerates_own_script(script: str, ranks: int, tmp_path: Path, record_
         env=environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    ran = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(ranks)]
-    assert all(found == ran[0] for found in ran)
-    assert WITH_OPTIMIZER[script] in ran[0]
-    record_property("checks", len(ran[0]))
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(ranks)]
+    assert all(each == found[0] for each in found)
+    checks, ran = found[0]
+    assert WITH_OPTIMIZER[script] in ran
+    left_out = " ".join(LEFT_OUT["accelerate"])
+    assert [check for check in checks if check not in ran and check not in left_out] == []
+    record_property("checks", len(ran))
