@@ -10,7 +10,9 @@
 # make sanitize
 #             the CPU module's tests under the address, undefined-behaviour and thread sanitizers, and with poisoned memory
 # make trainers
-#             LNB in accelerate, Lightning, Transformers, timm and peft, which it installs into .venv
+#             LNB in accelerate, Lightning, Transformers, timm, torchtitan and peft, which it installs into .venv
+# make peers
+#             optimizer tests of PyTorch, accelerate and Lightning with LNB; what ran goes to docs/peers.md
 # make gpu    on a machine with a GPU, offline: build, tests on hardware, times
 # Each makes its environment in .venv first, and again when requirements or sources change.
 
@@ -29,9 +31,9 @@ NATIVE_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name 
 RUN := PYTHONPATH= OMP_NUM_THREADS=1
 
 # A wheel without the native module is good enough for the demo, but not for the tests.
-test pytest fuzz bench reliability sanitize trainers: export LNB_NATIVE := required
+test pytest fuzz bench reliability sanitize trainers peers: export LNB_NATIVE := required
 
-.PHONY: demo test lint types pytest fuzz bench bench-compare reliability sanitize trainers gpu clean
+.PHONY: demo test lint types pytest fuzz bench bench-compare reliability sanitize trainers peers gpu clean
 
 demo: $(VENV)/.run $(VENV)/.wheel
 	$(BIN)/lnb demo
@@ -77,6 +79,10 @@ sanitize: $(VENV)/.test $(VENV)/.wheel
 trainers: $(VENV)/.test $(VENV)/.wheel
 	$(PIP) install --quiet -r requirements/trainers.txt
 	$(RUN) LNB_TEST_INSTALLED=1 $(BIN)/pytest tests/integrations $(ARGS)
+
+peers: $(VENV)/.test $(VENV)/.wheel
+	$(PIP) install --quiet -r requirements/trainers.txt
+	$(RUN) LNB_TEST_INSTALLED=1 LNB_PEERS_TABLE=docs/peers.md $(BIN)/pytest tests/peers $(ARGS)
 
 # No environment of its own: it must work offline, with the torch and triton that the machine has.
 gpu:

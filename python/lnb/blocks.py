@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lnb.factored import block_count
 from lnb.layers.attach import unsupported_reason
@@ -14,6 +15,9 @@ from lnb.layers.capture import Capture, Rows
 from lnb.layers.kind import LayerKind
 from lnb.layers.probed import ProbedLayer, original_class
 from lnb.layers.registry import kind_of
+
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""What ``torch.compile``, activation checkpointing and FSDP call the module inside; no module of a user's has such a name."""
 
 
 @dataclass(eq=False)
@@ -178,6 +182,7 @@ def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inven
     excluded = {id(inner) for module in exclude for inner in module.modules()}
     users = _users(model)
     paths = {module: path for path, module in model.named_modules()}
+    own = {parameter: _without_wrappers(model, name) for parameter, name in names.items()}
     blocks: list[Block] = []
     reasons: dict[nn.Parameter, str] = {}
     for parameter, uses in users.items():
@@ -188,7 +193,7 @@ def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inven
         modules = [module for module, _ in uses]
         kind = kind_of(uses[0][0])
         if kind is not None and uses[0][1] in kind.weights(uses[0][0]):
-            blocks.append(_block(names, parameter, modules, [paths[module] for module in modules]))
+            blocks.append(_block(own, parameter, modules, [paths[module] for module in modules]))
     return Inventory(blocks, names, reasons)
 
 
@@ -236,6 +241,14 @@ def _reason_against(
     if any(kind.geometry(module) != kind.geometry(first) for module, _ in uses):
         return f"shared by {kind.words}s of different geometry"
     return None
+
+
+def _without_wrappers(model: nn.Module, name: str) -> str:
+    """The name that a parameter has in the model itself: plans are saved by it, and loaded where wrappers are others."""
+    parts = name.split(".")
+    if isinstance(model, DistributedDataParallel | DataParallel):
+        parts = parts[1:]
+    return ".".join(part for part in parts if part not in _WRAPPERS)
 
 
 def _find(model: nn.Module, path: str) -> nn.Module | None:

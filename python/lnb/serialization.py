@@ -15,7 +15,8 @@ from lnb.blocks import Inventory
 from lnb.config import CARRIED, Config, check_group, current_name
 from lnb.groups import check_switches
 from lnb.layers.capture import statistics_dtype
-from lnb.state_schema import COUNTS, WIDE, check_entries, saved_settings
+from lnb.state_checks import check_entries
+from lnb.state_schema import is_rounded, saved_settings
 
 if TYPE_CHECKING:
     from lnb.planning.planner import Planner
@@ -146,7 +147,7 @@ def _fitted(key: str, value: Tensor, parameter: Tensor) -> Tensor:
     """``value`` on the device of ``parameter``, in the precision in which its statistics are kept."""
     if value.device == parameter.device and value.dtype == statistics_dtype(parameter.dtype):
         return value
-    rounds = key not in (*COUNTS, *WIDE) and value.dtype in (torch.float32, torch.float64)
+    rounds = is_rounded(key) and value.dtype in (torch.float32, torch.float64)
     return value.to(parameter.device, statistics_dtype(parameter.dtype) if rounds else value.dtype)
 
 

@@ -1,28 +1,221 @@
-"""What the state of a parameter consists of: which tensors, of which shapes, and which of them come together."""
+"""What the state consists of, stated once for every key: whose it is, its shape, its dtype, and when there is one.
+
+Sizes (:mod:`lnb.planning.memory`), what a saved state must hold (:mod:`lnb.state_checks`), and what loading may round
+(:mod:`lnb.serialization`) are derived from :data:`SCHEMA`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import enum
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lnb.blocks import Block
 from lnb.config import Config
+from lnb.factored import block_count
+from lnb.layers.capture import statistics_dtype
 from lnb.master import has_master
-from lnb_kernels import multi_tensor
+from lnb.work import moment_blocks
+from lnb_kernels.scaling import sum_dtype
 
-COUNTS = ("step", "moment_step", "second_moment_step")
-_NUMBERS = ("weight_norm", "growth", "fraction", "last_slope", "radius", "independent_square")
-WIDE = ("row_square", *_NUMBERS)
-"""Kept in float64 whatever the parameter is: squares of gradients, and what is compared with them."""
-_DTYPES = (torch.float32, torch.float64)
+Shape = tuple[int, ...]
+When = Callable[[Tensor, Block | None, Config], bool]
 
-Entry = tuple[nn.Parameter, dict[str, Any]]
+OPTIMIZER_ENTRIES = ("lnb_format", "lnb_step", "lnb_settings", "lnb_plan")
+"""Owned by the optimizer, plain values beside ``state`` and ``param_groups`` in a state dict: the number of the format, steps
+made, settings that decide what the state means, and what was chosen for single layers. They take no memory of a device."""
 
 
-def required_keys(parameter: nn.Parameter, block: Block | None, config: Config) -> set[str]:
+class Owner(enum.Enum):
+    """Whose an entry is, and so in whose state it stands."""
+
+    PARAMETER = "every parameter's own"
+    LAYER = "one for a layer, in the state of its weight"
+
+
+class Kind(enum.Enum):
+    """In which precision an entry is kept."""
+
+    COUNT = "float32, also where statistics are in float64: a count of steps"
+    STATISTIC = "float64 for parameters in float64, float32 for all others"
+    WIDE = "float64 where the device has it: squares of gradients, and what is compared with them"
+    MASTER = "float32"
+
+    def dtype(self, parameter: Tensor) -> torch.dtype:
+        """Of the entries of ``parameter``."""
+        if self is Kind.STATISTIC:
+            return statistics_dtype(parameter.dtype)
+        return sum_dtype(parameter.device) if self is Kind.WIDE else torch.float32
+
+
+@dataclass(frozen=True)
+class Form:
+    """The shape of an entry.
+
+    Args:
+        planned: with given settings.
+        allowed: all that a saved state may have, whatever the settings were; None for the planned one alone.
+    """
+
+    planned: Callable[[Tensor, Block | None, Config], Shape]
+    allowed: Callable[[Tensor, Block], list[Shape]] | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of the state of a parameter.
+
+    Args:
+        owner: the parameter, or the layer whose weight it is.
+        kind: its precision.
+        form: its shape.
+        when: whether a step of the parameter makes it; of a layer whose weight and bias both move.
+        required: whether a state without it is not whole. Others are made anew where they are missing, or depend on what
+            was frozen in a step.
+    """
+
+    owner: Owner
+    kind: Kind
+    form: Form
+    when: When
+    required: bool = True
+
+
+def _of_layer(block: Block | None) -> Block:
+    assert block is not None, "entries of layers are asked for with the layer"
+    return block
+
+
+def _block_form(outputs: bool, ones: int) -> Form:
+    """Diagonal blocks ``[groups, blocks, size, size]`` of inputs or outputs, with ``ones`` rows more for the constant 1."""
+
+    def side_of(block: Block) -> int:
+        return block.shape[1] if outputs else block.shape[2]
+
+    def cut(block: Block, count: int) -> Shape:
+        size = side_of(block) // count + ones
+        return block.shape[0], count, size, size
+
+    def planned(parameter: Tensor, block: Block | None, config: Config) -> Shape:
+        layer = _of_layer(block)
+        count = block_count(side_of(layer), config.block_size) if outputs else moment_blocks(layer, config)
+        return cut(layer, count)
+
+    def allowed(parameter: Tensor, block: Block) -> list[Shape]:
+        side = side_of(block)
+        return [cut(block, count) for count in range(1, side + 1) if side % count == 0]
+
+    return Form(planned, allowed)
+
+
+_NUMBER = Form(lambda parameter, block, config: ())
+_AS_PARAMETER = Form(lambda parameter, block, config: tuple(parameter.shape))
+_PER_ROW = Form(lambda parameter, block, config: _of_layer(block).shape[:2])
+_PER_INPUT = Form(lambda parameter, block, config: _of_layer(block).shape[::2])
+_MATRIX = Form(
+    lambda parameter, block, config: (*_of_layer(block).shape[:2], _of_layer(block).d_in + has_bias(_of_layer(block))),
+    lambda parameter, block: [(*block.shape[:2], block.d_in), (*block.shape[:2], block.d_in + 1)],
+)
+_INPUT_BLOCKS, _INPUT_BLOCKS_WITH_ONES = _block_form(outputs=False, ones=0), _block_form(outputs=False, ones=1)
+_OUTPUT_BLOCKS = _block_form(outputs=True, ones=0)
+
+
+def has_bias(block: Block) -> bool:
+    """Whether the bias is a column of the layer's matrices."""
+    return block.bias is not None
+
+
+def _always(parameter: Tensor, block: Block | None, config: Config) -> bool:
+    return True
+
+
+def _if(setting: Callable[[Config], bool]) -> When:
+    return lambda parameter, block, config: setting(config)
+
+
+def _of_others_squares(parameter: Tensor, block: Block | None, config: Config) -> bool:
+    return block is None and config.others == "adamw"
+
+
+def _of_bias_columns(parameter: Tensor, block: Block | None, config: Config) -> bool:
+    return config.factored and has_bias(_of_layer(block))
+
+
+_two_sided = _if(lambda config: config.factored and config.region.two_sided)
+_two_sided_average = _if(lambda config: config.factored and config.region.two_sided and config.b_s > 0)
+_second_moment = _if(lambda config: config.keeps_second_moment)
+_feature_moments = _if(lambda config: config.keeps_feature_moments)
+_agreement = _if(lambda config: config.damping == "agreement")
+_gain = _if(lambda config: config.damping == "gain")
+_bounded = _if(lambda config: config.max_relative_change is not None)
+
+_P, _L = Owner.PARAMETER, Owner.LAYER
+SCHEMA: dict[str, Entry] = {
+    "step": Entry(_P, Kind.COUNT, _NUMBER, _always),
+    "momentum": Entry(_P, Kind.STATISTIC, _AS_PARAMETER, _always),
+    "master": Entry(_P, Kind.MASTER, _AS_PARAMETER, lambda parameter, block, config: has_master(parameter, config)),
+    "gradient_square": Entry(_P, Kind.STATISTIC, _AS_PARAMETER, _of_others_squares, required=False),
+    "last_step": Entry(
+        _P,
+        Kind.STATISTIC,
+        _AS_PARAMETER,
+        lambda p, block, config: block is not None and config.damping == "gain",
+        False,
+    ),
+    "factor": Entry(_L, Kind.STATISTIC, _INPUT_BLOCKS, _if(lambda config: config.factored)),
+    "factor_mean": Entry(_L, Kind.STATISTIC, _PER_INPUT, _of_bias_columns, required=False),
+    "output_factor": Entry(_L, Kind.STATISTIC, _OUTPUT_BLOCKS, _two_sided),
+    "output_moment": Entry(_L, Kind.STATISTIC, _OUTPUT_BLOCKS, _two_sided_average),
+    "second_moment": Entry(_L, Kind.STATISTIC, _INPUT_BLOCKS_WITH_ONES, _second_moment),
+    "second_moment_step": Entry(_L, Kind.COUNT, _NUMBER, _second_moment),
+    "mean": Entry(_L, Kind.STATISTIC, _PER_INPUT, _feature_moments),
+    "mean_square": Entry(_L, Kind.STATISTIC, _PER_INPUT, _feature_moments),
+    "moment_step": Entry(_L, Kind.COUNT, _NUMBER, _feature_moments),
+    "direction": Entry(_L, Kind.STATISTIC, _MATRIX, _if(lambda config: config.keeps_direction)),
+    "row_square": Entry(_L, Kind.WIDE, _PER_ROW, _agreement, required=False),
+    "independent_square": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
+    "radius": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
+    "fraction": Entry(_L, Kind.WIDE, _NUMBER, _gain, required=False),
+    "last_slope": Entry(_L, Kind.WIDE, _NUMBER, _gain, required=False),
+    "weight_norm": Entry(_L, Kind.WIDE, _NUMBER, _bounded, required=False),
+    "growth": Entry(_L, Kind.WIDE, _NUMBER, _bounded, required=False),
+}
+"""Every key of the state of a parameter."""
+
+
+def planned_entries(
+    parameter: Tensor, block: Block | None, config: Config, weight: bool = True
+) -> Iterator[tuple[str, Entry, Shape]]:
+    """What the first steps of a parameter make: the keys, and the shapes.
+
+    Args:
+        parameter: of the model, or added to the optimizer.
+        block: the layer that it moves with, if there is one.
+        config: the layer's settings; of any other parameter the optimizer's.
+        weight: whether it is the layer's weight, which has the layer's own entries.
+    """
+    for key, entry in SCHEMA.items():
+        of_layer = entry.owner is Owner.LAYER
+        if of_layer and (block is None or not weight):
+            continue
+        if entry.when(parameter, block, config):
+            yield key, entry, entry.form.planned(parameter, block, config)
+
+
+def planned_bytes(parameter: Tensor, block: Block | None, config: Config, weight: bool = True) -> int:
+    """Bytes of these."""
+    return sum(
+        entry.kind.dtype(parameter).itemsize * math.prod(shape)
+        for _, entry, shape in planned_entries(parameter, block, config, weight)
+    )
+
+
+def required_keys(parameter: Tensor, block: Block | None, config: Config) -> set[str]:
     """What the state of a parameter that has made a step holds at least.
 
     Args:
@@ -30,101 +223,22 @@ def required_keys(parameter: nn.Parameter, block: Block | None, config: Config) 
         block: the layer whose weight it is, if it is one.
         config: the layer's settings; of any other parameter the optimizer's.
     """
-    keys = {"step", "momentum"}
-    if has_master(parameter, config):
-        keys.add("master")
-    if block is None:
-        return keys
-    if config.factored:
-        keys.add("factor")
-        if config.region.two_sided:
-            keys.add("output_factor")
-            if config.b_s > 0:
-                keys.add("output_moment")
-    if config.keeps_second_moment:
-        keys |= {"second_moment", "second_moment_step"}
-    if config.keeps_feature_moments:
-        keys |= {"mean", "mean_square", "moment_step"}
-    if config.keeps_direction:
-        keys.add("direction")
-    return keys
+    return {key for key, entry, _ in planned_entries(parameter, block, config) if entry.required}
 
 
-def allowed_shapes(key: str, parameter: Tensor, block: Block | None) -> list[tuple[int, ...]]:
-    """The shapes that state ``key`` of ``parameter`` may have; none where it has no such state."""
-    if key in (*COUNTS, *_NUMBERS):
-        return [()]
-    if key in ("momentum", "gradient_square", "master", "last_step"):
-        return [tuple(parameter.shape)]
-    if block is None:
+def allowed_shapes(key: str, parameter: Tensor, block: Block | None, config: Config) -> list[Shape]:
+    """The shapes that state ``key`` of ``parameter`` may have, whatever the settings; none where it has no such state."""
+    entry = SCHEMA.get(key)
+    if entry is None or (entry.owner is Owner.LAYER and block is None):
         return []
-    groups, rows, d_in = block.shape
-    if key == "row_square":
-        return [(groups, rows)]
-    if key == "direction":
-        return [(groups, rows, d_in), (groups, rows, d_in + 1)]
-    if key in ("second_moment", "factor", "output_factor", "output_moment"):
-        side = rows if key.startswith("output") else d_in
-        ones = key == "second_moment"
-        sizes = [(blocks, side // blocks + ones) for blocks in range(1, side + 1) if side % blocks == 0]
-        return [(groups, blocks, size, size) for blocks, size in sizes]
-    return [(groups, d_in)] if key in ("mean", "mean_square", "factor_mean") else []
+    if entry.form.allowed is None:
+        return [entry.form.planned(parameter, block, config)]
+    return entry.form.allowed(parameter, _of_layer(block))
 
 
-def check_entries(
-    entries: Iterable[Entry],
-    names: dict[nn.Parameter, str],
-    by_weight: dict[nn.Parameter, Block],
-    config_of: Callable[[Block | None], Config],
-) -> None:
-    """Require that every parameter's saved state is whole, of the right shapes, real and finite.
-
-    Raises:
-        TypeError: the state of a parameter is no dict.
-        ValueError: it lacks something, or has a tensor that does not fit; the message names the parameter and the key.
-    """
-    tensors: dict[str, Tensor] = {}
-    for parameter, entry in entries:
-        name, block = names.get(parameter, "(not of the model)"), by_weight.get(parameter)
-        if not isinstance(entry, dict):
-            raise TypeError(f"state_dict: the state of parameter {name!r} must be a dict, not {entry!r}")
-        for key, value in entry.items():
-            where = f"{key!r} of parameter {name!r}"
-            _check_tensor(where, value, allowed_shapes(str(key), parameter, block))
-            if key in COUNTS and not float(value) >= 0:
-                raise ValueError(f"state_dict: {where} is {float(value)}, it must be a count of at least 0")
-            tensors[where] = value
-        missing = required_keys(parameter, block, config_of(block)) - entry.keys() if entry else set()
-        if missing:
-            raise ValueError(
-                f"state_dict: the state of parameter {name!r} has {sorted(map(str, entry))} and lacks {sorted(missing)}; load "
-                f"all of what LNB.state_dict() returned, of an optimizer that claimed the same layers"
-            )
-    _require_finite(tensors)
-
-
-def _check_tensor(where: str, value: object, wanted: list[tuple[int, ...]]) -> None:
-    if not isinstance(value, Tensor) or tuple(value.shape) not in wanted:
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"value {value!r}"
-        raise ValueError(
-            f"state_dict: {where} has {found}, this optimizer needs {' or '.join(map(str, wanted)) if wanted else 'none'}"
-        )
-    if value.dtype not in _DTYPES or value.layout != torch.strided or value.is_meta:
-        raise ValueError(
-            f"state_dict: {where} is {value.dtype}, {value.layout}, on {value.device}; it must be dense float32 or float64 "
-            f"with values"
-        )
-
-
-def _require_finite(tensors: dict[str, Tensor]) -> None:
-    by_device: dict[torch.device, dict[str, Tensor]] = {}
-    for where, value in tensors.items():
-        by_device.setdefault(value.device, {})[where] = value.detach()
-    for found in by_device.values():
-        if bool(multi_tensor.all_finite(list(found.values()))):
-            continue
-        where = next(where for where, value in found.items() if not bool(value.isfinite().all()))
-        raise ValueError(f"state_dict: {where} holds NaN or inf; the file is damaged, load another one")
+def is_rounded(key: str) -> bool:
+    """Whether the entry follows the precision of its parameter, when that changes or another one's state is loaded."""
+    return key not in SCHEMA or SCHEMA[key].kind not in (Kind.COUNT, Kind.WIDE)
 
 
 def saved_settings(config: Config) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lnb
 import lnb_kernels as lk
-from lnb.state_schema import WIDE
+from lnb.state_schema import SCHEMA, Kind
 
 
 class KeepsForward(nn.Linear):
@@ -321,7 +321,7 @@ def assert_kept_in_float32(optimizer: lnb.LNB) -> None:
     """All state is float32, but for squares of gradients and what is compared with them, which are float64."""
     for state in optimizer.state.values():
         for key, value in state.items():
-            assert value.dtype == (torch.float64 if key in WIDE else torch.float32), key
+            assert value.dtype == (torch.float64 if SCHEMA[key].kind is Kind.WIDE else torch.float32), key
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from optimizer.small_models import batches, copied, loss_of, mixed, same, snapshot, train
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import lnb
 from lnb.layers.capture import Rows
@@ -409,6 +410,22 @@ CASES: dict[str, dict[str, Any]] = {
 def test_equal_rates_give_equal_plans(case: str) -> None:
     plans = [run(lnb.LNB(wide(), 0.01, rates=rates(), **CASES[case]), 1, seed=seed).plan() for seed in (0, 1)]
     assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("wrap", ["compiled", "checkpointed"])
+def test_what_was_chosen_for_a_wrapped_model_is_restored_without_the_wrapper(wrap: str) -> None:
+    model = wide()
+    if wrap == "compiled":
+        optimizer = lnb.LNB(torch.compile(model, backend="eager"), 0.01, rates=rates(), **AUTO)  # type: ignore[arg-type]
+    else:
+        model[0] = checkpoint_wrapper(model[0])
+        optimizer = lnb.LNB(model, 0.01, rates=rates(), **AUTO)
+    run(optimizer, 2, 10)
+    assert all("wrapped" not in row.layer and "orig" not in row.layer for row in optimizer.plan())
+    other = lnb.LNB(wide(), 0.01, rates=rates(gram=1e15, matmul=1e13), **AUTO)
+    other.load_state_dict(optimizer.state_dict())
+    assert solvers(other) == solvers(optimizer)
+    assert "dual" in solvers(other).values()
 
 
 @pytest.mark.parametrize("case", CASES)

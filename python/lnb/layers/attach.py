@@ -80,6 +80,8 @@ def attach_layers(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> list[n
             continue
         if unsupported_reason(module) is None:
             object.__setattr__(module, "_lnb_captures", kind.captures(module))
+            # torch.fx looks here, and calls layers of torch.nn in its graphs instead of looking inside of them
+            object.__setattr__(module, "__module__", type(module).__module__)
             object.__setattr__(module, "__class__", probed_form(kind.probed, type(module)))
             attached.append(module)
     return attached
@@ -109,4 +111,5 @@ def detach_layer(module: nn.Module) -> None:
     if isinstance(module, ProbedLayer):
         original = original_class(module)
         object.__delattr__(module, "_lnb_captures")
+        module.__dict__.pop("__module__", None)
         object.__setattr__(module, "__class__", original)

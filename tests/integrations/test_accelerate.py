@@ -1,0 +1,91 @@
+"""LNB with accelerate: exact steps, accumulation, and resuming from its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from integrations.training import expected, loader
+from optimizer.small_models import equal_parameters, loss_of, mixed, train
+from torch.optim.lr_scheduler import ExponentialLR
+
+import lnb
+from lnb.integrations.accelerate import prepare
+
+accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    """Accelerators of one process share their state."""
+    yield
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run(accelerator: Any, model: Any, optimizer: Any, batches: Any, scheduler: Any = None) -> None:
+    for batch in batches:
+        with accelerator.accumulate(model):
+            accelerator.backward(loss_of(model, batch))
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            optimizer.zero_grad()
+
+
+def test_prepared_by_hand() -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = mixed()
+    model, optimizer, batches = accelerator.prepare(model, lnb.LNB(model), loader())
+    run(accelerator, model, optimizer, batches)
+    assert equal_parameters(accelerator.unwrap_model(model), expected())
+
+
+def test_the_function_prepares_a_scheduler_too() -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, optimizer, batches, scheduler = prepare(
+        accelerator, mixed(), loader(), schedule=lambda optimizer: ExponentialLR(optimizer, 0.5), lr=0.05
+    )
+    run(accelerator, model, optimizer, batches, scheduler)
+    by_hand = mixed()
+    own = lnb.LNB(by_hand, lr=0.05)
+    for batch in loader():
+        train(by_hand, own, [batch])
+        own.param_groups[0]["lr"] *= 0.5
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05 / 16)
+    assert equal_parameters(accelerator.unwrap_model(model), by_hand)
+
+
+def test_accumulated_micro_batches_are_one_batch() -> None:
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, optimizer, batches = prepare(accelerator, mixed().double(), loader())
+    run(accelerator, model, optimizer, batches)
+    whole = mixed().double()
+    first, second, third, fourth = list(loader())
+    joined = [tuple(map(torch.cat, zip(*pair, strict=True))) for pair in ((first, second), (third, fourth))]
+    train(whole, lnb.LNB(whole), joined)  # type: ignore[arg-type]
+    for p, q in zip(accelerator.unwrap_model(model).parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_saved_and_loaded_states_go_on_as_if_nothing_was(tmp_path: Path) -> None:
+    def prepared(seed: int) -> tuple[Any, ...]:
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = accelerate.Accelerator(cpu=True)
+        model = mixed()
+        with torch.no_grad():
+            model[5].bias.fill_(seed)  # what is loaded replaces it
+        return accelerator, *prepare(accelerator, model, loader())
+
+    accelerator, model, optimizer, batches = prepared(0)
+    run(accelerator, model, optimizer, batches)
+    accelerator.save_state(str(tmp_path))
+    run(accelerator, model, optimizer, batches)
+    accelerator, resumed, optimizer, batches = prepared(1)
+    accelerator.load_state(str(tmp_path))
+    run(accelerator, resumed, optimizer, batches)
+    assert equal_parameters(resumed, model)
