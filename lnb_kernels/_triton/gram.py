@@ -16,9 +16,10 @@ rows of ``X`` and ``G`` stay in L2 for all of them.
 Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves. The *tail*
 tiles that are left make groups; the row steps of a group's tiles are laid end to end and cut into equal shares, one for
 each program that the GPU holds, so that none of it idles: a share may end one tile and begin the next. Partial tiles go
-to a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A
-head tile of one program is stored at once, or goes the same way (*staged*): an epilogue takes more registers than the
-product loop, and more than there are for a tall tile of ``S``.
+to a workspace, and the last program to arrive at a tile (:mod:`lnb_kernels._triton.arrival`) adds them in a fixed order:
+one launch, deterministic results, no float atomics. A head tile of one program is stored at once, or goes the same way
+(*staged*): an epilogue takes more registers than the product loop, and more than there are for a tall tile of ``S``, while
+what went through the workspace is finished a few rows at a time.
 
 Loads. Where the GPU has a copy engine and the layout fits it (:mod:`lnb_kernels._triton.descriptors`), blocks are
 fetched by tensor descriptors, else by pointers.
@@ -34,6 +35,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lnb_kernels._triton.arrival import is_last
 from lnb_kernels._triton.offsets import lower_tile, offset64
 
 
@@ -175,7 +177,7 @@ def _finish(
 
 
 @triton.jit
-def _finish_sums(
+def finish_sums(
     sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr,
     HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
@@ -212,41 +214,110 @@ def _locate(tile, d, m, HAS_G: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.
 
 
 @triton.jit
+def add_parts(
+    partial_ptr, first, step, count, row, ROWS: tl.constexpr, BLOCK_J: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Rows ``row .. row + ROWS`` of the sum of ``count`` tiles of ``SIZE`` elements at slots ``first + k step``, in order.
+
+    ``CHUNK`` of them are loaded at a time to keep enough loads in flight.
+    """
+    chunk = tl.arange(0, CHUNK)
+    inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :]
+    acc = tl.zeros((ROWS, BLOCK_J), tl.float32)
+    for part in range(0, count, CHUNK):
+        slots = first + offset64(part + chunk, step)
+        ptrs = partial_ptr + offset64(slots, SIZE)[:, None, None] + inner[None, :, :]
+        mask = (part + chunk < count)[:, None, None]
+        acc += tl.sum(tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg"), 0)
+    return acc
+
+
+@triton.jit
+def add_sums(sums_ptr, first, step, count, BLOCK_J: tl.constexpr, CHUNK: tl.constexpr):
+    """The sum of ``count`` vectors of ``BLOCK_J`` at slots ``first + k step``, in order."""
+    chunk = tl.arange(0, CHUNK)
+    sums = tl.zeros((BLOCK_J,), tl.float32)
+    for part in range(0, count, CHUNK):
+        ptrs = (
+            sums_ptr + offset64(first + offset64(part + chunk, step), BLOCK_J)[:, None] + tl.arange(0, BLOCK_J)[None, :]
+        )
+        sums += tl.sum(tl.load(ptrs, mask=(part + chunk < count)[:, None], other=0.0, cache_modifier=".cg"), 0)
+    return sums
+
+
+@triton.jit
+def arrive(
+    partial_ptr, counters_ptr, first, step, count, part, fan,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Count part ``part`` of a tile in: ``(last, step, count)``, whether to finish the tile now, and of what parts.
+
+    The parts lie at slots ``first + k step``. The last of a group of ``fan`` adds these in the first one's slot.
+    ``counters``: one of the tile, then one for each group.
+    """
+    group = part // fan
+    groups = tl.cdiv(count, fan)
+    members = tl.minimum(fan, count - group * fan)
+    last = is_last(counters_ptr + 1 + group, members)
+    if last:  # noqa: SIM102 - the compiler takes no other form
+        if groups > 1:
+            head = first + offset64(group * fan, step)
+            base = partial_ptr + offset64(head, BLOCK_I * BLOCK_J)
+            for row in range(0, BLOCK_I, ROWS):
+                acc = add_parts(partial_ptr, head, step, members, row, ROWS, BLOCK_J, BLOCK_I * BLOCK_J, CHUNK)
+                inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :]
+                tl.debug_barrier()  # other threads may still read what this one overwrites
+                tl.store(base + inner, acc)
+            last = is_last(counters_ptr, groups)
+    return last, tl.where(groups > 1, step * fan, step), tl.where(groups > 1, groups, count)
+
+
+@triton.jit
 def gram_kernel(
     x_ptr, g_ptr, w_ptr, x_blocks_i, x_blocks_j, g_blocks_i, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, shares, share, group_tiles, group_shares, group_pieces, common,
-    partials, sum_splits, sum_rows, alpha, beta,
+    counters_ptr, n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, shares, share, group_tiles, group_shares, group_pieces, common,
+    partials, sum_splits, sum_rows, programs, fan, tile_counters, alpha, beta,
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
     STAGE_HEAD: tl.constexpr, STAGE_SUMS: tl.constexpr, HAS_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
     ROWS_FIRST: tl.constexpr, ONE_TILE: tl.constexpr,
-    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One split of a tile, one share of the tail, or a block of column sums; grid ``(head splits + shares + sums; batch)``.
+    """One split of a tile, one share of the tail, or a block of column sums; grid ``(batch programs)``,
+    ``programs = head splits + shares + sums``.
 
     ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
     ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. With ``STAGE_HEAD`` the tiles of the head
     go to ``partial`` ``[batch, partials, BLOCK_I, BLOCK_J]`` in the order of the programs, else straight to their place
     (of tall tiles only those of ``G'X``); behind them the pieces of the tail's tiles, in the order of their steps. With
     ``STAGE_SUMS`` sums go to ``sums`` ``[batch, sum_splits, sum_blocks, BLOCK_J]``, with ``ONE_TILE`` those of each
-    piece. :func:`gram_finish_kernel` does the rest. With ``ROWS_FIRST`` descriptors are ``[n_rows, batch, d]``. A
+    piece. Who arrives last at ``counters`` ``[batch, tiles tile_counters + sum_blocks]``, all zero, adds and stores them,
+    ``ROWS`` rows and ``CHUNK`` parts at a time. With ``ROWS_FIRST`` descriptors are ``[n_rows, batch, d]``. A
     ``share`` counts steps of ``BLOCK_N`` rows, at most those of one tile; ``common`` is the least common multiple of
     the two: after so many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for a ``G``
     shaped as ``X`` whose product with it is known to be symmetric.
     """
-    program = tl.program_id(0)
-    batch = tl.program_id(1)
+    program = tl.program_id(0) % programs
+    batch = tl.program_id(0) // programs
     head_programs = head * splits
     products = head_programs + shares
     x_ptr += offset64(batch, stride_xb)
     s_ptr += offset64(batch, stride_sb)
     c_ptr += offset64(batch, stride_cb)
+    counters_ptr += offset64(batch, tiles * tile_counters + sum_blocks)
     if program < products:
         slot = program
         tile = program % tl.maximum(head, 1)
         start = program // tl.maximum(head, 1) * rows_per_split
         stop = start + tl.minimum(rows_per_split, n_rows - start)
         stored = STAGE_HEAD
+        # The pieces of this program's tile in the workspace, if there are several or it is staged: where, and which is its own.
+        first_slot = offset64(tile, 1)
+        step = head
+        pieces = splits
+        next_pieces = 1
+        piece = program // tl.maximum(head, 1)
         parts = 1
         rest = 0
         if HAS_TAIL:
@@ -267,6 +338,13 @@ def gram_kernel(
                 stop = tl.minimum(tl.minimum(end - begin_tile, steps).to(tl.int32) * BLOCK_N, n_rows)
                 rest = tl.minimum(tl.maximum(end - begin_tile - steps, 0).to(tl.int32) * BLOCK_N, n_rows)
                 parts = tl.where(rest > 0, 2, 1)
+                # Pieces of a tail's tile are neighbours: count those before this one.
+                first_share = begin_tile // share
+                piece = (within - first_share).to(tl.int32)
+                pieces = ((begin_tile + steps - 1) // share - first_share).to(tl.int32) + 1
+                next_pieces = ((begin_tile + 2 * steps - 1) // share - within).to(tl.int32) + 1
+                first_slot = offset64(slot - piece, 1)
+                step = 1
         # One loop for the one part of the head's programs and the one or two of a share: a second loop would have pipeline
         # buffers of its own in shared memory, as would one for each kind of tile.
         for _ in range(parts):
@@ -302,14 +380,43 @@ def gram_kernel(
                         place = offset64(offset64(batch, sum_splits) + slot, sum_blocks) + block
                         tl.store(sums_ptr + offset64(place, BLOCK_J) + lane, value)
                     else:
-                        _finish_sums(
+                        finish_sums(
                             value, block, s_ptr, c_ptr, gb_ptr, d, m, 0, alpha, beta, stride_sr, stride_cr,
                             HAS_G, HAS_C, BLOCK_J,
                         )  # fmt: skip
-            tile += 1
-            slot += 1
-            start = 0
-            stop = rest
+            if STAGE_HEAD or HAS_TAIL:  # noqa: SIM102 - the outer condition is a constant of the compiler
+                if stored:
+                    places = partial_ptr + offset64(offset64(batch, partials), BLOCK_I * BLOCK_J)
+                    last, step, pieces = arrive(
+                        places, counters_ptr + tile * tile_counters, first_slot, step, pieces, piece, fan,
+                        BLOCK_I, BLOCK_J, ROWS, CHUNK,
+                    )  # fmt: skip
+                    if last:
+                        for row in range(0, BLOCK_I, ROWS):
+                            total = add_parts(
+                                places, first_slot, step, pieces, row, ROWS, BLOCK_J, BLOCK_I * BLOCK_J, CHUNK
+                            )
+                            _finish(
+                                total, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
+                                HAS_G, True, HAS_C, BLOCK_I, BLOCK_J, ROWS,
+                            )  # fmt: skip
+                        if ONE_TILE and HAS_ONES:
+                            for block in range(sum_blocks):
+                                places = offset64(offset64(batch, sum_splits), sum_blocks) + block
+                                total = add_sums(sums_ptr, places, sum_blocks, sum_splits, BLOCK_J, CHUNK)
+                                finish_sums(
+                                    total, block, s_ptr, c_ptr, gb_ptr, d, m, 0, alpha, beta, stride_sr, stride_cr,
+                                    HAS_G, HAS_C, BLOCK_J,
+                                )  # fmt: skip
+            if HAS_TAIL:  # the second part of a share begins the next tile
+                tile += 1
+                slot += 1
+                start = 0
+                stop = rest
+                first_slot = offset64(slot, 1)
+                step = 1
+                piece = 0
+                pieces = next_pieces
     elif HAS_ONES and not ONE_TILE:
         block = (program - products) % sum_blocks
         split = (program - products) // sum_blocks
@@ -328,71 +435,28 @@ def gram_kernel(
             a_ptr, w_ptr, x_block * BLOCK_J + lane, width, start, stop, stride_ar, stride_xc, stride_w,
             BLOCK_J, BLOCK_N, HAS_WEIGHTS,
         )  # fmt: skip
+        finished = not STAGE_SUMS
         if STAGE_SUMS:
-            place = offset64(offset64(batch, sum_splits) + split, sum_blocks) + block
-            tl.store(sums_ptr + offset64(place, BLOCK_J) + lane, sums)
-        else:
-            _finish_sums(
-                sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr,
-                HAS_G, HAS_C, BLOCK_J,
-            )  # fmt: skip
-
-
-@triton.jit
-def gram_finish_kernel(
-    s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    d, m, steps, first_tile, tiles, sum_blocks, head, splits, share, group_tiles, group_pieces, common, partials, sum_splits,
-    alpha, beta, stride_sb, stride_sr, stride_cb, stride_cr,
-    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Add the splits of ``ROWS`` rows of one tile in order and store them.
-
-    Grid ``((tiles - first_tile) BLOCK_I / ROWS + sum blocks, batch)``: tiles before ``first_tile`` (0 or ``head``) are
-    finished. ``steps`` of ``BLOCK_N`` rows make one tile. ``CHUNK`` splits are loaded at a time to keep enough loads in
-    flight. Bytes: ``4 splits`` per element of a tile read, ``8`` written.
-    """
-    program = tl.program_id(0)
-    batch = tl.program_id(1)
-    s_ptr += offset64(batch, stride_sb)
-    c_ptr += offset64(batch, stride_cb)
-    parts = BLOCK_I // ROWS
-    chunk = tl.arange(0, CHUNK)
-    lane = tl.arange(0, BLOCK_J)
-    unfinished = tiles - first_tile
-    if program < unfinished * parts:
-        tile = first_tile + program // parts
-        row = program % parts * ROWS
-        kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
-        in_head = tile < head
-        late = tl.maximum(tile - head, 0)
-        within = late % group_tiles
-        begin = within * steps
-        first_share = begin // share
-        first_slot = (head - first_tile) * splits + late // group_tiles * group_pieces
-        first_slot += within + (first_share - begin // common).to(tl.int32)
-        first_slot = tl.where(in_head, tile, first_slot)
-        count = tl.where(in_head, splits, ((begin + steps - 1) // share - first_share).to(tl.int32) + 1)
-        step = tl.where(in_head, head, 1)
-        first = offset64(batch, partials) + first_slot
-        inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + lane[None, :]
-        acc = tl.zeros((ROWS, BLOCK_J), tl.float32)
-        for split in range(0, count, CHUNK):
-            slots = first + offset64(split + chunk, step)
-            ptrs = partial_ptr + offset64(slots, BLOCK_I * BLOCK_J)[:, None, None] + inner[None, :, :]
-            acc += tl.sum(tl.load(ptrs, mask=(split + chunk < count)[:, None, None], other=0.0), 0)
-        _finish(
-            acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-            HAS_G, True, HAS_C, BLOCK_I, BLOCK_J, ROWS,
-        )  # fmt: skip
-    else:
-        block = program - unfinished * parts
-        g_blocks = tl.cdiv(m, BLOCK_J)
-        sums = tl.zeros((BLOCK_J,), tl.float32)
-        for split in range(0, sum_splits, CHUNK):
-            slots = offset64(offset64(batch, sum_splits) + split + chunk, sum_blocks) + block
-            ptrs = sums_ptr + offset64(slots, BLOCK_J)[:, None] + lane[None, :]
-            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < sum_splits)[:, None], other=0.0), 0)
-        _finish_sums(
-            sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr, HAS_G, HAS_C, BLOCK_J
-        )
+            places = offset64(offset64(batch, sum_splits), sum_blocks) + block
+            tl.store(sums_ptr + offset64(places + offset64(split, sum_blocks), BLOCK_J) + lane, sums)
+            finished = is_last(counters_ptr + tiles * tile_counters + block, sum_splits)
+        if finished:
+            if STAGE_SUMS:
+                sums = add_sums(sums_ptr, places, sum_blocks, sum_splits, BLOCK_J, CHUNK)
+            finish_sums(
+                sums,
+                block,
+                s_ptr,
+                c_ptr,
+                gb_ptr,
+                d,
+                m,
+                g_blocks,
+                alpha,
+                beta,
+                stride_sr,
+                stride_cr,
+                HAS_G,
+                HAS_C,
+                BLOCK_J,
+            )

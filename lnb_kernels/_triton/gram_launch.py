@@ -11,6 +11,7 @@ import torch
 
 from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
+from lnb_kernels._triton.arrival import arrival_counters, fan_of
 from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks, loads_in_vectors, side_by_side
 from lnb_kernels._triton.gram_cost import Work, predict, programs_per_multiprocessor
 from lnb_kernels._triton.gram_tail import Tail, cut_tail
@@ -18,6 +19,7 @@ from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
 
 WORKSPACE_BYTES = 288 << 20  # splits are limited so that partial tiles never take more; two of each fit up to d = 8192
+FINISH_ROWS, FINISH_CHUNK = 16, 4  # of a tile, and parts, that are added at a time: 32 elements a thread in every tile
 MAX_ROWS = (1 << 31) - (1 << 16)  # of one launch: row counters are int32, offsets int64
 
 
@@ -39,13 +41,6 @@ class GramPlan:
     tail: Tail
     sum_splits: int  # programs of a block of column sums
     sum_rows: int
-    finish_rows: int
-    finish_chunk: int
-
-    @property
-    def parts(self) -> int:
-        """Finishing programs of one tile."""
-        return self.block_i // self.finish_rows
 
     @property
     def products(self) -> int:
@@ -56,6 +51,22 @@ class GramPlan:
     def partials(self) -> int:
         """Partial tiles of one matrix in the workspace."""
         return (self.head * self.splits if self.staged else 0) + self.tail.groups * self.tail.pieces
+
+    @property
+    def most_pieces(self) -> int:
+        """Partial tiles that make one tile, at most."""
+        tail = math.ceil(self.tail.steps / self.tail.share) + 1 if self.tail.groups else 1
+        return max(self.splits, tail)
+
+    @property
+    def fan(self) -> int:
+        """Partial tiles that one program adds before the sums of such groups are added."""
+        return fan_of(self.most_pieces)
+
+    @property
+    def tile_counters(self) -> int:
+        """Counters of one tile: of itself and of each group of partial tiles."""
+        return 1 + math.ceil(self.most_pieces / self.fan)
 
     @property
     def elements(self) -> int:
@@ -69,7 +80,7 @@ def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tupl
     A tile of 128 x 128 keeps 64 accumulators per thread (8 warps); a smaller matrix gets the next power of two. From
     Hopper on, wide matrices of 16-bit rows take 256 x 128, which reads a quarter fewer bytes from L2 per product;
     narrow ones would lose more to what such tiles cover above the diagonal. Their accumulators leave no registers for
-    an epilogue, so they are staged (:func:`gram_plan`), and the second kernel finishes them. The pipeline is as deep as
+    an epilogue, so they are staged (:func:`gram_plan`). The pipeline is as deep as
     shared memory allows for the programs that share a multiprocessor, at most 4; on AMD 2, as its loads are pipelined
     through registers.
     """
@@ -211,22 +222,12 @@ def gram_plan(
         if geometry is not None:
             break
     assert geometry is not None  # square tiles need no workspace
-    finish_rows = block_i
-    while finish_rows > 1 and tiles * batch * (block_i // finish_rows) < 2 * arch.multiprocessors:
-        finish_rows //= 2
-    finish_rows = min(finish_rows, 8)
     splits = geometry[1]
     sum_blocks = math.ceil(m / block_j) + math.ceil((d + 1) / block_j)
     # A program that summed a whole column would take longer than the products do.
     wanted = max(splits, min(math.ceil(n / (16 * block_n)), 8 * arch.multiprocessors // sum_blocks))
     sums = _even(n, wanted, block_n)
-    cut = geometry[4]
-    most_splits = max(splits, math.ceil(cut.steps / cut.share) + 1 if cut.groups else 1, sums[0])
-    chunk = max(1, min(16, 2048 // (finish_rows * block_j), 1 << (most_splits - 1).bit_length()))
-    return GramPlan(
-        block_i, block_j, block_n, num_warps, num_stages, tiles, sum_blocks,
-        *geometry, *sums, finish_rows, chunk,
-    )  # fmt: skip
+    return GramPlan(block_i, block_j, block_n, num_warps, num_stages, tiles, sum_blocks, *geometry, *sums)
 
 
 def launch_gram(
@@ -255,7 +256,7 @@ def launch_gram(
         grad_weight, grad_bias: contiguous ``[m, d]`` and ``[m]``, needed with ``g``.
         plan: the launch geometry; None takes :func:`gram_plan`'s, or the fastest where an autotune cache is in use.
     """
-    from lnb_kernels._triton.gram import gram_finish_kernel, gram_kernel
+    from lnb_kernels._triton.gram import gram_kernel
 
     batch, n, d = x.shape
     m = 0 if g is None else g.shape[1]
@@ -317,33 +318,19 @@ def launch_gram(
         together = programs_per_multiprocessor(plan.block_i, plan.block_j, itemsize, True, aligned, arch, one_tile)
         if together * plan.num_warps == 16:
             options["maxnreg"] = 128
-    first_tile = 0 if plan.staged else plan.head
-    finish_grid = ((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)
-    finish_arguments = (
-        s, c_or_s, out_weight, out_bias, partial, sums,
-        d, m, cut.steps, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, cut.share, cut.tiles, cut.pieces,
-        cut.common, plan.partials, sum_splits, alpha, beta,
-        s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
-    )  # fmt: skip
-    finish_options = {
-        "HAS_G": g is not None, "HAS_C": c is not None, "BLOCK_I": plan.block_i, "BLOCK_J": plan.block_j,
-        "ROWS": plan.finish_rows, "CHUNK": plan.finish_chunk, "num_warps": 4,
-    }  # fmt: skip
-    with on_device(x):
-        if staged and in_place:
-            # The first kernel may change c: if the second does not compile, that must come out before.
-            gram_finish_kernel.warmup(*finish_arguments, grid=finish_grid, **finish_options)
-        gram_kernel[(plan.products + sum_programs, batch)](
-            x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums,
+    programs = plan.products + sum_programs
+    counted = plan.tiles * plan.tile_counters + sum_blocks
+    with on_device(x), arrival_counters(x, batch * counted if staged else 0) as counters:
+        gram_kernel[(programs * batch,)](
+            x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums, counters,
             n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, cut.programs,
-            cut.share, cut.tiles, cut.shares, cut.pieces, cut.common, plan.partials, sum_splits, plan.sum_rows, alpha, beta,
+            cut.share, cut.tiles, cut.shares, cut.pieces, cut.common, plan.partials, sum_splits, plan.sum_rows,
+            programs, plan.fan, plan.tile_counters, alpha, beta,
             x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
             HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
             HAS_C=c is not None, STAGE_HEAD=plan.staged, STAGE_SUMS=staged, HAS_TAIL=cut.groups > 0, DESCRIPTORS=descriptors,
             ROWS_FIRST=descriptors and side_by_side(x), ONE_TILE=one_tile,
-            BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
-            num_warps=plan.num_warps, num_stages=plan.num_stages, **options,
+            BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, ROWS=FINISH_ROWS, CHUNK=FINISH_CHUNK,
+            PRECISION=input_precision(arch), num_warps=plan.num_warps, num_stages=plan.num_stages, **options,
         )  # fmt: skip
-        if staged:
-            gram_finish_kernel[finish_grid](*finish_arguments, **finish_options)
