@@ -21,6 +21,9 @@ one launch, deterministic results, no float atomics. A head tile of one program 
 (*staged*): an epilogue takes more registers than the product loop, and more than there are for a tall tile of ``S``, while
 what went through the workspace is finished a few rows at a time.
 
+Planes. The pixels of an NCHW image are rows of ``X`` of which each image holds ``area``: row ``n`` is pixel ``n % area`` of
+image ``n // area``, and a column is a plane. Blocks are then loaded along the pixels, as wide as ``area`` is even (*unit*).
+
 Loads. Where the GPU has a copy engine and the layout fits it (:mod:`lnb_kernels._triton.descriptors`), blocks are
 fetched by tensor descriptors, else by pointers.
 
@@ -42,9 +45,9 @@ from lnb_kernels._triton.offsets import lower_tile, offset64
 @triton.jit
 def _product(
     a_ptr, b_ptr, w_ptr, a_blocks, b_blocks, batch, a_col, b_col, a_width, b_width, start, stop,
-    stride_ar, stride_br, stride_c, stride_w,
+    stride_ar, stride_br, stride_c, stride_w, area,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr, ROWS_FIRST: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr, ROWS_FIRST: tl.constexpr, PLANES: tl.constexpr,
     ONE_TILE: tl.constexpr, WITH_SUMS: tl.constexpr,
 ):  # fmt: skip
     """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32, column sums and count.
@@ -68,6 +71,11 @@ def _product(
     count = tl.zeros((BLOCK_N,), tl.float32)
     for row in range(start, stop, BLOCK_N):
         live = lane < stop - row
+        if PLANES:
+            rows = row + lane
+            pixels = offset64(rows // area, stride_ar) + rows % area
+            a_ptrs = a_ptr + pixels[:, None] + offset64(a_cols, area)[None, :]
+            b_ptrs = b_ptr + pixels[:, None] + offset64(b_cols, area)[None, :]
         if DESCRIPTORS:
             if ROWS_FIRST:
                 a = a_blocks.load([row, batch, a_col]).reshape([BLOCK_N, BLOCK_I])
@@ -93,15 +101,16 @@ def _product(
         if WITH_SUMS:
             sums += a.to(tl.float32)
         acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
-        a_ptrs += offset64(BLOCK_N, stride_ar)
-        b_ptrs += offset64(BLOCK_N, stride_br)
+        if not PLANES:
+            a_ptrs += offset64(BLOCK_N, stride_ar)
+            b_ptrs += offset64(BLOCK_N, stride_br)
     return acc, sums, count
 
 
 @triton.jit
 def _column_sums(
-    a_ptr, w_ptr, cols, width, start, stop, stride_ar, stride_ac, stride_w,
-    BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    a_ptr, w_ptr, cols, width, start, stop, stride_ar, stride_ac, stride_w, area,
+    BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WEIGHTS: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
     """``sum over rows start..stop of w_n a_n`` for the columns ``cols``; column ``width`` is all ones."""
     lane = tl.arange(0, BLOCK_N)
@@ -109,7 +118,11 @@ def _column_sums(
     for row in range(start, stop, BLOCK_N):
         rows = row + lane
         live = rows < stop
-        offsets = offset64(rows, stride_ar)[:, None] + offset64(cols, stride_ac)[None, :]
+        if PLANES:
+            pixels = offset64(rows // area, stride_ar) + rows % area
+            offsets = pixels[:, None] + offset64(cols, area)[None, :]
+        else:
+            offsets = offset64(rows, stride_ar)[:, None] + offset64(cols, stride_ac)[None, :]
         a = tl.load(a_ptr + offsets, mask=live[:, None] & (cols < width)[None, :], other=0.0).to(tl.float32)
         a = tl.where((cols == width)[None, :] & live[:, None], 1.0, a)
         if HAS_WEIGHTS:
@@ -120,7 +133,7 @@ def _column_sums(
 
 
 @triton.jit
-def _store_symmetric(
+def store_symmetric(
     acc, s_ptr, c_ptr, row, col, d, alpha, beta, stride_sr, stride_cr,
     HAS_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
@@ -142,7 +155,7 @@ def _store_symmetric(
 
 
 @triton.jit
-def _store_sums(sums, s_ptr, c_ptr, cols, d, alpha, beta, stride_sr, stride_cr, HAS_C: tl.constexpr):
+def store_sums(sums, s_ptr, c_ptr, cols, d, alpha, beta, stride_sr, stride_cr, HAS_C: tl.constexpr):
     """Store column sums as the last row and column of ``S``; entry ``d`` is the row count."""
     mask = cols <= d
     value = alpha * sums
@@ -171,7 +184,7 @@ def _finish(
             base = gw_ptr + offset64(first_row, d) + first_col
             tl.store(base + rows[:, None] * d + cols[None, :], acc.to(gw_ptr.dtype.element_ty), mask=mask)
     if in_s:
-        _store_symmetric(
+        store_symmetric(
             acc, s_ptr, c_ptr, first_row, first_col, d, alpha, beta, stride_sr, stride_cr, HAS_C, ROWS, BLOCK_J
         )
 
@@ -189,9 +202,9 @@ def finish_sums(
             tl.store(gb_ptr + out, sums.to(gb_ptr.dtype.element_ty), mask=out < m)
         else:
             x_cols = (block - g_blocks) * BLOCK_J + cols
-            _store_sums(sums, s_ptr, c_ptr, x_cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
+            store_sums(sums, s_ptr, c_ptr, x_cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
     else:
-        _store_sums(sums, s_ptr, c_ptr, block * BLOCK_J + cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
+        store_sums(sums, s_ptr, c_ptr, block * BLOCK_J + cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
 
 
 @triton.jit
@@ -275,12 +288,13 @@ def arrive(
 @triton.jit
 def gram_kernel(
     x_ptr, g_ptr, w_ptr, x_blocks_i, x_blocks_j, g_blocks_i, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    counters_ptr, n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, shares, share, group_tiles, group_shares, group_pieces, common,
-    partials, sum_splits, sum_rows, programs, fan, tile_counters, alpha, beta,
+    counters_ptr, n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split,
+    shares, share, group_tiles, group_shares, group_pieces, common,
+    partials, sum_splits, sum_rows, programs, fan, tile_counters, units, alpha, beta,
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
     STAGE_HEAD: tl.constexpr, STAGE_SUMS: tl.constexpr, HAS_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
-    ROWS_FIRST: tl.constexpr, ONE_TILE: tl.constexpr,
+    ROWS_FIRST: tl.constexpr, PLANES: tl.constexpr, ONE_TILE: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -296,10 +310,15 @@ def gram_kernel(
     ``ROWS`` rows and ``CHUNK`` parts at a time. With ``ROWS_FIRST`` descriptors are ``[n_rows, batch, d]``. A
     ``share`` counts steps of ``BLOCK_N`` rows, at most those of one tile; ``common`` is the least common multiple of
     the two: after so many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for a ``G``
-    shaped as ``X`` whose product with it is known to be symmetric.
+    shaped as ``X`` whose product with it is known to be symmetric. ``PLANES``, if not 0, is the unit of planes of
+    ``units PLANES`` pixels, and ``stride_xr`` then the stride of images.
     """
-    program = tl.program_id(0) % programs
-    batch = tl.program_id(0) // programs
+    area = units * PLANES
+    program = tl.program_id(0)
+    batch = 0
+    if not HAS_TAIL:  # which is for one matrix only
+        batch = program // programs
+        program %= programs
     head_programs = head * splits
     products = head_programs + shares
     x_ptr += offset64(batch, stride_xb)
@@ -312,12 +331,6 @@ def gram_kernel(
         start = program // tl.maximum(head, 1) * rows_per_split
         stop = start + tl.minimum(rows_per_split, n_rows - start)
         stored = STAGE_HEAD
-        # The pieces of this program's tile in the workspace, if there are several or it is staged: where, and which is its own.
-        first_slot = offset64(tile, 1)
-        step = head
-        pieces = splits
-        next_pieces = 1
-        piece = program // tl.maximum(head, 1)
         parts = 1
         rest = 0
         if HAS_TAIL:
@@ -338,13 +351,6 @@ def gram_kernel(
                 stop = tl.minimum(tl.minimum(end - begin_tile, steps).to(tl.int32) * BLOCK_N, n_rows)
                 rest = tl.minimum(tl.maximum(end - begin_tile - steps, 0).to(tl.int32) * BLOCK_N, n_rows)
                 parts = tl.where(rest > 0, 2, 1)
-                # Pieces of a tail's tile are neighbours: count those before this one.
-                first_share = begin_tile // share
-                piece = (within - first_share).to(tl.int32)
-                pieces = ((begin_tile + steps - 1) // share - first_share).to(tl.int32) + 1
-                next_pieces = ((begin_tile + 2 * steps - 1) // share - within).to(tl.int32) + 1
-                first_slot = offset64(slot - piece, 1)
-                step = 1
         # One loop for the one part of the head's programs and the one or two of a share: a second loop would have pipeline
         # buffers of its own in shared memory, as would one for each kind of tile.
         for _ in range(parts):
@@ -357,8 +363,8 @@ def gram_kernel(
                     a_ptr, a_blocks, a_width, stride_ar = g_ptr, g_blocks_i, m, stride_gr
             acc, sums, count = _product(
                 a_ptr, x_ptr, w_ptr, a_blocks, x_blocks_j, batch, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
-                stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS, DESCRIPTORS,
-                ROWS_FIRST, ONE_TILE, ONE_TILE and HAS_ONES,
+                stride_ar, stride_xr, stride_xc, stride_w, area, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS,
+                DESCRIPTORS, ROWS_FIRST, PLANES, ONE_TILE, ONE_TILE and HAS_ONES,
             )  # fmt: skip
             if stored:
                 base = partial_ptr + offset64(offset64(batch, partials) + slot, BLOCK_I * BLOCK_J)
@@ -384,9 +390,36 @@ def gram_kernel(
                             value, block, s_ptr, c_ptr, gb_ptr, d, m, 0, alpha, beta, stride_sr, stride_cr,
                             HAS_G, HAS_C, BLOCK_J,
                         )  # fmt: skip
-            if STAGE_HEAD or HAS_TAIL:  # noqa: SIM102 - the outer condition is a constant of the compiler
-                if stored:
-                    places = partial_ptr + offset64(offset64(batch, partials), BLOCK_I * BLOCK_J)
+            if HAS_TAIL:  # the second part of a share begins the next tile
+                tile += 1
+                slot += 1
+                start = 0
+                stop = rest
+        # Finishing is a loop of its own, or its addresses would take registers from the products.
+        if STAGE_HEAD or HAS_TAIL:  # noqa: SIM102 - the outer condition is a constant of the compiler
+            if stored:
+                # The pieces of this program's tile in the workspace: where they lie, and which is its own.
+                first_slot = tile
+                step = head
+                pieces = splits
+                next_pieces = 1
+                piece = program // tl.maximum(head, 1)
+                if HAS_TAIL:
+                    tile -= parts
+                    first_slot = tile
+                    if program >= head_programs:  # pieces of a tail's tile are neighbours
+                        within = (program - head_programs) % group_shares
+                        steps = tl.cdiv(n_rows, BLOCK_N)
+                        begin_tile = within * share // steps * steps
+                        first_share = begin_tile // share
+                        piece = within - first_share
+                        pieces = (begin_tile + steps - 1) // share - first_share + 1
+                        next_pieces = (begin_tile + 2 * steps - 1) // share - within + 1
+                        first_slot = slot - parts - piece
+                        step = 1
+                places = partial_ptr + offset64(offset64(batch, partials), BLOCK_I * BLOCK_J)
+                for _ in range(parts):
+                    kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
                     last, step, pieces = arrive(
                         places, counters_ptr + tile * tile_counters, first_slot, step, pieces, piece, fan,
                         BLOCK_I, BLOCK_J, ROWS, CHUNK,
@@ -402,21 +435,18 @@ def gram_kernel(
                             )  # fmt: skip
                         if ONE_TILE and HAS_ONES:
                             for block in range(sum_blocks):
-                                places = offset64(offset64(batch, sum_splits), sum_blocks) + block
-                                total = add_sums(sums_ptr, places, sum_blocks, sum_splits, BLOCK_J, CHUNK)
+                                vectors = offset64(offset64(batch, sum_splits), sum_blocks) + block
+                                whole = add_sums(sums_ptr, vectors, sum_blocks, sum_splits, BLOCK_J, CHUNK)
                                 finish_sums(
-                                    total, block, s_ptr, c_ptr, gb_ptr, d, m, 0, alpha, beta, stride_sr, stride_cr,
+                                    whole, block, s_ptr, c_ptr, gb_ptr, d, m, 0, alpha, beta, stride_sr, stride_cr,
                                     HAS_G, HAS_C, BLOCK_J,
                                 )  # fmt: skip
-            if HAS_TAIL:  # the second part of a share begins the next tile
-                tile += 1
-                slot += 1
-                start = 0
-                stop = rest
-                first_slot = offset64(slot, 1)
-                step = 1
-                piece = 0
-                pieces = next_pieces
+                    if HAS_TAIL:
+                        tile += 1
+                        first_slot += piece + 1
+                        step = 1
+                        piece = 0
+                        pieces = next_pieces
     elif HAS_ONES and not ONE_TILE:
         block = (program - products) % sum_blocks
         split = (program - products) // sum_blocks
@@ -432,8 +462,8 @@ def gram_kernel(
                 x_block = block
                 a_ptr, width, stride_ar = g_ptr, m, stride_gr
         sums = _column_sums(
-            a_ptr, w_ptr, x_block * BLOCK_J + lane, width, start, stop, stride_ar, stride_xc, stride_w,
-            BLOCK_J, BLOCK_N, HAS_WEIGHTS,
+            a_ptr, w_ptr, x_block * BLOCK_J + lane, width, start, stop, stride_ar, stride_xc, stride_w, area,
+            BLOCK_J, BLOCK_N, HAS_WEIGHTS, PLANES,
         )  # fmt: skip
         finished = not STAGE_SUMS
         if STAGE_SUMS:

@@ -12,14 +12,20 @@ import torch
 from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
 from lnb_kernels._triton.arrival import arrival_counters, fan_of
-from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks, loads_in_vectors, side_by_side
+from lnb_kernels._triton.descriptors import (
+    block_descriptor,
+    copies_in_blocks,
+    loads_in_vectors,
+    plane_unit,
+    side_by_side,
+)
 from lnb_kernels._triton.gram_cost import Work, predict, programs_per_multiprocessor
 from lnb_kernels._triton.gram_tail import Tail, cut_tail
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
 
 WORKSPACE_BYTES = 288 << 20  # splits are limited so that partial tiles never take more; two of each fit up to d = 8192
-FINISH_ROWS, FINISH_CHUNK = 16, 4  # of a tile, and parts, that are added at a time: 32 elements a thread in every tile
+FINISH_ROWS, FINISH_CHUNK = 8, 4  # of a tile, and parts, that are added at a time: 16 elements a thread in every tile
 MAX_ROWS = (1 << 31) - (1 << 16)  # of one launch: row counters are int32, offsets int64
 
 
@@ -248,7 +254,8 @@ def launch_gram(
     """``s <- alpha [X 1]'[X 1] + beta c`` and, with ``g``, ``grad_weight <- G'X`` and ``grad_bias <- sum G``.
 
     Args:
-        x: ``[batch, n, d]`` in any strides; ``g`` ``[n, m]``, last stride as of ``x``, and ``weights`` ``[n]`` only
+        x: ``[batch, n, d]`` in any strides, or ``[batch, images, area, d]`` whose planes are contiguous
+        (:func:`lnb_kernels._triton.descriptors.in_planes`), alone; ``g`` ``[n, m]``, last stride as of ``x``, and ``weights`` ``[n]`` only
         with ``batch`` 1.
         s: result ``[batch, size, size]``, ``size = d + ones``, unit stride in the last dimension; ``c`` likewise, may
         be ``s``.
@@ -258,11 +265,15 @@ def launch_gram(
     """
     from lnb_kernels._triton.gram import gram_kernel
 
-    batch, n, d = x.shape
+    unit, units = 0, 0
+    if x.dim() == 4:  # in place of rows the kernel takes images
+        unit = plane_unit(x)
+        units = x.shape[2] // unit
+    batch, n, d = x.shape[0], x.shape[1:-1].numel(), x.shape[-1]
     m = 0 if g is None else g.shape[1]
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
-    aligned = loads_in_vectors(x)
+    aligned = unit == 0 and loads_in_vectors(x)
     tail = weights is None  # weighted operands take the registers that a share of the tail needs
     in_place = c is not None and c.data_ptr() == s.data_ptr()
     if plan is None:
@@ -273,7 +284,8 @@ def launch_gram(
                 d,
                 m,
                 batch,
-                x.stride(1) == 1,
+                x.stride(-2) == 1,
+                unit,
                 other is not None,
                 weights is not None,
                 c is not None,
@@ -302,9 +314,10 @@ def launch_gram(
     w_or_x = x if weights is None else weights
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
     c_or_s = s if c is None else c
-    stride_c = x.stride(2) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
-    g_rows = a if a.dim() == 3 else a.unsqueeze(0)
-    descriptors = weights is None and d > 1 and arch.bulk_copies and copies_in_blocks(x) and copies_in_blocks(g_rows)
+    stride_c = x.stride(-1) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
+    g_rows = a.unsqueeze(0) if a.dim() == 2 else a
+    copied = weights is None and d > 1 and arch.bulk_copies and unit == 0
+    descriptors = copied and copies_in_blocks(x) and copies_in_blocks(g_rows)
     blocks: tuple[Any, ...] = (x, x, a)
     if descriptors:
         blocks = (
@@ -318,6 +331,7 @@ def launch_gram(
         together = programs_per_multiprocessor(plan.block_i, plan.block_j, itemsize, True, aligned, arch, one_tile)
         if together * plan.num_warps == 16:
             options["maxnreg"] = 128
+    assert batch == 1 or cut.groups == 0, "a tail is for one matrix"
     programs = plan.products + sum_programs
     counted = plan.tiles * plan.tile_counters + sum_blocks
     with on_device(x), arrival_counters(x, batch * counted if staged else 0) as counters:
@@ -325,12 +339,12 @@ def launch_gram(
             x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums, counters,
             n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, cut.programs,
             cut.share, cut.tiles, cut.shares, cut.pieces, cut.common, plan.partials, sum_splits, plan.sum_rows,
-            programs, plan.fan, plan.tile_counters, alpha, beta,
+            programs, plan.fan, plan.tile_counters, units, alpha, beta,
             x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
             HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
             HAS_C=c is not None, STAGE_HEAD=plan.staged, STAGE_SUMS=staged, HAS_TAIL=cut.groups > 0, DESCRIPTORS=descriptors,
-            ROWS_FIRST=descriptors and side_by_side(x), ONE_TILE=one_tile,
+            ROWS_FIRST=descriptors and side_by_side(x), PLANES=unit, ONE_TILE=one_tile,
             BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, ROWS=FINISH_ROWS, CHUNK=FINISH_CHUNK,
             PRECISION=input_precision(arch), num_warps=plan.num_warps, num_stages=plan.num_stages, **options,
         )  # fmt: skip

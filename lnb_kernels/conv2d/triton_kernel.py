@@ -1,7 +1,7 @@
 """Convolution statistics on the GPU: which kernel serves which convolution.
 
 =====================================  =====================================================================
-1x1, stride 1, no padding, one group   the Gram kernel on pixels (:mod:`lnb_kernels.second_moment.triton_kernel`)
+1x1, stride 1, no padding              the Gram kernel on pixels, a matrix for each group (:func:`pixels`)
 stride 1, at least 16 channels         shifted products (:mod:`lnb_kernels.conv2d.triton_shifts`)
 all others                             implicit im2col (:mod:`lnb_kernels.conv2d.triton_patches`)
 =====================================  =====================================================================
@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 
 from lnb_kernels._triton.crossover import fused_matvec_pays, shifts_pay
-from lnb_kernels._triton.gram_launch import MAX_ROWS
+from lnb_kernels._triton.descriptors import in_planes
+from lnb_kernels._triton.gram_launch import MAX_ROWS, launch_gram
 from lnb_kernels._triton.launch import compiles_or_unavailable
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry
@@ -22,7 +23,6 @@ from lnb_kernels.conv2d.shifts import has_interior
 from lnb_kernels.conv2d.triton_matvec import matvec_by_patches
 from lnb_kernels.conv2d.triton_patches import second_moment_by_patches
 from lnb_kernels.conv2d.triton_shifts import cell_count, second_moment_by_shifts
-from lnb_kernels.second_moment.triton_kernel import second_moment
 
 
 def addressable(x: torch.Tensor, conv: Geometry) -> bool:
@@ -34,14 +34,29 @@ def addressable(x: torch.Tensor, conv: Geometry) -> bool:
     return x.numel() > 0 and span <= MAX_ROWS and positions <= MAX_ROWS
 
 
+def pixels(x: torch.Tensor, groups: int) -> torch.Tensor | None:
+    """The image ``[B, C, H, W]`` as ``[groups, pixels, C/groups]`` or, in planes, ``[groups, B, H W, C/groups]``; not a copy.
+
+    None if neither all pixels nor those of every channel are evenly apart.
+    """
+    batch, channels, height, width = x.shape
+    image, channel, row, column = x.stride()
+    even = height == 1 or row == width * column
+    area, per_group = height * width, channels // groups
+    if even and (batch == 1 or image == area * column):
+        shape, strides = (groups, batch * area, per_group), (per_group * channel, column, channel)
+        return x.as_strided(shape, strides)
+    planes = x.as_strided((groups, batch, area, per_group), (per_group * channel, image, column, channel))
+    return planes if even and in_planes(planes) else None
+
+
 def route(x: torch.Tensor, conv: Geometry) -> str:
     """``"pixels"``, ``"shifts"`` or ``"patches"``; ``"reference"`` for empty inputs and images of 2^31 elements."""
     height, width = x.shape[2:]
     channels = x.shape[1]
     if not addressable(x, conv):
         return "reference"
-    plain = conv.stride == (1, 1) and conv.groups == 1 and not any(conv.padding)
-    if conv.kernel == (1, 1) and plain:
+    if conv.kernel == conv.stride == (1, 1) and not any(conv.padding) and pixels(x, 1) is not None:
         return "pixels"
     per_group = channels // conv.groups
     by_shifts = conv.stride == (1, 1) and has_interior(conv, height, width)
@@ -59,7 +74,11 @@ def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype 
         x = x.to(product)
     match route(x, conv):
         case "pixels":
-            return second_moment(x.permute(0, 2, 3, 1)).unsqueeze(0)
+            rows = pixels(x, conv.groups)
+            assert rows is not None
+            s = x.new_empty((conv.groups, rows.shape[-1] + 1, rows.shape[-1] + 1), dtype=torch.float32)
+            launch_gram(rows, s)
+            return s
         case "shifts":
             return second_moment_by_shifts(x, conv)
         case "patches":

@@ -81,7 +81,7 @@ def test_results_are_written_whole_without_races(
     monkeypatch.setattr(pcg_kernel, "one_launch_pays", lambda *_: True)
     with triton_sanitizer.watch() as log:
         results = CALLS[name]()
-    launched |= log.kernels
+    launched.update(log.kernels)
     assert log.fresh, "nothing was watched"
     assert name in PADDED_WORKSPACE or not log.unwritten(), (
         "fresh memory, of results or of the workspace, was not written whole"
