@@ -259,6 +259,20 @@ def add_sums(sums_ptr, first, step, count, BLOCK_J: tl.constexpr, CHUNK: tl.cons
 
 
 @triton.jit
+def add_in_place(
+    partial_ptr, first, step, count,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Replace the tile at slot ``first`` by the sum of those at ``first + k step``."""
+    base = partial_ptr + offset64(first, BLOCK_I * BLOCK_J)
+    for row in range(0, BLOCK_I, ROWS):
+        acc = add_parts(partial_ptr, first, step, count, row, ROWS, BLOCK_J, BLOCK_I * BLOCK_J, CHUNK)
+        inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :]
+        tl.debug_barrier()  # other threads may still read what this one overwrites
+        tl.store(base + inner, acc)
+
+
+@triton.jit
 def arrive(
     partial_ptr, counters_ptr, first, step, count, part, fan,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
@@ -275,12 +289,7 @@ def arrive(
     if last:  # noqa: SIM102 - the compiler takes no other form
         if groups > 1:
             head = first + offset64(group * fan, step)
-            base = partial_ptr + offset64(head, BLOCK_I * BLOCK_J)
-            for row in range(0, BLOCK_I, ROWS):
-                acc = add_parts(partial_ptr, head, step, members, row, ROWS, BLOCK_J, BLOCK_I * BLOCK_J, CHUNK)
-                inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :]
-                tl.debug_barrier()  # other threads may still read what this one overwrites
-                tl.store(base + inner, acc)
+            add_in_place(partial_ptr, head, step, members, BLOCK_I, BLOCK_J, ROWS, CHUNK)
             last = is_last(counters_ptr, groups)
     return last, tl.where(groups > 1, step * fan, step), tl.where(groups > 1, groups, count)
 
