@@ -92,12 +92,13 @@ def together(row: dict[str, int], warps: int, arch: Arch) -> int:
 def assumed_together(launch: Launch, arch: Arch) -> int:
     """What the heuristics of a Gram kernel's launch assume of :func:`together`."""
     from lnb_kernels._triton.descriptors import loads_in_vectors
-    from lnb_kernels._triton.gram_cost import programs_per_multiprocessor
+    from lnb_kernels._triton.gram_cost import loads_take_few_registers, programs_per_multiprocessor
 
     value = launch.values
     itemsize = 4 if value["HAS_WEIGHTS"] else value["x_ptr"].element_size()
     staged = value["STAGE_HEAD"] or value["head"] < value["tiles"]
-    aligned = loads_in_vectors(value["x_ptr"])
+    vectors = not value["PLANES"] and loads_in_vectors(value["x_ptr"])
+    aligned = loads_take_few_registers(vectors, value["DESCRIPTORS"], arch)
     return programs_per_multiprocessor(
         value["BLOCK_I"], value["BLOCK_J"], itemsize, staged, aligned, arch, value["ONE_TILE"]
     )

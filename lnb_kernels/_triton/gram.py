@@ -476,12 +476,12 @@ def gram_kernel(
         )  # fmt: skip
         finished = not STAGE_SUMS
         if STAGE_SUMS:
-            places = offset64(offset64(batch, sum_splits), sum_blocks) + block
-            tl.store(sums_ptr + offset64(places + offset64(split, sum_blocks), BLOCK_J) + lane, sums)
+            vectors = offset64(offset64(batch, sum_splits), sum_blocks) + block
+            tl.store(sums_ptr + offset64(vectors + offset64(split, sum_blocks), BLOCK_J) + lane, sums)
             finished = is_last(counters_ptr + tiles * tile_counters + block, sum_splits)
         if finished:
             if STAGE_SUMS:
-                sums = add_sums(sums_ptr, places, sum_blocks, sum_splits, BLOCK_J, CHUNK)
+                sums = add_sums(sums_ptr, vectors, sum_blocks, sum_splits, BLOCK_J, CHUNK)
             finish_sums(
                 sums,
                 block,

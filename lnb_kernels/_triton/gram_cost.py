@@ -23,6 +23,14 @@ REACHED, L2_OVER_MEMORY = 0.6, 1.6
 LAUNCH, FILL, STEP = 4e-6, 1e-6, 0.25e-6  # seconds
 
 
+def loads_take_few_registers(vectors: bool, descriptors: bool, arch: Arch) -> bool:
+    """Whether loads, by ``vectors`` or by ``descriptors``, leave the registers that a second program needs: ``aligned`` below.
+
+    On sm_100 the addresses of vectors take too many where finishing, too, needs some.
+    """
+    return vectors and (descriptors or arch.name != "sm_100")
+
+
 def programs_per_multiprocessor(
     block_i: int, block_j: int, itemsize: int, staged: bool, aligned: bool, arch: Arch, whole: bool = False
 ) -> int:

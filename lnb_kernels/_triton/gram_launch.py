@@ -19,7 +19,7 @@ from lnb_kernels._triton.descriptors import (
     plane_unit,
     side_by_side,
 )
-from lnb_kernels._triton.gram_cost import Work, predict, programs_per_multiprocessor
+from lnb_kernels._triton.gram_cost import Work, loads_take_few_registers, predict, programs_per_multiprocessor
 from lnb_kernels._triton.gram_tail import Tail, cut_tail
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
@@ -254,9 +254,9 @@ def launch_gram(
     """``s <- alpha [X 1]'[X 1] + beta c`` and, with ``g``, ``grad_weight <- G'X`` and ``grad_bias <- sum G``.
 
     Args:
-        x: ``[batch, n, d]`` in any strides, or ``[batch, images, area, d]`` whose planes are contiguous
-        (:func:`lnb_kernels._triton.descriptors.in_planes`), alone; ``g`` ``[n, m]``, last stride as of ``x``, and ``weights`` ``[n]`` only
-        with ``batch`` 1.
+        x: ``[batch, n, d]`` in any strides; ``g`` ``[n, m]``, last stride as of ``x``, and ``weights`` ``[n]`` only
+        with ``batch`` 1. Alone, ``x`` may also be ``[batch, images, area, d]`` in planes
+        (:func:`lnb_kernels._triton.descriptors.in_planes`).
         s: result ``[batch, size, size]``, ``size = d + ones``, unit stride in the last dimension; ``c`` likewise, may
         be ``s``.
         other: same shape and strides as ``x``; then ``s <- alpha other' X + beta c``, a product known to be symmetric.
@@ -273,7 +273,11 @@ def launch_gram(
     m = 0 if g is None else g.shape[1]
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
-    aligned = unit == 0 and loads_in_vectors(x)
+    a = g if g is not None else x if other is None else other
+    g_rows = a.unsqueeze(0) if a.dim() == 2 else a
+    copied = weights is None and d > 1 and arch.bulk_copies and unit == 0
+    descriptors = copied and copies_in_blocks(x) and copies_in_blocks(g_rows)
+    aligned = loads_take_few_registers(unit == 0 and loads_in_vectors(x), descriptors, arch)
     tail = weights is None  # weighted operands take the registers that a share of the tail needs
     in_place = c is not None and c.data_ptr() == s.data_ptr()
     if plan is None:
@@ -310,14 +314,10 @@ def launch_gram(
     if staged:
         partial = s.new_empty((batch, plan.partials, plan.block_i, plan.block_j), dtype=torch.float32)
         sums = s.new_empty((batch, sum_splits, sum_blocks, plan.block_j), dtype=torch.float32)
-    a = g if g is not None else x if other is None else other
     w_or_x = x if weights is None else weights
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
     c_or_s = s if c is None else c
     stride_c = x.stride(-1) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
-    g_rows = a.unsqueeze(0) if a.dim() == 2 else a
-    copied = weights is None and d > 1 and arch.bulk_copies and unit == 0
-    descriptors = copied and copies_in_blocks(x) and copies_in_blocks(g_rows)
     blocks: tuple[Any, ...] = (x, x, a)
     if descriptors:
         blocks = (
@@ -326,11 +326,15 @@ def launch_gram(
             block_descriptor(g_rows, plan.block_n, plan.block_i),
         )
     options: dict[str, int] = {}
-    if one_tile and arch.bulk_copies and plan.staged:
-        # The sums of columns take some registers more than two programs of a multiprocessor may have, if not told so.
+    if arch.bulk_copies and plan.staged:
+        # Sums of columns, and finishing, take some registers more than two programs of a multiprocessor may have, if not told so.
         together = programs_per_multiprocessor(plan.block_i, plan.block_j, itemsize, True, aligned, arch, one_tile)
         if together * plan.num_warps == 16:
             options["maxnreg"] = 128
+        elif (
+            one_tile and plan.block_j == 128
+        ):  # left to itself, the compiler spills a few registers to make room for a second program
+            options["maxnreg"] = 168
     assert batch == 1 or cut.groups == 0, "a tail is for one matrix"
     programs = plan.products + sum_programs
     counted = plan.tiles * plan.tile_counters + sum_blocks

@@ -26,13 +26,15 @@ from lnb_kernels._triton.patches import patch_tile
 from lnb_kernels._triton.precision import input_precision
 from lnb_kernels.conv2d.geometry import Geometry
 
+WIDE = 8  # kernel columns from which a row of a patch, rather than of the image, is what a warp loads
+
 
 @triton.jit
 def patch_gram_kernel(
     x_ptr, s_ptr, partial_ptr, sums_ptr, counters_ptr, n_positions, d, tiles, sum_blocks, splits, rows_per_split, fan,
     tile_counters, group_stride, height, width, out_area, out_width, stride_n, stride_c, stride_y, stride_x,
     step_y, step_x, pad_top, pad_left, dilation_y, dilation_x,
-    KH: tl.constexpr, KW: tl.constexpr, PADDED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, PADDED: tl.constexpr, PLANES: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile (or one block of column sums) of one split of one group; grid ``((tiles + sum_blocks) splits groups)``.
@@ -57,11 +59,11 @@ def patch_gram_kernel(
         for row in range(start, stop, BLOCK_N):
             a = patch_tile(
                 x_ptr, row + row_lane, stop, i * BLOCK_D + lane, d, height, width, out_area, out_width, stride_n, stride_c,
-                stride_y, stride_x, step_y, step_x, pad_top, pad_left, dilation_y, dilation_x, KH, KW, PADDED,
+                stride_y, stride_x, step_y, step_x, pad_top, pad_left, dilation_y, dilation_x, KH, KW, PADDED, PLANES,
             )  # fmt: skip
             b = patch_tile(
                 x_ptr, row + row_lane, stop, j * BLOCK_D + lane, d, height, width, out_area, out_width, stride_n, stride_c,
-                stride_y, stride_x, step_y, step_x, pad_top, pad_left, dilation_y, dilation_x, KH, KW, PADDED,
+                stride_y, stride_x, step_y, step_x, pad_top, pad_left, dilation_y, dilation_x, KH, KW, PADDED, PLANES,
             )  # fmt: skip
             acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
         places = partial_ptr + offset64(offset64(group, splits * tiles), BLOCK_D * BLOCK_D)
@@ -85,13 +87,13 @@ def patch_gram_kernel(
             rows = row + row_lane
             a = patch_tile(
                 x_ptr, rows, stop, cols, d, height, width, out_area, out_width, stride_n, stride_c,
-                stride_y, stride_x, step_y, step_x, pad_top, pad_left, dilation_y, dilation_x, KH, KW, PADDED,
+                stride_y, stride_x, step_y, step_x, pad_top, pad_left, dilation_y, dilation_x, KH, KW, PADDED, PLANES,
             ).to(tl.float32)  # fmt: skip
             total += tl.where((cols == d)[None, :] & (rows < stop)[:, None], 1.0, a)
-        places = offset64(group, splits * sum_blocks) + block
-        tl.store(sums_ptr + offset64(places + offset64(split, sum_blocks), BLOCK_D) + lane, tl.sum(total, 0))
+        vectors = offset64(group, splits * sum_blocks) + block
+        tl.store(sums_ptr + offset64(vectors + offset64(split, sum_blocks), BLOCK_D) + lane, tl.sum(total, 0))
         if is_last(counters_ptr + tiles * tile_counters + block, splits):
-            sums = add_sums(sums_ptr, places, sum_blocks, splits, BLOCK_D, CHUNK)
+            sums = add_sums(sums_ptr, vectors, sum_blocks, splits, BLOCK_D, CHUNK)
             store_sums(sums, s_ptr, s_ptr, cols, d, 1.0, 0.0, d + 1, d + 1, False)
 
 
@@ -128,6 +130,7 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
             x, s, partial, sums, counters, n, d, geometry.tiles, sum_blocks, splits, geometry.rows_per_split, geometry.fan,
             geometry.tile_counters, channels // groups * x.stride(1),
             *patch_arguments(x, conv), KH=conv.kernel[0], KW=conv.kernel[1], PADDED=any(conv.padding),
+            PLANES=x.stride(3) == 1 and x.stride(1) != 1 and conv.kernel[1] < WIDE,
             BLOCK_D=block, BLOCK_N=geometry.block_n, ROWS=FINISH_ROWS, CHUNK=FINISH_CHUNK, PRECISION=input_precision(arch),
             num_warps=geometry.num_warps, num_stages=geometry.num_stages,
         )  # fmt: skip
