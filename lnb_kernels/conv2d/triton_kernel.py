@@ -2,11 +2,12 @@
 
 =====================================  =====================================================================
 1x1, stride 1, no padding              the Gram kernel on pixels, a matrix for each group (:func:`pixels`)
+one channel to a group, to 7x7         sums of pairs of taps (:mod:`lnb_kernels.conv2d.triton_depthwise`)
 stride 1, at least 16 channels         shifted products (:mod:`lnb_kernels.conv2d.triton_shifts`)
 all others                             implicit im2col (:mod:`lnb_kernels.conv2d.triton_patches`)
 =====================================  =====================================================================
 
-:func:`lnb_kernels._triton.crossover.shifts_pay` is the rule between the last two.
+:func:`lnb_kernels._triton.crossover.shifts_pay` is the rule between the last two, which read channels_last and NCHW images alike.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lnb_kernels._triton.launch import compiles_or_unavailable
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.shifts import has_interior
+from lnb_kernels.conv2d.triton_depthwise import MOST_TAPS, second_moment_depthwise
 from lnb_kernels.conv2d.triton_matvec import matvec_by_patches
 from lnb_kernels.conv2d.triton_patches import second_moment_by_patches
 from lnb_kernels.conv2d.triton_shifts import cell_count, second_moment_by_shifts
@@ -51,7 +53,7 @@ def pixels(x: torch.Tensor, groups: int) -> torch.Tensor | None:
 
 
 def route(x: torch.Tensor, conv: Geometry) -> str:
-    """``"pixels"``, ``"shifts"`` or ``"patches"``; ``"reference"`` for empty inputs and images of 2^31 elements."""
+    """``"pixels"``, ``"depthwise"``, ``"shifts"``, ``"patches"``, or ``"reference"``: empty inputs, images of 2^31 elements."""
     height, width = x.shape[2:]
     channels = x.shape[1]
     if not addressable(x, conv):
@@ -59,6 +61,8 @@ def route(x: torch.Tensor, conv: Geometry) -> str:
     if conv.kernel == conv.stride == (1, 1) and not any(conv.padding) and pixels(x, 1) is not None:
         return "pixels"
     per_group = channels // conv.groups
+    if per_group == 1 and channels > 1 and conv.kernel[0] * conv.kernel[1] <= MOST_TAPS:
+        return "depthwise"
     by_shifts = conv.stride == (1, 1) and has_interior(conv, height, width)
     return "shifts" if by_shifts and shifts_pay(per_group, conv.kernel, cell_count(conv, height, width)) else "patches"
 
@@ -79,6 +83,8 @@ def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype 
             s = x.new_empty((conv.groups, rows.shape[-1] + 1, rows.shape[-1] + 1), dtype=torch.float32)
             launch_gram(rows, s)
             return s
+        case "depthwise":
+            return second_moment_depthwise(x, conv)
         case "shifts":
             return second_moment_by_shifts(x, conv)
         case "patches":
