@@ -8,7 +8,7 @@ next to one another in memory, so both factors are loaded in vectors, and neighb
 in the first-level cache. Sums of 64 positions are added to the tile's, so that rounding does not grow with their number.
 Who arrives last at a tile (:mod:`lnb_kernels._triton.arrival`) adds the splits of the positions.
 
-FLOPs: ``2 N C pairs``; bytes from memory: the image, once for each 64 pairs; from the first-level cache two elements for each
+FLOPs: ``2 N C pairs``; bytes from memory: the image, once for each 32 pairs; from the first-level cache two elements for each
 product.
 """
 
@@ -24,7 +24,7 @@ from lnb_kernels._triton.arch import arch_of
 from lnb_kernels._triton.arrival import arrival_counters, fan_of
 from lnb_kernels._triton.crossover import power_of_two
 from lnb_kernels._triton.gram import add_parts, arrive
-from lnb_kernels._triton.gram_launch import FINISH_CHUNK, FINISH_ROWS
+from lnb_kernels._triton.gram_launch import FINISH_CHUNK
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.offsets import lower_tile, offset64
 from lnb_kernels.conv2d.geometry import Geometry
@@ -106,7 +106,7 @@ def second_moment_depthwise(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
     out_height, out_width = conv.output(height, width)
     n, taps = batch * out_height * out_width, conv.kernel[0] * conv.kernel[1]
     pairs = (taps + 1) * (taps + 2) // 2
-    block_p = min(64, power_of_two(pairs, FINISH_ROWS))
+    block_p = min(32, power_of_two(pairs))
     pair_blocks, blocks = math.ceil(pairs / block_p), math.ceil(channels / _CHANNELS)
     tiles = pair_blocks * blocks
     wanted = max(1, min(8 * arch_of(x.device).multiprocessors // tiles, math.ceil(n / 64)))
@@ -120,6 +120,6 @@ def second_moment_depthwise(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
         depthwise_kernel[(tiles * splits,)](
             x, s, partial, counters, n, channels, pairs, pair_blocks, blocks, splits, rows, fan, tile_counters,
             *patch_arguments(x, conv), KH=conv.kernel[0], KW=conv.kernel[1], PADDED=any(conv.padding),
-            BLOCK_P=block_p, BLOCK_C=_CHANNELS, RUN=64, ROWS=FINISH_ROWS, CHUNK=FINISH_CHUNK, num_warps=4, maxnreg=128,
+            BLOCK_P=block_p, BLOCK_C=_CHANNELS, RUN=64, ROWS=block_p, CHUNK=FINISH_CHUNK, num_warps=4, maxnreg=128,
         )  # fmt: skip
     return s

@@ -19,7 +19,7 @@ import triton.language as tl
 from lnb_kernels._triton.arch import Arch, arch_of
 from lnb_kernels._triton.arrival import arrival_counters, is_last
 from lnb_kernels._triton.gram import add_parts, add_sums, arrive, store_sums, store_symmetric
-from lnb_kernels._triton.gram_launch import FINISH_CHUNK, FINISH_ROWS, GramPlan, gram_plan, tile_config
+from lnb_kernels._triton.gram_launch import FINISH_CHUNK, GramPlan, gram_plan, tile_config
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.offsets import lower_tile, offset64
 from lnb_kernels._triton.patches import patch_tile
@@ -131,7 +131,7 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
             geometry.tile_counters, channels // groups * x.stride(1),
             *patch_arguments(x, conv), KH=conv.kernel[0], KW=conv.kernel[1], PADDED=any(conv.padding),
             PLANES=x.stride(3) == 1 and x.stride(1) != 1 and conv.kernel[1] < WIDE,
-            BLOCK_D=block, BLOCK_N=geometry.block_n, ROWS=FINISH_ROWS, CHUNK=FINISH_CHUNK, PRECISION=input_precision(arch),
+            BLOCK_D=block, BLOCK_N=geometry.block_n, ROWS=min(block, 1024 // block), CHUNK=FINISH_CHUNK, PRECISION=input_precision(arch),
             num_warps=geometry.num_warps, num_stages=geometry.num_stages,
         )  # fmt: skip
     return s

@@ -32,7 +32,7 @@ from lnb_kernels._triton.arch import arch_of
 from lnb_kernels._triton.arrival import arrival_counters, fan_of, is_last
 from lnb_kernels._triton.crossover import power_of_two
 from lnb_kernels._triton.gram import add_in_place, add_parts, add_sums
-from lnb_kernels._triton.gram_launch import FINISH_CHUNK, FINISH_ROWS
+from lnb_kernels._triton.gram_launch import FINISH_CHUNK
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.precision import input_precision
@@ -40,6 +40,7 @@ from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.shifts import axes
 
 COLUMNS = tl.constexpr(128)  # (shift, channel) pairs of a tile
+FINISHED = 1024  # elements of a tile that are finished at a time
 
 
 @triton.jit
@@ -249,6 +250,6 @@ def second_moment_by_shifts(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
             x, units, inside, s, products, sums, counters, channels, d, tiles, blocks, groups, len(units),
             inside.shape[1], interiors, fan, tile_counters, float(batch * out_height * out_width), height, width,
             *x.stride(), *conv.dilation, KH=kh, KW=kw, PLANES=planes, BLOCK_C=block, BLOCK_N=block_n,
-            ROWS=FINISH_ROWS, CHUNK=FINISH_CHUNK, PRECISION=input_precision(arch), num_warps=4, num_stages=3,
+            ROWS=FINISHED // block, CHUNK=FINISH_CHUNK, PRECISION=input_precision(arch), num_warps=4, num_stages=3,
         )  # fmt: skip
     return s
