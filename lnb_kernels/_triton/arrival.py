@@ -26,7 +26,7 @@ import triton.language as tl
 
 _SMALLEST = 4096  # counters of a buffer
 
-_buffers: dict[tuple[torch.device, int], torch.Tensor] = {}  # all zero between launches
+_buffers: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 
 @triton.jit
@@ -42,6 +42,11 @@ def is_last(counter_ptr, programs):
 def fan_of(parts: int) -> int:
     """How many of ``parts`` the last program of a group adds: all of a few, else about their square root."""
     return parts if parts <= 4 else math.isqrt(parts - 1) + 1
+
+
+def buffers() -> list[torch.Tensor]:
+    """The counters that are kept, of all devices and streams: all zero between launches."""
+    return list(_buffers.values())
 
 
 @contextmanager

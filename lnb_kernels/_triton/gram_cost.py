@@ -4,8 +4,8 @@ A part of a launch is so many programs of so many rows each. It takes whole turn
 works off, each as long as the FLOPs of those rows of a whole tile (padding included) or their bytes from L2, and 1 us
 to fill the pipeline for every tile that a program begins. Programs that share a multiprocessor share its rates, so
 turns follow one another whether they overlap or not; sharing hides latency, which bounds small tiles. All parts
-together take at least as long as the bytes from memory; then partial tiles are written and read, and each launch costs
-4 us.
+together take at least as long as the bytes from memory; then partial tiles are written and read, and the launch costs 4 us.
+So does adding them: by few programs, each of which reads about ``2 sqrt(parts)`` tiles, or in a launch of its own.
 
 Assumed: 60% of the peak of the matrix units, memory at its rate, L2 at 1.6 times that, partial tiles in L2 while they
 fill less than half of it, 0.25 us for a step of a program that has nothing to wait for but its loads.

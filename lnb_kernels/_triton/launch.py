@@ -11,6 +11,8 @@ import torch
 
 from lnb_kernels._backend import KernelUnavailable
 
+MAX_GRID = 65535  # programs of a launch along its second and third dimensions
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -17,7 +17,7 @@ import torch
 from lnb_kernels._triton.crossover import fused_matvec_pays, shifts_pay
 from lnb_kernels._triton.descriptors import in_planes
 from lnb_kernels._triton.gram_launch import MAX_ROWS, launch_gram
-from lnb_kernels._triton.launch import compiles_or_unavailable
+from lnb_kernels._triton.launch import MAX_GRID, compiles_or_unavailable
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.shifts import has_interior
@@ -100,6 +100,6 @@ def conv2d_cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float, code: list
     """
     conv = Geometry.decode(code)
     few = fused_matvec_pays(conv.features(x.shape[1]), v.shape[0] // conv.groups)
-    if v.dtype == torch.float64 or not few or not addressable(x, conv):
+    if v.dtype == torch.float64 or not few or not addressable(x, conv) or conv.groups > MAX_GRID:
         return reference.conv2d_cov_matvec(x, v, ridge, code)
     return matvec_by_patches(x, v, ridge, conv)

@@ -23,7 +23,7 @@ import torch
 
 from lnb_kernels._checks import accumulation_dtype
 from lnb_kernels._triton.arch import Arch, arch_of
-from lnb_kernels._triton.launch import compiles_or_unavailable, on_device
+from lnb_kernels._triton.launch import MAX_GRID, compiles_or_unavailable, on_device
 from lnb_kernels.pcg import reference
 from lnb_kernels.pcg.triton_phases import by_phases
 from lnb_kernels.pcg.triton_rows import ROWS, by_rows
@@ -64,7 +64,7 @@ def pcg(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """PCG on ``s`` ``[.., D+1, D+1]`` for ``g`` ``[.., m, D or D+1]``; see :func:`lnb_kernels.pcg`."""
     dtypes = [value.dtype for value in (s, g, h0, mu, var) if value is not None]
-    if torch.float64 in dtypes or g.numel() == 0:
+    if torch.float64 in dtypes or g.numel() == 0 or g.shape[:-2].numel() > MAX_GRID:
         return reference.pcg_moment(s, g, h0, mu, var, iterations, ridge, scope, layer_dims)
     lead, (m, size), moments = g.shape[:-2], g.shape[-2:], s.shape[-1]
     batch, d = lead.numel(), moments - 1
