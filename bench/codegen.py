@@ -178,7 +178,7 @@ def violations(measured: dict[str, dict[str, Any]], recorded: dict[str, dict[str
             continue
         if before["tensor_core"] and not row["tensor_core"]:
             problems.append(f"{key}: no tensor-core instructions; recorded {before['tensor_core']}")
-        if row["narrow_loads"] and not before["narrow_loads"]:
+        if row["narrow_loads"] and before.get("narrow_loads") == 0:
             problems.append(f"{key}: {row['narrow_loads']} loads of single 16-bit elements; recorded none")
         if row["registers"] > GROWTH * before["registers"]:
             problems.append(f"{key}: {row['registers']} registers; recorded {before['registers']}, allowed 10% more")

@@ -105,9 +105,14 @@ def test_more_counters_than_there_are_make_a_larger_buffer() -> None:
 
 def test_counters_of_a_failed_launch_are_given_up() -> None:
     x = torch.zeros(1, device=DEVICE)
-    with pytest.raises(KeyError), arrival.arrival_counters(x, 10) as counters:
-        counters[3] = 1
-        raise KeyError
+
+    def fail() -> None:
+        with arrival.arrival_counters(x, 10) as counters:
+            counters[3] = 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     with arrival.arrival_counters(x, 10) as fresh:
         assert not fresh.any()
 
