@@ -53,15 +53,26 @@ def _cov_matvec(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[], Any]
     return lambda: cov_matvec(_meta(n, d, dtype=dtype), _meta(m, d + 1), 0.1)
 
 
-def _conv2d(b: int, c: int, size: int, kernel: int, stride: int, groups: int, dtype: torch.dtype) -> Callable[[], Any]:
+def _conv2d(
+    b: int,
+    c: int,
+    size: int,
+    kernel: int,
+    stride: int,
+    groups: int,
+    dtype: torch.dtype,
+    channels_last: bool | None = None,
+) -> Callable[[], Any]:
+    """``channels_last`` None: only images of 16 channels or more."""
     from lnb_kernels.conv2d.geometry import Geometry
     from lnb_kernels.conv2d.triton_kernel import conv2d_second_moment
 
     code = Geometry((kernel, kernel), (stride, stride), (kernel // 2,) * 4, (1, 1), groups).encode()
+    last = c >= 16 if channels_last is None else channels_last
 
     def call() -> Any:
         x = _meta(b, c, size, size, dtype=dtype)
-        return conv2d_second_moment(x.to(memory_format=torch.channels_last) if c >= 16 else x, code)
+        return conv2d_second_moment(x.to(memory_format=torch.channels_last) if last else x, code)
 
     return call
 
@@ -114,6 +125,13 @@ def cases() -> dict[str, Callable[[], Any]]:
         table[f"newton_schulz/{tag}/301x300"] = _newton_schulz(4, 301, 300, dtype)
     for d in (2048, 8192):
         table[f"linear_backward/bf16/d{d}/x8192"] = _linear_backward(8192, d, 8192, BF16)
+    # ResNet-50's, in blocks of channels, for images in both layouts.
+    for layout, last in (("nchw", False), ("channels_last", True)):
+        table[f"conv2d_second_moment/bf16/1x1/c256/g2/{layout}"] = _conv2d(256, 256, 56, 1, 1, 2, BF16, last)
+    table["conv2d_second_moment/bf16/1x1/c1024/g8/14x14/nchw"] = _conv2d(256, 1024, 14, 1, 1, 8, BF16, False)
+    table["conv2d_second_moment/bf16/3x3/c64/g4/nchw"] = _conv2d(256, 64, 56, 3, 1, 4, BF16, False)
+    table["conv2d_second_moment/bf16/3x3/c128/g8/stride2"] = _conv2d(256, 128, 56, 3, 2, 8, BF16)
+    table["conv2d_second_moment/bf16/1x1/c512/g4/stride2"] = _conv2d(256, 512, 28, 1, 2, 4, BF16)
     table["second_moment/bf16/d4096"] = _second_moment(16384, 4096, BF16)
     table["newton_schulz/bf16/2048x2048"] = _newton_schulz(2, 2048, 2048, BF16)
     table["newton_schulz_root/fp32/512"] = _newton_schulz_root(4, 512)

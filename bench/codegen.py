@@ -4,8 +4,9 @@
     python bench/codegen.py --check     # compile again, compare with it, exit 1 on a violated budget
 
 For each case of ``cases.py`` and each architecture: registers, spilled bytes, shared memory, and the number of
-tensor-core instructions (HMMA, HGMMA, UTCHMMA and the tf32 forms; MFMA on AMD). Budgets: no spills, tensor-core
-instructions where the recorded code has them, registers at most 10% above the recorded number; and at least as many
+tensor-core instructions (HMMA, HGMMA, UTCHMMA and the tf32 forms; MFMA on AMD), and of loads of single 16-bit elements.
+Budgets: no spills, tensor-core instructions where the recorded code has them, no narrow loads where it has none, registers
+at most 10% above the recorded number; and at least as many
 programs share a multiprocessor as the cost model of the Gram kernel assumes.
 """
 
@@ -62,6 +63,7 @@ def _cuda_figures(cubin: bytes) -> dict[str, int]:
         "spills": spills,
         "tensor_core": len(TENSOR_CORE.findall(sass)),
         "async_copies": len(re.findall(r"\b(?:LDGSTS|UTMALDG)\b", sass)),
+        "narrow_loads": len(re.findall(r"\bLDG\.[\w.]*[US]16\b", sass)),
     }
 
 
@@ -75,6 +77,7 @@ def _hip_figures(assembly: str) -> dict[str, int]:
         "spills": spills,
         "tensor_core": len(TENSOR_CORE.findall(assembly)),
         "async_copies": 0,
+        "narrow_loads": len(re.findall(r"\bglobal_load_(?:[us]short|short_d16\w*)\b", assembly)),
     }
 
 
@@ -92,12 +95,13 @@ def together(row: dict[str, int], warps: int, arch: Arch) -> int:
 def assumed_together(launch: Launch, arch: Arch) -> int:
     """What the heuristics of a Gram kernel's launch assume of :func:`together`."""
     from lnb_kernels._triton.descriptors import loads_in_vectors
-    from lnb_kernels._triton.gram_cost import programs_per_multiprocessor
+    from lnb_kernels._triton.gram_cost import loads_take_few_registers, programs_per_multiprocessor
 
     value = launch.values
     itemsize = 4 if value["HAS_WEIGHTS"] else value["x_ptr"].element_size()
     staged = value["STAGE_HEAD"] or value["head"] < value["tiles"]
-    aligned = loads_in_vectors(value["x_ptr"])
+    vectors = not value["PLANES"] and loads_in_vectors(value["x_ptr"])
+    aligned = loads_take_few_registers(vectors, value["DESCRIPTORS"], arch)
     return programs_per_multiprocessor(
         value["BLOCK_I"], value["BLOCK_J"], itemsize, staged, aligned, arch, value["ONE_TILE"]
     )
@@ -174,6 +178,8 @@ def violations(measured: dict[str, dict[str, Any]], recorded: dict[str, dict[str
             continue
         if before["tensor_core"] and not row["tensor_core"]:
             problems.append(f"{key}: no tensor-core instructions; recorded {before['tensor_core']}")
+        if row["narrow_loads"] and before.get("narrow_loads") == 0:
+            problems.append(f"{key}: {row['narrow_loads']} loads of single 16-bit elements; recorded none")
         if row["registers"] > GROWTH * before["registers"]:
             problems.append(f"{key}: {row['registers']} registers; recorded {before['registers']}, allowed 10% more")
     return problems

@@ -3,14 +3,15 @@
 The interpreter computes real addresses of CPU memory. Each is compared with the memory of the launch's tensor arguments,
 so an access out of bounds fails in every test that runs a kernel, masked lanes excepted. Within :func:`watch`, reads of
 fresh memory must follow a write, and accesses are recorded: which elements a kernel wrote, and which were shared between
-programs of one launch, whose order is not defined on a GPU.
+programs of one launch, whose order is not defined on a GPU. Atomic operations on one counter order them: what a program did
+before its own is done for every program whose operation on that counter comes later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,39 +47,97 @@ class Fresh:
         return (offsets[offsets < self.written.size * self.size] // np.uint64(self.size)).astype(np.int64)
 
 
+READ, STORE, ATOMIC = range(3)
+Program = tuple[int, ...]
+
+
+class Access(NamedTuple):
+    """What one instruction of a program did, and how many accesses of each program were done for certain before it."""
+
+    program: Program
+    number: int
+    kind: int
+    addresses: np.ndarray
+    known: dict[Program, int]
+
+    def conflicts(self, other: Access) -> bool:
+        """Whether the two need an order, and have none."""
+        if self.program == other.program or {self.kind, other.kind} in ({READ}, {ATOMIC}):
+            return False
+        return other.number >= self.known.get(other.program, 0) and self.number >= other.known.get(self.program, 0)
+
+
 class Watch:
     """What the kernels of a :func:`watch` did."""
 
     def __init__(self) -> None:
         self.fresh: list[Fresh] = []
-        self.kernels: set[str] = set()
+        self.kernels: list[str] = []
         self.written: list[np.ndarray] = []
-        self._reads: dict[tuple[int, ...], list[np.ndarray]] = {}
-        self._writes: dict[tuple[int, ...], list[np.ndarray]] = {}
+        self._forget()
 
-    def access(self, program: tuple[int, ...], addresses: np.ndarray, store: bool) -> None:
+    def _forget(self) -> None:
+        self._accesses: list[Access] = []
+        self._counts: dict[Program, int] = {}
+        self._known: dict[Program, dict[Program, int]] = {}
+        self._released: dict[int, dict[Program, int]] = {}  # by the address of a counter
+
+    def access(self, program: Program, addresses: np.ndarray, kind: int) -> None:
         for fresh in self.fresh:
             elements = fresh.elements(addresses)
-            if store:
+            if kind == STORE:
                 fresh.written[elements] = True
             elif not fresh.written[elements].all():
                 raise UnwrittenError(f"{(~fresh.written[elements]).sum()} elements are read before they are written")
-        (self._writes if store else self._reads).setdefault(program, []).append(addresses)
+        number = self._counts.get(program, 0)
+        self._counts[program] = number + 1
+        self._accesses.append(Access(program, number, kind, addresses, self._known.get(program, {})))
+        if kind == ATOMIC:  # release what this program knows, acquire what others released here before
+            known = {**self._known.get(program, {}), program: number + 1}
+            for address in map(int, addresses):
+                released = self._released.setdefault(address, {})
+                known = {other: max(known.get(other, 0), released.get(other, 0)) for other in {**known, **released}}
+                self._released[address] = known
+            self._known[program] = known
 
     def finish_launch(self, kernel: str) -> None:
         """Check the accesses of one launch for races."""
-        self.kernels.add(kernel)
-        writes = {program: np.unique(np.concatenate(parts)) for program, parts in self._writes.items()}
-        every = np.concatenate(list(writes.values())) if writes else np.empty(0, np.uint64)
-        unique, count = np.unique(every, return_counts=True)
-        if (count > 1).any():
-            raise RaceError(f"{kernel}: {(count > 1).sum()} elements are written by several programs")
-        for program, parts in self._reads.items():
-            foreign = np.setdiff1d(np.intersect1d(np.concatenate(parts), unique), writes.get(program, every[:0]))
-            if foreign.size:
-                raise RaceError(f"{kernel}: {program} reads {foreign.size} elements that other programs write")
-        self.written.append(unique)
-        self._reads, self._writes = {}, {}
+        self.kernels.append(kernel)
+        accesses = self._accesses
+        self._forget()
+        addresses = np.concatenate([access.addresses for access in accesses] or [np.empty(0, np.uint64)])
+        owners = np.repeat(np.arange(len(accesses)), [access.addresses.size for access in accesses])
+        order = np.argsort(addresses, kind="stable")
+        addresses, owners = addresses[order], owners[order]
+        starts = np.flatnonzero(np.r_[True, addresses[1:] != addresses[:-1]]) if addresses.size else np.empty(0, int)
+        written, read = 0, {}
+        fine: dict[tuple[int, ...], tuple[int, Program | None]] = {}  # elements mostly share their accesses with others
+        for start, stop in zip(starts, [*starts[1:], addresses.size], strict=True):
+            if stop - start == 1:
+                continue
+            sharing = tuple(dict.fromkeys(owners[start:stop].tolist()))
+            if sharing not in fine:
+                fine[sharing] = self._race([accesses[owner] for owner in sharing])
+            both, reader = fine[sharing]
+            written += both
+            if reader is not None:
+                read[reader] = read.get(reader, 0) + 1
+        if written:
+            raise RaceError(f"{kernel}: {written} elements are written by several programs")
+        for program, count in read.items():
+            raise RaceError(f"{kernel}: {program} reads {count} elements that other programs write")
+        stores = [access.addresses for access in accesses if access.kind == STORE]
+        self.written.append(np.unique(np.concatenate(stores or [np.empty(0, np.uint64)])))
+
+    @staticmethod
+    def _race(accesses: list[Access]) -> tuple[int, Program | None]:
+        """Of the accesses to one element: 1 if two programs write it without order, and who reads it without order."""
+        for index, access in enumerate(accesses):
+            for other in accesses[:index]:
+                if access.conflicts(other):
+                    readers = [each.program for each in (access, other) if each.kind == READ]
+                    return (0, readers[0]) if readers else (1, None)
+        return 0, None
 
     def unwritten(self) -> list[tuple[int, ...]]:
         """Shapes of fresh memory that kernels left in part as it came."""
@@ -140,7 +199,7 @@ def _memory_of(tensors: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(starts, np.uint64), np.array(stops, np.uint64)
 
 
-def _check(self: Any, pointers: Any, mask: Any, store: bool) -> None:
+def _check(self: Any, pointers: Any, mask: Any, kind: int) -> None:
     addresses = np.atleast_1d(pointers.data)[np.atleast_1d(mask.data).astype(bool)].astype(np.uint64)
     if addresses.size == 0:
         return
@@ -148,26 +207,33 @@ def _check(self: Any, pointers: Any, mask: Any, store: bool) -> None:
     index = np.searchsorted(_starts, addresses, "right") - 1
     bad = (index < 0) | (addresses + size > _stops[np.maximum(index, 0)])
     if bad.any():
-        raise OutOfBoundsError(f"{bad.sum()} of {bad.size} elements of a {'store' if store else 'load'} are outside")
+        raise OutOfBoundsError(
+            f"{bad.sum()} of {bad.size} elements of a {('load', 'store', 'atomic')[kind]} are outside"
+        )
     if _watch is not None:
-        _watch.access(tuple(self.grid_idx), addresses, store)
+        _watch.access(tuple(self.grid_idx), addresses, kind)
 
 
 def install() -> None:
     """Check every launch of this process from now on; a second call changes nothing."""
     if hasattr(Builder, "_checks_bounds"):
         return
-    load, store, convert, launch = (
-        Builder.create_masked_load, Builder.create_masked_store, Executor._init_args_hst, Executor.__call__,
+    load, store, atomic, convert, launch = (
+        Builder.create_masked_load, Builder.create_masked_store, Builder.create_atomic_rmw, Executor._init_args_hst,
+        Executor.__call__,
     )  # fmt: skip
 
     def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
-        _check(self, pointers, mask, store=False)
+        _check(self, pointers, mask, READ)
         return load(self, pointers, mask, *rest, **options)
 
     def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        _check(self, pointers, mask, store=True)
+        _check(self, pointers, mask, STORE)
         return store(self, pointers, value, mask, *rest)
+
+    def create_atomic_rmw(self: Any, operation: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        _check(self, pointers, mask, ATOMIC)
+        return atomic(self, operation, pointers, value, mask, *rest)
 
     def init_args(self: Any, args: Any, kwargs: Any) -> Any:
         global _starts, _stops
@@ -184,5 +250,6 @@ def install() -> None:
         return result
 
     Builder.create_masked_load, Builder.create_masked_store = create_masked_load, create_masked_store
+    Builder.create_atomic_rmw = create_atomic_rmw
     Executor._init_args_hst, Executor.__call__ = init_args, call
     Builder._checks_bounds = True

@@ -6,6 +6,7 @@ zeros what lies outside of the matrix. So the product loops are rid of pointers,
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -49,6 +50,20 @@ def loads_in_vectors(x: torch.Tensor) -> bool:
     strides = [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
     others = [stride for stride in strides if stride != 1]
     return len(others) < len(strides) and all(stride % 16 == 0 for stride in others) and x.data_ptr() % ALIGNMENT == 0
+
+
+def in_planes(x: torch.Tensor) -> bool:
+    """Whether ``x`` ``[batch, images, area, d]`` consists of planes: ``area`` neighbours, then those of the next column."""
+    return x.stride(2) == 1 and (x.shape[3] == 1 or x.stride(3) == x.shape[2])
+
+
+def plane_unit(x: torch.Tensor) -> int:
+    """The largest power of two up to 16 that divides the area of planes ``x`` and the strides of images and matrices.
+
+    So many neighbouring pixels are of one image and at an address that they divide.
+    """
+    strides = [stride for stride, size in zip(x.stride()[:2], x.shape[:2], strict=True) if size > 1]
+    return math.gcd(16, x.shape[2], *strides)
 
 
 def block_descriptor(x: torch.Tensor, rows: int, columns: int) -> Any:

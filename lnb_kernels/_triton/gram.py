@@ -16,9 +16,13 @@ rows of ``X`` and ``G`` stay in L2 for all of them.
 Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves. The *tail*
 tiles that are left make groups; the row steps of a group's tiles are laid end to end and cut into equal shares, one for
 each program that the GPU holds, so that none of it idles: a share may end one tile and begin the next. Partial tiles go
-to a workspace and :func:`gram_finish_kernel` adds them in a fixed order: results are deterministic, no float atomics. A
-head tile of one program is stored at once, or goes the same way (*staged*): an epilogue takes more registers than the
-product loop, and more than there are for a tall tile of ``S``.
+to a workspace, and the last program to arrive at a tile (:mod:`lnb_kernels._triton.arrival`) adds them in a fixed order:
+one launch, deterministic results, no float atomics. A head tile of one program is stored at once, or goes the same way
+(*staged*): an epilogue takes more registers than the product loop, and more than there are for a tall tile of ``S``, while
+what went through the workspace is finished a few rows at a time.
+
+Planes. The pixels of an NCHW image are rows of ``X`` of which each image holds ``area``: row ``n`` is pixel ``n % area`` of
+image ``n // area``, and a column is a plane. Blocks are then loaded along the pixels, as wide as ``area`` is even (*unit*).
 
 Loads. Where the GPU has a copy engine and the layout fits it (:mod:`lnb_kernels._triton.descriptors`), blocks are
 fetched by tensor descriptors, else by pointers.
@@ -34,15 +38,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lnb_kernels._triton.arrival import is_last
 from lnb_kernels._triton.offsets import lower_tile, offset64
 
 
 @triton.jit
 def _product(
     a_ptr, b_ptr, w_ptr, a_blocks, b_blocks, batch, a_col, b_col, a_width, b_width, start, stop,
-    stride_ar, stride_br, stride_c, stride_w,
+    stride_ar, stride_br, stride_c, stride_w, area,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr, ROWS_FIRST: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr, ROWS_FIRST: tl.constexpr, PLANES: tl.constexpr,
     ONE_TILE: tl.constexpr, WITH_SUMS: tl.constexpr,
 ):  # fmt: skip
     """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32, column sums and count.
@@ -66,6 +71,11 @@ def _product(
     count = tl.zeros((BLOCK_N,), tl.float32)
     for row in range(start, stop, BLOCK_N):
         live = lane < stop - row
+        if PLANES:
+            rows = row + lane
+            pixels = offset64(rows // area, stride_ar) + rows % area
+            a_ptrs = a_ptr + pixels[:, None] + offset64(a_cols, area)[None, :]
+            b_ptrs = b_ptr + pixels[:, None] + offset64(b_cols, area)[None, :]
         if DESCRIPTORS:
             if ROWS_FIRST:
                 a = a_blocks.load([row, batch, a_col]).reshape([BLOCK_N, BLOCK_I])
@@ -91,15 +101,16 @@ def _product(
         if WITH_SUMS:
             sums += a.to(tl.float32)
         acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
-        a_ptrs += offset64(BLOCK_N, stride_ar)
-        b_ptrs += offset64(BLOCK_N, stride_br)
+        if not PLANES:
+            a_ptrs += offset64(BLOCK_N, stride_ar)
+            b_ptrs += offset64(BLOCK_N, stride_br)
     return acc, sums, count
 
 
 @triton.jit
 def _column_sums(
-    a_ptr, w_ptr, cols, width, start, stop, stride_ar, stride_ac, stride_w,
-    BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    a_ptr, w_ptr, cols, width, start, stop, stride_ar, stride_ac, stride_w, area,
+    BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WEIGHTS: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
     """``sum over rows start..stop of w_n a_n`` for the columns ``cols``; column ``width`` is all ones."""
     lane = tl.arange(0, BLOCK_N)
@@ -107,7 +118,11 @@ def _column_sums(
     for row in range(start, stop, BLOCK_N):
         rows = row + lane
         live = rows < stop
-        offsets = offset64(rows, stride_ar)[:, None] + offset64(cols, stride_ac)[None, :]
+        if PLANES:
+            pixels = offset64(rows // area, stride_ar) + rows % area
+            offsets = pixels[:, None] + offset64(cols, area)[None, :]
+        else:
+            offsets = offset64(rows, stride_ar)[:, None] + offset64(cols, stride_ac)[None, :]
         a = tl.load(a_ptr + offsets, mask=live[:, None] & (cols < width)[None, :], other=0.0).to(tl.float32)
         a = tl.where((cols == width)[None, :] & live[:, None], 1.0, a)
         if HAS_WEIGHTS:
@@ -118,7 +133,7 @@ def _column_sums(
 
 
 @triton.jit
-def _store_symmetric(
+def store_symmetric(
     acc, s_ptr, c_ptr, row, col, d, alpha, beta, stride_sr, stride_cr,
     HAS_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
@@ -140,7 +155,7 @@ def _store_symmetric(
 
 
 @triton.jit
-def _store_sums(sums, s_ptr, c_ptr, cols, d, alpha, beta, stride_sr, stride_cr, HAS_C: tl.constexpr):
+def store_sums(sums, s_ptr, c_ptr, cols, d, alpha, beta, stride_sr, stride_cr, HAS_C: tl.constexpr):
     """Store column sums as the last row and column of ``S``; entry ``d`` is the row count."""
     mask = cols <= d
     value = alpha * sums
@@ -169,13 +184,13 @@ def _finish(
             base = gw_ptr + offset64(first_row, d) + first_col
             tl.store(base + rows[:, None] * d + cols[None, :], acc.to(gw_ptr.dtype.element_ty), mask=mask)
     if in_s:
-        _store_symmetric(
+        store_symmetric(
             acc, s_ptr, c_ptr, first_row, first_col, d, alpha, beta, stride_sr, stride_cr, HAS_C, ROWS, BLOCK_J
         )
 
 
 @triton.jit
-def _finish_sums(
+def finish_sums(
     sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr,
     HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
@@ -187,9 +202,9 @@ def _finish_sums(
             tl.store(gb_ptr + out, sums.to(gb_ptr.dtype.element_ty), mask=out < m)
         else:
             x_cols = (block - g_blocks) * BLOCK_J + cols
-            _store_sums(sums, s_ptr, c_ptr, x_cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
+            store_sums(sums, s_ptr, c_ptr, x_cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
     else:
-        _store_sums(sums, s_ptr, c_ptr, block * BLOCK_J + cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
+        store_sums(sums, s_ptr, c_ptr, block * BLOCK_J + cols, d, alpha, beta, stride_sr, stride_cr, HAS_C)
 
 
 @triton.jit
@@ -212,35 +227,113 @@ def _locate(tile, d, m, HAS_G: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.
 
 
 @triton.jit
+def add_parts(
+    partial_ptr, first, step, count, row, ROWS: tl.constexpr, BLOCK_J: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Rows ``row .. row + ROWS`` of the sum of ``count`` tiles of ``SIZE`` elements at slots ``first + k step``, in order.
+
+    ``CHUNK`` of them are loaded at a time to keep enough loads in flight.
+    """
+    chunk = tl.arange(0, CHUNK)
+    inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :]
+    acc = tl.zeros((ROWS, BLOCK_J), tl.float32)
+    for part in range(0, count, CHUNK):
+        slots = first + offset64(part + chunk, step)
+        ptrs = partial_ptr + offset64(slots, SIZE)[:, None, None] + inner[None, :, :]
+        mask = (part + chunk < count)[:, None, None]
+        acc += tl.sum(tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg"), 0)
+    return acc
+
+
+@triton.jit
+def add_sums(sums_ptr, first, step, count, BLOCK_J: tl.constexpr, CHUNK: tl.constexpr):
+    """The sum of ``count`` vectors of ``BLOCK_J`` at slots ``first + k step``, in order."""
+    chunk = tl.arange(0, CHUNK)
+    sums = tl.zeros((BLOCK_J,), tl.float32)
+    for part in range(0, count, CHUNK):
+        ptrs = (
+            sums_ptr + offset64(first + offset64(part + chunk, step), BLOCK_J)[:, None] + tl.arange(0, BLOCK_J)[None, :]
+        )
+        sums += tl.sum(tl.load(ptrs, mask=(part + chunk < count)[:, None], other=0.0, cache_modifier=".cg"), 0)
+    return sums
+
+
+@triton.jit
+def add_in_place(
+    partial_ptr, first, step, count,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Replace the tile at slot ``first`` by the sum of those at ``first + k step``."""
+    base = partial_ptr + offset64(first, BLOCK_I * BLOCK_J)
+    for row in range(0, BLOCK_I, ROWS):
+        acc = add_parts(partial_ptr, first, step, count, row, ROWS, BLOCK_J, BLOCK_I * BLOCK_J, CHUNK)
+        inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :]
+        tl.debug_barrier()  # other threads may still read what this one overwrites
+        tl.store(base + inner, acc)
+
+
+@triton.jit
+def arrive(
+    partial_ptr, counters_ptr, first, step, count, part, fan,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Count part ``part`` of a tile in: ``(last, step, count)``, whether to finish the tile now, and of what parts.
+
+    The parts lie at slots ``first + k step``. The last of a group of ``fan`` adds these in the first one's slot.
+    ``counters``: one of the tile, then one for each group.
+    """
+    group = part // fan
+    groups = tl.cdiv(count, fan)
+    members = tl.minimum(fan, count - group * fan)
+    last = is_last(counters_ptr + 1 + group, members)
+    if last:  # noqa: SIM102 - the compiler takes no other form
+        if groups > 1:
+            head = first + offset64(group * fan, step)
+            add_in_place(partial_ptr, head, step, members, BLOCK_I, BLOCK_J, ROWS, CHUNK)
+            last = is_last(counters_ptr, groups)
+    return last, tl.where(groups > 1, step * fan, step), tl.where(groups > 1, groups, count)
+
+
+@triton.jit
 def gram_kernel(
     x_ptr, g_ptr, w_ptr, x_blocks_i, x_blocks_j, g_blocks_i, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split, shares, share, group_tiles, group_shares, group_pieces, common,
-    partials, sum_splits, sum_rows, alpha, beta,
+    counters_ptr, n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split,
+    shares, share, group_tiles, group_shares, group_pieces, common,
+    partials, sum_splits, sum_rows, programs, fan, tile_counters, units, alpha, beta,
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
     STAGE_HEAD: tl.constexpr, STAGE_SUMS: tl.constexpr, HAS_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
-    ROWS_FIRST: tl.constexpr, ONE_TILE: tl.constexpr,
-    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS_FIRST: tl.constexpr, PLANES: tl.constexpr, ONE_TILE: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One split of a tile, one share of the tail, or a block of column sums; grid ``(head splits + shares + sums; batch)``.
+    """One split of a tile, one share of the tail, or a block of column sums; grid ``(batch programs)``,
+    ``programs = head splits + shares + sums``.
 
     ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
     ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. With ``STAGE_HEAD`` the tiles of the head
     go to ``partial`` ``[batch, partials, BLOCK_I, BLOCK_J]`` in the order of the programs, else straight to their place
     (of tall tiles only those of ``G'X``); behind them the pieces of the tail's tiles, in the order of their steps. With
     ``STAGE_SUMS`` sums go to ``sums`` ``[batch, sum_splits, sum_blocks, BLOCK_J]``, with ``ONE_TILE`` those of each
-    piece. :func:`gram_finish_kernel` does the rest. With ``ROWS_FIRST`` descriptors are ``[n_rows, batch, d]``. A
+    piece. Who arrives last at ``counters`` ``[batch, tiles tile_counters + sum_blocks]``, all zero, adds and stores them,
+    ``ROWS`` rows and ``CHUNK`` parts at a time. With ``ROWS_FIRST`` descriptors are ``[n_rows, batch, d]``. A
     ``share`` counts steps of ``BLOCK_N`` rows, at most those of one tile; ``common`` is the least common multiple of
     the two: after so many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for a ``G``
-    shaped as ``X`` whose product with it is known to be symmetric.
+    shaped as ``X`` whose product with it is known to be symmetric. ``PLANES``, if not 0, is the unit of planes of
+    ``units PLANES`` pixels, and ``stride_xr`` then the stride of images.
     """
+    area = units * PLANES
     program = tl.program_id(0)
-    batch = tl.program_id(1)
+    batch = 0
+    if not HAS_TAIL:  # which is for one matrix only
+        batch = program // programs
+        program %= programs
     head_programs = head * splits
     products = head_programs + shares
     x_ptr += offset64(batch, stride_xb)
     s_ptr += offset64(batch, stride_sb)
     c_ptr += offset64(batch, stride_cb)
+    counters_ptr += offset64(batch, tiles * tile_counters + sum_blocks)
     if program < products:
         slot = program
         tile = program % tl.maximum(head, 1)
@@ -279,8 +372,8 @@ def gram_kernel(
                     a_ptr, a_blocks, a_width, stride_ar = g_ptr, g_blocks_i, m, stride_gr
             acc, sums, count = _product(
                 a_ptr, x_ptr, w_ptr, a_blocks, x_blocks_j, batch, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
-                stride_ar, stride_xr, stride_xc, stride_w, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS, DESCRIPTORS,
-                ROWS_FIRST, ONE_TILE, ONE_TILE and HAS_ONES,
+                stride_ar, stride_xr, stride_xc, stride_w, area, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS,
+                DESCRIPTORS, ROWS_FIRST, PLANES, ONE_TILE, ONE_TILE and HAS_ONES,
             )  # fmt: skip
             if stored:
                 base = partial_ptr + offset64(offset64(batch, partials) + slot, BLOCK_I * BLOCK_J)
@@ -302,14 +395,67 @@ def gram_kernel(
                         place = offset64(offset64(batch, sum_splits) + slot, sum_blocks) + block
                         tl.store(sums_ptr + offset64(place, BLOCK_J) + lane, value)
                     else:
-                        _finish_sums(
+                        finish_sums(
                             value, block, s_ptr, c_ptr, gb_ptr, d, m, 0, alpha, beta, stride_sr, stride_cr,
                             HAS_G, HAS_C, BLOCK_J,
                         )  # fmt: skip
-            tile += 1
-            slot += 1
-            start = 0
-            stop = rest
+            if HAS_TAIL:  # the second part of a share begins the next tile
+                tile += 1
+                slot += 1
+                start = 0
+                stop = rest
+        # Finishing is a loop of its own, or its addresses would take registers from the products.
+        if STAGE_HEAD or HAS_TAIL:  # noqa: SIM102 - the outer condition is a constant of the compiler
+            if stored:
+                # The pieces of this program's tile in the workspace: where they lie, and which is its own.
+                first_slot = tile
+                step = head
+                pieces = splits
+                next_pieces = 1
+                piece = program // tl.maximum(head, 1)
+                if HAS_TAIL:
+                    tile -= parts
+                    first_slot = tile
+                    if program >= head_programs:  # pieces of a tail's tile are neighbours
+                        within = (program - head_programs) % group_shares
+                        steps = tl.cdiv(n_rows, BLOCK_N)
+                        begin_tile = within * share // steps * steps
+                        first_share = begin_tile // share
+                        piece = within - first_share
+                        pieces = (begin_tile + steps - 1) // share - first_share + 1
+                        next_pieces = (begin_tile + 2 * steps - 1) // share - within + 1
+                        first_slot = slot - parts - piece
+                        step = 1
+                places = partial_ptr + offset64(offset64(batch, partials), BLOCK_I * BLOCK_J)
+                for _ in range(parts):
+                    kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
+                    last, step, pieces = arrive(
+                        places, counters_ptr + tile * tile_counters, first_slot, step, pieces, piece, fan,
+                        BLOCK_I, BLOCK_J, ROWS, CHUNK,
+                    )  # fmt: skip
+                    if last:
+                        for row in range(0, BLOCK_I, ROWS):
+                            total = add_parts(
+                                places, first_slot, step, pieces, row, ROWS, BLOCK_J, BLOCK_I * BLOCK_J, CHUNK
+                            )
+                            _finish(
+                                total, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
+                                HAS_G, True, HAS_C, BLOCK_I, BLOCK_J, ROWS,
+                            )  # fmt: skip
+                        if ONE_TILE and HAS_ONES:
+                            for block in range(sum_blocks):
+                                vectors = offset64(offset64(batch, sum_splits), sum_blocks) + block
+                                whole = add_sums(sums_ptr, vectors, sum_blocks, sum_splits, BLOCK_J, CHUNK)
+                                finish_sums(
+                                    whole, block, s_ptr, c_ptr, gb_ptr, d, m, 0, alpha, beta, stride_sr, stride_cr,
+                                    HAS_G, HAS_C, BLOCK_J,
+                                )  # fmt: skip
+                    if HAS_TAIL:
+                        tile += 1
+                        first_slot += piece + 1
+                        step = 1
+                        piece = 0
+                        pieces = next_pieces
     elif HAS_ONES and not ONE_TILE:
         block = (program - products) % sum_blocks
         split = (program - products) // sum_blocks
@@ -325,74 +471,31 @@ def gram_kernel(
                 x_block = block
                 a_ptr, width, stride_ar = g_ptr, m, stride_gr
         sums = _column_sums(
-            a_ptr, w_ptr, x_block * BLOCK_J + lane, width, start, stop, stride_ar, stride_xc, stride_w,
-            BLOCK_J, BLOCK_N, HAS_WEIGHTS,
+            a_ptr, w_ptr, x_block * BLOCK_J + lane, width, start, stop, stride_ar, stride_xc, stride_w, area,
+            BLOCK_J, BLOCK_N, HAS_WEIGHTS, PLANES,
         )  # fmt: skip
+        finished = not STAGE_SUMS
         if STAGE_SUMS:
-            place = offset64(offset64(batch, sum_splits) + split, sum_blocks) + block
-            tl.store(sums_ptr + offset64(place, BLOCK_J) + lane, sums)
-        else:
-            _finish_sums(
-                sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr,
-                HAS_G, HAS_C, BLOCK_J,
-            )  # fmt: skip
-
-
-@triton.jit
-def gram_finish_kernel(
-    s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    d, m, steps, first_tile, tiles, sum_blocks, head, splits, share, group_tiles, group_pieces, common, partials, sum_splits,
-    alpha, beta, stride_sb, stride_sr, stride_cb, stride_cr,
-    HAS_G: tl.constexpr, HAS_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Add the splits of ``ROWS`` rows of one tile in order and store them.
-
-    Grid ``((tiles - first_tile) BLOCK_I / ROWS + sum blocks, batch)``: tiles before ``first_tile`` (0 or ``head``) are
-    finished. ``steps`` of ``BLOCK_N`` rows make one tile. ``CHUNK`` splits are loaded at a time to keep enough loads in
-    flight. Bytes: ``4 splits`` per element of a tile read, ``8`` written.
-    """
-    program = tl.program_id(0)
-    batch = tl.program_id(1)
-    s_ptr += offset64(batch, stride_sb)
-    c_ptr += offset64(batch, stride_cb)
-    parts = BLOCK_I // ROWS
-    chunk = tl.arange(0, CHUNK)
-    lane = tl.arange(0, BLOCK_J)
-    unfinished = tiles - first_tile
-    if program < unfinished * parts:
-        tile = first_tile + program // parts
-        row = program % parts * ROWS
-        kind, i, j = _locate(tile, d, m, HAS_G, BLOCK_I, BLOCK_J)
-        in_head = tile < head
-        late = tl.maximum(tile - head, 0)
-        within = late % group_tiles
-        begin = within * steps
-        first_share = begin // share
-        first_slot = (head - first_tile) * splits + late // group_tiles * group_pieces
-        first_slot += within + (first_share - begin // common).to(tl.int32)
-        first_slot = tl.where(in_head, tile, first_slot)
-        count = tl.where(in_head, splits, ((begin + steps - 1) // share - first_share).to(tl.int32) + 1)
-        step = tl.where(in_head, head, 1)
-        first = offset64(batch, partials) + first_slot
-        inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_J + lane[None, :]
-        acc = tl.zeros((ROWS, BLOCK_J), tl.float32)
-        for split in range(0, count, CHUNK):
-            slots = first + offset64(split + chunk, step)
-            ptrs = partial_ptr + offset64(slots, BLOCK_I * BLOCK_J)[:, None, None] + inner[None, :, :]
-            acc += tl.sum(tl.load(ptrs, mask=(split + chunk < count)[:, None, None], other=0.0), 0)
-        _finish(
-            acc, kind, i, j, row, s_ptr, c_ptr, gw_ptr, d, m, alpha, beta, stride_sr, stride_cr,
-            HAS_G, True, HAS_C, BLOCK_I, BLOCK_J, ROWS,
-        )  # fmt: skip
-    else:
-        block = program - unfinished * parts
-        g_blocks = tl.cdiv(m, BLOCK_J)
-        sums = tl.zeros((BLOCK_J,), tl.float32)
-        for split in range(0, sum_splits, CHUNK):
-            slots = offset64(offset64(batch, sum_splits) + split + chunk, sum_blocks) + block
-            ptrs = sums_ptr + offset64(slots, BLOCK_J)[:, None] + lane[None, :]
-            sums += tl.sum(tl.load(ptrs, mask=(split + chunk < sum_splits)[:, None], other=0.0), 0)
-        _finish_sums(
-            sums, block, s_ptr, c_ptr, gb_ptr, d, m, g_blocks, alpha, beta, stride_sr, stride_cr, HAS_G, HAS_C, BLOCK_J
-        )
+            vectors = offset64(offset64(batch, sum_splits), sum_blocks) + block
+            tl.store(sums_ptr + offset64(vectors + offset64(split, sum_blocks), BLOCK_J) + lane, sums)
+            finished = is_last(counters_ptr + tiles * tile_counters + block, sum_splits)
+        if finished:
+            if STAGE_SUMS:
+                sums = add_sums(sums_ptr, vectors, sum_blocks, sum_splits, BLOCK_J, CHUNK)
+            finish_sums(
+                sums,
+                block,
+                s_ptr,
+                c_ptr,
+                gb_ptr,
+                d,
+                m,
+                g_blocks,
+                alpha,
+                beta,
+                stride_sr,
+                stride_cr,
+                HAS_G,
+                HAS_C,
+                BLOCK_J,
+            )

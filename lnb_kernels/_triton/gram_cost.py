@@ -4,8 +4,8 @@ A part of a launch is so many programs of so many rows each. It takes whole turn
 works off, each as long as the FLOPs of those rows of a whole tile (padding included) or their bytes from L2, and 1 us
 to fill the pipeline for every tile that a program begins. Programs that share a multiprocessor share its rates, so
 turns follow one another whether they overlap or not; sharing hides latency, which bounds small tiles. All parts
-together take at least as long as the bytes from memory; then partial tiles are written and read, and each launch costs
-4 us.
+together take at least as long as the bytes from memory; then partial tiles are written and read, and the launch costs 4 us.
+So does adding them: by few programs, each of which reads about ``2 sqrt(parts)`` tiles, or in a launch of its own.
 
 Assumed: 60% of the peak of the matrix units, memory at its rate, L2 at 1.6 times that, partial tiles in L2 while they
 fill less than half of it, 0.25 us for a step of a program that has nothing to wait for but its loads.
@@ -21,6 +21,14 @@ from lnb_kernels._triton.arch import Arch
 
 REACHED, L2_OVER_MEMORY = 0.6, 1.6
 LAUNCH, FILL, STEP = 4e-6, 1e-6, 0.25e-6  # seconds
+
+
+def loads_take_few_registers(vectors: bool, descriptors: bool, arch: Arch) -> bool:
+    """Whether loads, by ``vectors`` or by ``descriptors``, leave the registers that a second program needs: ``aligned`` below.
+
+    On sm_100 the addresses of vectors take too many where finishing, too, needs some.
+    """
+    return vectors and (descriptors or arch.name != "sm_100")
 
 
 def programs_per_multiprocessor(

@@ -11,13 +11,21 @@ import torch
 
 from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
-from lnb_kernels._triton.descriptors import block_descriptor, copies_in_blocks, loads_in_vectors, side_by_side
-from lnb_kernels._triton.gram_cost import Work, predict, programs_per_multiprocessor
+from lnb_kernels._triton.arrival import arrival_counters, fan_of
+from lnb_kernels._triton.descriptors import (
+    block_descriptor,
+    copies_in_blocks,
+    loads_in_vectors,
+    plane_unit,
+    side_by_side,
+)
+from lnb_kernels._triton.gram_cost import Work, loads_take_few_registers, predict, programs_per_multiprocessor
 from lnb_kernels._triton.gram_tail import Tail, cut_tail
 from lnb_kernels._triton.launch import MOST_BLOCKS, on_device
 from lnb_kernels._triton.precision import input_precision
 
 WORKSPACE_BYTES = 288 << 20  # splits are limited so that partial tiles never take more; two of each fit up to d = 8192
+FINISH_ROWS, FINISH_CHUNK = 8, 4  # of a tile, and parts, that are added at a time: 16 elements a thread in every tile
 MAX_ROWS = (1 << 31) - (1 << 16)  # of one launch: row counters are int32, offsets int64
 
 
@@ -39,13 +47,6 @@ class GramPlan:
     tail: Tail
     sum_splits: int  # programs of a block of column sums
     sum_rows: int
-    finish_rows: int
-    finish_chunk: int
-
-    @property
-    def parts(self) -> int:
-        """Finishing programs of one tile."""
-        return self.block_i // self.finish_rows
 
     @property
     def products(self) -> int:
@@ -56,6 +57,22 @@ class GramPlan:
     def partials(self) -> int:
         """Partial tiles of one matrix in the workspace."""
         return (self.head * self.splits if self.staged else 0) + self.tail.groups * self.tail.pieces
+
+    @property
+    def most_pieces(self) -> int:
+        """Partial tiles that make one tile, at most."""
+        tail = math.ceil(self.tail.steps / self.tail.share) + 1 if self.tail.groups else 1
+        return max(self.splits, tail)
+
+    @property
+    def fan(self) -> int:
+        """Partial tiles that one program adds before the sums of such groups are added."""
+        return fan_of(self.most_pieces)
+
+    @property
+    def tile_counters(self) -> int:
+        """Counters of one tile: of itself and of each group of partial tiles."""
+        return 1 + math.ceil(self.most_pieces / self.fan)
 
     @property
     def elements(self) -> int:
@@ -69,7 +86,7 @@ def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tupl
     A tile of 128 x 128 keeps 64 accumulators per thread (8 warps); a smaller matrix gets the next power of two. From
     Hopper on, wide matrices of 16-bit rows take 256 x 128, which reads a quarter fewer bytes from L2 per product;
     narrow ones would lose more to what such tiles cover above the diagonal. Their accumulators leave no registers for
-    an epilogue, so they are staged (:func:`gram_plan`), and the second kernel finishes them. The pipeline is as deep as
+    an epilogue, so they are staged (:func:`gram_plan`). The pipeline is as deep as
     shared memory allows for the programs that share a multiprocessor, at most 4; on AMD 2, as its loads are pipelined
     through registers.
     """
@@ -211,22 +228,12 @@ def gram_plan(
         if geometry is not None:
             break
     assert geometry is not None  # square tiles need no workspace
-    finish_rows = block_i
-    while finish_rows > 1 and tiles * batch * (block_i // finish_rows) < 2 * arch.multiprocessors:
-        finish_rows //= 2
-    finish_rows = min(finish_rows, 8)
     splits = geometry[1]
     sum_blocks = math.ceil(m / block_j) + math.ceil((d + 1) / block_j)
     # A program that summed a whole column would take longer than the products do.
     wanted = max(splits, min(math.ceil(n / (16 * block_n)), 8 * arch.multiprocessors // sum_blocks))
     sums = _even(n, wanted, block_n)
-    cut = geometry[4]
-    most_splits = max(splits, math.ceil(cut.steps / cut.share) + 1 if cut.groups else 1, sums[0])
-    chunk = max(1, min(16, 2048 // (finish_rows * block_j), 1 << (most_splits - 1).bit_length()))
-    return GramPlan(
-        block_i, block_j, block_n, num_warps, num_stages, tiles, sum_blocks,
-        *geometry, *sums, finish_rows, chunk,
-    )  # fmt: skip
+    return GramPlan(block_i, block_j, block_n, num_warps, num_stages, tiles, sum_blocks, *geometry, *sums)
 
 
 def launch_gram(
@@ -248,20 +255,29 @@ def launch_gram(
 
     Args:
         x: ``[batch, n, d]`` in any strides; ``g`` ``[n, m]``, last stride as of ``x``, and ``weights`` ``[n]`` only
-        with ``batch`` 1.
+        with ``batch`` 1. Alone, ``x`` may also be ``[batch, images, area, d]`` in planes
+        (:func:`lnb_kernels._triton.descriptors.in_planes`).
         s: result ``[batch, size, size]``, ``size = d + ones``, unit stride in the last dimension; ``c`` likewise, may
         be ``s``.
         other: same shape and strides as ``x``; then ``s <- alpha other' X + beta c``, a product known to be symmetric.
         grad_weight, grad_bias: contiguous ``[m, d]`` and ``[m]``, needed with ``g``.
         plan: the launch geometry; None takes :func:`gram_plan`'s, or the fastest where an autotune cache is in use.
     """
-    from lnb_kernels._triton.gram import gram_finish_kernel, gram_kernel
+    from lnb_kernels._triton.gram import gram_kernel
 
-    batch, n, d = x.shape
+    unit, units = 0, 0
+    if x.dim() == 4:  # in place of rows the kernel takes images
+        unit = plane_unit(x)
+        units = x.shape[2] // unit
+    batch, n, d = x.shape[0], x.shape[1:-1].numel(), x.shape[-1]
     m = 0 if g is None else g.shape[1]
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
-    aligned = loads_in_vectors(x)
+    a = g if g is not None else x if other is None else other
+    g_rows = a.unsqueeze(0) if a.dim() == 2 else a
+    copied = weights is None and d > 1 and arch.bulk_copies and unit == 0
+    descriptors = copied and copies_in_blocks(x) and copies_in_blocks(g_rows)
+    aligned = loads_take_few_registers(unit == 0 and loads_in_vectors(x), descriptors, arch)
     tail = weights is None  # weighted operands take the registers that a share of the tail needs
     in_place = c is not None and c.data_ptr() == s.data_ptr()
     if plan is None:
@@ -272,7 +288,8 @@ def launch_gram(
                 d,
                 m,
                 batch,
-                x.stride(1) == 1,
+                x.stride(-2) == 1,
+                unit,
                 other is not None,
                 weights is not None,
                 c is not None,
@@ -306,13 +323,10 @@ def launch_gram(
     if staged:
         partial = s.new_empty((batch, plan.partials, plan.block_i, plan.block_j), dtype=torch.float32)
         sums = s.new_empty((batch, sum_splits, sum_blocks, plan.block_j), dtype=torch.float32)
-    a = g if g is not None else x if other is None else other
     w_or_x = x if weights is None else weights
     out_weight, out_bias = s if grad_weight is None else grad_weight, s if grad_bias is None else grad_bias
     c_or_s = s if c is None else c
-    stride_c = x.stride(2) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
-    g_rows = a if a.dim() == 3 else a.unsqueeze(0)
-    descriptors = weights is None and d > 1 and arch.bulk_copies and copies_in_blocks(x) and copies_in_blocks(g_rows)
+    stride_c = x.stride(-1) if d > 1 else a.stride(-1)  # the stride of a dimension of size 1 means nothing
     blocks: tuple[Any, ...] = (x, x, a)
     if descriptors:
         blocks = (
@@ -321,38 +335,29 @@ def launch_gram(
             block_descriptor(g_rows, plan.block_n, plan.block_i),
         )
     options: dict[str, int] = {}
-    if one_tile and arch.bulk_copies and plan.staged:
-        # The sums of columns take some registers more than two programs of a multiprocessor may have, if not told so.
+    if arch.bulk_copies and plan.staged:
+        # Sums of columns, and finishing, take some registers more than two programs of a multiprocessor may have, if not told so.
         together = programs_per_multiprocessor(plan.block_i, plan.block_j, itemsize, True, aligned, arch, one_tile)
         if together * plan.num_warps == 16:
             options["maxnreg"] = 128
-    first_tile = 0 if plan.staged else plan.head
-    finish_grid = ((plan.tiles - first_tile) * plan.parts + sum_blocks, batch)
-    finish_arguments = (
-        s, c_or_s, out_weight, out_bias, partial, sums,
-        d, m, cut.steps, first_tile, plan.tiles, sum_blocks, plan.head, plan.splits, cut.share, cut.tiles, cut.pieces,
-        cut.common, plan.partials, sum_splits, alpha, beta,
-        s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
-    )  # fmt: skip
-    finish_options = {
-        "HAS_G": g is not None, "HAS_C": c is not None, "BLOCK_I": plan.block_i, "BLOCK_J": plan.block_j,
-        "ROWS": plan.finish_rows, "CHUNK": plan.finish_chunk, "num_warps": 4,
-    }  # fmt: skip
-    with on_device(x):
-        if staged and in_place:
-            # The first kernel may change c: if the second does not compile, that must come out before.
-            gram_finish_kernel.warmup(*finish_arguments, grid=finish_grid, **finish_options)
-        gram_kernel[(plan.products + sum_programs, batch)](
-            x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums,
+        elif (
+            one_tile and plan.block_j == 128
+        ):  # left to itself, the compiler spills a few registers to make room for a second program
+            options["maxnreg"] = 168
+    assert batch == 1 or cut.groups == 0, "a tail is for one matrix"
+    programs = plan.products + sum_programs
+    counted = plan.tiles * plan.tile_counters + sum_blocks
+    with on_device(x), arrival_counters(x, batch * counted if staged else 0) as counters:
+        gram_kernel[(programs * batch,)](
+            x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums, counters,
             n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, cut.programs,
-            cut.share, cut.tiles, cut.shares, cut.pieces, cut.common, plan.partials, sum_splits, plan.sum_rows, alpha, beta,
+            cut.share, cut.tiles, cut.shares, cut.pieces, cut.common, plan.partials, sum_splits, plan.sum_rows,
+            programs, plan.fan, plan.tile_counters, units, alpha, beta,
             x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
             HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
             HAS_C=c is not None, STAGE_HEAD=plan.staged, STAGE_SUMS=staged, HAS_TAIL=cut.groups > 0, DESCRIPTORS=descriptors,
-            ROWS_FIRST=descriptors and side_by_side(x), ONE_TILE=one_tile,
-            BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, PRECISION=input_precision(arch),
-            num_warps=plan.num_warps, num_stages=plan.num_stages, **options,
+            ROWS_FIRST=descriptors and side_by_side(x), PLANES=unit, ONE_TILE=one_tile,
+            BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, ROWS=FINISH_ROWS, CHUNK=FINISH_CHUNK,
+            PRECISION=input_precision(arch), num_warps=plan.num_warps, num_stages=plan.num_stages, **options,
         )  # fmt: skip
-        if staged:
-            gram_finish_kernel[finish_grid](*finish_arguments, **finish_options)

@@ -7,16 +7,15 @@
 border lines makes each ``R_a`` a union of *cells* (derivation: :mod:`lnb_kernels.conv2d.shifts`), so borders cost no
 correction and no cancellation.
 
-1. :func:`shift_kernel` forms ``T_s`` for the half of the shifts that symmetry leaves, per cell, as a product over
-   pixels. The interior is also split over its pixels; each (cell, split) is a *unit*. Tiles ``BLOCK_C x BLOCK_C`` of
-   channels, pixels gathered by the row.
-2. The splits of the interior are added.
-3. :func:`assemble_kernel` gathers each element of ``S`` from its shift and cells; a program writes a tile and its mirror
-   image.
+:func:`shift_kernel` forms ``T_s`` for the half of the shifts that symmetry leaves, per cell, as one product over pixels of
+``[channels of all shifts] x [channels]``: pixels and their shifted neighbours are gathered as they are needed, and lie in
+the first-level cache for the shifts that meet them again. The interior is also split over its pixels; each (cell, split) is
+a *unit*. Who arrives last at a tile (:mod:`lnb_kernels._triton.arrival`) adds for each tap the cells inside ``R_a`` and
+stores every element of ``S`` twice, mirrored. So a convolution is one launch, in whatever layout its image has.
 
 FLOPs: ``((2 kh - 1)(2 kw - 1) + 1) / 2`` products ``2 pixels C^2`` per group: 13 for 3x3, where patches need 45 of the
-81 with symmetry. Bytes: two reads of ``x`` from L2 per shift and tile; workspace ``4 units shifts C^2``; assembly reads
-``4 cells`` per element of ``S``.
+81 with symmetry. Bytes: one read of ``x`` per tile of 128 columns and up to 64 rows, those of the shifts mostly from the
+first-level cache; workspace ``4 units shifts C^2``; finishing reads ``4 cells`` per element of ``S``.
 """
 
 from __future__ import annotations
@@ -29,128 +28,159 @@ import triton.language as tl
 
 from lnb_kernels._captured import device_constants
 from lnb_kernels._triton.arch import arch_of
+from lnb_kernels._triton.arrival import arrival_counters, fan_of, is_last
 from lnb_kernels._triton.crossover import power_of_two
+from lnb_kernels._triton.gram import add_in_place, add_parts, add_sums
+from lnb_kernels._triton.gram_launch import FINISH_CHUNK
 from lnb_kernels._triton.launch import on_device
-from lnb_kernels._triton.offsets import lower_tile, offset64
+from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.precision import input_precision
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.shifts import axes
 
-BLOCK_S = 32  # tile of the assembled S
+COLUMNS = tl.constexpr(128)  # (shift, channel) pairs of a tile
+FINISHED = 1024  # elements of a tile that are finished at a time
+
+
+@triton.jit
+def _shift_of(index, KW: tl.constexpr):
+    """``(down, right)`` of the shifts in order: ``(0, 0 .. KW-1)``, then ``(y, -(KW-1) .. KW-1)`` for ``y = 1 ..``."""
+    down = tl.where(index < KW, 0, 1 + (index - KW) // (2 * KW - 1))
+    return down, tl.where(index < KW, index, (index - KW) % (2 * KW - 1) - (KW - 1))
+
+
+@triton.jit
+def _gather(x_ptr, pixels, offsets, mask, PLANES: tl.constexpr):
+    """``[pixels, columns]`` of the image, loaded along the pixels for ``PLANES``, else along the channels."""
+    if PLANES:
+        return tl.trans(tl.load(x_ptr + pixels[None, :] + offsets[:, None], mask=tl.trans(mask), other=0.0))
+    return tl.load(x_ptr + pixels[:, None] + offsets[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_taps(
+    places, inside_ptr, s_ptr, row, shifted, channel, channels, d, cells, interiors, fan,
+    KH: tl.constexpr, KW: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Rows ``row .. row + ROWS`` of a tile, ``shifted`` ``[ROWS]`` (shift, channel) pairs: for each tap, its cells into ``S``.
+
+    For shift zero the element whose first channel is not below the second is taken for both: ``S`` is symmetric to the bit.
+    """
+    TAPS: tl.constexpr = KH * KW
+    SIZE: tl.constexpr = COLUMNS * BLOCK_C
+    down, right = _shift_of(shifted // channels, KW)
+    other = shifted % channels
+    inner = (row + tl.arange(0, ROWS))[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    live = (down < KH)[:, None] & (channel < channels)[None, :]
+    live &= (shifted >= channels)[:, None] | (other[:, None] >= channel[None, :])
+    interior = add_parts(places, offset64(0, 1), fan, tl.cdiv(interiors, fan), row, ROWS, BLOCK_C, SIZE, CHUNK)
+    for tap in range(TAPS):
+        total = interior
+        for cell in range(1, cells):
+            if tl.load(inside_ptr + tap * cells + cell) > 0.0:
+                part = places + offset64(interiors - 1 + cell, SIZE) + inner
+                total += tl.load(part, cache_modifier=".cg")
+        below, beside = tap // KW + down, tap % KW + right
+        mask = live & ((below < KH) & (beside >= 0) & (beside < KW))[:, None]
+        left = channel * TAPS + tap
+        reached = other * TAPS + below * KW + beside
+        tl.store(s_ptr + offset64(reached, d + 1)[:, None] + left[None, :], total, mask=mask)
+        tl.store(s_ptr + offset64(left, d + 1)[None, :] + reached[:, None], total, mask=mask)
+
+
+@triton.jit
+def _store_sums(
+    vectors, inside_ptr, s_ptr, channel, channels, d, cells, interiors, count,
+    TAPS: tl.constexpr, BLOCK_C: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The entries of ``BLOCK_C`` channels in the last row and column of ``S``."""
+    interior = add_sums(vectors, offset64(0, 1), 1, interiors, BLOCK_C, CHUNK)
+    for tap in range(TAPS):
+        total = interior
+        for cell in range(1, cells):
+            if tl.load(inside_ptr + tap * cells + cell) > 0.0:
+                total += tl.load(
+                    vectors + (interiors - 1 + cell) * BLOCK_C + tl.arange(0, BLOCK_C), cache_modifier=".cg"
+                )
+        entry = channel * TAPS + tap
+        tl.store(s_ptr + offset64(d, d + 1) + entry, total, mask=channel < channels)
+        tl.store(s_ptr + offset64(entry, d + 1) + d, total, mask=channel < channels)
+    tl.store(s_ptr + offset64(d, d + 1) + d, count)
 
 
 @triton.jit
 def shift_kernel(
-    x_ptr, units_ptr, products_ptr, sums_ptr, channels, blocks, height, width,
-    stride_n, stride_c, stride_y, stride_x, dilation_y, dilation_x,
-    KH: tl.constexpr, KW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, units_ptr, inside_ptr, s_ptr, products_ptr, sums_ptr, counters_ptr, channels, d, tiles, blocks, groups, units,
+    cells, interiors, fan, tile_counters, count, height, width, stride_n, stride_c, stride_y, stride_x, dilation_y, dilation_x,
+    KH: tl.constexpr, KW: tl.constexpr, PLANES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one shifted product over one unit; grid ``(shifts blocks^2 + blocks, units, groups)``.
+    """One tile of the shifted products over one unit of one group; grid ``(tiles groups units)``.
 
     ``units`` ``[units, 6]`` int32: first row, rows, first column, columns, first and last pixel (of all images, counted
-    within the cell). ``products`` ``[units, groups, shifts, channels, channels]``, ``sums``
-    ``[units, groups, channels]``; ``channels`` of one group. The last ``blocks`` programs sum the pixels themselves.
+    within the cell); the ``interiors`` splits of the interior, cell 0, then a unit for every other cell. ``inside``
+    ``[taps, cells]`` fp32 is 1 where the cell lies in ``R_tap``. ``channels`` of one group are in ``blocks`` of
+    ``BLOCK_C``, a tile holds one of these against ``COLUMNS`` (shift, channel) pairs. ``products``
+    ``[groups, tiles, units, COLUMNS, BLOCK_C]``, ``sums`` ``[groups, blocks, units, BLOCK_C]``, ``counters``
+    ``[groups, tiles, tile_counters]``: of the tile and of each ``fan`` splits of the interior.
     """
-    SHIFTS: tl.constexpr = KW + (KH - 1) * (2 * KW - 1)
-    tile = tl.program_id(0)
-    unit = tl.program_id(1)
-    group = tl.program_id(2)
-    slot = unit * tl.num_programs(2) + group
+    SIZE: tl.constexpr = COLUMNS * BLOCK_C
+    program = tl.program_id(0)
+    tile = program % tiles
+    group = program // tiles % groups
+    unit = program // tiles // groups
     cell = units_ptr + unit * 6
     row, rows, col = tl.load(cell), tl.load(cell + 1), tl.load(cell + 2)
     cols, start, stop = tl.load(cell + 3), tl.load(cell + 4), tl.load(cell + 5)
     area = rows * cols
     lane = tl.arange(0, BLOCK_N)
-    channel = tl.arange(0, BLOCK_C)
     x_ptr += offset64(offset64(group, channels), stride_c)
-    shift = tile // (blocks * blocks)
-    # Shifts in order: (0, 0 .. KW-1), then (dy, -(KW-1) .. KW-1) for dy = 1 .. KH-1.
-    down = tl.where(shift < KW, 0, 1 + (shift - KW) // (2 * KW - 1))
-    right = tl.where(shift < KW, shift, (shift - KW) % (2 * KW - 1) - (KW - 1))
+    channel = tile % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    shifted = tile // blocks * COLUMNS + tl.arange(0, COLUMNS)
+    down, right = _shift_of(shifted // channels, KW)
+    here = down < KH
     down *= dilation_y
     right *= dilation_x
-    a_channel = tile % (blocks * blocks) // blocks * BLOCK_C + channel
-    b_channel = tile % blocks * BLOCK_C + channel
-    if shift < SHIFTS:
-        acc = tl.zeros((BLOCK_C, BLOCK_C), tl.float32)
-        for pixel in range(start, stop, BLOCK_N):
-            pixels = pixel + lane
-            live = pixels < stop
-            y, x = row + pixels % area // cols, col + pixels % cols
-            base = offset64(pixels // area, stride_n) + y * stride_y + x * stride_x
-            reached = live & (y + down < height) & (x + right >= 0) & (x + right < width)
-            a_mask = live[:, None] & (a_channel < channels)[None, :]
-            b_mask = reached[:, None] & (b_channel < channels)[None, :]
-            a = tl.load(x_ptr + base[:, None] + (a_channel * stride_c)[None, :], mask=a_mask, other=0.0)
-            base += down * stride_y + right * stride_x
-            b = tl.load(x_ptr + base[:, None] + (b_channel * stride_c)[None, :], mask=b_mask, other=0.0)
-            acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
-        out = products_ptr + offset64(offset64(slot, SHIFTS) + shift, channels * channels)
-        mask = (a_channel < channels)[:, None] & (b_channel < channels)[None, :]
-        tl.store(out + a_channel[:, None] * channels + b_channel[None, :], acc, mask=mask)
-    else:
-        mine = (tile - SHIFTS * blocks * blocks) * BLOCK_C + channel
-        total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-        for pixel in range(start, stop, BLOCK_N):
-            pixels = pixel + lane
-            y, x = row + pixels % area // cols, col + pixels % cols
-            base = offset64(pixels // area, stride_n) + y * stride_y + x * stride_x
-            mask = (pixels < stop)[:, None] & (mine < channels)[None, :]
-            total += tl.load(x_ptr + base[:, None] + (mine * stride_c)[None, :], mask=mask, other=0.0).to(tl.float32)
-        tl.store(sums_ptr + offset64(slot, channels) + mine, tl.sum(total, 0), mask=mine < channels)
-
-
-@triton.jit
-def assemble_kernel(
-    products_ptr, sums_ptr, inside_ptr, s_ptr, channels, d, cells, interiors, tiles, count,
-    KH: tl.constexpr, KW: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One tile of ``S`` and its mirror image, or a block of its last row; grid ``(tiles + sum blocks, groups)``.
-
-    ``inside`` ``[taps, cells]`` fp32 is 1 where the cell lies in ``R_tap``. Cell 0 is the interior, whose ``interiors``
-    splits were added into unit 0; cell ``k`` is unit ``interiors - 1 + k``. For opposite shifts
-    ``T_(-s)(R_b)[c', c] = T_s(R_a)[c, c']``; for shift zero the element with ``c >= c'`` is taken for both: ``S`` is
-    symmetric to the bit.
-    """
-    SHIFTS: tl.constexpr = KW + (KH - 1) * (2 * KW - 1)
-    tile = tl.program_id(0)
-    group = tl.program_id(1)
-    groups = tl.num_programs(1)
-    lane = tl.arange(0, BLOCK)
+    reach = down * stride_y + right * stride_x + shifted % channels * stride_c
+    acc = tl.zeros((COLUMNS, BLOCK_C), tl.float32)
+    total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    for pixel in range(start, stop, BLOCK_N):
+        pixels = pixel + lane
+        live = pixels < stop
+        y, x = row + pixels % area // cols, col + pixels % cols
+        base = offset64(pixels // area, stride_n) + y * stride_y + x * stride_x
+        a = _gather(x_ptr, base, channel * stride_c, live[:, None] & (channel < channels)[None, :], PLANES)
+        below, beside = y[:, None] + down[None, :], x[:, None] + right[None, :]
+        mask = live[:, None] & here[None, :] & (below < height) & (beside >= 0) & (beside < width)
+        b = _gather(x_ptr, base, reach, mask, PLANES)
+        total += a.to(tl.float32)
+        acc = tl.dot(tl.trans(b), a, acc, input_precision=PRECISION)
     s_ptr += offset64(group, (d + 1) * (d + 1))
-    if tile < tiles:
-        i, j = lower_tile(tile, tl.cdiv(d, BLOCK))
-        rows, cols = i * BLOCK + lane, j * BLOCK + lane
-        c, a = (rows // (KH * KW))[:, None], (rows % (KH * KW))[:, None]
-        other, b = (cols // (KH * KW))[None, :], (cols % (KH * KW))[None, :]
-        down, right = b // KW - a // KW, b % KW - a % KW
-        zero = (down == 0) & (right == 0)
-        forward = (down > 0) | ((down == 0) & (right > 0)) | (zero & (c >= other))
-        down, right = tl.where(forward, down, -down), tl.where(forward, right, -right)
-        shift = tl.where(down == 0, right, KW + (down - 1) * (2 * KW - 1) + right + KW - 1)
-        left_channel, right_channel = tl.where(forward, c, other), tl.where(forward, other, c)
-        tap = tl.where(forward, a, b)
-        mask = (cols[None, :] <= rows[:, None]) & (rows < d)[:, None]
-        element = offset64(shift * channels + left_channel, channels) + right_channel
-        total = tl.zeros((BLOCK, BLOCK), tl.float32)
-        for cell in range(cells):
-            unit = tl.where(cell == 0, 0, interiors - 1 + cell)
-            base = offset64(offset64(unit * groups + group, SHIFTS), channels * channels)
-            weight = tl.load(inside_ptr + tap * cells + cell, mask=mask, other=0.0)
-            total += tl.load(products_ptr + base + element, mask=mask & (weight > 0.0), other=0.0)
-        tl.store(s_ptr + rows[:, None] * (d + 1) + cols[None, :], total, mask=mask)
-        tl.store(s_ptr + cols[:, None] * (d + 1) + rows[None, :], tl.trans(total), mask=tl.trans(mask))
-    else:
-        entries = (tile - tiles) * BLOCK + lane
-        live = entries < d
-        sums = tl.where(entries == d, count, 0.0)
-        for cell in range(cells):
-            slot = tl.where(cell == 0, 0, interiors - 1 + cell)
-            member = tl.load(inside_ptr + entries % (KH * KW) * cells + cell, mask=live, other=0.0)
-            first = offset64(slot * groups + group, channels)
-            sums += tl.load(sums_ptr + first + entries // (KH * KW), mask=live & (member > 0.0), other=0.0)
-        tl.store(s_ptr + d * (d + 1) + entries, sums, mask=entries <= d)
-        tl.store(s_ptr + entries * (d + 1) + d, sums, mask=live)
+    places = products_ptr + offset64(offset64(group * tiles + tile, units), SIZE)
+    inner = tl.arange(0, COLUMNS)[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    tl.store(places + offset64(unit, SIZE) + inner, acc)
+    vectors = sums_ptr + offset64(offset64(group * blocks + tile, units), BLOCK_C)
+    if tile < blocks:
+        tl.store(vectors + offset64(unit, BLOCK_C) + tl.arange(0, BLOCK_C), tl.sum(total, 0))
+    counters_ptr += offset64(group * tiles + tile, tile_counters)
+    arriving = True
+    if unit < interiors:
+        first = unit // fan * fan
+        members = tl.minimum(fan, interiors - first)
+        arriving = is_last(counters_ptr + 1 + unit // fan, members)
+        if arriving & (members > 1):
+            add_in_place(places, offset64(first, 1), 1, members, COLUMNS, BLOCK_C, ROWS, CHUNK)
+    if arriving:  # noqa: SIM102 - the compiler takes no other form
+        if is_last(counters_ptr, tl.cdiv(interiors, fan) + cells - 1):
+            for first in range(0, COLUMNS, ROWS):
+                _store_taps(
+                    places, inside_ptr, s_ptr, first, tile // blocks * COLUMNS + first + tl.arange(0, ROWS), channel,
+                    channels, d, cells, interiors, fan, KH, KW, BLOCK_C, ROWS, CHUNK,
+                )  # fmt: skip
+            if tile < blocks:
+                _store_sums(
+                    vectors, inside_ptr, s_ptr, channel, channels, d, cells, interiors, count, KH * KW, BLOCK_C, CHUNK
+                )
 
 
 def cell_count(conv: Geometry, height: int, width: int) -> int:
@@ -194,37 +224,30 @@ def _tables(
 
 
 def second_moment_by_shifts(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
-    """``S`` ``[groups, D+1, D+1]`` fp32 of ``x`` ``[B, C, H, W]``, stride 1, with an interior.
-
-    Channels are the contiguous dimension of a tile: an NCHW image is first copied to channels_last (one pass over
-    ``x``).
-    """
-    x = x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
+    """``S`` ``[groups, D+1, D+1]`` fp32 of ``x`` ``[B, C, H, W]`` in any strides, stride 1, with an interior."""
     batch, all_channels, height, width = x.shape
     (kh, kw), groups = conv.kernel, conv.groups
     channels, d = all_channels // groups, conv.features(all_channels)
     arch = arch_of(x.device)
-    block, block_n = channel_block(channels), 64 if x.element_size() == 2 else 32
+    planes = x.stride(1) != 1
+    # Pixels and columns loaded one by one take addresses, and so registers, of their own.
+    block, block_n = channel_block(channels), 64 if x.element_size() == 2 and not planes and channels % 16 == 0 else 32
     blocks, shifts = math.ceil(channels / block), kw + (kh - 1) * (2 * kw - 1)
-    programs = (shifts * blocks * blocks + blocks) * groups
-    splits = max(1, min(4 * arch.multiprocessors // programs, math.ceil(batch * height * width / (8 * block_n))))
+    tiles = math.ceil(shifts * channels / COLUMNS.value) * blocks
+    wanted = 4 * arch.multiprocessors // (tiles * groups)
+    splits = max(1, min(wanted, math.ceil(batch * height * width / (8 * block_n))))
     units, inside, interiors = _tables(conv, batch, height, width, splits, block_n, x.device)
-    cells, d_blocks = inside.shape[1], math.ceil(d / BLOCK_S)
-    products = x.new_empty((len(units), groups, shifts, channels, channels), dtype=torch.float32)
-    sums = products.new_empty((len(units), groups, channels))
+    fan = fan_of(interiors)
+    tile_counters = 1 + math.ceil(interiors / fan)
+    products = x.new_empty((groups, tiles, len(units), COLUMNS.value, block), dtype=torch.float32)
+    sums = products.new_empty((groups, blocks, len(units), block))
     s = products.new_empty((groups, d + 1, d + 1))
     out_height, out_width = conv.output(height, width)
-    tiles = d_blocks * (d_blocks + 1) // 2
-    with on_device(x):
-        shift_kernel[(shifts * blocks * blocks + blocks, len(units), groups)](
-            x, units, products, sums, channels, blocks, height, width, *x.stride(), *conv.dilation,
-            KH=kh, KW=kw, BLOCK_C=block, BLOCK_N=block_n, PRECISION=input_precision(arch), num_warps=4, num_stages=3,
-        )  # fmt: skip
-        if interiors > 1:
-            products[0] = products[:interiors].sum(0)
-            sums[0] = sums[:interiors].sum(0)
-        assemble_kernel[(tiles + math.ceil((d + 1) / BLOCK_S), groups)](
-            products, sums, inside, s, channels, d, cells, interiors, tiles, float(batch * out_height * out_width),
-            KH=kh, KW=kw, BLOCK=BLOCK_S, num_warps=4,
+    with on_device(x), arrival_counters(x, groups * tiles * tile_counters) as counters:
+        shift_kernel[(tiles * groups * len(units),)](
+            x, units, inside, s, products, sums, counters, channels, d, tiles, blocks, groups, len(units),
+            inside.shape[1], interiors, fan, tile_counters, float(batch * out_height * out_width), height, width,
+            *x.stride(), *conv.dilation, KH=kh, KW=kw, PLANES=planes, BLOCK_C=block, BLOCK_N=block_n,
+            ROWS=FINISHED // block, CHUNK=FINISH_CHUNK, PRECISION=input_precision(arch), num_warps=4, num_stages=3,
         )  # fmt: skip
     return s

@@ -24,7 +24,7 @@ from lnb_kernels.pcg import triton_phases
 
 CONV = Geometry((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1).encode()
 QUINTIC = [3.4, -4.8, 2.0]
-GRAM = ("gram_kernel", "gram_finish_kernel")
+GRAM = ("gram_kernel",)
 
 
 def rand(*shape: int) -> torch.Tensor:
@@ -53,7 +53,6 @@ KERNELS: list[tuple[str, Any, str]] = [
     ("cov_matvec", cov_kernel, "cov_matvec_kernel"),
     ("cov_matvec", cov_kernel, "finish_kernel"),
     ("conv2d_second_moment", triton_patches, "patch_gram_kernel"),
-    ("conv2d_second_moment", triton_patches, "gram_finish_kernel"),
     ("conv2d_cov_matvec", triton_matvec, "patch_matvec_kernel"),
     ("conv2d_cov_matvec", cov_kernel, "finish_kernel"),
     ("pcg", triton_phases, "pcg_product_kernel"),

@@ -183,6 +183,8 @@ GEOMETRIES = [
     (1, 7, 4, 9, Geometry((2, 4), (1, 1), (1, 0, 3, 0), (1, 1), 1)),
     (3, 1, 1, 1, Geometry((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)),
     (1, 2, 9, 7, Geometry((3, 3), (3, 2), (2, 2, 0, 1), (1, 1), 1)),
+    (3, 6, 4, 2, Geometry((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 2)),
+    (2, 4, 5, 7, Geometry((1, 1), (2, 3), (0, 0, 0, 0), (1, 1), 2)),
 ]
 
 
@@ -191,8 +193,9 @@ GEOMETRIES = [
 def test_conv2d_second_moment(b: int, c: int, h: int, w: int, conv: Geometry, dtype: torch.dtype) -> None:
     x = rand(b, c, h, w, dtype=dtype)
     truth, plain = conv2d_second_moment_by_patches(x.double(), conv), conv2d_second_moment_by_patches(x.float(), conv)
-    results = [conv_kernel.conv2d_second_moment(x, conv.encode())]
-    results.append(second_moment_by_patches(x.contiguous(memory_format=torch.channels_last), conv))
+    last = x.contiguous(memory_format=torch.channels_last)
+    results = [conv_kernel.conv2d_second_moment(image, conv.encode()) for image in (x, last)]
+    results.append(second_moment_by_patches(last, conv))
     if conv.stride == (1, 1):
         results.append(second_moment_by_shifts(x, conv))
     for actual in results:
@@ -244,10 +247,36 @@ def test_routes_of_convolutions() -> None:
         return conv_kernel.route(torch.empty(2, channels, 32, 32), conv)
 
     assert [route(64, 3), route(64, 1), route(3, 3), route(64, 3, 2), route(64, 3, 1, 64)] == [
-        "shifts", "pixels", "patches", "patches", "patches"
+        "shifts", "pixels", "patches", "patches", "depthwise"
+    ]  # fmt: skip
+    assert [route(64, 1, 1, 8), route(64, 1, 2, 8), route(64, 7, 2, 64), route(64, 9, 1, 64)] == [
+        "pixels", "patches", "depthwise", "patches"
     ]  # fmt: skip
     valid = Geometry((3, 3), (1, 1), (0, 0, 0, 0), (1, 1), 1)
     assert [conv_kernel.route(torch.empty(2, 64, size, size), valid) for size in (4, 5)] == ["patches", "shifts"]
+
+
+def test_pixels_of_an_image_are_rows_or_planes_but_never_a_copy() -> None:
+    """Rows where they are evenly apart, planes where those of each channel and image are, else another route."""
+    image = torch.randn(2, 6, 4, 8)
+    last = image.contiguous(memory_format=torch.channels_last)
+    expected = image.unflatten(1, (2, 3)).permute(1, 0, 3, 4, 2)  # [groups, B, H, W, C/groups]
+    for x, dims in (
+        (last, 3),
+        (last[:, :, 1:], 0),
+        (last[:, ::2], 3),
+        (image, 4),
+        (image[:, :, :1], 0),
+        (image[:1], 3),
+    ):
+        rows = conv_kernel.pixels(x, 2 if x.shape[1] == 6 else 1)
+        assert (0 if rows is None else rows.dim()) == dims
+        if rows is not None:
+            assert rows.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+            if x.shape == image.shape:
+                assert torch.equal(rows.reshape(expected.shape), expected)
+    conv = Geometry((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 2)
+    assert conv_kernel.route(image[:, :, :1], conv) == conv_kernel.route(last[:, :, 1:], conv) == "patches"
 
 
 def test_a_kernel_that_does_not_compile_falls_back_once(monkeypatch: pytest.MonkeyPatch) -> None:

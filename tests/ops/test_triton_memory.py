@@ -6,6 +6,7 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from triton_support import DEVICE, tl, triton, triton_sanitizer
 
 import lnb_kernels
+from lnb_kernels._triton import arrival
 from lnb_kernels._triton.offsets import lower_tile
 from lnb_kernels.conv2d import triton_kernel as conv_kernel
 from lnb_kernels.conv2d.geometry import Geometry
@@ -28,6 +30,8 @@ pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="compute-sanitizer does 
 
 CONV = Geometry((3, 2), (1, 1), (1, 0, 2, 1), (1, 1), 2)
 STRIDED = Geometry((3, 3), (2, 1), (1, 1, 1, 1), (1, 2), 1)
+POINTS = Geometry((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 2)
+DEPTHWISE = Geometry((2, 3), (1, 2), (1, 0, 0, 1), (1, 1), 34)
 rand = torch.randn
 
 
@@ -54,6 +58,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     "cov_matvec": lambda: cov_kernel.cov_matvec(rand(333, 21), rand(3, 22), 0.1),
     "conv2d_cov_matvec": lambda: conv_kernel.conv2d_cov_matvec(rand(2, 4, 6, 5), rand(6, 13), 0.1, CONV.encode()),
     "shifts": lambda: second_moment_by_shifts(rand(2, 4, 6, 5), CONV),
+    "pixels in planes": lambda: conv_kernel.conv2d_second_moment(rand(3, 6, 5, 8), POINTS.encode()),
+    "depthwise": lambda: conv_kernel.conv2d_second_moment(rand(2, 34, 4, 5), DEPTHWISE.encode()),
+    "patches by tap": lambda: second_moment_by_patches(rand(2, 5, 7, 3).permute(0, 3, 1, 2), STRIDED),
     "patches": lambda: second_moment_by_patches(rand(2, 3, 7, 5), STRIDED),
     "pcg by rows": lambda: pcg("neuron"),
     "pcg by phases": lambda: pcg("layer"),
@@ -81,7 +88,7 @@ def test_results_are_written_whole_without_races(
     monkeypatch.setattr(pcg_kernel, "one_launch_pays", lambda *_: True)
     with triton_sanitizer.watch() as log:
         results = CALLS[name]()
-    launched |= log.kernels
+    launched.update(log.kernels)
     assert log.fresh, "nothing was watched"
     assert name in PADDED_WORKSPACE or not log.unwritten(), (
         "fresh memory, of results or of the workspace, was not written whole"
@@ -131,6 +138,33 @@ def test_a_read_before_the_write_is_caught() -> None:
         assert log.unwritten() == [(5,)]
         with pytest.raises(Exception, match="1 elements are read before they are written"):
             careless_kernel[(1,)](fresh, torch.zeros(5), 5, 0, 0)
+
+
+@triton.jit
+def handing_over_kernel(
+    parts_ptr, out_ptr, counter_ptr, count, ARRIVE: tl.constexpr, EARLY: tl.constexpr, is_last: tl.constexpr
+):
+    program = tl.program_id(0)
+    last = program == count - 1
+    if ARRIVE and EARLY:
+        last = is_last(counter_ptr, count)
+    tl.store(parts_ptr + program, program + 1.0)
+    if ARRIVE and not EARLY:
+        last = is_last(counter_ptr, count)
+    if last:
+        lane = tl.arange(0, 8)
+        tl.store(out_ptr, tl.sum(tl.load(parts_ptr + lane, mask=lane < count, other=0.0), 0))
+
+
+def test_only_an_arrival_after_the_store_hands_a_part_over() -> None:
+    """In the interpreter's order of programs all three give the right sum; two of them are races all the same."""
+    for arrive, early in ((True, False), (True, True), (False, False)):
+        parts, out, counter = torch.zeros(5), torch.zeros(1), torch.zeros(1, dtype=torch.int32)
+        race = pytest.raises(triton_sanitizer.RaceError, match="reads 4 elements that other programs write")
+        with race if early or not arrive else nullcontext(), triton_sanitizer.watch():
+            handing_over_kernel[(5,)](parts, out, counter, 5, arrive, early, arrival.is_last)
+        assert out.item() == 15
+        assert counter.item() == 0
 
 
 def test_elements_that_are_not_written_are_noticed() -> None:
