@@ -256,8 +256,8 @@ def counting(autocast: torch.dtype | None = None) -> Iterator[Counter]:
     module = _DryModule(simulated, counter)
     arch = next(arch for name, arch in ARCHS.items() if "90" in str(name))
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_cuda, "module", lambda device: module))
-        stack.enter_context(mock.patch.object(_cuda, "where", lambda tensor: (0, 0)))
+        stack.enter_context(mock.patch.object(_cuda, "module", return_value=module))
+        stack.enter_context(mock.patch.object(_cuda, "where", return_value=(0, 0)))
         stack.enter_context(mock.patch.object(_backend, "candidate", as_on_a_gpu))
         stack.enter_context(mock.patch.object(_autocast, "cast_layer", cast))
         for name in ("linear", "conv2d"):  # of layers that gather nothing

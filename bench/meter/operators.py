@@ -16,8 +16,9 @@ _FREE = {
 
 # One launch each: elementwise, fills, copies, reductions, gathers, products by cuBLAS and cuDNN, normalisations, attention.
 _SINGLE = {
-    "__and__", "__or__", "__xor__", "bitwise_and_", "linspace", "norm", "div_scalar", "pow_", "prod", "var", "floor", "ceil", "round",
-    "remainder", "frexp", "nll_loss2d_forward", "nll_loss2d_backward", "log1p", "expm1", "repeat", "roll", "flip", "gelu_", "hardtanh", "reciprocal_", "sqrt_", "exp_", "abs_", "square_",
+    "__and__", "__or__", "__xor__", "bitwise_and_", "linspace", "norm", "pow_", "prod", "var", "floor", "ceil", "round",
+    "remainder", "frexp", "nll_loss2d_forward", "nll_loss2d_backward", "log1p", "expm1", "repeat", "roll", "flip", "gelu_",
+    "hardtanh", "reciprocal_", "sqrt_", "exp_", "abs_", "square_",
     "abs", "add", "add_", "addcmul", "addcmul_", "addmm", "all", "amax", "amin", "any", "arange", "argmax", "baddbmm",
     "bitwise_and", "bitwise_not", "bitwise_or", "bmm", "clamp", "clamp_", "clamp_min", "clamp_max", "clone", "copy_",
     "cos", "diag_embed", "div", "div_", "embedding", "embedding_dense_backward", "eq", "exp", "eye", "fill_", "full",
@@ -59,9 +60,9 @@ def is_free(func: Any) -> bool:
 def require_known(name: str) -> None:
     """Raises NotImplementedError for an operator that no table here has."""
     base = name.removeprefix("aten.").partition(".")[0]
-    if not (name.startswith("aten.") and (base in _SINGLE or base in _SEVERAL or base == "cat" or base == "stack")):
-        if not base.startswith("_foreach_"):
-            raise NotImplementedError(f"device_step: nothing is known of {name}; add it to bench/meter/operators.py")
+    known = name.startswith("aten.") and (base in _SINGLE or base in _SEVERAL or base in ("cat", "stack"))
+    if not known and not base.startswith("_foreach_"):
+        raise NotImplementedError(f"device_step: nothing is known of {name}; add it to bench/meter/operators.py")
 
 
 def foreach_launches(name: str, args: tuple[Any, ...]) -> int:

@@ -18,7 +18,7 @@ def cuda_traffic(function: str, args: Sequence[Any]) -> tuple[int, int]:
 
 
 def moment_flops(op: str, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> int:
-    """FLOPs of the second moments among what a layer's op returned: half of every symmetric product, by im2col for convolutions."""
+    """FLOPs of the second moments among what a layer's op returned: half of every symmetric product, of patches too."""
     if not op.endswith(("second_moment", "_backward")):
         return 0
     moments = [r for r in results if r.dim() >= 2 and r.shape[-1] == r.shape[-2] and r.dtype == torch.float32]

@@ -65,7 +65,9 @@ def route(x: torch.Tensor, conv: Geometry) -> str:
         return "depthwise"
     if conv.stride != (1, 1) or not has_interior(conv, height, width):
         return "patches"
-    cells = cell_count(conv, height, width)  # some splits of the interior, they are programs of a dimension of the launch
+    cells = cell_count(
+        conv, height, width
+    )  # some splits of the interior, they are programs of a dimension of the launch
     return "shifts" if shifts_pay(per_group, conv.kernel, cells) and 2 * cells <= MOST_BLOCKS else "patches"
 
 

@@ -104,7 +104,8 @@ _direct_layers_ = define_in_place(
 _finish_layers_ = define_in_place(
     "finish_layers_(Tensor(a!)[] bias_momentum, Tensor(b!)[] bias_directions, Tensor(c!) row_scales, Tensor(d!) row_square, "
     "Tensor(e!) independent, Tensor(f!) growth, Tensor(g!) radius, Tensor(h!) sums, Tensor(i!) scales, Tensor(j!) products, "
-    "Tensor(k!) weight_norm, Tensor(l!) shorter, Tensor partials, Tensor mixed_biases, Tensor?[] bias_gradients, int[] rows, int[] column_blocks, Tensor steps, "
+    "Tensor(k!) weight_norm, Tensor(l!) shorter, Tensor partials, Tensor mixed_biases, Tensor?[] bias_gradients, "
+    "int[] rows, int[] column_blocks, Tensor steps, "
     "int[] step_places, Tensor? norms, float[] usual_norms, float[] rates, Tensor?[] rate_tensors, Tensor? bias_shares, "
     "float[] settings, Tensor? ok) -> ()",
     _finish_kernel,

@@ -278,7 +278,7 @@ class FusedShare:
         return dict(zip(members, masters_of(members, self.work.states), strict=True))
 
     def _norms(self) -> Tensor | None:
-        """The norms of the weights of layers that are refreshed, ``[layers]``, and -1 of the others; None where there are none."""
+        """The norms of the weights of layers that are refreshed, ``[layers]``, and -1 of others; None where there are none."""
         if not self.due:
             return None
         weights = [self.weights[i] for i in self.due]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +17,7 @@ from lnb_kernels import fused_step
 def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Steps on the CPU are fused, as on a GPU; the ops run as plain PyTorch."""
     monkeypatch.setattr(fused_step, "available", lambda device: True)
-    yield monkeypatch
+    return monkeypatch
 
 
 class Net(nn.Module):
