@@ -34,7 +34,7 @@ from lnb_kernels import _autocast, _backend, _cuda  # noqa: E402
 from lnb_kernels._library import kernel_of  # noqa: E402
 from lnb_kernels._triton.arch import ARCHS  # noqa: E402
 from meter.operators import foreach_launches, is_free, require_known  # noqa: E402
-from meter.traffic import cuda_traffic, moment_flops  # noqa: E402
+from meter.traffic import ON_TENSOR_CORES, cuda_traffic, moment_flops  # noqa: E402
 
 
 @dataclass
@@ -46,14 +46,14 @@ class Launch:
         count: launches.
         bytes: read and written.
         flops: of matrix products; nothing else is bound by arithmetic.
-        dtype: of the products.
+        dtype: of the products; None where no tensor cores make them.
     """
 
     name: str
     count: int
     bytes: int
     flops: int = 0
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = torch.float32
 
 
 @dataclass
@@ -213,7 +213,13 @@ class _DryModule:
             if made:
                 moved, flops = cuda_traffic(name, args)
                 self._counter.record.launched.append(
-                    Launch(made[0] if len(set(made)) == 1 else name, len(made), moved, flops)
+                    Launch(
+                        made[0] if len(set(made)) == 1 else name,
+                        len(made),
+                        moved,
+                        flops,
+                        torch.float32 if name in ON_TENSOR_CORES else None,
+                    )
                 )
             return result
 

@@ -16,18 +16,20 @@ class Rates:
 
     Attributes:
         memory: bytes per second.
-        products: FLOP/s of matrix products by the dtype of their operands; float32 ones use tf32.
+        products: FLOP/s of matrix products by the dtype of their operands; float32 ones use tf32, and None are those of no
+            tensor cores.
         host: seconds until the host has queued a launch.
         least: seconds that a kernel takes at least.
     """
 
     memory: float
-    products: dict[torch.dtype, float]
+    products: dict[torch.dtype | None, float]
     host: float
     least: float
 
 
-# Nine tenths of the peak bandwidth, and two thirds of the peak of dense products, which good kernels reach.
+# Nine tenths of the peak bandwidth, two thirds of the peak of dense products, as good kernels reach, and half of the peak
+# of plain float32.
 H100 = Rates(
     0.9 * 3.35e12,
     {

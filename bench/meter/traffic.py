@@ -12,6 +12,10 @@ _WIDTHS = (8, 4, 2, 2)  # of the module's types, by their numbers
 _SIZES = {"FLOAT64": 8, "FLOAT32": 4, "BFLOAT16": 2, "FLOAT16": 2}
 
 
+ON_TENSOR_CORES = {"fused_direct"}
+"""Functions of the module whose products are made by tensor cores; the others' are plain float32."""
+
+
 def cuda_traffic(function: str, args: Sequence[Any]) -> tuple[int, int]:
     """Bytes read and written, and FLOPs of products, of one call of the module's ``function``."""
     return _TRAFFIC[function](args)
@@ -100,6 +104,51 @@ def _fused_apply(args: Sequence[Any]) -> tuple[int, int]:
     return moved, 0
 
 
+def _average_moments(args: Sequence[Any]) -> tuple[int, int]:
+    """What was gathered is read, the average read and written."""
+    return sum(12 * matrices * (side + 1) ** 2 for matrices, side in _inputs(args[0])), 0
+
+
+def _input_metrics(args: Sequence[Any]) -> tuple[int, int]:
+    """Averages are read and inverses written; an inverse takes n^3 multiplications, by half of a symmetric matrix."""
+    found = _inputs(args[0])
+    return sum(4 * n * ((side + 1) ** 2 + side**2) for n, side in found), sum(n * side**3 for n, side in found)
+
+
+def _inputs(table: Sequence[Any]) -> list[tuple[int, int]]:
+    """Blocks of each layer, and their side."""
+    return [(groups * blocks, side) for (*_, side, groups, blocks, _), _ in table]
+
+
+def _output_moments(args: Sequence[Any]) -> tuple[int, int]:
+    """Gradients and averages are read; of the product with its own transpose one half is made."""
+    moved = flops = 0
+    for weight, _, (*_, groups, rows, inputs, side, input_side), _ in args[0]:
+        entries = groups * rows * inputs
+        moved += entries * (_size(weight[3]) + (4 if weight[1] else 0))
+        moved += 4 * groups * (inputs * input_side + rows * side // 2)
+        flops += entries * (2 * input_side + side)
+    return moved, flops
+
+
+def _output_roots(args: Sequence[Any]) -> tuple[int, int]:
+    """The new moment is read, its average read and written, the root written; four half products a step, less three."""
+    table, _, steps, *_ = args
+    blocks = [(groups * rows // side, side) for _, _, (*_, groups, rows, _, side, _), _ in table]
+    moved = sum(14 * n * side**2 for n, side in blocks)
+    return moved, sum(n * (4 * steps - 3) * side**3 for n, side in blocks)
+
+
+def _spd_inverses(args: Sequence[Any]) -> tuple[int, int]:
+    *_, count, side, _ = args
+    return 8 * count * side**2, count * side**3
+
+
+def _newton_schulz_roots(args: Sequence[Any]) -> tuple[int, int]:
+    _, _, count, side, _, steps, *_ = args
+    return 8 * count * side**2, count * (4 * steps - 3) * side**3
+
+
 _TRAFFIC: dict[str, Callable[[Sequence[Any]], tuple[int, int]]] = {
     "ema": _ema,
     "ema_combined": _ema_combined,
@@ -112,4 +161,10 @@ _TRAFFIC: dict[str, Callable[[Sequence[Any]], tuple[int, int]]] = {
     "fused_direct": _fused_direct,
     "fused_finish": _fused_finish,
     "fused_apply": _fused_apply,
+    "average_moments": _average_moments,
+    "input_metrics": _input_metrics,
+    "output_moments": _output_moments,
+    "output_roots": _output_roots,
+    "spd_inverses": _spd_inverses,
+    "newton_schulz_roots": _newton_schulz_roots,
 }

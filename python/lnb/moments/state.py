@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lnb.blocks import Block
+from lnb.config import Config
 from lnb.moments.naming import layers_of
 from lnb.portable_state import with_progress
 from lnb.state_schema import allowed_shapes
@@ -66,7 +67,7 @@ def _by_name(model: nn.Module, whole: Mapping[str, Any]) -> dict[str, Mapping[st
 def _tracked(block: Block, name: str, by_name: Mapping[str, Mapping[str, Any]], plan: Any) -> Tracked:
     entry = by_name.get(name, {})
     for key in _KEYS:
-        value, wanted = entry.get(key), allowed_shapes(key, block.weight, block)
+        value, wanted = entry.get(key), allowed_shapes(key, block.weight, block, Config())
         if value is not None and not (isinstance(value, Tensor) and tuple(value.shape) in wanted):
             found = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(
