@@ -36,6 +36,10 @@ from lnb_kernels._triton.arch import ARCHS  # noqa: E402
 from meter.operators import foreach_launches, is_free, require_known  # noqa: E402
 from meter.traffic import ON_TENSOR_CORES, cuda_traffic, moment_flops  # noqa: E402
 
+# Where storages of meta tensors are said to lie, for good: code may remember the address of a tensor from step to step.
+_addresses: dict[int, int] = {}
+_free = itertools.count(1)
+
 
 @dataclass
 class Launch:
@@ -236,8 +240,6 @@ def counting(autocast: torch.dtype | None = None) -> Iterator[Counter]:
     simulated = simulator()
     simulated.set(dry=True)
     counter = Counter()
-    addresses: dict[int, int] = {}
-    free = itertools.count(1)
     candidate = _backend.candidate
     data_ptr = Tensor.data_ptr
 
@@ -247,10 +249,10 @@ def counting(autocast: torch.dtype | None = None) -> Iterator[Counter]:
         if tensor.numel() == 0:
             return 0
         storage = tensor.untyped_storage()
-        known = addresses.get(storage._cdata)
+        known = _addresses.get(storage._cdata)
         if known is None:
-            known = addresses[storage._cdata] = next(free) << 40
-            weakref.finalize(storage, addresses.pop, storage._cdata, None)
+            known = _addresses[storage._cdata] = next(_free) << 40
+            weakref.finalize(storage, _addresses.pop, storage._cdata, None)
         return known + tensor.storage_offset() * tensor.element_size()
 
     def as_on_a_gpu(route: Any, device: torch.device, dtype: torch.dtype, backend: str) -> str:
