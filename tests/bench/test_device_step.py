@@ -84,8 +84,9 @@ def test_the_fused_kernels_move_what_the_meter_says(bias: bool, monkeypatch: pyt
             seen: dict[str, int] = {}
             watch(simulator, said, seen, monkeypatch)
             optimizer.step()
-    for name in ("fused_direct", "fused_apply"):  # every thread of the finish reads what a cache has for all of them
-        assert 0.95 * said[name] <= seen[name] <= 1.25 * said[name], name
+    # Every thread of the finish reads numbers that a cache has for all of them: it moves little beside.
+    for name, most in (("fused_direct", 1.5), ("fused_apply", 1.1)):
+        assert 0.95 * said[name] <= seen[name] <= most * said[name], name
 
 
 def watch(simulator: Any, said: dict[str, int], seen: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
