@@ -18,7 +18,7 @@ namespace lnb {
 constexpr double kMostSquare = 0x1p768;
 
 LNB_EVERYWHERE double finite_or_zero(double value) {
-    return value - value == 0 ? value : 0;
+    return std::isfinite(value) ? value : 0;
 }
 
 LNB_EVERYWHERE double least(double x, double y) {
@@ -104,7 +104,7 @@ LNB_EVERYWHERE double bounded_scale(const LayerSums& sums, double expected, doub
                                     double rate, double change, double largest, const RadiusRule& rule, double& growth,
                                     double& radius) {
     const double norm = most(weight_norm, usual_norm);
-    double scale = sums.product - sums.product == 0 ? 1 : 0;
+    double scale = std::isfinite(sums.product) ? 1 : 0;
     const double length = most(scale * std::sqrt(finite_or_zero(sums.free_norm)), DBL_MIN);
     scale *= least(1.0, least(change, largest / rate) * norm / length);
     const double factor = finite_or_zero(sums.gradient) < rule.opposed * expected ? rule.shrink : rule.grow;

@@ -8,6 +8,7 @@
 //   * accesses out of bounds, under -fsanitize=address: shared arrays are heap blocks of exactly their size
 //   * misaligned vector accesses, under -fsanitize=undefined
 //   * the bytes that kernels read and write, and the launches they make
+// Tensor cores are in mma.h, with checks of their own.
 // What it does not show: races between blocks, memory-model effects, speed, and the GPU's own conversions to 16-bit
 // types (the CPU kernels' ones stand in).
 #pragma once
