@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lnb_kernels import multi_tensor
+from lnb_kernels import fused_step, multi_tensor
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 TENSORS, SIZE = 100, 20_000
@@ -104,10 +104,25 @@ def apply_master_(lists: Lists) -> Case:
     return Case(ours, plain, 1e-2)
 
 
+def fused_step_apply_(lists: Lists) -> Case:
+    """All tensors as weights of 100 rows, of 100 layers."""
+    ones = torch.ones(100, device=lists.factors.device)
+    layers, scales = list(range(TENSORS)), lists.factors.double()
+    weights = fused_step.Weights([x.view(100, -1) for x in lists.ours], [x.view(100, -1) for x in lists.read],
+                                 [ones] * TENSORS, layers)  # fmt: skip
+
+    def ours() -> list[Tensor]:
+        fused_step.apply_(weights, fused_step.Biases(), fused_step.Others(), scales, [LR], [DECAY])
+        return lists.ours
+
+    return Case(ours, lists.foreach_apply)
+
+
 CASES: dict[str, Callable[[Lists], Case]] = {
     f"multi_tensor_{make.__name__}": make
     for make in (all_finite, ema_, ema_squared_norms_, ema_combined_, dot, squared_row_norms, apply_, apply_master_)
 }
+CASES["fused_step_apply_"] = fused_step_apply_
 
 
 @pytest.mark.parametrize("who", ["plain", "reference", "native"])

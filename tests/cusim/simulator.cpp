@@ -359,7 +359,7 @@ struct Device {
 };
 Device devices[2];
 int device_count = 1;
-bool initialized = false;  // whether something has used the driver
+bool initialized = false;   // whether something has used the driver
 Device* current = nullptr;  // the thread's context, known by its device
 
 }  // namespace
