@@ -22,7 +22,7 @@ struct Root {
     }
 };
 
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 1)
     newton_schulz_roots_kernel(const float* powers, float* roots, int side, const Quintic quintic, int steps) {
     LNB_DYNAMIC_SHARED(float, shared);
     const int64_t first = static_cast<int64_t>(blockIdx.x) * side * side;

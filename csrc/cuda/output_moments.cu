@@ -252,7 +252,7 @@ struct Part {
     }
 };
 
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 1)
     output_moments_kernel(LNB_PARAMETER(OutputTable) table, const float* facts) {
     const int index = table.find(blockIdx.x);
     const OutputLayer& layer = table.layer[index];

@@ -77,7 +77,7 @@ struct Root {
     }
 };
 
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 1)
     output_roots_kernel(LNB_PARAMETER(OutputTable) table, const Quintic quintic, int steps, const float* facts) {
     const int index = table.find(blockIdx.x);
     const OutputLayer& layer = table.layer[index];
