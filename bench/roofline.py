@@ -11,7 +11,7 @@ square for ``S``, at full peak.
 
 What cannot be reached: see :func:`tile_floor`, printed as a column. At N = 16384, d = 2048 the 72 tiles are fewer than the
 multiprocessors, so they are shared (:mod:`lnb_kernels._triton.gram_tail`); the 192 partial tiles, 25 MB written and read, and
-the second launch add 0.04 to the library's time.
+adding them takes 0.04 of the library's time.
 """
 
 from __future__ import annotations

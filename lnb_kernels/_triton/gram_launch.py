@@ -340,9 +340,8 @@ def launch_gram(
         together = programs_per_multiprocessor(plan.block_i, plan.block_j, itemsize, True, aligned, arch, one_tile)
         if together * plan.num_warps == 16:
             options["maxnreg"] = 128
-        elif (
-            one_tile and plan.block_j == 128
-        ):  # left to itself, the compiler spills a few registers to make room for a second program
+        elif one_tile and plan.block_j == 128 and itemsize == 2:
+            # Left to itself, the compiler spills a few registers to make room for a second program.
             options["maxnreg"] = 168
     assert batch == 1 or cut.groups == 0, "a tail is for one matrix"
     programs = plan.products + sum_programs
