@@ -40,6 +40,11 @@ class Block:
         self.shape = (self.groups, self.weight.shape[0] // self.groups, d_in)
 
     @property
+    def d_out(self) -> int:
+        """Outputs of the layer, of all groups."""
+        return self.shape[0] * self.shape[1]
+
+    @property
     def d_in(self) -> int:
         """Inputs of one neuron, without the bias."""
         return self.shape[2]
