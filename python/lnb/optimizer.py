@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
 from lnb.portable_state import PROGRESS, asks_for_state, make_up_inputs, with_progress, write_progress
-from lnb.ranks import Ranks, add_over_ranks, fill_missing
+from lnb.ranks import Joint, Ranks, fill_missing
 from lnb.schedule import is_refresh_step, refresh_phases, sample_start
 from lnb.serialization import (
     FORMAT,
@@ -33,11 +33,14 @@ from lnb.serialization import (
     restored_groups,
     restored_state,
 )
-from lnb.sharding import refuse_shards, require_current
+from lnb.sharding import adopt_shards, refuse_flat, register_shards, shards_of
 from lnb.state_schema import saved_settings
 from lnb.step import Memory, Outcome, make_step
 from lnb.verdict import Verdict
 from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
+
+if TYPE_CHECKING:
+    from lnb.sharded.shards import Shards
 
 
 class LNB(Optimizer):
@@ -123,7 +126,7 @@ class LNB(Optimizer):
         **settings: Any,
     ) -> None:
         require_module("model", model)
-        refuse_shards(model.parameters())
+        refuse_flat(model.parameters())
         config = resolve_config(preset, settings)
         defaults = {
             "lr": DEFAULT_LR[preset] if lr is None else lr,
@@ -135,6 +138,7 @@ class LNB(Optimizer):
             raise TypeError(f"exclude={type(exclude).__name__}(...) must be a list of modules, not a module")
         exclude = list(exclude)
         self._model = model
+        self._exclude = exclude
         self._config = config
         self._strict = strict
         self._counters: dict[str, Tensor | int] = {"steps": 0, "skipped_steps": 0}
@@ -149,12 +153,15 @@ class LNB(Optimizer):
         self._memory = Memory.empty()
         self._phases: list[tuple[Block, Config, int]] = []
         self._guard = StepGuard()
+        self._shards: Shards | None = None
+        register_shards(model)
         attached = attach_layers(model, exclude)
         try:
             self._inventory = take_inventory(model, exclude)
             self._require_blocks()
             super().__init__(list(model.parameters()) if params is None else params, defaults)
             self._require_own()
+            self._find_shards()
         except Exception:
             for module in attached:
                 detach_layer(module)
@@ -176,6 +183,12 @@ class LNB(Optimizer):
                 f"params: none of the {len(given)} given is a parameter of model={type(self._model).__name__}; a copied, "
                 f"loaded or compiled model has its own: take them from the same model"
             )
+
+    def _find_shards(self) -> None:
+        """Work on the shards of parameters that are sharded."""
+        model, given = self._model, self._ranks.given
+        self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given)
+        self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
 
     @property
     def config(self) -> Config:
@@ -211,6 +224,8 @@ class LNB(Optimizer):
         except ValueError:
             del self.param_groups[before:]
             raise
+        if self._shards is not None:
+            self._find_shards()
         self._switch_captures(self._optimized_blocks())
 
     # -- the step -----------------------------------------------------------------------------------------------------
@@ -253,11 +268,16 @@ class LNB(Optimizer):
                     raise RuntimeError(
                         f"step(): {replaced} since LNB attached to it; make a new LNB. Nothing was changed"
                     )
-            require_current(self._model, self._inventory.names, self.param_groups)
+            if adopt_shards(self._model, self._inventory.names, self.param_groups):
+                self._inventory = take_inventory(self._model, self._exclude)
+                self._find_shards()
             if asks_for_state(self.param_groups, self.state, self._optimized_blocks()):
                 self._make_state()
                 return loss
-        ranks = self._ranks.group(self._model)
+        shards = self._shards
+        joint: Shards | Joint | None = self._ranks.joint(self._model) if shards is None else shards
+        if shards is not None:
+            shards.require_alike(self._device)
         try:
             if self._guard.repeats():
                 return loss
@@ -268,21 +288,24 @@ class LNB(Optimizer):
                 check_switches(group)
             meter = self._started_meter()
             blocks = self._optimized_blocks()
-            if ranks is not None:
+            if joint is not None:
                 fill_missing(blocks)
             dual = all(group["ridge"] > 0 for group in self.param_groups)
             self._planner.observe(blocks, self._other_bytes, dual)
             work = self._collect()
         except Exception:
-            if ranks is not None:
-                self._leave_step(ranks)
+            if joint is not None:
+                self._leave_step(joint)
             raise
-        if ranks is not None:
-            flag = add_over_ranks(blocks, ranks, self._device)
+        if joint is not None:
+            flag = joint.add(blocks, self._device)
             work = self._collect()
             work.flags.append(flag)
         follow_parameters(self.state)
         rejected, parameters = False, work.parameters
+        names = self._inventory.names
+        if shards is not None:
+            work, names = shards.work(work), shards.names
         if parameters:
             verdict = check_finite(work, wait=self._strict)
             rejected = verdict.rejected
@@ -290,7 +313,7 @@ class LNB(Optimizer):
             if parameters:
                 if not rejected:
                     for outcome in self._run(work, verdict):
-                        self._records.record(self._step_index, outcome, self._inventory.names, verdict)
+                        self._records.record(self._step_index, outcome, names, verdict)
                 self._step_index += 1
             self._clear_captures(blocks)
             self._switch_captures(blocks)
@@ -310,7 +333,12 @@ class LNB(Optimizer):
         blocks = self._optimized_blocks()
         make_up_inputs(blocks)
         work = self._collect()
-        self._run(work, Verdict(torch.ones((), dtype=torch.bool)))
+        verdict = Verdict(torch.ones((), dtype=torch.bool))
+        if self._shards is None:
+            self._run(work, verdict)
+        else:
+            with self._shards.apart():
+                self._run(self._shards.work(work), verdict)
         self._clear_captures(self._optimized_blocks())
         self._switch_captures(self._optimized_blocks())
 
@@ -319,9 +347,9 @@ class LNB(Optimizer):
             self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
         )
 
-    def _leave_step(self, ranks: Any) -> None:
+    def _leave_step(self, joint: Shards | Joint) -> None:
         """Take part in the exchange of a step that this rank cannot make: so no rank makes it, and all stay in step."""
-        add_over_ranks(self._optimized_blocks(), ranks, self._device, failed=True)
+        joint.leave(self._optimized_blocks(), self._device, self._strict or self._device.type == "cpu")
         self._step_index += 1
         for name in self._counters:
             self._counters[name] = self._counters[name] + 1
@@ -335,12 +363,12 @@ class LNB(Optimizer):
 
     def _run(self, work: Work, verdict: Verdict) -> list[Outcome]:
         """The update. If it is interrupted, no parameter is left with a part of the state that its first step makes."""
-        fresh = [parameter for parameter in work.parameters if not self.state.get(parameter)]
+        fresh = [parameter for parameter in work.parameters if not work.states.get(parameter)]
         try:
             return make_step(work, verdict, self._config, self._memory)
         except BaseException:
             for parameter in fresh:
-                self.state.pop(parameter, None)
+                work.states.pop(parameter, None)
             raise
 
     def _started_meter(self) -> OverheadMeter | None:
@@ -539,6 +567,7 @@ class LNB(Optimizer):
             "_records",
             "_planner",
             "_ranks",
+            "_exclude",
         )
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
@@ -546,7 +575,7 @@ class LNB(Optimizer):
         super().__setstate__(state)
         self._zeroed = {}
         self._meter = None
-        self._memory = Memory.empty()
+        self._find_shards()
         self._phases = []
         self._guard = StepGuard()
         self._switch_captures(self._optimized_blocks())

@@ -146,6 +146,7 @@ def _fitted(key: str, value: Tensor, parameter: Tensor) -> Tensor:
     """``value`` on the device of ``parameter``, in the precision in which its statistics are kept."""
     if value.device == parameter.device and value.dtype == statistics_dtype(parameter.dtype):
         return value
+    key = key.partition("@")[0]  # of a part of a sharded parameter
     rounds = key not in (*COUNTS, *WIDE) and value.dtype in (torch.float32, torch.float64)
     return value.to(parameter.device, statistics_dtype(parameter.dtype) if rounds else value.dtype)
 

@@ -1,0 +1,144 @@
+"""What an :class:`lnb.LNB` keeps to work on shards: the ranks, the local layers, and the sums that ranks exchange."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lnb.arenas import Arenas
+from lnb.blocks import Block, Inventory
+from lnb.config import CARRIED, Config
+from lnb.ranks import add_over_ranks
+from lnb.scratch import Scratch
+from lnb.sharded.checks import require_alike, require_no_sums, require_rows, require_settings
+from lnb.sharded.local import Locals
+from lnb.sharded.mesh import Ranks, data_modules
+from lnb.sharded.step import Exchange, ShardedShare
+from lnb.step import Stages
+from lnb.verdict import Verdict
+from lnb.work import Work
+from lnb_kernels import multi_tensor
+
+
+class Shards:
+    """The shards of one optimizer's model.
+
+    Args:
+        model: with parameters that are ``DTensor``.
+        inventory: its layers.
+        param_groups: the optimizer's.
+        states: the optimizer's, by parameter.
+        config: its settings.
+        given: ``process_group``.
+
+    Raises:
+        TypeError: parameters are cut in a way that cannot be served.
+        ValueError: the settings cannot work on shards.
+        RuntimeError: it cannot be known which ranks train together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inventory: Inventory,
+        param_groups: list[dict[str, Any]],
+        states: Any,
+        config: Config,
+        given: Any,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._inventory = inventory
+        self._groups = param_groups
+        parameters = [parameter for group in param_groups for parameter in group["params"]]
+        moving = set(parameters)
+        blocks = [block for block in inventory.blocks if block.weight in moving]
+        require_no_sums(parameters, inventory.names)
+        for block in blocks:
+            require_rows(block)
+        self.ranks = Ranks(model, given if isinstance(given, dist.ProcessGroup) else None)
+        self._require_known(given)
+        if self.ranks.size > 1:
+            require_settings(config, self.ranks.size)
+        self.locals = Locals(blocks, parameters, states)
+        self.exchange = Exchange(self.ranks, self.locals, blocks, parameters)
+        self.names = {
+            local: inventory.names.get(parameter, "(added)") for local, (parameter, _) in self.locals.owners.items()
+        }
+        self._alike = False
+
+    def _require_known(self, given: Any) -> None:
+        size, world = self.ranks.size, dist.get_world_size()
+        if given is None and size > 1:
+            raise ValueError(
+                f"process_group=None says that this process trains the model alone, but its parameters are sharded over {size} "
+                f"ranks: leave process_group out"
+            )
+        if isinstance(given, str) and size < world and not data_modules(self._model):
+            raise RuntimeError(
+                f"process_group='auto': torch.distributed runs {world} ranks, and the parameters of this model are sharded over "
+                f"{size} of them by tensor parallelism, so LNB cannot know whether the others see other samples. Pass "
+                f"process_group=the group over which this rank's gradients are averaged, or shard with fully_shard too"
+            )
+
+    def stages(self, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch) -> Stages:
+        """The stages of one step, for :class:`lnb.step.Memory`."""
+        return ShardedShare(self.exchange, work, verdict, config, arenas, scratch)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Without exchanges: what is made does not depend on them."""
+        self.exchange.on = False
+        try:
+            yield
+        finally:
+            self.exchange.on = True
+
+    def require_alike(self, device: torch.device) -> None:
+        """Before the first step: all ranks have one model and one optimizer."""
+        if not self._alike:
+            require_alike(self.ranks, self._description(), device)
+            self._alike = True
+
+    def _description(self) -> list[str]:
+        settings = [f"{field.name}={getattr(self._config, field.name)!r}" for field in dataclasses.fields(self._config)]
+        found = []
+        for number, group in enumerate(self._groups):
+            plain = {name: float(group[name]) for name in CARRIED}
+            found.append(f"param_groups[{number}] with {plain}")
+            for parameter in group["params"]:
+                placed = parameter.placements if isinstance(parameter, DTensor) else "whole"
+                moves = "" if parameter.requires_grad else ", frozen"
+                name = self._inventory.names.get(parameter, "(added)")
+                found.append(f"parameter {name!r} {tuple(parameter.shape)} {parameter.dtype} {placed}{moves}")
+        return settings + found
+
+    def work(self, work: Work) -> Work:
+        """``work`` on the model's parameters as work on the shards here. :meth:`add` has looked at the gradients."""
+        work.gradients_checked = True
+        return self.locals.work(work)
+
+    def add(self, blocks: list[Block], device: torch.device, failed: bool = False) -> Tensor:
+        """The exchange before a step: second moments, and whether every rank can make it (:func:`add_over_ranks`)."""
+        bad: bool | Tensor = failed
+        if not failed:
+            self.locals.follow()
+            gradients = [local.grad for local in self.locals.owners if local.grad is not None]
+            bad = ~multi_tensor.all_finite([gradient for gradient in gradients if gradient.device == device])
+            for other in {gradient.device for gradient in gradients} - {device}:
+                bad = bad | ~multi_tensor.all_finite([g for g in gradients if g.device == other]).to(device)
+        return add_over_ranks(blocks, self.ranks.groups, device, bad, self.ranks.sees_own_samples())
+
+    def leave(self, blocks: list[Block], device: torch.device, seen_by_host: bool) -> None:
+        """Take part in the exchanges of a step that this rank cannot make."""
+        self.add(blocks, device, failed=True)
+        if not seen_by_host:  # the others go on to steps that write nothing
+            refreshed = self._config.region.two_sided and any(c.moments_on for block in blocks for c in block.captures)
+            self.exchange.leave(device, refreshed)
