@@ -69,7 +69,8 @@ def refresh(
     if means is not None:
         found = [(part, outputs) for part in begun for outputs in part.outputs]
         members = [part.works[i] for part, outputs in found for i in outputs.members]
-        over_all = iter(means(members, [trace for _, outputs in found for trace in outputs.traces()]))
+        traces = [trace for _, outputs in found for trace in outputs.traces()]
+        over_all = iter(means(members, traces) if traces else ())
         for _, outputs in found:
             outputs.rescale([next(over_all) for _ in outputs.members])
         for part in begun:

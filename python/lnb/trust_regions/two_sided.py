@@ -56,8 +56,9 @@ def sized_output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, blo
     """:func:`output_moment`, and the trace that ``M M'`` has, ``[...]``, in the dtype of sums."""
     moment, average, scale, solved_scale = _output_moment(weight, bias, factor, blocks)
     wide = sum_dtype(weight.device)
-    trace = average.to(wide) * weight.shape[-2] / (scale.to(wide).square() * solved_scale.to(wide))
-    return moment, trace.clamp(min=0).view(weight.shape[:-2])
+    lead = weight.shape[:-2]
+    average, scale, solved_scale = (values.to(wide).view(lead) for values in (average, scale, solved_scale))
+    return moment, (average * weight.shape[-2] / (scale.square() * solved_scale)).clamp(min=0)
 
 
 def _output_moment(
