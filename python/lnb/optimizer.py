@@ -29,6 +29,7 @@ from lnb.schedule import is_refresh_step, refresh_phases, sample_start
 from lnb.serialization import (
     FORMAT,
     check_state,
+    fits_groups,
     follow_parameters,
     restored_groups,
     restored_state,
@@ -526,7 +527,10 @@ class LNB(Optimizer):
         own["lnb_plan"] = self._planner.state_dict()
         write_progress(self.param_groups, own)
         found = super().state_dict()
-        found["state"] = {number: compact(state) for number, state in found["state"].items()}
+        if self._shards is None:
+            found["state"] = {number: compact(state) for number, state in found["state"].items()}
+        else:
+            found["state"] = self._shards.exported(found["state"])
         return {**found, **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -542,10 +546,18 @@ class LNB(Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         state_dict = with_progress(state_dict)
-        planner = check_state(state_dict, self.param_groups, self._inventory, self._config, self._planner.restored)
+        shards = self._shards
+        if shards is not None and fits_groups(state_dict, self.param_groups):
+            local = shards.imported(state_dict)
+            restored = self._planner.restored
+            planner = check_state(local.state_dict, local.param_groups, local.inventory, self._config, restored)
+            state = shards.merged(restored_state(local.state_dict, local.param_groups), local)
+        else:
+            planner = check_state(state_dict, self.param_groups, self._inventory, self._config, self._planner.restored)
+            state = restored_state(state_dict, self.param_groups)
         self.__setstate__(
             {
-                "state": restored_state(state_dict, self.param_groups),
+                "state": state,
                 "param_groups": restored_groups(state_dict, self.param_groups),
             }
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +20,31 @@ from lnb.config import CARRIED, Config
 from lnb.ranks import add_over_ranks
 from lnb.scratch import Scratch
 from lnb.sharded.checks import require_alike, require_no_sums, require_rows, require_settings
-from lnb.sharded.local import Locals
+from lnb.sharded.local import Locals, PartState
 from lnb.sharded.mesh import Ranks, data_modules
+from lnb.sharded.state import StateForm, restart
 from lnb.sharded.step import Exchange, ShardedShare
 from lnb.step import Stages
 from lnb.verdict import Verdict
 from lnb.work import Work
 from lnb_kernels import multi_tensor
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A state dict as one of local layers and parameters.
+
+    Attributes:
+        state_dict: the same progress, other parameters.
+        param_groups: the optimizer's, of local parameters.
+        inventory: of local layers.
+        restarted: weights whose factors have to start anew.
+    """
+
+    state_dict: dict[str, Any]
+    param_groups: list[dict[str, Any]]
+    inventory: Inventory
+    restarted: list[nn.Parameter]
 
 
 class Shards:
@@ -68,10 +88,12 @@ class Shards:
         if self.ranks.size > 1:
             require_settings(config, self.ranks.size)
         self.locals = Locals(blocks, parameters, states)
+        self._numbers = {local: number for number, local in enumerate(self.locals.owners)}
         self.exchange = Exchange(self.ranks, self.locals, blocks, parameters)
         self.names = {
             local: inventory.names.get(parameter, "(added)") for local, (parameter, _) in self.locals.owners.items()
         }
+        self._form = StateForm(self.locals, config.block_size)
         self._alike = False
 
     def _require_known(self, given: Any) -> None:
@@ -124,6 +146,44 @@ class Shards:
         """``work`` on the model's parameters as work on the shards here. :meth:`add` has looked at the gradients."""
         work.gradients_checked = True
         return self.locals.work(work)
+
+    def exported(self, states: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+        """The entries ``state`` of a state dict, by the parameters' numbers, as checkpoints keep them."""
+        parameters = [parameter for group in self._groups for parameter in group["params"]]
+        return {number: self._form.exported(parameters[number], state) for number, state in states.items()}
+
+    def imported(self, state_dict: dict[str, Any]) -> Imported:
+        """``state_dict`` as one of the local layers and parameters, which can be checked and restored as any other."""
+        saved_groups, states = state_dict["param_groups"], state_dict["state"]
+        local_groups, local_saved, local_states = [], [], {}
+        restarted: list[nn.Parameter] = []
+        for group, saved in zip(self._groups, saved_groups, strict=True):
+            members: list[nn.Parameter] = []
+            for parameter, number in zip(group["params"], saved["params"], strict=True):
+                parts = self.locals.stand_ins[parameter]
+                if number in states:
+                    entries, restarts = self._form.imported(parameter, states[number])
+                    for part, entry in zip(parts, entries, strict=True):
+                        local_states[self._numbers[part.local]] = entry
+                        restarted += [part.local] if restarts else []
+                members += [part.local for part in parts]
+            local_groups.append({**group, "params": members})
+            local_saved.append({**saved, "params": [self._numbers[local] for local in members]})
+        inventory = Inventory([b for parts in self.locals.blocks.values() for b in parts], self.names, {})
+        return Imported(
+            {**state_dict, "state": local_states, "param_groups": local_saved}, local_groups, inventory, restarted
+        )
+
+    def merged(self, restored: Any, imported: Imported) -> defaultdict[Tensor, Any]:
+        """What was restored of local parameters as the states of the model's."""
+        states: defaultdict[Tensor, Any] = defaultdict(dict)
+        for local in imported.restarted:
+            restart(restored[local])
+        for local, state in restored.items():
+            parameter, number = self.locals.owners[local]
+            into = states[parameter] if number == 0 else PartState(states[parameter], number)
+            into.update(state)
+        return states
 
     def add(self, blocks: list[Block], device: torch.device, failed: bool = False) -> Tensor:
         """The exchange before a step: second moments, and whether every rank can make it (:func:`add_over_ranks`)."""
