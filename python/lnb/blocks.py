@@ -70,6 +70,11 @@ class Block:
         return self.layer_kind.has_patches
 
     @property
+    def takes_shards(self) -> bool:
+        """Whether the forward pass can work on shards of the rows of the weight."""
+        return self.layer_kind.takes_shards
+
+    @property
     def packed(self) -> bool:
         """Whether the weight is the query's, key's and value's in one, ``in_proj_weight``."""
         return self.layer_kind.is_packed(self.weight_role)

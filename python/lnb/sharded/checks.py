@@ -42,6 +42,20 @@ def require_rows(block: Block) -> None:
         )
 
 
+def require_known_parallel(block: Block, ranks: Ranks) -> None:
+    """Require that a layer whose forward pass sees shards is one that can work on them.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(block.weight, DTensor) and ranks.is_tensor_parallel(block.weight) and not block.takes_shards:
+        raise TypeError(
+            f"params: layer {block.name!r} is a {block.kind} with a weight that tensor parallelism placed as "
+            f"{block.weight.placements}; only nn.Linear layers can be, by ColwiseParallel. Use fully_shard for it, or pass "
+            f"exclude=[that layer]. {_UNCHANGED}"
+        )
+
+
 def require_no_sums(parameters: Iterable[nn.Parameter], names: dict[nn.Parameter, str]) -> None:
     """Require that no parameter is a sum over ranks.
 

@@ -34,7 +34,7 @@ class Ranks:
     def __init__(self, model: nn.Module, given: Any) -> None:
         meshes = {p.device_mesh for p in model.parameters() if isinstance(p, DTensor)}
         self._mesh = max(meshes, key=lambda mesh: mesh.ndim)
-        data = _data_meshes(model)
+        self._data = data = _data_meshes(model)
         self._data_dims = max((mesh.ndim for mesh in data), default=0)
         ranks = set(self._mesh.mesh.flatten().tolist())
         for mesh in meshes | data:
@@ -72,8 +72,12 @@ class Ranks:
         if not isinstance(parameter, DTensor):
             return set()
         own = parameter.device_mesh
-        begin = 0 if own.ndim == self._mesh.ndim or own.ndim == self._data_dims else self._mesh.ndim - own.ndim
+        begin = 0 if own == self._mesh or own in self._data else self._mesh.ndim - own.ndim
         return {begin + dim for dim in sharded_dims(parameter)}
+
+    def is_tensor_parallel(self, parameter: DTensor) -> bool:
+        """Whether its layer's forward pass sees a ``DTensor``: it lies on dimensions other than those of ``fully_shard``."""
+        return parameter.device_mesh not in self._data
 
     def add(self, values: Tensor) -> None:
         """Add ``values`` over all ranks, in place."""

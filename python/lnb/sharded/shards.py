@@ -19,7 +19,7 @@ from lnb.blocks import Block, Inventory
 from lnb.config import CARRIED, Config
 from lnb.ranks import add_over_ranks
 from lnb.scratch import Scratch
-from lnb.sharded.checks import require_alike, require_no_sums, require_rows, require_settings
+from lnb.sharded.checks import require_alike, require_known_parallel, require_no_sums, require_rows, require_settings
 from lnb.sharded.local import Locals, PartState
 from lnb.sharded.mesh import Ranks, data_modules
 from lnb.sharded.state import StateForm, restart
@@ -84,6 +84,8 @@ class Shards:
         for block in blocks:
             require_rows(block)
         self.ranks = Ranks(model, given if isinstance(given, dist.ProcessGroup) else None)
+        for block in blocks:
+            require_known_parallel(block, self.ranks)
         self._require_known(given)
         if self.ranks.size > 1:
             require_settings(config, self.ranks.size)
