@@ -38,6 +38,7 @@ from lnb.sharding import adopt_shards, refuse_flat, register_shards, shards_of
 from lnb.state_schema import saved_settings
 from lnb.step import Memory, Outcome, make_step
 from lnb.verdict import Verdict
+from lnb.whole_state import of_whole, restart
 from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
 
 if TYPE_CHECKING:
@@ -553,8 +554,14 @@ class LNB(Optimizer):
             planner = check_state(local.state_dict, local.param_groups, local.inventory, self._config, restored)
             state = shards.merged(restored_state(local.state_dict, local.param_groups), local)
         else:
+            restarted: list[nn.Parameter] = []
+            if fits_groups(state_dict, self.param_groups):
+                block_size = self._config.block_size
+                state_dict, restarted = of_whole(state_dict, self.param_groups, self._inventory, block_size)
             planner = check_state(state_dict, self.param_groups, self._inventory, self._config, self._planner.restored)
             state = restored_state(state_dict, self.param_groups)
+            for parameter in restarted:
+                restart(state[parameter])
         self.__setstate__(
             {
                 "state": state,

@@ -237,8 +237,7 @@ class Locals:
                 part.follow()
 
     def work(self, work: Work) -> Work:
-        """``work`` on the parameters of the model as work on their stand-ins."""
-        self.follow()
+        """``work`` on the parameters of the model as work on their stand-ins, which follow them."""
         blocks = [local for one in work.blocks for local in self._blocks(one)]
         groups = {
             part.local: work.groups[parameter]

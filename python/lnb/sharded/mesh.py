@@ -26,6 +26,7 @@ class Ranks:
     Attributes:
         groups: over which sums are added, one after the other.
         size: the number of all ranks.
+        data_size: the number of those that see other samples, as ``fully_shard`` tells.
 
     Raises:
         TypeError: parameters lie on meshes that are no part of one.
@@ -51,6 +52,7 @@ class Ranks:
         self._coordinate = list(coordinate)
         self.groups = _groups(self._mesh)
         self.size = self._mesh.size()
+        self.data_size = math.prod(self._mesh.shape[: self._data_dims])
         self._copy = 0
         if given is not None and not self._data_dims:
             self._copy = given.rank()
@@ -111,6 +113,6 @@ def _groups(mesh: DeviceMesh) -> list[Any]:
         return []
     if mesh.ndim == 1:
         return [mesh.get_group()]
-    if mesh.size() == dist.get_world_size() and math.prod(mesh.shape) == mesh.size():
+    if mesh.size() == dist.get_world_size():
         return [dist.group.WORLD]
     return [mesh.get_group(dim) for dim in range(mesh.ndim) if mesh.size(dim) > 1]

@@ -22,10 +22,11 @@ from lnb.scratch import Scratch
 from lnb.sharded.checks import require_alike, require_known_parallel, require_no_sums, require_rows, require_settings
 from lnb.sharded.local import Locals, PartState
 from lnb.sharded.mesh import Ranks, data_modules
-from lnb.sharded.state import StateForm, restart
+from lnb.sharded.state import StateForm
 from lnb.sharded.step import Exchange, ShardedShare
 from lnb.step import Stages
 from lnb.verdict import Verdict
+from lnb.whole_state import restart
 from lnb.work import Work
 from lnb_kernels import multi_tensor
 
@@ -100,6 +101,11 @@ class Shards:
 
     def _require_known(self, given: Any) -> None:
         size, world = self.ranks.size, dist.get_world_size()
+        seen = self.ranks.data_size
+        if isinstance(given, dist.ProcessGroup) and data_modules(self._model) and given.size() != seen:
+            raise ValueError(
+                f"process_group has {given.size()} ranks, and fully_shard gave the samples to {seen}: leave process_group out"
+            )
         if given is None and size > 1:
             raise ValueError(
                 f"process_group=None says that this process trains the model alone, but its parameters are sharded over {size} "
@@ -119,6 +125,7 @@ class Shards:
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
         """Without exchanges: what is made does not depend on them."""
+        self.locals.follow()
         self.exchange.on = False
         try:
             yield

@@ -28,13 +28,11 @@ from lnb.arenas import compact
 from lnb.factored import block_count
 from lnb.sharded.local import LocalBlock, Locals, StandIn, first_part, local_of
 from lnb.sharded.mesh import sharded_dims
+from lnb.whole_state import OF_OUTPUTS, SHARDS, as_blocks
 
-SHARDS = "shards"
 _LIKE_PARAMETER = ("momentum", "gradient_square", "master", "last_step")
 _OF_ROWS = ("row_square", "direction")
 _OF_GROUPS = ("second_moment", "factor", "factor_mean", "mean", "mean_square")
-_OF_OUTPUTS = ("output_moment", "output_factor")
-_RESTARTED = ("factor", "factor_mean", *_OF_OUTPUTS)
 
 
 class StateForm:
@@ -69,7 +67,7 @@ class StateForm:
             elif blocks is not None and key in _OF_ROWS:
                 flat = [value.reshape(-1, *value.shape[2:]) for value in values]
                 found[key] = _of_rows(_joined(flat, parts, (0, *flat[0].shape[1:])), parameter)
-            elif blocks is not None and key in _OF_OUTPUTS:
+            elif blocks is not None and key in OF_OUTPUTS:
                 width = self._width(blocks[0])
                 rows = _joined([_as_rows(value, width) for value in values], parts, (0, width))
                 found[key] = _of_rows(rows, parameter)
@@ -103,10 +101,10 @@ class StateForm:
                 columns = value.shape[-1:] if key == "direction" else ()
                 rows = _cut(_rows_here(value, parameter, (parameter.shape[0], *columns)), parts)
                 values = [row.reshape(*block.shape[:2], *columns) for row, block in zip(rows, blocks, strict=True)]
-            elif blocks is not None and key in _OF_OUTPUTS:
+            elif blocks is not None and key in OF_OUTPUTS:
                 if kept:
                     rows = _cut(_rows_here(value, parameter, (parameter.shape[0], value.shape[-1])), parts)
-                    values = [_as_blocks(row, *self._blocks_of(block)) for row, block in zip(rows, blocks, strict=True)]
+                    values = [as_blocks(row, *self._blocks_of(block)) for row, block in zip(rows, blocks, strict=True)]
                 else:
                     shapes = [self._blocks_of(block) for block in blocks]
                     values = [torch.zeros((*shape, shape[-1]), dtype=value.dtype) for shape in shapes]
@@ -116,7 +114,7 @@ class StateForm:
                 values = [value] * len(parts)
             for state, own in zip(states, values, strict=True):
                 state[key] = own
-        return states, not kept and any(key in entry for key in _OF_OUTPUTS)
+        return states, not kept and any(key in entry for key in OF_OUTPUTS)
 
     def _keeps_blocks(self, parameter: DTensor, entry: dict[str, Any], blocks: list[LocalBlock]) -> bool:
         saved = entry.get(SHARDS)
@@ -156,12 +154,6 @@ def _largest_block(groups: int, rows: int, shards: int, limit: int | None) -> in
             first, last = begin // rows, (end - 1) // rows
             lengths |= {min(end, (g + 1) * rows) - max(begin, g * rows) for g in (first, last)} | {rows}
     return max(length // block_count(length, limit) for length in lengths)
-
-
-def restart(state: dict[str, Any]) -> None:
-    """Drop what is made anew at the next step."""
-    for key in _RESTARTED:
-        state.pop(key, None)
 
 
 def _shards(parameter: DTensor) -> int:
@@ -227,11 +219,6 @@ def _as_rows(blocks: Tensor, width: int) -> Tensor:
     size = blocks.shape[-1]
     rows = blocks.reshape(-1, size)
     return rows[:, :width] if size >= width else nn.functional.pad(rows, (0, width - size))
-
-
-def _as_blocks(rows: Tensor, groups: int, count: int, size: int) -> Tensor:
-    """The opposite of :func:`_as_rows`."""
-    return rows[:, :size].reshape(groups, count, size, size)
 
 
 def _of_groups(values: list[Tensor], blocks: list[LocalBlock], parameter: DTensor) -> Tensor:

@@ -49,9 +49,8 @@ class Exchange:
         for block in blocks:
             begins.append(begins[-1] + block.groups)
         self._group_begins = begins
-        self._place = {
-            part: i for i, p in enumerate(parameters) for part, (owner, _) in locals_.owners.items() if owner is p
-        }
+        index = {parameter: i for i, parameter in enumerate(parameters)}
+        self._place = {part: index[owner] for part, (owner, _) in locals_.owners.items()}
         self._count = len(parameters)
         self._first = {part: ranks.holds_first(owner) for part, (owner, _) in locals_.owners.items()}
 
