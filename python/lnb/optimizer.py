@@ -84,6 +84,8 @@ class LNB(Optimizer):
     * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the rows of all ranks count, and all ranks take the
       same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others. Settings that
       keep inputs or choose by measured times are refused.
+    * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``): every rank solves the rows that it has; blocks of outputs end
+      where shards do (:mod:`lnb.sharded`).
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
       direction is not finite though all gradients are stands still alone, and is counted there by its name. So does one
       on a step that gathered finite inputs whose squares are not, as beyond 1e19 in float32: they enter no average.
@@ -104,14 +106,14 @@ class LNB(Optimizer):
             in about a second, and remember it on disk.
         process_group: the ranks that train this model together, over which second moments are added. ``"auto"`` takes those of
             the ``DistributedDataParallel`` that holds the model's parameters at the first step, whether it was made before
-            or after the optimizer; where there are several ranks and no such wrapper, that step is an error. None for
-            this process alone.
+            or after the optimizer, or of ``fully_shard``; where there are several ranks and neither, that step is an error.
+            None for this process alone.
         settings: any field of :class:`lnb.config.Config`, in place of the preset's value.
 
     Raises:
         ValueError: a value is not allowed, or the model has no layer to claim.
-        TypeError: a value is of the wrong type, a setting is unknown, or the parameters are shards (``fully_shard``,
-            ``FullyShardedDataParallel``, DeepSpeed ZeRO): LNB needs whole ones on every rank.
+        TypeError: a value is of the wrong type, a setting is unknown, or parameters are cut through the rows of layers
+            (``FullyShardedDataParallel``, DeepSpeed ZeRO, ``RowwiseParallel``).
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def error(got: list[Tensor], expected: list[Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(got, expected, strict=True))
 
 
+@functools.cache
 def alone(name: str, steps: int = STEPS) -> list[Tensor]:
     make, settings = CASES[name]
     model = make().double()
