@@ -190,8 +190,10 @@ class LNB(Optimizer):
 
     def _find_shards(self) -> None:
         """Work on the shards of parameters that are sharded."""
-        model, given = self._model, self._ranks.given
+        model, given, before = self._model, self._ranks.given, self.__dict__.get("_shards")
         self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given)
+        if self._shards is not None and before is not None:
+            self._shards.compared = before.compared
         self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
 
     @property
@@ -265,7 +267,10 @@ class LNB(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._shards is not None:
+            self._shards.register()
         if self._step_index == 0:
+            register_shards(self._model)
             for block in self._optimized_blocks():
                 replaced = block.replacement(self._model)
                 if replaced is not None:  # more to the point than that parameters are others

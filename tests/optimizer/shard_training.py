@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -175,7 +175,8 @@ def _ways(rank: int, ranks: int) -> dict[str, list[Tensor]]:
     optimizer = lnb.LNB(late, LR, **settings)
     found["sharded later"] = trained(sharded(late), optimizer, rank, ranks)
     kept = sharded(Network().double(), reshard_after_forward=False)
-    found["kept after forward"] = trained(kept, lnb.LNB(kept, LR, **settings), rank, ranks)
+    kept.set_reshard_after_backward(False)
+    found["kept whole"] = trained(kept, lnb.LNB(kept, LR, **settings), rank, ranks)
     again = Network().double()
     again.middle = checkpoint_wrapper(again.middle)
     again.patches = checkpoint_wrapper(again.patches)
@@ -342,6 +343,8 @@ def _complaints(rank: int, ranks: int) -> dict[str, str]:
         "scope": _refusal(sharded(Plain()), preset="paper"),
         "damping": _refusal(sharded(Plain()), preset="full_batch", ridge=0.1, cg_scope="neuron"),
         "inputs": _refusal(sharded(Plain()), preset="paper", solver="matrix_free"),
+        "group": _refusal(sharded(Plain()), process_group=dist.new_group([rank], use_local_synchronization=True)),
+        "offload": _refusal(sharded(Plain(), offload_policy=CPUOffloadPolicy(pin_memory=False))),
         "alone": _refusal(sharded(Plain()), process_group=None),
         "attention": _refusal(packed),
         "unknown": _refusal(parallelize_module(Plain(), part, {"1": ColwiseParallel()})) if ranks > 2 else "",

@@ -13,9 +13,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from optimizer.shard_training import CASES, LR, RESUMED, STEPS, Plain, averages, load, run_rank, sharded, trained, whole
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import lnb
+from lnb.layers.probed import ProbedLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -69,7 +72,7 @@ def test_ways_to_shard(folder: Path) -> None:
     ways = [of_rank(folder, rank, 2)["ways"] for rank in range(2)]
     expected = of_rank(folder, 0, 2)["cases"]["fast"]
     for way in ways:
-        for how in ("sharded later", "kept after forward", "checkpointed"):
+        for how in ("sharded later", "kept whole", "checkpointed"):
             assert all(map(torch.equal, way[how], expected)), how
     assert all(map(torch.equal, ways[0]["bfloat16"], ways[1]["bfloat16"]))
     start = [parameter.detach() for parameter in CASES["fast"][0]().parameters()]
@@ -138,6 +141,28 @@ def test_resumes_on_one_rank(name: str, folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_rank")
+def test_state_is_made_of_shards_that_came_after_the_optimizer() -> None:
+    make, settings = CASES["fast"]
+    model = make().double()
+    optimizer = lnb.LNB(model, LR, **settings)
+    sharded(model)
+    saved = get_optimizer_state_dict(model, optimizer)
+    assert saved["state"].keys() == dict(model.named_parameters()).keys()
+    assert error(trained(model, optimizer), alone("fast")) <= 1e-10
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_detached_layers_stay_sharded() -> None:
+    model = CASES["fast"][0]()
+    lnb.attach(model)
+    lnb.detach(sharded(model))
+    assert all(isinstance(child, FSDPModule) for child in model.children())
+    assert not any(isinstance(module, ProbedLayer) for module in model.modules())
+    model(torch.rand(2, 2, 6, 6)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("name", ["fast", "factored"])
 def test_whole_parameters_and_shards_load_each_others_state(name: str) -> None:
     make, settings = CASES[name]
@@ -194,6 +219,8 @@ def test_what_is_said_to_shards_that_cannot_be_served(found: list[dict[str, Any]
         assert "solver='matrix_free'" in said["inputs"]
         assert "process_group=None" in said["alone"]
         assert "only nn.Linear layers" in said["attention"]
+        assert "CPUOffloadPolicy" in said["offload"]
+        assert "process_group has 1 ranks" in said["group"]
         assert "rank 0 has momentum=0.9, rank 1 has momentum=0.8" in said["settings"]
         if len(found) > 2:
             assert "process_group='auto'" in said["unknown"]

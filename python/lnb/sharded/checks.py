@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from lnb.blocks import Block
 from lnb.config import Config
 from lnb.ranks import require_joint
-from lnb.sharded.mesh import Ranks, sharded_dims
+from lnb.sharded.mesh import Ranks, is_offloaded, sharded_dims
 
 _UNCHANGED = "Nothing was changed"
 
@@ -53,6 +53,19 @@ def require_known_parallel(block: Block, ranks: Ranks) -> None:
             f"params: layer {block.name!r} is a {block.kind} with a weight that tensor parallelism placed as "
             f"{block.weight.placements}; only nn.Linear layers can be, by ColwiseParallel. Use fully_shard for it, or pass "
             f"exclude=[that layer]. {_UNCHANGED}"
+        )
+
+
+def require_on_device(model: nn.Module) -> None:
+    """Require that shards lie where the forward pass runs.
+
+    Raises:
+        TypeError: ``fully_shard`` was given a ``CPUOffloadPolicy``.
+    """
+    if is_offloaded(model):
+        raise TypeError(
+            f"model: fully_shard was given a CPUOffloadPolicy, which keeps shards on the CPU, while second moments are "
+            f"gathered where the forward pass runs; leave offload_policy out. {_UNCHANGED}"
         )
 
 

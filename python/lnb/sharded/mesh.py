@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor
 
 
@@ -98,12 +98,22 @@ def data_modules(model: nn.Module) -> list[FSDPModule]:
 
 
 def _data_meshes(model: nn.Module) -> set[DeviceMesh]:
-    """The meshes of ``fully_shard``. PyTorch has no public way to ask for them."""
-    found = set()
+    """The meshes of ``fully_shard``."""
+    return {group.mesh_info.mesh for group in _data_groups(model)}
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether ``fully_shard`` keeps any shards on the CPU for another device."""
+    return any(isinstance(group.offload_policy, CPUOffloadPolicy) for group in _data_groups(model))
+
+
+def _data_groups(model: nn.Module) -> list[Any]:
+    """What ``fully_shard`` knows of the parameters that it shards together. PyTorch has no public way to ask for it."""
+    found: list[Any] = []
     for module in data_modules(model):
         state = module._get_fsdp_state()
         several: Iterable[Any] = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
-        found |= {group.mesh_info.mesh for group in several if group is not None}
+        found += [group for group in several if group is not None]
     return found
 
 

@@ -19,7 +19,14 @@ from lnb.blocks import Block, Inventory
 from lnb.config import CARRIED, Config
 from lnb.ranks import add_over_ranks
 from lnb.scratch import Scratch
-from lnb.sharded.checks import require_alike, require_known_parallel, require_no_sums, require_rows, require_settings
+from lnb.sharded.checks import (
+    require_alike,
+    require_known_parallel,
+    require_no_sums,
+    require_on_device,
+    require_rows,
+    require_settings,
+)
 from lnb.sharded.local import Locals, PartState
 from lnb.sharded.mesh import Ranks, data_modules
 from lnb.sharded.state import StateForm
@@ -59,6 +66,9 @@ class Shards:
         config: its settings.
         given: ``process_group``.
 
+    Attributes:
+        compared: whether the ranks have compared their models and settings.
+
     Raises:
         TypeError: parameters are cut in a way that cannot be served.
         ValueError: the settings cannot work on shards.
@@ -81,6 +91,7 @@ class Shards:
         parameters = [parameter for group in param_groups for parameter in group["params"]]
         moving = set(parameters)
         blocks = [block for block in inventory.blocks if block.weight in moving]
+        require_on_device(model)
         require_no_sums(parameters, inventory.names)
         for block in blocks:
             require_rows(block)
@@ -97,7 +108,8 @@ class Shards:
             local: inventory.names.get(parameter, "(added)") for local, (parameter, _) in self.locals.owners.items()
         }
         self._form = StateForm(self.locals, config.block_size)
-        self._alike = False
+        self._modules = data_modules(model)
+        self.compared = False
 
     def _require_known(self, given: Any) -> None:
         size, world = self.ranks.size, dist.get_world_size()
@@ -122,6 +134,11 @@ class Shards:
         """The stages of one step, for :class:`lnb.step.Memory`."""
         return ShardedShare(self.exchange, work, verdict, config, arenas, scratch)
 
+    def register(self) -> None:
+        """Have the modules hold their shards, also where they were told to keep whole parameters after a backward pass."""
+        for module in self._modules:
+            module.reshard()
+
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
         """Without exchanges: what is made does not depend on them."""
@@ -134,9 +151,9 @@ class Shards:
 
     def require_alike(self, device: torch.device) -> None:
         """Before the first step: all ranks have one model and one optimizer."""
-        if not self._alike:
+        if not self.compared:
             require_alike(self.ranks, self._description(), device)
-            self._alike = True
+            self.compared = True
 
     def _description(self) -> list[str]:
         settings = [f"{field.name}={getattr(self._config, field.name)!r}" for field in dataclasses.fields(self._config)]

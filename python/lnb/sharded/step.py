@@ -52,7 +52,12 @@ class Exchange:
         index = {parameter: i for i, parameter in enumerate(parameters)}
         self._place = {part: index[owner] for part, (owner, _) in locals_.owners.items()}
         self._count = len(parameters)
-        self._first = {part: ranks.holds_first(owner) for part, (owner, _) in locals_.owners.items()}
+        self._is_first = {part: number == 0 for part, (_, number) in locals_.owners.items()}
+        self._counts = {part: ranks.holds_first(owner) for part, (owner, _) in locals_.owners.items()}
+
+    def is_first(self, local: nn.Parameter) -> bool:
+        """Whether no cut of its parameter comes before ``local``."""
+        return self._is_first[local]
 
     def leave(self, device: torch.device, refreshed: bool) -> None:
         """Take part in the later exchanges of a step that this rank does not make, of output moments where some are refreshed."""
@@ -73,12 +78,12 @@ class Exchange:
         begin = _SUMS * self._layers
         other_places = constant(tuple(begin + self._place[local] for local in others), device, torch.int64)
         if blocks:
-            counts = tuple(not block.cut.is_empty and self._first[block.weight] for block in blocks)
+            counts = tuple(not block.cut.is_empty and self._counts[block.weight] for block in blocks)
             chosen = constant(counts, device, torch.bool).unsqueeze(1)
             of_layers.index_add_(0, places, torch.where(chosen, columns, 0.0))
         if others:
-            chosen = constant(tuple(self._first[local] for local in others), device, torch.bool)
-            buffer.index_copy_(0, other_places, torch.where(chosen, products, 0.0))
+            chosen = constant(tuple(self._counts[local] for local in others), device, torch.bool)
+            buffer.index_add_(0, other_places, torch.where(chosen, products, 0.0))
         if self.on:
             self._ranks.add(buffer)
         both = [of_layers[places].reshape(-1)] if blocks else []
@@ -90,7 +95,7 @@ class Exchange:
         blocks = [cast(LocalBlock, work.block) for work in works]
         begins = [self._group_begins[block.place] + block.cut.groups[0] for block in blocks]
         for block, begin, trace in zip(blocks, begins, traces, strict=True):
-            if not block.cut.is_empty and self._first[block.weight]:
+            if not block.cut.is_empty and self._counts[block.weight]:
                 buffer[begin : begin + len(trace)] += trace
         if self.on:
             self._ranks.add(buffer)
@@ -145,7 +150,7 @@ class ShardedShare(Share):
     def gain(self) -> Tensor:
         """What the global region sums, of every layer once."""
         firsts = [cast(LocalBlock, work.block).is_first for work in self.work.blocks]
-        once = (*firsts, *[True] * len(self.work.others))
+        once = (*firsts, *(self._exchange.is_first(local) for local in self.work.others))
         found = in_region(self.products, self.work, self.config)
         return torch.where(constant(once[: len(found)], found.device, torch.bool), found, 0.0).sum()
 
