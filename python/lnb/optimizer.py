@@ -374,7 +374,10 @@ class LNB(Optimizer):
         """The update. If it is interrupted, no parameter is left with a part of the state that its first step makes."""
         fresh = [parameter for parameter in work.parameters if not work.states.get(parameter)]
         try:
-            return make_step(work, verdict, self._config, self._memory)
+            made = make_step(work, verdict, self._config, self._memory)
+            if self._shards is not None:
+                self._shards.mark(self.state)
+            return made
         except BaseException:
             for parameter in fresh:
                 work.states.pop(parameter, None)

@@ -122,7 +122,7 @@ def fits_groups(state_dict: Any, param_groups: list[dict[str, Any]]) -> bool:
     if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
         return False
     given = [group.get("params") for group in saved]
-    if not all(isinstance(params, list) for params in given):
+    if not all(isinstance(params, list) and all(type(number) in (int, str) for number in params) for params in given):
         return False
     entries = state_dict["state"].values()
     sizes = [len(group["params"]) for group in param_groups]

@@ -15,7 +15,11 @@ import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -147,6 +151,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         found["ways"] = _ways(rank, ranks)
         found["exchanges"] = _exchanges(rank, ranks)
         found["failed"] = _failed(rank, ranks)
+        found["resumed whole"] = _resumed_whole(rank, ranks)
     else:
         found["copies"] = _copies(rank, ranks)
     torch.save(found, folder / f"rank{rank}of{ranks}.pt")
@@ -247,16 +252,18 @@ def _reductions() -> Iterator[list[int]]:
         dist.all_reduce = plain
 
 
-def save(folder: Path, model: nn.Module, optimizer: lnb.LNB) -> None:
-    state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
+def save(folder: Path, model: nn.Module, optimizer: lnb.LNB, flat: bool = False) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
     dcp.save(state, checkpoint_id=folder)
 
 
-def load(folder: Path, model: nn.Module, optimizer: lnb.LNB) -> None:
-    state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
+def load(folder: Path, model: nn.Module, optimizer: lnb.LNB, flat: bool = False) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
     dcp.load(state, checkpoint_id=folder)
     model.load_state_dict(state["model"])
-    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
 
 
 def averages(model: nn.Module, optimizer: lnb.LNB) -> dict[str, Tensor]:
@@ -278,20 +285,38 @@ def _resumed(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
         model = sharded(make().double())
         optimizer = lnb.LNB(model, LR, **settings)
         trained(model, optimizer, rank, ranks, steps=(0, 4))
-        save(folder / f"{name}{ranks}", model, optimizer)
+        flat = name == "uneven"
+        save(folder / f"{name}{ranks}", model, optimizer, flat)
         before = averages(model, optimizer)
         resumed = sharded(make().double())
         other = lnb.LNB(resumed, LR, **settings)
-        load(folder / f"{name}{ranks}", resumed, other)
+        load(folder / f"{name}{ranks}", resumed, other, flat)
         went_on = [trained(m, o, rank, ranks, steps=(4, 10)) for m, o in ((model, optimizer), (resumed, other))]
         found["same"][name] = all(map(torch.equal, *went_on))
         found["state"][name] = before
         if ranks == 4:
             fewer = sharded(make().double())
             third = lnb.LNB(fewer, LR, **settings)
-            load(folder / f"{name}2", fewer, third)
+            load(folder / f"{name}2", fewer, third, flat)
             found["other"][name] = averages(fewer, third), trained(fewer, third, rank, ranks, steps=(4, 10))
     return found
+
+
+def _resumed_whole(rank: int, ranks: int) -> bool:
+    """Whether training goes on the same from state that was gathered, and is spread again."""
+    make, settings = CASES["fast"]
+    model = sharded(make().double())
+    optimizer = lnb.LNB(model, LR, **settings)
+    trained(model, optimizer, rank, ranks, steps=(0, 4))
+    options = StateDictOptions(full_state_dict=True)
+    saved = get_optimizer_state_dict(model, optimizer, options=options)
+    resumed = sharded(make().double())
+    resumed.load_state_dict(model.state_dict())
+    other = lnb.LNB(resumed, LR, **settings)
+    set_optimizer_state_dict(resumed, other, saved, options=options)
+    return all(
+        map(torch.equal, *(trained(m, o, rank, ranks, steps=(4, 8)) for m, o in ((model, optimizer), (resumed, other))))
+    )
 
 
 def _failed(rank: int, ranks: int) -> dict[str, Any]:

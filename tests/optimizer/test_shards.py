@@ -116,6 +116,10 @@ def test_resumes_on_as_many_ranks_bit_for_bit(found: list[dict[str, Any]]) -> No
     assert all(all(rank["resumed"]["same"].values()) and len(rank["resumed"]["same"]) == 3 for rank in found)
 
 
+def test_resumes_from_gathered_state_bit_for_bit(folder: Path) -> None:
+    assert all(of_rank(folder, rank, 2)["resumed whole"] for rank in range(2))
+
+
 def test_resumes_on_other_numbers_of_ranks(folder: Path) -> None:
     two, four = (of_rank(folder, 0, ranks)["resumed"] for ranks in (2, 4))
     for name in RESUMED:

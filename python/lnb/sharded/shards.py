@@ -173,6 +173,10 @@ class Shards:
         work.gradients_checked = True
         return self.locals.work(work)
 
+    def mark(self, states: Any) -> None:
+        """After a step: note in the states what a state dict has to tell of these shards."""
+        self._form.mark(states)
+
     def exported(self, states: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
         """The entries ``state`` of a state dict, by the parameters' numbers, as checkpoints keep them."""
         parameters = [parameter for group in self._groups for parameter in group["params"]]
@@ -209,6 +213,7 @@ class Shards:
             parameter, number = self.locals.owners[local]
             into = states[parameter] if number == 0 else PartState(states[parameter], number)
             into.update(state)
+        self._form.mark(states)
         return states
 
     def add(self, blocks: list[Block], device: torch.device, failed: bool = False) -> Tensor:

@@ -59,6 +59,9 @@ class StateForm:
         states = [self._locals.states[part.local] for part in parts]
         found: dict[str, Any] = {}
         for key in first_part(state):
+            if key == SHARDS:
+                found[key] = state[key]
+                continue
             values = [one[key] for one in states]
             if key in _LIKE_PARAMETER:
                 found[key] = _placed(
@@ -75,8 +78,6 @@ class StateForm:
                 found[key] = _of_groups(values, blocks, parameter)
             else:
                 found[key] = values[0]
-        if blocks is not None and state:
-            found[SHARDS] = torch.tensor(_shards(parameter))
         return compact(found)
 
     def imported(self, parameter: nn.Parameter, entry: dict[str, Any]) -> tuple[list[dict[str, Any]], bool]:
@@ -91,7 +92,7 @@ class StateForm:
         states: list[dict[str, Any]] = [{} for _ in parts]
         kept = blocks is not None and self._keeps_blocks(parameter, entry, blocks)
         for key, value in entry.items():
-            if key == SHARDS and blocks is not None:
+            if key == SHARDS or "@" in key:  # of other cuts, for which loading made up an entry
                 continue
             if not isinstance(value, Tensor):
                 values: Iterable[Any] = [value] * len(parts)
@@ -115,6 +116,13 @@ class StateForm:
             for state, own in zip(states, values, strict=True):
                 state[key] = own
         return states, not kept and any(key in entry for key in OF_OUTPUTS)
+
+    def mark(self, states: Any) -> None:
+        """Note in the states of layers into how many parts their rows are cut."""
+        for weight in self._blocks:
+            state = states.get(weight)
+            if state and SHARDS not in state and isinstance(weight, DTensor):
+                state[SHARDS] = torch.tensor(_shards(weight))
 
     def _keeps_blocks(self, parameter: DTensor, entry: dict[str, Any], blocks: list[LocalBlock]) -> bool:
         saved = entry.get(SHARDS)
