@@ -54,7 +54,7 @@ def _is_dtensor(parameter: Tensor) -> bool:
 
 def register_shards(model: nn.Module) -> None:
     """Have modules that ``fully_shard`` was applied to hold their shards, and not what a forward pass gathered."""
-    if any(type(module).__name__.startswith("FSDP") for module in model.modules()):
+    if any("FSDP" in type(module).__name__ for module in model.modules()):
         from lnb.sharded.mesh import data_modules
 
         for module in data_modules(model):

@@ -127,7 +127,7 @@ def test_resumes_on_other_numbers_of_ranks(folder: Path) -> None:
         assert state.keys() == two["state"][name].keys()
         assert all(torch.equal(state[key], two["state"][name][key]) for key in state), name
         assert all(bool(parameter.isfinite().all()) for parameter in parameters)
-    assert error(four["other"]["factored"][1], alone("factored", steps=10)) <= 1e-10
+    assert error(four["other"]["factored"][1], alone("factored", steps=8)) <= 1e-10
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -140,8 +140,8 @@ def test_resumes_on_one_rank(name: str, folder: Path) -> None:
     load(folder / f"{name}4", model, optimizer)
     state = averages(model, optimizer)
     assert all(torch.equal(state[key], four[key]) for key in four)
-    got = trained(model, optimizer, steps=(4, 10))
-    assert name == "fast" or error(got, alone(name, steps=10)) <= 1e-10
+    got = trained(model, optimizer, steps=(4, 8))
+    assert name == "fast" or error(got, alone(name, steps=8)) <= 1e-10
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -188,10 +188,10 @@ def test_whole_parameters_and_shards_load_each_others_state(name: str) -> None:
             parameter.copy_(value)
     third = lnb.LNB(last, LR, **settings)
     third.load_state_dict(gathered)
-    ended = [trained(net, opt, steps=(6, 10)) for net, opt in ((model, second), (last, third))]
+    ended = [trained(net, opt, steps=(6, 8)) for net, opt in ((model, second), (last, third))]
     assert error(ended[1], ended[0]) <= 1e-10
     if name == "factored":
-        assert error(ended[0], alone(name, steps=10)) <= 1e-10
+        assert error(ended[0], alone(name, steps=8)) <= 1e-10
 
 
 @pytest.fixture
@@ -201,8 +201,9 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def test_a_step_that_one_rank_cannot_make_none_makes(folder: Path) -> None:
-    results = [of_rank(folder, rank, 2)["failed"] for rank in range(2)]
+@pytest.mark.parametrize("how", ["failed", "failed unseen"])
+def test_a_step_that_one_rank_cannot_make_none_makes(how: str, folder: Path) -> None:
+    results = [of_rank(folder, rank, 2)[how] for rank in range(2)]
     for number, failed in enumerate(results):
         assert failed["raised"] == (number == 1)
         assert failed["moved"] == 0

@@ -31,7 +31,7 @@ from lnb.sharded.local import Locals, PartState
 from lnb.sharded.mesh import Ranks, data_modules
 from lnb.sharded.state import StateForm
 from lnb.sharded.step import Exchange, ShardedShare
-from lnb.step import Stages
+from lnb.step import Share, Stages
 from lnb.verdict import Verdict
 from lnb.whole_state import restart
 from lnb.work import Work
@@ -132,6 +132,8 @@ class Shards:
 
     def stages(self, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch) -> Stages:
         """The stages of one step, for :class:`lnb.step.Memory`."""
+        if self.ranks.size == 1:
+            return Share(work, verdict, config, arenas, scratch)
         return ShardedShare(self.exchange, work, verdict, config, arenas, scratch)
 
     def register(self) -> None:
