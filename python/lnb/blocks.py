@@ -44,6 +44,11 @@ class Block:
         self.shape = (self.groups, self.weight.shape[0] // self.groups, d_in)
 
     @property
+    def d_out(self) -> int:
+        """Outputs of the layer, of all groups."""
+        return self.shape[0] * self.shape[1]
+
+    @property
     def d_in(self) -> int:
         """Inputs of one neuron, without the bias."""
         return self.shape[2]
@@ -67,6 +72,11 @@ class Block:
     def is_convolution(self) -> bool:
         """Whether the rows are patches of images."""
         return self.layer_kind.has_patches
+
+    @property
+    def takes_shards(self) -> bool:
+        """Whether the forward pass can work on shards of the rows of the weight."""
+        return self.layer_kind.takes_shards
 
     @property
     def packed(self) -> bool:

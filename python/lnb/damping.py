@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lnb.arenas import Arenas, Selection, owners_of, sums_of
+from lnb.arenas import Arenas, owners_of, sums_of
 from lnb.averages import state_like
 from lnb.config import Config
 from lnb.statistics import bias_correction
@@ -50,12 +50,14 @@ class Agreement:
 
     Attributes:
         rows: ``v``, the mean square of each row's gradients, ``[groups, d_out]`` of every layer.
-        layers: ``||g~||^2`` of every layer to be expected of independent gradients, ``[layers]``.
+        fresh: ``||g||^2`` of every layer's gradient of this step, ``[layers]``.
+        counts: the steps that every layer has made, with this one, ``[layers]``.
         noise: ``a_0``.
     """
 
     rows: list[Tensor]
-    layers: Tensor
+    fresh: Tensor
+    counts: Tensor
     noise: float
 
 
@@ -76,7 +78,7 @@ def observe_agreement(works: list[BlockWork], verdict: Verdict, config: Config, 
     """Update what agreement is judged by with this step's gradients, after the averages of the gradients were.
 
     State of a layer's weight: ``row_square`` ``[groups, d_out]``, the average of ``||g_i||^2`` of decay ``b_rows``, weight and
-    bias together; ``independent_square`` ``[]``, the sum of ``||g_s||^2`` times the squared weight of ``g_s`` in ``m``.
+    bias together.
     """
     states = [work.state for work in works]
     shapes = [work.block.shape[:2] for work in works]
@@ -96,21 +98,27 @@ def observe_agreement(works: list[BlockWork], verdict: Verdict, config: Config, 
     corrections = bias_correction(config.b_rows, counts).to(squares.dtype)
     mean_squares = kept.read() / corrections[owners]
     rows = [part.view(shape) for part, shape in zip(mean_squares.split(sizes), shapes, strict=True)]
-    fresh = sums_of(squares, sizes)
-    independent = arenas.select("independent_square", states, [()] * len(states), fresh)
-    return Agreement(rows, _expected(independent, fresh, counts, ok, config), noise_level(config))
+    return Agreement(rows, sums_of(squares, sizes), counts, noise_level(config))
 
 
-def _expected(independent: Selection, fresh: Tensor, counts: Tensor, ok: Tensor | None, config: Config) -> Tensor:
-    """``||g~||^2`` of every layer, were its gradients independent.
+def expected_squares(
+    works: list[BlockWork], agreement: Agreement, verdict: Verdict, config: Config, arenas: Arenas
+) -> Tensor:
+    """``||g~||^2`` of every layer, were its gradients independent, ``[layers]``; updates what that is made of.
+
+    State of a layer's weight: ``independent_square`` ``[]``, the sum of ``||g_s||^2`` times the squared weight of ``g_s`` in
+    ``m``.
 
     ``g~`` weighs this step's gradient by ``share (1 - b) + take`` and those before by ``share`` times their weight in ``m``,
     where ``share = b / (1 - b^t)`` and ``take = 1 - b`` with the look-ahead, else ``1 / (1 - b^t)`` and 0.
     """
     b = config.momentum
+    fresh = agreement.fresh
+    states = [work.state for work in works]
+    independent = arenas.select("independent_square", states, [()] * len(states), fresh)
     past = independent.read() * b**2
-    independent.write(past + (1 - b) ** 2 * fresh, ok)
-    share = ((b if config.nesterov else 1.0) / bias_correction(b, counts)).to(fresh.dtype)
+    independent.write(past + (1 - b) ** 2 * fresh, verdict.on(fresh.device))
+    share = ((b if config.nesterov else 1.0) / bias_correction(b, agreement.counts)).to(fresh.dtype)
     take = 1 - b if config.nesterov else 0.0
     return share.square() * past + (share * (1 - b) + take).square() * fresh
 

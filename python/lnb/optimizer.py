@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +25,26 @@ from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
 from lnb.portable_state import PROGRESS, asks_for_state, make_up_inputs, with_progress, write_progress
-from lnb.ranks import Ranks, add_over_ranks, fill_missing
+from lnb.ranks import Joint, Ranks, fill_missing
 from lnb.schedule import is_refresh_step, refresh_phases, sample_start
 from lnb.serialization import (
     FORMAT,
     check_state,
+    fits_groups,
     follow_parameters,
     restored_groups,
     restored_state,
 )
-from lnb.sharding import refuse_shards, require_current
+from lnb.sharding import adopt_shards, refuse_flat, register_shards, shards_of
 from lnb.state_schema import saved_settings
 from lnb.step import Memory, Outcome, make_step
 from lnb.tracked import Tracked
 from lnb.verdict import Verdict
+from lnb.whole_state import of_whole, restart
 from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
+
+if TYPE_CHECKING:
+    from lnb.sharded.shards import Shards
 
 
 class LNB(Optimizer):
@@ -81,6 +86,8 @@ class LNB(Optimizer):
     * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the rows of all ranks count, and all ranks take the
       same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others. Settings that
       keep inputs or choose by measured times are refused.
+    * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``): every rank solves the rows that it has; blocks of outputs end
+      where shards do (:mod:`lnb.sharded`).
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
       direction is not finite though all gradients are stands still alone, and is counted there by its name. So does one
       on a step that gathered finite inputs whose squares are not, as beyond 1e19 in float32: they enter no average.
@@ -101,14 +108,14 @@ class LNB(Optimizer):
             in about a second, and remember it on disk.
         process_group: the ranks that train this model together, over which second moments are added. ``"auto"`` takes those of
             the ``DistributedDataParallel`` that holds the model's parameters at the first step, whether it was made before
-            or after the optimizer; where there are several ranks and no such wrapper, that step is an error. None for
-            this process alone.
+            or after the optimizer, or of ``fully_shard``; where there are several ranks and neither, that step is an error.
+            None for this process alone.
         settings: any field of :class:`lnb.config.Config`, in place of the preset's value.
 
     Raises:
         ValueError: a value is not allowed, or the model has no layer to claim.
-        TypeError: a value is of the wrong type, a setting is unknown, or the parameters are shards (``fully_shard``,
-            ``FullyShardedDataParallel``, DeepSpeed ZeRO): LNB needs whole ones on every rank.
+        TypeError: a value is of the wrong type, a setting is unknown, or parameters are cut through the rows of layers
+            (``FullyShardedDataParallel``, DeepSpeed ZeRO, ``RowwiseParallel``).
     """
 
     def __init__(
@@ -125,7 +132,7 @@ class LNB(Optimizer):
         **settings: Any,
     ) -> None:
         require_module("model", model)
-        refuse_shards(model.parameters())
+        refuse_flat(model.parameters())
         config = resolve_config(preset, settings)
         defaults = {
             "lr": DEFAULT_LR[preset] if lr is None else lr,
@@ -137,6 +144,7 @@ class LNB(Optimizer):
             raise TypeError(f"exclude={type(exclude).__name__}(...) must be a list of modules, not a module")
         exclude = list(exclude)
         self._model = model
+        self._exclude = exclude
         self._config = config
         self._strict = strict
         self._counters: dict[str, Tensor | int] = {"steps": 0, "skipped_steps": 0}
@@ -151,12 +159,15 @@ class LNB(Optimizer):
         self._memory = Memory.empty()
         self._phases: list[tuple[Block, Config, int]] = []
         self._guard = StepGuard()
+        self._shards: Shards | None = None
+        register_shards(model)
         attached = attach_layers(model, exclude)
         try:
             self._inventory = take_inventory(model, exclude)
             self._require_blocks()
             super().__init__(list(model.parameters()) if params is None else params, defaults)
             self._require_own()
+            self._find_shards()
         except Exception:
             for module in attached:
                 detach_layer(module)
@@ -178,6 +189,14 @@ class LNB(Optimizer):
                 f"params: none of the {len(given)} given is a parameter of model={type(self._model).__name__}; a copied, "
                 f"loaded or compiled model has its own: take them from the same model"
             )
+
+    def _find_shards(self) -> None:
+        """Work on the shards of parameters that are sharded."""
+        model, given, before = self._model, self._ranks.given, self.__dict__.get("_shards")
+        self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given)
+        if self._shards is not None and before is not None:
+            self._shards.compared = before.compared
+        self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
 
     @property
     def config(self) -> Config:
@@ -213,6 +232,8 @@ class LNB(Optimizer):
         except ValueError:
             del self.param_groups[before:]
             raise
+        if self._shards is not None:
+            self._find_shards()
         self._switch_captures(self._optimized_blocks())
 
     # -- the step -----------------------------------------------------------------------------------------------------
@@ -250,18 +271,26 @@ class LNB(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._shards is not None:
+            self._shards.register()
         if self._step_index == 0:
+            register_shards(self._model)
             for block in self._optimized_blocks():
                 replaced = block.replacement(self._model)
                 if replaced is not None:  # more to the point than that parameters are others
                     raise RuntimeError(
                         f"step(): {replaced} since LNB attached to it; make a new LNB. Nothing was changed"
                     )
-            require_current(self._model, self._inventory.names, self.param_groups)
+            if adopt_shards(self._model, self._inventory.names, self.param_groups):
+                self._inventory = take_inventory(self._model, self._exclude)
+                self._find_shards()
             if asks_for_state(self.param_groups, self.state, self._optimized_blocks()):
                 self._make_state()
                 return loss
-        ranks = self._ranks.group(self._model)
+        shards = self._shards
+        joint: Shards | Joint | None = self._ranks.joint(self._model) if shards is None else shards
+        if shards is not None:
+            shards.require_alike(self._device)
         try:
             if self._guard.repeats():
                 return loss
@@ -272,21 +301,24 @@ class LNB(Optimizer):
                 check_switches(group)
             meter = self._started_meter()
             blocks = self._optimized_blocks()
-            if ranks is not None:
+            if joint is not None:
                 fill_missing(blocks)
             dual = all(group["ridge"] > 0 for group in self.param_groups)
             self._planner.observe(blocks, self._other_bytes, dual)
             work = self._collect()
         except Exception:
-            if ranks is not None:
-                self._leave_step(ranks)
+            if joint is not None:
+                self._leave_step(joint)
             raise
-        if ranks is not None:
-            flag = add_over_ranks(blocks, ranks, self._device)
+        if joint is not None:
+            flag = joint.add(blocks, self._device)
             work = self._collect()
             work.flags.append(flag)
         follow_parameters(self.state)
         rejected, parameters = False, work.parameters
+        names = self._inventory.names
+        if shards is not None:
+            work, names = shards.work(work), shards.names
         if parameters:
             verdict = check_finite(work, wait=self._strict)
             rejected = verdict.rejected
@@ -294,7 +326,7 @@ class LNB(Optimizer):
             if parameters:
                 if not rejected:
                     for outcome in self._run(work, verdict):
-                        self._records.record(self._step_index, outcome, self._inventory.names, verdict)
+                        self._records.record(self._step_index, outcome, names, verdict)
                 self._step_index += 1
             self._clear_captures(blocks)
             self._switch_captures(blocks)
@@ -314,7 +346,12 @@ class LNB(Optimizer):
         blocks = self._optimized_blocks()
         make_up_inputs(blocks)
         work = self._collect()
-        self._run(work, Verdict(torch.ones((), dtype=torch.bool)))
+        verdict = Verdict(torch.ones((), dtype=torch.bool))
+        if self._shards is None:
+            self._run(work, verdict)
+        else:
+            with self._shards.apart():
+                self._run(self._shards.work(work), verdict)
         self._clear_captures(self._optimized_blocks())
         self._switch_captures(self._optimized_blocks())
 
@@ -323,9 +360,9 @@ class LNB(Optimizer):
             self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
         )
 
-    def _leave_step(self, ranks: Any) -> None:
+    def _leave_step(self, joint: Shards | Joint) -> None:
         """Take part in the exchange of a step that this rank cannot make: so no rank makes it, and all stay in step."""
-        add_over_ranks(self._optimized_blocks(), ranks, self._device, failed=True)
+        joint.leave(self._optimized_blocks(), self._device, self._strict or self._device.type == "cpu")
         self._step_index += 1
         for name in self._counters:
             self._counters[name] = self._counters[name] + 1
@@ -339,12 +376,15 @@ class LNB(Optimizer):
 
     def _run(self, work: Work, verdict: Verdict) -> list[Outcome]:
         """The update. If it is interrupted, no parameter is left with a part of the state that its first step makes."""
-        fresh = [parameter for parameter in work.parameters if not self.state.get(parameter)]
+        fresh = [parameter for parameter in work.parameters if not work.states.get(parameter)]
         try:
-            return make_step(work, verdict, self._config, self._memory)
+            made = make_step(work, verdict, self._config, self._memory)
+            if self._shards is not None:
+                self._shards.mark(self.state)
+            return made
         except BaseException:
             for parameter in fresh:
-                self.state.pop(parameter, None)
+                work.states.pop(parameter, None)
             raise
 
     def _started_meter(self) -> OverheadMeter | None:
@@ -522,7 +562,10 @@ class LNB(Optimizer):
         own["lnb_plan"] = self._planner.state_dict()
         write_progress(self.param_groups, own)
         found = super().state_dict()
-        found["state"] = {number: compact(state) for number, state in found["state"].items()}
+        if self._shards is None:
+            found["state"] = {number: compact(state) for number, state in found["state"].items()}
+        else:
+            found["state"] = self._shards.exported(found["state"])
         return {**found, **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -538,10 +581,24 @@ class LNB(Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         state_dict = with_progress(state_dict)
-        planner = check_state(state_dict, self.param_groups, self._inventory, self._config, self._planner.restored)
+        shards = self._shards
+        if shards is not None and fits_groups(state_dict, self.param_groups):
+            local = shards.imported(state_dict)
+            restored = self._planner.restored
+            planner = check_state(local.state_dict, local.param_groups, local.inventory, self._config, restored)
+            state = shards.merged(restored_state(local.state_dict, local.param_groups), local)
+        else:
+            restarted: list[nn.Parameter] = []
+            if fits_groups(state_dict, self.param_groups):
+                block_size = self._config.block_size
+                state_dict, restarted = of_whole(state_dict, self.param_groups, self._inventory, block_size)
+            planner = check_state(state_dict, self.param_groups, self._inventory, self._config, self._planner.restored)
+            state = restored_state(state_dict, self.param_groups)
+            for parameter in restarted:
+                restart(state[parameter])
         self.__setstate__(
             {
-                "state": restored_state(state_dict, self.param_groups),
+                "state": state,
                 "param_groups": restored_groups(state_dict, self.param_groups),
             }
         )
@@ -563,6 +620,7 @@ class LNB(Optimizer):
             "_records",
             "_planner",
             "_ranks",
+            "_exclude",
         )
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
@@ -570,7 +628,7 @@ class LNB(Optimizer):
         super().__setstate__(state)
         self._zeroed = {}
         self._meter = None
-        self._memory = Memory.empty()
+        self._find_shards()
         self._phases = []
         self._guard = StepGuard()
         self._switch_captures(self._optimized_blocks())

@@ -23,6 +23,27 @@ from lnb.config import Config
 _ALIGNED = 32  # entries: every part of the buffer starts where vector loads like it
 
 
+class Joint:
+    """Ranks that have whole copies of the model, and different samples."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def add(self, blocks: list[Block], device: torch.device) -> Tensor:
+        """The exchange before a step (:func:`add_over_ranks`)."""
+        return add_over_ranks(blocks, [self.group], device)
+
+    def leave(self, blocks: list[Block], device: torch.device, seen_by_host: bool) -> None:
+        """Take part in the exchange of a step that this rank cannot make.
+
+        Args:
+            blocks: the layers that this optimizer moves.
+            device: of the model.
+            seen_by_host: whether the other ranks' hosts wait to know that.
+        """
+        add_over_ranks(blocks, [self.group], device, failed=True)
+
+
 class Ranks:
     """Which ranks train the model together.
 
@@ -51,6 +72,16 @@ class Ranks:
         if named or (given is not None and isinstance(model, DistributedDataParallel)):
             self.group(model)
 
+    @property
+    def given(self) -> Any:
+        """What the user said."""
+        return self._given
+
+    def joint(self, model: nn.Module) -> Joint | None:
+        """The ranks with which steps are taken, as :meth:`group` finds them."""
+        group = self.group(model)
+        return None if group is None else Joint(group)
+
     def group(self, model: nn.Module) -> Any:
         """The group over which steps are taken; None for this process alone.
 
@@ -65,7 +96,7 @@ class Ranks:
             if group is not None and group.size() == 1:
                 group = None
             if group is not None:
-                _require_joint(self._config, group.size())
+                require_joint(self._config, group.size())
             self._found = (group,)
         return self._found[0]
 
@@ -101,7 +132,7 @@ def _wrappers_group(model: nn.Module) -> Any:
     return groups[0]
 
 
-def _require_joint(config: Config, ranks: int) -> None:
+def require_joint(config: Config, ranks: int) -> None:
     """Require settings that several ranks can share."""
     if config.keeps_inputs or (config.solver == "auto" and not config.factored):
         raise ValueError(
@@ -122,17 +153,24 @@ def fill_missing(blocks: Iterable[Block]) -> None:
             probe.grad = probe.new_zeros(probe.shape)
 
 
-def add_over_ranks(blocks: Iterable[Block], group: Any, device: torch.device, failed: bool = False) -> Tensor:
-    """Add what the captures of ``blocks`` gathered over the ranks of ``group``, by one reduction.
+def add_over_ranks(
+    blocks: Iterable[Block],
+    groups: Iterable[Any],
+    device: torch.device,
+    failed: bool | Tensor = False,
+    counts: bool = True,
+) -> Tensor:
+    """Add what the captures of ``blocks`` gathered over the ranks of ``groups``, by one reduction in each.
 
     Every rank takes part with every probe that is switched on, with zeros for one that its backward passes did not reach:
     what is switched on depends on the step alone, so all ranks agree. A layer without a gradient is left without one.
 
     Args:
         blocks: the layers that this optimizer moves.
-        group: the ranks.
+        groups: the ranks; of several, sums over one are added over the next.
         device: of the model.
-        failed: this rank cannot make the step.
+        failed: this rank cannot make the step, a bool or a tensor ``[]``.
+        counts: whether its samples are its own; what ranks with the same samples gather counts once.
 
     Returns:
         ``[1]``: finite, or NaN if a rank cannot make the step. The host does not wait for it.
@@ -148,11 +186,14 @@ def add_over_ranks(blocks: Iterable[Block], group: Any, device: torch.device, fa
         *parts, own_flag = buffer.split([*lengths, 1])
         totals = [part[: probe.numel()].view(probe.shape) for part, (_, probe) in zip(parts, probes, strict=True)]
         seen = [(total, probe.grad) for total, (_, probe) in zip(totals, probes, strict=True) if probe.grad is not None]
-        if seen:
+        if seen and counts:
             torch._foreach_copy_([total for total, _ in seen], [gradient for _, gradient in seen])
-        if failed:
+        if isinstance(failed, Tensor):
+            own_flag.masked_fill_(failed.to(where), math.nan)
+        elif failed:
             own_flag.fill_(math.nan)
-        dist.all_reduce(buffer, group=group)
+        for group in groups:
+            dist.all_reduce(buffer, group=group)
         for total, (block, probe) in zip(totals, probes, strict=True):
             if block.weight.grad is not None:
                 probe.grad = total

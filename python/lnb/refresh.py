@@ -7,7 +7,7 @@ rooted, in a number of calls that depends on the number of sizes. A CPU takes ru
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from lnb.device_refresh import refresh_on_device
 from lnb.factored import Factor, block_count, factorize
 from lnb.orthogonalize import inverse_root
 from lnb.statistics import bias_correction, few_samples, ridge_of
-from lnb.trust_regions.two_sided import output_moment
+from lnb.trust_regions.two_sided import output_moment, sized_output_moment
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
 from lnb_kernels.refresh import AveragedGradient
@@ -30,9 +30,12 @@ _STACKED = 1 << 15
 
 Averages = Mapping[nn.Parameter, Tensor | AveragedGradient]
 """``g~`` by parameter: tensors, or what the refresh forms them from where it reads them."""
+Means = Callable[[list[BlockWork], list[Tensor]], list[Tensor]]
 
 
-def refresh(works: list[BlockWork], averages: Averages, verdict: Verdict, arenas: Arenas) -> None:
+def refresh(
+    works: list[BlockWork], averages: Averages, verdict: Verdict, arenas: Arenas, means: Means | None = None
+) -> None:
     """Make the factors of the layers anew whose second moments this step gathered.
 
     State of a layer's weight, in blocks ``[groups, blocks, size, size]`` each: ``second_moment`` and ``output_moment``, averages
@@ -45,19 +48,38 @@ def refresh(works: list[BlockWork], averages: Averages, verdict: Verdict, arenas
         averages: ``g~`` of each of their parameters.
         verdict: whether anything may change.
         arenas: where the states live.
+        means: where the layers here are rows of layers: makes of sums over the rows here, ``[groups]`` of each layer, means over
+            all rows. None for whole layers.
 
-    On NVIDIA GPUs the layers whose blocks the CUDA kernels take are done in four launches (:mod:`lnb.device_refresh`).
+    On NVIDIA GPUs the whole layers whose blocks the CUDA kernels take are done in four launches (:mod:`lnb.device_refresh`).
     """
     kinds: dict[tuple[object, ...], list[BlockWork]] = {}
+    begun: list[_Refresh] = []
     for work in works:
         if work.moments is not None:
             kind = work.moments.shape[-1], work.moments.dtype, work.with_bias, work.config, work.ridge
             kinds.setdefault(kind, []).append(work)
     _reserve([work for alike in kinds.values() for work in alike], arenas)
-    served = set(refresh_on_device([work for alike in kinds.values() for work in alike], averages, verdict, arenas))
+    served: set[BlockWork] = set()
+    if means is None:
+        served.update(refresh_on_device([work for alike in kinds.values() for work in alike], averages, verdict, arenas))
     for alike in ([work for work in members if work not in served] for members in kinds.values()):
         for chunk in chunked(alike, _moment_size, works[0].block.weight.device):
-            _Refresh(chunk, verdict, arenas).run(averages)
+            part = _Refresh(chunk, verdict, arenas)
+            part.begin(averages, means is not None)
+            if means is None:
+                part.finish()
+            else:
+                begun.append(part)
+    if means is not None:
+        found = [(part, outputs) for part in begun for outputs in part.outputs]
+        members = [part.works[i] for part, outputs in found for i in outputs.members]
+        traces = [trace for _, outputs in found for trace in outputs.traces()]
+        over_all = iter(means(members, traces) if traces else ())
+        for _, outputs in found:
+            outputs.rescale([next(over_all) for _ in outputs.members])
+        for part in begun:
+            part.finish()
 
 
 def _reserve(works: list[BlockWork], arenas: Arenas) -> None:
@@ -115,6 +137,7 @@ class _Refresh:
         self.gathered = flat[0] if len(flat) == 1 else torch.cat(flat)  # [entries, size+1, size+1]
         self.rows = torch.stack([moment[0, 0, -1, -1] for moment in moments])  # [layers]
         self.allowed = self._allowed(verdict)
+        self.outputs: list[_Outputs] = []
 
     def _allowed(self, verdict: Verdict) -> Tensor | None:
         """Whose state may change, ``[layers]``; None for all."""
@@ -127,8 +150,8 @@ class _Refresh:
             return allowed & ok
         return None if self.device.type == "cpu" and bool(allowed.all()) else allowed
 
-    def run(self, averages: Averages) -> None:
-        """Average, factor, and keep."""
+    def begin(self, averages: Averages, sized: bool) -> None:
+        """Average and factor; this step's output moments, ``sized`` with what they were divided by."""
         second_moment = self._averaged()
         work, config = self.works[0], self.config
         relative = config.ridge_mode == "relative"
@@ -138,11 +161,17 @@ class _Refresh:
             share = self._per_entry(share + config.sample_ridge * few)
         groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))
         ridge = ridge_of(second_moment, share, relative, work.with_bias, groups)
-        fresh = factorize(
+        self.fresh = factorize(
             second_moment.unsqueeze(1), ridge, work.with_bias, inverse=not config.region.whitens
         )  # [entries, 1, size, size]
         if config.region.two_sided:
-            self._refresh_outputs(fresh, averages)
+            self.outputs = self._output_moments(self.fresh, averages, sized)
+
+    def finish(self) -> None:
+        """Root, and keep."""
+        fresh = self.fresh
+        if self.outputs:
+            self._refresh_outputs()
         if fresh.mean is None:
             for state in self.states:
                 state.pop("factor_mean", None)
@@ -174,13 +203,13 @@ class _Refresh:
             return None
         return torch.stack([state["second_moment_step"] for state in self.states])
 
-    def _refresh_outputs(self, factor: Factor, averages: Averages) -> None:
+    def _refresh_outputs(self) -> None:
         """``P^(-1/2)`` of the averaged second moments of the neurons' gradients.
 
         The average is not corrected for its start at zero: its scale has no effect on a direction that is scaled row by row.
         """
         by_size: dict[int, list[_Outputs]] = {}
-        for outputs in self._output_moments(factor, averages):
+        for outputs in self.outputs:
             by_size.setdefault(outputs.moment.shape[-1], []).append(outputs)
         for size, found in by_size.items():
             states = [self.states[i] for outputs in found for i in outputs.members]
@@ -198,7 +227,7 @@ class _Refresh:
                 root, self._allowed_entries(members, counts, 2)
             )
 
-    def _output_moments(self, factor: Factor, averages: Averages) -> list[_Outputs]:
+    def _output_moments(self, factor: Factor, averages: Averages, sized: bool) -> list[_Outputs]:
         """This step's, of layers of one shape together where that pays."""
         alike: dict[object, list[int]] = {}
         for i, work in enumerate(self.works):
@@ -220,8 +249,11 @@ class _Refresh:
             count = block_count(rows, self.config.block_size)
             given = [bias for bias in biases if bias is not None]
             bias = _joined(given, True) if given else None
-            moment = output_moment(_joined(weights, True), bias, of_members, count)
-            found.append(_Outputs(members, moment, (groups, count)))
+            given_to = _joined(weights, True), bias, of_members, count
+            if sized:
+                found.append(_Outputs(members, *sized_output_moment(*given_to), (groups, count)))
+            else:
+                found.append(_Outputs(members, output_moment(*given_to), None, (groups, count)))
         return found
 
     def _per_entry(self, values: Tensor) -> Tensor:
@@ -247,13 +279,27 @@ class _Outputs:
 
     Attributes:
         members: their places.
-        moment: ``[.., groups, blocks, size, size]``.
+        moment: ``[.., groups, blocks, size, size]``, of mean diagonal 1.
+        trace: of the moment before it was scaled, ``[.., groups]``; None where layers are whole.
         blocks: groups, and blocks of each.
     """
 
     members: list[int]
     moment: Tensor
+    trace: Tensor | None
     blocks: tuple[int, int]
+
+    def traces(self) -> Sequence[Tensor]:
+        """``[groups]`` of every member."""
+        assert self.trace is not None
+        return (self.trace,) if len(self.members) == 1 else self.trace.unbind()
+
+    def rescale(self, means: list[Tensor]) -> None:
+        """Have the mean diagonal over all rows of a layer be 1: ``means``, ``[groups]`` of every member, is what it was."""
+        assert self.trace is not None
+        here = self.trace / (self.moment.shape[-1] * self.blocks[1])
+        share = torch.where(here > 0, here / _joined(means, True), 0.0)
+        self.moment = self.moment * share.to(self.moment.dtype)[..., None, None, None]
 
 
 def _joined(tensors: Sequence[Tensor], new_dimension: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lnb.arenas import Arenas, constant
 from lnb.config import Config
-from lnb.damping import Agreement, Gain, radii
+from lnb.damping import Agreement, Gain, expected_squares, radii
 from lnb.solve import Solution
 from lnb.trust_regions import Steps
 from lnb.verdict import Verdict
@@ -139,17 +139,20 @@ def _damp(i: int, work: Work, solution: Solution, averages: dict[nn.Parameter, T
 def shortened(
     work: Work,
     solution: Solution,
-    averages: dict[nn.Parameter, Tensor],
+    lengths: Lengths,
     agreement: Agreement | None,
     scales: Tensor,
     verdict: Verdict,
     config: Config,
     arenas: Arenas,
+    weight_norms: Tensor | None = None,
 ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
-    """``scales`` of layers and others, those of layers within the weights' bound and damped; what takes growth back."""
+    """``scales`` of layers and others, those of layers within the weights' bound and damped; what takes growth back.
+
+    ``weight_norms`` are those of all layers' weights where a layer here is a shard of one, ``[layers]``.
+    """
     layers = len(work.blocks)
     own = scales[:layers]
-    lengths = measure_lengths(work, solution, averages, agreement)
     rates = work.rates(own)
     gain = Gain(work.blocks, verdict, arenas) if config.damping == "gain" else None
     if gain is not None:
@@ -158,10 +161,11 @@ def shortened(
     shorter: dict[nn.Parameter, Tensor] = {}
     if config.max_relative_change is not None:
         bound = WeightBound(work.blocks, config.max_relative_change, rates, verdict, arenas)
-        shorter = bound.measure(own, lengths.free)
+        shorter = bound.measure(own, lengths.free, weight_norms)
         own = own * bound.factors(own, lengths.free)
     if agreement is not None and lengths.averages is not None:
-        own = own * radii(work.blocks, lengths.averages, agreement.layers, verdict, arenas)
+        expected = expected_squares(work.blocks, agreement, verdict, config, arenas)
+        own = own * radii(work.blocks, lengths.averages, expected, verdict, arenas)
     if bound is not None:
         bound.note_growth(own, lengths.damped)
     if gain is not None:

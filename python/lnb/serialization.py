@@ -115,6 +115,21 @@ def _checked_groups(saved_groups: Any, param_groups: list[dict[str, Any]]) -> li
     return saved_groups
 
 
+def fits_groups(state_dict: Any, param_groups: list[dict[str, Any]]) -> bool:
+    """Whether ``state_dict`` has a saved parameter for each of the optimizer's; what else is wrong, :func:`check_state` says."""
+    if not isinstance(state_dict, dict) or not isinstance(state_dict.get("state"), dict):
+        return False
+    saved = state_dict.get("param_groups")
+    if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
+        return False
+    given = [group.get("params") for group in saved]
+    if not all(isinstance(params, list) and all(type(number) in (int, str) for number in params) for params in given):
+        return False
+    entries = state_dict["state"].values()
+    sizes = [len(group["params"]) for group in param_groups]
+    return sizes == [len(params) for params in given] and all(isinstance(entry, dict) for entry in entries)
+
+
 def restored_state(state_dict: dict[str, Any], param_groups: list[dict[str, Any]]) -> defaultdict[Tensor, Any]:
     """The state per parameter, copied; unlike torch's own loading, nothing is rounded to the parameter's dtype."""
     state: defaultdict[Tensor, Any] = defaultdict(dict)
@@ -147,6 +162,7 @@ def _fitted(key: str, value: Tensor, parameter: Tensor) -> Tensor:
     """``value`` on the device of ``parameter``, in the precision in which its statistics are kept."""
     if value.device == parameter.device and value.dtype == statistics_dtype(parameter.dtype):
         return value
+    key = key.partition("@")[0]  # of a part of a sharded parameter
     rounds = is_rounded(key) and value.dtype in (torch.float32, torch.float64)
     return value.to(parameter.device, statistics_dtype(parameter.dtype) if rounds else value.dtype)
 

@@ -6,6 +6,7 @@ Notation: ``g~`` the averaged gradient, ``h`` the direction (``metric h = g~``),
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,11 +21,13 @@ from lnb.damping import Agreement, observe_agreement
 from lnb.fused import Fused, FusedShare, prepare_fused
 from lnb.prepared import Prepared, PreparedShare, prepare
 from lnb.refresh import refresh
-from lnb.region import in_region, products_of, region_scales, shortened
+from lnb.region import Lengths, in_region, measure_lengths, products_of, region_scales, shortened
 from lnb.scratch import Scratch
 from lnb.solve import Solution, solve
 from lnb.verdict import Verdict
 from lnb.work import Work
+
+StagesOf = Callable[[Work, Verdict, Config, Arenas, Scratch], "Stages"]
 
 
 @dataclass
@@ -35,11 +38,12 @@ class Memory:
     scratch: dict[torch.device, Scratch]
     prepared: dict[torch.device, Prepared]
     fused: dict[torch.device, Fused]
+    stages: StagesOf | None = None  # what makes the steps of shards
 
     @classmethod
-    def empty(cls) -> Memory:
+    def empty(cls, stages: StagesOf | None = None) -> Memory:
         """As a new optimizer, or a copy of one, starts."""
-        return cls(Arenas(), {}, {}, {})
+        return cls(Arenas(), {}, {}, {}, stages)
 
 
 @dataclass
@@ -80,7 +84,7 @@ def make_step(work: Work, verdict: Verdict, config: Config, memory: Memory) -> l
     return [Outcome(share.work, share.solution, share.products) for share in shares]
 
 
-class _Stages(Protocol):
+class Stages(Protocol):
     """The part of a step that one device makes."""
 
     work: Work
@@ -100,10 +104,12 @@ class _Stages(Protocol):
         """Move the parameters."""
 
 
-def _share(work: Work, verdict: Verdict, config: Config, memory: Memory) -> _Stages:
+def _share(work: Work, verdict: Verdict, config: Config, memory: Memory) -> Stages:
     """The stages in the form that serves this step."""
     device = work.parameters[0].device
     scratch = memory.scratch.setdefault(device, Scratch())
+    if memory.stages is not None:
+        return memory.stages(work, verdict, config, memory.arenas, scratch)
     fused = memory.fused.pop(device, None)
     if fused is None or not fused.standing.holds(work):
         fused = prepare_fused(work, config, memory.arenas, scratch)
@@ -117,10 +123,10 @@ def _share(work: Work, verdict: Verdict, config: Config, memory: Memory) -> _Sta
         if prepared is not None:
             memory.prepared[device] = prepared
             return PreparedShare(prepared, work, verdict, config, memory.arenas)
-    return _Share(work, verdict, config, memory.arenas, scratch)
+    return Share(work, verdict, config, memory.arenas, scratch)
 
 
-class _Share:
+class Share:
     """The stages for every setting and device."""
 
     solution: Solution
@@ -128,18 +134,26 @@ class _Share:
     products: Tensor
     scales: Tensor
     shorter: dict[nn.Parameter, Tensor]
+    lengths: Lengths | None = None
+    weight_norms: Tensor | None = None
 
     def __init__(self, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch) -> None:
         self.work, self.verdict, self.config = work, verdict, config
         self.arenas, self.scratch = arenas, scratch
 
+    @property
+    def shortens(self) -> bool:
+        """Whether anything beside the trust region bounds the steps."""
+        return bool(self.work.blocks) and (self.config.damping != "none" or self.config.max_relative_change is not None)
+
     def direct(self) -> None:
+        """Momentum, statistics, solve."""
         work, verdict, config, arenas = self.work, self.verdict, self.config, self.arenas
         averages = average_gradients(work, verdict, config, self.scratch, arenas)
         self.agreement: Agreement | None = None
         if config.damping == "agreement" and work.blocks:
             self.agreement = observe_agreement(work.blocks, verdict, config, arenas)
-        refresh([block for block in work.blocks if block.config.factored], averages, verdict, arenas)
+        self.refresh(averages)
         self.solution = solve(work.blocks, averages, verdict, self.agreement)
         if config.others == "adamw":
             self.others = adam_directions(work, averages, verdict, config.b_others, arenas)
@@ -148,19 +162,27 @@ class _Share:
         self.products = products_of(work, self.solution, self.others, averages)
         self.averages = averages
 
+    def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
+        """The factors of the layers that are due."""
+        refresh([block for block in self.work.blocks if block.config.factored], averages, self.verdict, self.arenas)
+
     def gain(self) -> Tensor:
+        """What the global region sums."""
         return in_region(self.products, self.work, self.config).sum()
 
     def bound(self, total: Tensor | None) -> None:
+        """Trust region."""
         work, config = self.work, self.config
         directions = [part for parts in self.solution.parts for part in parts] + self.others
         self.scales = region_scales(work, directions, self.products, self.verdict, config, total)
         self.shorter = {}
-        if work.blocks and (config.damping != "none" or config.max_relative_change is not None):
-            self.scales, self.shorter = shortened(
-                work, self.solution, self.averages, self.agreement, self.scales, self.verdict, config, self.arenas
-            )
+        if self.shortens:
+            if self.lengths is None:
+                self.lengths = measure_lengths(work, self.solution, self.averages, self.agreement)
+            limits = self.agreement, self.scales, self.verdict, config, self.arenas, self.weight_norms
+            self.scales, self.shorter = shortened(work, self.solution, self.lengths, *limits)
 
     def apply(self) -> None:
+        """Move the parameters."""
         directions = [part for parts in self.solution.parts for part in parts] + self.others
         apply(self.work, directions, self.scales, self.shorter, self.verdict, self.config)

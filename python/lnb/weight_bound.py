@@ -36,8 +36,12 @@ LARGEST_CHANGE = 0.25
 
 def usual_norm(block: Block) -> float:
     """``W_0``: entries uniform in ``+-1 / sqrt(d_in)``, as ``nn.Linear`` draws them, have the mean square ``1 / (3 d_in)``."""
-    groups, d_out, _ = block.shape
-    return math.sqrt(groups * d_out / 3)
+    return math.sqrt(block.d_out / 3)
+
+
+def is_measured(work: BlockWork) -> bool:
+    """Whether this step measures the layer's weight: it is refreshed, or has not been measured yet."""
+    return work.moments is not None or bool(work.inputs) or "weight_norm" not in work.state
 
 
 class WeightBound:
@@ -62,28 +66,30 @@ class WeightBound:
         self._usual = constant(tuple(usual_norm(work.block) for work in works), rates.device, rates.dtype)
         self._growth = self._numbers("growth", range(len(works)))
 
-    def measure(self, scales: Tensor, squared_norms: Tensor) -> dict[nn.Parameter, Tensor]:
+    def measure(
+        self, scales: Tensor, squared_norms: Tensor, weight_norms: Tensor | None = None
+    ) -> dict[nn.Parameter, Tensor]:
         """Measure the weights' norms, of the layers that are refreshed or have none yet; the growth of these is taken back.
 
         Args:
             scales: what the direction of each layer is multiplied by beside ``lr``, ``[layers]``.
             squared_norms: ``||D_W||^2`` of the directions, ``[layers]``. Growth is left where this, the scale or ``lr`` is 0:
                 such a layer stands still.
+            weight_norms: of the weights, ``[layers]``, known where they are measured; None to take them of the layers here.
 
         Returns:
             By what the step multiplies weights to take their growth back, ``[]`` each. Norms are those after it. It is left to
             the step, so that a step that breaks off leaves no weight between two of its values.
         """
         works = self._works
-        due = [
-            i
-            for i, work in enumerate(works)
-            if work.moments is not None or bool(work.inputs) or "weight_norm" not in work.state
-        ]
+        due = [i for i, work in enumerate(works) if is_measured(work)]
         if not due:
             return {}
         grown = [i for i in due if "weight_norm" in works[i].state]
-        norms = torch.stack(torch._foreach_norm([works[i].block.weight for i in due], dtype=self._rates.dtype))
+        if weight_norms is None:
+            norms = torch.stack(torch._foreach_norm([works[i].block.weight for i in due], dtype=self._rates.dtype))
+        else:
+            norms = weight_norms[constant(tuple(due), self._rates.device)]
         factors: dict[int, Tensor] = {}
         if grown:
             index = constant(tuple(grown), self._rates.device)

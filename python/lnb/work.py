@@ -60,6 +60,7 @@ class Work:
     groups: dict[nn.Parameter, dict[str, Any]] = field(default_factory=dict)
     states: Any = None
     flags: list[Tensor] = field(default_factory=list)  # what else must be finite
+    gradients_checked: bool = False  # a flag tells of all gradients
 
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -201,7 +202,8 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     Where those are finite and a square is not, inputs were finite, but are too large for the second moment, whose other
     entries are bounded by the squares (Cauchy-Schwarz).
     """
-    read: list[Tensor] = [parameter.grad for parameter in work.parameters if parameter.grad is not None]
+    given = () if work.gradients_checked else work.parameters
+    read: list[Tensor] = [parameter.grad for parameter in given if parameter.grad is not None]
     flags = [] if wait else _flags_of_moments(work.blocks)
     for block in work.blocks:
         if block.moments is not None and not flags:

@@ -1,4 +1,4 @@
-"""Parameters that a trainer cuts up or exchanges are refused, with the reason, before anything moves."""
+"""Parameters that a trainer cuts through rows, or exchanges, are refused, with the reason, before anything moves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from optimizer.small_models import batches, copied, mixed, same, train
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 import lnb
 
@@ -20,30 +20,6 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-
-
-def sharded() -> nn.Module:
-    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
-    return fully_shard(mixed(), mesh=mesh)
-
-
-@pytest.mark.usefixtures("one_rank")
-def test_fsdp2_is_refused() -> None:
-    model = sharded()
-    classes = [type(module) for module in model.modules()]
-    with pytest.raises(TypeError, match=r"is a DTensor, as fully_shard .* use DistributedDataParallel"):
-        lnb.LNB(model)
-    assert [type(module) for module in model.modules()] == classes
-
-
-@pytest.mark.usefixtures("one_rank")
-def test_fsdp2_after_the_optimizer_is_refused_at_the_first_step() -> None:
-    model = mixed()
-    optimizer = lnb.LNB(model)
-    fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
-    for _ in range(2):
-        with pytest.raises(TypeError, match="is a DTensor"):
-            train(model, optimizer, batches(1))
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from lnb.layers.probed import ProbedLayer, original_class, probed_form
+from lnb.layers.probed import ProbedLayer, detached_class, original_class, probed_form
 from lnb.layers.registry import kind_of
 from lnb.layers.unclaimed import reason_for
 
@@ -109,7 +109,7 @@ def detach(model: M) -> M:
 def detach_layer(module: nn.Module) -> None:
     """Undo what :func:`attach` did to one layer, if it did anything."""
     if isinstance(module, ProbedLayer):
-        original = original_class(module)
+        original = detached_class(module)
         object.__delattr__(module, "_lnb_captures")
         module.__dict__.pop("__module__", None)
         object.__setattr__(module, "__class__", original)

@@ -26,6 +26,7 @@ class LayerKind(ABC):
         group_words: what the groups of a map are called.
         has_patches: whether an input is an image ``[.., C, H, W]`` whose patches are the rows.
         product: the product that its forward pass is, as the planner's rates name it: ``"matmul"`` or ``"conv"``.
+        takes_shards: whether the forward pass can work on shards of the rows of the weight (:mod:`lnb.sharded.parallel`).
     """
 
     original: ClassVar[type[nn.Module]]
@@ -34,6 +35,7 @@ class LayerKind(ABC):
     group_words: ClassVar[str] = "matrices"
     has_patches: ClassVar[bool] = False
     product: ClassVar[str] = "matmul"
+    takes_shards: ClassVar[bool] = False
 
     # -- attaching ----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
@@ -11,6 +11,10 @@ from lnb.layers.capture import Capture
 from lnb.layers.kind import LayerKind
 from lnb.layers.probed import ProbedLayer
 from lnb.layers.sharing import moment_of
+from lnb.sharding import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None, capture: Capture, owner: Tensor) -> Tensor:
@@ -29,6 +33,15 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None, capture: Capture, ow
     return product
 
 
+def _project_subclass(x: Tensor, weight: Tensor, bias: Tensor | None, capture: Capture) -> Tensor:
+    """:func:`project` where the weight is of another type than ``nn.Parameter``, as that of a tensor parallel layer is."""
+    if is_sharded((weight,)):
+        from lnb.sharded.parallel import project_rows  # imports torch's distributed packages
+
+        return project_rows(x, cast("DTensor", weight), bias, lambda x, w, b: project(x, w, b, capture, weight))
+    return project(x, weight, bias, capture, weight)
+
+
 class ProbedLinear(ProbedLayer, nn.Linear):
     """An attached ``nn.Linear``."""
 
@@ -37,7 +50,10 @@ class ProbedLinear(ProbedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``nn.Linear``'s forward, with the layer's moment probe."""
         capture = self._lnb_captures["weight"]
-        output = project(input, self.weight, self.bias, capture, self.weight)
+        if type(self.weight) is nn.Parameter:
+            output = project(input, self.weight, self.bias, capture, self.weight)
+        else:
+            output = _project_subclass(input, self.weight, self.bias, capture)
         capture.keep(self.weight, input, output)
         capture.count(self.weight, input, output, output.numel() // self.out_features)
         return output
@@ -49,6 +65,7 @@ class LinearKind(LayerKind):
     original = nn.Linear
     probed = ProbedLinear
     words = "linear layer"
+    takes_shards = True
 
     def captures(self, module: nn.Module) -> dict[str, Capture]:
         """One, of the input."""

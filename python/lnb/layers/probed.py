@@ -47,6 +47,16 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return module._lnb_original if isinstance(module, ProbedLayer) else type(module)
 
 
+def detached_class(module: ProbedLayer) -> type[nn.Module]:
+    """The class that a layer gets back: its original one, or what was made of the attached one since, as ``fully_shard`` does."""
+    cls, original = type(module), module._lnb_original
+    if cls in _FORMS.values() or "_lnb_original" in vars(cls):
+        return original
+    bases = tuple(original if issubclass(base, ProbedLayer) else base for base in cls.__bases__)
+    members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return cast("type[nn.Module]", type(cls.__name__, bases, members))
+
+
 def _rebuild(base: type[ProbedLayer], cls: type[nn.Module]) -> ProbedLayer:
     """An empty attached layer, to be filled by unpickling."""
     module = cls.__new__(cls)

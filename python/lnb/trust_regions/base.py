@@ -46,6 +46,8 @@ class TrustRegion:
         joint: whether all layers share one bound.
         scales_whole_steps: whether a layer's step is ``h`` times one number: then a share of it is a share of Newton's step.
         without_factor: the region that bounds the same without a factor; None where that is this one.
+        by_rows: whether the direction of some rows of a layer, and all scales, do not depend on the other rows but for the
+            products ``<h, g~>``: then shards of a layer can be solved apart.
         block_products: products of the gradient with the factor's blocks, per step.
         passes: over a layer's numbers, beside those of a product ``<h, g~>``.
     """
@@ -57,6 +59,7 @@ class TrustRegion:
     joint: ClassVar[bool] = False
     scales_whole_steps: ClassVar[bool] = False
     without_factor: ClassVar[str | None] = None
+    by_rows: ClassVar[bool] = False
     block_products: ClassVar[int] = 1
     passes: ClassVar[int] = 0
 

@@ -11,6 +11,7 @@ class Global(TrustRegion):
     """Every direction is divided by ``max(min_norm, sqrt(sum <h, g~>))``, the sum over all layers (arXiv:2502.01131)."""
 
     name = "global"
+    by_rows = True
     joint = True
     scales_whole_steps = True
 

@@ -11,6 +11,7 @@ class Layer(TrustRegion):
     """Every layer's direction is divided by its own ``max(min_norm, sqrt(<h, g~>))``."""
 
     name = "layer"
+    by_rows = True
     scales_whole_steps = True
 
     def scales(self, steps: Steps) -> Tensor:

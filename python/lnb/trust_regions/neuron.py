@@ -20,6 +20,7 @@ class Neuron(TrustRegion):
     """
 
     name = "neuron"
+    by_rows = True
     passes = 4
 
     def direction(self, weight: Tensor, bias: Tensor | None, factor: Factor) -> tuple[Tensor, Tensor | None]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lnb.factored import Factor
 from lnb.trust_regions.base import TrustRegion
-from lnb_kernels.scaling import unit_scale
+from lnb_kernels.scaling import sum_dtype, unit_scale
 
 
 class TwoSided(TrustRegion):
@@ -31,6 +31,7 @@ class TwoSided(TrustRegion):
     """
 
     name = "two_sided"
+    by_rows = True
     needs_factor = True
     two_sided = True
     without_factor = "neuron"
@@ -48,15 +49,33 @@ def output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, blocks: i
     Returns:
         ``[..., blocks, size, size]``; zero for a zero gradient, and where rounding left no positive diagonal.
     """
-    weight, bias = _times(unit_scale(weight, bias), weight, bias)
+    return _output_moment(weight, bias, factor, blocks)[0]
+
+
+def sized_output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, blocks: int) -> tuple[Tensor, Tensor]:
+    """:func:`output_moment`, and the trace that ``M M'`` has, ``[...]``, in the dtype of sums."""
+    moment, average, scale, solved_scale = _output_moment(weight, bias, factor, blocks)
+    wide = sum_dtype(weight.device)
+    lead = weight.shape[:-2]
+    average, scale, solved_scale = (values.to(wide).view(lead) for values in (average, scale, solved_scale))
+    return moment, (average * weight.shape[-2] / (scale.square() * solved_scale)).clamp(min=0)
+
+
+def _output_moment(
+    weight: Tensor, bias: Tensor | None, factor: Factor, blocks: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The moment, what it was divided by, and by which powers of two ``g~`` and ``g~ S^-1`` were multiplied before."""
+    scale = unit_scale(weight, bias)
+    weight, bias = _times(scale, weight, bias)
     solved, solved_bias = factor.solve(weight, bias)
-    solved, solved_bias = _times(unit_scale(solved, solved_bias), solved, solved_bias)
+    solved_scale = unit_scale(solved, solved_bias)
+    solved, solved_bias = _times(solved_scale, solved, solved_bias)
     moment = _cut(solved, blocks) @ _cut(weight, blocks).mT
     if bias is not None and solved_bias is not None:
         moment = moment + _cut(solved_bias, blocks) @ _cut(bias, blocks).mT
     moment = (moment + moment.mT) / 2
     average = moment.diagonal(dim1=-2, dim2=-1).mean(dim=(-2, -1)).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
-    return torch.where(average > 0, moment / average, 0.0)
+    return torch.where(average > 0, moment / average, 0.0), average, scale, solved_scale
 
 
 def _times(scale: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,161 @@
+"""What shards of a model must be like, and what is said of others: on every rank, before a step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from lnb.blocks import Block
+from lnb.config import Config
+from lnb.ranks import require_joint
+from lnb.sharded.mesh import Ranks, is_offloaded, sharded_dims
+
+_UNCHANGED = "Nothing was changed"
+
+
+def require_rows(block: Block) -> None:
+    """Require that the parameters of a layer are cut by rows, and alike.
+
+    Raises:
+        TypeError: they are not; the message names the layer, how they are cut, and the remedy.
+    """
+    name, weight = block.name, block.weight
+    if isinstance(weight, DTensor):
+        for dim in sharded_dims(weight):
+            placement: Any = weight.placements[dim]
+            if placement.is_partial() or placement.dim != 0:
+                raise TypeError(
+                    f"params: the weight of layer {name!r}, {tuple(weight.shape)}, is placed as {weight.placements}; LNB solves "
+                    f"rows, which are dimension 0. Shard it by rows (fully_shard without a shard_placement_fn for it, "
+                    f"ColwiseParallel in place of RowwiseParallel), or pass exclude=[that layer]. {_UNCHANGED}"
+                )
+    if block.bias is not None and _placed(weight) != _placed(block.bias):
+        raise TypeError(
+            f"params: the weight of layer {name!r} is {_described(weight)} and its bias is {_described(block.bias)}; shard both "
+            f"alike, on one mesh, or pass exclude=[that layer]. {_UNCHANGED}"
+        )
+
+
+def require_known_parallel(block: Block, ranks: Ranks) -> None:
+    """Require that a layer whose forward pass sees shards is one that can work on them.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(block.weight, DTensor) and ranks.is_tensor_parallel(block.weight) and not block.takes_shards:
+        raise TypeError(
+            f"params: layer {block.name!r} is a {block.kind} with a weight that tensor parallelism placed as "
+            f"{block.weight.placements}; only nn.Linear layers can be, by ColwiseParallel. Use fully_shard for it, or pass "
+            f"exclude=[that layer]. {_UNCHANGED}"
+        )
+
+
+def require_on_device(model: nn.Module) -> None:
+    """Require that shards lie where the forward pass runs.
+
+    Raises:
+        TypeError: ``fully_shard`` was given a ``CPUOffloadPolicy``.
+    """
+    if is_offloaded(model):
+        raise TypeError(
+            f"model: fully_shard was given a CPUOffloadPolicy, which keeps shards on the CPU, while second moments are "
+            f"gathered where the forward pass runs; leave offload_policy out. {_UNCHANGED}"
+        )
+
+
+def require_no_sums(parameters: Iterable[nn.Parameter], names: dict[nn.Parameter, str]) -> None:
+    """Require that no parameter is a sum over ranks.
+
+    Raises:
+        TypeError: one is.
+    """
+    for parameter in parameters:
+        if isinstance(parameter, DTensor) and any(placement.is_partial() for placement in parameter.placements):
+            raise TypeError(
+                f"params: parameter {names.get(parameter, '(added)')!r} is placed as {parameter.placements}, a sum over "
+                f"ranks; it must be sharded or replicated. {_UNCHANGED}"
+            )
+
+
+def require_settings(config: Config, ranks: int) -> None:
+    """Require settings with which rows of a layer can be solved apart.
+
+    Raises:
+        ValueError: they cannot; the message names the setting and what works.
+    """
+    require_joint(config, ranks)
+    if not config.region.by_rows:
+        raise ValueError(
+            f"trust_region={config.trust_region!r} works on all rows of a layer together, and they are sharded over {ranks} "
+            f"ranks: choose 'two_sided', 'neuron', 'layer' or 'global'"
+        )
+    if not config.factored and config.solver == "pcg" and config.cg_scope != "neuron":
+        raise ValueError(
+            f"cg_scope={config.cg_scope!r} takes one step length for all rows of a layer, and they are sharded over {ranks} "
+            f"ranks: choose cg_scope='neuron' or solver='cholesky'"
+        )
+    if config.damping == "gain":
+        raise ValueError(
+            f"damping='gain' is not added up over the rows of a layer, and they are sharded over {ranks} ranks: choose "
+            f"'agreement' or 'none'"
+        )
+
+
+def require_alike(ranks: Ranks, description: list[str], device: torch.device) -> None:
+    """Require that all ranks have one model and the same settings, by one small exchange; on a difference every rank raises.
+
+    Args:
+        ranks: that train together.
+        description: of this rank's model and settings, line by line.
+        device: where exchanges work.
+
+    Raises:
+        RuntimeError: the descriptions differ; the message has the first line that does.
+    """
+    if not ranks.groups:
+        return
+    digest = hashlib.sha256("\n".join(description).encode()).digest()
+    number = int.from_bytes(digest[:7], "big")
+    least = torch.tensor([number, -number], dtype=torch.int64, device=device)
+    for group in ranks.groups:
+        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group)
+    low, high = (int(value) for value in (least[0], -least[1]))
+    if low == high:
+        return
+    lines: dict[int, list[str]] = {}
+    for group in ranks.groups:
+        given: list[Any] = [None] * group.size()
+        dist.all_gather_object(given, (dist.get_rank(), description), group=group)
+        lines |= dict(given)
+    where, first = _difference(lines)
+    raise RuntimeError(
+        f"step(): the ranks that train this model together have different models or settings: {where} {first}. Build the same "
+        f"model and the same LNB on every rank. {_UNCHANGED}"
+    )
+
+
+def _difference(lines: dict[int, list[str]]) -> tuple[str, str]:
+    """Which ranks differ, and in what."""
+    (rank, own), *others = sorted(lines.items())
+    for other, found in others:
+        for i in range(max(len(own), len(found))):
+            a, b = (known[i] if i < len(known) else "nothing more" for known in (own, found))
+            if a != b:
+                return f"rank {rank} has", f"{a}, rank {other} has {b}"
+    return "ranks of another group", "differ"
+
+
+def _placed(parameter: nn.Parameter) -> object:
+    return (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
+
+
+def _described(parameter: nn.Parameter) -> str:
+    if not isinstance(parameter, DTensor):
+        return "not sharded"
+    return f"placed as {parameter.placements} on {parameter.device_mesh}"

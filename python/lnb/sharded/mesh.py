@@ -1,0 +1,128 @@
+"""Which ranks hold the parts of a model, and what each of them counts for in a sum over all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
+from torch.distributed.tensor import DTensor
+
+
+class Ranks:
+    """The ranks that hold shards or copies of a model's parameters, and those that see other samples.
+
+    They are the ranks of one mesh, of which other parameters may have some of the dimensions: those of data parallelism
+    (``fully_shard``: shards, and copies of shards) come first, those of tensor parallelism last.
+
+    Args:
+        model: with parameters that are ``DTensor``.
+        given: a group of ranks with other samples, where ``fully_shard`` does not tell; None for none.
+
+    Attributes:
+        groups: over which sums are added, one after the other.
+        size: the number of all ranks.
+        data_size: the number of those that see other samples, as ``fully_shard`` tells.
+
+    Raises:
+        TypeError: parameters lie on meshes that are no part of one.
+    """
+
+    def __init__(self, model: nn.Module, given: Any) -> None:
+        meshes = {p.device_mesh for p in model.parameters() if isinstance(p, DTensor)}
+        self._mesh = max(meshes, key=lambda mesh: mesh.ndim)
+        self._data = data = _data_meshes(model)
+        self._data_dims = max((mesh.ndim for mesh in data), default=0)
+        ranks = set(self._mesh.mesh.flatten().tolist())
+        for mesh in meshes | data:
+            if not set(mesh.mesh.flatten().tolist()) <= ranks or (mesh.ndim == self._mesh.ndim and mesh != self._mesh):
+                raise TypeError(
+                    f"model: parameters are sharded over {self._mesh} and over {mesh}, which is no part of it; use one mesh, and "
+                    f"slices of it, for all parameters that one LNB moves. Nothing was changed"
+                )
+        coordinate = self._mesh.get_coordinate()
+        if coordinate is None:
+            raise TypeError(
+                f"model: this process, rank {dist.get_rank()}, is not in the mesh of the model's parameters, {self._mesh}"
+            )
+        self._coordinate = list(coordinate)
+        self.groups = _groups(self._mesh)
+        self.size = self._mesh.size()
+        self.data_size = math.prod(self._mesh.shape[: self._data_dims])
+        self._copy = 0
+        if given is not None and not self._data_dims:
+            self._copy = given.rank()
+            self.size *= given.size()
+            self.groups += [given] if given.size() > 1 else []
+
+    def sees_own_samples(self) -> bool:
+        """Whether second moments of this rank count: of ranks with the same samples those of the first do."""
+        return not any(self._coordinate[self._data_dims :])
+
+    def holds_first(self, parameter: Tensor) -> bool:
+        """Whether this rank's part of ``parameter`` counts in sums over all parts: the first of its copies does."""
+        return not self._copy and not any(
+            place for dim, place in enumerate(self._coordinate) if dim not in self._sharded_dims(parameter)
+        )
+
+    def _sharded_dims(self, parameter: Tensor) -> set[int]:
+        """The dimensions of the mesh over which ``parameter`` is cut."""
+        if not isinstance(parameter, DTensor):
+            return set()
+        own = parameter.device_mesh
+        begin = 0 if own == self._mesh or own in self._data else self._mesh.ndim - own.ndim
+        return {begin + dim for dim in sharded_dims(parameter)}
+
+    def is_tensor_parallel(self, parameter: DTensor) -> bool:
+        """Whether its layer's forward pass sees a ``DTensor``: it lies on dimensions other than those of ``fully_shard``."""
+        return parameter.device_mesh not in self._data
+
+    def add(self, values: Tensor) -> None:
+        """Add ``values`` over all ranks, in place."""
+        for group in self.groups:
+            dist.all_reduce(values, group=group)
+
+
+def sharded_dims(parameter: DTensor) -> list[int]:
+    """The dimensions of its own mesh over which a parameter is cut."""
+    return [dim for dim, placement in enumerate(parameter.placements) if not placement.is_replicate()]
+
+
+def data_modules(model: nn.Module) -> list[FSDPModule]:
+    """The modules of ``model`` that ``fully_shard`` was applied to."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _data_meshes(model: nn.Module) -> set[DeviceMesh]:
+    """The meshes of ``fully_shard``."""
+    return {group.mesh_info.mesh for group in _data_groups(model)}
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether ``fully_shard`` keeps any shards on the CPU for another device."""
+    return any(isinstance(group.offload_policy, CPUOffloadPolicy) for group in _data_groups(model))
+
+
+def _data_groups(model: nn.Module) -> list[Any]:
+    """What ``fully_shard`` knows of the parameters that it shards together. PyTorch has no public way to ask for it."""
+    found: list[Any] = []
+    for module in data_modules(model):
+        state = module._get_fsdp_state()
+        several: Iterable[Any] = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+        found += [group for group in several if group is not None]
+    return found
+
+
+def _groups(mesh: DeviceMesh) -> list[Any]:
+    """One group of all ranks of ``mesh`` where there is one; else that of each dimension."""
+    if mesh.size() == 1:
+        return []
+    if mesh.ndim == 1:
+        return [mesh.get_group()]
+    if mesh.size() == dist.get_world_size():
+        return [dist.group.WORLD]
+    return [mesh.get_group(dim) for dim in range(mesh.ndim) if mesh.size(dim) > 1]

@@ -1,0 +1,159 @@
+"""The stages of a step on shards: those of :mod:`lnb.step`, with every sum over a layer taken over all ranks.
+
+A step has two exchanges, and a third where output moments are refreshed: second moments and whether all gradients are finite,
+before anything is written (:func:`lnb.ranks.add_over_ranks`); the traces of the output moments that are averaged; and the sums
+that step lengths are made of, a few numbers per layer. Their order and sizes depend on the model alone, so that a rank that
+cannot make a step can still take part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lnb.arenas import Arenas, constant
+from lnb.blocks import Block
+from lnb.config import Config
+from lnb.refresh import refresh
+from lnb.region import Lengths, in_region, measure_lengths
+from lnb.scratch import Scratch
+from lnb.sharded.local import LocalBlock, Locals
+from lnb.sharded.mesh import Ranks
+from lnb.step import Share
+from lnb.verdict import Verdict
+from lnb.weight_bound import is_measured
+from lnb.work import BlockWork, Work
+from lnb_kernels.scaling import sum_dtype
+
+_SUMS = 6  # of a layer: <h, g~>, three squared lengths, ||g||^2, ||W||^2
+
+
+class Exchange:
+    """The sums over ranks of one optimizer, in places that do not depend on what a step moves.
+
+    Args:
+        ranks: that take part.
+        locals_: what is here.
+        blocks: the layers.
+        parameters: all parameters.
+    """
+
+    def __init__(self, ranks: Ranks, locals_: Locals, blocks: list[Block], parameters: list[nn.Parameter]) -> None:
+        self._ranks = ranks
+        self.on = True  # off: what is here is all there is, as for state that is made before the first step
+        self._layers = len(blocks)
+        begins = [0]
+        for block in blocks:
+            begins.append(begins[-1] + block.groups)
+        self._group_begins = begins
+        index = {parameter: i for i, parameter in enumerate(parameters)}
+        self._place = {part: index[owner] for part, (owner, _) in locals_.owners.items()}
+        self._count = len(parameters)
+        self._is_first = {part: number == 0 for part, (_, number) in locals_.owners.items()}
+        self._counts = {part: ranks.holds_first(owner) for part, (owner, _) in locals_.owners.items()}
+
+    def is_first(self, local: nn.Parameter) -> bool:
+        """Whether no cut of its parameter comes before ``local``."""
+        return self._is_first[local]
+
+    def leave(self, device: torch.device, refreshed: bool) -> None:
+        """Take part in the later exchanges of a step that this rank does not make, of output moments where some are refreshed."""
+        if refreshed:
+            self._ranks.add(torch.zeros(self._group_begins[-1], dtype=sum_dtype(device), device=device))
+        self._ranks.add(torch.zeros(_SUMS * self._layers + self._count, dtype=sum_dtype(device), device=device))
+
+    def add_sums(self, works: list[BlockWork], columns: Tensor, others: list[nn.Parameter], products: Tensor) -> Tensor:
+        """Add sums of local layers, ``columns`` ``[local layers, 6]``, and of others, ``[others]``, over ranks.
+
+        Every local layer gets the sums of its whole layer: ``[6 local layers + others]``.
+        """
+        device = columns.device
+        blocks = [cast(LocalBlock, work.block) for work in works]
+        buffer = columns.new_zeros(_SUMS * self._layers + self._count)
+        of_layers = buffer[: _SUMS * self._layers].view(self._layers, _SUMS)
+        places = constant(tuple(block.place for block in blocks), device, torch.int64)
+        begin = _SUMS * self._layers
+        other_places = constant(tuple(begin + self._place[local] for local in others), device, torch.int64)
+        if blocks:
+            counts = tuple(not block.cut.is_empty and self._counts[block.weight] for block in blocks)
+            chosen = constant(counts, device, torch.bool).unsqueeze(1)
+            of_layers.index_add_(0, places, torch.where(chosen, columns, 0.0))
+        if others:
+            chosen = constant(tuple(self._counts[local] for local in others), device, torch.bool)
+            buffer.index_add_(0, other_places, torch.where(chosen, products, 0.0))
+        if self.on:
+            self._ranks.add(buffer)
+        both = [of_layers[places].reshape(-1)] if blocks else []
+        return torch.cat([*both, buffer[other_places]])
+
+    def add_means(self, works: list[BlockWork], traces: list[Tensor]) -> list[Tensor]:
+        """Means over all rows of each group, from sums over the rows here, ``[groups]`` of each local layer."""
+        buffer = traces[0].new_zeros(self._group_begins[-1])
+        blocks = [cast(LocalBlock, work.block) for work in works]
+        begins = [self._group_begins[block.place] + block.cut.groups[0] for block in blocks]
+        for block, begin, trace in zip(blocks, begins, traces, strict=True):
+            if not block.cut.is_empty and self._counts[block.weight]:
+                buffer[begin : begin + len(trace)] += trace
+        if self.on:
+            self._ranks.add(buffer)
+        rows = [block.whole.shape[1] for block in blocks]
+        return [buffer[b : b + len(trace)] / n for b, n, trace in zip(begins, rows, traces, strict=True)]
+
+
+class ShardedShare(Share):
+    """The stages of one device's shards."""
+
+    def __init__(
+        self, exchange: Exchange, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch
+    ) -> None:
+        super().__init__(work, verdict, config, arenas, scratch)
+        self._exchange = exchange
+
+    def direct(self) -> None:
+        """Where to go, and all sums over ranks."""
+        super().direct()
+        work, works = self.work, self.work.blocks
+        layers = len(works)
+        wide = self.products.dtype
+        zeros = torch.zeros(layers, dtype=wide, device=self.products.device)
+        free = damped = averages = fresh = norms = zeros
+        if self.shortens:
+            lengths = measure_lengths(work, self.solution, self.averages, self.agreement)
+            free, damped = lengths.free.to(wide), lengths.damped.to(wide)
+            averages = zeros if lengths.averages is None else lengths.averages.to(wide)
+            due = [i for i, layer in enumerate(works) if is_measured(layer)]
+            if due and self.config.max_relative_change is not None:
+                found = torch._foreach_norm([works[i].block.weight for i in due], dtype=wide)
+                norms = zeros.index_copy(
+                    0, constant(tuple(due), zeros.device, torch.int64), torch.stack(found).square()
+                )
+        if self.agreement is not None:
+            fresh = self.agreement.fresh.to(wide)
+        columns = torch.stack([self.products[:layers], free, damped, averages, fresh, norms], dim=1)
+        sums = self._exchange.add_sums(works, columns, work.others, self.products[layers:])
+        of_layers = sums[: _SUMS * layers].view(layers, _SUMS).unbind(1)
+        self.products = torch.cat([of_layers[0], sums[_SUMS * layers :]])
+        if self.agreement is not None:
+            self.agreement = dataclasses.replace(self.agreement, fresh=of_layers[4])
+        if self.shortens:
+            self.lengths = Lengths(of_layers[1], of_layers[2], None if self.agreement is None else of_layers[3])
+            self.weight_norms = of_layers[5].sqrt()
+
+    def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
+        """The factors of the layers that are due."""
+        works = [block for block in self.work.blocks if block.config.factored]
+        refresh(works, averages, self.verdict, self.arenas, self._exchange.add_means)
+
+    def gain(self) -> Tensor:
+        """What the global region sums, of every layer once."""
+        firsts = [cast(LocalBlock, work.block).is_first for work in self.work.blocks]
+        once = (*firsts, *(self._exchange.is_first(local) for local in self.work.others))
+        found = in_region(self.products, self.work, self.config)
+        return torch.where(constant(once[: len(found)], found.device, torch.bool), found, 0.0).sum()
+
+    def bound(self, total: Tensor | None) -> None:
+        """Trust region."""
+        super().bound(self.gain() if total is None else total)

@@ -1,0 +1,418 @@
+"""What each of the processes of ``test_shards.py`` does: a module that a spawned process can import."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import lnb
+from lnb.sharded.shards import Shards
+from lnb.verdict import Verdict
+
+LR = 0.02
+STEPS = 6
+RESUMED = ("fast", "uneven", "factored")
+Make = Callable[[], nn.Module]
+
+
+class Network(nn.Module):
+    """A convolution, a norm, attention of two inputs, linear layers: rows that four ranks share in pairs."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.patches = nn.Conv2d(2, 8, 3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.middle = nn.Linear(8, 16, bias=False)
+        self.head = nn.Linear(16, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores ``[n, 8]`` of images ``[n, 2, 6, 6]``."""
+        tokens = self.norm(self.patches(images).flatten(2).mT)
+        mixed, _ = self.attention(tokens, tokens.tanh(), tokens.tanh(), need_weights=False)
+        scores: Tensor = self.head(self.middle(mixed.mean(1)).tanh())
+        return scores
+
+
+class Uneven(nn.Sequential):
+    """Rows that ranks share unevenly; of the last layer a fourth rank has none."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Conv2d(2, 6, 3, stride=2, padding=1, groups=2),
+            nn.Flatten(),
+            nn.Linear(54, 7),
+            nn.Tanh(),
+            nn.LayerNorm(7),
+            nn.Linear(7, 3),
+        )
+
+
+class Plain(nn.Sequential):
+    """Linear layers alone."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Flatten(), nn.Linear(72, 8), nn.Tanh(), nn.Linear(8, 8))
+
+
+# Blocks of outputs end where shards do, so that one process has the same.
+CASES: dict[str, tuple[Make, dict[str, Any]]] = {
+    "fast": (Network, {"block_size": 2}),
+    "uneven": (Uneven, {"block_size": 1}),
+    "factored": (Network, {"preset": "paper", "solver": "cholesky"}),
+    "neuron": (Network, {"trust_region": "neuron", "damping": "none", "others": "identity"}),
+    "iterated": (Plain, {"preset": "paper", "cg_scope": "neuron", "trust_region": "layer"}),
+}
+
+
+def images(dtype: torch.dtype = torch.float64, steps: int = STEPS) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.rand(16, 2, 6, 6, generator=generator, dtype=torch.float64).to(dtype),
+            torch.randint(0, 3, (16,), generator=generator),
+        )
+        for _ in range(steps)
+    ]
+
+
+def trained(
+    model: nn.Module,
+    optimizer: lnb.LNB,
+    rank: int = 0,
+    ranks: int = 1,
+    dtype: torch.dtype = torch.float64,
+    steps: tuple[int, int] = (0, STEPS),
+    before_step: Callable[[], None] = lambda: None,
+) -> list[Tensor]:
+    """All parameters after steps on this rank's share of every batch."""
+    for x, y in images(dtype, steps[1])[steps[0] :]:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rank::ranks]).to(dtype), y[rank::ranks]).backward()
+        before_step()
+        optimizer.step()
+    return whole(model)
+
+
+def whole(model: nn.Module) -> list[Tensor]:
+    """All parameters, gathered."""
+    return [p.full_tensor().detach() if isinstance(p, DTensor) else p.detach().clone() for p in model.parameters()]
+
+
+def sharded(model: nn.Module, **options: Any) -> nn.Module:
+    """``fully_shard`` of every child, then of what is left."""
+    for child in model.children():
+        if any(True for _ in child.parameters()):
+            fully_shard(child, **options)
+    fully_shard(model, **options)
+    return model
+
+
+def run_rank(rank: int, ranks: int, folder: Path) -> None:
+    """Train in every way, and write what came out to ``folder``; what two ranks show is left out where there are four."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / f'meeting{ranks}'}",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=60),  # what hangs, fails
+    )
+    found: dict[str, Any] = {"cases": {name: _case(name, rank, ranks) for name in CASES}}
+    found["tensor parallel"] = _tensor_parallel(rank, ranks)
+    found["resumed"] = _resumed(rank, ranks, folder)
+    found["complaints"] = _complaints(rank, ranks)
+    if ranks == 2:
+        model = sharded(Plain())
+        found["float32"] = trained(model, lnb.LNB(model, LR / 10, block_size=2), rank, ranks, torch.float32)
+        found["ways"] = _ways(rank, ranks)
+        found["exchanges"] = _exchanges(rank, ranks)
+        found["failed"] = _failed(rank, ranks)
+        with _unseen_by_host():
+            found["failed unseen"] = _failed(rank, ranks)
+        found["resumed whole"] = _resumed_whole(rank, ranks)
+    else:
+        found["copies"] = _copies(rank, ranks)
+    torch.save(found, folder / f"rank{rank}of{ranks}.pt")
+    dist.destroy_process_group()
+
+
+def _case(name: str, rank: int, ranks: int) -> list[Tensor]:
+    make, settings = CASES[name]
+    model = sharded(make().double())
+    return trained(model, lnb.LNB(model, LR, **settings), rank, ranks)
+
+
+def _copies(rank: int, ranks: int) -> list[Tensor]:
+    """Two copies of the shards of a model."""
+    make, settings = CASES["fast"]
+    mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "shard"))
+    model = sharded(make().double(), mesh=mesh)
+    return trained(model, lnb.LNB(model, LR, **settings), rank, ranks)
+
+
+def _ways(rank: int, ranks: int) -> dict[str, list[Tensor]]:
+    """Ways to shard that must not change what comes out; and half precision, which rounds."""
+    settings = CASES["fast"][1]
+    found = {}
+    late = Network().double()
+    optimizer = lnb.LNB(late, LR, **settings)
+    found["sharded later"] = trained(sharded(late), optimizer, rank, ranks)
+    kept = sharded(Network().double(), reshard_after_forward=False)
+    kept.set_reshard_after_backward(False)
+    found["kept whole"] = trained(kept, lnb.LNB(kept, LR, **settings), rank, ranks)
+    again = Network().double()
+    again.middle = checkpoint_wrapper(again.middle)
+    again.patches = checkpoint_wrapper(again.patches)
+    sharded(again)
+    found["checkpointed"] = trained(again, lnb.LNB(again, LR, **settings), rank, ranks)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    half = sharded(Network(), mp_policy=policy)
+    found["bfloat16"] = trained(half, lnb.LNB(half, LR, **settings), rank, ranks, torch.float32)
+    return found
+
+
+def _tensor_parallel(rank: int, ranks: int) -> dict[str, list[Tensor]]:
+    """Rows of linear layers on the ranks of a group, which sees one batch; alone, and inside of ``fully_shard``."""
+    plan = {"1": ColwiseParallel(output_layouts=Replicate()), "3": ColwiseParallel(output_layouts=Replicate())}
+    settings = {"block_size": 2}
+    found = {}
+    alone = parallelize_module(Plain().double(), init_device_mesh("cpu", (ranks,)), plan)
+    found["alone"] = trained(alone, lnb.LNB(alone, LR, **settings))
+    mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("data", "tensor"))
+    both = parallelize_module(Plain().double(), mesh["tensor"], plan)
+    fully_shard(both, mesh=mesh["data"])
+    found["with shards"] = trained(both, lnb.LNB(both, LR, **settings), rank // (ranks // 2), 2)
+    data = mesh["data"].get_group()
+    averaged = parallelize_module(Plain().double(), mesh["tensor"], plan)
+    optimizer = lnb.LNB(averaged, LR, process_group=data, **settings)
+
+    def average() -> None:
+        for parameter in averaged.parameters():
+            gradient = parameter.grad.to_local()
+            dist.all_reduce(gradient, group=data)
+            gradient.div_(2)
+
+    found["with a group"] = trained(averaged, optimizer, rank // (ranks // 2), 2, before_step=average)
+    return found
+
+
+def _exchanges(rank: int, ranks: int) -> list[dict[str, Any]]:
+    """What ``step()`` exchanges, and the bytes of the second moments that it works on."""
+    make, settings = CASES["fast"]
+    model = sharded(make().double())
+    optimizer = lnb.LNB(model, LR, **settings)
+    found = []
+    for x, y in images():
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
+        captures = [c for m in model.modules() for c in getattr(m, "_lnb_captures", {}).values()]
+        live = [8 * probe.numel() for capture in captures for probe in capture.live_probes()]
+        with _reductions() as sizes, CommDebugMode() as seen:
+            optimizer.step()
+        counts = {str(operator): count for operator, count in seen.get_comm_counts().items() if count}
+        found.append({"moments": live, "sizes": sizes, "collectives": counts})
+    return found
+
+
+@contextlib.contextmanager
+def _reductions() -> Iterator[list[int]]:
+    """The bytes of every ``all_reduce``."""
+    plain, sizes = dist.all_reduce, []
+
+    def noted(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return plain(tensor, *arguments, **named)
+
+    dist.all_reduce = noted
+    try:
+        yield sizes
+    finally:
+        dist.all_reduce = plain
+
+
+def save(folder: Path, model: nn.Module, optimizer: lnb.LNB, flat: bool = False) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
+    dcp.save(state, checkpoint_id=folder)
+
+
+def load(folder: Path, model: nn.Module, optimizer: lnb.LNB, flat: bool = False) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
+    dcp.load(state, checkpoint_id=folder)
+    model.load_state_dict(state["model"])
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+
+
+def averages(model: nn.Module, optimizer: lnb.LNB) -> dict[str, Tensor]:
+    """State that does not depend on how rows are cut, gathered."""
+    found = {}
+    for name, entry in get_optimizer_state_dict(model, optimizer)["state"].items():
+        for key in ("momentum", "row_square", "second_moment", "gradient_square", "radius", "weight_norm", "step"):
+            if key in entry:
+                value = entry[key]
+                found[f"{name}/{key}"] = value.full_tensor() if isinstance(value, DTensor) else value.clone()
+    return found
+
+
+def _resumed(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    """Training that goes on from files, of this number of ranks and of half of it."""
+    found: dict[str, Any] = {"same": {}, "state": {}, "other": {}}
+    for name in RESUMED:
+        make, settings = CASES[name]
+        model = sharded(make().double())
+        optimizer = lnb.LNB(model, LR, **settings)
+        trained(model, optimizer, rank, ranks, steps=(0, 4))
+        flat = name == "uneven"
+        save(folder / f"{name}{ranks}", model, optimizer, flat)
+        before = averages(model, optimizer)
+        resumed = sharded(make().double())
+        other = lnb.LNB(resumed, LR, **settings)
+        load(folder / f"{name}{ranks}", resumed, other, flat)
+        went_on = [trained(m, o, rank, ranks, steps=(4, 8)) for m, o in ((model, optimizer), (resumed, other))]
+        found["same"][name] = all(map(torch.equal, *went_on))
+        found["state"][name] = before
+        if ranks == 4:
+            fewer = sharded(make().double())
+            third = lnb.LNB(fewer, LR, **settings)
+            load(folder / f"{name}2", fewer, third, flat)
+            found["other"][name] = averages(fewer, third), trained(fewer, third, rank, ranks, steps=(4, 8))
+    return found
+
+
+def _resumed_whole(rank: int, ranks: int) -> bool:
+    """Whether training goes on the same from state that was gathered, and is spread again."""
+    make, settings = CASES["fast"]
+    model = sharded(make().double())
+    optimizer = lnb.LNB(model, LR, **settings)
+    trained(model, optimizer, rank, ranks, steps=(0, 4))
+    options = StateDictOptions(full_state_dict=True)
+    saved = get_optimizer_state_dict(model, optimizer, options=options)
+    resumed = sharded(make().double())
+    resumed.load_state_dict(model.state_dict())
+    other = lnb.LNB(resumed, LR, **settings)
+    set_optimizer_state_dict(resumed, other, saved, options=options)
+    return all(
+        map(torch.equal, *(trained(m, o, rank, ranks, steps=(4, 8)) for m, o in ((model, optimizer), (resumed, other))))
+    )
+
+
+def _failed(rank: int, ranks: int) -> dict[str, Any]:
+    """Steps that one rank cannot make, for a setting and for a gradient that is not finite."""
+    make, settings = CASES["fast"]
+    model = sharded(make().double())
+    optimizer = lnb.LNB(model, LR, **settings)
+    raised, moved = 0, 0
+    for number, (x, y) in enumerate(images()):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
+        before = whole(model)
+        fails = rank == 1 and number in (1, 2)
+        if fails and number == 1:
+            optimizer.param_groups[0]["lr"] = -1.0
+        elif fails:
+            model.head.weight.grad.to_local()[0, 0] = float("nan")
+        try:
+            optimizer.step()
+        except ValueError as error:
+            raised += "lr=-1.0" in str(error)
+        optimizer.param_groups[0]["lr"] = LR
+        moved += number in (1, 2) and not all(map(torch.equal, before, whole(model)))
+    return {"raised": raised, "moved": moved, "counts": optimizer.diagnostics(), "parameters": whole(model)}
+
+
+@contextlib.contextmanager
+def _unseen_by_host() -> Iterator[None]:
+    """Steps as on an accelerator, whose host does not wait to know whether a step is made."""
+    made, leave = Verdict.__init__, Shards.leave
+
+    def unknown(self: Verdict, ok: Tensor, wait: bool = False) -> None:
+        made(self, ok, wait)
+        self.known = self.rejected = False
+
+    Verdict.__init__ = unknown
+    Shards.leave = lambda self, blocks, device, seen_by_host: leave(self, blocks, device, False)
+    try:
+        yield
+    finally:
+        Verdict.__init__, Shards.leave = made, leave
+
+
+def _complaints(rank: int, ranks: int) -> dict[str, str]:
+    """What is said to shards and settings that cannot be served."""
+    by_columns = {"shard_placement_fn": lambda parameter: Shard(1) if parameter.ndim == 2 else None}
+    tensor = init_device_mesh("cpu", (ranks,))
+    rows = parallelize_module(Plain(), tensor, {"1": RowwiseParallel()})
+    half = Plain()
+    fully_shard(half, ignored_params={half[1].bias})
+    part = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("data", "tensor"))["tensor"]
+    packed = parallelize_module(Network(), tensor, {"head": ColwiseParallel()})
+    nn.Module.register_parameter(
+        packed.attention,
+        "in_proj_weight",
+        nn.Parameter(
+            torch.distributed.tensor.distribute_tensor(packed.attention.in_proj_weight.detach(), tensor, [Shard(0)])
+        ),
+    )
+    packed.attention.in_proj_bias = None
+    return {
+        "columns": _refusal(sharded(Plain(), **by_columns)),
+        "row-wise": _refusal(rows),
+        "bias": _refusal(half),
+        "region": _refusal(sharded(Plain()), trust_region="spectral"),
+        "scope": _refusal(sharded(Plain()), preset="paper"),
+        "damping": _refusal(sharded(Plain()), preset="full_batch", ridge=0.1, cg_scope="neuron"),
+        "inputs": _refusal(sharded(Plain()), preset="paper", solver="matrix_free"),
+        "group": _refusal(sharded(Plain()), process_group=dist.new_group([rank], use_local_synchronization=True)),
+        "offload": _refusal(sharded(Plain(), offload_policy=CPUOffloadPolicy(pin_memory=False))),
+        "alone": _refusal(sharded(Plain()), process_group=None),
+        "attention": _refusal(packed),
+        "unknown": _refusal(parallelize_module(Plain(), part, {"1": ColwiseParallel()})) if ranks > 2 else "",
+        "settings": _step_refusal(rank, ranks, momentum=0.9 - 0.1 * rank),
+    }
+
+
+def _refusal(model: nn.Module, **settings: Any) -> str:
+    classes = [type(module) for module in model.modules()]
+    try:
+        lnb.LNB(model, **settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return str(error) if [type(module) for module in model.modules()] == classes else "the model was left attached"
+    return "none"
+
+
+def _step_refusal(rank: int, ranks: int, **settings: Any) -> str:
+    model = sharded(Plain().double())
+    optimizer = lnb.LNB(model, **settings)
+    before = whole(model)
+    try:
+        trained(model, optimizer, rank, ranks)
+    except RuntimeError as error:
+        return str(error) if all(map(torch.equal, before, whole(model))) else "it moved"
+    return "none"
