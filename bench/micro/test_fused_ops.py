@@ -68,18 +68,18 @@ def finish_layers(device: str, d: int, m: int) -> Case:
     wide = {"dtype": torch.float64, "device": device}
     columns = d // BLOCK
     partials = torch.rand(LAYERS, columns, m, 6, **wide)  # type: ignore[arg-type]
-    numbers = [torch.ones(LAYERS, **wide) for _ in range(6)]  # type: ignore[arg-type]
+    numbers = [torch.ones(LAYERS, **wide) for _ in range(7)]  # type: ignore[arg-type]
     sums, row_square = torch.empty(LAYERS, 4, **wide), torch.zeros(LAYERS * m, **wide)  # type: ignore[arg-type]
     steps, scales = torch.ones(LAYERS, device=device), torch.empty(LAYERS * m, device=device)
     none = [None] * LAYERS
     places = list(range(LAYERS))
 
     def ours() -> list[Tensor]:
-        independent, growth, radius, of_layers, products, norms = numbers
+        independent, growth, radius, of_layers, products, norms, shorter = numbers
         finish_layers_(
-            none, none, scales, row_square.zero_(), independent, growth, radius, sums, of_layers, products,
+            none, none, scales, row_square.zero_(), independent, growth, radius, sums, of_layers, products, norms, shorter,
             partials.flatten(), row_square.new_zeros(LAYERS * m), none, [m] * LAYERS, [columns] * LAYERS, steps, places,
-            norms, [1.0] * LAYERS, [0.1] * LAYERS, None, SETTINGS,
+            None, [1.0] * LAYERS, [0.1] * LAYERS, None, SETTINGS,
         )  # fmt: skip
         return [scales]
 

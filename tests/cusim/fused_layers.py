@@ -60,6 +60,7 @@ class Layers:
     bias_directions: list[Tensor | None] = field(default_factory=list)
     numbers: dict[str, Tensor] = field(default_factory=dict)
     steps: Tensor = field(default_factory=lambda: torch.empty(0))
+    norms: Tensor | None = None
 
     @classmethod
     def random(
@@ -103,6 +104,7 @@ class Layers:
                 **{name: scale**2 * x if name == "independent" else x for name, x in own.items()},
                 "sums": wide(count, 4),
                 "weight_norm": wide(count),
+                "shorter": wide(count),
             },
             steps,
         )
@@ -134,11 +136,14 @@ class Layers:
 
     def finish(self, rates: list[float | Tensor] | None = None, ok: Tensor | None = None) -> None:
         """The second op."""
-        names = ("row_scales", "row_square", "independent", "growth", "radius", "sums", "scales", "products")
+        names = (
+            "row_scales", "row_square", "independent", "growth", "radius", "sums", "scales", "products",
+            "weight_norm", "shorter",
+        )  # fmt: skip
         finish_layers_(
             self.bias_momentum, self.bias_directions, *(self.numbers[name] for name in names), self.partials,
             self.mixed_biases, self.bias_gradients, [s.rows for s in self.shapes], [s.d // s.size for s in self.shapes],
-            self.steps, list(range(len(self.shapes))), self.numbers["weight_norm"], [0.5 + s.m for s in self.shapes],
+            self.steps, list(range(len(self.shapes))), self.norms, [0.5 + s.m for s in self.shapes],
             rates or [0.1] * len(self.shapes), self.bias_shares, SETTINGS, ok,
         )  # fmt: skip
 

@@ -32,6 +32,9 @@ def random(shapes: list[Shape] = SHAPES, gradient_dtype: torch.dtype = torch.flo
     layers.partials.view(-1, 6)[::5, 0] -= 1.5
     layers.partials.view(-1, 6)[:, 2:4].normal_()
     layers.partials.view(-1, 6)[:, 4] *= 80
+    # Measured, with and without a norm before, and not measured.
+    layers.norms = torch.tensor([1.5, -1.0, 0.0, 2.0, -1.0] * len(shapes), dtype=torch.float64)[: len(shapes)]
+    layers.numbers["weight_norm"][3::4] = 0
     return layers
 
 
@@ -119,13 +122,14 @@ def test_a_launch_that_fails_is_an_exception_with_the_kernel_in_it(simulated: Si
 def test_traffic(simulated: Simulator) -> None:
     """Sums and the squares of rows once; nothing of the size of the weights."""
     layers = random([Shape(700, 6, 7, 3)])
+    layers.norms = None
     simulated.set()
     layers.finish()
     rows, threads = 700, 512
     everywhere = threads * (4 + 8)  # the count of steps and the share of the bias, by each thread
     assert simulated.traffic == (
         rows * (2 * 48 + 8 + 8 + 4 + 4) + everywhere + 4 * 8,
-        rows * (8 + 4 + 4 + 4) + 5 * 8 + 4 * 8,
+        rows * (8 + 4 + 4 + 4) + 6 * 8 + 4 * 8,
     )
 
 
@@ -172,10 +176,13 @@ def test_what_would_crash_is_refused_before_any_launch(simulated: Simulator) -> 
     with pytest.raises(ValueError, match="shares is not aligned"):
         call_direct(direct, share=shares + 4)
 
-    names_of_all = ("row_scales", "row_square", "independent", "growth", "radius", "sums", "scales", "products")
+    names_of_all = (
+        "row_scales", "row_square", "independent", "growth", "radius", "sums", "scales", "products",
+        "weight_norm", "shorter",
+    )  # fmt: skip
     everything = address(
         *(layers.numbers[name] for name in names_of_all), layers.partials, layers.mixed_biases, layers.steps,
-        layers.numbers["weight_norm"], layers.bias_shares,
+        layers.bias_shares, layers.norms,
     )  # fmt: skip
     fields = [*address(layers.bias_momentum[0], layers.bias_directions[0], layers.bias_gradients[0]), 0, 0, 2, 1, 0, 0]
 
@@ -183,8 +190,8 @@ def test_what_would_crash_is_refused_before_any_launch(simulated: Simulator) -> 
         layer = (of_layer, 1.0, (0.1, 0, kind))
         native.fused_finish([layer], kind, numbers, 12, 2, 1, 1, [0.5] * 10, 0, where)
 
-    for place in range(13):
-        for value in (0, everything[place] + 2):
+    for place in range(15):
+        for value in (0, everything[place] + 2) if place < 14 else (everything[place] + 2,):
             with pytest.raises(ValueError, match=r"has entries but a null|is not aligned"):
                 call_finish([value if i == place else x for i, x in enumerate(everything)], fields)
     for place, value in ((0, 0), (1, fields[1] + 1), (3, 1), (4, 3), (5, 3), (6, 2), (7, 1), (8, 1)):
