@@ -62,7 +62,9 @@ def refresh(
     _reserve([work for alike in kinds.values() for work in alike], arenas)
     served: set[BlockWork] = set()
     if means is None:
-        served.update(refresh_on_device([work for alike in kinds.values() for work in alike], averages, verdict, arenas))
+        served.update(
+            refresh_on_device([work for alike in kinds.values() for work in alike], averages, verdict, arenas)
+        )
     for alike in ([work for work in members if work not in served] for members in kinds.values()):
         for chunk in chunked(alike, _moment_size, works[0].block.weight.device):
             part = _Refresh(chunk, verdict, arenas)
