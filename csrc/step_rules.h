@@ -91,7 +91,7 @@ struct LayerSums {
 // was measured last is taken back, unless there was none, or the layer stands still. The new norm is that after it.
 LNB_EVERYWHERE double take_back(double measured, const LayerSums& sums, double rate, double& norm, double& growth) {
     const double free = sums.free_norm;
-    const bool moving = norm > 0 && sums.product - sums.product == 0 && free - free == 0 && free != 0 && rate != 0;
+    const bool moving = norm > 0 && std::isfinite(sums.product) && std::isfinite(free) && free != 0 && rate != 0;
     const double factor = moving ? 1 / std::sqrt(1 + 2 * growth) : 1;
     if (moving) growth = 0;
     norm = measured * factor;

@@ -68,11 +68,13 @@ class Record:
         launched: in order.
         borrowed: the most bytes of tensors alive at once that were made since the beginning and are gone at the end.
         host_reads: operators by which the host waits for the device.
+        host_copies: operators that copy from the host, whose memory a captured CUDA graph would find gone.
     """
 
     launched: list[Launch] = field(default_factory=list)
     borrowed: int = 0
     host_reads: list[str] = field(default_factory=list)
+    host_copies: list[str] = field(default_factory=list)
 
     @property
     def launches(self) -> int:
@@ -126,6 +128,8 @@ class Counter(TorchDispatchMode):
         made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
         if not any(tensor.is_meta for tensor in (*tensors, *made)):
             return result  # on the host
+        if name in ("aten._to_copy.default", "aten.copy_.default") and any(x.is_cpu for x in tensors):
+            self.record.host_copies.append(name)
         for tensor in made:
             self._note(tensor)
         if is_free(func):

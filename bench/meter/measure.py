@@ -54,6 +54,7 @@ class Steps:
             "borrowed memory of a refresh / parameter bytes": self.refresh.borrowed / self.parameter_bytes,
             "state / AdamW's": self.state_bytes / (2 * self.parameter_bytes),
             "simulated step / fused AdamW's": cycle / self.refresh_every / seconds([self.plain, self.adamw]),
+            "copies from the host": len(self.ordinary.host_copies) + len(self.refresh.host_copies),
             "host reads": len(self.ordinary.host_reads) + len(self.refresh.host_reads),
         }
 
