@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE)]
+sys.path.append(str(HERE))
 
 import torch  # noqa: E402
 from meter.measure import Steps, measure  # noqa: E402

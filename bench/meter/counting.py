@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "python"), str(ROOT / "bench"), str(ROOT / "tests")]
+sys.path += [str(ROOT), str(ROOT / "python"), str(ROOT / "bench"), str(ROOT / "tests")]  # last: what is installed comes first
 
 import launches as triton_launches  # noqa: E402
 from cusim.simulated import Simulator, simulator  # noqa: E402

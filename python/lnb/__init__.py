@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lnb import trust_regions
 from lnb.config import DEFAULT_LR
+from lnb.graphs import graphed_step
 from lnb.groups import param_groups
 from lnb.layers.attach import attach, detach
 from lnb.optimizer import LNB
@@ -22,6 +23,7 @@ __all__ = [
     "detach",
     "export_moments",
     "gather_moments",
+    "graphed_step",
     "load_moments",
     "moments",
     "param_groups",

@@ -15,7 +15,7 @@ from lnb.config import CARRIED, Config, check_number
 _REFUSED = {
     "maximize": "LNB minimises: negate the loss instead",
     "differentiable": "no gradient flows through a step of LNB: use torch.optim.SGD for meta-learning",
-    "capturable": "the step count and the schedule of refreshes live on the host: leave step() out of CUDA graphs",
+    "capturable": "the schedule of refreshes lives on the host: lnb.graphed_step captures whole training steps",
 }
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(Config)) - {*CARRIED}
 

@@ -203,6 +203,30 @@ class LNB(Optimizer):
         """The settings in force, read-only."""
         return self._config
 
+    @property
+    def strict(self) -> bool:
+        """Whether NaN or inf raises, for which every step waits for the device."""
+        return self._strict
+
+    # -- CUDA graphs --------------------------------------------------------------------------------------------------
+
+    @property
+    def step_index(self) -> int:
+        """The number of steps made, by which the host knows what the next one refreshes."""
+        return self._step_index
+
+    @property
+    def gathering(self) -> tuple[int, ...]:
+        """The layers, by number, whose second moments the next backward pass gathers."""
+        blocks = self._optimized_blocks()
+        return tuple(i for i, block in enumerate(blocks) if any(capture.moments_on for capture in block.captures))
+
+    def count_step(self) -> None:
+        """Count a step that a replayed CUDA graph makes (:func:`lnb.graphed_step`), and choose what the next one gathers."""
+        self._step_index += 1
+        self._counters["steps"] = self._counters["steps"] + 1
+        self._switch_captures(self._optimized_blocks())
+
     # -- parameter groups ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

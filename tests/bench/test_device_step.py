@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-sys.path[:0] = [str(BENCH)]
+sys.path.append(str(BENCH))  # last: files there have names of modules elsewhere
 
 import device_step  # noqa: E402
 from cusim.simulated import cuda_kernels_on_cpu  # noqa: E402
@@ -85,7 +85,7 @@ def test_the_fused_kernels_move_what_the_meter_says(bias: bool, monkeypatch: pyt
             watch(simulator, said, seen, monkeypatch)
             optimizer.step()
     # Every thread of the finish reads numbers that a cache has for all of them: it moves little beside.
-    for name, most in (("fused_direct", 1.5), ("fused_apply", 1.1)):
+    for name, most in (("fused_direct", 1.5), ("fused_apply", 1.25)):
         assert 0.95 * said[name] <= seen[name] <= most * said[name], name
 
 
