@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from lnb_kernels._backend import KernelUnavailable
+from lnb_kernels._triton.arch import Arch
 
 MOST_BLOCKS = 65_535
 """Programs of a launch in its second dimension, and in its third: CUDA's limit. The first takes 2^31 - 1."""
@@ -22,6 +23,11 @@ R = TypeVar("R")
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[Any]:
     """Make the device of ``tensor`` current, as Triton launches on the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def register_limit(registers: int, arch: Arch) -> dict[str, int]:
+    """The launch option by which a thread may take so many; else NVIDIA's compiler spills a few to fit more programs."""
+    return {} if arch.name == "gfx942" else {"maxnreg": registers}
 
 
 def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -25,7 +25,7 @@ from lnb_kernels._triton.arrival import arrival_counters, fan_of
 from lnb_kernels._triton.crossover import power_of_two
 from lnb_kernels._triton.gram import add_parts, arrive
 from lnb_kernels._triton.gram_launch import FINISH_CHUNK
-from lnb_kernels._triton.launch import on_device
+from lnb_kernels._triton.launch import on_device, register_limit
 from lnb_kernels._triton.offsets import lower_tile, offset64
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.triton_patches import patch_arguments
@@ -109,7 +109,8 @@ def second_moment_depthwise(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
     block_p = min(32, power_of_two(pairs))
     pair_blocks, blocks = math.ceil(pairs / block_p), math.ceil(channels / _CHANNELS)
     tiles = pair_blocks * blocks
-    wanted = max(1, min(8 * arch_of(x.device).multiprocessors // tiles, math.ceil(n / 64)))
+    arch = arch_of(x.device)
+    wanted = max(1, min(8 * arch.multiprocessors // tiles, math.ceil(n / 64)))
     rows = math.ceil(n / wanted)
     splits = math.ceil(n / rows)
     fan = fan_of(splits)
@@ -120,6 +121,7 @@ def second_moment_depthwise(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
         depthwise_kernel[(tiles * splits,)](
             x, s, partial, counters, n, channels, pairs, pair_blocks, blocks, splits, rows, fan, tile_counters,
             *patch_arguments(x, conv), KH=conv.kernel[0], KW=conv.kernel[1], PADDED=any(conv.padding),
-            BLOCK_P=block_p, BLOCK_C=_CHANNELS, RUN=64, ROWS=block_p, CHUNK=FINISH_CHUNK, num_warps=4, maxnreg=128,
+            BLOCK_P=block_p, BLOCK_C=_CHANNELS, RUN=64, ROWS=block_p, CHUNK=FINISH_CHUNK, num_warps=4,
+            **register_limit(128, arch),
         )  # fmt: skip
     return s

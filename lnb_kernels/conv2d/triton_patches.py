@@ -20,7 +20,7 @@ from lnb_kernels._triton.arch import Arch, arch_of
 from lnb_kernels._triton.arrival import arrival_counters, is_last
 from lnb_kernels._triton.gram import add_parts, add_sums, arrive
 from lnb_kernels._triton.gram_launch import FINISH_CHUNK, GramPlan, gram_plan, tile_config
-from lnb_kernels._triton.launch import on_device
+from lnb_kernels._triton.launch import on_device, register_limit
 from lnb_kernels._triton.offsets import lower_tile, offset64
 from lnb_kernels._triton.patches import entry, patch_entries
 from lnb_kernels._triton.precision import input_precision
@@ -123,10 +123,10 @@ def patch_arguments(x: torch.Tensor, conv: Geometry) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def plan(n: int, d: int, itemsize: int, arch: Arch, groups: int) -> GramPlan:
-    """Launch geometry: that of the Gram kernel with tiles of at most 64 and 32 rows a step, as gathering takes registers."""
+def plan(n: int, d: int, itemsize: int, arch: Arch, groups: int, rows: int) -> GramPlan:
+    """Launch geometry: that of the Gram kernel, tiles of at most 64 and few ``rows`` a step, as gathering takes registers."""
     block_i, block_j, block_n, *rest = tile_config(min(d, 64), itemsize, arch)
-    return gram_plan(n, d, 0, itemsize, arch, groups, tail=False, tile=(block_i, block_j, min(block_n, 32), *rest))
+    return gram_plan(n, d, 0, itemsize, arch, groups, tail=False, tile=(block_i, block_j, min(block_n, rows), *rest))
 
 
 def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
@@ -135,11 +135,11 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
     out_height, out_width = conv.output(height, width)
     n, d, groups = batch * out_height * out_width, conv.features(channels), conv.groups
     arch = arch_of(x.device)
-    geometry = plan(n, d, x.element_size(), arch, groups)
+    planes = x.stride(3) == 1 and x.stride(1) != 1 and conv.kernel[1] < WIDE
+    geometry = plan(n, d, x.element_size(), arch, groups, 16 if planes and x.element_size() == 4 else 32)
     block, sum_blocks = geometry.block_j, geometry.sum_blocks
     s = x.new_empty((groups, d + 1, d + 1), dtype=torch.float32)
     splits, counted = geometry.splits, geometry.tiles * geometry.tile_counters + sum_blocks
-    planes = x.stride(3) == 1 and x.stride(1) != 1 and conv.kernel[1] < WIDE
     partial = s.new_empty((groups, splits, geometry.tiles, block, block))
     sums = s.new_empty((groups, splits, sum_blocks, block))
     with on_device(x), arrival_counters(x, groups * counted) as counters:
@@ -150,5 +150,6 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
             PLANES=planes, BY_TAP=x.stride(1) == 1 and conv.kernel != (1, 1),
             BLOCK_D=block, BLOCK_N=geometry.block_n, ROWS=min(block, 1024 // block), CHUNK=FINISH_CHUNK,
             PRECISION=input_precision(arch), num_warps=geometry.num_warps, num_stages=geometry.num_stages,
+            **register_limit(255, arch),
         )  # fmt: skip
     return s

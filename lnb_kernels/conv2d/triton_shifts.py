@@ -32,7 +32,7 @@ from lnb_kernels._triton.arrival import arrival_counters, fan_of, is_last
 from lnb_kernels._triton.crossover import power_of_two
 from lnb_kernels._triton.gram import add_in_place, add_parts, add_sums
 from lnb_kernels._triton.gram_launch import FINISH_CHUNK
-from lnb_kernels._triton.launch import on_device
+from lnb_kernels._triton.launch import on_device, register_limit
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.precision import input_precision
 from lnb_kernels.conv2d.geometry import Geometry
@@ -248,6 +248,7 @@ def second_moment_by_shifts(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
             x, units, inside, s, products, sums, counters, channels, d, tiles, blocks, groups, len(units),
             inside.shape[1], interiors, fan, tile_counters, float(batch * out_height * out_width), height, width,
             *x.stride(), *conv.dilation, KH=kh, KW=kw, PLANES=planes, BLOCK_C=block, BLOCK_N=block_n,
-            ROWS=FINISHED // block, CHUNK=FINISH_CHUNK, PRECISION=input_precision(arch), num_warps=4, num_stages=3,
+            ROWS=FINISHED // block, CHUNK=FINISH_CHUNK, PRECISION=input_precision(arch),
+            num_warps=8 if block == 64 and x.element_size() == 4 else 4, num_stages=3, **register_limit(255, arch),
         )  # fmt: skip
     return s
