@@ -21,7 +21,7 @@ from lnb_kernels._triton.descriptors import (
 )
 from lnb_kernels._triton.gram_cost import Work, loads_take_few_registers, predict, programs_per_multiprocessor
 from lnb_kernels._triton.gram_tail import Tail, cut_tail
-from lnb_kernels._triton.launch import MOST_BLOCKS, on_device
+from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
 
 WORKSPACE_BYTES = 288 << 20  # splits are limited so that partial tiles never take more; two of each fit up to d = 8192
@@ -197,6 +197,8 @@ def _geometry(
                 if head < tiles and not crowded and not (direct_tall and head > tiles_of_g):
                     for waves in (1, 2, 4, 8):
                         consider(head, splits, staged, waves * slots)
+    if not candidates and block_i <= block_j:
+        consider(tiles, 1, False, 0)  # so many matrices that no workspace holds their parts: registers that spill cost less
     if not candidates:
         return None
     return min(candidates, key=lambda candidate: candidate[0])[1]
@@ -303,16 +305,7 @@ def launch_gram(
                     alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tail, tile, aligned),
                 ),
             )  # fmt: skip
-        plan = gram_plan(n, d, m, itemsize, arch, min(batch, MOST_BLOCKS), tail, tile, aligned)
-    if batch > MOST_BLOCKS:
-        # All by one plan, so by the same code: where c is overwritten, what does not compile must come out before that.
-        for begin in range(0, batch, MOST_BLOCKS):
-            own = slice(begin, begin + MOST_BLOCKS)
-            launch_gram(
-                x[own], s[own], other=None if other is None else other[own], c=None if c is None else c[own], ones=ones,
-                alpha=alpha, beta=beta, plan=plan,
-            )  # fmt: skip
-        return
+        plan = gram_plan(n, d, m, itemsize, arch, batch, tail, tile, aligned)
     sum_blocks = plan.sum_blocks if ones else 0
     cut = plan.tail
     one_tile = plan.tiles == 1 and g is None and other is None

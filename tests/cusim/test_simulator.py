@@ -29,7 +29,7 @@ def faulty() -> ctypes.CDLL:
 
 
 def run(faulty: ctypes.CDLL, kernel: str, order: str = "forward") -> torch.Tensor:
-    faulty.cusim_set(ORDERS[order], 1, -1, 0)
+    faulty.cusim_set(ORDERS[order], 1, -1, 0, False)
     out = torch.zeros(64, dtype=torch.int32)
     complaint = faulty.run(kernel.encode(), ctypes.c_void_p(out.data_ptr())).decode()
     if complaint:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from triton_support import DEVICE
 
-from lnb_kernels._triton import gram, gram_launch
+from lnb_kernels._triton import gram
 from lnb_kernels._triton.launch import MOST_BLOCKS
 from lnb_kernels.conv2d import triton_kernel as conv_kernel
 from lnb_kernels.conv2d.geometry import Geometry
@@ -38,11 +38,9 @@ class Recorded:
 
 @pytest.fixture
 def grids(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The grids of the Gram kernels, where launches take three programs in their second dimension."""
+    """The grids of the Gram kernel."""
     found: list[tuple[int, ...]] = []
-    for name in ("gram_kernel", "gram_finish_kernel"):
-        monkeypatch.setattr(gram, name, Recorded(getattr(gram, name), found))
-    monkeypatch.setattr(gram_launch, "MOST_BLOCKS", 3)
+    monkeypatch.setattr(gram, "gram_kernel", Recorded(gram.gram_kernel, found))
     return found
 
 
@@ -50,7 +48,7 @@ def test_many_blocks_of_features(grids: list[tuple[int, ...]]) -> None:
     x = torch.randn(300, 8 * 5, device=DEVICE)
     expected = torch.stack([reference.second_moment(part) for part in x.split(5, dim=1)])
     torch.testing.assert_close(triton_kernel.second_moment(x, blocks=8), expected)
-    assert {grid[1] for grid in grids} == {2, 3}
+    assert {len(grid) for grid in grids} == {1}  # the first dimension holds all blocks
 
 
 def test_many_matrices(grids: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +56,7 @@ def test_many_matrices(grids: list[tuple[int, ...]], monkeypatch: pytest.MonkeyP
     power = torch.eye(20, device=DEVICE) / 5 + 0.01 * torch.ones(7, 20, 20, device=DEVICE)
     actual = newton_kernel.newton_schulz_root(power, [3.4, -4.8, 2.0], 2)
     torch.testing.assert_close(actual, newton_reference.newton_schulz_root(power, [3.4, -4.8, 2.0], 2))
-    assert {grid[1] for grid in grids} == {1, 3}
+    assert {len(grid) for grid in grids} == {1}
 
 
 @pytest.mark.parametrize("scope", ["neuron", "layer"])
@@ -79,7 +77,7 @@ def test_many_groups_and_border_cells_of_a_convolution() -> None:
         conv = Geometry((kernel, kernel), (1, 1), (kernel // 2,) * 4, (1, 1), groups)
         return conv_kernel.route(torch.empty(1, channels, size, size, device="meta"), conv)
 
-    assert route(MOST_BLOCKS, MOST_BLOCKS, 3, 4) == "patches"
+    assert route(MOST_BLOCKS, MOST_BLOCKS, 3, 4) == "depthwise"
     assert route(MOST_BLOCKS + 1, MOST_BLOCKS + 1, 3, 4) == "reference"
     assert route(16, 1, 127, 300) == "shifts"
     assert route(16, 1, 191, 500) == "patches"
@@ -114,7 +112,8 @@ CALLS = {{
     "matvec": lambda: cov_matvec(e(rows, 2048), e(32, 2049)),
     "matrices": lambda: newton_schulz(e(140_000, 144, 144), [3.4, -4.8, 2.0], 1),
     "roots": lambda: newton_schulz_root(e(140_000, 144, 144), [3.4, -4.8, 2.0], 1),
-    "groups by patches": lambda: conv.conv2d_second_moment(e(64, most, 64, 64), code(most)),
+    "groups by patches": lambda: conv.conv2d_second_moment(e(64, 2 * most, 64, 64), code(most)),
+    "depthwise": lambda: conv.conv2d_second_moment(e(8, most, 16, 16), code(most)),
     "positions by patches": lambda: conv.conv2d_second_moment(e(8000, 8, 512, 512), code(1)),
     "matvec of groups": lambda: conv.conv2d_cov_matvec(e(8, most, 32, 32), e(most, 10), 0.1, code(most)),
     "shifts": lambda: conv.conv2d_second_moment(e(8000, 64, 512, 512), code(1)),

@@ -280,8 +280,11 @@ def test_pixels_of_an_image_are_rows_or_planes_but_never_a_copy() -> None:
 
 
 def test_a_kernel_that_does_not_compile_falls_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfTriton(RuntimeError):
+        __module__ = "triton.compiler"
+
     def broken(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("PassManager::run failed")
+        raise OfTriton("PassManager::run failed")
 
     monkeypatch.setattr(gram_launch, "launch_gram", broken)
     monkeypatch.setattr(_backend, "candidate", lambda route, *_: "reference" if route.broken else "triton")
