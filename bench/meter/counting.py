@@ -25,7 +25,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT), str(ROOT / "python"), str(ROOT / "bench"), str(ROOT / "tests")]  # last: what is installed comes first
+sys.path += [
+    str(ROOT),
+    str(ROOT / "python"),
+    str(ROOT / "bench"),
+    str(ROOT / "tests"),
+]  # last: what is installed comes first
 
 import launches as triton_launches  # noqa: E402
 from cusim.simulated import Simulator, simulator  # noqa: E402

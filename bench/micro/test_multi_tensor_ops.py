@@ -84,6 +84,15 @@ def squared_row_norms(lists: Lists) -> Case:
     return Case(lambda: multi_tensor.squared_row_norms(lists.read, rows), plain)
 
 
+def moment_flags(lists: Lists) -> Case:
+    moments = [x.flatten()[:1600].view(40, 40) for x in lists.read]
+
+    def plain() -> list[Tensor]:
+        return [torch.stack([part.isfinite().all() for part in (m[-1], m.diagonal())]) for m in moments]
+
+    return Case(lambda: list(multi_tensor.moment_flags(moments).unbind(1)), plain)
+
+
 def apply_(lists: Lists) -> Case:
     def ours() -> list[Tensor]:
         multi_tensor.apply_(lists.ours, lists.read, lists.factors, LR, DECAY)
@@ -120,7 +129,17 @@ def fused_step_apply_(lists: Lists) -> Case:
 
 CASES: dict[str, Callable[[Lists], Case]] = {
     f"multi_tensor_{make.__name__}": make
-    for make in (all_finite, ema_, ema_squared_norms_, ema_combined_, dot, squared_row_norms, apply_, apply_master_)
+    for make in (
+        all_finite,
+        ema_,
+        ema_squared_norms_,
+        ema_combined_,
+        dot,
+        moment_flags,
+        squared_row_norms,
+        apply_,
+        apply_master_,
+    )
 }
 CASES["fused_step_apply_"] = fused_step_apply_
 

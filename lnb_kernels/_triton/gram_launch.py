@@ -198,7 +198,9 @@ def _geometry(
                     for waves in (1, 2, 4, 8):
                         consider(head, splits, staged, waves * slots)
     if not candidates and block_i <= block_j:
-        consider(tiles, 1, False, 0)  # so many matrices that no workspace holds their parts: registers that spill cost less
+        consider(
+            tiles, 1, False, 0
+        )  # so many matrices that no workspace holds their parts: registers that spill cost less
     if not candidates:
         return None
     return min(candidates, key=lambda candidate: candidate[0])[1]

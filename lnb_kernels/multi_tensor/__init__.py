@@ -8,9 +8,9 @@ from lnb_kernels.multi_tensor.op import (
     ema_,
     ema_combined_,
     ema_squared_norms_,
-    moment_flags,
     squared_row_norms,
 )
+from lnb_kernels.multi_tensor.op import moment_flags as moment_flags  # of the optimizer alone
 
 __all__ = [
     "all_finite",
@@ -20,6 +20,5 @@ __all__ = [
     "ema_",
     "ema_combined_",
     "ema_squared_norms_",
-    "moment_flags",
     "squared_row_norms",
 ]

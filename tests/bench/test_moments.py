@@ -1,11 +1,11 @@
-"""The page that bench/moments.py makes: its tables are those of the kept results."""
+"""The page that bench/moments_study.py makes: its tables are those of the kept results."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import moments
+import moments_study as moments
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -123,3 +123,17 @@ def test_flops_are_counted(steps: int) -> None:
         with count_flops() as theirs:
             plain(argument, quintic, steps)
         assert ours.get_total_flops() == theirs.get_total_flops()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_without_the_square(dtype: torch.dtype) -> None:
+    """PyTorch's one call for ``b A + c A^2`` forgets ``b`` where ``c`` is 0, in bfloat16 on CPUs."""
+    power = (torch.eye(40) / 4 + 0.01).to(dtype)
+    expected = torch.eye(40)
+    a = power.float()
+    for _ in range(2):
+        factor = 1.5 * torch.eye(40) - 0.5 * a
+        expected, a = factor @ expected, factor @ a @ factor
+    torch.testing.assert_close(
+        lk.newton_schulz_root(power, (1.5, -0.5, 0.0), 2).float(), expected, rtol=0.05, atol=0.02
+    )

@@ -1,6 +1,6 @@
 """What second moments are good for, on the digits of scikit-learn: quantisation, merging and alarms for unusual inputs.
 
-    python bench/moments.py [--seeds 5] [--json bench/results/moments.json] [--page docs/moments.md]
+    python bench/moments_study.py [--seeds 5] [--json bench/results/moments.json] [--page docs/moments.md]
 
 The model is an MLP 64-256-256-10 with ReLU, trained by the default ``lnb.LNB`` for 200 steps of 64 of the 1,297 training images,
 unless said otherwise. Tables are of the 500 test images. LNB keeps moments of 256 inputs in two diagonal blocks of 128.
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import lnb
 from lnb.moments import DriftMonitor, Moments, quantize, regmean
 
-BEGIN, END = "<!-- tables of bench/moments.py -->", "<!-- end of tables -->"
+BEGIN, END = "<!-- tables of bench/moments_study.py -->", "<!-- end of tables -->"
 BITS = (2, 3, 4)
 SHOWN = ("layer 0, LNB's state", "layer 4, LNB's state")
 """Columns of single layers that the table has; the JSON has all."""
