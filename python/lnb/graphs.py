@@ -144,7 +144,7 @@ class GraphedStep:
 
 
 def _device_of(optimizer: LNB) -> torch.device:
-    devices = {parameter.device for group in optimizer.param_groups for parameter in group["params"]}
+    devices: set[torch.device] = {parameter.device for group in optimizer.param_groups for parameter in group["params"]}
     if len(devices) != 1:
         raise ValueError(f"graphed_step: parameters are on {sorted(map(str, devices))}; they must be on one device")
     return devices.pop()
