@@ -38,6 +38,14 @@ def over_budget(name: str, figures: dict[str, float]) -> list[str]:
     ]
 
 
+def table(found: dict[str, dict[str, float]]) -> str:
+    """The figures of the cases as a Markdown table, as docs/gpu.md has it."""
+    rows = ["| | " + " | ".join(found) + " |", "| --- |" + " --- |" * len(found)]
+    keys = next(iter(found.values()))
+    rows += [f"| {key} | " + " | ".join(f"{figures[key]:.4g}" for figures in found.values()) + " |" for key in keys]
+    return "\n".join(rows)
+
+
 def _print(name: str, steps: Steps, operators: bool) -> None:
     budgets = json.loads(BUDGETS.read_text())[name]
     print(f"{name}: {steps.parameter_bytes / 4e6:.1f} million parameters")

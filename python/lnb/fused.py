@@ -209,7 +209,7 @@ class FusedShare:
             fused.places[0],
             self._norms(),
             [usual_norm(layer.block) for layer in self.work.blocks],
-            [self.work.groups[weight]["lr"] for weight in self.weights],
+            [_rate(self.work.groups[weight]["lr"], fused.steps.device) for weight in self.weights],
             self.bias_shares,
             fused.settings,
             self.ok,
@@ -258,7 +258,7 @@ class FusedShare:
                 [masters.get(parameter) for parameter in work.others],
             ),
             fused.scales,
-            [group["lr"] for group in groups],
+            [_rate(group["lr"], fused.steps.device) for group in groups],
             [group["weight_decay"] for group in groups],
             fused_step.AdamRule(config.momentum, self.take, config.b_others, ADAM_EPSILON),
             self.shorter if self.due else None,
@@ -327,6 +327,13 @@ def _chosen(values: Tensor, places: Sequence[int]) -> Tensor:
     return values[constant(tuple(places), values.device)]
 
 
+def _rate(lr: float | Tensor, device: torch.device) -> float | Tensor:
+    """``lr``, as the kernels take it: a number, or a tensor on their device."""
+    if not isinstance(lr, Tensor) or lr.device == device:
+        return lr
+    return float(lr) if lr.is_cpu else lr.to(device, non_blocking=True)
+
+
 def _ordered_as(weight: Tensor, direction: Tensor) -> Tensor:
     """``direction`` in the memory order of ``weight``: itself, but where images have their channels last."""
     return direction if weight.is_contiguous() else direction.contiguous(memory_format=torch.channels_last)
@@ -355,8 +362,8 @@ def _is_served(parameter: nn.Parameter) -> bool:
 def _is_ready(layer: BlockWork) -> bool:
     """Whether the layer has made no step, or has all that later steps need."""
     state = layer.state
-    if layer.moments is None and "factor" not in state:
-        return False
+    if layer.moments is None and ("factor" not in state or layer.with_bias != ("factor_mean" in state)):
+        return False  # or a bias was frozen or thawed since the last refresh
     if not state or set(state) <= {"momentum", "step"}:
         return layer.moments is not None
     return all(key in state for key in ("row_square", *_LAYER_NUMBERS))

@@ -21,12 +21,14 @@ class Standing:
         parameters: in the order of the step.
         layers: each with its settings, and whether its bias takes part.
         kept: states, keys, and what these held.
+        addresses: where that lay.
         places: every group, and the places of its parameters.
     """
 
     parameters: list[nn.Parameter]
     layers: list[tuple[Block, Config, bool]]
     kept: list[tuple[State, str, Any]]
+    addresses: list[int]
     places: list[tuple[dict[str, Any], list[int]]]
 
     @classmethod
@@ -38,10 +40,12 @@ class Standing:
         for i, parameter in enumerate(parameters):
             group = work.groups[parameter]
             members.setdefault(id(group), (group, []))[1].append(i)
+        kept = [(state, key, state[key]) for state in states for key in keys if key in state]
         return cls(
             parameters,
             [(layer.block, layer.config, layer.with_bias) for layer in work.blocks],
-            [(state, key, state[key]) for state in states for key in keys if key in state],
+            kept,
+            [value.data_ptr() for _, _, value in kept],
             list(members.values()),
         )
 
@@ -59,3 +63,7 @@ class Standing:
             if state.get(key) is not value:
                 return False
         return all(work.groups[self.parameters[places[0]]] is group for group, places in self.places)
+
+    def lies_where_it_lay(self) -> bool:
+        """Whether nobody gave a kept tensor other memory, as ``value.data = ...`` does."""
+        return [value.data_ptr() for _, _, value in self.kept] == self.addresses

@@ -111,7 +111,7 @@ def _share(work: Work, verdict: Verdict, config: Config, memory: Memory) -> Stag
     if memory.stages is not None:
         return memory.stages(work, verdict, config, memory.arenas, scratch)
     fused = memory.fused.pop(device, None)
-    if fused is None or not fused.standing.holds(work):
+    if fused is None or not fused.standing.holds(work) or not fused.standing.lies_where_it_lay():
         fused = prepare_fused(work, config, memory.arenas, scratch)
     if fused is not None:
         memory.fused[device] = fused

@@ -40,6 +40,11 @@ def test_no_case_exceeds_its_budgets(tmp_path: Path) -> None:
         assert len(device_step.over_budget("GPT-2 124M", {**found["GPT-2 124M"], name: most + 1})) == 1, name
 
 
+def test_the_page_shows_the_kept_figures() -> None:
+    kept = json.loads((BENCH / "results" / "device_step.json").read_text())
+    assert device_step.table(kept) in (BENCH.parent / "docs" / "gpu.md").read_text()
+
+
 def test_launches_bytes_memory_and_reads_are_those_that_are_made() -> None:
     x = torch.zeros(1000, device="meta")
     with counting() as counter:

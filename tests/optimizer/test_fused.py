@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,3 +99,61 @@ def test_the_stages_are_the_fused_ones(fused: pytest.MonkeyPatch) -> None:
     model = net()
     train(model, made(model), range(3))
     assert calls == [6, 6, 6]  # two convolutions, two projections of attention, two layers
+
+
+def moved(model: Net, optimizer: lnb.LNB) -> None:
+    """Other code gives states other memory, as ``module._apply`` does."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.data = value.data.clone()
+
+
+def reloaded(model: Net, optimizer: lnb.LNB) -> None:
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def frozen_bias(model: Net, optimizer: lnb.LNB) -> None:
+    assert model.wide.bias is not None
+    model.wide.bias.requires_grad_(not model.wide.bias.requires_grad)
+
+
+def frozen_layer(model: Net, optimizer: lnb.LNB) -> None:
+    model.wide.requires_grad_(not model.wide.weight.requires_grad)
+
+
+def rate_on_the_host(model: Net, optimizer: lnb.LNB) -> None:
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.04)
+
+
+@pytest.mark.parametrize("change", [moved, reloaded, frozen_bias, frozen_layer, rate_on_the_host])
+def test_what_happens_between_steps_is_followed(fused: pytest.MonkeyPatch, change: Any) -> None:
+    results = []
+    for available in (True, False):
+        fused.setattr(fused_step, "available", lambda device, available=available: available)
+        model = net()
+        optimizer = made(model, refresh_every=3)
+        for steps in (range(4), range(4, 6), range(6, 10)):
+            train(model, optimizer, steps)
+            change(model, optimizer)
+        results.append(model)
+    assert_alike(*results, tolerance=1e-3)
+
+
+def test_images_with_their_channels_last(fused: pytest.MonkeyPatch) -> None:
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model = net()
+        model.convs.to(memory_format=memory_format)
+        train(model, made(model), range(5))
+        results.append(model)
+    assert_alike(*results)
+
+
+def test_a_layer_whose_inputs_cannot_be_squared_stands_still(fused: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = lnb.LNB(model, products="tf32x3")
+    before = [parameter.clone() for parameter in model.parameters()]
+    model(torch.full((8, 3), 1e25)).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before[0])
+    assert not torch.equal(model[2].weight, before[2])
