@@ -245,6 +245,87 @@ def steps(device: str, small: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def whole_steps(device: str, small: bool) -> dict[str, Any]:
+    """Twenty steps of the default preset on the device against the CPU's, from one seed, and the same from CUDA graphs.
+
+    Products of float32 accuracy: what is left is rounding, which steps magnify. The bound is a tenth of how far weights moved.
+    """
+    import lnb
+    from lnb.graphs import GraphedStep
+
+    def made() -> torch.nn.Sequential:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.LayerNorm(1024),
+            torch.nn.Linear(1024, 160), torch.nn.Tanh(), torch.nn.Linear(160, 10),
+        )  # fmt: skip
+
+    def batch(seed: int, where: str) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x, y = torch.randn(64, 3, 8, 8, generator=generator), torch.randint(10, (64,), generator=generator)
+        return x.to(where), y.to(where)
+
+    def trained(where: str, graphs: bool) -> list[torch.Tensor]:
+        model = made().to(where)
+        optimizer = lnb.LNB(model, lr=0.02, products="tf32x3")
+
+        def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(model(x), y)
+
+        step: GraphedStep | None = lnb.graphed_step(optimizer, loss, batch(0, where)) if graphs else None
+        for seed in range(20):
+            if step is not None:
+                step(*batch(seed, where))
+                continue
+            optimizer.zero_grad()
+            loss(*batch(seed, where)).backward()
+            optimizer.step()
+        return [parameter.detach().cpu() for parameter in model.parameters()]
+
+    start = [parameter.detach() for parameter in made().parameters()]
+    expected, found = trained("cpu", False), trained(device, False)
+    moves = [float((x - y).norm()) for x, y in zip(expected, start, strict=True)]
+    errors = [float((x - y).norm()) for x, y in zip(found, expected, strict=True)]
+    report = {"ok": all(error <= 0.1 * move for error, move in zip(errors, moves, strict=True))}
+    report["output"] = f"distance of parameters from the CPU's {errors}, moved {moves}"
+    if device == "cuda":
+        captured = trained(device, True)
+        same = all(map(torch.equal, captured, found))
+        report = {"ok": report["ok"] and same, "output": f"{report['output']}; replayed to the bit: {same}"}
+    return report
+
+
+def large_models(device: str, small: bool) -> list[dict[str, Any]]:
+    """Training steps of the models of ``bench/device_step.py``: LNB's default and fused AdamW, and what was predicted."""
+    sys.path.append(str(ROOT / "bench"))
+    from meter.models import CASES
+
+    import lnb
+
+    predicted = json.loads((ROOT / "bench" / "results" / "device_step.json").read_text())
+    rows: list[dict[str, Any]] = []
+    for name, case in CASES.items() if device == "cuda" else ():
+        times = {}
+        for optimizer_name in ("adamw", "lnb"):
+            with torch.device(device):
+                model = case.model()
+            fused = optimizer_name == "adamw"
+            optimizer: Any = torch.optim.AdamW(model.parameters(), fused=True) if fused else lnb.LNB(model, lr=0.01)
+
+            def step(model: Any = model, optimizer: Any = optimizer, case: Any = case) -> None:
+                optimizer.zero_grad()
+                with torch.autocast(device, torch.bfloat16):
+                    loss = case.loss(model)
+                loss.backward()
+                optimizer.step()
+
+            times[optimizer_name] = milliseconds(step, device)
+            del model, optimizer
+        rows.append({"model": name, **times, "ratio": times["lnb"] / times["adamw"],
+                     "predicted": predicted[name]["simulated step / fused AdamW's"]})  # fmt: skip
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -269,6 +350,8 @@ def main() -> int:
         plan["CUDA module"] = lambda: command([*pytest, *cuda_tests], 120)
     plan["kernels"] = lambda: kernels(device, dry)
     plan["steps"] = lambda: steps(device, dry)
+    plan["whole steps"] = lambda: whole_steps(device, dry)
+    plan["large models"] = lambda: large_models(device, dry)
     plan["tests"] = lambda: command([*pytest, *hardware_tests], 240)
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer and not dry:

@@ -1,4 +1,4 @@
-"""The models that the meter runs, at their real widths, on the meta device."""
+"""The models that the meter runs, at their real widths: on the meta device, and by ``make gpu`` on a real one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Case:
     """A model and a loss of it.
 
     Attributes:
-        model: makes it, on the meta device.
-        loss: of a batch, on the meta device.
+        model: makes it, on PyTorch's default device.
+        loss: of a batch, on the model's device.
     """
 
     model: Callable[[], nn.Module]
@@ -126,23 +126,28 @@ def _unet() -> nn.Module:
     return UNet(3, 11, width=64)
 
 
+def _where(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 def _language(model: nn.Module) -> Tensor:
-    tokens = torch.zeros(16, 1024, dtype=torch.long, device="meta")
+    tokens = torch.zeros(16, 1024, dtype=torch.long, device=_where(model))
     return F.cross_entropy(model(tokens).flatten(0, 1).float(), tokens.flatten())
 
 
 def _classes(batch: int, side: int, classes: int = 1000) -> Callable[[nn.Module], Tensor]:
     def loss(model: nn.Module) -> Tensor:
-        images = torch.zeros(batch, 3, side, side, device="meta")
-        labels = torch.zeros(batch, dtype=torch.long, device="meta")
+        images = torch.zeros(batch, 3, side, side, device=_where(model))
+        labels = torch.zeros(batch, dtype=torch.long, device=images.device)
         return F.cross_entropy(model(images).float(), labels)
 
     return loss
 
 
 def _segmentation(model: nn.Module) -> Tensor:
-    images = torch.zeros(32, 3, 128, 128, device="meta")
-    return F.cross_entropy(model(images).float(), torch.zeros(32, 128, 128, dtype=torch.long, device="meta"))
+    images = torch.zeros(32, 3, 128, 128, device=_where(model))
+    labels = torch.zeros(32, 128, 128, dtype=torch.long, device=images.device)
+    return F.cross_entropy(model(images).float(), labels)
 
 
 CASES = {
