@@ -4,6 +4,7 @@
 #include "averaging.cuh"
 #include "fused_step.h"
 #include "launch.h"
+#include "layer_table.h"
 #include "tile_products.cuh"
 
 namespace lnb::cuda {
@@ -13,25 +14,7 @@ constexpr int kRowLanes = 8;    // that share a row of the tile as it comes in: 
 constexpr int kBandLanes = 16;  // that share a row of H
 constexpr int kInFlight = 4;    // packs of each operand that a thread has in flight: all of a row of kLargestBlock
 
-struct DirectTable {
-    DirectLayer layer[kDirectLayers];
-    int32_t first_block[kDirectLayers + 1];
-    int32_t count;
-
-    // The layer whose blocks include `block` is the last one that starts at or before it.
-    __device__ __forceinline__ int layer_of(unsigned block) const {
-        int low = 0, high = count;
-        while (high - low > 1) {
-            const int middle = (low + high) / 2;
-            if (static_cast<unsigned>(first_block[middle]) <= block) {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
-        return low;
-    }
-};
+using DirectTable = LayerTable<DirectLayer, kDirectLayers>;
 static_assert(sizeof(DirectTable) <= 32000, "CUDA's limit for kernel parameters, with DirectNumbers");
 
 // What is in dynamic shared memory, by the sides of the tile.
@@ -373,7 +356,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     LNB_SHARED(Tile, shared_tile, 1);
     const TileVectors vectors{square, ahead_square, bias, mean};
     Tile tile{};
-    tile.layer = table.layer_of(blockIdx.x);
+    tile.layer = table.find(blockIdx.x);
     const DirectLayer& layer = table.layer[tile.layer];
     const int number = static_cast<int>(blockIdx.x) - table.first_block[tile.layer];
     tile.column_block = number % layer.column_blocks();

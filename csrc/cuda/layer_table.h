@@ -3,7 +3,23 @@
 
 #include <cstdint>
 
+#include "portable.h"
+
 namespace lnb::cuda {
+
+// Of what has consecutive blocks each, the one whose blocks include `block`: the last that starts at or before it.
+__host__ __device__ inline int owner_of(const int32_t* first_block, int count, unsigned block) {
+    int low = 0, high = count;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (static_cast<unsigned>(first_block[middle]) <= block) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
 
 template <typename Layer, int kLayers>
 struct LayerTable {
@@ -11,19 +27,7 @@ struct LayerTable {
     int32_t first_block[kLayers + 1];  // and the number of blocks, at [count]
     int32_t count;
 
-    // The layer whose blocks include `block`: the last one that starts at or before it.
-    __host__ __device__ int find(unsigned block) const {
-        int low = 0, high = count;
-        while (high - low > 1) {
-            const int middle = (low + high) / 2;
-            if (static_cast<unsigned>(first_block[middle]) <= block) {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
-        return low;
-    }
+    __host__ __device__ int find(unsigned block) const { return owner_of(first_block, count, block); }
 };
 
 // Calls start(table, blocks, first_layer) for tables that together hold all layers; `blocks_of` counts a layer's

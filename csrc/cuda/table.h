@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "layer_table.h"
 #include "multi_tensor.h"
 
 namespace lnb::cuda {
@@ -17,18 +18,9 @@ struct Piece {
     int64_t begin, size;
 };
 
-// The tensor whose blocks include `block` is the last one that starts at or before it.
 __host__ __device__ inline Piece find_piece(const int32_t* first_block, const int64_t* size, int count,
                                             unsigned block) {
-    int low = 0, high = count;
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        if (static_cast<unsigned>(first_block[middle]) <= block) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
+    const int low = owner_of(first_block, count, block);
     const int64_t number = static_cast<int64_t>(block) - first_block[low];
     const int64_t begin = number * kPieceSize;
     const int64_t rest = size[low] - begin;
