@@ -25,8 +25,9 @@ def moment_flops(op: str, inputs: Sequence[Tensor], results: Sequence[Tensor]) -
     """FLOPs of the second moments among what a layer's op returned: half of every symmetric product, of patches too."""
     if not op.endswith(("second_moment", "_backward")):
         return 0
-    moments = [r for r in results if r.dim() >= 2 and r.shape[-1] == r.shape[-2] and r.dtype == torch.float32]
-    moments = [r for r in moments if r.dim() >= 3 or op.endswith("second_moment")]
+    gradients = {value.shape for value in inputs}
+    moments = [r for r in results if r.dim() >= 2 and r.shape[-1] == r.shape[-2] and r.shape not in gradients]
+    moments = [r for r in moments if r.dtype == torch.float32 and (r.dim() >= 3 or op.endswith("second_moment"))]
     if "conv2d" in op:
         rows = inputs[0].shape[0] * inputs[0].shape[-1] * inputs[0].shape[-2]
     else:
