@@ -78,6 +78,8 @@ def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) 
         return None
     if not all(map(_is_served, work.parameters)) or not all(_is_ready(layer) for layer in work.blocks):
         return None
+    if len({parameter.dtype for layer in work.blocks for parameter in layer.parameters}) > 1:
+        return None  # one launch reads gradients of one dtype
     weights = [layer.block.weight for layer in work.blocks]
     biases = [layer.parameters[1] if layer.with_bias else None for layer in work.blocks]
     ordered = [*weights, *(bias for bias in biases if bias is not None), *work.others]

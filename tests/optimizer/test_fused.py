@@ -157,3 +157,27 @@ def test_a_layer_whose_inputs_cannot_be_squared_stands_still(fused: pytest.Monke
     optimizer.step()
     assert torch.equal(model[0].weight, before[0])
     assert not torch.equal(model[2].weight, before[2])
+
+
+def test_layers_of_several_dtypes_take_the_usual_form(fused: pytest.MonkeyPatch) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(4, 6, dtype=torch.bfloat16), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.last(torch.tanh(self.first(x.bfloat16())).float())
+            return result
+
+    results = []
+    for available in (True, False):
+        fused.setattr(fused_step, "available", lambda device, available=available: available)
+        model = Mixed()
+        optimizer = lnb.LNB(model)
+        for seed in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))).square().mean().backward()
+            optimizer.step()
+        results.append(model)
+    assert all(map(torch.equal, *(model.state_dict().values() for model in results)))
