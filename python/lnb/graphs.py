@@ -7,8 +7,8 @@ the schedule of refreshes on the host, which goes on counting while graphs are r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -35,12 +35,16 @@ class Graphs(Protocol):
     def capture(self, graph: Any) -> AbstractContextManager[Any]:
         """Inside, work goes into the graph instead of being done."""
 
+    def aside(self) -> AbstractContextManager[Any]:
+        """Inside, work is done at once, in order with all other work, where a later capture does not meet it."""
+
 
 class CudaGraphs:
     """PyTorch's, whose memory is one pool."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
 
     def new(self) -> torch.cuda.CUDAGraph:
         """An empty graph."""
@@ -49,6 +53,15 @@ class CudaGraphs:
     def capture(self, graph: torch.cuda.CUDAGraph) -> AbstractContextManager[Any]:
         """Capture on a stream of its own, as PyTorch does."""
         return torch.cuda.graph(graph, pool=self._pool)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """On a side stream: autograd goes on where it began, and a capture must not meet the default stream."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
 
 
 def graphed_step(optimizer: LNB, loss: Loss, example: Sequence[Tensor]) -> GraphedStep:
@@ -97,8 +110,8 @@ class GraphedStep:
         self._captured: dict[tuple[int, ...], tuple[Graph, Tensor]] = {}
         self._seen: set[tuple[int, ...]] = set()
         for group in optimizer.param_groups:
-            if not isinstance(group["lr"], Tensor):
-                group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=device)
+            if not isinstance(group["lr"], Tensor) or group["lr"].device != device:
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float64).to(device)
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """Make one step on ``batch``, which has the example's shapes and dtypes; returns the loss ``[]``, of memory that the
@@ -111,7 +124,8 @@ class GraphedStep:
         kind = self._optimizer.gathering
         if self._optimizer.step_index < self._optimizer.config.refresh_every or kind not in self._seen:
             self._seen.add(kind)
-            return self._step()
+            with self._graphs.aside():
+                return self._step()
         if kind not in self._captured:
             graph = self._graphs.new()
             with self._graphs.capture(graph):

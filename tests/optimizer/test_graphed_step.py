@@ -47,7 +47,7 @@ class Recorded(TorchDispatchMode):
 class RecordedGraphs:
     """Recorded graphs in place of CUDA's. What is recorded runs at once, so that it is undone first."""
 
-    def __init__(self, *kept: Tensor) -> None:
+    def __init__(self) -> None:
         self.made: list[Recorded] = []
 
     def new(self) -> Recorded:
@@ -59,6 +59,10 @@ class RecordedGraphs:
         with graph:
             yield
         graph.replay = skipping_once(graph)  # type: ignore[method-assign]
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        yield
 
 
 def skipping_once(graph: Recorded) -> Any:
