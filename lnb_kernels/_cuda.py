@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lnb_kernels import _extension
+from lnb_kernels import _backend, _extension
 from lnb_kernels._backend import KernelUnavailable
 
 _NAME = "_cuda_module"
@@ -27,6 +27,20 @@ def module(device: torch.device) -> Any:
     if failure is not None:
         raise KernelUnavailable(failure)
     return _load()[0]
+
+
+def serves(device: torch.device, *ops: str) -> bool:
+    """Whether each of ``ops`` is served on ``device`` by a kernel of the CUDA module that runs there, under the backend set."""
+    for op in ops:
+        route = _backend.routes()[op]
+        chosen = _backend.candidate(route, device, torch.float32, _backend.get_backend())
+        if route.kernels.get(chosen) != route.kernels["native-cuda"]:
+            return False
+    try:
+        module(device)
+    except KernelUnavailable:
+        return False
+    return True
 
 
 def failure() -> str | None:

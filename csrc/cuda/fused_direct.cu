@@ -394,26 +394,16 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 
 template <typename P, typename G, typename D>
 void start(const DirectLayer* layers, int64_t count, const DirectNumbers& numbers, void* stream) {
-    DirectTable table;
-    table.count = 0;
-    table.first_block[0] = 0;
-    int64_t blocks = 0;
-    size_t shared = 0;
-    const auto flush = [&] {
-        launch("fused_step.direct", direct_kernel<P, G, D>, {blocks, kTileThreads, shared}, stream, table, numbers);
-        table.count = 0;
-        blocks = 0;
-        shared = 0;
+    const auto tiles = [](const DirectLayer& layer) {
+        return static_cast<int64_t>(layer.matrices) * layer.row_blocks() * layer.column_blocks();
     };
-    for (const DirectLayer* layer = layers; layer != layers + count; ++layer) {
-        const int64_t own = static_cast<int64_t>(layer->matrices) * layer->row_blocks() * layer->column_blocks();
-        if (table.count == kDirectLayers || blocks + own > INT32_MAX) flush();
-        table.layer[table.count++] = *layer;
-        blocks += own;
-        table.first_block[table.count] = static_cast<int32_t>(blocks);
-        shared = std::max<size_t>(shared, TileMemory::of<P>(layer->side, layer->size).end);
-    }
-    flush();
+    for_each_layer_table<kDirectLayers>(layers, count, tiles, [&](const DirectTable& table, int64_t blocks, int64_t) {
+        size_t shared = 0;
+        for (const DirectLayer* layer = table.layer; layer != table.layer + table.count; ++layer) {
+            shared = std::max<size_t>(shared, TileMemory::of<P>(layer->side, layer->size).end);
+        }
+        launch("fused_step.direct", direct_kernel<P, G, D>, {blocks, kTileThreads, shared}, stream, table, numbers);
+    });
 }
 
 // Calls f with a value of the types of the gradients and of the directions. False for a pair that there is no kernel

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnb_kernels import _backend, _cuda
-from lnb_kernels._backend import KernelUnavailable
+from lnb_kernels import _cuda
 from lnb_kernels.multi_tensor.grouping import native_type
 from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, OutputMetric
 
@@ -22,15 +21,7 @@ _GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
 
 def serves(device: torch.device) -> bool:
     """Whether the kernels run on ``device``, and may: under ``set_backend("auto")`` or ``"native"``, and not traced."""
-    route = _backend.routes()["spd_inverse"]
-    chosen = _backend.candidate(route, device, torch.float32, _backend.get_backend())
-    if torch.compiler.is_compiling() or route.kernels.get(chosen) != route.kernels["native-cuda"]:
-        return False
-    try:
-        _cuda.module(device)
-    except KernelUnavailable:
-        return False
-    return True
+    return not torch.compiler.is_compiling() and _cuda.serves(device, "spd_inverse")
 
 
 def largest_side(tensor: Tensor) -> int:

@@ -135,6 +135,7 @@ class FusedShare:
         self.solution = Solution([])
         self.weights = [layer.block.weight for layer in work.blocks]
         self.biases = [layer.parameters[1] if layer.with_bias else None for layer in work.blocks]
+        self.gradients = [_gradient(weight).contiguous() for weight in self.weights]
         self.due = [i for i, layer in enumerate(work.blocks) if layer.moments is not None]
 
     def direct(self) -> None:
@@ -163,7 +164,7 @@ class FusedShare:
             [self._momentum(weight).view(shape) for weight, shape in zip(self.weights, matrices, strict=True)],
             self.partials,
             self.mixed_biases,
-            [_gradient(weight).contiguous().view(shape) for weight, shape in zip(self.weights, matrices, strict=True)],
+            [gradient.view(shape) for gradient, shape in zip(self.gradients, matrices, strict=True)],
             [None if bias is None else _gradient(bias) for bias in self.biases],
             [None if bias is None else self._momentum(bias) for bias in self.biases],
             [state["factor"] for state in states],
@@ -315,8 +316,10 @@ class FusedShare:
         decay = self.fused.settings.momentum
         found: dict[nn.Parameter, Tensor | AveragedGradient] = {}
         for i in self.due:
-            for parameter, shares in zip(self.work.blocks[i].parameters, (of_weights, of_biases), strict=False):
-                gradient = _gradient(parameter).contiguous()
+            weight, bias = self.weights[i], self.biases[i]
+            parts = [(weight, self.gradients[i], of_weights)]
+            parts += [] if bias is None else [(bias, _gradient(bias), of_biases)]
+            for parameter, gradient, shares in parts:
                 found[parameter] = AveragedGradient(gradient, self._momentum(parameter), shares[i], decay, self.take)
         return found
 
