@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from cusim.simulated import cuda_kernels_on_cpu
@@ -45,3 +47,27 @@ def test_steps_are_those_of_the_cpu(products: str, tolerance: float) -> None:
     for of_step in launches:
         assert [of_step.count(f"fused_step.{part}") for part in ("direct", "finish", "apply")] == [1, 1, 1]
     assert launches[3] == ["multi_tensor.all_finite", "fused_step.direct", "fused_step.finish", "fused_step.apply"]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)])
+def test_images_with_their_channels_last(dtype: torch.dtype, tolerance: float) -> None:
+    """Weights in another memory order than their directions, grouped, normalised; in 16 bits with masters."""
+    found = []
+    for simulated in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6),
+            nn.Flatten(), nn.Linear(96, 3),
+        ).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
+        optimizer = lnb.LNB(model, lr=0.05, products="tf32x3", master_weights=True, block_size=18)
+        for seed in range(3):
+            x = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(seed)).to(dtype)
+            optimizer.zero_grad()
+            model(x).float().square().mean().backward()
+            with cuda_kernels_on_cpu() if simulated else contextlib.nullcontext() as simulator:
+                optimizer.step()
+                if simulator is not None:
+                    assert simulator.launches[-2:] == ["fused_step.finish", "fused_step.apply"]
+        found.append([parameter.detach().float() for parameter in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).abs().max()) <= tolerance * float(other.abs().max())
