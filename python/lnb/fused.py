@@ -30,6 +30,7 @@ from lnb.weight_bound import usual_norm
 from lnb.work import BlockWork, Work
 from lnb_kernels import fused_step, multi_tensor
 from lnb_kernels._checks import PLAIN
+from lnb_kernels.multi_tensor.grouping import rate_beside
 from lnb_kernels.refresh import AveragedGradient
 from lnb_kernels.scaling import sum_dtype
 from lnb_kernels.step_tables import StepSettings
@@ -261,7 +262,7 @@ class FusedShare:
                 [masters.get(parameter) for parameter in work.others],
             ),
             fused.scales,
-            [_rate(group["lr"], fused.steps.device) for group in groups],
+            [group["lr"] for group in groups],
             [group["weight_decay"] for group in groups],
             fused_step.AdamRule(config.momentum, self.take, config.b_others, ADAM_EPSILON),
             self.shorter if self.due else None,
@@ -334,9 +335,8 @@ def _chosen(values: Tensor, places: Sequence[int]) -> Tensor:
 
 def _rate(lr: float | Tensor, device: torch.device) -> float | Tensor:
     """``lr``, as the kernels take it: a number, or a tensor on their device."""
-    if not isinstance(lr, Tensor) or lr.device == device:
-        return lr
-    return float(lr) if lr.is_cpu else lr.to(device, non_blocking=True)
+    number, tensor = rate_beside((0.0, lr) if isinstance(lr, Tensor) else (lr, None), device)
+    return number if tensor is None else tensor
 
 
 def _ordered_as(weight: Tensor, direction: Tensor) -> Tensor:
