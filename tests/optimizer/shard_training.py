@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
+from optimizer.rank_training import images
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import (
@@ -87,17 +88,6 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
     "neuron": (Network, {"trust_region": "neuron", "damping": "none", "others": "identity"}),
     "iterated": (Plain, {"preset": "paper", "cg_scope": "neuron", "trust_region": "layer"}),
 }
-
-
-def images(dtype: torch.dtype = torch.float64, steps: int = STEPS) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        (
-            torch.rand(16, 2, 6, 6, generator=generator, dtype=torch.float64).to(dtype),
-            torch.randint(0, 3, (16,), generator=generator),
-        )
-        for _ in range(steps)
-    ]
 
 
 def trained(
@@ -228,7 +218,7 @@ def _exchanges(rank: int, ranks: int) -> list[dict[str, Any]]:
     model = sharded(make().double())
     optimizer = lnb.LNB(model, LR, **settings)
     found = []
-    for x, y in images():
+    for x, y in images(torch.float64, STEPS):
         optimizer.zero_grad()
         F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
         captures = [c for m in model.modules() for c in getattr(m, "_lnb_captures", {}).values()]
@@ -329,7 +319,7 @@ def _failed(rank: int, ranks: int) -> dict[str, Any]:
     model = sharded(make().double())
     optimizer = lnb.LNB(model, LR, **settings)
     raised, moved = 0, 0
-    for number, (x, y) in enumerate(images()):
+    for number, (x, y) in enumerate(images(torch.float64, STEPS)):
         optimizer.zero_grad()
         F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
         before = whole(model)
