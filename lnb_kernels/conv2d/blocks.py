@@ -63,7 +63,8 @@ def _part(x: torch.Tensor, conv: Geometry, taps: tuple[int, int], number: int, m
     batch, channels, height, width = x.shape
     outputs = conv.output(height, width)
     left, _, top, _ = conv.padding
-    first = divmod(number * taps[0] * taps[1], conv.kernel[1])
+    tap = number * taps[0] * taps[1]
+    first = tap // conv.kernel[1], tap % conv.kernel[1]
     windows = [
         _window(size, n, stride, dilation, begin, count, before)
         for size, n, stride, dilation, begin, count, before in zip(

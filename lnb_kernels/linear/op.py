@@ -12,7 +12,7 @@ from lnb_kernels import _autocast, _backend, _checks, _sampling
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels._rows import as_rows
 from lnb_kernels.linear import reference
-from lnb_kernels.linear.shared import SharedMoment
+from lnb_kernels.linear.shared import SharedMoment, gradient_memory
 from lnb_kernels.second_moment.op import pull_back, shape_of
 
 _backend.register(
@@ -170,6 +170,7 @@ class _SharedLinear(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
         ctx.shared = inputs[7]
         ctx.member = ctx.shared.join()
+        ctx.memory = gradient_memory(inputs[3])
         _Linear.setup_context(ctx, inputs[:7], None)
         return F.linear(*inputs[:3])
 
@@ -185,6 +186,8 @@ class _SharedLinear(torch.autograd.Function):
             moment = next(results)
             if not alone:
                 ctx.shared.offer(ctx.member, moment)
+        if not alone and ctx.memory is not None:
+            moment = ctx.memory.view_of(moment)
         return (*gradients, moment, *[None] * 4)
 
 
