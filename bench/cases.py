@@ -27,10 +27,10 @@ def _second_moment_of_blocks(n: int, d: int, blocks: int, dtype: torch.dtype) ->
 
 
 def _linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[], Any]:
-    from lnb_kernels.linear.triton_kernel import linear_backward
+    from lnb_kernels.linear.triton_kernel import fused_backward
 
     def call() -> Any:
-        return linear_backward(
+        return fused_backward(
             _meta(n, m, dtype=dtype), _meta(n, d, dtype=dtype), _meta(m, d, dtype=dtype), [False, True, True, True]
         )
 

@@ -166,7 +166,10 @@ def test_derivatives() -> None:
 def test_the_moments_can_be_differentiated(blocks: int) -> None:
     x = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
     size = 36 // blocks + 1
-    s, channels = torch.zeros(blocks, size, size, dtype=torch.float64, requires_grad=True), probes((3, 3), 1, x.dtype)[1]
+    s, channels = (
+        torch.zeros(blocks, size, size, dtype=torch.float64, requires_grad=True),
+        probes((3, 3), 1, x.dtype)[1],
+    )
     y = lk.conv2d(x, torch.randn(2, 4, 3, 3, dtype=torch.float64), None, 1, 1, probe=s, channel_probe=channels)
     moments = torch.autograd.grad(y.sum(), (s, channels), create_graph=True)
     directions = [torch.randn_like(m) for m in moments]
