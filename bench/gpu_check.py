@@ -297,16 +297,16 @@ def whole_steps(device: str, small: bool) -> dict[str, Any]:
 
 
 def large_models(device: str, small: bool) -> list[dict[str, Any]]:
-    """Training steps of the models of ``bench/device_step.py``: LNB's default, fused AdamW and torch's Muon, and what was predicted.
+    """Training steps of the models of ``bench/device_step.py``: LNB's default, fused AdamW, torch's Muon, and the prediction.
 
     A time is the mean of two cycles of refreshes, as in the prediction. Muon moves the weights of layers and AdamW the
     others. A dry run rehearses all of it on a small model.
     """
     sys.path.append(str(ROOT / "bench"))
-    from lnb_bench.training.optimizers import OptimizerConfig, build_optimizer
     from meter.models import CASES, Case
 
     import lnb
+    from lnb_bench.training.optimizers import OptimizerConfig, build_optimizer
 
     def optimizer_of(name: str, model: torch.nn.Module) -> Any:
         if name == "adamw":

@@ -28,7 +28,7 @@ _STRETCH = 4
 _FEW = 16
 """How much smaller and larger than asked for blocks may be, and how much smaller parts of a kernel.
 
-On GPUs blocks above the usual size are left to slower code, so that a smaller divisor, if it is not much smaller, is preferred."""
+On GPUs blocks above the usual size are left to slower code: a divisor that is not much smaller is preferred."""
 
 
 @dataclass(frozen=True)
