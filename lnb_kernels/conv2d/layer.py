@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _autocast, _backend, _checks, _sampling
+from lnb_kernels import _autocast, _backend, _checks, _sampling, moment_stream
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.blocks import block_features, block_moments, is_cut
@@ -46,17 +46,20 @@ def _backward_kernel(
 ) -> list[torch.Tensor]:
     """The wanted ones of: gradients of ``x``, ``weight`` and bias; second moments of the patches; channel moments."""
     with _autocast.disabled(x.device):
-        results = reference.layer_gradients(grad, x, weight, code, mask)
-        if mask[3]:
+
+        def of_part(part: torch.Tensor, geometry: list[int]) -> torch.Tensor:
+            found: torch.Tensor = _backend.call("conv2d_second_moment", part, part, geometry, moment_dtype)
+            return found
+
+        def moment() -> torch.Tensor:
             images, scale = _sampling.read(x, start, every)
-
-            def moment(part: torch.Tensor, geometry: list[int]) -> torch.Tensor:
-                found: torch.Tensor = _backend.call("conv2d_second_moment", part, part, geometry, moment_dtype)
-                return found
-
-            s = block_moments(images, Geometry.decode(code), moment_blocks, moment)
+            s = block_moments(images, Geometry.decode(code), moment_blocks, of_part)
             s = s.to(_checks.accumulation_dtype(x.dtype))
-            results.append(s if scale == 1.0 else s.mul_(scale))
+            return s if scale == 1.0 else s.mul_(scale)
+
+        # First: beside it, another stream makes the gradients.
+        moments = [moment_stream.computed(moment, x, start)] if mask[3] else []
+        results = [*reference.layer_gradients(grad, x, weight, code, mask), *moments]
         if mask[4]:
             results.append(reference.channel_moments(x, positions))
     return results
@@ -147,13 +150,16 @@ class _Conv2d(torch.autograd.Function):
         x, weight, _, probe, _, ctx.code, ctx.positions, start, ctx.every, ctx.moment_dtype = inputs
         ctx.moment_blocks = Geometry.decode(ctx.code).groups if probe is None else probe.shape[0]
         ctx.save_for_backward(x, weight, start)
+        ctx.use = moment_stream.use_of(probe)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, start = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:5])
         how = start, ctx.every, ctx.moment_dtype, ctx.moment_blocks
-        results = iter(_conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask, *how))
+        with moment_stream.backward_of(ctx.use):
+            found = _conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask, *how)
+        results = iter(found)
         return (*(next(results) if wanted else None for wanted in mask), *[None] * 5)
 
 

@@ -7,6 +7,8 @@ import weakref
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lnb_kernels.moment_stream import join_moments
+
 
 class SharedMoment:
     """The second moment of one input, computed by the first backward pass that needs it, for all layers that see the input.
@@ -76,6 +78,7 @@ class GradientMemory:
         """Autograd adds in place to a gradient that there is."""
         probe = self._probe()
         if probe is not None and probe.grad is not None and self._is_shared:
+            join_moments()
             probe.grad = probe.grad.clone()
             self._is_shared = False
 
