@@ -186,3 +186,29 @@ def test_a_large_vocabulary_gets_small_blocks() -> None:
     assert sum(row.state_bytes for row in optimizer.plan()) - squares_of_rows < 64 * 50257 * 4
     change = (layer(x).detach() - before).square().mean().sqrt()
     torch.testing.assert_close(float(change), 0.05, rtol=0.2, atol=0)
+
+
+def test_kernels_that_are_cut_have_the_blocks_of_the_whole_metric() -> None:
+    """One step with whole channels' metrics and one with halves; then the state of the one for the other, which starts anew."""
+    batch, found = torch.randn(16, 3, 8, 8), []
+
+    def stepped(optimizer: lnb.LNB, layer: torch.nn.Module) -> None:
+        optimizer.zero_grad()
+        layer(batch).square().mean().backward()
+        optimizer.step()
+
+    for size in (None, 8):
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(3, 6, 4, 4)
+        optimizer = lnb.LNB(layer, block_size=size)
+        stepped(optimizer, layer)
+        found.append(optimizer.state_dict())
+    whole, cut = (saved["state"][0]["second_moment"] for saved in found)
+    assert cut.shape == (1, 6, 9, 9)
+    for block in range(6):
+        index = [*range(8 * block, 8 * block + 8), 48]
+        torch.testing.assert_close(cut[0, block], whole[0, 0][index][:, index])
+    resumed = lnb.LNB(layer, block_size=8)
+    resumed.load_state_dict(found[0])
+    stepped(resumed, layer)
+    torch.testing.assert_close(resumed.state[layer.weight]["second_moment"], cut)
