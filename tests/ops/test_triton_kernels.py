@@ -18,6 +18,7 @@ from lnb_kernels._triton.arch import ARCHS
 from lnb_kernels._triton.gram_prediction import fused_backward_pays
 from lnb_kernels.conv2d import reference as conv_reference
 from lnb_kernels.conv2d import triton_kernel as conv_kernel
+from lnb_kernels.conv2d.blocks import block_moments
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.patches import conv2d_second_moment_by_patches
 from lnb_kernels.conv2d.shifts import has_interior
@@ -134,6 +135,29 @@ def test_linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> None:
         truth = linear_reference.linear_backward(grad.double(), x.double(), weight.double(), [True] * 4)
         for got, reference, exact in zip(actual, plain, truth, strict=True):
             assert_close_to_reference(got, exact, reference)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "blocks", "last"),
+    [((16, 8), 8, 0, 6, True), ((16, 8), 8, 3, 12, False), ((3, 2), 4, 1, 9, False), ((3, 2), 4, 1, 18, False)],
+    ids=str,
+)
+def test_blocks_of_a_channels_taps(kernel: tuple[int, int], stride: int, padding: int, blocks: int, last: bool) -> None:
+    """Rows of a kernel, and parts of a row, from views of the images."""
+    conv = Geometry(kernel, (stride, stride), (padding,) * 4, (1, 1), 3)
+    x = rand(2, 3, 26, 18)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    actual = block_moments(x, conv, blocks, conv_kernel.conv2d_second_moment)
+    plain, truth = (
+        conv_reference.conv2d_second_moment(wide, conv.regrouped(3).encode()) for wide in (x.cpu(), x.cpu().double())
+    )
+    whole = plain.shape[-1] - 1
+    size = whole * 3 // blocks
+    for block, moment in enumerate(actual):
+        channel, part = divmod(block, blocks // 3)
+        index = [*range(part * size, (part + 1) * size), whole]
+        assert_close_to_reference(moment, truth[channel][index][:, index], plain[channel][index][:, index])
 
 
 def test_the_backward_pass_is_fused_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
