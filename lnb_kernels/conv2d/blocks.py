@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from lnb_kernels._checks import accumulation_dtype
+from lnb_kernels._triton.crossover import MOST_TAPS
 from lnb_kernels.conv2d.geometry import Geometry
 
 Moment = Callable[[torch.Tensor, list[int]], torch.Tensor]
@@ -55,6 +56,8 @@ def block_moments(x: torch.Tensor, conv: Geometry, blocks: int, moment: Moment) 
     parts = blocks // channels
     taps = taps_of_part(conv.kernel, parts)
     assert taps is not None, "the caller asked is_cut"
+    if x.device.type != "cpu" and taps[0] * taps[1] <= MOST_TAPS:  # the depthwise kernel would copy every part so
+        x = x.contiguous(memory_format=torch.channels_last)
     return torch.stack([_part(x, conv, taps, i, moment) for i in range(parts)], 1).flatten(0, 1)
 
 
