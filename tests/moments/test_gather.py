@@ -46,7 +46,7 @@ def test_every_kind_of_layer(kind: str, block_size: int | None) -> None:
     moments = lnb.gather_moments(model, batches, block_size=block_size)
     rows = torch.cat([rows_of(model[0], x) for x in batches], dim=1)
     check(moments["0"], rows)
-    wanted = {None: 1, 4: {"linear": 2, "strided groups": 2, "circular": 4}[kind]}[block_size]
+    wanted = {None: 1, 4: {"linear": 2, "strided groups": 6, "circular": 4}[kind]}[block_size]
     assert moments["0"].info.blocks == wanted
 
 
