@@ -228,7 +228,7 @@ def test_layers_that_saw_nothing_have_no_moments() -> None:
 
 def test_merging_what_does_not_fit_is_named(tmp_path: Path) -> None:
     model, x = small_model(), images(4, 0)
-    full, cut = lnb.gather_moments(model, [x]), lnb.gather_moments(model, [x], block_size=8)
+    full, cut = lnb.gather_moments(model, [x]), lnb.gather_moments(model, [x], block_size=9)
     with pytest.raises(
         ValueError, match=r"layer '0': moments to merge are of .* 1 x 1 blocks of 18 .* 1 x 2 blocks of 9"
     ):
