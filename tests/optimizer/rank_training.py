@@ -141,6 +141,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
     found["alone"] = trained(alone, lnb.LNB(alone, 0.02, process_group=None))
     found["copy"] = _copied(rank, ranks)
     found["complaints"] = _complaints()
+    found["moments"] = _moments(rank, ranks)
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -237,6 +238,25 @@ def _copied(rank: int, ranks: int) -> list[Tensor]:
     late = copy.deepcopy(early)
     ended = [trained(*early, rank, ranks), trained(*copy.deepcopy(late), rank, ranks)]
     return ended
+
+
+def _moments(rank: int, ranks: int) -> dict[str, Any]:
+    """Moments that every rank gathers of its own rows, of unlike numbers, reduced; and what is said where they do not fit."""
+    model, ((x, _),) = Network(), images(torch.float32, 1)
+    share = x.tensor_split([3 * (i + 1) for i in range(ranks - 1)])[rank]
+    own = lnb.gather_moments(model, [share])
+    whole = lnb.moments.reduce_moments(own)
+    found: dict[str, Any] = {name: (moment.second_moment, moment.mean, moment.count) for name, moment in whole.items()}
+    own["head"].mean[0, 0] = float("nan") if rank == 1 else 0.0
+    for name, wrong in {
+        "said of layers": lnb.gather_moments(model, [share], layers=["head", "patches"][rank % 2 :]),
+        "said of NaN": own,
+    }.items():
+        try:
+            lnb.moments.reduce_moments(wrong)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
 
 
 def _complaints() -> dict[str, str]:
