@@ -66,16 +66,16 @@ class Cell:
 
 CELLS = {
     "gpt": Cell(
-        "GPT, 4 blocks of width 96, Shakespeare: loss",
-        "shakespeare", 400, 32, 512, {"width": 96, "depth": 4, "context": 64},
+        "GPT, 2 blocks of width 64, Shakespeare: loss",
+        "shakespeare", 300, 16, 256, {"width": 64, "depth": 2, "context": 64},
     ),
     "vit": Cell(
-        "ViT, 4 blocks of width 96, CIFAR-10: accuracy in %",
-        "cifar10", 500, 64, 2000, {"width": 96, "depth": 4, "patch": 4},
+        "ViT, 2 blocks of width 64, CIFAR-10: accuracy in %",
+        "cifar10", 300, 32, 1000, {"width": 64, "depth": 2, "patch": 4},
     ),
     "unet": Cell(
-        "UNet, 8 base channels, CamVid at 64 x 64: pixel accuracy in %",
-        "camvid", 200, 16, 233, {"width": 8, "depth": 3, "size": 64},
+        "UNet, 8 base channels, 2 halvings, CamVid at 32 x 32: pixel accuracy in %",
+        "camvid", 200, 8, 233, {"width": 8, "depth": 2, "size": 32},
     ),
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Start low-rank adapters where the inputs of the new task matter most (CorDA), and train them with LNB.
 
-A model of digits learns inverted digits through adapters of rank 4; its own weights are frozen. The layout is that of PEFT's LoRA,
-whose modules take ``A``, ``B`` and the residual as ``docs/moments.md`` shows.
+A model of digits learns inverted digits through adapters of rank 4; its own weights are frozen. The layout is that of PEFT's
+LoRA, whose modules take ``A``, ``B`` and the residual as ``docs/moments.md`` shows.
 
 python examples/lora_start.py [--steps 60]
 """

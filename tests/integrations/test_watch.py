@@ -169,7 +169,7 @@ def test_the_command_shows_the_latest_record(tmp_path: Path) -> None:
         assert "loss 1.25" in text
     row = next(line for line in text.splitlines() if line.startswith("│ 2 "))
     assert "3 of 5" in row  # the rank
-    assert [cell.strip() for cell in row.split("│")[6:8]] == ["2", "2"]  # dead inputs, and age of the refresh of step 1
+    assert [cell.strip() for cell in row.split("│")[6:8]] == ["2", "0"]  # dead inputs, and the age: first steps refresh
     assert text.index("│ 0 ") < text.index("│ 2 ")
     by_dead = shown(tmp_path, "--sort", "dead")
     assert by_dead.index("│ 2 ") < by_dead.index("│ 0 ")

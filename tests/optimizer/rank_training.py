@@ -248,15 +248,17 @@ def _moments(rank: int, ranks: int) -> dict[str, Any]:
     whole = lnb.moments.reduce_moments(own)
     found: dict[str, Any] = {name: (moment.second_moment, moment.mean, moment.count) for name, moment in whole.items()}
     own["head"].mean[0, 0] = float("nan") if rank == 1 else 0.0
-    for name, wrong in {
-        "said of layers": lnb.gather_moments(model, [share], layers=["head", "patches"][rank % 2 :]),
-        "said of NaN": own,
-    }.items():
-        try:
-            lnb.moments.reduce_moments(wrong)
-        except ValueError as error:
-            found[name] = str(error)
+    found["said of layers"] = _refused(lnb.gather_moments(model, [share], layers=["head", "patches"][rank % 2 :]))
+    found["said of NaN"] = _refused(own)
     return found
+
+
+def _refused(moments: lnb.moments.Moments) -> str:
+    try:
+        lnb.moments.reduce_moments(moments)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
 
 
 def _complaints() -> dict[str, str]:
