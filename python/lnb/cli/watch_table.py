@@ -75,7 +75,7 @@ def _heading(history: History) -> Text:
 
 def _caption(record: Record) -> str:
     ages = [figures["refresh_age"] for figures in record.layers.values() if "refresh_age" in figures]
-    return f"refresh age in steps, at most {max(ages):.0f} of {len(record.layers)} layers" if ages else ""
+    return f"{len(record.layers)} layers; their oldest statistics are of {max(ages):.0f} steps ago" if ages else ""
 
 
 def _cells(figures: Figures, gains: list[float]) -> tuple[Text, ...]:
