@@ -3,8 +3,8 @@
     python bench/adapter_study.py [--seeds 5] [--json bench/results/adapters.json] [--page docs/moments.md]
 
 The model of ``bench/moments_study.py`` is trained on upright digits and frozen. Adapters of all three layers then learn from
-200 changed images, in the layout of PEFT's LoRA with ``lora_alpha = r = 4``, by LNB and by AdamW, 60 steps of 64. Accuracy is that on
-500 changed test images. The usual start has a random ``A``, as ``nn.Linear`` makes it, and ``B = 0`` (Hu et al., "LoRA",
+200 changed images, in the layout of PEFT's LoRA with ``lora_alpha = r = 4``, by LNB and by AdamW, 60 steps of 64. Accuracy is
+that on 500 changed test images. The usual start has a random ``A``, as ``nn.Linear`` makes it, and ``B = 0`` (Hu et al., "LoRA",
 arXiv:2106.09685). Moments are of the 200 images: ``gather_moments`` runs the model over them once.
 """
 
@@ -33,7 +33,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "turned": lambda x: x.view(-1, 8, 8).rot90(1, (1, 2)).flatten(1),
 }
 STARTS = ("usual", "ipm", "kpm")
-RATES = {"LNB": (0.03, 0.1, 0.3), "AdamW": (0.003, 0.01, 0.03)}
+RATES = {"LNB": (0.1, 0.3, 1.0), "AdamW": (0.01, 0.03, 0.1)}
 
 
 class Adapted(nn.Module):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lnb.config import check_number
-from lnb.moments.record import LayerMoment
+from lnb.moments.record import LayerMoment, require_moment
 
 
 def output_factor(logits: Tensor, total: float) -> Tensor:
@@ -43,7 +43,8 @@ def output_factor(logits: Tensor, total: float) -> Tensor:
     """
     check_number("total", total, low=0.0, low_allowed=False)
     p = _require_rows("logits", logits, None).softmax(1)
-    return total * (torch.diag(p.mean(0)) - p.mT @ p / len(p))
+    factor: Tensor = total * (torch.diag(p.mean(0)) - p.mT @ p / len(p))
+    return factor
 
 
 class LastLayerPosterior:
@@ -59,8 +60,7 @@ class LastLayerPosterior:
     """
 
     def __init__(self, moment: LayerMoment, factor: Tensor, prior: float) -> None:
-        if not isinstance(moment, LayerMoment):
-            raise TypeError(f"moment must be a LayerMoment, as moments[name] is, not {type(moment).__name__}")
+        moment = require_moment(moment)
         check_number("prior", prior, low=0.0, low_allowed=False)
         info = moment.info
         if info.groups > 1:
@@ -114,7 +114,7 @@ class LastLayerPosterior:
             x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
         squares = (x @ self._axes).square()  # [N, inputs]
         inverse = 1 / (self._inner.unsqueeze(1) * self._outer + self.prior)  # [inputs, classes]
-        found = (squares @ inverse) @ self._rows.square().mT
+        found: Tensor = (squares @ inverse) @ self._rows.square().mT
         if self.info.with_bias and not self.joint:
             found = found + (1 / (self._outer + self.prior)) @ self._rows.square().mT
         return found
