@@ -169,12 +169,13 @@ def main() -> None:
     kept: dict[str, Any] = {"date": date.today().isoformat(), "torch": torch.__version__, "cells": {}}
     if arguments.json and arguments.json.exists():
         kept = json.loads(arguments.json.read_text())
+    tasks = {name: CELLS[name].make(arguments.data) for name in arguments.cells}
     for seed in range(arguments.seeds):
-        for name in arguments.cells:
+        for name, task in tasks.items():
             results: Results = kept["cells"].setdefault(name, {})
             if len(results.get("not quantised", ())) > seed:
                 continue
-            for row, value in measure(CELLS[name], CELLS[name].make(arguments.data), seed).items():
+            for row, value in measure(CELLS[name], task, seed).items():
                 results.setdefault(row, []).append(value)
             keep(arguments.json, kept)
     print(table(kept))
