@@ -57,7 +57,8 @@ class Watch:
         every: steps from one log to the next.
         inputs: include rank, condition and dead inputs, which need eigenvalues.
         tensorboard: write for TensorBoard, too; None where it is installed.
-        writers: other logs, which get ``add_scalar(name, value, step)`` for each figure.
+        writers: other logs, which get ``add_scalar(name, value, step)`` for each figure. Weights & Biases needs none: its
+            ``wandb.init(sync_tensorboard=True)`` takes TensorBoard's.
 
     Raises:
         TypeError, ValueError: an argument is not allowed, or the folder holds another kind of ``watch.jsonl``.
@@ -83,6 +84,7 @@ class Watch:
         check_count("every", every)
         self._optimizer, self._every, self._inputs = optimizer, every, inputs
         self._noted: dict[str, float | Tensor] = {}
+        self._logged = 0  # the latest step
         self._file: WatchFile | None = None
         self._writers = list(writers)
         self._own: Any = None
@@ -102,8 +104,9 @@ class Watch:
             self._noted[name] = value.detach() if isinstance(value, Tensor) else value
 
     def after_step(self) -> None:
-        """Log if a step made it due. The optimizer calls it; call it yourself after steps that CUDA graphs replay."""
-        if self._optimizer.step_index % self._every == 0 and self._file is not None and not _capturing():
+        """Log if a step made it due and it was not logged. The optimizer calls it; call it after steps that CUDA graphs replay."""
+        step = self._optimizer.step_index
+        if step % self._every == 0 and step != self._logged and self._file is not None and not _capturing():
             self.log()
 
     def log(self) -> None:
@@ -118,7 +121,8 @@ class Watch:
                 layers.setdefault(layer, {})[figure] = float(value)
             else:
                 run[name] = float(value)
-        record = Record(self._optimizer.step_index, time.time(), run, layers)
+        self._logged = self._optimizer.step_index
+        record = Record(self._logged, time.time(), run, layers)
         try:
             self._file.write(record)
             for writer in self._writers:

@@ -128,7 +128,7 @@ class LastLayerPosterior:
         outputs = _require_rows("logits", logits, self.info.d_out)
         if len(outputs) != len(features):
             raise ValueError(f"logits of {len(outputs)} rows do not go with features of {len(features)}")
-        return (outputs / (1 + math.pi / 8 * self.variance(features)).sqrt()).softmax(1)
+        return torch.softmax(outputs / (1 + math.pi / 8 * self.variance(features)).sqrt(), 1)
 
 
 def _require_rows(name: str, value: object, width: int | None) -> Tensor:
