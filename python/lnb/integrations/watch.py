@@ -104,7 +104,7 @@ class Watch:
             self._noted[name] = value.detach() if isinstance(value, Tensor) else value
 
     def after_step(self) -> None:
-        """Log if a step made it due and it was not logged. The optimizer calls it; call it after steps that CUDA graphs replay."""
+        """Log a step that is due, once. The optimizer calls it; call it yourself after steps that CUDA graphs replay."""
         step = self._optimizer.step_index
         if step % self._every == 0 and step != self._logged and self._file is not None and not _capturing():
             self.log()

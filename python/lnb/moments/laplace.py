@@ -86,9 +86,14 @@ class LastLayerPosterior:
         """Whether the bias is joined with the weight."""
         return self.info.with_bias and self.info.blocks == 1
 
+    def _square(self) -> Tensor:
+        """``E[x x']``, zero outside of its blocks."""
+        whole: Tensor = torch.block_diag(*self._moment.second_moment[0].to("cpu", torch.float64))
+        return whole
+
     def _inputs(self) -> Tensor:
         """``A``: of ``[x 1]`` where the bias is joined, else of ``x``."""
-        square = torch.block_diag(*self._moment.second_moment[0].to("cpu", torch.float64))
+        square = self._square()
         if not self.joint:
             return square
         mean = self._moment.mean.to("cpu", torch.float64)  # [1, d_in]
@@ -99,8 +104,7 @@ class LastLayerPosterior:
 
         Its posterior holds the bias apart from the weight, which :meth:`variance` does not where the moment is full.
         """
-        square = torch.block_diag(*self._moment.second_moment[0].to("cpu", torch.float64))
-        weight = [self._factor.clone(), square]
+        weight = [self._factor.clone(), self._square()]
         return [weight, [self._factor.clone()]] if self.info.with_bias else [weight]
 
     def variance(self, features: Tensor) -> Tensor:
