@@ -556,7 +556,7 @@ class LNB(Optimizer):
                 ``condition``, a lower bound of the condition number of the cached factor's matrix; ``refresh_age`` in steps.
             inputs: add what every layer's averaged second moment says of its inputs: ``inputs``, how many a neuron has (of all
                 groups); ``input_rank``, ``input_condition`` and ``dead_inputs`` (:mod:`lnb.input_figures`). It computes the
-                eigenvalues of every block on the CPU: about 2 ms for one of 144 inputs.
+                eigenvalues of every block on the CPU: about 1 ms for one of 144 inputs.
 
         Returns:
             Counters since construction: ``steps``, and ``skipped_steps`` that met NaN or inf; ``stood_still/<name>`` of each
