@@ -130,7 +130,7 @@ def measure(cell: Cell, task: Task, seed: int) -> dict[str, float]:
     return found
 
 
-def table(kept: dict[str, Any]) -> str:
+def tables(kept: dict[str, Any]) -> str:
     """The page's table: a row for every number of bits and way, a column for every model."""
     cells = [name for name in CELLS if name in kept["cells"]]
     found: dict[str, Results] = {name: kept["cells"][name] for name in cells}
@@ -178,9 +178,9 @@ def main() -> None:
             for row, value in measure(CELLS[name], task, seed).items():
                 results.setdefault(row, []).append(value)
             keep(arguments.json, kept)
-    print(table(kept))
+    print(tables(kept))
     if arguments.page:
-        arguments.page.write_text(filled(arguments.page.read_text(), table(kept), BEGIN, END))
+        arguments.page.write_text(filled(arguments.page.read_text(), tables(kept), BEGIN, END))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-STUDIES = {"moments": moments, "adapters": adapter_study, "last_layer": last_layer_study}
+STUDIES = {"moments": moments, "adapters": adapter_study, "last_layer": last_layer_study, "gptq": gptq_study}
 
 
 @pytest.mark.parametrize("name", STUDIES)
