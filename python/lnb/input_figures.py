@@ -70,7 +70,7 @@ def input_figures(second_moment: Tensor, with_bias: bool) -> InputFigures:
 def figures_of_inputs(layer: Tracked) -> dict[str, float]:
     """The figures of a layer by ``layer/<name>/<figure>``, for :meth:`lnb.LNB.diagnostics`; none before its first refresh."""
     moment = layer.state.get("second_moment")
-    if moment is None or float(moment[0, 0, -1, -1]) == 0:
+    if moment is None or moment.numel() == 0 or float(moment[0, 0, -1, -1]) == 0:  # a shard may have no group
         return {}
     figures = input_figures(moment, layer.block.bias is not None)
     place = f"layer/{layer.block.name}"
