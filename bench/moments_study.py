@@ -222,10 +222,10 @@ def tables(kept: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def filled(page: str, text: str) -> str:
+def filled(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with ``text`` between its marks."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
 
 
 PARTS = {"quantisation": quantisation, "merging": merging, "drift": drift}

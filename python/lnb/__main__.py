@@ -1,4 +1,4 @@
-"""``lnb`` and ``python -m lnb``: the command line, which needs the extra ``cli``."""
+"""``lnb`` and ``python -m lnb``: the command line, which needs the extra ``cli``; ``lnb watch`` alone, the extra ``watch``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ def main() -> None:
         import rich  # noqa: F401 - asked here whether both are there
         import typer  # noqa: F401
     except ModuleNotFoundError as error:
+        extra = "watch" if sys.argv[1:2] == ["watch"] else "cli"
         sys.exit(
             f"lnb: the command line needs the package {error.name!r}, which is not installed; "
-            f"run: {sys.executable} -m pip install 'lnb-kernels[cli]'"
+            f"run: {sys.executable} -m pip install 'lnb-kernels[{extra}]'"
         )
     from lnb.cli.app import app
 

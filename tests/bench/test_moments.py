@@ -1,21 +1,61 @@
-"""The page that bench/moments_study.py makes: its tables are those of the kept results."""
+"""The page that the studies of moments make: its tables are those of the kept results."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
+import adapter_study
+import gptq_study
+import last_layer_study
 import moments_study as moments
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_page_has_the_kept_results() -> None:
-    kept = json.loads((ROOT / "bench" / "results" / "moments.json").read_text())
+STUDIES = {"moments": moments, "adapters": adapter_study, "last_layer": last_layer_study, "gptq": gptq_study}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_has_the_kept_results(name: str) -> None:
+    study: ModuleType = STUDIES[name]
+    kept = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
     page = (ROOT / "docs" / "moments.md").read_text()
-    assert moments.filled(page, moments.tables(kept)) == page
-    assert moments.filled(page, "new").count("new\n") == 1
+    marks = study.BEGIN, study.END
+    assert moments.filled(page, study.tables(kept), *marks) == page
+    assert moments.filled(page, "new", *marks).count("new\n") == 1
+
+
+def test_a_model_is_trained_and_quantised_in_every_way() -> None:
+    """The study of GPTQ, on a model of a few thousand parameters."""
+    cell = gptq_study.Cell("a small MLP: accuracy in %", "digits", 40, 32, 200, {"width": 32, "depth": 1})
+    found = gptq_study.measure(cell, cell.make(None), seed=0)
+    ways = [f"{bits} bits: {way}" for bits in gptq_study.BITS for way in gptq_study.WAYS]
+    assert found.keys() == {"training seconds", "not quantised", *ways}
+    assert found["not quantised"] > 60
+    assert abs(found["4 bits: GPTQ, LNB's state"] - found["not quantised"]) < 10
+    assert found["2 bits: rounding"] < found["not quantised"]
+
+
+def test_adapters_start_from_the_layer_and_the_best_rate_is_kept() -> None:
+    (x, _), _ = moments.digits(0)
+    layer = torch.nn.Linear(64, 16)
+    moment = moments.lnb.gather_moments(torch.nn.Sequential(layer), [x])["0"]
+    for start in adapter_study.STARTS:
+        torch.testing.assert_close(adapter_study.Adapted(layer, moment, start)(x), layer(x), rtol=1e-4, atol=1e-4)
+    rows = {f"turned, LNB {rate}: ipm": {"accuracy": [value, value]} for rate, value in ((0.1, 5.0), (1, 7.0))}
+    assert adapter_study.best(rows) == {"turned, LNB: ipm": {"accuracy": [7.0, 7.0]}}
+
+
+def test_calibration_errors_that_are_known() -> None:
+    """Always sure, and right in three of four: 25 %. As sure as right: 0."""
+    y = torch.tensor([0, 0, 0, 1])
+    sure, apt = torch.tensor([1.0, 0.0]).double().expand(4, 2), torch.tensor([0.75, 0.25]).double().expand(4, 2)
+    assert last_layer_study.calibration_error(sure, y) == pytest.approx(25)
+    assert last_layer_study.calibration_error(apt, y) == pytest.approx(0)
 
 
 def test_every_transform_changes_images_and_keeps_their_shape() -> None:

@@ -15,13 +15,15 @@ from lnb.cli.app import app
 from lnb.demo import comparison
 
 
-@pytest.mark.parametrize("package", ["typer", "rich"])
-def test_a_missing_extra_is_explained(package: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "extra", "arguments"), [("typer", "cli", []), ("rich", "watch", ["watch", "runs"])]
+)
+def test_a_missing_extra_is_explained(package: str, extra: str, arguments: list[str]) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; import runpy; runpy.run_module('lnb', run_name='__main__')"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert f"needs the package {package!r}" in result.stderr
-    assert "-m pip install 'lnb-kernels[cli]'" in result.stderr
+    assert f"-m pip install 'lnb-kernels[{extra}]'" in result.stderr
     assert "Traceback" not in result.stderr
 
 

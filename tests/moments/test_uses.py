@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -183,6 +184,29 @@ def test_one_dimensional_convolutions_are_watched() -> None:
         model(x[0])
     assert monitor.score().shape == (21,)
     torch.testing.assert_close(monitor.score()[20], monitor.score()[0])
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_an_error_of_every_use(wrong: float) -> None:
+    """Of moments in memory: those of files are checked when they are read. Nothing falls back to a worse method."""
+    model, x, moments = linear(6)
+    other = linear(7)[0]
+    moments["0"].second_moment[0, 0, 1, 2] = wrong
+    before, moment, weight = copy.deepcopy(model.state_dict()), moments["0"], model[0].weight
+    uses: dict[str, Callable[[], object]] = {
+        "gptq": lambda: lnb.moments.gptq(weight, moment, 3),
+        "quantize": lambda: lnb.moments.quantize(model, moments, 3),
+        "hessian": lambda: moments.to_gptq_hessian("0"),
+        "regmean": lambda: regmean([model, other], [moments, moments]),
+        "corda": lambda: corda(weight, moment, 2),
+        "mahalanobis": lambda: mahalanobis(x, moment),
+        "monitor": lambda: DriftMonitor(model, moments),
+        "laplace": lambda: lnb.moments.LastLayerPosterior(moment, torch.eye(3), 1.0),
+    }
+    for name, use in uses.items():
+        with pytest.raises(ValueError, match=r"layer '0': second_moment holds NaN or inf; gather or export it anew"):
+            print(name, use())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_what_cannot_be_watched_is_named() -> None:

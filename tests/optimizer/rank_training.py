@@ -141,6 +141,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
     found["alone"] = trained(alone, lnb.LNB(alone, 0.02, process_group=None))
     found["copy"] = _copied(rank, ranks)
     found["complaints"] = _complaints()
+    found["moments"] = _moments(rank, ranks)
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -237,6 +238,27 @@ def _copied(rank: int, ranks: int) -> list[Tensor]:
     late = copy.deepcopy(early)
     ended = [trained(*early, rank, ranks), trained(*copy.deepcopy(late), rank, ranks)]
     return ended
+
+
+def _moments(rank: int, ranks: int) -> dict[str, Any]:
+    """Moments that every rank gathers of its own rows, of unlike numbers, reduced; and what is said where they do not fit."""
+    model, ((x, _),) = Network(), images(torch.float32, 1)
+    share = x.tensor_split([3 * (i + 1) for i in range(ranks - 1)])[rank]
+    own = lnb.gather_moments(model, [share])
+    whole = lnb.moments.reduce_moments(own)
+    found: dict[str, Any] = {name: (moment.second_moment, moment.mean, moment.count) for name, moment in whole.items()}
+    own["head"].mean[0, 0] = float("nan") if rank == 1 else 0.0
+    found["said of layers"] = _refused(lnb.gather_moments(model, [share], layers=["head", "patches"][rank % 2 :]))
+    found["said of NaN"] = _refused(own)
+    return found
+
+
+def _refused(moments: lnb.moments.Moments) -> str:
+    try:
+        lnb.moments.reduce_moments(moments)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
 
 
 def _complaints() -> dict[str, str]:

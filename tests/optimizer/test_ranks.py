@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from optimizer.rank_training import CASES, LR, STEPS, Network, Plain, run_rank, trained
+from optimizer.rank_training import CASES, LR, STEPS, Network, Plain, images, run_rank, trained
 
 import lnb
 
@@ -54,6 +54,22 @@ def test_a_step_that_one_rank_cannot_make_none_makes(found: Found) -> None:
         assert all(result["counts"] == {"steps": 16, "skipped_steps": 8} for result in results)
         assert all(torch.equal(result["parameters"], results[0]["parameters"]) for result in results)
         assert bool(results[0]["parameters"].isfinite().all())
+
+
+def test_moments_of_all_ranks_are_those_of_all_rows(found: Found) -> None:
+    """On every rank to the bit, whose shares have unlike numbers of rows; what does not fit is an error on every rank."""
+    ((x, _),) = images(torch.float32, 1)
+    whole = lnb.gather_moments(Network(), [x])
+    for rank in found:
+        for name, moment in whole.items():
+            square, mean, count = rank["moments"][name]
+            assert torch.equal(count, moment.count)
+            torch.testing.assert_close(square, moment.second_moment)
+            torch.testing.assert_close(mean, moment.mean)
+            assert torch.equal(square, found[0]["moments"][name][0])
+        assert "moments of different layers" in rank["moments"]["said of layers"]
+        assert "layer 'head': the moment of a rank cannot be used" in rank["moments"]["said of NaN"]
+    assert "mean holds NaN" in found[1]["moments"]["said of NaN"]
 
 
 def test_strict_raises_on_every_rank(found: Found) -> None:

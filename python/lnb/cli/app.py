@@ -68,6 +68,24 @@ def plan(
 
 
 @app.command()
+def watch(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="The folder that a Watch logs to, its file, or a folder of them.")
+    ],
+    sort: Annotated[
+        str, typer.Option(help="Which layers come first: model, gain, condition, rank, dead or age.")
+    ] = "model",
+    interval: Annotated[float, typer.Option(help="Seconds from one look at the file to the next.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the latest table and leave.")] = False,
+) -> None:
+    """Show gain, condition, rank and dead inputs, and refresh age of every layer while a model trains; Ctrl-C leaves."""
+    from lnb.cli.watch import run_watch
+
+    with reported(CommandError, ValueError):
+        run_watch(path, interval, sort, once, Console())
+
+
+@app.command()
 def kernels() -> None:
     """Which kernel serves each operation on this machine, and why."""
     import lnb_kernels

@@ -12,13 +12,16 @@ from lnb.moments.drift import DriftMonitor, mahalanobis
 from lnb.moments.export import export_moments, load_moments
 from lnb.moments.gather import gather_moments
 from lnb.moments.grid import Quantized, round_to_nearest
+from lnb.moments.laplace import LastLayerPosterior, output_factor
 from lnb.moments.merging import regmean
 from lnb.moments.quantization import gptq, quantize
+from lnb.moments.ranks import reduce_moments
 from lnb.moments.record import LayerInfo, LayerMoment, MissingMoment
 
 __all__ = [
     "Adapter",
     "DriftMonitor",
+    "LastLayerPosterior",
     "LayerInfo",
     "LayerMoment",
     "MissingMoment",
@@ -30,7 +33,9 @@ __all__ = [
     "gptq",
     "load_moments",
     "mahalanobis",
+    "output_factor",
     "quantize",
+    "reduce_moments",
     "regmean",
     "round_to_nearest",
 ]

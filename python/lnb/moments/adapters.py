@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lnb.config import check_choice, check_count, check_number
 from lnb.moments.grid import require_weight
-from lnb.moments.record import LayerMoment
+from lnb.moments.record import LayerMoment, require_moment
 
 METHODS = ("ipm", "kpm")
 
@@ -53,8 +53,7 @@ def corda(weight: Tensor, moment: LayerMoment, rank: int, *, method: str = "ipm"
         TypeError, ValueError: an argument is not allowed, the moment is of another layer, or the layer has groups.
     """
     weight = require_weight(weight)
-    if not isinstance(moment, LayerMoment):
-        raise TypeError(f"moment must be a LayerMoment, as moments[name] is, not {type(moment).__name__}")
+    moment = require_moment(moment)
     info = moment.info
     check_choice("method", method, METHODS)
     check_number("damp", damp, low=0.0, low_allowed=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lnb.moments.metadata import write_metadata
 from lnb.moments.naming import unwrapped
-from lnb.moments.record import LayerInfo, LayerMoment, MissingMoment, combined, merged_info
+from lnb.moments.record import LayerInfo, LayerMoment, MissingMoment, combined, merged_info, require_moment
 from lnb.moments.tensor_file import write_tensors
 
 
@@ -183,9 +183,10 @@ class Moments(Mapping[str, LayerMoment]):
             allow_blocks: for moments in blocks, set what is outside of them to zero.
 
         Raises:
-            ValueError: there are only blocks, and ``allow_blocks`` is not set.
+            ValueError: there are only blocks, and ``allow_blocks`` is not set; or it holds NaN, which other tools would answer
+                with rounding.
         """
-        moment = self[name]
+        moment = require_moment(self[name])
         if not moment.is_full and not allow_blocks:
             raise ValueError(
                 f"layer {name!r}: its second moment is in {moment.info.blocks} diagonal blocks of {moment.info.size} "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lnb.config import check_number
 from lnb.moments.collection import Moments
 from lnb.moments.naming import unwrapped
-from lnb.moments.record import LayerMoment, MissingMoment
+from lnb.moments.record import LayerMoment, MissingMoment, require_moment
 from lnb.moments.taps import Tap, taps_of, watched
 
 
@@ -72,8 +72,7 @@ def mahalanobis(x: Tensor, moment: LayerMoment, ridge: float = 0.01) -> Tensor:
     Raises:
         TypeError, ValueError: ``x`` does not fit, or ``ridge`` is not allowed.
     """
-    if not isinstance(moment, LayerMoment):
-        raise TypeError(f"moment must be a LayerMoment, as moments[name] is, not {type(moment).__name__}")
+    moment = require_moment(moment)
     info = moment.info
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x={reprlib.repr(x)} must be a real floating-point tensor")
@@ -134,7 +133,7 @@ class DriftMonitor:
         if not names:
             raise ValueError(f"model={type(model).__name__} has no layer that has a moment and can be watched")
         self._taps = [taps[name] for name in names]
-        self._distances = {name: Distance(moments[name], ridge) for name in names}
+        self._distances = {name: Distance(require_moment(moments[name]), ridge) for name in names}
         self._scores: dict[str, list[Tensor]] = {}
         self._undo = ExitStack()
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lnb.config import check_number
 from lnb.moments.collection import Moments
 from lnb.moments.naming import unwrapped
-from lnb.moments.record import LayerInfo, LayerMoment, MissingMoment
+from lnb.moments.record import LayerInfo, LayerMoment, MissingMoment, require_moment
 
 _STABILISER = 1e-7
 """Times the mean diagonal, added to the equations with the plain average as its solution: it decides where inputs "
@@ -58,7 +58,7 @@ def regmean(
     merged = {name: _averaged([state[name] for state in states], shares) for name in states[0]}
     aliases = _aliases(inner[0])
     for name, info in moments[0].infos.items():
-        found = [each[name] for each in moments]
+        found = [require_moment(each[name]) for each in moments]
         if any(moment.info.place != info.place for moment in found):
             raise ValueError(
                 f"layer {name!r}: the moments are in different blocks or of different layers; gather or export all "

@@ -35,7 +35,7 @@ from lnb.config import check_choice, check_number
 from lnb.moments.collection import Moments
 from lnb.moments.grid import Grid, Quantized, nearest_code, require_weight, round_to_nearest
 from lnb.moments.naming import unwrapped
-from lnb.moments.record import LayerMoment, MissingMoment
+from lnb.moments.record import LayerMoment, MissingMoment, require_moment
 from lnb.moments.taps import taps_of
 
 _CHUNK = 128
@@ -69,8 +69,7 @@ def gptq(
             exists: then ``damp`` must be larger. Nothing falls back to rounding.
     """
     weight = require_weight(weight)
-    if not isinstance(moment, LayerMoment):
-        raise TypeError(f"moment must be a LayerMoment, as moments[name] is, not {type(moment).__name__}")
+    moment = require_moment(moment)
     check_number("damp", damp, low=0.0)
     info = moment.info
     rows = info.matrix(weight).to("cpu", torch.float64)  # [groups, rows, d_in]

@@ -152,6 +152,18 @@ class LayerMoment:
         return self
 
 
+def require_moment(moment: object) -> LayerMoment:
+    """Require the moment of a layer, of finite numbers.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: it holds NaN or inf, a negative mean square, or no rows.
+    """
+    if not isinstance(moment, LayerMoment):
+        raise TypeError(f"moment must be a LayerMoment, as moments[name] is, not {type(moment).__name__}")
+    return moment.check("gather or export it anew; nothing was computed")
+
+
 def is_finite(value: Tensor) -> bool:
     """Whether all numbers are; no temporary of the size of ``value`` is made."""
     if value.numel() == 0:

@@ -1,0 +1,132 @@
+"""Adapters that start as CorDA does, beside the usual start of LoRA: a model of digits learns inverted or turned digits.
+
+    python bench/adapter_study.py [--seeds 5] [--json bench/results/adapters.json] [--page docs/moments.md]
+
+The model of ``bench/moments_study.py`` is trained on upright digits and frozen. Adapters of all three layers then learn from
+200 changed images, in the layout of PEFT's LoRA with ``lora_alpha = r = 4``, by LNB and by AdamW, 60 steps of 64. Accuracy is
+that on 500 changed test images. The usual start has a random ``A``, as ``nn.Linear`` makes it, and ``B = 0`` (Hu et al., "LoRA",
+arXiv:2106.09685). Moments are of the 200 images: ``gather_moments`` runs the model over them once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from moments_study import Results, build, digits, filled, judge, table, train
+from torch import Tensor, nn
+
+import lnb
+from lnb.moments import LayerMoment, corda
+
+BEGIN, END = "<!-- table of bench/adapter_study.py -->", "<!-- end of table of bench/adapter_study.py -->"
+IMAGES, STEPS, RANK = 200, 60, 4
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "inverted": lambda x: 1 - x,
+    "turned": lambda x: x.view(-1, 8, 8).rot90(1, (1, 2)).flatten(1),
+}
+STARTS = ("usual", "ipm", "kpm")
+RATES = {"LNB": (0.1, 0.3, 1.0), "AdamW": (0.01, 0.03, 0.1)}
+
+
+class Adapted(nn.Module):
+    """``base(x) + B A x``."""
+
+    def __init__(self, layer: nn.Linear, moment: LayerMoment, start: str) -> None:
+        super().__init__()
+        self.base = copy.deepcopy(layer).requires_grad_(False)
+        self.down, self.up = (
+            nn.Linear(n, m, bias=False) for n, m in ((layer.in_features, RANK), (RANK, layer.out_features))
+        )
+        with torch.no_grad():
+            if start == "usual":
+                self.up.weight.zero_()
+            else:
+                found = corda(layer.weight, moment, RANK, method=start)
+                for parameter, value in ((self.down, found.A), (self.up, found.B), (self.base, found.residual)):
+                    parameter.weight.copy_(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def learn(model: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, STEPS)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(STEPS):
+        rows = torch.randint(len(x), (64,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+        schedule.step()
+
+
+def measure(seed: int, results: Results) -> None:
+    (x, y), (test_x, test_y) = digits(seed)
+    base = build(seed)
+    train(base, (x, y), seed)
+    lnb.detach(base)
+    for change, apply in CHANGES.items():
+        few, test = apply(x[:IMAGES]), (apply(test_x), test_y)
+        results.setdefault(f"{change}: not adapted", {}).setdefault("accuracy", []).append(judge(base, test)[0])
+        moments = lnb.gather_moments(base, [few])
+        for name, start, rate in ((n, s, r) for n, rates in RATES.items() for s in STARTS for r in rates):
+            torch.manual_seed(seed)
+            layers = base.named_children()
+            model = nn.Sequential(*(Adapted(m, moments[n], start) if n in moments else m for n, m in layers))
+            moving = [p for p in model.parameters() if p.requires_grad]
+            made = lnb.LNB(model, lr=rate) if name == "LNB" else torch.optim.AdamW(moving, lr=rate)
+            learn(model, few, y[:IMAGES], made, seed)
+            row = f"{change}, {name} {rate:g}: {start}"
+            results.setdefault(row, {}).setdefault("accuracy", []).append(judge(model, test)[0])
+
+
+def best(results: Results) -> Results:
+    """Of every optimizer and start the rate whose mean is best, named; the same grid for all starts."""
+    found: dict[str, tuple[str, float]] = {}
+    for row, entry in results.items():
+        place, _, start = row.rpartition(": ")
+        words = place.rsplit(" ", 1)
+        key = row if start == "not adapted" else f"{words[0]}: {start}"
+        mean = sum(entry["accuracy"]) / len(entry["accuracy"])
+        if key not in found or mean > found[key][1]:
+            found[key] = row, mean
+    return {key: results[row] for key, (row, _) in found.items()}
+
+
+def tables(kept: dict[str, Any]) -> str:
+    rows = best(kept["results"])
+    seeds = len(next(iter(rows.values()))["accuracy"])
+    title = (
+        f"Means and standard deviations of {seeds} seeds at the best rate of a grid, the same for all starts; "
+        f"torch {kept['torch']}, {kept['date']}."
+    )
+    return "\n".join([title, "", *table("adapters", rows, {"accuracy": 1})])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to keep the results")
+    parser.add_argument("--page", type=Path, help="a page with the marks between which the table goes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    kept: dict[str, Any] = {"date": date.today().isoformat(), "torch": torch.__version__, "results": {}}
+    for seed in range(arguments.seeds):
+        measure(seed, kept["results"])
+    print(tables(kept))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(kept) + "\n")
+    if arguments.page:
+        arguments.page.write_text(filled(arguments.page.read_text(), tables(kept), BEGIN, END))
+
+
+if __name__ == "__main__":
+    main()
