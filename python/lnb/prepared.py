@@ -17,6 +17,7 @@ from lnb.arenas import Arenas, State
 from lnb.averages import ADAM_EPSILON
 from lnb.config import Config
 from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise_level
+from lnb.prepared_refresh import refresh_prepared
 from lnb.refresh import refresh
 from lnb.scratch import Scratch
 from lnb.solve import Solution
@@ -68,7 +69,8 @@ class PreparedShare:
         self.tables.average([cast(Tensor, p.grad) for p in self.prepared.standing.parameters], self.outputs)
         self.tables.observe()
         if self.due:
-            refresh(self.due, averages, self.verdict, self.arenas)
+            due = [(i, layer) for i, layer in enumerate(self.work.blocks) if layer.moments is not None]
+            refresh(refresh_prepared(self.tables, due), averages, self.verdict, self.arenas)
         self.tables.direct(_factors(self.work.blocks))
 
     def gain(self) -> Tensor:
