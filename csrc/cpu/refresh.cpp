@@ -24,7 +24,7 @@ struct Block {
     const RefreshedLayer* layer;
     int64_t matrix, index;
     int64_t of_matrix;  // the place of its matrix among all
-    double work;
+    int64_t size;
 };
 
 // What is known of one matrix.
@@ -231,22 +231,33 @@ void root_of_average(const Block& block, const Scaled& scaled, double mean_diago
 }
 
 // Blocks of inputs, or of outputs, the largest first: what is left for the end is small, so that threads finish
-// together. `totals` gets one entry for each matrix.
+// together.
 std::vector<Block> blocks_of(const RefreshedLayer* layers, int64_t count, bool inputs) {
     std::vector<Block> blocks;
     int64_t matrices = 0;
     for (const RefreshedLayer* layer = layers; layer != layers + count; ++layer) {
         const int64_t size = inputs ? layer->input_block : layer->output_block;
         const int64_t of_matrix = (inputs ? layer->inputs : layer->rows) / size;
-        const auto other = static_cast<double>(inputs ? size : size + layer->inputs);
         for (int64_t matrix = 0; matrix < layer->matrices && samples(*layer) > 0; ++matrix, ++matrices) {
-            for (int64_t i = 0; i < of_matrix; ++i) {
-                blocks.push_back({layer, matrix, i, matrices, static_cast<double>(size * size) * other});
-            }
+            for (int64_t i = 0; i < of_matrix; ++i) blocks.push_back({layer, matrix, i, matrices, size});
         }
     }
-    std::stable_sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.work > b.work; });
+    std::stable_sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.size > b.size; });
     return blocks;
+}
+
+// Calls f(i) for every block, on as many threads as its `work` is worth.
+template <typename W, typename F>
+void for_each(const std::vector<Block>& blocks, int threads, W work, F f) {
+    double total = 0;
+    for (const Block& block : blocks) total += work(block);
+    parallel_for(static_cast<int64_t>(blocks.size()), threads_for(total, threads),
+                 [&](int64_t i) { f(static_cast<size_t>(i)); });
+}
+
+double cube(const Block& block) {
+    const auto size = static_cast<double>(block.size);
+    return size * size * size;
 }
 
 }  // namespace
@@ -255,31 +266,34 @@ void refresh(const RefreshedLayer* layers, int64_t count, const Quintic& quintic
     const ProductLoops& loops = *isa().product_loops;
     const std::vector<Block> inputs = blocks_of(layers, count, true), outputs = blocks_of(layers, count, false);
     if (inputs.empty()) return;
-    const auto for_each = [threads](const std::vector<Block>& blocks, auto f) {
-        parallel_for(static_cast<int64_t>(blocks.size()), threads, [&](int64_t i) { f(static_cast<size_t>(i)); });
-    };
     for (const RefreshedLayer* layer = layers; layer != layers + count; ++layer) {
         if (samples(*layer) > 0) *layer->counted += 1;
     }
 
     std::vector<Totals> of_inputs(inputs.size());
-    for_each(inputs, [&](size_t i) { of_inputs[i] = average(inputs[i]); });
+    const auto entries = [](const Block& x) { return static_cast<double>(x.size * x.size) * kProductsPerEntry; };
+    for_each(inputs, threads, entries, [&](size_t i) { of_inputs[i] = average(inputs[i]); });
     std::vector<Totals> totals;
-    for (size_t i = 0; i < inputs.size(); ++i) {  // in an order that depends on the shapes alone
-        const auto place = static_cast<size_t>(inputs[i].of_matrix);
-        if (place >= totals.size()) totals.resize(place + 1);
-        totals[place].square += of_inputs[i].square;
-        totals[place].variance += of_inputs[i].variance;
-    }
     const auto total_of = [&totals](const Block& block) -> Totals& {
         return totals[static_cast<size_t>(block.of_matrix)];
     };
-    for_each(inputs, [&](size_t i) { invert(inputs[i], ridge_of(*inputs[i].layer, total_of(inputs[i]))); });
+    for (size_t i = 0; i < inputs.size(); ++i) {  // in an order that depends on the shapes alone
+        totals.resize(std::max(totals.size(), static_cast<size_t>(inputs[i].of_matrix) + 1));
+        total_of(inputs[i]).square += of_inputs[i].square;
+        total_of(inputs[i]).variance += of_inputs[i].variance;
+    }
+    const auto twice = [](const Block& block) { return 2 * cube(block); };
+    for_each(inputs, threads, twice,
+             [&](size_t i) { invert(inputs[i], ridge_of(*inputs[i].layer, total_of(inputs[i]))); });
 
     std::vector<Scaled> scaled(outputs.size());
-    for_each(outputs, [&](size_t i) { scaled[i] = output_moment(outputs[i], loops); });
+    const auto product = [](const Block& block) {
+        return static_cast<double>(block.size * block.layer->inputs * (block.layer->input_block + block.size));
+    };
+    for_each(outputs, threads, product, [&](size_t i) { scaled[i] = output_moment(outputs[i], loops); });
     for (size_t i = 0; i < outputs.size(); ++i) total_of(outputs[i]).trace += scaled[i].trace;
-    for_each(outputs, [&](size_t i) {
+    const auto root = [steps](const Block& block) { return 2 * static_cast<double>(steps) * cube(block); };
+    for_each(outputs, threads, root, [&](size_t i) {
         const double mean = total_of(outputs[i]).trace / static_cast<double>(outputs[i].layer->rows);
         root_of_average(outputs[i], scaled[i], mean, quintic, steps);
     });
