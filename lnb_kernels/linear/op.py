@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lnb_kernels import _autocast, _backend, _checks, _sampling
-from lnb_kernels._library import below_autograd, define
+from lnb_kernels._library import below_autograd, define, unobserved
 from lnb_kernels._rows import as_rows
 from lnb_kernels.linear import reference
 from lnb_kernels.linear.shared import SharedMoment
@@ -179,7 +179,10 @@ class _SharedLinear(torch.autograd.Function):
         moment = None if alone else ctx.shared.take(ctx.member)
         x, weight, start = ctx.saved_tensors
         mask = [*ctx.needs_input_grad[:3], moment is None]
-        results = iter(_linear_backward(grad, x, weight, mask, start, ctx.every, ctx.moment_dtype, ctx.blocks))
+        arguments = grad, x, weight, mask, start, ctx.every, ctx.moment_dtype, ctx.blocks
+        tensors = (grad, x, weight) if start is None else (grad, x, weight, start)
+        direct = not alone and unobserved(tensors)  # nobody sees whether the dispatcher is asked
+        results = iter(_backward_kernel(*arguments) if direct else _linear_backward(*arguments))
         gradients = [next(results) if wanted else None for wanted in mask[:3]]
         if moment is None:
             moment = next(results)
