@@ -2,8 +2,8 @@
 
 All optimizers of a model take turns, one step each, in one run; per round the ratio to AdamW's step of the same round is
 taken, and the table gives the median ratio with the quartiles, and the ratio of the means over whole refresh cycles. The first
-cycle, which refreshes more often than all later ones, is not counted. Every optimizer trains its own copy of the model on the same
-batch; a row whose loss is not finite, or did not fall, shows no time.
+cycle, which refreshes more often than all later ones, is not counted. Every optimizer trains its own copy of the model on the
+same batch; a row whose loss is not finite, or did not fall, shows no time.
 
 The column "floor" is arithmetic, not a measurement: the matrix-product FLOPs of a step between refreshes (of every step, where
 each is a refresh) over those of forward and backward, all at one rate; products in bfloat16 at that rate times the speed-up
