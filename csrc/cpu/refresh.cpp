@@ -78,7 +78,8 @@ Totals average(const Block& block) {
 // What is added to the diagonals of a matrix's covariance. Inputs that do not vary beyond rounding count by their
 // squares, and those that are all zero as of size 1.
 float ridge_of(const RefreshedLayer& layer, const Totals& totals) {
-    const auto blocks = static_cast<double>(layer.inputs / layer.input_block);
+    const int64_t count = layer.inputs / layer.input_block;
+    const auto blocks = static_cast<double>(count);
     double size = totals.square / blocks;
     const double variance = totals.variance / blocks;
     if (layer.bias != nullptr && variance > kNoise * static_cast<double>(FLT_EPSILON) * size) size = variance;
@@ -144,10 +145,13 @@ Scaled output_moment(const Block& block, const ProductLoops& loops) {
 
     std::vector<float> bias(layer.bias == nullptr ? 0 : m), solved_bias(bias.size());
     float largest = loops.largest(weight, m * inputs);
-    if (!bias.empty()) largest = std::max(largest, loops.largest(layer.bias + first, m));
+    if (layer.bias != nullptr) largest = std::max(largest, loops.largest(layer.bias + first, m));
     const int exponent = unit_exponent(largest);
     const auto unit = static_cast<float>(std::ldexp(1.0, exponent));
-    for (size_t i = 0; i < bias.size(); ++i) bias[i] = layer.bias[first + static_cast<int64_t>(i)] * unit;
+    if (layer.bias != nullptr) {
+        std::copy_n(layer.bias + first, m, bias.data());
+        loops.scale(bias.data(), unit, m);
+    }
 
     const Workspace<float> gradient(m * inputs), centred(bias.empty() ? 0 : m * inputs), solved(m * inputs);
     std::copy_n(weight, m * inputs, gradient.get());
