@@ -101,7 +101,7 @@ def test_refreshes_are_as_exact_as_general_ones(settings: dict[str, Any], monkey
     model = net()
     optimizer = optimizer_of(model, refresh_every=1, **settings)
     errors: dict[str, list[float]] = {}
-    for seed in range(6):
+    for seed in range(4):
         exact = copy.deepcopy(model).double()
         reference = optimizer_of(exact, refresh_every=1, **settings)
         if seed > 0:
