@@ -67,7 +67,7 @@ def _convolve(conv: _Conv, capture: Capture, input: Tensor) -> Tensor:
 
 def _is_plain(capture: Capture) -> bool:
     """Whether this forward pass is the original's. Compiled code does not ask what may change from step to step."""
-    return capture.idle and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and capture.idle
 
 
 class ProbedConv2d(ProbedLayer, nn.Conv2d):

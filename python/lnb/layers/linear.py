@@ -52,7 +52,8 @@ class ProbedLinear(ProbedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``nn.Linear``'s forward, with the layer's moment probe."""
         capture = self._lnb_captures["weight"]
-        if capture.idle and not torch.compiler.is_compiling() and type(self.weight) is nn.Parameter:
+        # Compiled code does not ask what may change from step to step: it would be compiled anew.
+        if not torch.compiler.is_compiling() and capture.idle and type(self.weight) is nn.Parameter:
             return F.linear(input, self.weight, self.bias)
         if type(self.weight) is nn.Parameter:
             output = project(input, self.weight, self.bias, capture, self.weight)
