@@ -1,8 +1,9 @@
 """The time of a whole training step (forward, backward, update), relative to ``AdamW(fused=True)``.
 
 All optimizers of a model take turns, one step each, in one run; per round the ratio to AdamW's step of the same round is
-taken, and the table gives the median ratio with the quartiles. Every optimizer trains its own copy of the model on the same
-batch; a row whose loss is not finite, or did not fall, shows no time.
+taken, and the table gives the median ratio with the quartiles, and the ratio of the means over whole refresh cycles. The first
+cycle, which refreshes more often than all later ones, is not counted. Every optimizer trains its own copy of the model on the
+same batch; a row whose loss is not finite, or did not fall, shows no time.
 
 The column "floor" is arithmetic, not a measurement: the matrix-product FLOPs of a step between refreshes (of every step, where
 each is a refresh) over those of forward and backward, all at one rate; products in bfloat16 at that rate times the speed-up
@@ -33,6 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import lnb
 import lnb_kernels as lk
 from lnb_bench.training.optimizers import OptimizerConfig, build_optimizer
+
+CYCLE = 10  # steps from one refresh of a layer to the next, of the default preset
+WARM_UP = CYCLE  # the first steps, of which every second or third is a refresh
 
 
 class Stepper:
@@ -191,8 +195,9 @@ def measure(name: str, rounds: int, labels: list[str]) -> dict[str, dict[str, fl
     flops, seen = product_flops(copy.deepcopy(model), batch)
     speedup = bfloat16_speedup()
     steppers = {label: Stepper(model, make, batch) for label, make in OPTIMIZERS.items() if label in labels}
-    for stepper in steppers.values():
-        stepper.step()
+    for _ in range(WARM_UP):
+        for stepper in steppers.values():
+            stepper.step()
     seconds: dict[str, list[float]] = {label: [] for label in steppers}
     for _ in range(rounds):
         for label, stepper in steppers.items():
@@ -203,7 +208,7 @@ def measure(name: str, rounds: int, labels: list[str]) -> dict[str, dict[str, fl
         if not stepper.trained:
             rows[label] = {"ratio": math.nan}
             continue
-        # A refresh falls on every tenth step, so ratios of means over whole cycles stand beside the median.
+        # A refresh falls on few steps of a cycle, so ratios of means over whole cycles stand beside the median.
         ratios = sorted(t / b for t, b in zip(seconds[label], base, strict=True))
         quarter = len(ratios) // 4
         rows[label] = {
@@ -226,6 +231,8 @@ def main() -> None:
     parser.add_argument("--row", choices=list(OPTIMIZERS), action="append", help="besides AdamW's; default all")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.rounds < CYCLE or arguments.rounds % CYCLE:
+        parser.error(f"--rounds {arguments.rounds} must be a multiple of {CYCLE}: means are over whole refresh cycles")
     torch.set_num_threads(arguments.threads)
     results = {}
     for name in arguments.model or MODELS:

@@ -389,6 +389,47 @@ void step_average(lnb::StepTables& tables, const Addresses& gradients, const Add
     without_gil([&] { tables.average(read, written, threads); });
 }
 
+// Of each layer that is refreshed its place, input_block and output_block; the addresses of gathered, second_moment,
+// counted, inverse, mean (0 without a bias), output_moment and root; and decay, ridge, sample_ridge, sample_every.
+void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<int64_t, 3>>& places,
+                  const std::vector<std::array<uintptr_t, 7>>& addresses,
+                  const std::vector<std::array<double, 4>>& numbers, const std::array<float, 3>& coefficients,
+                  int64_t steps, int threads) {
+    if (addresses.size() != places.size() || numbers.size() != places.size()) {
+        throw std::invalid_argument("one place, one set of addresses and of numbers per layer");
+    }
+    if (steps < 1) throw std::invalid_argument("steps must be at least 1");
+    const auto at = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
+    std::vector<lnb::StepMoments> due;
+    for (size_t i = 0; i < places.size(); ++i) {
+        const auto& [place, block, side] = places[i];
+        if (place < 0 || place >= tables.layers()) throw std::invalid_argument("places: no such layer");
+        const lnb::StepLayer& layer = tables.layer(place);
+        if (block < 1 || side < 1 || layer.inputs % block != 0 || layer.rows % side != 0) {
+            throw std::invalid_argument("layer " + std::to_string(place) + ": no such blocks");
+        }
+        const int64_t moments = entries("moments", {layer.matrices, layer.inputs / block, block + 1, block + 1});
+        const int64_t outputs = entries("output_moment", {layer.matrices, layer.rows, side});
+        const std::array<int64_t, 7> sizes{moments,
+                                           moments,
+                                           1,
+                                           entries("inverse", {layer.matrices, layer.inputs, block}),
+                                           layer.bias < 0 ? 0 : layer.matrices * layer.inputs,
+                                           outputs,
+                                           outputs};
+        constexpr const char* kNames[] = {"gathered", "second_moment", "counted", "inverse",
+                                          "mean",     "output_moment", "root"};
+        for (size_t k = 0; k < sizes.size(); ++k)
+            check_memory(kNames[k], addresses[i][k], sizes[k], lnb::Type::kFloat32);
+        const auto& [gathered, second_moment, counted, inverse, mean, output_moment, root] = addresses[i];
+        const auto& [decay, ridge, sample_ridge, sample_every] = numbers[i];
+        due.push_back({place, at(gathered), at(second_moment), at(counted), at(inverse), at(mean), at(output_moment),
+                       at(root), block, side, decay, ridge, sample_ridge, sample_every});
+    }
+    const lnb::Quintic quintic{coefficients[0], coefficients[1], coefficients[2]};
+    without_gil([&] { tables.refresh(due, quintic, steps, threads); });
+}
+
 // Of each layer the addresses of inverse, mean (0 without a bias) and root, and the sides of the blocks of the first
 // and the last.
 void step_direct(lnb::StepTables& tables, const std::vector<std::array<uintptr_t, 3>>& factors,
@@ -475,6 +516,7 @@ PYBIND11_MODULE(_native_module, m) {
         .def(py::init(&step_tables))
         .def("average", &step_average)
         .def("observe", &lnb::StepTables::observe, py::call_guard<py::gil_scoped_release>())
+        .def("refresh", &step_refresh)
         .def("direct", &step_direct)
         .def("sums", &lnb::StepTables::sums)
         .def("bound", &step_bound)

@@ -96,6 +96,9 @@ def candidate(route: OpRoutes, device: torch.device, dtype: torch.dtype, backend
     ``auto`` takes the native module on the CPU, and on GPUs Triton; or on NVIDIA's, where an op has both, the CUDA kernel:
     such an op has one because it is faster. An explicit backend is taken wherever it can see the tensor.
     """
+    if backend == "auto" and device.type == "cpu":  # the usual case of small models, which feel every microsecond
+        native = "native" in route.kernels and "native" not in route.broken and dtype in route.native_dtypes
+        return "native" if native else "reference"
     on_gpu = device.type == "cuda"
     sees = {
         "triton": (on_gpu or (backend == "triton" and triton_interpreted())) and dtype in route.triton_dtypes,

@@ -109,7 +109,7 @@ def define_in_place(
     overload: Callable[..., Any] = getattr(torch.ops.lnb_kernels, name).default
 
     def call(*args: Any) -> Any:
-        return counted(*args) if _unobserved(args) else overload(*args)
+        return counted(*args) if unobserved(args) else overload(*args)
 
     return call
 
@@ -119,7 +119,7 @@ def take_negated_views(name: str) -> None:
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Negative")
 
 
-def _unobserved(args: Iterable[Any]) -> bool:
+def unobserved(args: Iterable[Any]) -> bool:
     """Whether nobody would see a call pass through PyTorch's dispatcher: no subclass, compiler, mode, transform or profiler.
 
     The dispatcher turns lists into its own and back into Python's; for 200 tensors that takes as long as all checks.

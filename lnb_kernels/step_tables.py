@@ -86,6 +86,45 @@ class StepFactor:
         return [tensor for tensor in (self.inverse, self.mean, self.root) if tensor is not None]
 
 
+@dataclass(frozen=True)
+class StepMoment:
+    """A layer that is refreshed: its second moment of this step, and the states that are made of it.
+
+    Attributes:
+        layer: its place among the layers.
+        gathered: the sums of ``[x 1]'[x 1]``, ``[matrices, blocks, size+1, size+1]``.
+        second_moment: their average, from zero, of the same shape.
+        counted: how many steps that counts, ``[]``.
+        inverse: ``C^-1``, ``[matrices, blocks, size, size]``.
+        mean: of the inputs, ``[matrices, inputs]``; None without a bias.
+        output_moment: the average of ``P``, from zero, ``[matrices, outputs, side, side]``.
+        root: ``P^(-1/2)``, of the same shape.
+        decay: of both averages.
+        ridge: relative to the mean variance of the inputs.
+        sample_ridge: what that grows by, times inputs of a block per sample that the average counts.
+        sample_every: one of how many samples was read.
+    """
+
+    layer: int
+    gathered: Tensor
+    second_moment: Tensor
+    counted: Tensor
+    inverse: Tensor
+    mean: Tensor | None
+    output_moment: Tensor
+    root: Tensor
+    decay: float
+    ridge: float
+    sample_ridge: float
+    sample_every: int
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """In the order of the kernel; without the mean, where there is none."""
+        own = [self.gathered, self.second_moment, self.counted, self.inverse, self.mean, self.output_moment, self.root]
+        return [tensor for tensor in own if tensor is not None]
+
+
 class StepTables:
     """Tables of one set of parameters, and the tensors that they point to.
 
@@ -158,6 +197,33 @@ class StepTables:
     def observe(self) -> None:
         """Update what agreement is judged by, from the gradients of :meth:`average`."""
         self._native.observe(torch.get_num_threads())
+
+    def refreshes(self, moment: StepMoment) -> bool:
+        """Whether the kernels take such a layer: float32, blocks of moderate size."""
+        read = moment.tensors
+        sides = moment.inverse.shape[-1], moment.root.shape[-1]
+        return max(sides) <= LARGEST_BLOCK and _plain(read) and all(map(Tensor.is_contiguous, read))
+
+    def refresh(self, moments: Sequence[StepMoment], coefficients: Sequence[float], steps: int) -> None:
+        """Make the factors of some layers anew, from the averaged gradients.
+
+        Args:
+            moments: of layers that the kernels take.
+            coefficients: of the Newton-Schulz steps that take roots (:func:`lnb_kernels.newton_schulz_root`).
+            steps: their number.
+        """
+        addresses = [list(map(Tensor.data_ptr, moment.tensors)) for moment in moments]
+        for moment, of_layer in zip(moments, addresses, strict=True):
+            if moment.mean is None:
+                of_layer.insert(4, 0)
+        self._native.refresh(
+            [(moment.layer, moment.inverse.shape[-1], moment.root.shape[-1]) for moment in moments],
+            addresses,
+            [(moment.decay, moment.ridge, moment.sample_ridge, float(moment.sample_every)) for moment in moments],
+            tuple(coefficients),
+            steps,
+            torch.get_num_threads(),
+        )
 
     def direct(self, factors: Sequence[StepFactor]) -> None:
         """Put directions in place of the averaged gradients."""

@@ -137,13 +137,16 @@ void squared_row_norms(const Matrix* matrices, int64_t count, Type x, double* no
         double* norms;  // of the first
     };
     std::vector<Rows> parts;
+    double entries = 0;
     for (const Matrix* matrix = matrices; matrix != matrices + count; ++matrix) {
         const int64_t at_once = std::max<int64_t>(1, kRun / std::max<int64_t>(1, matrix->columns));
         for (int64_t begin = 0; begin < matrix->rows; begin += at_once) {
             parts.push_back({matrix, begin, std::min(matrix->rows, begin + at_once), norms + begin});
         }
         norms += matrix->rows;
+        entries += static_cast<double>(matrix->rows * matrix->columns);
     }
+    threads = threads_for(entries * kProductsPerEntry, threads);
     const auto loop = entry(loops().dot, x, x);
     parallel_for(static_cast<int64_t>(parts.size()), threads, [&](int64_t i) {
         const auto& [matrix, begin, end, of_part] = parts[i];

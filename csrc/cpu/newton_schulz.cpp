@@ -66,6 +66,10 @@ class Root {
 
 }  // namespace
 
+void newton_schulz_root(const float* matrix, float* root, int64_t n, const Quintic& quintic, int64_t steps) {
+    Root(n, quintic, *isa().product_loops).run(matrix, root, steps);
+}
+
 void newton_schulz_roots(const float* matrices, float* roots, int64_t count, int64_t n, const Quintic& quintic,
                          int64_t steps, int threads) {
     const ProductLoops& loops = *isa().product_loops;

@@ -15,6 +15,9 @@ struct Quintic {
     float a, b, c;
 };
 
+// One matrix [n, n]; `root` does not overlap it. `steps` is at least 1.
+void newton_schulz_root(const float* matrix, float* root, int64_t n, const Quintic& quintic, int64_t steps);
+
 // `matrices` and `roots` are [count, n, n], contiguous; they do not overlap. `steps` is at least 1.
 void newton_schulz_roots(const float* matrices, float* roots, int64_t count, int64_t n, const Quintic& quintic,
                          int64_t steps, int threads);

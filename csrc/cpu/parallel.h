@@ -1,6 +1,7 @@
 // Threads for the CPU kernels, without a pool that spins next to torch's.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace lnb {
@@ -18,6 +19,16 @@ template <typename F>
 void parallel_for(int64_t parts, int threads, F f) {
     parallel_for(parts, threads, [](void* context, int64_t part) { (*static_cast<F*>(context))(part); }, &f);
 }
+
+// How many of `threads` threads are worth waking for so many multiplications and additions of products. To wake one
+// takes tens of microseconds, in which another makes about a million of these.
+inline int threads_for(double products, int threads) {
+    constexpr double kLeast = 0x1p20;  // of a thread
+    return static_cast<int>(std::clamp(products / kLeast, 1.0, static_cast<double>(std::max(threads, 1))));
+}
+
+// What an entry that is read from memory counts as.
+constexpr double kProductsPerEntry = 16;
 
 // "openmp", or "pool": which threads parallel_for uses in this process.
 const char* threading();

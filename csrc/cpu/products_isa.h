@@ -19,6 +19,8 @@ struct ProductLoops {
     float (*largest)(const float* x, int64_t size);  // absolute entry; 0 for none, NaN if one is NaN
     void (*add_scaled)(float* y, const float* x, float factor, int64_t size);  // y += factor x
     void (*scale)(float* y, float factor, int64_t size);
+    // sums[i][16] += the sum over j < count of x[j][16] y[j + i step][16], entry by entry, for i < shifts.
+    void (*lane_products)(int64_t count, int64_t shifts, const float* x, const float* y, int64_t step, float* sums);
 };
 
 extern const ProductLoops portable_product_loops;

@@ -124,8 +124,41 @@ void scale(float* y, float factor, int64_t size) {
     for (int64_t j = 0; j < size; ++j) y[j] *= factor;
 }
 
-#define LNB_PRODUCT_LOOPS \
-    {&product<Into::kReplace>, &product<Into::kAdd>, &product<Into::kSubtract>, &dot, &largest, &add_scaled, &scale}
+constexpr int64_t kGroup = 16;  // entries that are multiplied one by one
+
+template <int kShifts>
+void shifted_products(int64_t count, const float* x, const float* y, int64_t step, float* sums) {
+    for (int64_t lane = 0; lane < kGroup; lane += kLanes) {
+        Vector total[kShifts] = {};
+        for (int64_t j = 0; j < count; ++j) {
+            const Vector of_x = load(x + j * kGroup + lane);
+#pragma GCC unroll 8
+            for (int i = 0; i < kShifts; ++i) total[i] += of_x * load(y + (j + i * step) * kGroup + lane);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < kShifts; ++i) {
+            float* const target = sums + i * kGroup + lane;
+            store(target, load(target) + total[i]);
+        }
+    }
+}
+
+void lane_products(int64_t count, int64_t shifts, const float* x, const float* y, int64_t step, float* sums) {
+    int64_t i = 0;
+    for (; i + 8 <= shifts; i += 8) shifted_products<8>(count, x, y + i * step * kGroup, step, sums + i * kGroup);
+    for (; i + 4 <= shifts; i += 4) shifted_products<4>(count, x, y + i * step * kGroup, step, sums + i * kGroup);
+    for (; i < shifts; ++i) shifted_products<1>(count, x, y + i * step * kGroup, step, sums + i * kGroup);
+}
+
+#define LNB_PRODUCT_LOOPS       \
+    {&product<Into::kReplace>,  \
+     &product<Into::kAdd>,      \
+     &product<Into::kSubtract>, \
+     &dot,                      \
+     &largest,                  \
+     &add_scaled,               \
+     &scale,                    \
+     &lane_products}
 
 }  // namespace
 }  // namespace lnb

@@ -2,9 +2,9 @@
 include(CheckCXXCompilerFlag)
 
 add_library(lnb_cpu STATIC
-  csrc/cpu/two_sided.cpp csrc/cpu/cg_vectors.cpp csrc/cpu/cg_vectors_portable.cpp csrc/cpu/conv_moment.cpp csrc/cpu/isa.cpp
+  csrc/cpu/two_sided.cpp csrc/cpu/cg_vectors.cpp csrc/cpu/cg_vectors_portable.cpp csrc/cpu/conv_lanes.cpp csrc/cpu/conv_moment.cpp csrc/cpu/isa.cpp
   csrc/cpu/multi_tensor.cpp csrc/cpu/multi_tensor_portable.cpp csrc/cpu/newton_schulz.cpp csrc/cpu/parallel.cpp csrc/cpu/products_portable.cpp
-  csrc/cpu/second_moment.cpp csrc/cpu/sleeping_pool.cpp csrc/cpu/spd_inverse.cpp csrc/cpu/step_numbers.cpp csrc/cpu/step_tables.cpp
+  csrc/cpu/refresh.cpp csrc/cpu/second_moment.cpp csrc/cpu/sleeping_pool.cpp csrc/cpu/spd_inverse.cpp csrc/cpu/step_numbers.cpp csrc/cpu/step_tables.cpp
   csrc/cpu/tiles_portable.cpp)
 target_link_libraries(lnb_cpu PRIVATE lnb_warnings PUBLIC Threads::Threads ${CMAKE_DL_LIBS})
 if(LNB_SANITIZE STREQUAL "thread")

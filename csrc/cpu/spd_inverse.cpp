@@ -145,11 +145,13 @@ class Inverse {
 
 }  // namespace
 
+bool spd_inverse(const float* matrix, float* inverse, int64_t n) {
+    return Inverse(n, *isa().product_loops).run(matrix, inverse);
+}
+
 void spd_inverses(const float* matrices, float* inverses, uint8_t* failed, int64_t count, int64_t n, int threads) {
-    const ProductLoops& loops = *isa().product_loops;
-    parallel_for(count, threads, [=, &loops](int64_t i) {
-        failed[i] = !Inverse(n, loops).run(matrices + i * n * n, inverses + i * n * n);
-    });
+    parallel_for(count, threads,
+                 [=](int64_t i) { failed[i] = !spd_inverse(matrices + i * n * n, inverses + i * n * n, n); });
 }
 
 }  // namespace lnb

@@ -10,6 +10,10 @@
 
 namespace lnb {
 
+// One matrix [n, n]: false where it is not positive definite in float32, and the inverse is not written. Only its upper
+// triangle is read.
+bool spd_inverse(const float* matrix, float* inverse, int64_t n);
+
 // `matrices` and `inverses` are [count, n, n], contiguous. Of a matrix that is not positive definite in float32,
 // `failed` is 1 and the inverse is not written; only the upper triangles are read.
 void spd_inverses(const float* matrices, float* inverses, uint8_t* failed, int64_t count, int64_t n, int threads);

@@ -83,6 +83,22 @@ void StepTables::observe(int threads) {
     observe_agreement(observed.data(), layers(), settings_.b_rows, settings_.momentum);
 }
 
+void StepTables::refresh(const std::vector<StepMoments>& due, const Quintic& quintic, int64_t steps,
+                         int threads) const {
+    require_averages();
+    std::vector<RefreshedLayer> refreshed;
+    refreshed.reserve(due.size());
+    for (const StepMoments& of : due) {
+        const StepLayer& layer = layers_[of.layer];
+        const float* const bias = layer.bias < 0 ? nullptr : outputs_[layer.bias];
+        refreshed.push_back({of.gathered, of.second_moment, of.counted, of.inverse, bias == nullptr ? nullptr : of.mean,
+                             of.output_moment, of.root, outputs_[layer.weight], bias, layer.matrices, layer.rows,
+                             layer.inputs, of.input_block, of.output_block, of.decay, of.ridge, of.sample_ridge,
+                             of.sample_every});
+    }
+    lnb::refresh(refreshed.data(), static_cast<int64_t>(refreshed.size()), quintic, steps, threads);
+}
+
 void StepTables::direct(const std::vector<StepFactor>& factors, int threads) {
     require_averages();
     std::vector<TwoSidedLayer> two_sided;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "multi_tensor.h"
+#include "refresh.h"
 #include "step_numbers.h"
 #include "two_sided.h"
 
@@ -40,6 +41,15 @@ struct StepFactor {
     int64_t input_block, output_block;
 };
 
+// A layer whose second moments this step gathered, as refresh() takes it: its place, and all but what the tables know.
+struct StepMoments {
+    int64_t layer;
+    const float* gathered;
+    float *second_moment, *counted, *inverse, *mean, *output_moment, *root;
+    int64_t input_block, output_block;
+    double decay, ridge, sample_ridge, sample_every;
+};
+
 // The numbers of all layers, each [layers], and of all parameters.
 struct StepNumbers {
     float* steps;  // [parameters]
@@ -61,6 +71,8 @@ class StepTables {
     void average(const std::vector<const float*>& gradients, const std::vector<float*>& outputs, int threads);
     // The squares that agreement is judged by.
     void observe(int threads);
+    // Makes the factors of some layers anew, from the averaged gradients.
+    void refresh(const std::vector<StepMoments>& due, const Quintic& quintic, int64_t steps, int threads) const;
     // Directions in place of the averaged gradients.
     void direct(const std::vector<StepFactor>& factors, int threads);
     // Of every layer <h, g~>, |h|^2, |h|^2 before agreement, and |g~|^2 [layers, 4].

@@ -114,7 +114,9 @@ void two_sided_directions(const TwoSidedLayer* layers, int64_t count, double noi
     const ProductLoops& loops = *isa().product_loops;
     const std::vector<Part> parts = parts_of(layers, count);
     std::vector<Sums> sums(parts.size());
-    parallel_for(static_cast<int64_t>(parts.size()), threads,
+    double work = 0;
+    for (const Part& part : parts) work += part.work();
+    parallel_for(static_cast<int64_t>(parts.size()), threads_for(work, threads),
                  [&](int64_t i) { sums[i] = solve(parts[i], loops, noise); });
     // In an order that depends on the shapes alone: the same bits for any number of threads.
     for (const TwoSidedLayer* layer = layers; layer != layers + count; ++layer) {

@@ -12,6 +12,9 @@ from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.second_moment.native_kernel import TYPE_NAMES
 
+_LANE_CHANNELS = 2  # as kLaneChannels of csrc/cpu/conv_lanes.h
+_MOST_PRODUCTS = 1 << 17  # of 16 groups: 8 MiB
+
 
 def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype | None = None) -> torch.Tensor:
     """``S`` ``[groups, D+1, D+1]`` fp32 from ``x`` ``[B, C, H, W]`` fp32, bf16 or fp16, in any memory order.
@@ -37,7 +40,13 @@ def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype 
 def pays(x: torch.Tensor, conv: Geometry) -> bool:
     """Whether products of shifted channels beat explicit patches.
 
-    They need stride 1. Blocks hold 16 channels of a group, so groups of one or two channels would leave them all but
-    empty.
+    They need stride 1. Groups of one or two channels are multiplied 16 groups at a time, which keeps a product for each shift
+    and each part of the image that other taps visit: too much memory where kernels are large.
     """
-    return conv.stride == (1, 1) and (conv.groups == 1 or x.shape[1] // conv.groups > 2)
+    if conv.stride != (1, 1):
+        return False
+    channels = x.shape[1] // conv.groups
+    if conv.groups == 1 or channels > _LANE_CHANNELS:
+        return True
+    down, right = (2 * taps - 1 for taps in conv.kernel)
+    return conv.kernel[0] * right * down * right * channels**2 <= _MOST_PRODUCTS

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lnb_kernels import _autocast, _backend, _checks, _sampling, moment_stream
-from lnb_kernels._library import below_autograd, define
+from lnb_kernels._library import below_autograd, define, unobserved
 from lnb_kernels._rows import as_rows
 from lnb_kernels.linear import reference
 from lnb_kernels.linear.shared import SharedMoment, gradient_memory
@@ -188,8 +188,11 @@ class _SharedLinear(torch.autograd.Function):
         moment = None if alone else ctx.shared.take(ctx.member)
         x, weight, start = ctx.saved_tensors
         mask = [*ctx.needs_input_grad[:3], moment is None]
+        arguments = grad, x, weight, mask, start, ctx.every, ctx.moment_dtype, ctx.blocks
+        tensors = (grad, x, weight) if start is None else (grad, x, weight, start)
+        direct = not alone and unobserved(tensors)  # nobody sees whether the dispatcher is asked
         with moment_stream.backward_of(ctx.use):
-            found = _linear_backward(grad, x, weight, mask, start, ctx.every, ctx.moment_dtype, ctx.blocks)
+            found = _backward_kernel(*arguments) if direct else _linear_backward(*arguments)
         results = iter(found)
         gradients = [next(results) if wanted else None for wanted in mask[:3]]
         if moment is None:

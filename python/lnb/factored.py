@@ -13,6 +13,7 @@ not depend on an offset of the inputs.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -134,6 +135,7 @@ def _try_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return lower, failed.unsqueeze(-1).unsqueeze(-1)
 
 
+@functools.lru_cache(maxsize=4096)  # every step asks for every layer
 def block_count(d_in: int, limit: int | None) -> int:
     """The fewest equal blocks of at most ``limit`` inputs, if they hold at least a quarter of it.
 

@@ -441,8 +441,10 @@ class LNB(Optimizer):
         super().zero_grad(set_to_none)
         self._guard.forget()
         blocks = self._optimized_blocks()
-        marks = {block.weight: mark_zeroed(block.weight) for block in blocks}
-        self._zeroed = {weight: mark for weight, mark in marks.items() if mark is not None}
+        self._zeroed = {}
+        if not set_to_none:
+            marks = {block.weight: mark_zeroed(block.weight) for block in blocks}
+            self._zeroed = {weight: mark for weight, mark in marks.items() if mark is not None}
         self._clear_captures(blocks)
 
     def _clear_captures(self, blocks: list[Block]) -> None:

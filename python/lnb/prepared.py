@@ -17,6 +17,7 @@ from lnb.arenas import Arenas, State
 from lnb.averages import ADAM_EPSILON
 from lnb.config import Config
 from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise_level
+from lnb.prepared_refresh import refresh_prepared
 from lnb.refresh import refresh
 from lnb.scratch import Scratch
 from lnb.solve import Solution
@@ -38,12 +39,28 @@ class Prepared:
     tables: StepTables
     standing: Standing
     averages: dict[nn.Parameter, Tensor]
+    factors: list[StepFactor]
+    addresses: list[int]
 
     def fits(self, work: Work) -> bool:
         """Whether the tables serve this step."""
-        if not self.standing.holds(work) or not all(map(_is_usual, work.blocks)) or not _solves(work.blocks):
+        if not self.standing.holds(work) or not all(map(_is_usual, work.blocks)):
             return False
+        if not self._are_known(work.blocks):
+            self.factors = _factors(work.blocks)
+            self.addresses = _addresses(self.factors)
+            if not _solves(work.blocks, self.factors):
+                return False
         return self.tables.holds([cast(Tensor, parameter.grad) for parameter in self.standing.parameters])
+
+    def _are_known(self, works: list[BlockWork]) -> bool:
+        """Whether the states hold the factors that were looked at last, where they lay: the usual case."""
+        for work, factor in zip(works, self.factors, strict=True):
+            state = work.state
+            same = state["factor"] is factor.inverse and state["output_factor"] is factor.root
+            if not same or state.get("factor_mean") is not factor.mean:
+                return False
+        return _addresses(self.factors) == self.addresses
 
 
 class PreparedShare:
@@ -68,8 +85,10 @@ class PreparedShare:
         self.tables.average([cast(Tensor, p.grad) for p in self.prepared.standing.parameters], self.outputs)
         self.tables.observe()
         if self.due:
-            refresh(self.due, averages, self.verdict, self.arenas)
-        self.tables.direct(_factors(self.work.blocks))
+            due = [(i, layer) for i, layer in enumerate(self.work.blocks) if layer.moments is not None]
+            refresh(refresh_prepared(self.tables, due), averages, self.verdict, self.arenas)
+        # A refresh may have made factors that are no longer those that were looked at.
+        self.tables.direct(_factors(self.work.blocks) if self.due else self.prepared.factors)
 
     def gain(self) -> Tensor:
         """What a region that all layers share would sum."""
@@ -110,7 +129,8 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
     momentum = [work.states[parameter]["momentum"] for parameter in parameters]
     squares = [work.states[p]["gradient_square"] for p in work.others]
     gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-    if not StepTables.serves([*parameters, *momentum, *squares, *gradients]) or not _solves(work.blocks):
+    factors = _factors(work.blocks)
+    if not StepTables.serves([*parameters, *momentum, *squares, *gradients]) or not _solves(work.blocks, factors):
         return None
     states = [work.states[parameter] for parameter in parameters]
     of_layers = [layer.state for layer in work.blocks]
@@ -130,7 +150,7 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
     claimed = {p: momentum[place[p]] for layer in work.blocks for p in layer.parameters}
     averages = scratch.take(claimed)
     tables = StepTables(parameters, momentum, layers, squares, cast("list[Tensor]", numbers), settings_of(config))
-    return Prepared(tables, Standing.of(work, _KEPT), averages)
+    return Prepared(tables, Standing.of(work, _KEPT), averages, factors, _addresses(factors))
 
 
 def _factors(works: list[BlockWork]) -> list[StepFactor]:
@@ -138,9 +158,13 @@ def _factors(works: list[BlockWork]) -> list[StepFactor]:
     return [StepFactor(s["factor"], s.get("factor_mean"), s["output_factor"]) for s in (work.state for work in works)]
 
 
-def _solves(works: list[BlockWork]) -> bool:
-    """Whether the tables serve that."""
-    factors = _factors(works)
+def _addresses(factors: list[StepFactor]) -> list[int]:
+    """Where they lie."""
+    return [tensor.data_ptr() for factor in factors for tensor in factor.tensors]
+
+
+def _solves(works: list[BlockWork], factors: list[StepFactor]) -> bool:
+    """Whether the tables serve these factors of ``works``."""
     if any(work.with_bias != (factor.mean is not None) for work, factor in zip(works, factors, strict=True)):
         return False  # a bias was frozen or thawed since the last refresh
     return StepTables.solves(factors)

@@ -98,18 +98,18 @@ def test_not_a_number_and_infinity_come_through(isa: str, dtype: torch.dtype) ->
 def test_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
     native, usual = _native.module(), torch.get_num_threads()
     x, image = torch.randn(3000, 65).to(dtype), torch.randn(6, 70, 9, 8).to(dtype)
-    code = geometry("test", 3, 1, 1, 1, 1).encode()
+    code, depthwise = (geometry("test", 3, 1, 1, 1, groups).encode() for groups in (1, 70))
     try:
         results = []
         for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
-            results.append((second_moment(x), conv_kernel.conv2d_second_moment(image, code)))
+            moments = [conv_kernel.conv2d_second_moment(image, each) for each in (code, depthwise)]
+            results.append((second_moment(x), *moments))
     finally:
         torch.set_num_threads(usual)
     assert native.threading() in ("openmp", "pool")
-    for rows, taps in results[1:]:
-        assert torch.equal(rows, results[0][0])
-        assert torch.equal(taps, results[0][1])
+    for found in results[1:]:
+        assert all(map(torch.equal, found, results[0]))
 
 
 CONVOLUTIONS = [
@@ -122,6 +122,8 @@ CONVOLUTIONS = [
     ((3, 130, 4, 5), 1, 0, 1, 1),
     ((2, 6, 16, 300), 7, 3, 1, 1),
     ((1, 5, 2, 600), 3, 1, (1, 2), 1),
+    ((9, 34, 7, 9), 3, 1, 1, 17),
+    ((2, 40, 6, 5), (7, 3), (3, 1), (1, 2), 40),
 ]
 
 
@@ -150,7 +152,7 @@ def test_patches(
     padding=st.tuples(st.integers(0, 6), st.integers(0, 6)),
     dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    groups=st.sampled_from([1, 2]),
+    groups=st.sampled_from([1, 2, 3, 6]),
     batch=st.integers(0, 3),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**31 - 1),
@@ -165,13 +167,13 @@ def test_patches_of_any_geometry(kernel, padding, dilation, size, groups, batch,
     assert torch.equal(conv_kernel.conv2d_second_moment(x, conv.encode()).double(), rows.mT @ rows)
 
 
-def test_groups_of_one_channel_go_by_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_kernels_of_one_channel_go_by_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     class Forbidden:
         def __getattr__(self, name: str) -> None:
             raise AssertionError(f"the native module's {name} was used")
 
     monkeypatch.setattr(_native, "module", Forbidden)
-    conv = geometry("test", 3, 1, 1, 1, 4)
+    conv = geometry("test", 13, 1, 6, 1, 4)
     x = torch.randn(2, 4, 6, 6)
     rows = patches(x, conv)
     assert_close_to_reference(conv_kernel.conv2d_second_moment(x, conv.encode()), rows.mT @ rows, plain(rows))

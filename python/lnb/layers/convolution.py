@@ -65,6 +65,11 @@ def _convolve(conv: _Conv, capture: Capture, input: Tensor) -> Tensor:
     return output
 
 
+def _is_plain(capture: Capture) -> bool:
+    """Whether this forward pass is the original's. Compiled code does not ask what may change from step to step."""
+    return not torch.compiler.is_compiling() and capture.idle
+
+
 class ProbedConv2d(ProbedLayer, nn.Conv2d):
     """An attached ``nn.Conv2d``."""
 
@@ -72,6 +77,8 @@ class ProbedConv2d(ProbedLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """``nn.Conv2d``'s forward, with the layer's moment probes."""
+        if _is_plain(self._lnb_captures["weight"]):
+            return super().forward(input)
         return _convolve(self, self._lnb_captures["weight"], input)
 
 
@@ -82,6 +89,8 @@ class ProbedConv1d(ProbedLayer, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """``nn.Conv1d``'s forward, with the layer's moment probes."""
+        if _is_plain(self._lnb_captures["weight"]):
+            return super().forward(input)
         return _convolve(self, self._lnb_captures["weight"], input).squeeze(-2)
 
 

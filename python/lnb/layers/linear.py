@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lnb_kernels as lk
@@ -50,6 +52,9 @@ class ProbedLinear(ProbedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``nn.Linear``'s forward, with the layer's moment probe."""
         capture = self._lnb_captures["weight"]
+        # Compiled code does not ask what may change from step to step: it would be compiled anew.
+        if not torch.compiler.is_compiling() and capture.idle and type(self.weight) is nn.Parameter:
+            return F.linear(input, self.weight, self.bias)
         if type(self.weight) is nn.Parameter:
             output = project(input, self.weight, self.bias, capture, self.weight)
         else:

@@ -1,0 +1,66 @@
+"""Refreshes of prepared steps: all layers that are due in one call of the CPU's kernels, from the addresses of their states.
+
+The arithmetic is that of :mod:`lnb.refresh`, which takes the layers that this does not serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lnb.orthogonalize import QUINTIC, STEPS
+from lnb.work import BlockWork
+from lnb_kernels.step_tables import StepMoment, StepTables
+
+_KEPT = ("second_moment", "second_moment_step", "factor", "output_moment", "output_factor")
+
+
+def refresh_prepared(tables: StepTables, due: Sequence[tuple[int, BlockWork]]) -> list[BlockWork]:
+    """Make the factors of the layers anew that the kernels take; return the others.
+
+    They take layers whose state is complete, in the blocks of this step's second moments: a layer's first refresh and one in
+    other blocks are left to the general form, as are layers with inputs whose squares are too large.
+
+    Args:
+        tables: of the step, after ``average``.
+        due: layers with second moments of this step, each with its place in the tables.
+    """
+    moments, left = [], []
+    for place, work in due:
+        moment = _moment(place, work)
+        if moment is None or not tables.refreshes(moment):
+            left.append(work)
+        else:
+            moments.append(moment)
+    if moments:
+        tables.refresh(moments, QUINTIC, STEPS)
+    return left
+
+
+def _moment(place: int, work: BlockWork) -> StepMoment | None:
+    """What the kernels read and write of a layer; None where its state or settings are not what they take."""
+    config, state, gathered = work.config, work.state, work.moments
+    assert gathered is not None
+    if not all(key in state for key in _KEPT) or config.ridge_mode != "relative" or work.squarable is not None:
+        return None
+    average, counted, factor, output, root = (state[key] for key in _KEPT)
+    mean: Tensor | None = state.get("factor_mean")
+    if average.shape != gathered.shape or work.with_bias != (mean is not None):
+        return None
+    if factor.shape[-1] + 1 != gathered.shape[-1] or output.shape != root.shape:
+        return None
+    return StepMoment(
+        place,
+        gathered if gathered.is_contiguous() else gathered.contiguous(),
+        average,
+        counted,
+        factor,
+        mean,
+        output,
+        root,
+        config.b_s,
+        work.ridge,
+        config.sample_ridge,
+        config.sample_every,
+    )
