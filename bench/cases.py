@@ -27,10 +27,10 @@ def _second_moment_of_blocks(n: int, d: int, blocks: int, dtype: torch.dtype) ->
 
 
 def _linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> Callable[[], Any]:
-    from lnb_kernels.linear.triton_kernel import linear_backward
+    from lnb_kernels.linear.triton_kernel import fused_backward
 
     def call() -> Any:
-        return linear_backward(
+        return fused_backward(
             _meta(n, m, dtype=dtype), _meta(n, d, dtype=dtype), _meta(m, d, dtype=dtype), [False, True, True, True]
         )
 
@@ -75,6 +75,15 @@ def _conv2d(
         return conv2d_second_moment(x.to(memory_format=torch.channels_last) if last else x, code)
 
     return call
+
+
+def _half_patches(dtype: torch.dtype) -> Callable[[], Any]:
+    """Of ViT-B/16's patch embedding: 8 of the 16 rows of every patch, of each channel, in a view of the images."""
+    from lnb_kernels.conv2d.geometry import Geometry
+    from lnb_kernels.conv2d.triton_kernel import conv2d_second_moment
+
+    code = Geometry((8, 16), (16, 16), (0, 0, 0, 0), (1, 1), 3).encode()
+    return lambda: conv2d_second_moment(_meta(128, 3, 224, 224, dtype=dtype)[:, :, 8:], code)
 
 
 def _conv2d_cov_matvec(b: int, c: int, size: int, m: int, groups: int, dtype: torch.dtype) -> Callable[[], Any]:
@@ -132,6 +141,7 @@ def cases() -> dict[str, Callable[[], Any]]:
     table["conv2d_second_moment/bf16/3x3/c64/g4/nchw"] = _conv2d(256, 64, 56, 3, 1, 4, BF16, False)
     table["conv2d_second_moment/bf16/3x3/c128/g8/stride2"] = _conv2d(256, 128, 56, 3, 2, 8, BF16)
     table["conv2d_second_moment/bf16/1x1/c512/g4/stride2"] = _conv2d(256, 512, 28, 1, 2, 4, BF16)
+    table["conv2d_second_moment/bf16/16x16/c3/half_patches"] = _half_patches(BF16)
     table["second_moment/bf16/d4096"] = _second_moment(16384, 4096, BF16)
     table["newton_schulz/bf16/2048x2048"] = _newton_schulz(2, 2048, 2048, BF16)
     table["newton_schulz_root/fp32/512"] = _newton_schulz_root(4, 512)

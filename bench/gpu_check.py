@@ -54,23 +54,24 @@ def command(words: list[str], seconds: float) -> dict[str, Any]:
     return {"ok": done.returncode == 0, "failed": failed, "output": output[-4000:]}
 
 
-def milliseconds(call: Callable[[], Any], device: str) -> float:
-    """Median of 20 runs after 5 to warm up, by CUDA events on a GPU; one run of the clock elsewhere."""
+def milliseconds(call: Callable[[], Any], device: str, cycle: int = 0) -> float:
+    """Of a run, by CUDA events on a GPU: the median of 20 after 5 to warm up, or the mean of two cycles of ``cycle`` runs after
+    one of them. One run of the clock elsewhere."""
     if device == "cpu":
         start = time.perf_counter()
         call()
         return 1e3 * (time.perf_counter() - start)
-    for _ in range(5):
+    for _ in range(cycle or 5):
         call()
     times = []
-    for _ in range(20):
+    for _ in range(2 * cycle or 20):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
         stop.record()
         stop.synchronize()
         times.append(start.elapsed_time(stop))
-    return sorted(times)[len(times) // 2]
+    return sum(times) / len(times) if cycle else sorted(times)[len(times) // 2]
 
 
 def error(actual: torch.Tensor, truth: torch.Tensor) -> float:
@@ -296,21 +297,36 @@ def whole_steps(device: str, small: bool) -> dict[str, Any]:
 
 
 def large_models(device: str, small: bool) -> list[dict[str, Any]]:
-    """Training steps of the models of ``bench/device_step.py``: LNB's default and fused AdamW, and what was predicted."""
+    """Training steps of the models of ``bench/device_step.py``: LNB's default, fused AdamW, torch's Muon, and the prediction.
+
+    A time is the mean of two cycles of refreshes, as in the prediction. Muon moves the weights of layers and AdamW the
+    others. A dry run rehearses all of it on a small model.
+    """
     sys.path.append(str(ROOT / "bench"))
-    from meter.models import CASES
+    from meter.models import CASES, Case
 
     import lnb
+    from lnb_bench.training.optimizers import OptimizerConfig, build_optimizer
+
+    def optimizer_of(name: str, model: torch.nn.Module) -> Any:
+        if name == "adamw":
+            return torch.optim.AdamW(model.parameters(), fused=True)
+        if name == "muon":
+            return build_optimizer(OptimizerConfig("muon", lr=1e-3, settings={}), model, "constant", 1)
+        return lnb.LNB(model, lr=0.01)
+
+    def rehearsal() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.LayerNorm(12), torch.nn.Linear(12, 4))
 
     predicted = json.loads((ROOT / "bench" / "results" / "device_step.json").read_text())
+    cases = {"rehearsal": Case(rehearsal, lambda model: model(torch.ones(4, 8)).square().mean())} if small else CASES
     rows: list[dict[str, Any]] = []
-    for name, case in CASES.items() if device == "cuda" else ():
+    for name, case in cases.items():
         times = {}
-        for optimizer_name in ("adamw", "lnb"):
+        for optimizer_name in ("adamw", "muon", "lnb"):
             with torch.device(device):
                 model = case.model()
-            fused = optimizer_name == "adamw"
-            optimizer: Any = torch.optim.AdamW(model.parameters(), fused=True) if fused else lnb.LNB(model, lr=0.01)
+            optimizer = optimizer_of(optimizer_name, model)
 
             def step(model: Any = model, optimizer: Any = optimizer, case: Any = case) -> None:
                 optimizer.zero_grad()
@@ -319,10 +335,10 @@ def large_models(device: str, small: bool) -> list[dict[str, Any]]:
                 loss.backward()
                 optimizer.step()
 
-            times[optimizer_name] = milliseconds(step, device)
+            times[optimizer_name] = milliseconds(step, device, cycle=10)
             del model, optimizer
-        rows.append({"model": name, **times, "ratio": times["lnb"] / times["adamw"],
-                     "predicted": predicted[name]["simulated step / fused AdamW's"]})  # fmt: skip
+        rows.append({"model": name, **times, "ratio": times["lnb"] / times["adamw"], "of muon": times["muon"] / times["adamw"],
+                     "predicted": predicted.get(name, {}).get("simulated step / fused AdamW's")})  # fmt: skip
     return rows
 
 

@@ -5,8 +5,8 @@ A model, not a measurement. The bytes are checked against what the kernels ask f
     python bench/roofline.py
 
 Both sides, our launch and the library's full product that it is compared with, are costed alike, by the model that also
-picks our splits: :mod:`lnb_kernels._triton.gram_cost`. The library takes tiles of 256 x 128 and the best number of splits
-up to 8; a second figure frees it from the L2 bound, as its clusters share operands. The floor is the ideal work, half a
+picks our splits: :mod:`lnb_kernels._triton.gram_prediction`. The library takes tiles of 256 x 128 and the best number of
+splits up to 8; a second figure frees it from the L2 bound, as its clusters share operands. The floor is the ideal work, half a
 square for ``S``, at full peak.
 
 What cannot be reached: see :func:`tile_floor`, printed as a column. At N = 16384, d = 2048 the 72 tiles are fewer than the
@@ -24,51 +24,9 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from lnb_kernels._triton.arch import ARCHS, Arch  # noqa: E402
-from lnb_kernels._triton.gram_cost import (  # noqa: E402
-    Prediction,
-    Work,
-    predict,
-    programs_per_multiprocessor,
-)
-from lnb_kernels._triton.gram_launch import GramPlan, gram_plan  # noqa: E402
+from lnb_kernels._triton.gram_prediction import fused_backward_pays, gram, library  # noqa: E402
 
 SIZE = 2  # bytes of an operand
-
-
-def library(n: int, d: int, m: int, arch: Arch, multicast: bool = False) -> Prediction:
-    """A plain product ``[m, n] [n, d]`` by the vendor's library."""
-    tiles = math.ceil(m / 256) * math.ceil(d / 128)
-    memory = SIZE * (n * (d + m) + d * m)
-    plans = [
-        [Work(tiles * splits, math.ceil(n / splits), 256, 128, 64, 1, tiles * splits if splits > 1 else 0)]
-        for splits in range(1, 9)
-    ]
-    return min((predict(plan, memory, arch, multicast) for plan in plans), key=lambda prediction: prediction.seconds)
-
-
-def gram(n: int, d: int, m: int, arch: Arch, plan: GramPlan | None = None, blocks: int = 1) -> Prediction:
-    """The launches of ``[G | X 1]'X``, of each of ``blocks`` blocks of ``d`` columns of ``X``."""
-    plan = plan or gram_plan(n, d, m, SIZE, arch, blocks)
-    shape = plan.block_i, plan.block_j, plan.block_n
-    whole = plan.tiles == 1
-
-    def together(staged: bool) -> int:
-        return programs_per_multiprocessor(plan.block_i, plan.block_j, SIZE, staged, True, arch)
-
-    first, shares = plan.head * plan.splits, plan.tail.programs
-    staged = first if plan.staged else 0
-    parts = [
-        Work(
-            first * blocks, plan.rows_per_split, *shape, together(plan.staged or shares > 0), staged * blocks, SIZE, whole
-        ),
-        Work(
-            shares * blocks, plan.tail.share * plan.block_n, *shape, together(True), (plan.partials - staged) * blocks, SIZE,
-            whole,
-        ),
-    ]  # fmt: skip
-    # Sums of columns that are not part of the products read X (and G) once more.
-    read = (1 if whole else 2) * SIZE * n * (d + m)
-    return predict(parts, blocks * (read + 4 * d * d + SIZE * d * m), arch)
 
 
 def floor_seconds(n: int, d: int, m: int, arch: Arch) -> float:
@@ -172,7 +130,21 @@ def main() -> None:
         "\nThe fused backward at m = d issues 3 N d^2 FLOPs where the weight gradient issues 2 N d^2: at equal rates it takes at"
         "\nleast 1.5 times as long, and 1.5 + 128 / d in tiles of 256 x 128. A ratio of 1.35 is below that floor."
     )
+    print_decisions()
     print_blocks(arch)
+
+
+def print_decisions() -> None:
+    """Where the backward pass of a linear layer is one launch, by the rates of each architecture."""
+    print(
+        "\nWeight gradient, bias gradient and second moment in one launch (1) or apart (0), bf16 and fp32, N rows, d x m\n"
+    )
+    shapes = [(128, 512), (768, 768), (768, 3072), (3072, 768), (1024, 1024), (2048, 2048), (4096, 4096)]
+    print(f"{'':24s}" + "".join(f"{f'{d} x {m}':>13s}" for d, m in shapes))
+    for name, arch in ARCHS.items():
+        for n in (1024, 16384, 131072):
+            chosen = [[int(fused_backward_pays(n, d, m, size, arch)) for size in (2, 4)] for d, m in shapes]
+            print(f"{f'{name} N={n}':24s}" + "".join(f"{f'{half} {full}':>13s}" for half, full in chosen))
 
 
 def print_blocks(arch: Arch) -> None:

@@ -20,6 +20,7 @@ from lnb_kernels.conv2d.layer import conv2d
 from lnb_kernels.conv2d.op import conv2d_cov_matvec, conv2d_second_moment
 from lnb_kernels.cov_matvec.op import cov_matvec
 from lnb_kernels.linear.op import linear
+from lnb_kernels.moment_stream import set_moment_stream
 from lnb_kernels.newton_schulz.op import newton_schulz, newton_schulz_root
 from lnb_kernels.pcg.layers import pcg_layers
 from lnb_kernels.pcg.op import pcg
@@ -48,6 +49,7 @@ __all__ = [
     "set_autotune_cache",
     "set_backend",
     "set_input_precision",
+    "set_moment_stream",
     "spd_inverse",
     "two_sided_directions_",
 ]

@@ -108,7 +108,9 @@ CALLS: dict[str, Call] = {
             "moment_dtype": torch.bfloat16,
         },
     ),
-    "conv2d_second_moment": Call(lk.conv2d_second_moment, lambda: {"x": torch.randn(2, 2, 4, 4), **shape()}),
+    "conv2d_second_moment": Call(
+        lk.conv2d_second_moment, lambda: {"x": torch.randn(2, 2, 4, 4), **shape(), "blocks": 2}
+    ),
     "conv2d_cov_matvec": Call(
         lk.conv2d_cov_matvec,
         lambda: {"x": torch.randn(2, 2, 4, 4), "v": torch.randn(3, 9), **shape(), "ridge": 0.5},
@@ -189,7 +191,7 @@ CALLS: dict[str, Call] = {
     ),
 }
 
-SETTINGS = ("get_backend", "set_backend", "set_autotune_cache", "set_input_precision", "report")
+SETTINGS = ("get_backend", "set_backend", "set_autotune_cache", "set_input_precision", "set_moment_stream", "report")
 """Public functions that compute nothing."""
 
 

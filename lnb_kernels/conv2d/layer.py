@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _autocast, _backend, _checks, _sampling
+from lnb_kernels import _autocast, _backend, _checks, _sampling, moment_stream
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels.conv2d import reference
+from lnb_kernels.conv2d.blocks import block_features, block_moments, is_cut
 from lnb_kernels.conv2d.geometry import Geometry, Pair, check_input, geometry, pad_extra
 from lnb_kernels.conv2d.op import patch_moment
 
@@ -41,17 +42,24 @@ def _backward_kernel(
     start: torch.Tensor | None,
     every: int,
     moment_dtype: torch.dtype | None,
-    moment_groups: int,
+    moment_blocks: int,
 ) -> list[torch.Tensor]:
     """The wanted ones of: gradients of ``x``, ``weight`` and bias; second moments of the patches; channel moments."""
     with _autocast.disabled(x.device):
-        results = reference.layer_gradients(grad, x, weight, code, mask)
-        if mask[3]:
+
+        def of_part(part: torch.Tensor, geometry: list[int]) -> torch.Tensor:
+            found: torch.Tensor = _backend.call("conv2d_second_moment", part, part, geometry, moment_dtype)
+            return found
+
+        def moment() -> torch.Tensor:
             images, scale = _sampling.read(x, start, every)
-            regrouped = Geometry.decode(code).regrouped(moment_groups).encode()
-            s = _backend.call("conv2d_second_moment", images, images, regrouped, moment_dtype)
+            s = block_moments(images, Geometry.decode(code), moment_blocks, of_part)
             s = s.to(_checks.accumulation_dtype(x.dtype))
-            results.append(s if scale == 1.0 else s.mul_(scale))
+            return s if scale == 1.0 else s.mul_(scale)
+
+        # First: beside it, another stream makes the gradients.
+        moments = [moment_stream.computed(moment, x, start)] if mask[3] else []
+        results = [*reference.layer_gradients(grad, x, weight, code, mask), *moments]
         if mask[4]:
             results.append(reference.channel_moments(x, positions))
     return results
@@ -67,13 +75,13 @@ def _backward_fake(
     start: torch.Tensor | None,
     every: int,
     moment_dtype: torch.dtype | None,
-    moment_groups: int,
+    moment_blocks: int,
 ) -> list[torch.Tensor]:
     results = reference.layer_gradients(grad, x, weight, code, mask)
     accumulate = _checks.accumulation_dtype(x.dtype)
     if mask[3]:
-        size = Geometry.decode(code).regrouped(moment_groups).features(x.shape[1]) + 1
-        results.append(x.new_empty((moment_groups, size, size), dtype=accumulate))
+        size = block_features(Geometry.decode(code), x.shape[1], moment_blocks) + 1
+        results.append(x.new_empty((moment_blocks, size, size), dtype=accumulate))
     if mask[4]:
         results.append(x.new_empty((3, x.shape[1]), dtype=accumulate))
     return results
@@ -93,19 +101,19 @@ class _Conv2dBackward(torch.autograd.Function):
         start: torch.Tensor | None,
         every: int,
         moment_dtype: torch.dtype | None,
-        moment_groups: int,
+        moment_blocks: int,
     ) -> tuple[torch.Tensor, ...]:
         with below_autograd():
             return tuple(
                 torch.ops.lnb_kernels.conv2d_backward(
-                    grad, x, weight, code, positions, mask, start, every, moment_dtype, moment_groups
+                    grad, x, weight, code, positions, mask, start, every, moment_dtype, moment_blocks
                 )
             )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs[:3], inputs[6])
-        ctx.code, ctx.positions, ctx.mask, ctx.every, ctx.moment_groups = *inputs[3:6], inputs[7], inputs[9]
+        ctx.code, ctx.positions, ctx.mask, ctx.every, ctx.moment_blocks = *inputs[3:6], inputs[7], inputs[9]
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -115,8 +123,8 @@ class _Conv2dBackward(torch.autograd.Function):
             results = reference.layer_gradients(grad, x, weight, ctx.code, ctx.mask)
             if ctx.mask[3]:
                 images, scale = _sampling.read(x, start, ctx.every)
-                code = Geometry.decode(ctx.code).regrouped(ctx.moment_groups).encode()
-                results.append(patch_moment(images, code) * scale)
+                conv = Geometry.decode(ctx.code)
+                results.append(block_moments(images, conv, ctx.moment_blocks, patch_moment) * scale)
             if ctx.mask[4]:
                 results.append(reference.channel_moments(x, ctx.positions))
             grads = torch.autograd.grad(results, (grad, x, weight), upstream, allow_unused=True)
@@ -125,7 +133,7 @@ class _Conv2dBackward(torch.autograd.Function):
 
 _conv2d_backward: Callable[..., list[torch.Tensor]] = define(
     "conv2d_backward(Tensor grad, Tensor x, Tensor weight, SymInt[] code, SymInt positions, bool[] mask, "
-    "Tensor? start, SymInt every, ScalarType? moment_dtype, SymInt moment_groups) -> Tensor[]",
+    "Tensor? start, SymInt every, ScalarType? moment_dtype, SymInt moment_blocks) -> Tensor[]",
     _backward_kernel,
     _backward_fake,
     _Conv2dBackward,
@@ -140,15 +148,18 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         x, weight, _, probe, _, ctx.code, ctx.positions, start, ctx.every, ctx.moment_dtype = inputs
-        ctx.moment_groups = Geometry.decode(ctx.code).groups if probe is None else probe.shape[0]
+        ctx.moment_blocks = Geometry.decode(ctx.code).groups if probe is None else probe.shape[0]
         ctx.save_for_backward(x, weight, start)
+        ctx.use = moment_stream.use_of(probe)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, start = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:5])
-        how = start, ctx.every, ctx.moment_dtype, ctx.moment_groups
-        results = iter(_conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask, *how))
+        how = start, ctx.every, ctx.moment_dtype, ctx.moment_blocks
+        with moment_stream.backward_of(ctx.use):
+            found = _conv2d_backward(grad, x, weight, ctx.code, ctx.positions, mask, *how)
+        results = iter(found)
         return (*(next(results) if wanted else None for wanted in mask), *[None] * 5)
 
 
@@ -186,8 +197,10 @@ def conv2d(
         weight: ``[m, C/groups, kh, kw]``.
         bias: ``[m]`` or None.
         stride, padding, dilation, groups: as of ``F.conv2d``.
-        probe: ``[groups, D+1, D+1]``, ``D = C/groups * kh * kw``; or None. A multiple of ``groups`` that divides ``C`` in
-            place of ``groups`` (and in ``D``) gives the second moments of smaller blocks of channels.
+        probe: ``[groups, D+1, D+1]``, ``D = C/groups * kh * kw``; or None. More blocks in place of ``groups``, and fewer
+            entries to each, give the second moments of smaller blocks: a multiple of ``groups`` that divides ``C``, of
+            some channels each; or a multiple of ``C``, of equal parts of a channel's taps: some rows of its kernel, or a
+            part of one row.
         channel_probe: ``[3, C]`` or None.
             Probes that are None or do not require a gradient cost nothing; without any this is a plain ``F.conv2d``
             call.
@@ -218,11 +231,10 @@ def conv2d(
             f"a multiple of groups={conv.groups}"
         )
     if probe is not None and live:
-        cut = probe.dim() == 3 and probe.shape[0] > 0 and probe.shape[0] % conv.groups == channels % probe.shape[0] == 0
-        groups = probe.shape[0] if cut else conv.groups
-        size = conv.regrouped(groups).features(channels) + 1
+        blocks = probe.shape[0] if probe.dim() == 3 and is_cut(conv, channels, probe.shape[0]) else conv.groups
+        size = block_features(conv, channels, blocks) + 1
         _checks.shape_is(
-            "conv2d", "probe", probe, (groups, size, size), "[groups, D+1, D+1], D = C/groups kh kw of the weight"
+            "conv2d", "probe", probe, (blocks, size, size), "[groups, D+1, D+1], D = C/groups kh kw of the weight"
         )
         _checks.same_device("conv2d", "probe", probe, "x", x)
     if channel_probe is not None and channel_live:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.conv2d import reference
+from lnb_kernels.conv2d.blocks import block_moments, is_cut
 from lnb_kernels.conv2d.geometry import Geometry, Pair, check_input, geometry, pad_extra
 
 _backend.register(
@@ -133,6 +134,7 @@ def conv2d_second_moment(
     padding: Pair | str = 0,
     dilation: Pair = 1,
     groups: int = 1,
+    blocks: int = 1,
 ) -> torch.Tensor:
     """Second moment of the patches that a 2-D convolution sees, with a column of ones, per group.
 
@@ -143,10 +145,12 @@ def conv2d_second_moment(
         x: ``[B, C, H, W]`` or ``[C, H, W]``, float64, float32, bfloat16 or float16.
         kernel_size, stride, padding, dilation, groups: as of ``F.conv2d``; padding also ``"same"`` (stride 1) or
             ``"valid"``.
+        blocks: equal diagonal blocks to form of each group's matrix: of some channels each, or of equal parts of a channel's
+            taps, which are some rows of its kernel or a part of one row.
 
     Returns:
-        ``S`` ``[groups, D+1, D+1]``, ``D = C/groups * kh * kw``, float32 (float64 for float64 ``x``). Differentiable
-        in ``x``.
+        ``S`` ``[groups * blocks, D+1, D+1]``, ``D = C/groups * kh * kw / blocks``, float32 (float64 for float64 ``x``).
+        Differentiable in ``x``.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -154,7 +158,14 @@ def conv2d_second_moment(
     """
     conv = geometry("conv2d_second_moment", kernel_size, stride, padding, dilation, groups)
     image = check_input("conv2d_second_moment", x, conv)
-    return patch_moment(image, conv.encode())
+    if isinstance(blocks, bool) or not isinstance(blocks, int):
+        raise TypeError(f"conv2d_second_moment: blocks must be an int >= 1, got {blocks!r}")
+    if not is_cut(conv, image.shape[1], conv.groups * blocks):
+        raise ValueError(
+            f"conv2d_second_moment: blocks={blocks!r} does not cut {image.shape[1] // conv.groups} channels of each group, or "
+            f"the kernel {conv.kernel} of each, into equal blocks of channels, of kernel rows, or of parts of a kernel row"
+        )
+    return block_moments(image, conv, conv.groups * blocks, patch_moment)
 
 
 def conv2d_cov_matvec(

@@ -30,7 +30,6 @@ from lnb_kernels._triton.offsets import lower_tile, offset64
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.triton_patches import patch_arguments
 
-MOST_TAPS = 49  # above, tiles of tensor cores are faster although a group fills little of them
 _CHANNELS = 32  # of a tile
 
 

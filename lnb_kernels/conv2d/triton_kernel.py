@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import torch
 
-from lnb_kernels._triton.crossover import fused_matvec_pays, shifts_pay
+from lnb_kernels._triton.crossover import MOST_TAPS, fused_matvec_pays, shifts_pay
 from lnb_kernels._triton.descriptors import in_planes
 from lnb_kernels._triton.gram_launch import MAX_ROWS, launch_gram
 from lnb_kernels._triton.launch import MOST_BLOCKS, compiles_or_unavailable
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.shifts import has_interior
-from lnb_kernels.conv2d.triton_depthwise import MOST_TAPS, second_moment_depthwise
+from lnb_kernels.conv2d.triton_depthwise import second_moment_depthwise
 from lnb_kernels.conv2d.triton_matvec import matvec_by_patches
 from lnb_kernels.conv2d.triton_patches import second_moment_by_patches
 from lnb_kernels.conv2d.triton_shifts import cell_count, second_moment_by_shifts

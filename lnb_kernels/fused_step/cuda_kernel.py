@@ -1,7 +1,8 @@
 """The two ops by the CUDA kernels: a launch each for up to 256 layers, however many tiles these have.
 
 The host reads nothing back and copies nothing to the device, so every call can be captured in a CUDA graph. Layers that a
-kernel does not take go to the reference, in the same call and first, since it needs memory and may fail.
+kernel does not take go to the reference, in the same call and first, since it needs memory and may fail
+(:mod:`lnb_kernels.fused_step.left_over`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lnb_kernels import _cuda
 from lnb_kernels._writes import require_aligned
 from lnb_kernels.fused_step import reference
 from lnb_kernels.fused_step.layers import SUMS, DirectLayer, FinishLayer, is_served, offsets
+from lnb_kernels.fused_step.left_over import LeftOver, direct_left_over_
 from lnb_kernels.multi_tensor.grouping import native_type
 from lnb_kernels.step_tables import StepSettings
 
@@ -43,15 +45,14 @@ def direct_layers_(
     numbers = [tensor.resolve_neg() for tensor in (shares, *([] if bias_shares is None else [bias_shares]))]
     if not all(served):
         _require_memory(layers, served)
-        for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)):
-            if served[i]:
-                continue
-            count = SUMS * layer.rows * layer.column_blocks
-            share = None if bias_shares is None else bias_shares[i]
-            reference.direct_layer_(
-                layer, partials[entry : entry + count], mixed_biases[row : row + layer.rows], shares[i], share, decay, take,
-                ok,
-            )  # fmt: skip
+        members = [
+            LeftOver(
+                layer, partials[entry : entry + SUMS * layer.rows * layer.column_blocks],
+                mixed_biases[row : row + layer.rows], shares[i], None if bias_shares is None else bias_shares[i],
+            )
+            for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)) if not served[i]
+        ]  # fmt: skip
+        direct_left_over_(members, decay, take, ok)
     if not fields:
         return
     first = layers[served.index(True)]

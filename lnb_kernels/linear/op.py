@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lnb_kernels import _autocast, _backend, _checks, _sampling
+from lnb_kernels import _autocast, _backend, _checks, _sampling, moment_stream
 from lnb_kernels._library import below_autograd, define
 from lnb_kernels._rows import as_rows
 from lnb_kernels.linear import reference
-from lnb_kernels.linear.shared import SharedMoment
+from lnb_kernels.linear.shared import SharedMoment, gradient_memory
 from lnb_kernels.second_moment.op import pull_back, shape_of
 
 _backend.register(
@@ -32,11 +32,16 @@ def _backward_kernel(
 ) -> list[torch.Tensor]:
     plain = start is None and moment_dtype is None and blocks is None
     if mask[3] and not plain:  # S reads other rows than the weight gradient, or multiplies other columns
+
+        def moment() -> torch.Tensor:
+            rows, scale = _sampling.read(as_rows(x), start, every)
+            s: torch.Tensor = _autocast.call("second_moment", rows, rows, None, moment_dtype, blocks)
+            s = s.to(_checks.accumulation_dtype(x.dtype))
+            return s if scale == 1.0 else s.mul_(scale)
+
+        s = moment_stream.computed(moment, x, start)  # first: beside it, another stream makes the gradients
         gradients = _backward_kernel(grad, x, weight, [*mask[:3], False], None, 1, None, None) if any(mask[:3]) else []
-        rows, scale = _sampling.read(as_rows(x), start, every)
-        s = _autocast.call("second_moment", rows, rows, None, moment_dtype, blocks)
-        s = s.to(_checks.accumulation_dtype(x.dtype))
-        return [*gradients, s if scale == 1.0 else s.mul_(scale)]
+        return [*gradients, s]
     if _row_major(x, weight):
         results: list[torch.Tensor] = _autocast.call("linear_backward", x, grad, x, weight, mask)
         return results
@@ -145,12 +150,15 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2], inputs[4])
         ctx.every, ctx.moment_dtype = inputs[5:]
         ctx.blocks = inputs[3].shape[0] if inputs[3].dim() == 3 else None
+        ctx.use = moment_stream.use_of(inputs[3])
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, start = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:4])
-        results = iter(_linear_backward(grad, x, weight, mask, start, ctx.every, ctx.moment_dtype, ctx.blocks))
+        with moment_stream.backward_of(ctx.use):
+            found = _linear_backward(grad, x, weight, mask, start, ctx.every, ctx.moment_dtype, ctx.blocks)
+        results = iter(found)
         return (*(next(results) if wanted else None for wanted in mask), None, None, None)
 
 
@@ -170,6 +178,7 @@ class _SharedLinear(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
         ctx.shared = inputs[7]
         ctx.member = ctx.shared.join()
+        ctx.memory = gradient_memory(inputs[3])
         _Linear.setup_context(ctx, inputs[:7], None)
         return F.linear(*inputs[:3])
 
@@ -179,12 +188,16 @@ class _SharedLinear(torch.autograd.Function):
         moment = None if alone else ctx.shared.take(ctx.member)
         x, weight, start = ctx.saved_tensors
         mask = [*ctx.needs_input_grad[:3], moment is None]
-        results = iter(_linear_backward(grad, x, weight, mask, start, ctx.every, ctx.moment_dtype, ctx.blocks))
+        with moment_stream.backward_of(ctx.use):
+            found = _linear_backward(grad, x, weight, mask, start, ctx.every, ctx.moment_dtype, ctx.blocks)
+        results = iter(found)
         gradients = [next(results) if wanted else None for wanted in mask[:3]]
         if moment is None:
             moment = next(results)
             if not alone:
                 ctx.shared.offer(ctx.member, moment)
+        if not alone and ctx.memory is not None:
+            moment = ctx.memory.view_of(moment)
         return (*gradients, moment, *[None] * 4)
 
 

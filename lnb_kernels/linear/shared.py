@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lnb_kernels.moment_stream import join_moments
 
 
 class SharedMoment:
@@ -11,6 +16,8 @@ class SharedMoment:
     Give one object to every :func:`lnb_kernels.linear` call on the same tensor with probes of one shape and the same ``sample``
     and ``moment_dtype``. Each probe gets the gradient that it would get alone, whichever of the layers a backward pass reaches
     and in whatever order. The moment is kept from the first call that is reached to the last one, or until the graph is freed.
+    Gradients of several probes may be one memory, without copies of it: a probe gets its own before autograd adds to it. Do not
+    write to them in place.
     """
 
     def __init__(self) -> None:
@@ -50,3 +57,40 @@ class SharedMoment:
     def _forget(self) -> None:
         self._moment = None
         self._served.clear()
+
+
+class GradientMemory:
+    """Whether the gradient of a probe lies in memory that it shares with those of other probes."""
+
+    def __init__(self, probe: Tensor) -> None:
+        self._probe = weakref.ref(probe)
+        self._is_shared = False
+        probe.register_hook(self._before_it_is_added)
+
+    def view_of(self, moment: Tensor) -> Tensor:
+        """``moment`` as a gradient to hand to autograd, which keeps it, and does not copy it, as nobody else has that object."""
+        probe = self._probe()
+        if probe is not None and probe.grad is None:
+            self._is_shared = True
+        return moment.detach()
+
+    def _before_it_is_added(self, gradient: Tensor) -> None:
+        """Autograd adds in place to a gradient that there is."""
+        probe = self._probe()
+        if probe is not None and probe.grad is not None and self._is_shared:
+            join_moments()
+            probe.grad = probe.grad.clone()
+            self._is_shared = False
+
+
+_MEMORY: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def gradient_memory(probe: Tensor) -> GradientMemory | None:
+    """That of ``probe``, one for good; None for a probe that is no leaf of the graph, and keeps no gradient."""
+    if not probe.is_leaf:
+        return None
+    found: GradientMemory | None = _MEMORY.get(probe)
+    if found is None:
+        found = _MEMORY[probe] = GradientMemory(probe)
+    return found

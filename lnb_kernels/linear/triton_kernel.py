@@ -4,7 +4,8 @@ Weight gradient, bias gradient and second moment multiply by the same ``X``; til
 neighbours in the grid, so ``X`` comes from memory once for all three. Equation, tile scheme, bytes and FLOPs:
 :mod:`lnb_kernels._triton.gram`. At ``m = d`` (``d`` >> 128) the launch issues ``3 N d^2`` FLOPs where the weight
 gradient alone issues ``2 N d^2``. ``G W`` shares no operand product with these and stays a plain product of the
-vendor's library.
+vendor's library. Where wide layers have many rows the library's tiles win, and all three are apart:
+:func:`lnb_kernels._triton.gram_prediction.fused_backward_pays` decides.
 """
 
 from __future__ import annotations
@@ -12,17 +13,25 @@ from __future__ import annotations
 import torch
 
 from lnb_kernels._triton import gram_launch
+from lnb_kernels._triton.arch import arch_of
+from lnb_kernels._triton.gram_prediction import fused_backward_pays
 from lnb_kernels._triton.launch import compiles_or_unavailable
 from lnb_kernels.linear import reference
 
 
 @compiles_or_unavailable("linear_backward")
 def linear_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
-    """The wanted ones of ``[G W, G'X, sum G, [X 1]'[X 1]]``; fused where both ``G'X`` and ``S`` are wanted."""
+    """The wanted ones of ``[G W, G'X, sum G, [X 1]'[X 1]]``; fused where both ``G'X`` and ``S`` are wanted and that pays."""
     d, m, n = x.shape[-1], grad.shape[-1], x.shape[:-1].numel()
     fusable = mask[1] and mask[3] and grad.dtype == x.dtype and 0 < n <= gram_launch.MAX_ROWS and d > 0 and m > 0
-    if not fusable:
-        return reference.linear_backward(grad, x, weight, mask)
+    if fusable and fused_backward_pays(n, d, m, x.element_size(), arch_of(x.device)):
+        return fused_backward(grad, x, weight, mask)
+    return reference.linear_backward(grad, x, weight, mask)
+
+
+def fused_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool]) -> list[torch.Tensor]:
+    """The same with ``G'X`` and ``S``, of rows of one dtype, whatever it takes."""
+    d, m, n = x.shape[-1], grad.shape[-1], x.shape[:-1].numel()
     rows, g = x.reshape(n, d), grad.reshape(n, m)
     if d > 1 and m > 1 and rows.stride(1) != g.stride(1):
         rows, g = rows.contiguous(), g.contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from lnb.factored import block_count
+from lnb.factored import block_count, tap_parts
 from lnb.layers.attach import unsupported_reason
 from lnb.layers.capture import Capture, Rows
 from lnb.layers.kind import LayerKind
@@ -34,7 +35,7 @@ class Block:
     modules: list[nn.Module]
     paths: list[str]
     groups: int = 1
-    taps: int = 1
+    kernel: tuple[int, int] = (1, 1)
     weight_role: str = "weight"
     bias_role: str | None = "bias"
     shape: tuple[int, int, int] = field(init=False)  # groups, rows, d_in
@@ -49,6 +50,11 @@ class Block:
         return self.shape[0] * self.shape[1]
 
     @property
+    def taps(self) -> int:
+        """Inputs of a neuron for each channel: the taps of a kernel."""
+        return math.prod(self.kernel)
+
+    @property
     def d_in(self) -> int:
         """Inputs of one neuron, without the bias."""
         return self.shape[2]
@@ -56,10 +62,12 @@ class Block:
     def input_blocks(self, limit: int | None) -> int:
         """How many equal diagonal blocks of at most ``limit`` inputs the metric is cut into.
 
-        Of a convolution they hold whole channels (one, if its taps alone are more): then its blocks are the second moments
-        of a convolution of more groups.
+        Those of a convolution hold whole channels; where the taps of one are more, equal parts of them.
         """
-        return block_count(self.d_in // self.taps, None if limit is None else max(1, limit // self.taps))
+        channels = self.d_in // self.taps
+        if limit is None or self.taps <= limit:
+            return block_count(channels, None if limit is None else limit // self.taps)
+        return channels * tap_parts(self.kernel, limit)
 
     @property
     def layer_kind(self) -> LayerKind:
@@ -101,7 +109,8 @@ class Block:
     def moment_flops(self, size: int) -> int:
         """Operations of one row's share in the second moment of ``size`` inputs."""
         if self.by_shifts:
-            return 2 * self.shifts * (size // self.taps) ** 2
+            channels = max(1, size // self.taps)
+            return 2 * math.ceil(self.shifts * size / (channels * self.taps)) * channels**2
         return (size + 1) ** 2  # one half of the symmetric product, two operations each
 
     @property
@@ -285,4 +294,4 @@ def _block(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[n
     if role != "weight":
         name = names[weight]  # one of several of its layer
     name = name or original_class(first).__name__
-    return Block(name, weight, bias, modules, paths, kind.groups(first, role), kind.taps(first), role, bias_role)
+    return Block(name, weight, bias, modules, paths, kind.groups(first, role), kind.kernel(first), role, bias_role)

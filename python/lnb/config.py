@@ -71,8 +71,9 @@ class Config:
         nesterov: look one step ahead in the gradient average, as Nesterov's momentum does.
         block_size: inputs of one diagonal block of the metric where the solver is ``"cholesky"``, and neurons of one block
             where the trust region is ``"two_sided"``; None for one block. Wider layers are cut into the fewest equal
-            blocks, convolutions between channels; only these blocks of the second moment are formed. Where no divisor of
-            the width is near, blocks are up to four times as large, or else much smaller. The mean of the inputs stays
+            blocks, convolutions between channels, or between the rows of a kernel that is larger; only these blocks of the
+            second moment are formed. Where no divisor of the width is near (down to a quarter), blocks are up to four times
+            as large, or else much smaller. The mean of the inputs stays
             exact.
         others_lr: what ``lr`` is multiplied by for ``others="adamw"``.
         b_others: decay of the mean square of the gradient for ``others="adamw"``, in [0, 1).

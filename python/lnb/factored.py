@@ -13,6 +13,7 @@ not depend on an offset of the inputs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,12 @@ import lnb_kernels as lk
 from lnb_kernels.cholesky import cholesky_inverse, triangular_solve
 from lnb_kernels.two_sided.reference import times_blocks
 
+_NEAR = 4
 _STRETCH = 4
+_FEW = 16
+"""How much smaller and larger than asked for blocks may be, and how much smaller parts of a kernel.
+
+On GPUs blocks above the usual size are left to slower code: a divisor that is not much smaller is preferred."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def _try_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def block_count(d_in: int, limit: int | None) -> int:
-    """The fewest equal blocks of at most ``limit`` inputs, if they hold at least half of it.
+    """The fewest equal blocks of at most ``limit`` inputs, if they hold at least a quarter of it.
 
     Where ``d_in`` has no such divisor, the smallest one above ``limit`` serves, up to ``_STRETCH`` times it. Beyond, a
     block's cube would cost more than the layer, and of a vocabulary of 50257 even its square: then it is the largest one
@@ -137,8 +143,26 @@ def block_count(d_in: int, limit: int | None) -> int:
     """
     if limit is None or d_in <= limit:
         return 1
-    close = range(limit, max(1, limit // 2) - 1, -1)
+    close = range(limit, max(1, limit // _NEAR) - 1, -1)
     larger = range(limit + 1, _STRETCH * limit + 1)
-    smaller = range(limit // 2, 0, -1)
+    smaller = range(limit // _NEAR, 0, -1)
     size: int = next(size for size in (*close, *larger, *smaller) if d_in % size == 0)
     return d_in // size
+
+
+def tap_parts(kernel: tuple[int, int], limit: int) -> int:
+    """The equal parts that the taps of a channel are cut into, of a kernel of more than ``limit``: whole rows or parts of one.
+
+    The fewest of at most ``limit`` taps, if they hold at least a sixteenth of it. Other kernels, with sides that are large
+    primes, are cut as :func:`block_count` cuts: the parts are the smallest above ``limit``, or else the largest below.
+    """
+    rows, columns = kernel
+    sizes = [row * columns for row in _divisors(rows)] + _divisors(columns)
+    below = max(size for size in sizes if size <= limit)
+    above = min(size for size in (*sizes, math.inf) if size > limit)
+    size = below if _FEW * below >= limit or above > _STRETCH * limit else int(above)
+    return rows * columns // size
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

@@ -7,6 +7,7 @@ no layer by Adam's rule. Nothing of a parameter's size is made in a step but the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) 
         return None
     if not all(map(_is_served, work.parameters)) or not all(_is_ready(layer) for layer in work.blocks):
         return None
-    if len({parameter.dtype for layer in work.blocks for parameter in layer.parameters}) > 1:
+    if any(len({_gradient(parameter).dtype for parameter in layer.parameters}) > 1 for layer in work.blocks):
         return None  # one launch reads gradients of one dtype
     weights = [layer.block.weight for layer in work.blocks]
     biases = [layer.parameters[1] if layer.with_bias else None for layer in work.blocks]
@@ -138,6 +139,8 @@ class FusedShare:
         self.biases = [layer.parameters[1] if layer.with_bias else None for layer in work.blocks]
         self.gradients = [_gradient(weight).contiguous() for weight in self.weights]
         self.due = [i for i, layer in enumerate(work.blocks) if layer.moments is not None]
+        self.rows = [layer.block.shape[0] * layer.block.shape[1] for layer in work.blocks]
+        self.runs = _runs([gradient.dtype for gradient in self.gradients])
 
     def direct(self) -> None:
         """Momentum, statistics, solve."""
@@ -152,35 +155,48 @@ class FusedShare:
                 [work.blocks[i] for i in self.due], self._averages(of_weights, of_biases), self.verdict, self.arenas
             )
         states = [layer.state for layer in work.blocks]
-        rows = [layer.block.shape[0] * layer.block.shape[1] for layer in work.blocks]
         blocks = [state["factor"].shape[1] for state in states]
         device = fused.steps.device
         wide = fused.scales.dtype
-        self.partials = torch.empty(fused_step.partial_count(rows, blocks), dtype=wide, device=device)
-        self.mixed_biases = torch.empty(sum(rows), dtype=wide, device=device)
-        self.rows, self.column_blocks, self.bias_shares = rows, blocks, of_biases
-        matrices = [layer.block.shape for layer in work.blocks]
+        self.partials = torch.empty(fused_step.partial_count(self.rows, blocks), dtype=wide, device=device)
+        self.mixed_biases = torch.empty(sum(self.rows), dtype=wide, device=device)
+        self.column_blocks, self.bias_shares = blocks, of_biases
+        for run in self.runs:
+            self._direct(run, of_weights)
+
+    def _direct(self, run: slice, of_weights: Tensor) -> None:
+        """The directions of some layers, whose gradients have one dtype."""
+        fused, settings, layers = self.fused, self.fused.settings, self.work.blocks[run]
+        matrices, states = [layer.block.shape for layer in layers], [layer.state for layer in layers]
+        biases = self.biases[run]
         fused_step.direct_layers_(
-            fused.directions,
-            [self._momentum(weight).view(shape) for weight, shape in zip(self.weights, matrices, strict=True)],
-            self.partials,
-            self.mixed_biases,
-            [gradient.view(shape) for gradient, shape in zip(self.gradients, matrices, strict=True)],
-            [None if bias is None else _gradient(bias) for bias in self.biases],
-            [None if bias is None else self._momentum(bias) for bias in self.biases],
+            fused.directions[run],
+            [self._momentum(weight).view(shape) for weight, shape in zip(self.weights[run], matrices, strict=True)],
+            self.partials[self._partials_of(run)],
+            self.mixed_biases[self._rows_of(run)],
+            [gradient.view(shape) for gradient, shape in zip(self.gradients[run], matrices, strict=True)],
+            [None if bias is None else _gradient(bias) for bias in biases],
+            [None if bias is None else self._momentum(bias) for bias in biases],
             [state["factor"] for state in states],
-            [
-                state["factor_mean"] if layer.with_bias else None
-                for layer, state in zip(work.blocks, states, strict=True)
-            ],
+            [state["factor_mean"] if layer.with_bias else None for layer, state in zip(layers, states, strict=True)],
             [state["output_factor"] for state in states],
-            of_weights,
-            of_biases,
+            of_weights[run],
+            self.bias_shares[run],
             settings.momentum,
             self.take,
             self.ok,
             self.config.products,
         )
+
+    def _rows_of(self, run: slice) -> slice:
+        """Where the rows of some layers are among those of all."""
+        return slice(sum(self.rows[: run.start]), sum(self.rows[: run.stop]))
+
+    def _partials_of(self, run: slice) -> slice:
+        """Where their sums are."""
+        count = fused_step.partial_count
+        rows, blocks = self.rows, self.column_blocks
+        return slice(count(rows[: run.start], blocks[: run.start]), count(rows[: run.stop], blocks[: run.stop]))
 
     def gain(self) -> Tensor:
         """What a region that all layers share would sum."""
@@ -189,38 +205,44 @@ class FusedShare:
 
     def bound(self, total: Tensor | None) -> None:
         """Trust region."""
-        fused, layers = self.fused, len(self.weights)
-        self.shorter = torch.empty_like(fused.scales)
+        self.shorter = torch.empty_like(self.fused.scales)
+        norms = self._norms()
+        for run in self.runs:
+            self._finish(run, norms)
+        del self.partials, self.mixed_biases
+        self._stop_out_of_range()
+        self.products = self.fused.products
+
+    def _finish(self, run: slice, norms: Tensor | None) -> None:
+        """How far some layers go, whose gradients have one dtype."""
+        fused, rows, biases = self.fused, self._rows_of(run), self.biases[run]
         fused_step.finish_layers_(
-            [None if bias is None else self._momentum(bias) for bias in self.biases],
-            fused.bias_directions,
-            fused.row_scales,
-            fused.row_square,
-            fused.independent,
-            fused.growth,
-            fused.radius,
-            fused.sums,
-            fused.scales[:layers],
-            fused.products[:layers],
-            fused.weight_norm,
-            self.shorter[:layers],
-            self.partials,
-            self.mixed_biases,
-            [None if bias is None else _gradient(bias) for bias in self.biases],
-            self.rows,
-            self.column_blocks,
+            [None if bias is None else self._momentum(bias) for bias in biases],
+            fused.bias_directions[run],
+            fused.row_scales[rows],
+            fused.row_square[rows],
+            fused.independent[run],
+            fused.growth[run],
+            fused.radius[run],
+            fused.sums[run],
+            fused.scales[run],
+            fused.products[run],
+            fused.weight_norm[run],
+            self.shorter[run],
+            self.partials[self._partials_of(run)],
+            self.mixed_biases[rows],
+            [None if bias is None else _gradient(bias) for bias in biases],
+            self.rows[run],
+            self.column_blocks[run],
             fused.steps,
-            fused.places[0],
-            self._norms(),
-            [usual_norm(layer.block) for layer in self.work.blocks],
-            [_rate(self.work.groups[weight]["lr"], fused.steps.device) for weight in self.weights],
-            self.bias_shares,
+            fused.places[0][run],
+            None if norms is None else norms[run],
+            [usual_norm(layer.block) for layer in self.work.blocks[run]],
+            [_rate(self.work.groups[weight]["lr"], fused.steps.device) for weight in self.weights[run]],
+            self.bias_shares[run],
             fused.settings,
             self.ok,
         )
-        del self.partials, self.mixed_biases
-        self._stop_out_of_range()
-        self.products = fused.products
 
     def apply(self) -> None:
         """Move the parameters."""
@@ -323,6 +345,12 @@ class FusedShare:
             for parameter, gradient, shares in parts:
                 found[parameter] = AveragedGradient(gradient, self._momentum(parameter), shares[i], decay, self.take)
         return found
+
+
+def _runs(kinds: Sequence[torch.dtype]) -> list[slice]:
+    """Where neighbours of one dtype begin and end: a launch serves gradients of one."""
+    borders = [0, *(i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]), len(kinds)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(borders)]
 
 
 def _chosen(values: Tensor, places: Sequence[int]) -> Tensor:

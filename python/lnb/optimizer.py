@@ -42,6 +42,7 @@ from lnb.tracked import Tracked
 from lnb.verdict import Verdict
 from lnb.whole_state import of_whole, restart
 from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
+from lnb_kernels.moment_stream import join_moments
 
 if TYPE_CHECKING:
     from lnb.sharded.shards import Shards
@@ -295,6 +296,7 @@ class LNB(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        join_moments()
         if self._shards is not None:
             self._shards.register()
         if self._step_index == 0:

@@ -12,7 +12,7 @@ from support import assert_close_to_reference, relative_errors
 from torch import Tensor
 
 import lnb_kernels as lk
-from lnb_kernels.fused_step import serves
+from lnb_kernels.fused_step import left_over, serves
 
 SHAPES = [
     Shape(1, 1, 1, 1), Shape(14, 21, 7, 7, groups=2), Shape(16, 48, 16, 16, bias=False), Shape(100, 35, 100, 35),
@@ -175,19 +175,32 @@ def test_a_gradient_that_is_not_finite_stays_in_its_rows_block(simulated: Simula
     assert layers.sums()[0][0, 7].isnan().any()
 
 
-def test_layers_that_the_kernel_does_not_take(simulated: Simulator) -> None:
-    layers = Layers.random([Shape(4, 6, 2, 3), Shape(145, 2, 145, 2), Shape(6, 8, 3, 4)])
+def test_layers_that_the_kernel_does_not_take(simulated: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one kind are taken in one call."""
+    odd = [Shape(145, 4, 145, 2), Shape(2, 290, 1, 145, groups=2, bias=False)]
+    layers = Layers.random([Shape(4, 6, 2, 3), odd[0], Shape(6, 8, 3, 4), odd[1], odd[0], odd[1], odd[0]])
     layers.inverses[2] = layers.inverses[2].mT.contiguous().mT
+    calls: list[int] = []
+    plain_call = left_over.direct_layer_
+    monkeypatch.setattr(
+        left_over, "direct_layer_", lambda *arguments: (calls.append(len(arguments)), plain_call(*arguments))
+    )
 
     def served(i: int) -> bool:
         names = ("directions", "momentum", "gradients", "bias_gradients", "bias_momentum", "inverses", "means", "roots")
         return serves(*([getattr(layers, name)[i]] for name in names))
 
-    assert [served(i) for i in range(3)] == [True, False, False]
+    assert [served(i) for i in range(4)] == [True, False, False, False]
+    before = layers.copy()
+    layers.direct("tf32x3", torch.tensor(False))
+    for name in ("directions", "momentum", "partials", "mixed_biases"):
+        assert all(map(torch.equal, getattr(layers, name), getattr(before, name))), name
     truth, plain = truth_of(layers), plain_of(layers)
     simulated.set()
+    calls.clear()
     layers.direct("tf32x3")
     assert simulated.launches == ["fused_step.direct"]
+    assert len(calls) == 3
     assert_exact(layers, truth, plain)
 
 

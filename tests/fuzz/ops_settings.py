@@ -44,6 +44,15 @@ def set_autotune_cache(draw: Draw) -> Case:
     return case
 
 
+def set_moment_stream(draw: Draw) -> Case:
+    case = Case("set_moment_stream", {"stream": draw.random.choice(("'same'", "'side'"))}, truth_setting)
+    case.call = "lk.set_moment_stream(stream)\nlk.set_moment_stream('same')\nresult = True"
+    if draw.chance(0.5):
+        case.arguments["stream"] = case.fault = draw.random.choice(WRONG)
+        case.bad = "stream"
+    return case
+
+
 def get_backend(draw: Draw) -> Case:
     case = Case("get_backend", {}, truth_setting, backend=draw.random.choice(("auto", "reference", "native")))
     case.call = f"result = lk.get_backend() == {case.backend!r}"
@@ -64,6 +73,7 @@ GENERATORS = {
     "set_backend": set_backend,
     "set_input_precision": set_input_precision,
     "set_autotune_cache": set_autotune_cache,
+    "set_moment_stream": set_moment_stream,
     "get_backend": get_backend,
     "report": report,
 }

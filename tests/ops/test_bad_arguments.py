@@ -161,7 +161,13 @@ def test_a_ridge_is_within_the_range_of_the_sums(op: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "name"), [(lk.set_backend, "name"), (lk.set_input_precision, "name"), (lk.set_autotune_cache, "path")]
+    ("setting", "name"),
+    [
+        (lk.set_backend, "name"),
+        (lk.set_input_precision, "name"),
+        (lk.set_autotune_cache, "path"),
+        (lk.set_moment_stream, "stream"),
+    ],
 )
 @pytest.mark.parametrize("bad", [3, math.nan, [], torch.ones(2)], ids=str)
 def test_settings_name_their_argument(setting: Any, name: str, bad: object) -> None:

@@ -26,6 +26,7 @@ GEOMETRIES: list[tuple[Any, ...]] = [
     ((1, 1), 1, 0, 1, 1),
     ((1, 1), 2, "valid", 1, 1),
     ((5, 3), 1, 2, 2, 1),
+    ((5, 3), 1, (8, 1), 4, 1),
 ]
 
 
@@ -82,13 +83,18 @@ def test_gradients_of_the_probes_are_the_moments(
     rows = x.double().movedim(-3, -1).reshape(-1, 4)
     expected = torch.stack((rows.sum(0), rows.square().sum(0), torch.full((4,), rows.shape[0], dtype=torch.float64)))
     torch.testing.assert_close(channels.double(), expected, rtol=1e-6, atol=1e-5)
-    for blocks in (2, 4):
+    # Of channels; then of the rows of the kernel, and of parts of these, which may see padding alone.
+    of_rows = 4 * kernel[0]
+    cut = (of_rows, of_rows * (2 if kernel[1] % 2 == 0 else kernel[1])) if dtype == torch.float64 else ()
+    for blocks in (2, 4, *cut):
         if blocks % groups == 0:
-            smaller, _ = probes(kernel, blocks, wide)
+            size = 4 * kernel[0] * kernel[1] // blocks
+            smaller = torch.zeros(blocks, size + 1, size + 1, dtype=wide, requires_grad=True)
             y = lk.conv2d(x, weight, None, stride, padding, dilation, groups, smaller)
             (s,) = torch.autograd.grad(y, smaller, torch.full_like(y, float("nan")))
+            assert torch.equal(s, lk.conv2d_second_moment(x, *geometry_, blocks=blocks // groups))
             whole = lk.conv2d_second_moment(x, kernel, stride, padding, dilation, 1)[0]
-            size, ones = 4 // blocks * kernel[0] * kernel[1], whole.shape[0] - 1
+            ones = whole.shape[0] - 1
             for block, moment in enumerate(s):
                 index = [*range(block * size, (block + 1) * size), ones]
                 torch.testing.assert_close(moment, whole[index][:, index], rtol=1e-5, atol=1e-4)
@@ -158,15 +164,19 @@ def test_derivatives() -> None:
         assert gradgradcheck(layer, (x, weight, bias))
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("blocks", [1, 2, 12])
 def test_the_moments_can_be_differentiated(blocks: int) -> None:
     x = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
-    s, channels = probes((3, 3), blocks, torch.float64)
+    size = 36 // blocks + 1
+    s, channels = (
+        torch.zeros(blocks, size, size, dtype=torch.float64, requires_grad=True),
+        probes((3, 3), 1, x.dtype)[1],
+    )
     y = lk.conv2d(x, torch.randn(2, 4, 3, 3, dtype=torch.float64), None, 1, 1, probe=s, channel_probe=channels)
     moments = torch.autograd.grad(y.sum(), (s, channels), create_graph=True)
     directions = [torch.randn_like(m) for m in moments]
     (ours,) = torch.autograd.grad(sum((m * d).sum() for m, d in zip(moments, directions, strict=True)), x)
-    direct = (lk.conv2d_second_moment(x, 3, 1, 1, groups=blocks) * directions[0]).sum()
+    direct = (lk.conv2d_second_moment(x, 3, 1, 1, blocks=blocks) * directions[0]).sum()
     direct = direct + (x.sum((0, 2, 3)) * directions[1][0] + x.square().sum((0, 2, 3)) * directions[1][1]).sum()
     (expected,) = torch.autograd.grad(direct, x)
     torch.testing.assert_close(ours, expected)
@@ -182,8 +192,8 @@ def test_opcheck(dtype: torch.dtype, how: tuple[Any, ...]) -> None:
         opcheck(ops.conv2d.default, (x, weight, bias, *probes((2, 3), blocks), code, 60, *how))
     opcheck(ops.conv2d.default, (x.detach(), weight, None, None, probes((2, 3), 2)[1], code, 60, *how))
     y = torch.nn.functional.conv2d(x, weight, bias, 1, 1, 1, 2).detach()
-    for mask in ([True] * 5, [False, True, False, True, False], [False] * 5):
-        opcheck(ops.conv2d_backward.default, (torch.randn_like(y), x, weight, code, 60, mask, *how, 4))
+    for mask, blocks in (([True] * 5, 4), ([False, True, False, True, False], 8), ([False] * 5, 4)):
+        opcheck(ops.conv2d_backward.default, (torch.randn_like(y), x, weight, code, 60, mask, *how, blocks))
 
 
 def test_bad_arguments_are_named() -> None:

@@ -295,6 +295,16 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
         lk.conv2d_cov_matvec(v=torch.ones(2, 36), **arguments)
 
 
+@pytest.mark.parametrize(("blocks", "error"), [(5, ValueError), (0, ValueError), (12, None), (2.0, TypeError)])
+def test_blocks_that_cut_nothing_evenly_are_named(blocks: Any, error: type[Exception] | None) -> None:
+    x = torch.ones(1, 4, 8, 8)
+    if error is None:
+        assert lk.conv2d_second_moment(x, 3, blocks=blocks).shape == (12, 4, 4)
+        return
+    with pytest.raises(error, match=rf"conv2d_second_moment: blocks.*{blocks}"):
+        lk.conv2d_second_moment(x, 3, blocks=blocks)
+
+
 def test_bad_vectors_are_named() -> None:
     x = torch.ones(1, 4, 8, 8)
     for v in (torch.ones(2, 35), torch.ones(36)):

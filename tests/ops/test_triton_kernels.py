@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from triton_support import DEVICE, DTYPES, triton_interpreter
 from lnb_kernels import _backend
 from lnb_kernels._triton import gram_launch, offsets
 from lnb_kernels._triton.arch import ARCHS
+from lnb_kernels._triton.gram_prediction import fused_backward_pays
 from lnb_kernels.conv2d import reference as conv_reference
 from lnb_kernels.conv2d import triton_kernel as conv_kernel
+from lnb_kernels.conv2d.blocks import block_moments
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.conv2d.patches import conv2d_second_moment_by_patches
 from lnb_kernels.conv2d.shifts import has_interior
@@ -132,6 +135,48 @@ def test_linear_backward(n: int, d: int, m: int, dtype: torch.dtype) -> None:
         truth = linear_reference.linear_backward(grad.double(), x.double(), weight.double(), [True] * 4)
         for got, reference, exact in zip(actual, plain, truth, strict=True):
             assert_close_to_reference(got, exact, reference)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "blocks", "last"),
+    [((16, 8), 8, 0, 6, True), ((16, 8), 8, 3, 12, False), ((3, 2), 4, 1, 9, False), ((3, 2), 4, 1, 18, False)],
+    ids=str,
+)
+def test_blocks_of_a_channels_taps(kernel: tuple[int, int], stride: int, padding: int, blocks: int, last: bool) -> None:
+    """Rows of a kernel, and parts of a row, from views of the images."""
+    conv = Geometry(kernel, (stride, stride), (padding,) * 4, (1, 1), 3)
+    x = rand(2, 3, 26, 18)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    actual = block_moments(x, conv, blocks, conv_kernel.conv2d_second_moment)
+    plain, truth = (
+        conv_reference.conv2d_second_moment(wide, conv.regrouped(3).encode()) for wide in (x.cpu(), x.cpu().double())
+    )
+    whole = plain.shape[-1] - 1
+    size = whole * 3 // blocks
+    for block, moment in enumerate(actual):
+        channel, part = divmod(block, blocks // 3)
+        index = [*range(part * size, (part + 1) * size), whole]
+        assert_close_to_reference(moment, truth[channel][index][:, index], plain[channel][index][:, index])
+
+
+def test_the_backward_pass_is_fused_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow layers are bound by the pass over their rows; of wide ones with many rows the library's tiles are better."""
+    for arch in ARCHS.values():
+        for itemsize in (2, 4):
+            pays = partial(fused_backward_pays, itemsize=itemsize, arch=arch)
+            assert all(pays(n, 128, 512) and pays(n, 16, 16) for n in (64, 16384, 1 << 20)), arch.name
+    assert not any(fused_backward_pays(1 << 17, 4096, 4096, 4, ARCHS[name]) for name in ("sm_80", "sm_90", "sm_100"))
+    assert [fused_backward_pays(n, 768, 3072, 2, ARCHS["sm_90"]) for n in (256, 4096, 1 << 17)] == [True, True, False]
+    assert not fused_backward_pays(1 << 14, 2048, 2048, 4, ARCHS["sm_90"])
+    assert fused_backward_pays(1 << 14, 2048, 2048, 2, ARCHS["sm_90"])  # with the tall tiles of 16-bit rows
+    grad, x, weight = rand(40, 5), rand(40, 7), rand(5, 7)
+    fused = linear_kernel.linear_backward(grad, x, weight, [True] * 4)
+    monkeypatch.setattr(linear_kernel, "fused_backward_pays", lambda *arguments: False)
+    monkeypatch.setattr(linear_kernel, "fused_backward", None)
+    apart = linear_kernel.linear_backward(grad, x, weight, [True] * 4)
+    for one, other in zip(fused, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -125,7 +125,9 @@ def test_an_indefinite_metric_falls_back_to_its_diagonal() -> None:
         (784, 256, 4),
         (787, 256, 1),
         (9, 4, 3),
-        (867, 144, 3),
+        (867, 144, 17),
+        (257, 144, 1),
+        (513, 144, 9),
         (1021, 144, 1021),
         (571, 144, 1),
         (4093, 144, 4093),
@@ -143,15 +145,22 @@ def test_block_count(d_in: int, limit: int | None, blocks: int) -> None:
         (32, 3, 1, 144, 2),
         (48, 3, 1, 144, 3),
         (32, 3, 2, 144, 1),
-        (3, 16, 1, 144, 3),
+        (3, 16, 1, 144, 6),  # parts of a channel: 8 rows of 16 taps
+        (3, 14, 1, 144, 6),
+        (3, 32, 1, 144, 24),
+        (6, 31, 6, 144, 31),
+        (3, (1, 256), 1, 144, 6),  # parts of one row
+        (2, (4, 150), 1, 144, 16),
+        (1, (1, 251), 1, 144, 1),  # a prime
+        (1, (1, 1009), 1, 144, 1009),
         (64, 1, 1, 16, 4),
         (32, 3, 1, None, 1),
     ],
 )
-def test_blocks_of_a_convolution_hold_whole_channels(
-    channels: int, kernel: int, groups: int, limit: int | None, blocks: int
+def test_blocks_of_a_convolution_hold_whole_channels_or_parts_of_one(
+    channels: int, kernel: int | tuple[int, int], groups: int, limit: int | None, blocks: int
 ) -> None:
-    layer = torch.nn.Conv2d(channels, 4, kernel, groups=groups)
+    layer = torch.nn.Conv2d(channels, 12, kernel, groups=groups)
     assert take_inventory(lnb.attach(layer)).blocks[0].input_blocks(limit) == blocks
 
 
@@ -177,3 +186,29 @@ def test_a_large_vocabulary_gets_small_blocks() -> None:
     assert sum(row.state_bytes for row in optimizer.plan()) - squares_of_rows < 64 * 50257 * 4
     change = (layer(x).detach() - before).square().mean().sqrt()
     torch.testing.assert_close(float(change), 0.05, rtol=0.2, atol=0)
+
+
+def test_kernels_that_are_cut_have_the_blocks_of_the_whole_metric() -> None:
+    """One step with whole channels' metrics and one with halves; then the state of the one for the other, which starts anew."""
+    batch, found = torch.randn(16, 3, 8, 8), []
+
+    def stepped(optimizer: lnb.LNB, layer: torch.nn.Module) -> None:
+        optimizer.zero_grad()
+        layer(batch).square().mean().backward()
+        optimizer.step()
+
+    for size in (None, 8):
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(3, 6, 4, 4)
+        optimizer = lnb.LNB(layer, block_size=size)
+        stepped(optimizer, layer)
+        found.append(optimizer.state_dict())
+    whole, cut = (saved["state"][0]["second_moment"] for saved in found)
+    assert cut.shape == (1, 6, 9, 9)
+    for block in range(6):
+        index = [*range(8 * block, 8 * block + 8), 48]
+        torch.testing.assert_close(cut[0, block], whole[0, 0][index][:, index])
+    resumed = lnb.LNB(layer, block_size=8)
+    resumed.load_state_dict(found[0])
+    stepped(resumed, layer)
+    torch.testing.assert_close(resumed.state[layer.weight]["second_moment"], cut)

@@ -353,3 +353,28 @@ def test_members_of_a_moment() -> None:
     assert shared.take(b) is value
     assert shared._moment is None  # all were served
     assert shared.take(b) is None
+
+
+def test_gradients_of_probes_are_one_memory_until_something_is_added() -> None:
+    """The second time only ``q`` and ``k`` see the input: what is added to them must not reach ``v``."""
+    model = Model()
+    optimizer = lnb.LNB(model)
+    layers = (model.q, model.k, model.v)
+    captures = [layer._lnb_captures["weight"] for layer in layers]
+
+    def gathered() -> list[Tensor]:
+        return [capture.moments for capture in captures if capture.moments is not None]
+
+    model(batch(1)).sum().backward()
+    first = [moment.clone() for moment in gathered()]
+    assert len({moment.data_ptr() for moment in gathered()}) == 1
+    model.uses = "last unused"
+    model(batch(2)).sum().backward()
+    assert len({moment.data_ptr() for moment in gathered()}) == 3
+    second = [moment - former for moment, former in zip(gathered(), first, strict=True)]
+    assert torch.equal(gathered()[2], first[2])
+    assert all(moment[0, 0, -1, -1] == 10 for moment in second[:2])
+    optimizer.zero_grad()
+    model.uses = "plain"
+    model(batch(3)).sum().backward()
+    assert len({moment.data_ptr() for moment in gathered()}) == 1

@@ -114,9 +114,9 @@ class Conv2dKind(LayerKind):
         """The convolution's groups."""
         return cast(_Conv, module).groups
 
-    def taps(self, module: nn.Module) -> int:
-        """``kh * kw``."""
-        return math.prod(cast(_Conv, module).kernel_size)
+    def kernel(self, module: nn.Module) -> tuple[int, int]:
+        """``kh, kw``."""
+        return _pair(cast(_Conv, module).kernel_size)
 
     def stride_area(self, module: nn.Module) -> int:
         """The product of the strides."""
@@ -168,7 +168,7 @@ class Conv2dKind(LayerKind):
         return product
 
     def second_moment(self, module: nn.Module, x: Tensor, blocks: int) -> Tensor:
-        """Of the patches: blocks of whole channels are those of a convolution of more groups."""
+        """Of the patches."""
         conv = cast(_Conv, module)
         moments: Tensor = lk.conv2d_second_moment(
             x,
@@ -176,7 +176,8 @@ class Conv2dKind(LayerKind):
             _pair(conv.stride),
             _padding(conv),
             _pair(conv.dilation),
-            conv.groups * blocks,
+            conv.groups,
+            blocks,
         )
         return cast(Tensor, moments.unflatten(0, (conv.groups, blocks)))
 

@@ -66,9 +66,9 @@ class LayerKind(ABC):
         """Whether the groups of the map ``weight`` are maps of their own, which may have one input or different ones."""
         return False
 
-    def taps(self, module: nn.Module) -> int:
-        """Inputs of a neuron for each channel: the taps of a kernel."""
-        return 1
+    def kernel(self, module: nn.Module) -> tuple[int, int]:
+        """Inputs of a neuron for each channel, the taps of a kernel: its rows and columns."""
+        return 1, 1
 
     def stride_area(self, module: nn.Module) -> int:
         """Positions of the input for each position of the output."""

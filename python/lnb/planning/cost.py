@@ -145,7 +145,7 @@ class _LayerCost:
         d, taps = self.inputs // self.blocks, self.block.taps
         if self.block.by_shifts:
             flops = self.block.moment_flops(d) * rows * matrices
-            return self.rates.seconds("conv_gram", dtype, d // taps, flops) + self.rates.calls(30)
+            return self.rates.seconds("conv_gram", dtype, max(1, d // taps), flops) + self.rates.calls(30)
         time = self.rates.seconds("gram", dtype, d, matrices * rows * d**2)
         if taps > 1:  # patches are made
             return time + self._passes_over(rows * d * matrices, 3) + self.rates.calls(30)

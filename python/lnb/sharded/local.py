@@ -61,7 +61,7 @@ class LocalBlock(Block):
     ) -> None:
         groups = cut.groups[1] - cut.groups[0]
         name = whole.name if number == 0 else f"{whole.name}[{number}]"
-        roles = whole.taps, whole.weight_role, whole.bias_role
+        roles = whole.kernel, whole.weight_role, whole.bias_role
         super().__init__(name, weight, bias, whole.modules, whole.paths, groups, *roles)
         self.whole, self.place, self.cut, self.is_first = whole, place, cut, number == 0
 
