@@ -53,6 +53,12 @@ LNB_EVERYWHERE double averaged_square(double average, double square, double b_ro
     return average + (1 - b_rows) * (least(square, kMostSquare) - average);
 }
 
+// What a row's average is judged by: the mean square of its gradients, at least this step's. A gradient that is far longer
+// than those before it is most of the average, and would look like many that agree.
+LNB_EVERYWHERE double judged_square(double mean_square, double square) {
+    return most(mean_square, least(square, kMostSquare));
+}
+
 // What a row is divided by: the root of <H, M> + c^2. 0 where that is not positive: it is no descent direction.
 LNB_EVERYWHERE double inverse_norm(double product) {
     return product > 0 ? 1 / std::sqrt(product) : 0;

@@ -21,7 +21,7 @@ void observe_agreement(const AgreementLayer* layers, int64_t count, double b_row
             if (layer->bias != nullptr) square += layer->bias[row];
             fresh += least(square, kMostSquare);
             layer->row_square[row] = averaged_square(layer->row_square[row], square, b_rows);
-            layer->mean_square[row] = layer->row_square[row] / correction;
+            layer->mean_square[row] = judged_square(layer->row_square[row] / correction, square);
         }
         *layer->expected = expect_independent(*layer->independent, fresh, t, momentum);
     }

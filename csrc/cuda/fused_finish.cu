@@ -69,7 +69,8 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
         const double kept = averaged_square(read(numbers.row_square + place), square, settings.b_rows);
         write(numbers.row_square + place, kept);
         const double free = inverse_norm(product);
-        const double scale = free * agreement(average_square, kept / correction, settings.noise);
+        const double mean_square = judged_square(kept / correction, square);
+        const double scale = free * agreement(average_square, mean_square, settings.noise);
         write(numbers.row_scales + place, static_cast<float>(scale));
         total[0] += scale * sums.value[3];
         if (biased) {

@@ -201,7 +201,7 @@ def finish_layer_(
         gradient_square = gradient_square + layer.bias_gradient.flatten().to(wide).square()
     fresh = gradient_square.clamp(max=torch.finfo(wide).max ** 0.75)  # an infinite mean square would never end
     row_square = own.row_square + (1 - settings.b_rows) * (fresh - own.row_square)
-    mean_square = row_square / (1 - settings.b_rows**t)
+    mean_square = torch.maximum(row_square / (1 - settings.b_rows**t), fresh)
     free = torch.where(product > 0, product.rsqrt(), 0.0)
     ratio = torch.where(mean_square > 0, average_square / mean_square, 0.0).clamp(max=1).sqrt()
     row_scale = free * ratio * (ratio / settings.noise).clamp(max=1)

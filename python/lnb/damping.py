@@ -8,12 +8,16 @@ their squared norms, the row's step is multiplied by
 
     ``a min(1, a / a_0)``,    ``a = min(1, ||g~_i|| / sqrt(v_i))``
 
-``a`` is 1 where all gradients are the same and ``a_0`` where they are independent noise (:func:`noise_level`). After steps that
+``a`` is 1 where all gradients are the same and ``a_0`` where they are independent noise (:func:`noise_level`). ``v_i`` is taken
+to be at least this step's ``||g_i||^2``: a gradient that is far longer than those before it is most of the average, which would
+look like many gradients that agree, and make the longest steps for the rarest samples. After steps that
 are too long, gradients point back: the average cancels and ``a`` falls below ``a_0``. Near a minimum, and where the moves of
 many layers compound, this makes steps as short as needed; with noise alone they are a quarter of the region. It is the
 ratio of Adam (Kingma and Ba, 2015), taken over a neuron's row instead of one entry. Each layer also has a radius, the share
-of its region that it uses: it shrinks while the layer's gradients oppose each other and grows slowly otherwise
-(:func:`radii`), so that a step length that was too long is not tried again at once.
+of its region that it uses: it starts at a fifth, shrinks while the layer's gradients oppose each other and grows slowly
+otherwise (:func:`radii`), so that a step length that was too long is not tried again at once. The start is a warm-up that
+every run needs: first gradients agree in all layers, each layer would go to its bounds as if the others stood still, and in
+plain networks these moves compound before the first gradients that could show it.
 
 **Gain**, for gradients without noise: Levenberg and Marquardt's rule, per layer. Along the last step ``D`` of a layer, the
 slope of the loss was ``<g, D>`` and is now ``<g', D>``; were it a parabola, the best length would have been
@@ -41,7 +45,7 @@ _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.25, 1.3
 OPPOSED = 0.5
-RADIUS_SHRINK, RADIUS_GROW, LEAST_RADIUS = 0.9, 1.02, 1e-4
+FIRST_RADIUS, RADIUS_SHRINK, RADIUS_GROW, LEAST_RADIUS = 0.2, 0.9, 1.05, 1e-4
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Agreement:
     """What the agreement of this step's gradients with those before is judged by, of layers of one device.
 
     Attributes:
-        rows: ``v``, the mean square of each row's gradients, ``[groups, d_out]`` of every layer.
+        rows: ``v``, the mean square of each row's gradients, at least this step's, ``[groups, d_out]`` of every layer.
         fresh: ``||g||^2`` of every layer's gradient of this step, ``[layers]``.
         counts: the steps that every layer has made, with this one, ``[layers]``.
         noise: ``a_0``.
@@ -96,7 +100,7 @@ def observe_agreement(works: list[BlockWork], verdict: Verdict, config: Config, 
     ok = verdict.on(squares.device)
     kept.write(torch.lerp(kept.read(), squares, 1 - config.b_rows), ok)
     corrections = bias_correction(config.b_rows, counts).to(squares.dtype)
-    mean_squares = kept.read() / corrections[owners]
+    mean_squares = torch.maximum(kept.read() / corrections[owners], squares)
     rows = [part.view(shape) for part, shape in zip(mean_squares.split(sizes), shapes, strict=True)]
     return Agreement(rows, sums_of(squares, sizes), counts, noise_level(config))
 
@@ -127,7 +131,8 @@ def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: V
     """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
 
     It shrinks by a tenth while the layer's average is shorter than half of what independent gradients would make it, which
-    only gradients that point against each other do, and else grows by a fiftieth. State of a layer's weight: ``radius``.
+    only gradients that point against each other do, and else grows by a twentieth. State of a layer's weight: ``radius``, which
+    starts at a fifth.
 
     Args:
         works: the layers.
@@ -136,7 +141,7 @@ def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: V
         verdict: whether state may change.
         arenas: where the state lives.
     """
-    kept = arenas.select("radius", [work.state for work in works], [()] * len(works), averages, start=1.0)
+    kept = arenas.select("radius", [work.state for work in works], [()] * len(works), averages, start=FIRST_RADIUS)
     opposed = averages < OPPOSED**2 * expected
     radius = (kept.read() * torch.where(opposed, RADIUS_SHRINK, RADIUS_GROW)).clamp(LEAST_RADIUS, 1.0)
     kept.write(radius, verdict.on(averages.device))
