@@ -41,7 +41,7 @@ class Planner:
     @property
     def _decides(self) -> bool:
         """Whether costs decide anything."""
-        return self.config.max_overhead is not None or (self.config.solver == "auto" and not self.config.factored)
+        return self.config.max_overhead is not None or self.config.undecided
 
     def choice(self, block: Block) -> Choice:
         """The settings of a layer at present."""
