@@ -13,8 +13,9 @@ from lnb.blocks import Block
 from lnb.config import Config, current_name
 from lnb.layers.capture import Rows
 from lnb.planning.choice import Choice, bytes_kept, first_choice
+from lnb.planning.measured import rates_for
 from lnb.planning.memory_budget import fit_memory
-from lnb.planning.rates import Rates, rates_for
+from lnb.planning.rates import Rates
 from lnb.planning.time_budget import Limits, TimeBudget
 
 _CHOSEN = ("solver", "trust_region", "refresh_every", "sample_every", "block_size", "b_s")
