@@ -168,7 +168,7 @@ class Conv2dKind(LayerKind):
         return product
 
     def second_moment(self, module: nn.Module, x: Tensor, blocks: int) -> Tensor:
-        """Of the patches: blocks of whole channels are those of a convolution of more groups."""
+        """The second moment of the patches. Blocks of whole channels are those of a convolution of more groups."""
         conv = cast(_Conv, module)
         moments: Tensor = lk.conv2d_second_moment(
             x,

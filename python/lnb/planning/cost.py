@@ -56,7 +56,7 @@ class Cost:
 
 
 def layer_cost(block: Block, config: Config, rows: Rows, rates: Rates) -> Cost:
-    """The cost of a layer whose step sees so many rows.
+    """The cost of a layer, for the number of rows that one step sees.
 
     Args:
         block: the layer.

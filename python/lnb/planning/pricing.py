@@ -35,11 +35,11 @@ class Pricing:
         self.blocks = moment_blocks(block, config)
 
     def passes_over(self, numbers: float, count: int) -> float:
-        """Time to read or write so many numbers so often."""
+        """Time of ``count`` passes that read or write this many numbers."""
         return self.rates.traffic(count * self.wide.itemsize * numbers)
 
     def layer_product(self, dtype: torch.dtype, flops: float) -> float:
-        """Time of so many operations of the layer's own product."""
+        """Time of this many operations of the layer's own product."""
         kind = self.block.layer_kind
         size = kind.product_size(self.rows, self.inputs, self.outputs, self.groups)
         return self.rates.seconds(kind.product, dtype, size, flops)

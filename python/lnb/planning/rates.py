@@ -68,11 +68,11 @@ class Rates:
         return slower * flops / _interpolate(curve, size)
 
     def traffic(self, nbytes: float) -> float:
-        """Time to read or write so many bytes."""
+        """Time to read or write this number of bytes."""
         return nbytes / self.bandwidth
 
     def calls(self, count: float) -> float:
-        """Time that so many calls take whatever they work on."""
+        """Time of this number of calls, without the work that they do."""
         return count * (self.overhead + INTERPRETER)
 
     def as_dict(self) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from lnb.solvers import solver_named
 LONGEST_REFRESH = 100
 """Steps: no budget makes statistics older than this."""
 ROWS_PER_INPUT = 16
-"""A sample keeps at least so many rows per input of the layer."""
+"""The least number of rows per input of the layer that a sample keeps."""
 STEADY_SHARE = 0.7
-"""Of the time budget, what is left to solutions and trust regions: the rest pays for statistics."""
+"""The share of the time budget that solutions and trust regions may take; the rest pays for statistics."""
 
 
 @dataclass(frozen=True)

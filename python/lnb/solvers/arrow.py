@@ -41,9 +41,9 @@ class Arrow(Solver):
         return self.name, "the preconditioner alone"
 
     def step_flops(self, block: Block, config: Config) -> int:
-        """Of one solution."""
+        """FLOPs of one solution."""
         return 6 * block.numbers
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
-        """Of a refresh and a solution."""
+        """Times of a refresh and of a solution."""
         return price.averages(), price.passes_over(price.numbers, 6) + price.rates.calls(_CALLS)

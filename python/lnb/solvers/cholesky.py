@@ -81,13 +81,13 @@ class Cholesky(Solver):
         return words, "the trust region needs a factor" if needed else "a factor serves until the next refresh"
 
     def step_flops(self, block: Block, config: Config) -> int:
-        """Of the products with the factor's blocks, and with those of the outputs."""
+        """FLOPs of the products with the blocks of the factor and of the outputs."""
         size = block.d_in // moment_blocks(block, config)
         side = _output_side(block, config) if config.region.two_sided else 0
         return 2 * block.numbers * (config.region.block_products * size + side)
 
     def refresh_flops(self, block: Block, config: Config) -> int:
-        """Of the factor, and of the output moment and its root."""
+        """FLOPs of the factor, and of the output moment and its root."""
         size = block.d_in // moment_blocks(block, config)
         flops = block.groups * block.d_in * size**2
         if config.region.two_sided:
@@ -96,7 +96,7 @@ class Cholesky(Solver):
         return flops
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
-        """Of a refresh and a solution; the products with the output blocks are the trust region's."""
+        """Times of a refresh and of a solution. The products with the output blocks count for the trust region."""
         config, rates = price.config, price.rates
         count = price.blocks
         size = price.inputs // count
@@ -120,7 +120,7 @@ def _output_side(block: Block, config: Config) -> int:
 
 
 def _root_flops(block: Block, side: int) -> int:
-    """Of the inverse roots of all output blocks."""
+    """FLOPs of the inverse roots of all output blocks."""
     return block.shape[0] * block.shape[1] * INVERSE_ROOT_FLOPS * side**2
 
 

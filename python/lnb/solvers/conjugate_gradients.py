@@ -106,11 +106,11 @@ class ConjugateGradients(Solver):
         return f"{config.cg_iterations} CG iterations", "warm-started on the second moment"
 
     def step_flops(self, block: Block, config: Config) -> int:
-        """Of the products of one solution."""
+        """FLOPs of the products of one solution."""
         return (config.cg_iterations + 1) * 2 * block.numbers * block.columns
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
-        """Of a refresh and a solution."""
+        """Times of a refresh and of a solution."""
         size = (price.outputs * price.columns**2) ** (1 / 3)
         dtype = torch.bfloat16 if rounds_products(price.block, price.config) else price.wide
         products = price.rates.seconds("matmul", dtype, size, self.step_flops(price.block, price.config))

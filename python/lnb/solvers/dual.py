@@ -60,11 +60,11 @@ class Dual(Solver):
         return self.name, "exact, in the smaller of the spaces of rows and of inputs"
 
     def row_flops(self, block: Block, config: Config) -> int:
-        """Of the products with the rows, into their space and back."""
+        """FLOPs per row of the products into the space of rows and back."""
         return 4 * block.numbers
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
-        """Of a refresh, of which there is none, and a solution."""
+        """Times of a refresh, which it does not need, and of a solution."""
         n, d = max(1, price.rows), price.inputs
         side = min(n, d)
         groups = price.groups

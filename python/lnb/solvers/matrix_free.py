@@ -65,11 +65,11 @@ class MatrixFree(ConjugateGradients):
         return 0
 
     def row_flops(self, block: Block, config: Config) -> int:
-        """Of the products of one solution."""
+        """FLOPs per row of the products of one solution."""
         return 4 * block.numbers * (config.cg_iterations + 1)
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
-        """Of a refresh and a solution."""
+        """Times of a refresh and of a solution."""
         products = (price.config.cg_iterations + 1) * _product_seconds(price)
         return 0.0, iteration_seconds(price) + products + price.passes_over(price.rows * price.groups * price.inputs, 2)
 
