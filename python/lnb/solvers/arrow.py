@@ -37,7 +37,7 @@ class Arrow(Solver):
         return torch.where(has_rows, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0)
 
     def describe(self, block: Block, config: Config) -> tuple[str, str]:
-        """How, and why."""
+        """How a layer is solved, and why so, in words."""
         return self.name, "the preconditioner alone"
 
     def step_flops(self, block: Block, config: Config) -> int:

@@ -50,7 +50,7 @@ class Cholesky(Solver):
     keeps_feature_moments = False
 
     def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
-        """Always."""
+        """It is right for every layer."""
         return "exact, a factor of each second moment"
 
     def solve(
@@ -74,7 +74,7 @@ class Cholesky(Solver):
                 solution.parts[i] = works[i].block.shaped([weights[k], *biases[k : k + 1]])
 
     def describe(self, block: Block, config: Config) -> tuple[str, str]:
-        """How, and why."""
+        """How a layer is solved, and why so, in words."""
         count = moment_blocks(block, config)
         words = "factor" if count == 1 else f"factor, {count} blocks of {block.d_in // count}"
         needed = config.region.needs_factor

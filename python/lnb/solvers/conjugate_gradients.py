@@ -43,11 +43,11 @@ class ConjugateGradients(Solver):
     always_fits = True
 
     def by_rows(self, config: Config) -> bool:
-        """Rows are independent where each has a step length of its own."""
+        """Whether each row has a step length of its own."""
         return config.cg_scope == "neuron"
 
     def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
-        """Always."""
+        """It is right for every layer."""
         return "conjugate gradients on the second moment"
 
     def solve(
@@ -102,7 +102,7 @@ class ConjugateGradients(Solver):
         return moments + added * weights.diag(), 0.0
 
     def describe(self, block: Block, config: Config) -> tuple[str, str]:
-        """How, and why."""
+        """How a layer is solved, and why so, in words."""
         return f"{config.cg_iterations} CG iterations", "warm-started on the second moment"
 
     def step_flops(self, block: Block, config: Config) -> int:

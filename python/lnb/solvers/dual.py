@@ -36,12 +36,12 @@ class Dual(Solver):
     keeps_feature_moments = False
 
     def check(self, config: Config) -> None:
-        """A ridge is needed."""
+        """Require a ridge."""
         if config.ridge == 0:
             raise ValueError("solver='dual' needs ridge > 0, not 0: with fewer rows than inputs the metric is singular")
 
     def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
-        """Where a batch has fewer rows than inputs, and the ridge is positive and does not depend on a second moment."""
+        """It is right where a batch has fewer rows than inputs, and the ridge is positive and needs no second moment."""
         if config.ridge_mode != "absolute" or not dual or rows.count >= block.d_in:
             return None
         return f"exact, {rows.count} rows are fewer than {block.d_in} inputs"
@@ -56,7 +56,7 @@ class Dual(Solver):
         return solved if bias is None else torch.cat([solved, bias], dim=-1)
 
     def describe(self, block: Block, config: Config) -> tuple[str, str]:
-        """How, and why."""
+        """How a layer is solved, and why so, in words."""
         return self.name, "exact, in the smaller of the spaces of rows and of inputs"
 
     def row_flops(self, block: Block, config: Config) -> int:

@@ -34,7 +34,7 @@ class MatrixFree(ConjugateGradients):
     always_fits = False
 
     def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
-        """Where the ridge does not depend on a second moment."""
+        """It is right where the ridge does not depend on a second moment."""
         return "conjugate gradients on the kept inputs" if config.ridge_mode == "absolute" else None
 
     def operator(self, work: BlockWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
@@ -56,7 +56,7 @@ class MatrixFree(ConjugateGradients):
         return matvec, 0.0
 
     def describe(self, block: Block, config: Config) -> tuple[str, str]:
-        """How, and why."""
+        """How a layer is solved, and why so, in words."""
         iterations, _ = super().describe(block, config)
         return f"{iterations}, matrix-free", "products with the kept inputs, no matrix is formed"
 
