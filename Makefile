@@ -38,7 +38,10 @@ test pytest fuzz bench reliability sanitize trainers peers: export LNB_NATIVE :=
 demo: $(VENV)/.run $(VENV)/.wheel
 	$(BIN)/lnb demo
 
-test: lint types pytest
+# clang-tidy and mypy take longest before the tests, and use one core each.
+test:
+	$(MAKE) -j $(JOBS) lint types
+	$(MAKE) pytest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
@@ -47,7 +50,7 @@ lint: $(VENV)/.test
 	$(BIN)/cmake -S . -B build/tidy -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DLNB_CUDA=off \
 	  -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" > /dev/null
-	$(BIN)/clang-tidy -p build/tidy --quiet $(wildcard csrc/cpu/*.cpp)
+	printf '%s\n' $(wildcard csrc/cpu/*.cpp) | xargs -P $(JOBS) -n 1 $(BIN)/clang-tidy -p build/tidy --quiet
 
 types: $(VENV)/.test
 	$(BIN)/mypy

@@ -81,8 +81,8 @@ def error(actual: torch.Tensor, truth: torch.Tensor) -> float:
 def kernels(device: str, small: bool) -> list[dict[str, Any]]:
     """Each kernel against the library product it replaces; ``small`` shrinks the shapes for a dry run."""
     import lnb_kernels as lk
-    from lnb_kernels.linear.op import _linear_backward
 
+    backward = torch.ops.lnb_kernels.linear_backward
     rows: list[dict[str, Any]] = []
 
     def row(
@@ -118,7 +118,7 @@ def kernels(device: str, small: bool) -> list[dict[str, Any]]:
         mask = [False, True, True, True]
         row(
             f"linear_backward/{tag} against G'X",
-            lambda: _linear_backward(g, x, w, mask, None, 1, None, None)[0], lambda: g.t() @ x, g.double().t() @ x.double(),
+            lambda: backward(g, x, w, mask, None, 1, None, None)[0], lambda: g.t() @ x, g.double().t() @ x.double(),
         )  # fmt: skip
         row(
             f"cov_matvec/m10/{tag} against two products",

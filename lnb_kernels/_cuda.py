@@ -66,13 +66,13 @@ def failure_on(index: int) -> str | None:
 
 
 def version(loaded: Any) -> str:
-    """Of the CUDA runtime in the module, like ``13.0``."""
+    """The version of the CUDA runtime in the module, like ``13.0``."""
     number: int = loaded.runtime_version()
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def largest_side(tensor: torch.Tensor) -> int:
-    """Of the matrices whose products one thread block forms on chip, on the tensor's device: 144, or what it has memory for."""
+    """The largest side of matrices whose products one thread block of the device forms on chip: 144, or what its memory holds."""
     return _largest_side(module(tensor.device), where(tensor)[0])
 
 

@@ -1,4 +1,9 @@
-"""Loading of a compiled module of this package: the module, or why there is none."""
+"""Loading of a compiled module of this package: the module, or why there is none.
+
+Kernels do not load modules from here: they ask :mod:`lnb_kernels._native`, which chooses an instruction set, or
+:mod:`lnb_kernels._cuda`, which judges every device. What these two share is here: how a file is found and checked, and the
+words for what is wrong with it.
+"""
 
 from __future__ import annotations
 

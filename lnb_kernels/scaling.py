@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """Of sums of products: float64, in which no product of float32 numbers overflows; float32 on devices without it."""
+    """The dtype of sums of products: float64, in which no product of float32 numbers overflows; float32 on devices without it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

@@ -82,7 +82,7 @@ class StepFactor:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Those there are."""
+        """The tensors of the factor that are not None."""
         return [tensor for tensor in (self.inverse, self.mean, self.root) if tensor is not None]
 
 
@@ -234,7 +234,7 @@ class StepTables:
         self._native.direct(addresses, sides, torch.get_num_threads())
 
     def sums(self) -> list[float]:
-        """Of every layer in turn ``<h, g~>``, ``||h_W||^2``, the same before agreement, ``||g~||^2``."""
+        """``<h, g~>``, ``||h_W||^2``, the same before agreement, and ``||g~||^2``, for one layer after the other."""
         sums: list[float] = self._native.sums()
         return sums
 

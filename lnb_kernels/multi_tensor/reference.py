@@ -25,7 +25,7 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def moment_flags(moments: Sequence[Tensor]) -> Tensor:
-    """Of each moment ``[..., n, n]``, whether the last rows are finite, the sums of inputs, and whether the diagonals are."""
+    """Whether the last rows (sums of inputs) and the diagonals of each moment ``[..., n, n]`` are finite, ``[2, moments]``."""
     parts = [moment[..., -1, :] for moment in moments], [moment.diagonal(dim1=-2, dim2=-1) for moment in moments]
     return torch.stack([torch.stack([part.isfinite().all() for part in of_kind]) for of_kind in parts])
 
@@ -108,7 +108,7 @@ def apply_(
 ) -> None:
     """``p <- p - lr (scale direction + weight_decay p)`` where ``ok``; a rate's tensor stands in for its number.
 
-    Where ``lr scale`` is 0 the direction does not count, be it NaN.
+    Where ``lr scale`` is 0 the direction does not count, even if it is NaN.
     """
     if params:
         write(params, _stepped(params, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, ok))

@@ -65,7 +65,7 @@ def pair(op: str, value: Arrow | None) -> None:
 def arrow(
     op: str, value: Arrow | None, g_name: str, g: Tensor, features: int, meaning: str
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Require None, or ``(mu, var)`` of so many ``features``, each beside ``g``; returns ``mu`` and ``var``."""
+    """Require None, or ``(mu, var)`` of ``features`` numbers each, on the device of ``g``; returns ``mu`` and ``var``."""
     pair(op, value)
     if value is None:
         return None, None

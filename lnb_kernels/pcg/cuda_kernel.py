@@ -98,7 +98,7 @@ class _DeviceVectors(Vectors):
 
 
 def _addresses(moments: Tensor, batch: Sequence[int]) -> list[int]:
-    """Of the ``S`` of every layer of the batch, to which leading dimensions of ``moments`` broadcast."""
+    """Addresses of the ``S`` of every layer of the batch, to which leading dimensions of ``moments`` broadcast."""
     strides = moments.expand(*batch, *moments.shape[-2:]).stride()[:-2]
     indices = itertools.product(*map(range, batch))
     return [moments.data_ptr() + 4 * sum(i * k for i, k in zip(index, strides, strict=True)) for index in indices]

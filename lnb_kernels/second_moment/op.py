@@ -86,8 +86,8 @@ def second_moment(x: torch.Tensor, weights: torch.Tensor | None = None, blocks: 
     Args:
         x: rows ``[..., d]``, any leading dimensions (all of them are rows), float64, float32, bfloat16 or float16.
         weights: one weight per row, shape ``x.shape[:-1]``; None counts every row once.
-        blocks: cut the features into so many blocks of ``d / blocks`` and give the second moment of each, with its own column
-            of ones: a ``blocks``-th of the work and memory. None gives that of all features.
+        blocks: cut the features into this number of blocks, and give the second moment of each, with its own column of ones:
+            a ``blocks``-th of the work and memory. None gives the second moment of all features.
 
     Returns:
         ``S`` ``[d+1, d+1]``, or ``[blocks, d/blocks+1, d/blocks+1]``, symmetric, float32 (float64 for float64 ``x``),

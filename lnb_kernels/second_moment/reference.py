@@ -20,8 +20,8 @@ def second_moment(
 ) -> torch.Tensor:
     """``S = sum_i w_i [x_i 1]' [x_i 1]``, ``[d+1, d+1]``, accumulated in float32 (float64 for float64 ``x``).
 
-    With ``product``, rows are first rounded to that dtype; with ``blocks``, features are cut into so many, and the result
-    is each one's, ``[blocks, d/blocks+1, d/blocks+1]``.
+    With ``product``, rows are first rounded to that dtype. With ``blocks``, features are cut into that many blocks, each of
+    which has a result of its own, ``[blocks, d/blocks+1, d/blocks+1]``.
     """
     if blocks is not None:
         return torch.stack([second_moment(part, weights, product) for part in x.tensor_split(blocks, dim=-1)])

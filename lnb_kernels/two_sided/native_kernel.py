@@ -16,7 +16,7 @@ LARGEST_BLOCK = 256
 
 
 def two_sided_directions_(problems: Sequence[reference.Problem], noise: float) -> Tensor:
-    """As :func:`lnb_kernels.two_sided.reference.two_sided_directions_`; what the kernel does not take goes by it."""
+    """As :func:`lnb_kernels.two_sided.reference.two_sided_directions_`; what the kernel does not take is left to it."""
     taken = list(map(_is_taken, problems))
     if all(taken):
         return _by_kernel(problems, noise)

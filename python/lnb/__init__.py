@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from lnb import trust_regions
+from lnb import solvers, trust_regions
 from lnb.config import DEFAULT_LR
 from lnb.graphs import graphed_step
 from lnb.groups import param_groups
 from lnb.layers.attach import attach, detach
 from lnb.optimizer import LNB
+from lnb.solvers import built_in as _built_in  # registers them  # noqa: F401
 
 if TYPE_CHECKING:
     from lnb import moments
@@ -27,6 +28,7 @@ __all__ = [
     "load_moments",
     "moments",
     "param_groups",
+    "solvers",
     "trust_regions",
 ]
 

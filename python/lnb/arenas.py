@@ -203,7 +203,7 @@ def _entries(runs: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
 
 @device_constants(maxsize=64)
 def owners_of(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """For each of ``sum(counts)`` entries, whose it is: ``counts[0]`` times 0, ``counts[1]`` times 1, and so on."""
+    """The owner of each of ``sum(counts)`` entries: ``counts[0]`` times 0, ``counts[1]`` times 1, and so on."""
     return torch.tensor([i for i, count in enumerate(counts) for _ in range(count)], device=device)
 
 

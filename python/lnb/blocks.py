@@ -59,6 +59,17 @@ class Block:
         """Inputs of one neuron, without the bias."""
         return self.shape[2]
 
+    @property
+    def columns(self) -> int:
+        """Columns of the matrix of the gradient: the inputs, and one for the bias."""
+        return self.d_in + (self.bias is not None)
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in the matrices of the gradient, of all groups."""
+        groups, rows, _ = self.shape
+        return groups * rows * self.columns
+
     def input_blocks(self, limit: int | None) -> int:
         """How many equal diagonal blocks of at most ``limit`` inputs the metric is cut into.
 

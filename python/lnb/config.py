@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from lnb import solvers
+from lnb.solvers import Solver, solver_named
 from lnb.trust_regions import TrustRegion, names, region_named
 from lnb_kernels.fused_step import PRECISIONS
 
-SOLVERS = ("auto", "pcg", "cholesky", "arrow", "matrix_free", "dual")
 FORMER_TWO_SIDED = "balanced"
 """What the trust region ``"two_sided"`` was called before version 0.2."""
 CG_SCOPES = ("layer", "neuron")
@@ -42,11 +45,12 @@ class Config:
         cg_iterations: conjugate-gradient iterations per step, >= 1.
         min_norm: least value of the step norm ``z``, > 0.
         weight_decay: decoupled weight decay, >= 0.
-        solver: how ``metric h = g~`` is solved: ``"pcg"`` (conjugate gradients on the second moment), ``"matrix_free"``
-            (the same from the kept inputs), ``"dual"`` (exactly, from the kept inputs, in the space of samples where these
-            are fewer than inputs), ``"cholesky"`` (a cached factor), ``"arrow"`` (the preconditioner alone), or ``"auto"``:
-            cholesky where second moments are remembered or the trust region needs a factor, else for each layer the
-            cheapest of pcg, matrix_free, and the exact cholesky and dual, once the rows of its first step are known.
+        solver: how ``metric h = g~`` is solved, a name that :func:`lnb.solvers.names` has. ``"pcg"``: conjugate gradients on the
+            second moment. ``"matrix_free"``: the same from the kept inputs. ``"dual"``: exactly, from the kept inputs, in the
+            space of samples where these are fewer than inputs. ``"cholesky"``: a cached factor. ``"arrow"``: the
+            preconditioner alone. ``"auto"``: cholesky where second moments are remembered or the trust region needs a
+            factor, else for each layer the cheapest of pcg, matrix_free, and the exact cholesky and dual, once the rows of
+            its first step are known.
         cg_scope: what shares one CG step length: the whole ``"layer"``, or each ``"neuron"`` (output row) its own.
         trust_region: what bounds the length of a step, a name that :func:`lnb.trust_regions.names` has. ``"global"``: the root
             mean square change of all layers' outputs together is ``lr``. ``"layer"``: that of each layer. ``"neuron"``: that of
@@ -135,7 +139,7 @@ class Config:
             check_number("max_relative_change", self.max_relative_change, low=0.0, low_allowed=False)
         for name in ("cg_iterations", "refresh_every", "sample_every"):
             check_count(name, getattr(self, name))
-        check_choice("solver", self.solver, SOLVERS)
+        check_choice("solver", self.solver, solvers.names())
         check_choice("cg_scope", self.cg_scope, CG_SCOPES)
         check_choice("trust_region", self.trust_region, names())
         check_choice("ridge_mode", self.ridge_mode, RIDGE_MODES)
@@ -166,8 +170,7 @@ class Config:
                 f"trust_region={self.trust_region!r} needs a factor of the metric: solver={self.solver!r} must be 'cholesky' "
                 f"or 'auto'"
             )
-        if self.solver == "dual" and self.ridge == 0:
-            raise ValueError("solver='dual' needs ridge > 0, not 0: with fewer rows than inputs the metric is singular")
+        self.method.check(self)
         if self.keeps_inputs and (self.averaged or self.ridge_mode == "relative"):
             raise ValueError(
                 f"solver={self.solver!r} keeps no second moment: refresh_every must be 1, b_s 0 and ridge_mode 'absolute', not "
@@ -182,16 +185,24 @@ class Config:
         return region_named(self.trust_region)
 
     @property
+    def method(self) -> Solver:
+        """The solver that ``solver`` names; of ``"auto"`` what it stands for while no layer is decided on."""
+        return solver_named(self.solver).acting(self)
+
+    @property
     def factored(self) -> bool:
         """Whether the metric is kept as a factor, and not solved by iteration."""
-        if self.solver == "auto":
-            return self.region.needs_factor or self.averaged
-        return self.solver == "cholesky"
+        return self.method.factored
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the solver is chosen for each layer, once its rows are known."""
+        return solver_named(self.solver).chooses and not self.factored
 
     @property
     def keeps_inputs(self) -> bool:
         """Whether the solver works on the inputs of the step's forward passes."""
-        return self.solver in ("matrix_free", "dual")
+        return self.method.keeps_inputs
 
     @property
     def averaged(self) -> bool:
@@ -203,7 +214,7 @@ class Config:
         """Whether the state holds the averaged second moment."""
         if self.factored:
             return self.b_s > 0
-        return self.solver in ("auto", "pcg") and self.averaged
+        return self.method.averages_moments and self.averaged
 
     @property
     def overwrites_average(self) -> bool:
@@ -218,12 +229,12 @@ class Config:
     @property
     def keeps_direction(self) -> bool:
         """Whether the state holds the previous solution, to start conjugate gradients from."""
-        return not self.factored and self.solver in ("auto", "pcg", "matrix_free")
+        return self.method.keeps_direction
 
     @property
     def keeps_feature_moments(self) -> bool:
         """Whether the state holds the averages of the features' means and mean squares."""
-        return not self.factored and self.solver != "dual"
+        return self.method.keeps_feature_moments
 
     def needs(self, refresh: bool) -> tuple[bool, bool, bool]:
         """What a backward pass must leave: the second moment, the channel moments, the inputs.
@@ -233,7 +244,7 @@ class Config:
         """
         if self.keeps_inputs:
             return False, False, True
-        return refresh, refresh and not self.factored, False
+        return refresh, refresh and self.keeps_feature_moments, False
 
 
 def resolve_config(preset: str, overrides: dict[str, Any]) -> Config:
@@ -251,7 +262,7 @@ def resolve_config(preset: str, overrides: dict[str, Any]) -> Config:
     if overrides.get("trust_region") == FORMER_TWO_SIDED:
         warnings.warn("trust_region='balanced' is called 'two_sided' now", DeprecationWarning, stacklevel=4)
         overrides = {**overrides, "trust_region": "two_sided"}
-    return dataclasses.replace(PRESETS[preset], **overrides)
+    return PRESETS[preset](**overrides)
 
 
 def current_name(trust_region: Any) -> Any:
@@ -303,9 +314,10 @@ def check_group(group: dict[str, Any]) -> None:
     check_number("ridge", group["ridge"], low=0.0, where=where)
 
 
-PRESETS: dict[str, Config] = {
-    "paper": Config(),
-    "fast": Config(
+PRESETS: dict[str, Callable[..., Config]] = {
+    "paper": Config,
+    "fast": partial(
+        Config,
         momentum=0.9,
         nesterov=True,
         ridge=0.2,
@@ -323,7 +335,8 @@ PRESETS: dict[str, Config] = {
         others="adamw",
         others_lr=0.15,
     ),
-    "full_batch": Config(
+    "full_batch": partial(
+        Config,
         momentum=0.0,
         ridge=1e-10,
         ridge_mode="relative",

@@ -140,8 +140,8 @@ def block_count(d_in: int, limit: int | None) -> int:
     """The fewest equal blocks of at most ``limit`` inputs, if they hold at least a quarter of it.
 
     Where ``d_in`` has no such divisor, the smallest one above ``limit`` serves, up to ``_STRETCH`` times it. Beyond, a
-    block's cube would cost more than the layer, and of a vocabulary of 50257 even its square: then it is the largest one
-    below, and be it 1, as for a large prime.
+    block's cube would cost more than the layer, and of a vocabulary of 50257 even its square: then the largest one below
+    serves, which for a large prime is 1.
     """
     if limit is None or d_in <= limit:
         return 1

@@ -480,7 +480,7 @@ class LNB(Optimizer):
                     capture.read(block.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
 
     def _refresh_phases(self, blocks: list[Block], configs: list[Config]) -> list[int]:
-        """Of each layer; found once for the same layers and settings."""
+        """The phase of each layer's refreshes; found once for the same layers and settings."""
         known = self._phases
         if len(known) != len(blocks) or any(
             block is not former or config is not setting

@@ -46,7 +46,7 @@ def orthogonalize(matrix: Tensor, steps: int = STEPS, dtype: torch.dtype | None 
 
 
 def orthogonalize_flops(rows: int, columns: int) -> int:
-    """Of :func:`orthogonalize`, for one matrix."""
+    """FLOPs of :func:`orthogonalize` of one matrix."""
     short, long = sorted((rows, columns))
     return STEPS * (4 * short**2 * long + 2 * short**3)
 

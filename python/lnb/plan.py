@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from lnb.blocks import Block
 from lnb.config import Config
-from lnb.factored import block_count
 from lnb.layers.capture import Rows
-from lnb.orthogonalize import INVERSE_ROOT_FLOPS, orthogonalize_flops
+from lnb.orthogonalize import orthogonalize_flops
 from lnb.planning.choice import Choice
 from lnb.planning.cost import Cost, layer_cost
 from lnb.planning.memory import input_bytes, moment_bytes, scratch_bytes, state_bytes
@@ -169,7 +168,7 @@ def plan_block(block: Block, choice: Choice, rows: Rows | None, rates: Rates | N
         rates: of its device; needed where ``rows`` are known.
     """
     config = choice.config
-    solver, reason = _solver(block, config)
+    solver, reason = config.method.describe(block, config)
     solve, refresh, per_row = _flops(block, config)
     return PlanRow(
         layer=block.name,
@@ -192,52 +191,15 @@ def plan_block(block: Block, choice: Choice, rows: Rows | None, rates: Rates | N
 
 
 def _flops(block: Block, config: Config) -> tuple[int, int, int]:
-    """Of a step's solution and trust region, of a refresh, and of a row that is read."""
-    groups, rows, d_in = block.shape
-    columns = d_in + (block.bias is not None)
-    numbers = groups * rows * columns
-    size = d_in // moment_blocks(block, config)
-    spectral = config.region.whitens
-    solve = refresh = 0
-    per_row = gathered_moments(block, config) * block.moment_flops(size) // config.sample_every
-    if config.factored:
-        if config.region.two_sided:
-            outputs = block_count(rows, config.block_size)
-            side = rows // outputs
-            solve += 2 * numbers * side
-            refresh += groups * (outputs * INVERSE_ROOT_FLOPS * side**3 + 2 * rows * columns * (size + side))
-        solve += config.region.block_products * 2 * numbers * size
-        refresh += groups * d_in * size**2
-    elif config.solver == "arrow":
-        solve = 6 * numbers
-    elif config.solver == "dual":
-        per_row = 4 * numbers
-    elif config.solver == "matrix_free":
-        per_row = 4 * numbers * (config.cg_iterations + 1)
-    else:
-        solve = (config.cg_iterations + 1) * 2 * numbers * columns
-    if spectral:
-        solve += groups * orthogonalize_flops(rows, columns)
-    return solve, refresh, per_row
-
-
-def _solver(block: Block, config: Config) -> tuple[str, str]:
-    """The solver in words, and why it is the one."""
-    iterations = f"{config.cg_iterations} CG iterations"
-    if config.factored:
-        count = moment_blocks(block, config)
-        solver = "factor" if count == 1 else f"factor, {count} blocks of {block.d_in // count}"
-        needed = config.region.needs_factor
-        return solver, "the trust region needs a factor" if needed else "a factor serves until the next refresh"
-    if config.solver == "arrow":
-        return "arrow", "the preconditioner alone"
-    if config.solver == "dual":
-        return "dual", "exact, in the smaller of the spaces of rows and of inputs"
-    if config.solver == "matrix_free":
-        return f"{iterations}, matrix-free", "products with the kept inputs, no matrix is formed"
-    if config.solver == "auto":
-        return iterations, "auto: the first backward pass shows the rows that decide"
-    return iterations, "warm-started on the second moment"
+    """FLOPs of one step's solution and trust region, of one refresh, and per row that is read."""
+    method = config.method
+    solve, per_row = method.step_flops(block, config), method.row_flops(block, config)
+    if config.region.whitens:
+        solve += block.groups * orthogonalize_flops(block.shape[1], block.columns)
+    if not config.keeps_inputs:
+        size = block.d_in // moment_blocks(block, config)
+        per_row += gathered_moments(block, config) * block.moment_flops(size) // config.sample_every
+    return solve, method.refresh_flops(block, config), per_row
 
 
 def _statistics(config: Config) -> str:

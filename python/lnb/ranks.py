@@ -134,7 +134,7 @@ def _wrappers_group(model: nn.Module) -> Any:
 
 def require_joint(config: Config, ranks: int) -> None:
     """Require settings that several ranks can share."""
-    if config.keeps_inputs or (config.solver == "auto" and not config.factored):
+    if config.keeps_inputs or config.undecided:
         raise ValueError(
             f"solver={config.solver!r} uses inputs that stay on their rank, and process_group has {ranks}: choose "
             f"'pcg', 'cholesky' or 'arrow'"

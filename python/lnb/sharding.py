@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lnb.dtensors import is_dtensor, is_sharded
+
 if TYPE_CHECKING:
     from lnb.blocks import Inventory
     from lnb.config import Config
@@ -37,19 +39,6 @@ def _flat(parameter: Tensor) -> str | None:
     if hasattr(parameter, "ds_id"):
         return "partitioned by DeepSpeed ZeRO stage 3, whose cuts go through the rows of layers"
     return None
-
-
-def is_sharded(parameters: Iterable[Tensor]) -> bool:
-    """Whether any of ``parameters`` is a ``DTensor``."""
-    return any(map(_is_dtensor, parameters))
-
-
-def _is_dtensor(parameter: Tensor) -> bool:
-    if type(parameter) in (nn.Parameter, Tensor) or not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(parameter, DTensor)
 
 
 def register_shards(model: nn.Module) -> None:
@@ -92,7 +81,7 @@ def adopt_shards(model: nn.Module, names: dict[nn.Parameter, str], param_groups:
     refuse_flat(current.values())
     given = {parameter for group in param_groups for parameter in group["params"]}
     shards = {p: current[name] for p, name in names.items() if name in current and current[name] is not p}
-    shards = {p: shard for p, shard in shards.items() if p in given and _is_dtensor(shard) and shard.shape == p.shape}
+    shards = {p: shard for p, shard in shards.items() if p in given and is_dtensor(shard) and shard.shape == p.shape}
     if shards:
         for group in param_groups:
             group["params"] = [shards.get(parameter, parameter) for parameter in group["params"]]

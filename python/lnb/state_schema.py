@@ -32,14 +32,14 @@ made, settings that decide what the state means, and what was chosen for single 
 
 
 class Owner(enum.Enum):
-    """Whose an entry is, and so in whose state it stands."""
+    """Whom an entry belongs to, and so whose state holds it."""
 
     PARAMETER = "every parameter's own"
     LAYER = "one for a layer, in the state of its weight"
 
 
 class Kind(enum.Enum):
-    """In which precision an entry is kept."""
+    """The precision in which an entry is kept."""
 
     COUNT = "float32, also where statistics are in float64: a count of steps"
     STATISTIC = "float64 for parameters in float64, float32 for all others"
@@ -47,7 +47,7 @@ class Kind(enum.Enum):
     MASTER = "float32"
 
     def dtype(self, parameter: Tensor) -> torch.dtype:
-        """Of the entries of ``parameter``."""
+        """The dtype of such an entry of ``parameter``."""
         if self is Kind.STATISTIC:
             return statistics_dtype(parameter.dtype)
         return sum_dtype(parameter.device) if self is Kind.WIDE else torch.float32
@@ -208,7 +208,7 @@ def planned_entries(
 
 
 def planned_bytes(parameter: Tensor, block: Block | None, config: Config, weight: bool = True) -> int:
-    """Bytes of these."""
+    """Bytes of all :func:`planned_entries`."""
     return sum(
         entry.kind.dtype(parameter).itemsize * math.prod(shape)
         for _, entry, shape in planned_entries(parameter, block, config, weight)

@@ -69,7 +69,7 @@ class Work:
 
     @functools.cached_property
     def owners(self) -> tuple[int, ...]:
-        """For each parameter, which layer it is of; every other parameter is a layer of its own."""
+        """The number of each parameter's layer; every other parameter counts as a layer of its own."""
         of_blocks = [i for i, block in enumerate(self.blocks) for _ in block.parameters]
         return (*of_blocks, *range(len(self.blocks), len(self.blocks) + len(self.others)))
 
@@ -291,5 +291,6 @@ def moment_blocks(block: Block, config: Config) -> int:
 
 
 def gathered_moments(block: Block, config: Config) -> int:
-    """Such blocks of all groups. Of a packed in-projection those of one matrix: in self-attention they serve all three."""
+    """The number of diagonal blocks that a backward pass gathers, over all groups. A packed in-projection counts one
+    matrix: in self-attention the query, key and value projections share its moment."""
     return moment_blocks(block, config) * (1 if block.packed else block.groups)

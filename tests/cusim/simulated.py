@@ -34,7 +34,8 @@ FLAGS += [
     "-Dlnb=simulated_lnb"
 ]  # another namespace: types are others than those of the module for the GPU, in pybind11 too
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+# Not optimised: compilers optimise instrumented code for longer than the tests then run faster.
+SANITIZE = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 SANITIZED = os.environ.get("LNB_CUSIM_SANITIZE") == "1"
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 
@@ -43,7 +44,7 @@ class Simulator:
     """The module, and what the simulator counts."""
 
     def __init__(self, path: Path) -> None:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(path.stem.partition("-")[0], path)
         assert spec is not None
         assert spec.loader is not None
         self.module = importlib.util.module_from_spec(spec)
@@ -93,29 +94,43 @@ def simulator() -> Simulator:
 def build(kernels: list[Path], bindings: list[Path], name: str, sanitized: bool) -> Path:
     """Compile kernels for the simulator, and bindings as they are, into ``name``.so. All test processes share it."""
     options = SANITIZE if sanitized else WARNINGS
-    sources = [(path, options) for path in (*kernels, HERE / "simulator.cpp")] + [(path, []) for path in bindings]
-    inputs = [path for folder in (CSRC, HERE) for path in sorted(folder.rglob("*")) if path.suffix in (".h", ".cuh")]
-    digest = hashlib.sha256(repr((COMPILER, FLAGS, sources, sys.version)).encode())
-    for path in (*inputs, *(source for source, _ in sources)):
-        digest.update(path.read_bytes())
-    folder = Path(tempfile.gettempdir(), f"lnb-cusim-{getpass.getuser()}-{digest.hexdigest()[:16]}")
+    # Bindings take longest, so they come first; both builds use the same ones.
+    sources = [(path, []) for path in bindings] + [(path, options) for path in (*kernels, HERE / "simulator.cpp")]
+    digest = _digest(tuple(path for path, _ in sources), repr(sources))
+    folder = Path(tempfile.gettempdir(), f"lnb-cusim-{getpass.getuser()}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    library = folder / f"{name}.so"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            with ThreadPoolExecutor(2) as pool:
-                objects = list(pool.map(lambda source: _compile(*source, folder), sources))
-            partial = library.with_suffix(".part")
-            _run([COMPILER, "-shared", *(SANITIZE if sanitized else []), *map(str, objects), "-o", str(partial)])
-            partial.rename(library)
+    library = folder / f"{name}-{digest}.so"
+    if not library.exists():
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(lambda source: _compile(*source, folder), sources))
+        linked = [COMPILER, "-shared", *(SANITIZE if sanitized else []), *map(str, objects)]
+        _make(library, linked)
     return library
+
+
+def _digest(sources: tuple[Path, ...], settings: str) -> str:
+    """Of all that decides what is compiled: sources, headers, compiler, flags."""
+    headers = [path for folder in (CSRC, HERE) for path in sorted(folder.rglob("*")) if path.suffix in (".h", ".cuh")]
+    digest = hashlib.sha256(repr((COMPILER, FLAGS, settings, sys.version)).encode())
+    for path in (*headers, *sources):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _make(result: Path, command: list[str]) -> None:
+    """Have ``command`` write ``result``, unless it is there; test processes that need the same wait for the one that does it."""
+    with result.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            partial = result.with_suffix(".part")
+            _run([*command, "-o", str(partial)])
+            partial.rename(result)
 
 
 def _compile(source: Path, options: list[str], folder: Path) -> Path:
     import pybind11
 
-    out = folder / f"{source.name}.o"
+    out = folder / f"{source.name}-{_digest((source,), repr(options))}.o"
     folders = [
         f"-I{HERE}",
         f"-I{CSRC}",
@@ -124,7 +139,7 @@ def _compile(source: Path, options: list[str], folder: Path) -> Path:
         "-isystem",
         sysconfig.get_paths()["include"],
     ]
-    _run([COMPILER, "-x", "c++", *FLAGS, *options, *folders, "-c", str(source), "-o", str(out)])
+    _make(out, [COMPILER, "-x", "c++", *FLAGS, *options, *folders, "-c", str(source)])
     return out
 
 

@@ -146,9 +146,18 @@ def test_the_second_moment_can_be_differentiated(blocks: int | None) -> None:
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("how", [WHOLE, SAMPLED], ids=["whole", "sampled"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "how"),
+    [  # every pair of shape and way, and of dtype and way but one: values of all dtypes and shapes are compared above
+        ((4,), torch.float64, WHOLE),
+        ((3, 4), torch.float32, WHOLE),
+        ((2, 3, 4), torch.bfloat16, WHOLE),
+        ((4,), torch.float32, SAMPLED),
+        ((3, 4), torch.bfloat16, SAMPLED),
+        ((2, 3, 4), torch.float64, SAMPLED),
+    ],
+    ids=["vector-whole", "matrix-whole", "batch-whole", "vector-sampled", "matrix-sampled", "batch-sampled"],
+)
 def test_opcheck(shape: tuple[int, ...], dtype: torch.dtype, how: tuple[Any, ...]) -> None:
     x, weight, bias = (torch.randn(s).to(dtype).requires_grad_() for s in (shape, (5, 4), (5,)))
     ops = torch.ops.lnb_kernels

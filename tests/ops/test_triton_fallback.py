@@ -181,21 +181,26 @@ def test_a_module_of_this_package_that_does_not_import_is_an_error(monkeypatch: 
             _backend.load(_backend.OpRoutes("test", lambda x: x, {"triton": "a:b"}), "triton")
 
 
-@pytest.mark.parametrize("setting", ["ieee", "tf32", "none", "old high", "old highest"])
-def test_every_way_to_set_the_precision_of_products_is_read(setting: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "settings"),
+    [
+        ("torch.backends.cuda.matmul.fp32_precision = setting", ("ieee", "tf32", "none")),
+        ("torch.set_float32_matmul_precision(setting)", ("highest", "high", "highest")),
+    ],
+    ids=["new", "old"],
+)
+def test_every_way_to_set_the_precision_of_products_is_read(way: str, settings: tuple[str, ...]) -> None:
     """In a process of its own: the settings are the process's, and once one way was taken the other cannot be read."""
-    way = (
-        f"torch.set_float32_matmul_precision({setting[4:]!r})"
-        if setting.startswith("old")
-        else f"torch.backends.cuda.matmul.fp32_precision = {setting!r}"
-    )
     code = f"""
 import torch
-{way}
 from lnb_kernels._triton.arch import ARCHS
 from lnb_kernels._triton.precision import input_precision
-print(input_precision(ARCHS["sm_90"]), input_precision(ARCHS["gfx942"]))
+for setting in {settings}:
+    {way}
+    print(input_precision(ARCHS["sm_90"]), input_precision(ARCHS["gfx942"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["tf32" if setting in ("tf32", "old high") else "tf32x3", "ieee"]
+    assert done.stdout.splitlines() == [
+        "tf32 ieee" if setting in ("tf32", "high") else "tf32x3 ieee" for setting in settings
+    ]

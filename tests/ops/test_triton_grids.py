@@ -117,7 +117,7 @@ CALLS = {{
     "positions by patches": lambda: conv.conv2d_second_moment(e(8000, 8, 512, 512), code(1)),
     "matvec of groups": lambda: conv.conv2d_cov_matvec(e(8, most, 32, 32), e(most, 10), 0.1, code(most)),
     "shifts": lambda: conv.conv2d_second_moment(e(8000, 64, 512, 512), code(1)),
-    "border cells": lambda: conv.conv2d_second_moment(e(1, 16, 300, 300), code(1, 127)),
+    "border cells": lambda: conv.conv2d_second_moment(e(1, 16, 300, 300), code(1, 31)),  # 223,913 programs
     "systems, rows": lambda: pcg(e(most, 9, 9, dtype=f32), e(most, 700, 9, dtype=f32), None, None, None, 2, 0.1, "neuron", 2),
     "systems": lambda: pcg(e(most, 9, 9, dtype=f32), e(most, 7, 9, dtype=f32), None, None, None, 2, 0.1, "layer", 3),
     "large system": lambda: pcg(e(2**17, 2**17, dtype=f32), e(2**17, 2**17, dtype=f32), None, None, None, 1, 0.1, "layer", 2),

@@ -233,8 +233,17 @@ GEOMETRIES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("b", "c", "h", "w", "conv"), GEOMETRIES)
+HALVES = {torch.bfloat16: (0, 1, 3, 4), torch.float16: (2, 3, 4, 7)}
+"""Of these geometries, second moments are also tested in 16 bits: patches, shifts, depthwise kernels and pixels."""
+
+
+def geometries_of_dtypes() -> list[tuple[int, int, int, int, Geometry, torch.dtype]]:
+    """Every geometry in float32, some of each route in 16 bits."""
+    halves = [(*GEOMETRIES[i], dtype) for dtype, chosen in HALVES.items() for i in chosen]
+    return [*((*geometry, torch.float32) for geometry in GEOMETRIES), *halves]
+
+
+@pytest.mark.parametrize(("b", "c", "h", "w", "conv", "dtype"), geometries_of_dtypes())
 def test_conv2d_second_moment(b: int, c: int, h: int, w: int, conv: Geometry, dtype: torch.dtype) -> None:
     x = rand(b, c, h, w, dtype=dtype)
     truth, plain = conv2d_second_moment_by_patches(x.double(), conv), conv2d_second_moment_by_patches(x.float(), conv)

@@ -193,9 +193,16 @@ def relative_error(model: nn.Module, reference: nn.Module) -> float:
     return torch.stack(errors).max().item()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("solver", ["pcg", "matrix_free", "arrow"])
-@pytest.mark.parametrize("case", CASES)
+SOLVERS = ("pcg", "arrow", "matrix_free")
+
+
+def cases_of_solvers() -> list[tuple[str, str, torch.dtype]]:
+    """Every case in float64, with one solver in float32 too. That matrix_free is pcg in float64 is a test of its own."""
+    double = [(case, solver, torch.float64) for case in CASES for solver in SOLVERS[:2]]
+    return double + [(case, SOLVERS[i % 3], torch.float32) for i, case in enumerate(CASES)]
+
+
+@pytest.mark.parametrize(("case", "solver", "dtype"), cases_of_solvers(), ids=str)
 def test_agrees_with_the_reference(case: str, solver: str, dtype: torch.dtype) -> None:
     model = make(case, dtype)
     truth = copy.deepcopy(model).double()

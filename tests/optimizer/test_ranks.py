@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from optimizer.processes import run_ranks
 from optimizer.rank_training import CASES, LR, STEPS, Network, Plain, images, run_rank, trained
 
 import lnb
@@ -18,7 +18,7 @@ Found = list[dict[str, Any]]
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What every rank wrote."""
     ranks, folder = request.param, tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(ranks, folder), nprocs=ranks)
+    run_ranks(run_rank, ranks, folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from optimizer.processes import run_ranks
 from optimizer.shard_training import CASES, LR, RESUMED, STEPS, Plain, averages, load, run_rank, sharded, trained, whole
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every rank wrote, of two and of four."""
     made = tmp_path_factory.mktemp("shards")
     for ranks in (2, 4):
-        mp.spawn(run_rank, args=(ranks, made), nprocs=ranks)
+        run_ranks(run_rank, ranks, made)
     return made
 
 

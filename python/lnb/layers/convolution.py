@@ -177,7 +177,7 @@ class Conv2dKind(LayerKind):
         return product
 
     def second_moment(self, module: nn.Module, x: Tensor, blocks: int) -> Tensor:
-        """Of the patches."""
+        """The second moment of the patches."""
         conv = cast(_Conv, module)
         moments: Tensor = lk.conv2d_second_moment(
             x,

@@ -30,7 +30,7 @@ _IMAGES = 4
 
 
 def _side(channels: int) -> int:
-    """Of an image with so many channels: layers with few see large ones."""
+    """The side of the images for this number of channels: layers with few channels see large images."""
     return 64 if channels < 32 else 24
 
 

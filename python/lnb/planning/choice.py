@@ -11,6 +11,7 @@ from lnb.config import Config
 from lnb.factored import block_count
 from lnb.layers.capture import Rows
 from lnb.planning.memory import input_bytes, state_bytes
+from lnb.solvers.arrow import Arrow
 
 SMALLEST_BLOCK = 64
 """Inputs of a block down to which blocks are cut for memory before averages are given up; then down to an eighth of it."""
@@ -111,4 +112,4 @@ def halve_blocks(smallest: int, budget: str) -> Change:
 def as_arrow(choice: Choice, reason: str) -> Choice:
     """The arrow preconditioner; in the region that bounds the same without a factor."""
     region = choice.config.region.without_factor or choice.config.trust_region
-    return choice.change(reason, solver="arrow", trust_region=region)
+    return choice.change(reason, solver=Arrow.name, trust_region=region)

@@ -56,7 +56,5 @@ def _drop_averages(block: Block, choice: Choice) -> Choice | None:
     return choice.change(reason, b_s=0.0, refresh_every=1)
 
 
-def _arrow_alone(block: Block, choice: Choice) -> Choice | None:
-    if choice.config.solver == "arrow":
-        return None
+def _arrow_alone(block: Block, choice: Choice) -> Choice:
     return as_arrow(choice, "the preconditioner alone: max_state_bytes")

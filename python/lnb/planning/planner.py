@@ -13,8 +13,9 @@ from lnb.blocks import Block
 from lnb.config import Config, current_name
 from lnb.layers.capture import Rows
 from lnb.planning.choice import Choice, bytes_kept, first_choice
+from lnb.planning.measured import rates_for
 from lnb.planning.memory_budget import fit_memory
-from lnb.planning.rates import Rates, rates_for
+from lnb.planning.rates import Rates
 from lnb.planning.time_budget import Limits, TimeBudget
 
 _CHOSEN = ("solver", "trust_region", "refresh_every", "sample_every", "block_size", "b_s")
@@ -41,7 +42,7 @@ class Planner:
     @property
     def _decides(self) -> bool:
         """Whether costs decide anything."""
-        return self.config.max_overhead is not None or (self.config.solver == "auto" and not self.config.factored)
+        return self.config.max_overhead is not None or self.config.undecided
 
     def choice(self, block: Block) -> Choice:
         """The settings of a layer at present."""

@@ -68,11 +68,11 @@ class Rates:
         return slower * flops / _interpolate(curve, size)
 
     def traffic(self, nbytes: float) -> float:
-        """Time to read or write so many bytes."""
+        """Time to read or write this number of bytes."""
         return nbytes / self.bandwidth
 
     def calls(self, count: float) -> float:
-        """Time that so many calls take whatever they work on."""
+        """Time of this number of calls, without the work that they do."""
         return count * (self.overhead + INTERPRETER)
 
     def as_dict(self) -> dict[str, Any]:
@@ -127,21 +127,3 @@ def default_rates(device: torch.device) -> Rates:
     curves: dict[str, Curve] = {f"{kind}/float32": matmul for kind in KINDS}
     curves["factor/float32"] = curves["conv_gram/float32"] = slow
     return Rates(overhead, bandwidth, curves, f"assumed for a {device.type} device")
-
-
-def rates_for(device: torch.device) -> Rates:
-    """The rates of ``device``: from the cache, else measured in about a second and cached, else :func:`default_rates`."""
-    from lnb.planning import cache, calibration
-
-    key = calibration.key(device)
-    found = cache.load(key)
-    if found is not None:
-        return found
-    try:
-        measured = calibration.measure(device)
-    except torch.AcceleratorError:  # the device is in an undefined state
-        raise
-    except (RuntimeError, NotImplementedError, ValueError):  # no memory left, an operation the device does not have
-        return default_rates(device)
-    cache.store(key, measured)
-    return measured

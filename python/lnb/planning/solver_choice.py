@@ -9,6 +9,7 @@ from lnb.layers.capture import Rows
 from lnb.planning.choice import Choice, bytes_kept
 from lnb.planning.cost import layer_cost
 from lnb.planning.rates import Rates
+from lnb.solvers import names, solver_named
 
 
 def choose_solver(block: Block, choice: Choice, rows: Rows, rates: Rates, room: float, dual: bool) -> Choice:
@@ -27,24 +28,21 @@ def choose_solver(block: Block, choice: Choice, rows: Rows, rates: Rates, room: 
         room: bytes that its state and kept inputs may take, where another solver needs fewer.
     """
     config = choice.config
-    if config.solver != "auto":
+    if not solver_named(config.solver).chooses:
         return choice
     if config.factored:
-        return choice.change("a factor serves until the next refresh", solver="cholesky")
-    candidates = {
-        "pcg": "conjugate gradients on the second moment",
-        "cholesky": "exact, a factor of each second moment",
-    }
-    if config.ridge_mode == "absolute":
-        candidates["matrix_free"] = "conjugate gradients on the kept inputs"
-        if dual and rows.count < block.d_in:
-            candidates["dual"] = f"exact, {rows.count} rows are fewer than {block.d_in} inputs"
+        return choice.change("a factor serves until the next refresh", solver=config.method.name)
     priced: dict[str, float] = {}
-    for solver in candidates:
-        changed = dataclasses.replace(config, solver=solver)
-        if solver == "pcg" or bytes_kept(block, changed, rows) <= room:
-            priced[solver] = layer_cost(block, changed, rows, rates).overhead
+    reasons: dict[str, str] = {}
+    for name in names():
+        solver = solver_named(name)
+        reason = solver.suits(block, config, rows, dual)
+        if reason is None:
+            continue
+        changed = dataclasses.replace(config, solver=name)
+        if solver.always_fits or bytes_kept(block, changed, rows) <= room:
+            priced[name], reasons[name] = layer_cost(block, changed, rows, rates).overhead, reason
     best = min(priced, key=priced.__getitem__)
-    slower = min((time for solver, time in priced.items() if solver != best), default=None)
+    slower = min((time for name, time in priced.items() if name != best), default=None)
     against = "" if slower is None else f", {1e3 * priced[best]:.3g} ms against {1e3 * slower:.3g}"
-    return choice.change(f"auto: {candidates[best]}{against}", solver=best)
+    return choice.change(f"auto: {reasons[best]}{against}", solver=best)

@@ -23,13 +23,14 @@ from lnb.planning.choice import (
 from lnb.planning.cost import Cost, layer_cost
 from lnb.planning.rates import Rates
 from lnb.planning.solver_choice import choose_solver
+from lnb.solvers import solver_named
 
 LONGEST_REFRESH = 100
 """Steps: no budget makes statistics older than this."""
 ROWS_PER_INPUT = 16
-"""A sample keeps at least so many rows per input of the layer."""
+"""The least number of rows per input of the layer that a sample keeps."""
 STEADY_SHARE = 0.7
-"""Of the time budget, what is left to solutions and trust regions: the rest pays for statistics."""
+"""The share of the time budget that solutions and trust regions may take; the rest pays for statistics."""
 
 
 @dataclass(frozen=True)
@@ -164,4 +165,5 @@ def _refresh_less(block: Block, choice: Choice) -> Choice | None:
 
 
 def _arrow_for_auto(block: Block, choice: Choice) -> Choice | None:
-    return as_arrow(choice, "the preconditioner alone: max_overhead") if choice.config.solver == "auto" else None
+    chosen = solver_named(choice.config.solver).chooses
+    return as_arrow(choice, "the preconditioner alone: max_overhead") if chosen else None

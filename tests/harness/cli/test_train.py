@@ -140,9 +140,9 @@ def test_missing_data_and_divergence(tmp_path: Path) -> None:
     assert "the run has diverged; lower the learning rate" in invoke(*arguments, code=1)
 
 
-@pytest.mark.parametrize("optimizer", ["lnb", "adamw"])
-def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
-    options = ["train", "--task", "digits", "--optimizer", optimizer, "--steps", "400", "--evaluate-every", "7",
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """With LNB; that a run with any optimizer resumes bit for bit is a test of the loop."""
+    options = ["train", "--task", "digits", "--optimizer", "lnb", "--steps", "120", "--evaluate-every", "7",
                "--schedule", "cosine"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -154,9 +154,9 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, optimizer: str) -> Non
     process = subprocess.Popen(
         command(killed, *options, "--checkpoint-every", "10"), env=environment, stdout=subprocess.DEVNULL
     )
-    kill_once(lambda: (killed / "metrics.jsonl").exists() and len(series_so_far(killed)) >= 20, process, 120)
+    kill_once(lambda: (killed / "metrics.jsonl").exists() and len(series_so_far(killed)) >= 10, process, 120)
     reached = load_checkpoint(killed / "checkpoint.lnb")["step"]
-    assert 0 < reached < 400
+    assert 0 < reached < 120
     assert not (killed / "model.pt").exists()
 
     subprocess.run(command(killed, "train", "--resume"), env=environment, check=True, capture_output=True, timeout=120)

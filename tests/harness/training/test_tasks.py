@@ -115,8 +115,7 @@ def test_cnn_of_cifar10(real_data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in ("digits", "matrix-factorization")])
-@pytest.mark.parametrize("optimizer", ["lnb", "adamw"])
-def test_real_tasks_train(real_data: Path, name: str, optimizer: str) -> None:
+def test_real_tasks_train(real_data: Path, name: str) -> None:
     small = {
         "mnist": {"width": 16},
         "cifar10": {"width": 16, "depth": 1, "heads": 2},
@@ -124,7 +123,9 @@ def test_real_tasks_train(real_data: Path, name: str, optimizer: str) -> None:
         "shakespeare": {"width": 16, "depth": 1, "heads": 2, "context": 16},
     }[name]
     task = make_task(name, TaskOptions(data=real_data, **small))  # type: ignore[arg-type]
-    trainer = Trainer(task, OptimizerConfig(optimizer), LoopConfig(steps=20, batch_size=32))
-    records = [record for record in train(trainer) if record.split == "test"]
-    assert records[-1].values["loss"] < records[0].values["loss"]
-    assert task.objective.metric in records[-1].values
+    for optimizer in ("lnb", "adamw"):  # one task: it takes longer to read the data than to train
+        torch.manual_seed(0)
+        trainer = Trainer(task, OptimizerConfig(optimizer), LoopConfig(steps=20, batch_size=32))
+        records = [record for record in train(trainer) if record.split == "test"]
+        assert records[-1].values["loss"] < records[0].values["loss"], optimizer
+        assert task.objective.metric in records[-1].values

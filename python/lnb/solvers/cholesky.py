@@ -1,0 +1,233 @@
+"""The solver ``"cholesky"``: a cached factor of the metric, refreshed when the second moment is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+import lnb_kernels as lk
+from lnb.arenas import sums_of
+from lnb.factored import Factor, block_count
+from lnb.orthogonalize import INVERSE_ROOT_FLOPS
+from lnb.refresh import matrices
+from lnb.solvers.base import Solver
+from lnb.work import BlockWork, moment_blocks
+
+if TYPE_CHECKING:
+    from lnb.blocks import Block
+    from lnb.config import Config
+    from lnb.damping import Agreement
+    from lnb.layers.capture import Rows
+    from lnb.planning.pricing import Pricing
+    from lnb.solvers.solution import Solution
+    from lnb.trust_regions import TrustRegion
+    from lnb.verdict import Verdict
+
+# On the CPU, layers of one shape are solved in one call up to this many entries: above, stacking them costs more than the
+# calls it saves.
+_STACKED = 1 << 15
+# Small operations of one solution, of a refresh, and of a refresh of the output moments, counted on the CPU.
+_CALLS_SOLUTION = 8
+_CALLS_REFRESH = 45
+_CALLS_OUTPUT_REFRESH = 100
+
+
+class Cholesky(Solver):
+    """``h = g~ S^-1`` from diagonal blocks of ``C^-1``, or of ``L^-1`` where the trust region whitens (:mod:`lnb.factored`).
+
+    The factors are made by the refresh stage (:mod:`lnb.refresh`), before solvers are called. It keeps blocks of
+    ``block_size`` inputs, ``d_in block_size`` numbers, as many for their average where one is remembered, and the mean of
+    the inputs; with the two-sided region as much for the outputs. A refresh costs ``d_in block_size^2`` operations, a
+    solution one product of the gradient with the blocks, or what the trust region makes of them.
+    """
+
+    name = "cholesky"
+    factored = True
+    keeps_feature_moments = False
+
+    def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
+        """It is right for every layer."""
+        return "exact, a factor of each second moment"
+
+    def solve(
+        self,
+        solution: Solution,
+        members: Sequence[int],
+        works: list[BlockWork],
+        averages: dict[nn.Parameter, Tensor],
+        verdict: Verdict,
+        agreement: Agreement | None,
+    ) -> None:
+        """Layers of the two-sided region in one call per dtype, those of other regions batched by shape."""
+        two_sided = [i for i in members if works[i].config.region.two_sided]
+        if two_sided:
+            _solve_two_sided(solution, works, two_sided, averages, agreement)
+        others = [i for i in members if not works[i].config.region.two_sided]
+        for batch in _batched([_Batch.of_layer(i, works[i], averages) for i in others]):
+            weight, bias = batch.region.direction(batch.weight, batch.bias, batch.factor)
+            weights, biases = batch.unstacked(weight), batch.unstacked(bias)
+            for k, i in enumerate(batch.members):
+                solution.parts[i] = works[i].block.shaped([weights[k], *biases[k : k + 1]])
+
+    def describe(self, block: Block, config: Config) -> tuple[str, str]:
+        """How a layer is solved, and why so, in words."""
+        count = moment_blocks(block, config)
+        words = "factor" if count == 1 else f"factor, {count} blocks of {block.d_in // count}"
+        needed = config.region.needs_factor
+        return words, "the trust region needs a factor" if needed else "a factor serves until the next refresh"
+
+    def step_flops(self, block: Block, config: Config) -> int:
+        """FLOPs of the products with the blocks of the factor and of the outputs."""
+        size = block.d_in // moment_blocks(block, config)
+        side = _output_side(block, config) if config.region.two_sided else 0
+        return 2 * block.numbers * (config.region.block_products * size + side)
+
+    def refresh_flops(self, block: Block, config: Config) -> int:
+        """FLOPs of the factor, and of the output moment and its root."""
+        size = block.d_in // moment_blocks(block, config)
+        flops = block.groups * block.d_in * size**2
+        if config.region.two_sided:
+            side = _output_side(block, config)
+            flops += _root_flops(block, side) + 2 * block.numbers * (size + side)
+        return flops
+
+    def seconds(self, price: Pricing) -> tuple[float, float]:
+        """Times of a refresh and of a solution. The products with the output blocks count for the trust region."""
+        config, rates = price.config, price.rates
+        count = price.blocks
+        size = price.inputs // count
+        square = price.groups * count * (size + 1) ** 2
+        refresh = price.passes_over(square, 10 if config.b_s > 0 else 4) + rates.calls(_CALLS_REFRESH)
+        refresh += rates.seconds("factor", price.wide, size, price.groups * count * size**3)
+        refresh += price.passes_over(price.groups * count * size**2, 8)
+        sides = config.region.block_products
+        solve = sides * price.block_product(size) + price.passes_over(price.numbers, 6) + rates.calls(_CALLS_SOLUTION)
+        if config.region.two_sided:
+            side = _output_side(price.block, config)
+            refresh += rates.seconds("batched", price.wide, side, _root_flops(price.block, side))
+            refresh += price.block_product(size) + price.block_product(side)
+            refresh += rates.calls(_CALLS_OUTPUT_REFRESH)
+        return refresh, solve
+
+
+def _output_side(block: Block, config: Config) -> int:
+    """The neurons of one block of the output moment."""
+    return block.shape[1] // block_count(block.shape[1], config.block_size)
+
+
+def _root_flops(block: Block, side: int) -> int:
+    """FLOPs of the inverse roots of all output blocks."""
+    return block.shape[0] * block.shape[1] * INVERSE_ROOT_FLOPS * side**2
+
+
+def _solve_two_sided(
+    solution: Solution,
+    works: list[BlockWork],
+    members: list[int],
+    averages: dict[nn.Parameter, Tensor],
+    agreement: Agreement | None,
+) -> None:
+    """The directions of the two-sided region, in one call per dtype.
+
+    They take the place of the averages: nothing needs these any more, and new tensors would cost a CPU more than the solution
+    of small layers.
+    """
+    by_dtype: dict[torch.dtype, list[int]] = {}
+    for i in members:
+        by_dtype.setdefault(averages[works[i].parameters[0]].dtype, []).append(i)
+    sums = []
+    for alike in by_dtype.values():
+        given = [matrices(works[i], averages) for i in alike]
+        factors = [_factor(works[i]) for i in alike]
+        found = lk.two_sided_directions_(
+            [weight for weight, _ in given],
+            [bias for _, bias in given],
+            [factor.matrix for factor in factors],
+            [factor.mean for factor in factors],
+            [works[i].state["output_factor"] for i in alike],
+            None if agreement is None else [agreement.rows[i] for i in alike],
+            1.0 if agreement is None else agreement.noise,
+        )
+        sums.append(sums_of(found, tuple(works[i].block.groups for i in alike)))
+    for i in members:
+        solution.parts[i] = [averages[parameter] for parameter in works[i].parameters]
+    solution.summed = tuple(i for alike in by_dtype.values() for i in alike)
+    solution.sums = sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+def _factor(work: BlockWork) -> Factor:
+    """The layer's factor, as far as this step's parameters need it."""
+    state = work.state
+    mean = state.get("factor_mean")
+    if not work.with_bias:
+        mean = None  # the bias was frozen since the last refresh
+    elif mean is None:
+        mean = state["factor"].new_zeros(work.block.shape[0], work.block.d_in)  # or thawed
+    return Factor(state["factor"], mean)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Layers that are solved in one call: one of them, or some of one shape, stacked.
+
+    Attributes:
+        members: their places among the layers.
+        weight: ``g~`` of the weight, ``[groups, rows, d_in]``; of several layers ``[layers, groups, rows, d_in]``.
+        bias: of the bias, ``[.., rows, 1]``.
+        factor: of their metrics.
+    """
+
+    members: tuple[int, ...]
+    weight: Tensor
+    bias: Tensor | None
+    factor: Factor
+    region: TrustRegion
+
+    @staticmethod
+    def of_layer(i: int, work: BlockWork, averages: dict[nn.Parameter, Tensor]) -> _Batch:
+        """The layer in place ``i``."""
+        weight, bias = matrices(work, averages)
+        return _Batch((i,), weight, bias, _factor(work), work.config.region)
+
+    @staticmethod
+    def stacked(batches: list[_Batch]) -> _Batch:
+        """Layers of one shape and trust region."""
+        biases = [batch.bias for batch in batches if batch.bias is not None]
+        means = [batch.factor.mean for batch in batches if batch.factor.mean is not None]
+        return _Batch(
+            tuple(i for batch in batches for i in batch.members),
+            torch.stack([batch.weight for batch in batches]),
+            torch.stack(biases) if biases else None,
+            Factor(torch.stack([batch.factor.matrix for batch in batches]), torch.stack(means) if means else None),
+            batches[0].region,
+        )
+
+    def unstacked(self, tensor: Tensor | None) -> Sequence[Tensor]:
+        """``tensor`` of every member; nothing for None."""
+        if tensor is None:
+            return ()
+        return (tensor,) if len(self.members) == 1 else tensor.unbind()
+
+    @property
+    def stays_alone(self) -> bool:
+        """On the CPU the stack of large layers costs more than it saves."""
+        return self.weight.is_cpu and self.weight.numel() > _STACKED
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What layers of one stack have in common."""
+        return self.weight.shape, self.bias is None, self.factor.matrix.shape, self.weight.dtype, self.region
+
+
+def _batched(layers: list[_Batch]) -> list[_Batch]:
+    """The layers, those of one kind stacked."""
+    alike: dict[tuple[object, ...], list[_Batch]] = {}
+    for layer in layers:
+        if not layer.stays_alone:
+            alike.setdefault(layer.kind, []).append(layer)
+    stacks = [members[0] if len(members) == 1 else _Batch.stacked(members) for members in alike.values()]
+    return [layer for layer in layers if layer.stays_alone] + stacks

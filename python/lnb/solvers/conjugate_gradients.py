@@ -1,0 +1,153 @@
+"""The solver ``"pcg"``: conjugate gradients on the second moment, as in arXiv:2502.01131."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lnb.equations import Equation, solve_equation, solve_joined
+from lnb.rounded_metric import RoundedMetric, rounds_products
+from lnb.solvers.base import Solver, joined_gradient, split_direction
+from lnb.solvers.feature_moments import preconditioner
+from lnb.statistics import average_second_moment, ridge_of
+
+if TYPE_CHECKING:
+    from lnb.blocks import Block
+    from lnb.config import Config
+    from lnb.damping import Agreement
+    from lnb.layers.capture import Rows
+    from lnb.planning.pricing import Pricing
+    from lnb.solvers.solution import Solution
+    from lnb.verdict import Verdict
+    from lnb.work import BlockWork
+
+_CALLS = 115
+_CALLS_ITERATION = 14
+"""Small operations of one solution, and of each of its iterations, counted on the CPU."""
+
+
+class ConjugateGradients(Solver):
+    """``cg_iterations`` iterations from the previous solution, preconditioned by the arrow matrix (:mod:`lnb.solvers.arrow`).
+
+    It keeps the previous direction and the features' averages, and the averaged second moment where one is remembered:
+    ``d_in (d_out + 2)`` numbers and ``d_in^2``. Every iteration costs a product of the gradient's size with the second moment.
+    """
+
+    name = "pcg"
+    averages_moments = True
+    keeps_direction = True
+    always_fits = True
+
+    def by_rows(self, config: Config) -> bool:
+        """Whether each row has a step length of its own."""
+        return config.cg_scope == "neuron"
+
+    def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
+        """It is right for every layer."""
+        return "conjugate gradients on the second moment"
+
+    def solve(
+        self,
+        solution: Solution,
+        members: Sequence[int],
+        works: list[BlockWork],
+        averages: dict[nn.Parameter, Tensor],
+        verdict: Verdict,
+        agreement: Agreement | None,
+    ) -> None:
+        """One layer at a time, so that only one has its copies in memory; small ones wait, to be solved in one call."""
+        waiting: dict[int, Equation] = {}
+        for i in members:
+            work = works[i]
+            equation = self.equation(work, joined_gradient(work, averages), verdict)
+            if equation.joins:
+                waiting[i] = equation
+            else:
+                _finish(solution, i, work, equation, solve_equation(equation), verdict)
+        for i, solved in zip(waiting, solve_joined(list(waiting.values())), strict=True):
+            _finish(solution, i, works[i], waiting[i], solved, verdict)
+
+    def equation(self, work: BlockWork, gradient: Tensor, verdict: Verdict) -> Equation:
+        """What conjugate gradients have to solve for one layer."""
+        mean, variance, has_rows = preconditioner(work, gradient, verdict)
+        operator, ridge = self.operator(work, verdict)
+        start = _previous_direction(work, gradient)
+        config = work.config
+        return Equation(
+            operator, gradient, start, (mean, variance), ridge, config.cg_iterations, config.cg_scope, has_rows
+        )
+
+    def operator(self, work: BlockWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+        """The metric, as a matrix ``[groups, size, size]`` or as a product with it; and the ridge still to be added to it."""
+        config = work.config
+        relative = config.ridge_mode == "relative"
+        if config.averaged or relative:
+            average = average_second_moment(work, verdict, config.b_s, keep=config.averaged)
+        else:
+            assert work.moments is not None
+            average = work.moments
+        moments = average.squeeze(1)
+        ridge = ridge_of(average.flatten(0, 1), work.ridge, relative, work.with_bias, (1,) * len(average))
+        added = ridge.squeeze(1) if isinstance(ridge, Tensor) else ridge
+        if rounds_products(work.block, config):
+            return RoundedMetric(moments, added), 0.0
+        if not isinstance(added, Tensor):
+            return moments, added
+        weights = torch.ones(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+        weights[-1] = 0
+        return moments + added * weights.diag(), 0.0
+
+    def describe(self, block: Block, config: Config) -> tuple[str, str]:
+        """How a layer is solved, and why so, in words."""
+        return f"{config.cg_iterations} CG iterations", "warm-started on the second moment"
+
+    def step_flops(self, block: Block, config: Config) -> int:
+        """FLOPs of the products of one solution."""
+        return (config.cg_iterations + 1) * 2 * block.numbers * block.columns
+
+    def seconds(self, price: Pricing) -> tuple[float, float]:
+        """Times of a refresh and of a solution."""
+        size = (price.outputs * price.columns**2) ** (1 / 3)
+        dtype = torch.bfloat16 if rounds_products(price.block, price.config) else price.wide
+        products = price.rates.seconds("matmul", dtype, size, self.step_flops(price.block, price.config))
+        return price.averages(), iteration_seconds(price) + products
+
+
+def iteration_seconds(price: Pricing) -> float:
+    """The time of conjugate gradients without the products with the metric."""
+    k = price.config.cg_iterations
+    return price.passes_over(price.numbers, 8 + 11 * k) + price.rates.calls(_CALLS + _CALLS_ITERATION * k)
+
+
+def _finish(
+    solution: Solution,
+    i: int,
+    work: BlockWork,
+    equation: Equation,
+    solved: tuple[Tensor, Tensor],
+    verdict: Verdict,
+) -> None:
+    found, solution.residuals[i] = solved
+    _keep_direction(work, found, equation.has_rows, verdict)
+    solution.parts[i] = split_direction(work, found, equation.gradient)
+
+
+def _previous_direction(work: BlockWork, gradient: Tensor) -> Tensor | None:
+    """The previous unnormalised ``h``, as far as it has this step's columns; None at first."""
+    previous = work.state.get("direction")
+    if previous is None or previous.shape == gradient.shape:
+        return previous
+    columns = gradient.shape[-1] - previous.shape[-1]  # the bias was frozen or thawed since
+    return previous[..., :columns] if columns < 0 else nn.functional.pad(previous, (0, columns))
+
+
+def _keep_direction(work: BlockWork, solution: Tensor, has_rows: Tensor, verdict: Verdict) -> None:
+    """Remember the solution of an equation, for the next step to start from."""
+    previous = work.state.get("direction")
+    if previous is None or previous.shape != solution.shape:
+        previous = work.state["direction"] = torch.zeros_like(solution)
+    verdict.commit(previous, solution, also=has_rows & torch.linalg.vector_norm(solution, math.inf).isfinite())

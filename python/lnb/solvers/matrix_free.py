@@ -1,0 +1,85 @@
+"""The solver ``"matrix_free"``: conjugate gradients from the inputs themselves; no second moment is formed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lnb.solvers.conjugate_gradients import ConjugateGradients, iteration_seconds
+from lnb_kernels._triton.crossover import fused_matvec_pays
+
+if TYPE_CHECKING:
+    from lnb.blocks import Block
+    from lnb.config import Config
+    from lnb.layers.capture import Rows
+    from lnb.planning.pricing import Pricing
+    from lnb.verdict import Verdict
+    from lnb.work import BlockWork
+
+
+class MatrixFree(ConjugateGradients):
+    """The steps of :class:`ConjugateGradients` up to rounding, by products ``X~'(X~ v)`` with the kept inputs ``X~``.
+
+    It keeps the previous direction and the features' averages, ``d_in (d_out + 2)`` numbers, and from the backward pass to
+    the step the layer's inputs. Every product costs ``4 N d_in d_out`` operations: less than the second moment of a
+    batch of few rows, or of a layer with few outputs.
+    """
+
+    name = "matrix_free"
+    keeps_inputs = True
+    averages_moments = False
+    always_fits = False
+
+    def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
+        """It is right where the ridge does not depend on a second moment."""
+        return "conjugate gradients on the kept inputs" if config.ridge_mode == "absolute" else None
+
+    def operator(self, work: BlockWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+        """A product with the kept inputs; of a packed in-projection, whose second moment is gathered all the same, that."""
+        if not work.inputs:
+            return super().operator(work, verdict)
+        block, inputs = work.block, work.inputs
+        kind, module = block.layer_kind, block.modules[0]
+        rows = [kind.rows(module, x) for x in inputs]
+        total = max(1, sum(rows))
+
+        def matvec(direction: Tensor) -> Tensor:
+            """``(X~'X~/N + ridge) v``: every input's share, weighted by its rows."""
+            flat = direction.reshape(-1, direction.shape[-1])
+            shares = [kind.matvec(module, x, flat, work.ridge) * (n / total) for x, n in zip(inputs, rows, strict=True)]
+            product = torch.stack(shares).sum(0) if len(shares) > 1 else shares[0]
+            return product.reshape(direction.shape)
+
+        return matvec, 0.0
+
+    def describe(self, block: Block, config: Config) -> tuple[str, str]:
+        """How a layer is solved, and why so, in words."""
+        iterations, _ = super().describe(block, config)
+        return f"{iterations}, matrix-free", "products with the kept inputs, no matrix is formed"
+
+    def step_flops(self, block: Block, config: Config) -> int:
+        """All of them depend on the number of rows."""
+        return 0
+
+    def row_flops(self, block: Block, config: Config) -> int:
+        """FLOPs per row of the products of one solution."""
+        return 4 * block.numbers * (config.cg_iterations + 1)
+
+    def seconds(self, price: Pricing) -> tuple[float, float]:
+        """Times of a refresh and of a solution."""
+        products = (price.config.cg_iterations + 1) * _product_seconds(price)
+        return 0.0, iteration_seconds(price) + products + price.passes_over(price.rows * price.groups * price.inputs, 2)
+
+
+def _product_seconds(price: Pricing) -> float:
+    """One product with the kept inputs: ``4 N d m``, in one reading of them where the GPU's fused kernel takes it."""
+    flops = 4.0 * price.rows * price.numbers
+    outputs = price.rows * price.groups * price.outputs
+    inputs = price.rows * price.groups * price.inputs / price.block.taps
+    time = price.layer_product(price.wide, flops)
+    fused = price.block.weight.device.type != "cpu" and fused_matvec_pays(price.inputs, price.outputs)
+    traffic = price.passes_over(inputs, 1) if fused else price.passes_over(2 * inputs + 4 * outputs, 1)
+    return time + traffic + price.rates.calls(12)
