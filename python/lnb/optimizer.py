@@ -15,8 +15,10 @@ from lnb.blocks import Block, take_inventory
 from lnb.config import DEFAULT_LR, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
+from lnb.exchange import MomentExchange
 from lnb.groups import check_keys, check_switches
 from lnb.guard import StepGuard
+from lnb.identity import Identifier, Identity
 from lnb.layers.attach import attach_layers, detach_layer, require_module
 from lnb.layers.registry import claimed_names
 from lnb.overhead import OverheadMeter
@@ -25,7 +27,7 @@ from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
 from lnb.portable_state import PROGRESS, asks_for_state, make_up_inputs, with_progress, write_progress
-from lnb.ranks import Joint, Ranks, fill_missing
+from lnb.ranks import Joint, Ranks
 from lnb.schedule import is_refresh_step, refresh_phases, sample_start
 from lnb.serialization import (
     FORMAT,
@@ -160,6 +162,8 @@ class LNB(Optimizer):
         self._phases: list[tuple[Block, Config, int]] = []
         self._guard = StepGuard()
         self._shards: Shards | None = None
+        self._exchange = MomentExchange()
+        self._identifier = Identifier()
         register_shards(model)
         attached = attach_layers(model, exclude)
         try:
@@ -192,10 +196,8 @@ class LNB(Optimizer):
 
     def _find_shards(self) -> None:
         """Work on the shards of parameters that are sharded."""
-        model, given, before = self._model, self._ranks.given, self.__dict__.get("_shards")
-        self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given)
-        if self._shards is not None and before is not None:
-            self._shards.compared = before.compared
+        model, given, exchange = self._model, self._ranks.given, self._exchange
+        self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given, exchange)
         self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
 
     @property
@@ -312,9 +314,7 @@ class LNB(Optimizer):
                 self._make_state()
                 return loss
         shards = self._shards
-        joint: Shards | Joint | None = self._ranks.joint(self._model) if shards is None else shards
-        if shards is not None:
-            shards.require_alike(self._device)
+        joint: Shards | Joint | None = self._ranks.joint(self._model, self._exchange) if shards is None else shards
         try:
             if self._guard.repeats():
                 return loss
@@ -326,7 +326,8 @@ class LNB(Optimizer):
             meter = self._started_meter()
             blocks = self._optimized_blocks()
             if joint is not None:
-                fill_missing(blocks)
+                self._exchange.require_kept()
+                self._exchange.fill_missing(blocks)
             dual = all(group["ridge"] > 0 for group in self.param_groups)
             self._planner.observe(blocks, self._other_bytes, dual)
             work = self._collect()
@@ -335,7 +336,7 @@ class LNB(Optimizer):
                 self._leave_step(joint)
             raise
         if joint is not None:
-            flag = joint.add(blocks, self._device)
+            flag = joint.add(blocks, self._device, self._identity())
             work = self._collect()
             work.flags.append(flag)
         follow_parameters(self.state)
@@ -354,6 +355,8 @@ class LNB(Optimizer):
                 self._step_index += 1
             self._clear_captures(blocks)
             self._switch_captures(blocks)
+            if joint is not None:
+                self._promise(joint)
             if meter is not None:
                 meter.leave(any(block.moments is not None for block in work.blocks))
             if parameters:
@@ -386,12 +389,23 @@ class LNB(Optimizer):
 
     def _leave_step(self, joint: Shards | Joint) -> None:
         """Take part in the exchange of a step that this rank cannot make: so no rank makes it, and all stay in step."""
-        joint.leave(self._optimized_blocks(), self._device, self._strict or self._device.type == "cpu")
+        seen_by_host = self._strict or self._device.type == "cpu"
+        joint.leave(self._optimized_blocks(), self._device, self._identity(), seen_by_host)
         self._step_index += 1
         for name in self._counters:
             self._counters[name] = self._counters[name] + 1
         self._clear_captures(self._optimized_blocks())
         self._switch_captures(self._optimized_blocks())
+        self._promise(joint)
+
+    def _promise(self, joint: Shards | Joint) -> None:
+        """Fix what this rank exchanges at its next step."""
+        blocks = self._optimized_blocks()
+        self._exchange.promise(blocks, self._step_index)
+        joint.follow(blocks)
+
+    def _identity(self) -> Identity:
+        return self._identifier.of(self._config, self.param_groups, self._inventory.names, self._step_index)
 
     @property
     def _device(self) -> torch.device:
@@ -437,6 +451,7 @@ class LNB(Optimizer):
         """Reset the gradients, and forget the inputs that came with them."""
         super().zero_grad(set_to_none)
         self._guard.forget()
+        self._exchange.forget()
         blocks = self._optimized_blocks()
         marks = {block.weight: mark_zeroed(block.weight) for block in blocks}
         self._zeroed = {weight: mark for weight, mark in marks.items() if mark is not None}
@@ -444,7 +459,7 @@ class LNB(Optimizer):
 
     def _clear_captures(self, blocks: list[Block]) -> None:
         for block in blocks:
-            for capture in block.captures:
+            for capture in self._exchange.captures_of(block):
                 capture.clear()
 
     def _optimized_blocks(self) -> list[Block]:
@@ -468,7 +483,7 @@ class LNB(Optimizer):
             due = due or not has_statistics(self.state.get(block.weight), block, config)
             moments, channels, inputs = config.needs(due)
             cut = moment_blocks(block, config)
-            for capture in block.captures:
+            for capture in self._exchange.captures_of(block):
                 capture.count_rows(self._planner.waits_for_rows(block))
                 capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs, blocks=cut)
                 if moments:
@@ -652,6 +667,8 @@ class LNB(Optimizer):
         super().__setstate__(state)
         self._zeroed = {}
         self._meter = None
+        self._exchange = self.__dict__.get("_exchange") or MomentExchange()
+        self._identifier = self.__dict__.get("_identifier") or Identifier()
         self._find_shards()
         self._phases = []
         self._guard = StepGuard()

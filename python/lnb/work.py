@@ -186,11 +186,13 @@ def _read_captures(block: Block) -> tuple[Tensor | None, Tensor | None, list[Ten
     moments: Tensor | None = None
     channels: Tensor | None = None
     inputs: list[Tensor] = []
+    device = block.weight.device  # the forward pass may run on another
     for capture in block.captures:
-        if capture.moments is not None:
-            moments = capture.moments if moments is None else moments + capture.moments
-        if capture.channel_moments is not None:
-            channels = capture.channel_moments if channels is None else channels + capture.channel_moments
+        found, of_channels = capture.moments, capture.channel_moments
+        if found is not None:
+            moments = found.to(device) if moments is None else moments + found.to(device)
+        if of_channels is not None:
+            channels = of_channels.to(device) if channels is None else channels + of_channels.to(device)
         inputs += capture.inputs
     return moments, channels, inputs
 

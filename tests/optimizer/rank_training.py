@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "paper, averaged": {"preset": "paper", "refresh_every": 2, "b_s": 0.5, "cg_scope": "neuron"},
     "full batch": {"preset": "full_batch", "ridge": 0.1},
 }
+WAYS = ("accumulated", "wrapped later", "wrapped", "group")
 STEPS = 5
 LR = 0.02
 
@@ -128,7 +129,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
     )
     found: dict[str, Any] = {"parameters": {}, "exchanges": {}}
     for name, settings in CASES.items():
-        for how in ("wrapped", "wrapped later", "group", "accumulated"):
+        for how in WAYS if name == "fast" else WAYS[:2]:
             found["parameters"][name, how] = _trained_how(how, Network().double(), rank, ranks, {**settings, "lr": LR})
         found["parameters"][name, "float32"] = _trained_how(
             "wrapped later", Plain(), rank, ranks, {**settings, "lr": LR / 10}
@@ -141,6 +142,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
     found["alone"] = trained(alone, lnb.LNB(alone, 0.02, process_group=None))
     found["copy"] = _copied(rank, ranks)
     found["complaints"] = _complaints()
+    found["differences"] = _differences(rank, ranks)
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -158,23 +160,29 @@ def _trained_how(how: str, model: nn.Module, rank: int, ranks: int, settings: di
     return trained(wrapped, optimizer, rank, ranks, micro=2 if how == "accumulated" else 1)
 
 
-def _exchanges(rank: int, ranks: int, settings: dict[str, Any]) -> int:
-    """How many collectives five steps ask for."""
-    plain, count = dist.all_reduce, 0
+def _exchanges(rank: int, ranks: int, settings: dict[str, Any]) -> list[tuple[bool, int, int]]:
+    """Of each of five steps, whether it has second moments, and the reductions of its backward pass and of itself."""
+    plain, sizes, found = dist.all_reduce, [], []
 
-    def counted(*arguments: Any, **named: Any) -> Any:
-        nonlocal count
-        count += 1
-        return plain(*arguments, **named)
+    def noted(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+        sizes.append(tensor.numel())
+        return plain(tensor, *arguments, **named)
 
     wrapped = DistributedDataParallel(Network())
     optimizer = lnb.LNB(wrapped, 0.02, **settings)
-    dist.all_reduce = counted
+    dist.all_reduce = noted
     try:
-        trained(wrapped, optimizer, rank, ranks)
+        for x, y in images(torch.float32):
+            optimizer.zero_grad()
+            F.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
+            before = len(sizes)
+            gathers = bool(optimizer.gathering)
+            optimizer.step()
+            found.append((gathers, before, len(sizes) - before))
+            sizes.clear()
     finally:
         dist.all_reduce = plain
-    return count
+    return found
 
 
 def _branches(rank: int, ranks: int, settings: dict[str, Any]) -> Tensor:
@@ -237,6 +245,45 @@ def _copied(rank: int, ranks: int) -> list[Tensor]:
     late = copy.deepcopy(early)
     ended = [trained(*early, rank, ranks), trained(*copy.deepcopy(late), rank, ranks)]
     return ended
+
+
+def _differences(rank: int, ranks: int) -> dict[str, tuple[str, bool]]:
+    """What is said where rank 1 has what the others have not, and whether nothing moved; it goes on as it was then."""
+    wrapped = DistributedDataParallel(Network().double())
+    optimizer = lnb.LNB(wrapped, 0.02, preset="paper")
+    found = {}
+    for name in ("none", "rate", "parameter", "state", "none again", "layer", "layer still"):
+        x, y = images(torch.float64)[0]
+        optimizer.zero_grad()
+        head = wrapped.module.head
+        if name == "layer" and rank == 1:
+            lnb.detach(head)
+        F.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
+        before, saved = parameters_of(wrapped), copy.deepcopy(optimizer.state_dict())
+        if rank == 1 and name == "rate":
+            optimizer.param_groups[0]["lr"] = 0.5
+        elif rank == 1 and name == "parameter":
+            optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3, dtype=torch.float64))]})
+        elif rank == 1 and name == "state":
+            optimizer.load_state_dict({**saved, "lnb_step": saved["lnb_step"] + 1})
+        try:
+            optimizer.step()
+            said = ""
+        except RuntimeError as error:
+            said = str(error)
+        found[name] = said, torch.equal(parameters_of(wrapped), before)
+        optimizer.param_groups[0]["lr"] = 0.02
+        del optimizer.param_groups[1:]
+        if rank == 1 and name == "state":
+            optimizer.load_state_dict(saved)
+    model = nn.Linear(3, 2 + (rank == 1))
+    optimizer = lnb.LNB(model, process_group=dist.group.WORLD)
+    model(torch.ones(4, 3)).sum().backward()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        found["model"] = str(error), True
+    return found
 
 
 def _complaints() -> dict[str, str]:

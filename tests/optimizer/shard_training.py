@@ -181,6 +181,8 @@ def _ways(rank: int, ranks: int) -> dict[str, list[Tensor]]:
     again.patches = checkpoint_wrapper(again.patches)
     sharded(again)
     found["checkpointed"] = trained(again, lnb.LNB(again, LR, **settings), rank, ranks)
+    offloaded = sharded(Network().double(), offload_policy=CPUOffloadPolicy(pin_memory=False))
+    found["offloaded"] = trained(offloaded, lnb.LNB(offloaded, LR, **settings), rank, ranks)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     half = sharded(Network(), mp_policy=policy)
     found["bfloat16"] = trained(half, lnb.LNB(half, LR, **settings), rank, ranks, torch.float32)
@@ -246,10 +248,14 @@ def _reductions() -> Iterator[list[int]]:
         dist.all_reduce = plain
 
 
-def save(folder: Path, model: nn.Module, optimizer: lnb.LNB, flat: bool = False) -> None:
+def save(folder: Path, model: nn.Module, optimizer: lnb.LNB, flat: bool = False, later: bool = False) -> Any:
+    """Save to ``folder``; what to wait for, where that is ``later``."""
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
-    dcp.save(state, checkpoint_id=folder)
+    if not later:
+        return dcp.save(state, checkpoint_id=folder)
+    own = dist.new_group()  # training goes on in the other, from another thread
+    return dcp.async_save(state, checkpoint_id=folder, process_group=own)
 
 
 def load(folder: Path, model: nn.Module, optimizer: lnb.LNB, flat: bool = False) -> None:
@@ -280,12 +286,15 @@ def _resumed(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
         optimizer = lnb.LNB(model, LR, **settings)
         trained(model, optimizer, rank, ranks, steps=(0, 4))
         flat = name == "uneven"
-        save(folder / f"{name}{ranks}", model, optimizer, flat)
-        before = averages(model, optimizer)
+        writing = save(folder / f"{name}{ranks}", model, optimizer, flat, later=name == "fast")
+        before = {key: value.clone() for key, value in averages(model, optimizer).items()}
+        went_on = [trained(model, optimizer, rank, ranks, steps=(4, 8))]  # while the files are written
+        if name == "fast":
+            writing.result()
         resumed = sharded(make().double())
         other = lnb.LNB(resumed, LR, **settings)
         load(folder / f"{name}{ranks}", resumed, other, flat)
-        went_on = [trained(m, o, rank, ranks, steps=(4, 8)) for m, o in ((model, optimizer), (resumed, other))]
+        went_on.append(trained(resumed, other, rank, ranks, steps=(4, 8)))
         found["same"][name] = all(map(torch.equal, *went_on))
         found["state"][name] = before
         if ranks == 4:
@@ -297,20 +306,25 @@ def _resumed(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
 
 
 def _resumed_whole(rank: int, ranks: int) -> bool:
-    """Whether training goes on the same from state that was gathered, and is spread again."""
+    """Whether training goes on the same from state that was gathered, and is spread again, by every rank or by the first."""
     make, settings = CASES["fast"]
     model = sharded(make().double())
     optimizer = lnb.LNB(model, LR, **settings)
     trained(model, optimizer, rank, ranks, steps=(0, 4))
     options = StateDictOptions(full_state_dict=True)
     saved = get_optimizer_state_dict(model, optimizer, options=options)
-    resumed = sharded(make().double())
-    resumed.load_state_dict(model.state_dict())
-    other = lnb.LNB(resumed, LR, **settings)
-    set_optimizer_state_dict(resumed, other, saved, options=options)
-    return all(
-        map(torch.equal, *(trained(m, o, rank, ranks, steps=(4, 8)) for m, o in ((model, optimizer), (resumed, other))))
-    )
+    start, ended = model.state_dict(), []
+    start = {name: value.clone() for name, value in start.items()}
+    for broadcast in (False, True):
+        resumed = sharded(make().double())
+        resumed.load_state_dict(start)
+        other = lnb.LNB(resumed, LR, **settings)
+        spread = StateDictOptions(full_state_dict=True, broadcast_from_rank0=broadcast)
+        given = {} if broadcast and rank else saved
+        set_optimizer_state_dict(resumed, other, given, options=spread)
+        ended.append(trained(resumed, other, rank, ranks, steps=(4, 8)))
+    expected = trained(model, optimizer, rank, ranks, steps=(4, 8))
+    return all(all(map(torch.equal, expected, got)) for got in ended)
 
 
 def _failed(rank: int, ranks: int) -> dict[str, Any]:
@@ -380,7 +394,6 @@ def _complaints(rank: int, ranks: int) -> dict[str, str]:
         "damping": _refusal(sharded(Plain()), preset="full_batch", ridge=0.1, cg_scope="neuron"),
         "inputs": _refusal(sharded(Plain()), preset="paper", solver="matrix_free"),
         "group": _refusal(sharded(Plain()), process_group=dist.new_group([rank], use_local_synchronization=True)),
-        "offload": _refusal(sharded(Plain(), offload_policy=CPUOffloadPolicy(pin_memory=False))),
         "alone": _refusal(sharded(Plain()), process_group=None),
         "attention": _refusal(packed),
         "unknown": _refusal(parallelize_module(Plain(), part, {"1": ColwiseParallel()})) if ranks > 2 else "",

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lnb.blocks import Block
 from lnb.config import Config
 from lnb.ranks import require_joint
-from lnb.sharded.mesh import Ranks, is_offloaded, sharded_dims
+from lnb.sharded.mesh import Ranks, sharded_dims
 
 _UNCHANGED = "Nothing was changed"
 
@@ -56,19 +53,6 @@ def require_known_parallel(block: Block, ranks: Ranks) -> None:
         )
 
 
-def require_on_device(model: nn.Module) -> None:
-    """Require that shards lie where the forward pass runs.
-
-    Raises:
-        TypeError: ``fully_shard`` was given a ``CPUOffloadPolicy``.
-    """
-    if is_offloaded(model):
-        raise TypeError(
-            f"model: fully_shard was given a CPUOffloadPolicy, which keeps shards on the CPU, while second moments are "
-            f"gathered where the forward pass runs; leave offload_policy out. {_UNCHANGED}"
-        )
-
-
 def require_no_sums(parameters: Iterable[nn.Parameter], names: dict[nn.Parameter, str]) -> None:
     """Require that no parameter is a sum over ranks.
 
@@ -105,50 +89,6 @@ def require_settings(config: Config, ranks: int) -> None:
             f"damping='gain' is not added up over the rows of a layer, and they are sharded over {ranks} ranks: choose "
             f"'agreement' or 'none'"
         )
-
-
-def require_alike(ranks: Ranks, description: list[str], device: torch.device) -> None:
-    """Require that all ranks have one model and the same settings, by one small exchange; on a difference every rank raises.
-
-    Args:
-        ranks: that train together.
-        description: of this rank's model and settings, line by line.
-        device: where exchanges work.
-
-    Raises:
-        RuntimeError: the descriptions differ; the message has the first line that does.
-    """
-    if not ranks.groups:
-        return
-    digest = hashlib.sha256("\n".join(description).encode()).digest()
-    number = int.from_bytes(digest[:7], "big")
-    least = torch.tensor([number, -number], dtype=torch.int64, device=device)
-    for group in ranks.groups:
-        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group)
-    low, high = (int(value) for value in (least[0], -least[1]))
-    if low == high:
-        return
-    lines: dict[int, list[str]] = {}
-    for group in ranks.groups:
-        given: list[Any] = [None] * group.size()
-        dist.all_gather_object(given, (dist.get_rank(), description), group=group)
-        lines |= dict(given)
-    where, first = _difference(lines)
-    raise RuntimeError(
-        f"step(): the ranks that train this model together have different models or settings: {where} {first}. Build the same "
-        f"model and the same LNB on every rank. {_UNCHANGED}"
-    )
-
-
-def _difference(lines: dict[int, list[str]]) -> tuple[str, str]:
-    """Which ranks differ, and in what."""
-    (rank, own), *others = sorted(lines.items())
-    for other, found in others:
-        for i in range(max(len(own), len(found))):
-            a, b = (known[i] if i < len(known) else "nothing more" for known in (own, found))
-            if a != b:
-                return f"rank {rank} has", f"{a}, rank {other} has {b}"
-    return "ranks of another group", "differ"
 
 
 def _placed(parameter: nn.Parameter) -> object:

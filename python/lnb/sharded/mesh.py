@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -27,6 +28,7 @@ class Ranks:
         groups: over which sums are added, one after the other.
         size: the number of all ranks.
         data_size: the number of those that see other samples, as ``fully_shard`` tells.
+        runs_on: the device of forward passes and exchanges where ``fully_shard`` keeps shards on the CPU; None where all lies there.
 
     Raises:
         TypeError: parameters lie on meshes that are no part of one.
@@ -53,6 +55,7 @@ class Ranks:
         self.groups = _groups(self._mesh)
         self.size = self._mesh.size()
         self.data_size = math.prod(self._mesh.shape[: self._data_dims])
+        self.runs_on = _device_of_passes(model)
         self._copy = 0
         if given is not None and not self._data_dims:
             self._copy = given.rank()
@@ -83,8 +86,11 @@ class Ranks:
 
     def add(self, values: Tensor) -> None:
         """Add ``values`` over all ranks, in place."""
+        there = values if self.runs_on is None else values.to(self.runs_on)
         for group in self.groups:
-            dist.all_reduce(values, group=group)
+            dist.all_reduce(there, group=group)
+        if there is not values:
+            values.copy_(there)
 
 
 def sharded_dims(parameter: DTensor) -> list[int]:
@@ -102,9 +108,12 @@ def _data_meshes(model: nn.Module) -> set[DeviceMesh]:
     return {group.mesh_info.mesh for group in _data_groups(model)}
 
 
-def is_offloaded(model: nn.Module) -> bool:
-    """Whether ``fully_shard`` keeps any shards on the CPU for another device."""
-    return any(isinstance(group.offload_policy, CPUOffloadPolicy) for group in _data_groups(model))
+def _device_of_passes(model: nn.Module) -> torch.device | None:
+    """Where forward passes run if ``fully_shard`` keeps any shards on the CPU; None if it does not."""
+    groups = _data_groups(model)
+    offloaded = any(isinstance(group.offload_policy, CPUOffloadPolicy) for group in groups)
+    device: torch.device | None = groups[0].device if offloaded else None
+    return device
 
 
 def _data_groups(model: nn.Module) -> list[Any]:

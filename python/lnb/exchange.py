@@ -1,0 +1,311 @@
+"""The exchange before a step of several ranks: second moments, added, and whether all ranks make one and the same step.
+
+Ranks that train together must take part in the same exchanges, of the same sizes, whatever happens to one of them; else the others
+wait until the group's timeout. So a rank's part in a step is *promised* when the step before ends: the buffer's layout is that of the
+second moments that were switched on then. A rank that lost a layer since, or cannot make the step, keeps the promise with zeros.
+
+The buffer begins with a few numbers from which every rank sees whether the others are where it is: a digest of model, settings, rates
+and step. Where it differs, every rank raises, before anything is written. A rank whose model changed since the promise knows that the
+sizes may be others now: it exchanges the digest first, and the moments once all ranks agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lnb.blocks import Block
+from lnb.identity import Identity, require_alike
+from lnb.layers.capture import Capture
+
+_ALIGNED = 32  # entries: every part of the buffer starts where vector loads like it
+_NUMBERS = 4  # by which digests are compared
+_DIGITS = 24  # binary, of whole numbers that float32 adds up exactly
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A probe's place."""
+
+    block: Block
+    capture: Capture
+    of_channels: bool
+    shape: tuple[int, ...]
+
+    @property
+    def among(self) -> list[Capture]:
+        """The captures that the layer has now; those of a detached one, which has none, are said elsewhere to be missing."""
+        found = [part for one in self.block.captures for part in one.live_captures()]
+        return found or [self.capture]
+
+    @property
+    def probe(self) -> Tensor | None:
+        """As it is now."""
+        return self.capture.channel_probe if self.of_channels else self.capture.probe
+
+
+@dataclass(frozen=True)
+class _Promise:
+    """What this rank brings to the next exchange.
+
+    Attributes:
+        kinds: the slots that lie in one buffer, by device and dtype.
+        structure: a digest of the model and settings that they are of; None before the ranks have compared theirs.
+        step: the number of the step.
+    """
+
+    kinds: dict[tuple[torch.device, torch.dtype], list[_Slot]] = field(default_factory=dict)
+    structure: str | None = None
+    step: int = -1
+
+
+class _Sum:
+    """A flat buffer of second moments that is added over ranks, while something else runs.
+
+    Args:
+        slots: of one device and dtype.
+        device: of the buffer.
+        dtype: of the buffer.
+        header: further entries, at its end.
+    """
+
+    def __init__(self, slots: list[_Slot], device: torch.device, dtype: torch.dtype, header: int = 0) -> None:
+        lengths = [-(-math.prod(slot.shape) // _ALIGNED) * _ALIGNED for slot in slots]
+        self._slots = slots
+        self.buffer = torch.zeros(sum(lengths) + header, dtype=dtype, device=device)
+        *parts, self.header = self.buffer.split([*lengths, header])
+        self._totals = [part[: math.prod(s.shape)].view(s.shape) for part, s in zip(parts, slots, strict=True)]
+        self._work: Any = None
+
+    def fill(self) -> None:
+        """Copy what this rank's backward passes gathered; zeros stand for what they did not reach."""
+        pairs = [(total, slot.probe) for total, slot in zip(self._totals, self._slots, strict=True)]
+        found = [(total, probe.grad) for total, probe in pairs if probe is not None and probe.grad is not None]
+        found = [(total, gradient) for total, gradient in found if total.shape == gradient.shape]
+        if found:
+            torch._foreach_copy_([total for total, _ in found], [gradient for _, gradient in found])
+
+    def start(self, groups: list[Any]) -> None:
+        """Add over ``groups``, one after the other; the host does not wait for the last."""
+        *first, last = groups
+        for group in first:
+            dist.all_reduce(self.buffer, group=group)
+        self._work = dist.all_reduce(self.buffer, group=last, async_op=True)
+
+    def wait(self) -> None:
+        """Have the sums."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+    def give(self) -> None:
+        """Have the captures hold the sums. A layer without a gradient is left without one."""
+        for total, slot in zip(self._totals, self._slots, strict=True):
+            probe = slot.probe
+            if slot.block.weight.grad is not None and probe is not None and probe.shape == total.shape:
+                probe.grad = total
+
+
+class MomentExchange:
+    """The exchanges of one optimizer, step by step.
+
+    Attributes:
+        early: whether :meth:`launch` may be called before the step, on all ranks alike. Then second moments have a reduction of
+            their own, and what else a step exchanges another one.
+    """
+
+    def __init__(self) -> None:
+        self.early = False
+        self._promise = _Promise()
+        self._captures: dict[Block, list[Capture]] = {}
+        self._launched: list[_Sum] = []
+        self._passes = 0  # backward passes since the last step, and before the launch
+        self._launched_after = -1
+        self._differed: Tensor | None = None
+
+    @property
+    def gathers(self) -> bool:
+        """Whether second moments are promised to the next step."""
+        return bool(self._promise.kinds)
+
+    def captures_of(self, block: Block) -> list[Capture]:
+        """The captures of a layer, of which as many are switched on as the ranks agreed on: also of one that was detached here."""
+        found, agreed = block.captures, self._captures.get(block)
+        return found if agreed is None or len(found) == len(agreed) else agreed
+
+    def require_kept(self) -> None:
+        """Require that layers have the captures that this step exchanges.
+
+        Raises:
+            RuntimeError: a layer was detached and attached again.
+        """
+        for slots in self._promise.kinds.values():
+            for slot in slots:
+                if slot.capture not in slot.among:
+                    raise RuntimeError(
+                        f"step(): layer {slot.block.name!r} was attached anew since the last step, and no rank makes this one; the "
+                        f"next one can be made. Nothing was changed"
+                    )
+
+    def promise(self, blocks: Iterable[Block], step: int) -> None:
+        """Note what the next step exchanges, once the ranks have compared their models.
+
+        Args:
+            blocks: the layers that this optimizer moves.
+            step: its number.
+        """
+        self.forget()
+        if self._promise.structure is not None:
+            self._promise = _Promise(self._kinds(blocks), self._promise.structure, step)
+
+    def note_pass(self, groups: list[Any] | None) -> None:
+        """A backward pass has ended, which is the last one before the step, as far as anybody knows, if there are ``groups``.
+
+        Then the sums of what is gathered begin.
+        """
+        self._passes += 1
+        if groups is None or not self.gathers:
+            return
+        self._drop()
+        self._launched = [_begun(kind, slots, groups, True) for kind, slots in self._promise.kinds.items()]
+        self._launched_after = self._passes
+
+    def forget(self) -> None:
+        """Begin anew: gradients are dropped."""
+        self._drop()
+        self._passes, self._launched_after = 0, -1
+
+    def fill_missing(self, blocks: Iterable[Block]) -> None:
+        """Note zeros for layers that have a gradient, made of other ranks' rows, and that no backward pass of this rank reached."""
+        for block in blocks:
+            for capture in block.captures if block.weight.grad is not None else ():
+                for probe in capture.live_probes():
+                    if probe.grad is None:
+                        probe.grad = probe.new_zeros(probe.shape)
+
+    def _drop(self) -> None:
+        for part in self._launched:
+            part.wait()
+        self._launched = []
+
+    def add(
+        self,
+        blocks: list[Block],
+        groups: list[Any],
+        size: int,
+        device: torch.device,
+        identity: Identity,
+        failed: bool | Tensor = False,
+        counts: bool = True,
+    ) -> Tensor:
+        """Add what the captures of ``blocks`` gathered over ranks, and compare where the ranks are.
+
+        Args:
+            blocks: the layers that this optimizer moves.
+            groups: the ranks; of several, sums over one are added over the next.
+            size: the number of all ranks.
+            device: of the model.
+            identity: of this rank's model, settings, rates and step.
+            failed: this rank cannot make the step, a bool or a tensor ``[]``.
+            counts: whether its samples are its own; what ranks with the same samples gather counts once.
+
+        Returns:
+            ``[1]``: finite, or NaN if a rank cannot make the step. The host does not wait for it.
+
+        Raises:
+            RuntimeError: the ranks have different models, settings or rates, or are at different steps; on every rank, with the
+                first difference. Nothing was changed.
+        """
+        self._raise_late()
+        if (identity.structure, identity.step) != (self._promise.structure, self._promise.step):
+            flag = self._compare(self._reduce(groups, size, device, identity, failed, False)[0], groups, size, identity, True)
+            if failed is True or not bool(flag.isfinite()):
+                return flag  # the next step compares
+            self._captures = {block: block.captures for block in blocks}
+            self._promise = _Promise(self._kinds(blocks), identity.structure, identity.step)
+        header, sums = self._reduce(groups, size, device, identity, failed, counts)
+        flag = self._compare(header, groups, size, identity, header.is_cpu)
+        if failed is not True:
+            for part in sums:
+                part.give()
+        return flag
+
+    def _reduce(
+        self, groups: list[Any], size: int, device: torch.device, identity: Identity, failed: bool | Tensor, fills: bool
+    ) -> tuple[Tensor, list[_Sum]]:
+        """Exchange what is promised; the first header, and all sums."""
+        kinds = self._promise.kinds
+        apart: list[_Sum] = []
+        if self.early:
+            if self._launched_after == self._passes:
+                apart = self._launched
+            else:
+                self._drop()
+                apart = [_begun(kind, slots, groups, fills) for kind, slots in kinds.items()]
+            self._launched, self._launched_after, kinds = [], -1, {}
+        together = [_Sum(slots, *kind, _NUMBERS + 1) for kind, slots in (kinds or {(device, torch.float32): []}).items()]
+        for part in together:
+            if fills:
+                part.fill()
+            for i, number in enumerate(identity.numbers(size, _NUMBERS, _DIGITS)):
+                part.header[i] = number
+            if isinstance(failed, Tensor):
+                part.header[-1:].masked_fill_(failed.to(part.header.device), math.nan)
+            elif failed:  # it takes no part in the comparison
+                part.header.fill_(math.nan)
+            part.start(groups)
+        for part in (*apart, *together):
+            part.wait()
+        return together[0].header, [*apart, *together]
+
+    def _compare(self, header: Tensor, groups: list[Any], size: int, identity: Identity, waits: bool) -> Tensor:
+        """Raise if ranks differ and this one waits for that; the flag.
+
+        A sum that is a rank's own number times the number of ranks is one of equal numbers, but for chances of 2^-40 and less.
+        """
+        own = [size * number for number in identity.numbers(size, _NUMBERS, _DIGITS)]
+        numbers, flag = header[:_NUMBERS], header[_NUMBERS:]
+        if waits:
+            found = numbers.tolist()
+            if all(map(math.isfinite, found)) and found != own:
+                alone = not header.is_cpu and self._promise.structure is not None  # others do not wait
+                require_alike(identity, () if alone else groups)
+        else:
+            differ = torch.stack([number != value for number, value in zip(numbers.unbind(), own, strict=True)]).any()
+            self._differed = differ & numbers.isfinite().all()
+            flag.masked_fill_(self._differed, math.nan)
+        return flag
+
+    def _kinds(self, blocks: Iterable[Block]) -> dict[tuple[torch.device, torch.dtype], list[_Slot]]:
+        """The places of all probes that are switched on, of layers that are not frozen."""
+        kinds: dict[tuple[torch.device, torch.dtype], list[_Slot]] = {}
+        for block in blocks:
+            whole = self.captures_of(block) if block.weight.requires_grad else []
+            for capture in (part for one in whole for part in one.live_captures()):
+                for probe in capture.live_probes():
+                    slot = _Slot(block, capture, probe is capture.channel_probe, tuple(probe.shape))
+                    kinds.setdefault((probe.device, probe.dtype), []).append(slot)
+        return kinds
+
+    def _raise_late(self) -> None:
+        """On accelerators the host learns of a difference at the next step, by when it is known without waiting."""
+        differed, self._differed = self._differed, None
+        if differed is not None and bool(differed):
+            raise RuntimeError(
+                "step(): the ranks that train this model together had different models, settings or rates, or were at different "
+                "steps, at the step before, which changed nothing. Set rates alike on every rank, and load states on all of them"
+            )
+
+
+def _begun(kind: tuple[torch.device, torch.dtype], slots: list[_Slot], groups: list[Any], fills: bool) -> _Sum:
+    part = _Sum(slots, *kind)
+    if fills:
+        part.fill()
+    part.start(groups)
+    return part
