@@ -339,6 +339,7 @@ class LNB(Optimizer):
             flag = joint.add(blocks, self._device, self._identity())
             work = self._collect()
             work.flags.append(flag)
+            work.sharers = joint.sharers
         follow_parameters(self.state)
         rejected, parameters = False, work.parameters
         names = self._inventory.names

@@ -17,9 +17,9 @@ from lnb.arenas import Arenas, State
 from lnb.averages import ADAM_EPSILON
 from lnb.config import Config
 from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise_level
-from lnb.refresh import refresh
 from lnb.scratch import Scratch
 from lnb.solve import Solution
+from lnb.split_refresh import refresh_over
 from lnb.standing import Standing
 from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
@@ -68,7 +68,7 @@ class PreparedShare:
         self.tables.average([cast(Tensor, p.grad) for p in self.prepared.standing.parameters], self.outputs)
         self.tables.observe()
         if self.due:
-            refresh(self.due, averages, self.verdict, self.arenas)
+            refresh_over(self.work.sharers, self.due, averages, self.verdict, self.arenas)
         self.tables.direct(_factors(self.work.blocks))
 
     def gain(self) -> Tensor:

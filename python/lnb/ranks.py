@@ -30,9 +30,15 @@ class Joint:
         group: the ranks.
         wrapper: whose backward passes end with the exchange of gradients; None where nothing tells.
         exchange: of the optimizer.
+        shares_refresh: whether refreshes are shared out.
+
+    Attributes:
+        sharers: the ranks over which refreshes are shared out; None where every rank makes all of them.
     """
 
-    def __init__(self, group: Any, wrapper: DistributedDataParallel | None, exchange: MomentExchange) -> None:
+    def __init__(
+        self, group: Any, wrapper: DistributedDataParallel | None, exchange: MomentExchange, shares_refresh: bool
+    ) -> None:
         self.group = group
         self._exchange = exchange
         # Only where all ranks must reach all parameters do all of them begin the same exchanges.
@@ -40,6 +46,7 @@ class Joint:
         self._watched: dict[nn.Parameter, Any] = {}
         self._graph = -1  # of the backward pass whose end is waited for
         exchange.early = self._wrapper is not None
+        self.sharers = group if shares_refresh else None
 
     def follow(self, blocks: list[Block]) -> None:
         """Be told of backward passes, by the parameters of these layers. (Those of reentrant checkpoints are passes of their own.)"""
@@ -120,7 +127,7 @@ class Ranks:
         group = self.group(model)
         if group is not None and self._joint is None:
             assert self._found is not None
-            self._joint = Joint(group, self._found[1], exchange)
+            self._joint = Joint(group, self._found[1], exchange, self._config.split_refresh)
         return self._joint
 
     def group(self, model: nn.Module) -> Any:

@@ -59,7 +59,7 @@ def refresh(
         if work.moments is not None:
             kind = work.moments.shape[-1], work.moments.dtype, work.with_bias, work.config, work.ridge
             kinds.setdefault(kind, []).append(work)
-    _reserve([work for alike in kinds.values() for work in alike], arenas)
+    reserve([work for alike in kinds.values() for work in alike], arenas)
     served: set[BlockWork] = set()
     if means is None:
         served.update(
@@ -84,8 +84,9 @@ def refresh(
             part.finish()
 
 
-def _reserve(works: list[BlockWork], arenas: Arenas) -> None:
-    """Have arenas for all layers at once: run by run, they would be made anew, and copied, with every run."""
+def reserve(works: list[BlockWork], arenas: Arenas) -> None:
+    """Have arenas for all layers that gathered second moments at once: run by run, they would be made anew, and copied, with every
+    run."""
     wanted: dict[tuple[str, int, torch.dtype], list[tuple[BlockWork, Shape]]] = {}
 
     def want(work: BlockWork, key: str, shape: Shape) -> None:
@@ -111,6 +112,10 @@ def _reserve(works: list[BlockWork], arenas: Arenas) -> None:
             want(work, "second_moment", (groups, blocks, ones, ones))
             if config.region.two_sided:
                 want(work, "output_moment", output_shape)
+    counted = [work.state for work in works if work.config.b_s > 0]
+    if counted:
+        like = torch.empty((), dtype=torch.float32, device=works[0].block.weight.device)
+        arenas.select("second_moment_step", counted, [()] * len(counted), like)
     for (key, size, _), members in wanted.items():
         like = members[0][0].moments
         assert like is not None

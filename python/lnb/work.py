@@ -61,6 +61,7 @@ class Work:
     states: Any = None
     flags: list[Tensor] = field(default_factory=list)  # what else must be finite
     gradients_checked: bool = False  # a flag tells of all gradients
+    sharers: Any = None  # the ranks over which a refresh is shared out
 
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -85,7 +86,7 @@ class Work:
         return list(parts.values())
 
     def _part(self, parts: dict[torch.device, Work], device: torch.device) -> Work:
-        return parts.setdefault(device, Work(groups=self.groups, states=self.states))
+        return parts.setdefault(device, Work(groups=self.groups, states=self.states, sharers=self.sharers))
 
     def rates(self, like: Tensor) -> Tensor:
         """The learning rate of every layer, ``[layers]``, dtype and device as ``like``.

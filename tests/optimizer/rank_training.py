@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lnb
+import lnb.refresh
 
 CASES: dict[str, dict[str, Any]] = {
     "fast": {"preset": "fast"},
@@ -135,6 +136,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
             "wrapped later", Plain(), rank, ranks, {**settings, "lr": LR / 10}
         )
         found["exchanges"][name] = _exchanges(rank, ranks, settings)
+    found["split"] = _split(rank, ranks)
     found["branches"] = [_branches(rank, ranks, settings) for settings in CASES.values()]
     found["failed"] = [_failing(rank, ranks, settings) for settings in CASES.values()]
     found["strict"] = _strict(rank)
@@ -182,6 +184,28 @@ def _exchanges(rank: int, ranks: int, settings: dict[str, Any]) -> list[tuple[bo
             sizes.clear()
     finally:
         dist.all_reduce = plain
+    return found
+
+
+def _split(rank: int, ranks: int) -> dict[str, Any]:
+    """Training whose refreshes are shared out, with what it had in its state; and how many blocks this rank factored."""
+    found = {}
+    for name in ("alone", "split"):
+        wrapped = DistributedDataParallel(Network())
+        optimizer = lnb.LNB(wrapped, 0.02, block_size=4, split_refresh=name == "split")
+        plain, count = lnb.refresh.factorize, 0
+
+        def counted(moments: Tensor, *arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += len(moments)
+            return plain(moments, *arguments, **named)
+
+        lnb.refresh.factorize = counted
+        try:
+            moved = trained(wrapped, optimizer, rank, ranks)
+        finally:
+            lnb.refresh.factorize = plain
+        found[name] = moved, optimizer.state_dict()["state"], count
     return found
 
 

@@ -361,7 +361,7 @@ def _unseen_by_host() -> Iterator[None]:
         self.known = self.rejected = False
 
     Verdict.__init__ = unknown
-    Shards.leave = lambda self, blocks, device, seen_by_host: leave(self, blocks, device, False)
+    Shards.leave = lambda self, blocks, device, identity, seen_by_host: leave(self, blocks, device, identity, False)
     try:
         yield
     finally:

@@ -43,6 +43,19 @@ def test_second_moments_have_one_reduction_beside_the_backward_pass(found: Found
         assert {step[0] for steps in rank["exchanges"].values() for step in steps} == {True, False}
 
 
+def test_refreshes_that_are_shared_out_make_the_same(found: Found) -> None:
+    shares = []
+    for rank in found:
+        (moved, state, everything), (other, others_state, share) = rank["split"]["alone"], rank["split"]["split"]
+        assert torch.equal(moved, other)
+        for number, entry in state.items():
+            assert entry.keys() == others_state[number].keys()
+            assert all(torch.equal(entry[key], others_state[number][key]) for key in entry)
+        shares.append(share)
+    assert sum(shares) == everything
+    assert len(found) > 2 or max(shares) < everything
+
+
 def test_ranks_whose_batches_reach_different_layers_stay_equal(found: Found) -> None:
     first, *others = (rank["branches"] for rank in found)
     for other in others:

@@ -84,6 +84,11 @@ def require_settings(config: Config, ranks: int) -> None:
             f"cg_scope={config.cg_scope!r} takes one step length for all rows of a layer, and they are sharded over {ranks} "
             f"ranks: choose cg_scope='neuron' or solver='cholesky'"
         )
+    if config.split_refresh:
+        raise ValueError(
+            f"split_refresh=True shares out the layers over ranks that have whole copies of them, and they are sharded over {ranks} "
+            f"ranks: leave it out"
+        )
     if config.damping == "gain":
         raise ValueError(
             f"damping='gain' is not added up over the rows of a layer, and they are sharded over {ranks} ranks: choose "

@@ -198,6 +198,10 @@ class Shards:
         self._form.mark(states)
         return states
 
+    @property
+    def sharers(self) -> None:
+        """Refreshes are not shared out: outputs already are."""
+
     def follow(self, blocks: list[Block]) -> None:
         """Nothing has to be told of backward passes: ``fully_shard`` has gradients only when they have ended."""
 
