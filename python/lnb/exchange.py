@@ -1,12 +1,13 @@
 """The exchange before a step of several ranks: second moments, added, and whether all ranks make one and the same step.
 
-Ranks that train together must take part in the same exchanges, of the same sizes, whatever happens to one of them; else the others
-wait until the group's timeout. So a rank's part in a step is *promised* when the step before ends: the buffer's layout is that of the
-second moments that were switched on then. A rank that lost a layer since, or cannot make the step, keeps the promise with zeros.
+Ranks that train together must take part in the same exchanges, of the same sizes, whatever happens to one of them; else the
+others wait until the group's timeout. So a rank's part in a step is *promised* when the step before ends: the buffer's layout is
+that of the second moments that were switched on then. A rank that lost a layer since, or cannot make the step, keeps the promise
+with zeros.
 
-The buffer begins with a few numbers from which every rank sees whether the others are where it is: a digest of model, settings, rates
-and step. Where it differs, every rank raises, before anything is written. A rank whose model changed since the promise knows that the
-sizes may be others now: it exchanges the digest first, and the moments once all ranks agree.
+The buffer ends with a few numbers from which every rank sees whether the others are where it is: a digest of model, settings,
+rates and step. Where it differs, every rank raises, before anything is written. A rank whose model changed since the promise
+knows that the sizes may be others now: it exchanges the digest first, and the moments once all ranks agree.
 """
 
 from __future__ import annotations
@@ -93,10 +94,10 @@ class _Sum:
 
     def start(self, groups: list[Any]) -> None:
         """Add over ``groups``, one after the other; the host does not wait for the last."""
-        *first, last = groups
-        for group in first:
+        for group in groups[:-1]:
             dist.all_reduce(self.buffer, group=group)
-        self._work = dist.all_reduce(self.buffer, group=last, async_op=True)
+        for group in groups[-1:]:
+            self._work = dist.all_reduce(self.buffer, group=group, async_op=True)
 
     def wait(self) -> None:
         """Have the sums."""
@@ -135,7 +136,7 @@ class MomentExchange:
         return bool(self._promise.kinds)
 
     def captures_of(self, block: Block) -> list[Capture]:
-        """The captures of a layer, of which as many are switched on as the ranks agreed on: also of one that was detached here."""
+        """The captures of a layer, as many as the ranks agreed on: also of one that was detached here."""
         found, agreed = block.captures, self._captures.get(block)
         return found if agreed is None or len(found) == len(agreed) else agreed
 
@@ -149,8 +150,8 @@ class MomentExchange:
             for slot in slots:
                 if slot.capture not in slot.among:
                     raise RuntimeError(
-                        f"step(): layer {slot.block.name!r} was attached anew since the last step, and no rank makes this one; the "
-                        f"next one can be made. Nothing was changed"
+                        f"step(): layer {slot.block.name!r} was attached anew since the last step, and no rank makes this one; "
+                        f"the next one can be made. Nothing was changed"
                     )
 
     def promise(self, blocks: Iterable[Block], step: int) -> None:
@@ -182,7 +183,7 @@ class MomentExchange:
         self._passes, self._launched_after = 0, -1
 
     def fill_missing(self, blocks: Iterable[Block]) -> None:
-        """Note zeros for layers that have a gradient, made of other ranks' rows, and that no backward pass of this rank reached."""
+        """Note zeros for layers with a gradient, made of other ranks' rows, that no backward pass of this rank reached."""
         for block in blocks:
             for capture in block.captures if block.weight.grad is not None else ():
                 for probe in capture.live_probes():
@@ -224,7 +225,9 @@ class MomentExchange:
         """
         self._raise_late()
         if (identity.structure, identity.step) != (self._promise.structure, self._promise.step):
-            flag = self._compare(self._reduce(groups, size, device, identity, failed, False)[0], groups, size, identity, True)
+            flag = self._compare(
+                self._reduce(groups, size, device, identity, failed, False)[0], groups, size, identity, True
+            )
             if failed is True or not bool(flag.isfinite()):
                 return flag  # the next step compares
             self._captures = {block: block.captures for block in blocks}
@@ -249,7 +252,9 @@ class MomentExchange:
                 self._drop()
                 apart = [_begun(kind, slots, groups, fills) for kind, slots in kinds.items()]
             self._launched, self._launched_after, kinds = [], -1, {}
-        together = [_Sum(slots, *kind, _NUMBERS + 1) for kind, slots in (kinds or {(device, torch.float32): []}).items()]
+        together = [
+            _Sum(slots, *kind, _NUMBERS + 1) for kind, slots in (kinds or {(device, torch.float32): []}).items()
+        ]
         for part in together:
             if fills:
                 part.fill()

@@ -83,8 +83,8 @@ def require_alike(identity: Identity, groups: Iterable[Any]) -> None:
         lines |= dict(given)
     where = _difference(lines)
     raise RuntimeError(
-        f"step(): the ranks that train this model together have different models or settings: {where}. Build the same model and the "
-        f"same LNB on every rank, set rates alike, and load states on all. Nothing was changed"
+        f"step(): the ranks that train this model together have different models or settings: {where}. Build the same model and "
+        f"the same LNB on every rank, set rates alike, and load states on all. Nothing was changed"
     )
 
 

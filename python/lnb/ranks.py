@@ -2,8 +2,8 @@
 
 Ranks train one model together if all of them take the same steps, so none may step alone unseen. Which ranks these are is
 known from the user, from a ``DistributedDataParallel`` that holds the parameters, or is an error (:class:`Ranks`). Every step
-then has one exchange (:mod:`lnb.exchange`), in which also a rank takes part that cannot make the step: no rank makes it then. Where
-``DistributedDataParallel`` tells which backward pass is the last, second moments are added while it adds gradients.
+then has one exchange (:mod:`lnb.exchange`), in which also a rank takes part that cannot make the step: no rank makes it then.
+Where ``DistributedDataParallel`` tells which backward pass is the last, second moments are added while it adds gradients.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Joint:
         self.sharers = group if shares_refresh else None
 
     def follow(self, blocks: list[Block]) -> None:
-        """Be told of backward passes, by the parameters of these layers. (Those of reentrant checkpoints are passes of their own.)"""
+        """Be told of backward passes, by the weights of these layers; those of reentrant checkpoints are passes of their own."""
         moving = {block.weight for block in blocks if block.weight.requires_grad}
         wanted = moving if self._wrapper is not None else set()
         for parameter in self._watched.keys() - wanted:

@@ -85,8 +85,7 @@ def refresh(
 
 
 def reserve(works: list[BlockWork], arenas: Arenas) -> None:
-    """Have arenas for all layers that gathered second moments at once: run by run, they would be made anew, and copied, with every
-    run."""
+    """Have arenas for all layers that gathered at once: run by run, they would be made anew, and copied, with every run."""
     wanted: dict[tuple[str, int, torch.dtype], list[tuple[BlockWork, Shape]]] = {}
 
     def want(work: BlockWork, key: str, shape: Shape) -> None:

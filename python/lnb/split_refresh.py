@@ -1,8 +1,8 @@
-"""Refreshes shared out over ranks that have whole copies of the model: each makes the factors of some layers, and all get the results.
+"""Refreshes shared out over ranks that have whole copies of the model: each makes some layers' factors, all get them.
 
-All ranks would make the same factors of the same sums of second moments. With ``split_refresh=True`` a rank does about one share of
-that work, and the ranks exchange what they have made, as distributed Shampoo does (Shi et al., arXiv:2309.06497) with its directions.
-What a rank gets is what it would have made, to the bit. It pays where factors take longer to make than to send
+All ranks would make the same factors of the same sums of second moments. With ``split_refresh=True`` a rank does about one share
+of that work, and the ranks exchange what they have made, as distributed Shampoo (Shi et al., arXiv:2309.06497) does with its
+directions. What a rank gets is what it would have made, to the bit. It pays where factors take longer to make than to send
 (:meth:`lnb.plan.Plan.refresh_seconds`).
 """
 

@@ -8,6 +8,7 @@ import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -193,18 +194,9 @@ def _split(rank: int, ranks: int) -> dict[str, Any]:
     for name in ("alone", "split"):
         wrapped = DistributedDataParallel(Network())
         optimizer = lnb.LNB(wrapped, 0.02, block_size=4, split_refresh=name == "split")
-        plain, count = lnb.refresh.factorize, 0
-
-        def counted(moments: Tensor, *arguments: Any, **named: Any) -> Any:
-            nonlocal count
-            count += len(moments)
-            return plain(moments, *arguments, **named)
-
-        lnb.refresh.factorize = counted
-        try:
+        with mock.patch("lnb.refresh.factorize", wraps=lnb.refresh.factorize) as factorized:
             moved = trained(wrapped, optimizer, rank, ranks)
-        finally:
-            lnb.refresh.factorize = plain
+        count = sum(len(call.args[0]) for call in factorized.call_args_list)
         found[name] = moved, optimizer.state_dict()["state"], count
     return found
 

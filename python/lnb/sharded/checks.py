@@ -86,8 +86,8 @@ def require_settings(config: Config, ranks: int) -> None:
         )
     if config.split_refresh:
         raise ValueError(
-            f"split_refresh=True shares out the layers over ranks that have whole copies of them, and they are sharded over {ranks} "
-            f"ranks: leave it out"
+            f"split_refresh=True shares out the layers over ranks that have whole copies of them, and they are sharded over "
+            f"{ranks} ranks: leave it out"
         )
     if config.damping == "gain":
         raise ValueError(

@@ -28,7 +28,8 @@ class Ranks:
         groups: over which sums are added, one after the other.
         size: the number of all ranks.
         data_size: the number of those that see other samples, as ``fully_shard`` tells.
-        runs_on: the device of forward passes and exchanges where ``fully_shard`` keeps shards on the CPU; None where all lies there.
+        runs_on: the device of forward passes and exchanges where ``fully_shard`` offloads shards to the CPU; None where it does
+            not.
 
     Raises:
         TypeError: parameters lie on meshes that are no part of one.
