@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from lnb.columns import Columns
 from lnb.factored import block_count
 from lnb.layers.attach import unsupported_reason
 from lnb.layers.capture import Capture, Rows
@@ -38,6 +39,7 @@ class Block:
     weight_role: str = "weight"
     bias_role: str | None = "bias"
     shape: tuple[int, int, int] = field(init=False)  # groups, rows, d_in
+    columns: Columns | None = field(init=False, default=None)  # where ranks share out the inputs
 
     def __post_init__(self) -> None:
         d_in = self.weight[0].numel()
@@ -53,13 +55,18 @@ class Block:
         """Inputs of one neuron, without the bias."""
         return self.shape[2]
 
+    @property
+    def d_in_here(self) -> int:
+        """Those of them whose columns of the weight are here."""
+        return self.d_in if self.columns is None else self.d_in // self.columns.of
+
     def input_blocks(self, limit: int | None) -> int:
         """How many equal diagonal blocks of at most ``limit`` inputs the metric is cut into.
 
         Of a convolution they hold whole channels (one, if its taps alone are more): then its blocks are the second moments
         of a convolution of more groups.
         """
-        return block_count(self.d_in // self.taps, None if limit is None else max(1, limit // self.taps))
+        return block_count(self.d_in_here // self.taps, None if limit is None else max(1, limit // self.taps))
 
     @property
     def layer_kind(self) -> LayerKind:

@@ -40,6 +40,21 @@ class _Slot:
     shape: tuple[int, ...]
 
     @property
+    def parts(self) -> int:
+        """How many shares of the layer's inputs are summed apart from each other."""
+        return 1 if self.block.columns is None else self.block.columns.of
+
+    @property
+    def part(self) -> int:
+        """Which of them is here."""
+        return 0 if self.block.columns is None else self.block.columns.index
+
+    @property
+    def numel(self) -> int:
+        """Entries of all parts."""
+        return self.parts * math.prod(self.shape)
+
+    @property
     def among(self) -> list[Capture]:
         """The captures that the layer has now; those of a detached one, which has none, are said elsewhere to be missing."""
         found = [part for one in self.block.captures for part in one.live_captures()]
@@ -77,16 +92,24 @@ class _Sum:
     """
 
     def __init__(self, slots: list[_Slot], device: torch.device, dtype: torch.dtype, header: int = 0) -> None:
-        lengths = [-(-math.prod(slot.shape) // _ALIGNED) * _ALIGNED for slot in slots]
+        lengths = [-(-slot.numel // _ALIGNED) * _ALIGNED for slot in slots]
         self._slots = slots
         self.buffer = torch.zeros(sum(lengths) + header, dtype=dtype, device=device)
         *parts, self.header = self.buffer.split([*lengths, header])
-        self._totals = [part[: math.prod(s.shape)].view(s.shape) for part, s in zip(parts, slots, strict=True)]
+        self._totals = [
+            part[: slot.numel].view(slot.parts, *slot.shape)[slot.part] for part, slot in zip(parts, slots, strict=True)
+        ]
         self._work: Any = None
 
-    def fill(self) -> None:
-        """Copy what this rank's backward passes gathered; zeros stand for what they did not reach."""
-        pairs = [(total, slot.probe) for total, slot in zip(self._totals, self._slots, strict=True)]
+    def fill(self, counts: bool = True) -> None:
+        """Copy what this rank's backward passes gathered; zeros stand for what they did not reach.
+
+        Of ranks with the same samples one ``counts``; what each has of a layer's inputs counts anyway.
+        """
+        used = [
+            (total, slot) for total, slot in zip(self._totals, self._slots, strict=True) if counts or slot.parts > 1
+        ]
+        pairs = [(total, slot.probe) for total, slot in used]
         found = [(total, probe.grad) for total, probe in pairs if probe is not None and probe.grad is not None]
         found = [(total, gradient) for total, gradient in found if total.shape == gradient.shape]
         if found:
@@ -232,7 +255,7 @@ class MomentExchange:
                 return flag  # the next step compares
             self._captures = {block: block.captures for block in blocks}
             self._promise = _Promise(self._kinds(blocks), identity.structure, identity.step)
-        header, sums = self._reduce(groups, size, device, identity, failed, counts)
+        header, sums = self._reduce(groups, size, device, identity, failed, True, counts)
         flag = self._compare(header, groups, size, identity, header.is_cpu)
         if failed is not True:
             for part in sums:
@@ -240,7 +263,14 @@ class MomentExchange:
         return flag
 
     def _reduce(
-        self, groups: list[Any], size: int, device: torch.device, identity: Identity, failed: bool | Tensor, fills: bool
+        self,
+        groups: list[Any],
+        size: int,
+        device: torch.device,
+        identity: Identity,
+        failed: bool | Tensor,
+        fills: bool,
+        counts: bool = True,
     ) -> tuple[Tensor, list[_Sum]]:
         """Exchange what is promised; the first header, and all sums."""
         kinds = self._promise.kinds
@@ -257,7 +287,7 @@ class MomentExchange:
         ]
         for part in together:
             if fills:
-                part.fill()
+                part.fill(counts)
             for i, number in enumerate(identity.numbers(size, _NUMBERS, _DIGITS)):
                 part.header[i] = number
             if isinstance(failed, Tensor):

@@ -199,6 +199,8 @@ class LNB(Optimizer):
         model, given, exchange = self._model, self._ranks.given, self._exchange
         self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given, exchange)
         self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
+        if self._shards is not None:
+            self._switch_captures(self._optimized_blocks())
 
     @property
     def config(self) -> Config:
@@ -346,7 +348,7 @@ class LNB(Optimizer):
         if shards is not None:
             work, names = shards.work(work), shards.names
         if parameters:
-            verdict = check_finite(work, wait=self._strict)
+            verdict = check_finite(work, wait=self._strict or (shards is not None and shards.waits))
             rejected = verdict.rejected
         with self._guard.writing(parameters):
             if parameters:
@@ -390,7 +392,7 @@ class LNB(Optimizer):
 
     def _leave_step(self, joint: Shards | Joint) -> None:
         """Take part in the exchange of a step that this rank cannot make: so no rank makes it, and all stay in step."""
-        seen_by_host = self._strict or self._device.type == "cpu"
+        seen_by_host = self._strict or self._device.type == "cpu" or (self._shards is not None and self._shards.waits)
         joint.leave(self._optimized_blocks(), self._device, self._identity(), seen_by_host)
         self._step_index += 1
         for name in self._counters:

@@ -179,7 +179,8 @@ def _wrapper(model: nn.Module) -> DistributedDataParallel | None:
             f"process_group=torch.distributed.group.WORLD (or the group over which gradients are averaged), or "
             f"process_group=None if this process trains the model alone. Nothing was changed"
         )
-    return holders[0]
+    found: DistributedDataParallel = holders[0]
+    return found
 
 
 def require_joint(config: Config, ranks: int) -> None:

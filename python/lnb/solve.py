@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import lnb_kernels as lk
 from lnb.arenas import sums_of
+from lnb.columns import ColumnProblem, column_directions_
 from lnb.damping import Agreement
 from lnb.equations import Equation, solve_equation, solve_joined
 from lnb.factored import Factor
@@ -73,8 +74,10 @@ def _solve_two_sided(
     of small layers.
     """
     by_dtype: dict[torch.dtype, list[int]] = {}
+    cut = [i for i in members if works[i].block.columns is not None]
     for i in members:
-        by_dtype.setdefault(averages[works[i].parameters[0]].dtype, []).append(i)
+        if i not in set(cut):
+            by_dtype.setdefault(averages[works[i].parameters[0]].dtype, []).append(i)
     sums = []
     for alike in by_dtype.values():
         given = [matrices(works[i], averages) for i in alike]
@@ -89,10 +92,20 @@ def _solve_two_sided(
             1.0 if agreement is None else agreement.noise,
         )
         sums.append(sums_of(found, tuple(works[i].block.groups for i in alike)))
+    if cut:
+        problems = [_columns(works[i], averages, None if agreement is None else agreement.rows[i]) for i in cut]
+        sums.append(column_directions_(problems, 1.0 if agreement is None else agreement.noise))
     for i in members:
         solution.parts[i] = [averages[parameter] for parameter in works[i].parameters]
-    solution.summed = tuple(i for alike in by_dtype.values() for i in alike)
+    solution.summed = (*(i for alike in by_dtype.values() for i in alike), *cut)
     solution.sums = sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+def _columns(work: BlockWork, averages: dict[nn.Parameter, Tensor], squares: Tensor | None) -> ColumnProblem:
+    assert work.block.columns is not None
+    return ColumnProblem(
+        *matrices(work, averages), _factor(work), work.state["output_factor"], squares, work.block.columns
+    )
 
 
 def _factor(work: BlockWork) -> Factor:

@@ -62,4 +62,11 @@ def _of_layer(entry: dict[str, Any], block: Block, block_size: int | None, keeps
             found[key] = as_blocks(value, groups, count, rows // count)
         elif isinstance(value, Tensor):
             found[key] = torch.zeros(groups, count, rows // count, rows // count, dtype=value.dtype)
+    blocks = block.input_blocks(block_size)
+    for key in ("second_moment", "factor"):
+        value = found.get(key)
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] != blocks:  # cut where columns were
+            size = block.d_in // blocks + value.shape[-1] - block.d_in // value.shape[1]
+            found[key] = torch.zeros(groups, blocks, size, size, dtype=value.dtype)
+            found["second_moment_step"] = torch.zeros(())
     return found

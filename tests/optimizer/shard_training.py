@@ -196,6 +196,7 @@ def _tensor_parallel(rank: int, ranks: int) -> dict[str, list[Tensor]]:
     found = {}
     alone = parallelize_module(Plain().double(), init_device_mesh("cpu", (ranks,)), plan)
     found["alone"] = trained(alone, lnb.LNB(alone, LR, **settings))
+    found["columns"] = trained(*_by_columns(ranks))
     mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("data", "tensor"))
     both = parallelize_module(Plain().double(), mesh["tensor"], plan)
     fully_shard(both, mesh=mesh["data"])
@@ -212,6 +213,15 @@ def _tensor_parallel(rank: int, ranks: int) -> dict[str, list[Tensor]]:
 
     found["with a group"] = trained(averaged, optimizer, rank // (ranks // 2), 2, before_step=average)
     return found
+
+
+COLUMNS = {"1": ColwiseParallel(), "3": RowwiseParallel()}
+
+
+def _by_columns(ranks: int, mesh: Any = None, make: Make = Plain) -> tuple[nn.Module, lnb.LNB]:
+    """A layer by rows, and the next one by the columns of what that makes."""
+    model = parallelize_module(make().double(), init_device_mesh("cpu", (ranks,)) if mesh is None else mesh, COLUMNS)
+    return model, lnb.LNB(model, LR, block_size=2)
 
 
 def _exchanges(rank: int, ranks: int) -> list[dict[str, Any]]:

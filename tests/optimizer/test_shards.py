@@ -94,7 +94,7 @@ def test_rows_on_tensor_parallel_ranks(found: list[dict[str, Any]]) -> None:
     model = Plain().double()
     expected = trained(model, lnb.LNB(model, LR, block_size=2))
     for rank in found:
-        for how in ("alone", "with shards", "with a group"):
+        for how in ("alone", "with shards", "with a group", "columns"):
             assert error(rank["tensor parallel"][how], expected) <= 1e-10, how
 
 

@@ -80,6 +80,11 @@ class Capture:
             self.probe = None
         self.follow(weight)
 
+    def resize(self, d_in: int) -> None:
+        """Have so many inputs of a neuron: the layer's weight has been cut. What was gathered before does not fit."""
+        if d_in != self.d_in:
+            self.d_in, self.probe = d_in, None
+
     def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
         """Choose what second moments are taken of: one of ``sample_every`` rows (images) from ``start``, and their dtype."""
         self.first, self.sample_every, self.moment_dtype = start, sample_every, moment_dtype

@@ -36,9 +36,9 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None, capture: Capture, ow
 def _project_subclass(x: Tensor, weight: Tensor, bias: Tensor | None, capture: Capture) -> Tensor:
     """:func:`project` where the weight is of another type than ``nn.Parameter``, as that of a tensor parallel layer is."""
     if is_sharded((weight,)):
-        from lnb.sharded.parallel import project_rows  # imports torch's distributed packages
+        from lnb.sharded.parallel import project_shards  # imports torch's distributed packages
 
-        return project_rows(x, cast("DTensor", weight), bias, lambda x, w, b: project(x, w, b, capture, weight))
+        return project_shards(x, cast("DTensor", weight), bias, lambda x, w, b: project(x, w, b, capture, weight))
     return project(x, weight, bias, capture, weight)
 
 

@@ -11,28 +11,34 @@ from torch.distributed.tensor import DTensor
 from lnb.blocks import Block
 from lnb.config import Config
 from lnb.ranks import require_joint
-from lnb.sharded.mesh import Ranks, sharded_dims
+from lnb.sharded.mesh import Ranks, row_placements, sharded_dims
 
 _UNCHANGED = "Nothing was changed"
 
 
-def require_rows(block: Block) -> None:
-    """Require that the parameters of a layer are cut by rows, and alike.
+def require_rows(block: Block, ranks: Ranks) -> None:
+    """Require that the parameters of a layer are cut by rows, or by tensor parallelism into equal columns, and alike.
 
     Raises:
         TypeError: they are not; the message names the layer, how they are cut, and the remedy.
     """
     name, weight = block.name, block.weight
     if isinstance(weight, DTensor):
+        columns = [dim for dim in sharded_dims(weight) if weight.placements[dim].is_shard(1)]
         for dim in sharded_dims(weight):
             placement: Any = weight.placements[dim]
+            even = weight.ndim == 2 and weight.shape[1] % weight.device_mesh.size(dim) == 0
+            by_tensor = block.takes_shards and not ranks.shares_samples(weight, dim)
+            if placement.is_shard(1) and by_tensor and len(columns) == 1 and even:
+                continue
             if placement.is_partial() or placement.dim != 0:
                 raise TypeError(
                     f"params: the weight of layer {name!r}, {tuple(weight.shape)}, is placed as {weight.placements}; LNB solves "
-                    f"rows, which are dimension 0. Shard it by rows (fully_shard without a shard_placement_fn for it, "
-                    f"ColwiseParallel in place of RowwiseParallel), or pass exclude=[that layer]. {_UNCHANGED}"
+                    f"rows, which are dimension 0, or equal shares of a linear layer's inputs under RowwiseParallel. Shard it by "
+                    f"rows (fully_shard without a shard_placement_fn for it, ColwiseParallel), or pass exclude=[that layer]. "
+                    f"{_UNCHANGED}"
                 )
-    if block.bias is not None and _placed(weight) != _placed(block.bias):
+    if block.bias is not None and _placed(weight) != _placed(block.bias) and not _is_whole(block.bias, weight):
         raise TypeError(
             f"params: the weight of layer {name!r} is {_described(weight)} and its bias is {_described(block.bias)}; shard both "
             f"alike, on one mesh, or pass exclude=[that layer]. {_UNCHANGED}"
@@ -93,6 +99,27 @@ def require_settings(config: Config, ranks: int) -> None:
         raise ValueError(
             f"damping='gain' is not added up over the rows of a layer, and they are sharded over {ranks} ranks: choose "
             f"'agreement' or 'none'"
+        )
+
+
+def _is_whole(bias: nn.Parameter, weight: nn.Parameter) -> bool:
+    """Whether a bias is where a weight of columns has its rows."""
+    if not isinstance(weight, DTensor) or not isinstance(bias, DTensor) or bias.device_mesh != weight.device_mesh:
+        return False
+    return bias.placements == tuple(row_placements(weight))
+
+
+def require_columns(block: Block, config: Config) -> None:
+    """Require settings with which columns of a layer can be solved apart.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if block.columns is not None and not (config.factored and config.region.two_sided):
+        raise ValueError(
+            f"trust_region={config.trust_region!r}, solver={config.solver!r}: the inputs of layer {block.name!r} are shared out "
+            f"(RowwiseParallel), with which trust_region='two_sided' and solver='cholesky' work: choose these, or pass "
+            f"exclude=[that layer]"
         )
 
 

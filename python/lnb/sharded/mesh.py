@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement, Replicate
+
+from lnb.columns import Columns
 
 
 class Ranks:
@@ -77,9 +79,16 @@ class Ranks:
         """The dimensions of the mesh over which ``parameter`` is cut."""
         if not isinstance(parameter, DTensor):
             return set()
+        return {self._place(parameter, dim) for dim in sharded_dims(parameter)}
+
+    def _place(self, parameter: DTensor, dim: int) -> int:
+        """Which dimension of the whole mesh one of the parameter's own is."""
         own = parameter.device_mesh
-        begin = 0 if own == self._mesh or own in self._data else self._mesh.ndim - own.ndim
-        return {begin + dim for dim in sharded_dims(parameter)}
+        return dim if own == self._mesh or own in self._data else self._mesh.ndim - own.ndim + dim
+
+    def shares_samples(self, parameter: DTensor, dim: int) -> bool:
+        """Whether ranks along a dimension of the parameter's mesh have other samples."""
+        return self._place(parameter, dim) < self._data_dims
 
     def is_tensor_parallel(self, parameter: DTensor) -> bool:
         """Whether its layer's forward pass sees a ``DTensor``: it lies on dimensions other than those of ``fully_shard``."""
@@ -97,6 +106,20 @@ class Ranks:
 def sharded_dims(parameter: DTensor) -> list[int]:
     """The dimensions of its own mesh over which a parameter is cut."""
     return [dim for dim, placement in enumerate(parameter.placements) if not placement.is_replicate()]
+
+
+def row_placements(parameter: DTensor) -> list[Placement]:
+    """How something of every row of a weight is placed: copies where columns are cut."""
+    return [Replicate() if placement.is_shard(1) else placement for placement in parameter.placements]
+
+
+def columns_of(parameter: Tensor) -> Columns | None:
+    """Which columns of a weight are here; None for all."""
+    for dim in sharded_dims(parameter) if isinstance(parameter, DTensor) else ():
+        mesh = parameter.device_mesh
+        if parameter.placements[dim].is_shard(1) and mesh.size(dim) > 1:
+            return Columns(mesh.get_group(dim), mesh.get_local_rank(dim), mesh.size(dim))
+    return None
 
 
 def data_modules(model: nn.Module) -> list[FSDPModule]:

@@ -19,13 +19,14 @@ from lnb.exchange import MomentExchange
 from lnb.identity import Identity
 from lnb.scratch import Scratch
 from lnb.sharded.checks import (
+    require_columns,
     require_known_parallel,
     require_no_sums,
     require_rows,
     require_settings,
 )
 from lnb.sharded.local import Locals, PartState
-from lnb.sharded.mesh import Ranks, data_modules
+from lnb.sharded.mesh import Ranks, columns_of, data_modules
 from lnb.sharded.state import StateForm
 from lnb.sharded.step import Exchange, ShardedShare
 from lnb.step import Share, Stages
@@ -89,14 +90,17 @@ class Shards:
         moving = set(parameters)
         blocks = [block for block in inventory.blocks if block.weight in moving]
         require_no_sums(parameters, inventory.names)
-        for block in blocks:
-            require_rows(block)
         self.ranks = Ranks(model, given if isinstance(given, dist.ProcessGroup) else None)
         for block in blocks:
+            require_rows(block, self.ranks)
             require_known_parallel(block, self.ranks)
-        if self.ranks.runs_on is not None:
-            for capture in (part for block in blocks for whole in block.captures for part in whole.live_captures()):
-                capture.runs_on = self.ranks.runs_on
+        for block in blocks:
+            block.columns = columns_of(block.weight)
+            require_columns(block, config)
+            for capture in (part for whole in block.captures for part in whole.live_captures()):
+                capture.resize(block.d_in_here)
+                if self.ranks.runs_on is not None:
+                    capture.runs_on = self.ranks.runs_on
         self._require_known(given)
         if self.ranks.size > 1:
             require_settings(config, self.ranks.size)
@@ -127,6 +131,11 @@ class Shards:
                 f"{size} of them by tensor parallelism, so LNB cannot know whether the others see other samples. Pass "
                 f"process_group=the group over which this rank's gradients are averaged, or shard with fully_shard too"
             )
+
+    @property
+    def waits(self) -> bool:
+        """Whether hosts wait to know that a step can be made: one with columns of layers exchanges more, step by step."""
+        return any(block.columns is not None for block in self.locals.blocks)
 
     def stages(self, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch) -> Stages:
         """The stages of one step, for :class:`lnb.step.Memory`."""

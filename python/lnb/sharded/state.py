@@ -16,18 +16,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lnb.arenas import compact
 from lnb.factored import block_count
 from lnb.sharded.local import LocalBlock, Locals, StandIn, first_part, local_of
-from lnb.sharded.mesh import sharded_dims
+from lnb.sharded.mesh import row_placements, sharded_dims
 from lnb.whole_state import OF_OUTPUTS, SHARDS, as_blocks
 
 _LIKE_PARAMETER = ("momentum", "gradient_square", "master", "last_step")
@@ -75,7 +75,8 @@ class StateForm:
                 rows = _joined([_as_rows(value, width) for value in values], parts, (0, width))
                 found[key] = _of_rows(rows, parameter)
             elif blocks is not None and key in _OF_GROUPS:
-                found[key] = _of_groups(values, blocks, parameter)
+                whole = _of_groups if blocks[0].columns is None else _of_columns
+                found[key] = whole(values, blocks, parameter)
             else:
                 found[key] = values[0]
         return compact(found)
@@ -110,12 +111,27 @@ class StateForm:
                     shapes = [self._blocks_of(block) for block in blocks]
                     values = [torch.zeros((*shape, shape[-1]), dtype=value.dtype) for shape in shapes]
             elif blocks is not None and key in _OF_GROUPS:
-                values = _groups_here(value, blocks)
+                values = (
+                    _groups_here(value, blocks) if blocks[0].columns is None else [self._columns_here(value, blocks[0])]
+                )
             else:
                 values = [value] * len(parts)
             for state, own in zip(states, values, strict=True):
                 state[key] = own
+        if blocks is not None and blocks[0].columns is not None and not kept:
+            restarted = {"second_moment_step"} & entry.keys()
+            states[0].update({key: torch.zeros(()) for key in restarted})
         return states, not kept and any(key in entry for key in OF_OUTPUTS)
+
+    def _columns_here(self, value: Tensor, block: LocalBlock) -> Tensor:
+        """Statistics of the inputs whose columns are here; zeros where saved ones had other blocks."""
+        assert block.columns is not None
+        count = block.d_in if value.ndim == 2 else block.input_blocks(self._limit)
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        begin, shape = block.columns.index * count, (1, count, *value.shape[2:])
+        if whole.shape[1] != count * block.columns.of:
+            return torch.zeros(shape, dtype=value.dtype)
+        return whole[:, begin : begin + count].clone()
 
     def mark(self, states: Any) -> None:
         """Note in the states of layers into how many parts their rows are cut."""
@@ -128,7 +144,8 @@ class StateForm:
         saved = entry.get(SHARDS)
         if not isinstance(saved, Tensor) or int(saved) != _shards(parameter):
             return False
-        number = math.prod(parameter.device_mesh.size(dim) for dim in sharded_dims(parameter))
+        cut = [dim for dim in sharded_dims(parameter) if not parameter.placements[dim].is_shard(1)]
+        number = math.prod(parameter.device_mesh.size(dim) for dim in cut)
         return self._largest(blocks[0], number) <= self._width(blocks[0])
 
     def _blocks_of(self, block: LocalBlock) -> tuple[int, int, int]:
@@ -165,24 +182,34 @@ def _largest_block(groups: int, rows: int, shards: int, limit: int | None) -> in
 
 
 def _shards(parameter: DTensor) -> int:
-    """Into how many parts the rows of ``parameter`` are cut, and by which dimensions of the mesh."""
+    """Into how many parts the rows of ``parameter`` are cut, and by which dimensions of the mesh; columns likewise."""
     code = 0
     for dim in sharded_dims(parameter):
-        code = code * 65536 + parameter.device_mesh.size(dim)
+        code = code * 65536 + parameter.device_mesh.size(dim) + 32768 * parameter.placements[dim].is_shard(1)
     return max(code, 1)
 
 
 def _of_rows(rows: Tensor, parameter: DTensor) -> DTensor:
-    """A line for each local row as a tensor that is cut like ``parameter``."""
-    return _placed(rows, parameter, (parameter.shape[0], *rows.shape[1:]))
+    """A line for each local row as a tensor that is cut like the rows of ``parameter``."""
+    return _placed(rows, parameter, (parameter.shape[0], *rows.shape[1:]), row_placements(parameter))
 
 
-def _placed(local: Tensor, parameter: DTensor, shape: tuple[int, ...]) -> DTensor:
-    """What is here of a tensor of ``shape`` that is cut like ``parameter``."""
+def _of_columns(values: list[Tensor], blocks: list[LocalBlock], parameter: DTensor) -> DTensor:
+    """Statistics of the inputs whose columns are here, ``[1, blocks or inputs, ...]``, as a tensor of all."""
+    columns, value = blocks[0].columns, values[0]
+    assert columns is not None
+    placements: list[Placement] = [p if p.is_shard(1) else Replicate() for p in parameter.placements]
+    return _placed(value, parameter, (1, value.shape[1] * columns.of, *value.shape[2:]), placements)
+
+
+def _placed(
+    local: Tensor, parameter: DTensor, shape: tuple[int, ...], placements: Sequence[Placement] | None = None
+) -> DTensor:
+    """What is here of a tensor of ``shape`` that is cut like ``parameter``, or as ``placements`` say."""
     return DTensor.from_local(
         local if _is_alone(local) else local.clone(),
         parameter.device_mesh,
-        parameter.placements,
+        parameter.placements if placements is None else placements,
         run_check=False,
         shape=torch.Size(shape),
         stride=torch.empty(shape, device="meta").stride(),
@@ -210,12 +237,13 @@ def _cut(rows: Tensor, parts: list[StandIn]) -> list[Tensor]:
 
 
 def _rows_here(value: Tensor, parameter: DTensor, shape: tuple[int, ...]) -> Tensor:
-    """The local rows of a saved tensor, which is cut like ``parameter`` or whole."""
+    """What is here of a saved tensor, which is whole, or cut like ``parameter``; rows, of which all columns are."""
+    placements = list(parameter.placements) if shape == tuple(parameter.shape) else row_placements(parameter)
     if isinstance(value, DTensor):
-        return local_of(value, like=parameter)
+        return (value if list(value.placements) == placements else value.redistribute(placements=placements)).to_local()
     if value.numel() != math.prod(shape):
         return value  # what is wrong with it is said where shapes are checked
-    sizes, offsets = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
+    sizes, offsets = compute_local_shape_and_global_offset(shape, parameter.device_mesh, placements)
     whole = value.reshape(shape)
     for dim, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
         whole = whole.narrow(dim, min(offset, shape[dim]), size)

@@ -131,7 +131,8 @@ class ShardedShare(Share):
                     0, constant(tuple(due), zeros.device, torch.int64), torch.stack(found).square()
                 )
         if self.agreement is not None:
-            fresh = self.agreement.fresh.to(wide)
+            shares = tuple(1.0 if (c := work.block.columns) is None else 1 / c.of for work in works)
+            fresh = self.agreement.fresh.to(wide) * constant(shares, self.products.device, wide)
         columns = torch.stack([self.products[:layers], free, damped, averages, fresh, norms], dim=1)
         sums = self._exchange.add_sums(works, columns, work.others, self.products[layers:])
         of_layers = sums[: _SUMS * layers].view(layers, _SUMS).unbind(1)
