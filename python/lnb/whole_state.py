@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,9 +12,27 @@ from lnb.blocks import Block, Inventory
 from lnb.factored import block_count
 
 SHARDS = "shards"
-"""The key of a layer's state that tells into how many parts its rows were cut."""
+"""The key of a layer's state that tells into how many parts its rows were cut (:func:`shards_code`)."""
 OF_OUTPUTS = ("output_moment", "output_factor")
+_DIMENSION, _COLUMNS = 1 << 16, 1 << 15
 _RESTARTED = ("factor", "factor_mean", *OF_OUTPUTS)
+
+
+def shards_code(cuts: Iterable[tuple[int, bool]]) -> int:
+    """One number for how a layer was cut: the size of each dimension of the mesh that cuts it, and whether it cuts columns."""
+    code = 0
+    for size, of_columns in cuts:
+        code = code * _DIMENSION + size + _COLUMNS * of_columns
+    return max(code, 1)
+
+
+def has_whole_rows(code: int) -> bool:
+    """Whether no dimension cut the rows of such a layer: its blocks of outputs are those of a whole one."""
+    while code > 1:
+        code, cut = divmod(code, _DIMENSION)
+        if cut < _COLUMNS:
+            return False
+    return True
 
 
 def restart(state: dict[str, Any]) -> None:
@@ -43,12 +62,14 @@ def of_whole(
         block, entry = layers.get(parameter), states.get(number)
         shards = None if entry is None else entry.get(SHARDS)
         if block is not None and isinstance(shards, Tensor) and shards.numel() == 1:
-            states[number] = _of_layer(states[number], block, block_size, int(shards) == 1)
-            restarted += [] if int(shards) == 1 else [parameter]
+            keeps = has_whole_rows(int(shards))
+            states[number], fits = _of_layer(states[number], block, block_size, keeps)
+            restarted += [] if keeps and fits else [parameter]
     return {**state_dict, "state": states}, restarted
 
 
-def _of_layer(entry: dict[str, Any], block: Block, block_size: int | None, keeps: bool) -> dict[str, Any]:
+def _of_layer(entry: dict[str, Any], block: Block, block_size: int | None, keeps: bool) -> tuple[dict[str, Any], bool]:
+    """The state of a whole layer, which ``keeps`` its blocks of outputs; and whether those of inputs are its own."""
     groups, rows, _ = block.shape
     count = block_count(rows, block_size)
     found = {key: value for key, value in entry.items() if key != SHARDS}
@@ -62,11 +83,12 @@ def _of_layer(entry: dict[str, Any], block: Block, block_size: int | None, keeps
             found[key] = as_blocks(value, groups, count, rows // count)
         elif isinstance(value, Tensor):
             found[key] = torch.zeros(groups, count, rows // count, rows // count, dtype=value.dtype)
-    blocks = block.input_blocks(block_size)
+    blocks, fits = block.input_blocks(block_size), True
     for key in ("second_moment", "factor"):
         value = found.get(key)
         if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] != blocks:  # cut where columns were
             size = block.d_in // blocks + value.shape[-1] - block.d_in // value.shape[1]
             found[key] = torch.zeros(groups, blocks, size, size, dtype=value.dtype)
             found["second_moment_step"] = torch.zeros(())
-    return found
+            fits = False
+    return found, fits

@@ -197,10 +197,13 @@ def _tensor_parallel(rank: int, ranks: int) -> dict[str, list[Tensor]]:
     alone = parallelize_module(Plain().double(), init_device_mesh("cpu", (ranks,)), plan)
     found["alone"] = trained(alone, lnb.LNB(alone, LR, **settings))
     found["columns"] = trained(*_by_columns(ranks))
+    found["columns resumed"] = _columns_resumed(ranks)
     mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("data", "tensor"))
     both = parallelize_module(Plain().double(), mesh["tensor"], plan)
     fully_shard(both, mesh=mesh["data"])
     found["with shards"] = trained(both, lnb.LNB(both, LR, **settings), rank // (ranks // 2), 2)
+    crossed, optimizer = _by_columns(ranks, mesh["tensor"], mesh["data"])
+    found["columns of shards"] = trained(crossed, optimizer, rank // (ranks // 2), 2)
     data = mesh["data"].get_group()
     averaged = parallelize_module(Plain().double(), mesh["tensor"], plan)
     optimizer = lnb.LNB(averaged, LR, process_group=data, **settings)
@@ -218,10 +221,37 @@ def _tensor_parallel(rank: int, ranks: int) -> dict[str, list[Tensor]]:
 COLUMNS = {"1": ColwiseParallel(), "3": RowwiseParallel()}
 
 
-def _by_columns(ranks: int, mesh: Any = None, make: Make = Plain) -> tuple[nn.Module, lnb.LNB]:
-    """A layer by rows, and the next one by the columns of what that makes."""
-    model = parallelize_module(make().double(), init_device_mesh("cpu", (ranks,)) if mesh is None else mesh, COLUMNS)
+def _by_columns(ranks: int, mesh: Any = None, data: Any = None, plan: Any = COLUMNS) -> tuple[nn.Module, lnb.LNB]:
+    """A layer by rows, and the next one by the columns of what that makes; inside of ``fully_shard`` over ``data``."""
+    model = parallelize_module(Plain().double(), init_device_mesh("cpu", (ranks,)) if mesh is None else mesh, plan)
+    if data is not None:
+        fully_shard(model, mesh=data)
     return model, lnb.LNB(model, LR, block_size=2)
+
+
+def _columns_resumed(ranks: int) -> tuple[bool, bool, list[Tensor]]:
+    """Whether training goes on the same from its state by columns; whether one process has that state; and how it goes on."""
+    plan = {"3": RowwiseParallel(input_layouts=Replicate())}
+    model, optimizer = _by_columns(ranks, plan=plan)
+    trained(model, optimizer, steps=(0, 4))
+    resumed, other = _by_columns(ranks, plan=plan)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    resumed.load_state_dict(start)
+    set_optimizer_state_dict(resumed, other, get_optimizer_state_dict(model, optimizer))
+    before = averages(model, optimizer)
+    gathered = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+    whole_model = Plain().double()
+    whole_model.load_state_dict(
+        {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in start.items()}
+    )
+    alone = lnb.LNB(whole_model, LR, block_size=2, process_group=None)
+    set_optimizer_state_dict(whole_model, alone, gathered)
+    found = averages(whole_model, alone)
+    known = found.keys() == before.keys() and all(
+        torch.equal(found[key].view_as(before[key]), before[key]) for key in found
+    )
+    ends = [trained(*one, steps=(4, 8)) for one in ((model, optimizer), (resumed, other), (whole_model, alone))]
+    return all(map(torch.equal, *ends[:2])), known, ends[2]
 
 
 def _exchanges(rank: int, ranks: int) -> list[dict[str, Any]]:
@@ -382,7 +412,8 @@ def _complaints(rank: int, ranks: int) -> dict[str, str]:
     """What is said to shards and settings that cannot be served."""
     by_columns = {"shard_placement_fn": lambda parameter: Shard(1) if parameter.ndim == 2 else None}
     tensor = init_device_mesh("cpu", (ranks,))
-    rows = parallelize_module(Plain(), tensor, {"1": RowwiseParallel()})
+    columns = parallelize_module(Plain(), tensor, {"1": RowwiseParallel()})
+    odd = parallelize_module(nn.Sequential(nn.Linear(7, 4)), tensor, {"0": RowwiseParallel()})
     half = Plain()
     fully_shard(half, ignored_params={half[1].bias})
     part = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("data", "tensor"))["tensor"]
@@ -397,7 +428,8 @@ def _complaints(rank: int, ranks: int) -> dict[str, str]:
     packed.attention.in_proj_bias = None
     return {
         "columns": _refusal(sharded(Plain(), **by_columns)),
-        "row-wise": _refusal(rows),
+        "columns iterated": _refusal(columns, preset="paper", cg_scope="neuron"),
+        "odd columns": _refusal(odd),
         "bias": _refusal(half),
         "region": _refusal(sharded(Plain()), trust_region="spectral"),
         "scope": _refusal(sharded(Plain()), preset="paper"),

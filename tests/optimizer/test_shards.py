@@ -94,8 +94,18 @@ def test_rows_on_tensor_parallel_ranks(found: list[dict[str, Any]]) -> None:
     model = Plain().double()
     expected = trained(model, lnb.LNB(model, LR, block_size=2))
     for rank in found:
-        for how in ("alone", "with shards", "with a group", "columns"):
+        for how in ("alone", "with shards", "with a group", "columns", "columns of shards"):
             assert error(rank["tensor parallel"][how], expected) <= 1e-10, how
+
+
+def test_columns_resume_as_they_were_and_on_one_process(found: list[dict[str, Any]]) -> None:
+    model = Plain().double()
+    expected = trained(model, lnb.LNB(model, LR, block_size=2), steps=(0, 8))
+    for rank in found:
+        same, known, ended = rank["tensor parallel"]["columns resumed"]
+        assert same
+        assert known
+        assert error(ended, expected) <= 1e-10
 
 
 def test_a_step_exchanges_moments_and_a_few_sums(folder: Path) -> None:
@@ -216,7 +226,8 @@ def test_what_is_said_to_shards_that_cannot_be_served(found: list[dict[str, Any]
         said = rank["complaints"]
         assert "layer '1'" in said["columns"]
         assert "Shard(dim=1)" in said["columns"]
-        assert "ColwiseParallel in place of RowwiseParallel" in said["row-wise"]
+        assert "trust_region='two_sided' and solver='cholesky' work" in said["columns iterated"]
+        assert "equal shares of a linear layer's inputs" in said["odd columns"]
         assert "its bias is not sharded" in said["bias"]
         assert "trust_region='spectral'" in said["region"]
         assert "cg_scope='layer'" in said["scope"]

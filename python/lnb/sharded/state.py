@@ -28,7 +28,7 @@ from lnb.arenas import compact
 from lnb.factored import block_count
 from lnb.sharded.local import LocalBlock, Locals, StandIn, first_part, local_of
 from lnb.sharded.mesh import row_placements, sharded_dims
-from lnb.whole_state import OF_OUTPUTS, SHARDS, as_blocks
+from lnb.whole_state import OF_OUTPUTS, SHARDS, as_blocks, shards_code
 
 _LIKE_PARAMETER = ("momentum", "gradient_square", "master", "last_step")
 _OF_ROWS = ("row_square", "direction")
@@ -183,10 +183,8 @@ def _largest_block(groups: int, rows: int, shards: int, limit: int | None) -> in
 
 def _shards(parameter: DTensor) -> int:
     """Into how many parts the rows of ``parameter`` are cut, and by which dimensions of the mesh; columns likewise."""
-    code = 0
-    for dim in sharded_dims(parameter):
-        code = code * 65536 + parameter.device_mesh.size(dim) + 32768 * parameter.placements[dim].is_shard(1)
-    return max(code, 1)
+    cuts = ((parameter.device_mesh.size(dim), parameter.placements[dim].is_shard(1)) for dim in sharded_dims(parameter))
+    return shards_code(cuts)
 
 
 def _of_rows(rows: Tensor, parameter: DTensor) -> DTensor:
