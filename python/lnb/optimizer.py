@@ -86,10 +86,10 @@ class LNB(Optimizer):
     * *A model changed after attaching*: ``model.to(...)`` takes probes and state along; a claimed layer that was
       replaced, detached, or got another parameter is an error at the next step.
     * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the rows of all ranks count, and all ranks take the
-      same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others. Settings that
-      keep inputs or choose by measured times are refused.
-    * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``): every rank solves the rows that it has; blocks of outputs end
-      where shards do (:mod:`lnb.sharded`).
+      same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others; where ranks
+      differ in model, settings, rates or step, all raise. Settings that keep inputs or choose by measured times are refused.
+    * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``, ``RowwiseParallel``): every rank solves the rows or columns that it
+      has; blocks end where shards do (:mod:`lnb.sharded`).
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
       direction is not finite though all gradients are stands still alone, and is counted there by its name. So does one
       on a step that gathered finite inputs whose squares are not, as beyond 1e19 in float32: they enter no average.
@@ -117,7 +117,7 @@ class LNB(Optimizer):
     Raises:
         ValueError: a value is not allowed, or the model has no layer to claim.
         TypeError: a value is of the wrong type, a setting is unknown, or parameters are cut through the rows of layers
-            (``FullyShardedDataParallel``, DeepSpeed ZeRO, ``RowwiseParallel``).
+            (``FullyShardedDataParallel``, DeepSpeed ZeRO).
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class LNB(Optimizer):
             The closure's loss.
 
         Raises:
-            RuntimeError: a claimed layer has a gradient but its input was not seen, or an exception broke off the step before
+            RuntimeError: ranks that train together differ, a claimed layer has a gradient but its input was not seen, or an exception broke off the step before
                 and these are still its gradients, or it cannot be known which ranks train the model; nothing was changed.
             KeyboardInterrupt: after Ctrl-C. The step is complete (``diagnostics()["steps"]`` has counted it, and to call
                 ``step()`` again with the same gradients does nothing) or, where it had not begun to write, not made at all.

@@ -439,6 +439,7 @@ def _complaints(rank: int, ranks: int) -> dict[str, str]:
         "alone": _refusal(sharded(Plain()), process_group=None),
         "attention": _refusal(packed),
         "unknown": _refusal(parallelize_module(Plain(), part, {"1": ColwiseParallel()})) if ranks > 2 else "",
+        "columns later": _later_columns(ranks),
         "settings": _step_refusal(rank, ranks, momentum=0.9 - 0.1 * rank),
     }
 
@@ -449,6 +450,17 @@ def _refusal(model: nn.Module, **settings: Any) -> str:
         lnb.LNB(model, **settings)
     except (TypeError, ValueError, RuntimeError) as error:
         return str(error) if [type(module) for module in model.modules()] == classes else "the model was left attached"
+    return "none"
+
+
+def _later_columns(ranks: int) -> str:
+    model = Plain().double()
+    optimizer = lnb.LNB(model)
+    parallelize_module(model, init_device_mesh("cpu", (ranks,)), COLUMNS)
+    try:
+        trained(model, optimizer)
+    except TypeError as error:
+        return str(error)
     return "none"
 
 

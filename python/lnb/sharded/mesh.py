@@ -115,8 +115,10 @@ def row_placements(parameter: DTensor) -> list[Placement]:
 
 def columns_of(parameter: Tensor) -> Columns | None:
     """Which columns of a weight are here; None for all."""
-    for dim in sharded_dims(parameter) if isinstance(parameter, DTensor) else ():
-        mesh = parameter.device_mesh
+    if not isinstance(parameter, DTensor):
+        return None
+    mesh = parameter.device_mesh
+    for dim in sharded_dims(parameter):
         if parameter.placements[dim].is_shard(1) and mesh.size(dim) > 1:
             return Columns(mesh.get_group(dim), mesh.get_local_rank(dim), mesh.size(dim))
     return None

@@ -1,7 +1,7 @@
 """The stages of a step on shards: those of :mod:`lnb.step`, with every sum over a layer taken over all ranks.
 
 A step has two exchanges, and a third where output moments are refreshed: second moments and whether all gradients are finite,
-before anything is written (:func:`lnb.ranks.add_over_ranks`); the traces of the output moments that are averaged; and the sums
+before anything is written (:mod:`lnb.exchange`); the traces of the output moments that are averaged; and the sums
 that step lengths are made of, a few numbers per layer. Their order and sizes depend on the model alone, so that a rank that
 cannot make a step can still take part.
 """
