@@ -88,8 +88,8 @@ class LNB(Optimizer):
     * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the rows of all ranks count, and all ranks take the
       same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others; where ranks
       differ in model, settings, rates or step, all raise. Settings that keep inputs or choose by measured times are refused.
-    * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``, ``RowwiseParallel``): every rank solves the rows or columns that it
-      has; blocks end where shards do (:mod:`lnb.sharded`).
+    * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``, ``RowwiseParallel``): every rank solves the rows or columns
+      that it has; blocks end where shards do (:mod:`lnb.sharded`).
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
       direction is not finite though all gradients are stands still alone, and is counted there by its name. So does one
       on a step that gathered finite inputs whose squares are not, as beyond 1e19 in float32: they enter no average.
@@ -285,8 +285,9 @@ class LNB(Optimizer):
             The closure's loss.
 
         Raises:
-            RuntimeError: ranks that train together differ, a claimed layer has a gradient but its input was not seen, or an exception broke off the step before
-                and these are still its gradients, or it cannot be known which ranks train the model; nothing was changed.
+            RuntimeError: a claimed layer has a gradient but its input was not seen, or an exception broke off the step before and
+                these are still its gradients, or it cannot be known which ranks train the model, or these differ; nothing was
+                changed.
             KeyboardInterrupt: after Ctrl-C. The step is complete (``diagnostics()["steps"]`` has counted it, and to call
                 ``step()`` again with the same gradients does nothing) or, where it had not begun to write, not made at all.
             FloatingPointError: NaN or inf was met and ``strict`` is set; nothing was changed.
@@ -672,7 +673,7 @@ class LNB(Optimizer):
         self._meter = None
         self._exchange = self.__dict__.get("_exchange") or MomentExchange()
         self._identifier = self.__dict__.get("_identifier") or Identifier()
-        self._find_shards()
         self._phases = []
         self._guard = StepGuard()
+        self._find_shards()
         self._switch_captures(self._optimized_blocks())
