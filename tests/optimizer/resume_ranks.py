@@ -59,7 +59,7 @@ def _resumed(rank: int, ranks: int, folder: Path) -> None:
             model = sharded(make().double())
             optimizer = lnb.LNB(model, LR, **settings)
             load(folder / f"{name}{number}", model, optimizer)
-            found = averages(model, optimizer)
+            found = {key: value.clone() for key, value in averages(model, optimizer).items()}
             ended = trained(model, optimizer, rank, ranks, steps=(4, 8))
             state, expected = torch.load(folder / f"{name}{number}.pt")
             assert all(torch.equal(found[key], state[key]) for key in state), (name, number, ranks)

@@ -142,6 +142,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         found["float32"] = trained(model, lnb.LNB(model, LR / 10, block_size=2), rank, ranks, torch.float32)
         found["ways"] = _ways(rank, ranks)
         found["exchanges"] = _exchanges(rank, ranks)
+        found["bytes"] = _bytes(rank, ranks)
         found["failed"] = _failed(rank, ranks)
         with _unseen_by_host():
             found["failed unseen"] = _failed(rank, ranks)
@@ -270,6 +271,33 @@ def _exchanges(rank: int, ranks: int) -> list[dict[str, Any]]:
         counts = {str(operator): count for operator, count in seen.get_comm_counts().items() if count}
         found.append({"moments": live, "sizes": sizes, "collectives": counts})
     return found
+
+
+def _bytes(rank: int, ranks: int) -> tuple[int, int, int]:
+    """What LNB keeps on this rank, state and memory to work in; AdamW's; and statistics that the plan has of whole layers."""
+    make, settings = CASES["fast"]
+    kept = []
+    for name in ("lnb", "adamw"):
+        model = sharded(make().double())
+        ours = lnb.LNB(model, LR, **settings)
+        optimizer = ours if name == "lnb" else torch.optim.AdamW(model.parameters())
+        for x, y in images(torch.float64, 3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
+            optimizer.step()
+        held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        local = [value.to_local() if isinstance(value, DTensor) else value for value in held]
+        kept.append(
+            sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in local}.values())
+        )
+        if name == "lnb":
+            weights = {block.weight: block for block in ours._inventory.blocks}
+            kept[0] += sum(
+                8 * p.to_local().numel() for p in model.parameters() if p in weights
+            )  # directions, kept to work in
+            plan = ours.plan()
+            planned = plan.state_bytes - sum(8 * p.numel() for block in weights.values() for p in block.parameters)
+    return kept[0], kept[1], planned
 
 
 @contextlib.contextmanager

@@ -122,6 +122,13 @@ def test_a_step_exchanges_moments_and_a_few_sums(folder: Path) -> None:
             assert sum(step["collectives"].values()) == len(step["sizes"])
 
 
+def test_a_rank_keeps_no_more_than_adamw_does_and_the_plan(folder: Path) -> None:
+    for rank in range(2):
+        kept, adamw, planned = of_rank(folder, rank, 2)["bytes"]
+        assert kept <= adamw + planned
+        assert kept > adamw // 2
+
+
 def test_resumes_on_as_many_ranks_bit_for_bit(found: list[dict[str, Any]]) -> None:
     assert all(all(rank["resumed"]["same"].values()) and len(rank["resumed"]["same"]) == 3 for rank in found)
 
