@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from lnb.equations import Equation, solve_equation, solve_joined
 from lnb.factored import Factor
 from lnb.metric import begin_block, keep_direction
 from lnb.refresh import matrices
+from lnb.shared_iterations import solve_shared
 from lnb.trust_regions import TrustRegion
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
@@ -44,9 +45,16 @@ class Solution:
 
 
 def solve(
-    works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, agreement: Agreement | None = None
+    works: list[BlockWork],
+    averages: dict[nn.Parameter, Tensor],
+    verdict: Verdict,
+    agreement: Agreement | None = None,
+    add: Callable[[list[BlockWork], Tensor], Tensor] | None = None,
 ) -> Solution:
-    """The directions of all layers of one device, in the order of ``works``. Layers that keep a factor have it already."""
+    """The directions of all layers of one device, in the order of ``works``. Layers that keep a factor have it already.
+
+    Where the layers are rows of layers, ``add`` makes sums over all rows of those here, ``[layers, n]`` of some of the layers.
+    """
     solution = Solution([[] for _ in works])
     two_sided = [i for i, work in enumerate(works) if work.config.region.two_sided]
     if two_sided:
@@ -57,7 +65,7 @@ def solve(
         weights, biases = batch.unstacked(weight), batch.unstacked(bias)
         for k, i in enumerate(batch.members):
             solution.parts[i] = works[i].block.shaped([weights[k], *biases[k : k + 1]])
-    _iterate(solution, works, [i for i, work in enumerate(works) if not work.config.factored], averages, verdict)
+    _iterate(solution, works, [i for i, work in enumerate(works) if not work.config.factored], averages, verdict, add)
     return solution
 
 
@@ -188,19 +196,31 @@ def _iterate(
     members: list[int],
     averages: dict[nn.Parameter, Tensor],
     verdict: Verdict,
+    add: Callable[[list[BlockWork], Tensor], Tensor] | None,
 ) -> None:
-    """One layer at a time, so that only one has its copies in memory; small ones wait, to be solved in one call."""
+    """One layer at a time, so that only one has its copies in memory; small ones wait, to be solved in one call.
+
+    Layers whose rows are elsewhere too, and share a step length, wait for each other.
+    """
     waiting: dict[int, Equation] = {}
+    shared: dict[int, Equation] = {}
     for i in members:
         work = works[i]
         gradient = work.block.join([averages[parameter] for parameter in work.parameters])
         begun = begin_block(work, gradient, verdict, work.config)
         if isinstance(begun, Tensor):
             solution.parts[i] = _shaped(work, begun, gradient)
+        elif add is not None and begun.scope == "layer":
+            shared[i] = begun
         elif begun.joins:
             waiting[i] = begun
         else:
             _finish(solution, i, work, begun, solve_equation(begun), verdict)
+    if shared and add is not None:
+        of_shared, add_all = [works[i] for i in shared], add
+        found = solve_shared(list(shared.values()), lambda values: add_all(of_shared, values))
+        for i, solved in zip(shared, found, strict=True):
+            _finish(solution, i, works[i], shared[i], solved, verdict)
     for i, solved in zip(waiting, solve_joined(list(waiting.values())), strict=True):
         _finish(solution, i, works[i], waiting[i], solved, verdict)
 

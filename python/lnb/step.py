@@ -154,13 +154,17 @@ class Share:
         if config.damping == "agreement" and work.blocks:
             self.agreement = observe_agreement(work.blocks, verdict, config, arenas)
         self.refresh(averages)
-        self.solution = solve(work.blocks, averages, verdict, self.agreement)
+        self.solution = self.solve(averages)
         if config.others == "adamw":
             self.others = adam_directions(work, averages, verdict, config.b_others, arenas)
         else:
             self.others = [averages[parameter] for parameter in work.others]
         self.products = products_of(work, self.solution, self.others, averages)
         self.averages = averages
+
+    def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
+        """Where the layers are to go."""
+        return solve(self.work.blocks, averages, self.verdict, self.agreement)
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""

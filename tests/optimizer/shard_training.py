@@ -86,6 +86,7 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
     "uneven": (Uneven, {"block_size": 1}),
     "factored": (Network, {"preset": "paper", "solver": "cholesky"}),
     "neuron": (Network, {"trust_region": "neuron", "damping": "none", "others": "identity"}),
+    "paper": (Plain, {"preset": "paper"}),
     "iterated": (Plain, {"preset": "paper", "cg_scope": "neuron", "trust_region": "layer"}),
 }
 
@@ -460,7 +461,6 @@ def _complaints(rank: int, ranks: int) -> dict[str, str]:
         "odd columns": _refusal(odd),
         "bias": _refusal(half),
         "region": _refusal(sharded(Plain()), trust_region="spectral"),
-        "scope": _refusal(sharded(Plain()), preset="paper"),
         "damping": _refusal(sharded(Plain()), preset="full_batch", ridge=0.1, cg_scope="neuron"),
         "inputs": _refusal(sharded(Plain()), preset="paper", solver="matrix_free"),
         "group": _refusal(sharded(Plain()), process_group=dist.new_group([rank], use_local_synchronization=True)),

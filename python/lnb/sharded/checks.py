@@ -85,11 +85,6 @@ def require_settings(config: Config, ranks: int) -> None:
             f"trust_region={config.trust_region!r} works on all rows of a layer together, and they are sharded over {ranks} "
             f"ranks: choose 'two_sided', 'neuron', 'layer' or 'global'"
         )
-    if not config.factored and config.solver == "pcg" and config.cg_scope != "neuron":
-        raise ValueError(
-            f"cg_scope={config.cg_scope!r} takes one step length for all rows of a layer, and they are sharded over {ranks} "
-            f"ranks: choose cg_scope='neuron' or solver='cholesky'"
-        )
     if config.split_refresh:
         raise ValueError(
             f"split_refresh=True shares out the layers over ranks that have whole copies of them, and they are sharded over "

@@ -134,8 +134,9 @@ class Shards:
 
     @property
     def waits(self) -> bool:
-        """Whether hosts wait to know that a step can be made: one with columns of layers exchanges more, step by step."""
-        return any(block.columns is not None for block in self.locals.blocks)
+        """Whether hosts wait to know that a step can be made: ones with more exchanges, of columns or iterations, are left early."""
+        iterates = not self._config.factored and self._config.solver == "pcg" and self._config.cg_scope == "layer"
+        return iterates or any(block.columns is not None for block in self.locals.blocks)
 
     def stages(self, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch) -> Stages:
         """The stages of one step, for :class:`lnb.step.Memory`."""

@@ -22,6 +22,7 @@ from lnb.region import Lengths, in_region, measure_lengths
 from lnb.scratch import Scratch
 from lnb.sharded.local import LocalBlock, Locals
 from lnb.sharded.mesh import Ranks
+from lnb.solve import Solution, solve
 from lnb.step import Share
 from lnb.verdict import Verdict
 from lnb.weight_bound import is_measured
@@ -89,6 +90,18 @@ class Exchange:
         both = [of_layers[places].reshape(-1)] if blocks else []
         return torch.cat([*both, buffer[other_places]])
 
+    def add_products(self, works: list[BlockWork], values: Tensor) -> Tensor:
+        """Sums over all rows of the layers of ``works``, from those over the rows here, ``[layers, n]``."""
+        blocks = [cast(LocalBlock, work.block) for work in works]
+        buffer = values.new_zeros(self._layers, values.shape[1])
+        places = constant(tuple(block.place for block in blocks), values.device, torch.int64)
+        counts = tuple(not block.cut.is_empty and self._counts[block.weight] for block in blocks)
+        chosen = constant(counts, values.device, torch.bool).unsqueeze(1)
+        buffer.index_add_(0, places, torch.where(chosen, values, 0.0))
+        if self.on:
+            self._ranks.add(buffer)
+        return buffer[places]
+
     def add_means(self, works: list[BlockWork], traces: list[Tensor]) -> list[Tensor]:
         """Means over all rows of each group, from sums over the rows here, ``[groups]`` of each local layer."""
         buffer = traces[0].new_zeros(self._group_begins[-1])
@@ -142,6 +155,10 @@ class ShardedShare(Share):
         if self.shortens:
             self.lengths = Lengths(of_layers[1], of_layers[2], None if self.agreement is None else of_layers[3])
             self.weight_norms = of_layers[5].sqrt()
+
+    def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
+        """Where the layers are to go."""
+        return solve(self.work.blocks, averages, self.verdict, self.agreement, self._exchange.add_products)
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""
