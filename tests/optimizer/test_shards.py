@@ -143,8 +143,7 @@ def test_resumes_on_other_numbers_of_ranks(folder: Path) -> None:
         state, parameters = four["other"][name]
         assert state.keys() == two["state"][name].keys()
         assert all(torch.equal(state[key], two["state"][name][key]) for key in state), name
-        assert all(bool(parameter.isfinite().all()) for parameter in parameters)
-    assert error(four["other"]["factored"][1], alone("factored", steps=8)) <= 1e-10
+        assert error(parameters, alone(name, steps=8)) <= 1e-10, name  # blocks of outputs end where they did
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -158,7 +157,7 @@ def test_resumes_on_one_rank(name: str, folder: Path) -> None:
     state = averages(model, optimizer)
     assert all(torch.equal(state[key], four[key]) for key in four)
     got = trained(model, optimizer, steps=(4, 8))
-    assert name == "fast" or error(got, alone(name, steps=8)) <= 1e-10
+    assert error(got, alone(name, steps=8)) <= 1e-10
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -207,8 +206,7 @@ def test_whole_parameters_and_shards_load_each_others_state(name: str) -> None:
     third.load_state_dict(gathered)
     ended = [trained(net, opt, steps=(6, 8)) for net, opt in ((model, second), (last, third))]
     assert error(ended[1], ended[0]) <= 1e-10
-    if name == "factored":
-        assert error(ended[0], alone(name, steps=8)) <= 1e-10
+    assert error(ended[0], alone(name, steps=8)) <= 1e-10
 
 
 @pytest.fixture

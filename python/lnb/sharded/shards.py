@@ -134,7 +134,7 @@ class Shards:
 
     @property
     def waits(self) -> bool:
-        """Whether hosts wait to know that a step can be made: ones with more exchanges, of columns or iterations, are left early."""
+        """Whether hosts wait to know that a step can be made: those of columns and of iterations have more exchanges."""
         iterates = not self._config.factored and self._config.solver == "pcg" and self._config.cg_scope == "layer"
         return iterates or any(block.columns is not None for block in self.locals.blocks)
 

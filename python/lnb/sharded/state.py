@@ -28,7 +28,7 @@ from lnb.arenas import compact
 from lnb.factored import block_count
 from lnb.sharded.local import LocalBlock, Locals, StandIn, first_part, local_of
 from lnb.sharded.mesh import row_placements, sharded_dims
-from lnb.whole_state import OF_OUTPUTS, SHARDS, as_blocks, shards_code
+from lnb.whole_state import OF_OUTPUTS, SHARDS, as_blocks, has_column_cuts, keeps_outputs, row_cuts, shards_code
 
 _LIKE_PARAMETER = ("momentum", "gradient_square", "master", "last_step")
 _OF_ROWS = ("row_square", "direction")
@@ -104,6 +104,8 @@ class StateForm:
                 rows = _cut(_rows_here(value, parameter, (parameter.shape[0], *columns)), parts)
                 values = [row.reshape(*block.shape[:2], *columns) for row, block in zip(rows, blocks, strict=True)]
             elif blocks is not None and key in OF_OUTPUTS:
+                if kept and value.ndim == 4:  # of a whole layer
+                    value = _as_rows(value, self._width(blocks[0]))
                 if kept:
                     rows = _cut(_rows_here(value, parameter, (parameter.shape[0], value.shape[-1])), parts)
                     values = [as_blocks(row, *self._blocks_of(block)) for row, block in zip(rows, blocks, strict=True)]
@@ -118,10 +120,24 @@ class StateForm:
                 values = [value] * len(parts)
             for state, own in zip(states, values, strict=True):
                 state[key] = own
-        if blocks is not None and blocks[0].columns is not None and not kept:
-            restarted = {"second_moment_step"} & entry.keys()
-            states[0].update({key: torch.zeros(()) for key in restarted})
-        return states, not kept and any(key in entry for key in OF_OUTPUTS)
+        by_columns = blocks is not None and (blocks[0].columns is not None or has_column_cuts(_saved_code(entry)))
+        fits = blocks is None or not by_columns or self._fit_inputs(states, blocks, kept)
+        return states, not (kept and fits) and any(key in entry for key in OF_OUTPUTS)
+
+    def _fit_inputs(self, states: list[dict[str, Any]], blocks: list[LocalBlock], kept: bool) -> bool:
+        """Have second moments and factors that were saved of other blocks of inputs start anew; whether none does."""
+        fits = kept or blocks[0].columns is None
+        for state, block in zip(states, blocks, strict=True):
+            count = block.input_blocks(self._limit)
+            for key in ("second_moment", "factor"):
+                value = state.get(key)
+                if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] != count:
+                    size = block.d_in // count + value.shape[-1] - block.d_in // value.shape[1]
+                    state[key] = torch.zeros(len(value), count, size, size, dtype=value.dtype)
+                    fits = False
+            if not fits and "second_moment_step" in state:
+                state["second_moment_step"] = torch.zeros(())
+        return fits
 
     def _columns_here(self, value: Tensor, block: LocalBlock) -> Tensor:
         """Statistics of the inputs whose columns are here; zeros where saved ones had other blocks."""
@@ -141,12 +157,14 @@ class StateForm:
                 state[SHARDS] = torch.tensor(_shards(weight))
 
     def _keeps_blocks(self, parameter: DTensor, entry: dict[str, Any], blocks: list[LocalBlock]) -> bool:
-        saved = entry.get(SHARDS)
-        if not isinstance(saved, Tensor) or int(saved) != _shards(parameter):
+        code, own = _saved_code(entry), _shards(parameter)
+        cuts = row_cuts(own)
+        number = math.prod(cuts)
+        if self._largest(blocks[0], number) > self._width(blocks[0]):
             return False
-        cut = [dim for dim in sharded_dims(parameter) if not parameter.placements[dim].is_shard(1)]
-        number = math.prod(parameter.device_mesh.size(dim) for dim in cut)
-        return self._largest(blocks[0], number) <= self._width(blocks[0])
+        if code == own or blocks[0].columns is not None:
+            return code == own
+        return len(cuts) <= 1 and keeps_outputs(blocks[0].whole, code, number, self._limit)
 
     def _blocks_of(self, block: LocalBlock) -> tuple[int, int, int]:
         """Groups, blocks of each, and neurons of each block of a local layer."""
@@ -179,6 +197,12 @@ def _largest_block(groups: int, rows: int, shards: int, limit: int | None) -> in
             first, last = begin // rows, (end - 1) // rows
             lengths |= {min(end, (g + 1) * rows) - max(begin, g * rows) for g in (first, last)} | {rows}
     return max(length // block_count(length, limit) for length in lengths)
+
+
+def _saved_code(entry: dict[str, Any]) -> int:
+    """How the layer was cut whose state that is; 1 for a whole one."""
+    saved = entry.get(SHARDS)
+    return int(saved) if isinstance(saved, Tensor) and saved.numel() == 1 else 1
 
 
 def _shards(parameter: DTensor) -> int:
