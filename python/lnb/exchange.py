@@ -12,58 +12,22 @@ knows that the sizes may be others now: it exchanges the digest first, and the m
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lnb.blocks import Block
 from lnb.identity import Identity, require_alike
 from lnb.layers.capture import Capture
+from lnb.moment_sum import MomentSum, Slot, begun
 
-_ALIGNED = 32  # entries: every part of the buffer starts where vector loads like it
 _NUMBERS = 4  # by which digests are compared
 _DIGITS = 24  # binary, of whole numbers that float32 adds up exactly
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """A probe's place."""
-
-    block: Block
-    capture: Capture
-    of_channels: bool
-    shape: tuple[int, ...]
-
-    @property
-    def parts(self) -> int:
-        """How many shares of the layer's inputs are summed apart from each other."""
-        return 1 if self.block.columns is None else self.block.columns.of
-
-    @property
-    def part(self) -> int:
-        """Which of them is here."""
-        return 0 if self.block.columns is None else self.block.columns.index
-
-    @property
-    def numel(self) -> int:
-        """Entries of all parts."""
-        return self.parts * math.prod(self.shape)
-
-    @property
-    def among(self) -> list[Capture]:
-        """The captures that the layer has now; those of a detached one, which has none, are said elsewhere to be missing."""
-        found = [part for one in self.block.captures for part in one.live_captures()]
-        return found or [self.capture]
-
-    @property
-    def probe(self) -> Tensor | None:
-        """As it is now."""
-        return self.capture.channel_probe if self.of_channels else self.capture.probe
 
 
 @dataclass(frozen=True)
@@ -76,64 +40,9 @@ class _Promise:
         step: the number of the step.
     """
 
-    kinds: dict[tuple[torch.device, torch.dtype], list[_Slot]] = field(default_factory=dict)
+    kinds: dict[tuple[torch.device, torch.dtype], list[Slot]] = field(default_factory=dict)
     structure: str | None = None
     step: int = -1
-
-
-class _Sum:
-    """A flat buffer of second moments that is added over ranks, while something else runs.
-
-    Args:
-        slots: of one device and dtype.
-        device: of the buffer.
-        dtype: of the buffer.
-        header: further entries, at its end.
-    """
-
-    def __init__(self, slots: list[_Slot], device: torch.device, dtype: torch.dtype, header: int = 0) -> None:
-        lengths = [-(-slot.numel // _ALIGNED) * _ALIGNED for slot in slots]
-        self._slots = slots
-        self.buffer = torch.zeros(sum(lengths) + header, dtype=dtype, device=device)
-        *parts, self.header = self.buffer.split([*lengths, header])
-        self._totals = [
-            part[: slot.numel].view(slot.parts, *slot.shape)[slot.part] for part, slot in zip(parts, slots, strict=True)
-        ]
-        self._work: Any = None
-
-    def fill(self, counts: bool = True) -> None:
-        """Copy what this rank's backward passes gathered; zeros stand for what they did not reach.
-
-        Of ranks with the same samples one ``counts``; what each has of a layer's inputs counts anyway.
-        """
-        used = [
-            (total, slot) for total, slot in zip(self._totals, self._slots, strict=True) if counts or slot.parts > 1
-        ]
-        pairs = [(total, slot.probe) for total, slot in used]
-        found = [(total, probe.grad) for total, probe in pairs if probe is not None and probe.grad is not None]
-        found = [(total, gradient) for total, gradient in found if total.shape == gradient.shape]
-        if found:
-            torch._foreach_copy_([total for total, _ in found], [gradient for _, gradient in found])
-
-    def start(self, groups: list[Any]) -> None:
-        """Add over ``groups``, one after the other; the host does not wait for the last."""
-        for group in groups[:-1]:
-            dist.all_reduce(self.buffer, group=group)
-        for group in groups[-1:]:
-            self._work = dist.all_reduce(self.buffer, group=group, async_op=True)
-
-    def wait(self) -> None:
-        """Have the sums."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-
-    def give(self) -> None:
-        """Have the captures hold the sums. A layer without a gradient is left without one."""
-        for total, slot in zip(self._totals, self._slots, strict=True):
-            probe = slot.probe
-            if slot.block.weight.grad is not None and probe is not None and probe.shape == total.shape:
-                probe.grad = total
 
 
 class MomentExchange:
@@ -148,7 +57,7 @@ class MomentExchange:
         self.early = False
         self._promise = _Promise()
         self._captures: dict[Block, list[Capture]] = {}
-        self._launched: list[_Sum] = []
+        self._launched: list[MomentSum] = []
         self._passes = 0  # backward passes since the last step, and before the launch
         self._launched_after = -1
         self._differed: Tensor | None = None
@@ -197,7 +106,7 @@ class MomentExchange:
         if groups is None or not self.gathers:
             return
         self._drop()
-        self._launched = [_begun(kind, slots, groups, True) for kind, slots in self._promise.kinds.items()]
+        self._launched = [begun(kind, slots, groups, True) for kind, slots in self._promise.kinds.items()]
         self._launched_after = self._passes
 
     def forget(self) -> None:
@@ -244,18 +153,19 @@ class MomentExchange:
 
         Raises:
             RuntimeError: the ranks have different models, settings or rates, or are at different steps; on every rank, with the
-                first difference. Nothing was changed.
+                first difference. Or the exchange failed, as where a rank has ended. Nothing was changed.
         """
         self._raise_late()
         if (identity.structure, identity.step) != (self._promise.structure, self._promise.step):
-            flag = self._compare(
-                self._reduce(groups, size, device, identity, failed, False)[0], groups, size, identity, True
-            )
+            with _naming(size):
+                header, _ = self._reduce(groups, size, device, identity, failed, False)
+            flag = self._compare(header, groups, size, identity, True)
             if failed is True or not bool(flag.isfinite()):
                 return flag  # the next step compares
             self._captures = {block: block.captures for block in blocks}
             self._promise = _Promise(self._kinds(blocks), identity.structure, identity.step)
-        header, sums = self._reduce(groups, size, device, identity, failed, True, counts)
+        with _naming(size):
+            header, sums = self._reduce(groups, size, device, identity, failed, True, counts)
         flag = self._compare(header, groups, size, identity, header.is_cpu)
         if failed is not True:
             for part in sums:
@@ -271,19 +181,19 @@ class MomentExchange:
         failed: bool | Tensor,
         fills: bool,
         counts: bool = True,
-    ) -> tuple[Tensor, list[_Sum]]:
+    ) -> tuple[Tensor, list[MomentSum]]:
         """Exchange what is promised; the first header, and all sums."""
         kinds = self._promise.kinds
-        apart: list[_Sum] = []
+        apart: list[MomentSum] = []
         if self.early:
             if self._launched_after == self._passes:
                 apart = self._launched
             else:
                 self._drop()
-                apart = [_begun(kind, slots, groups, fills) for kind, slots in kinds.items()]
+                apart = [begun(kind, slots, groups, fills) for kind, slots in kinds.items()]
             self._launched, self._launched_after, kinds = [], -1, {}
         together = [
-            _Sum(slots, *kind, _NUMBERS + 1) for kind, slots in (kinds or {(device, torch.float32): []}).items()
+            MomentSum(slots, *kind, _NUMBERS + 1) for kind, slots in (kinds or {(device, torch.float32): []}).items()
         ]
         for part in together:
             if fills:
@@ -317,14 +227,14 @@ class MomentExchange:
             flag.masked_fill_(self._differed, math.nan)
         return flag
 
-    def _kinds(self, blocks: Iterable[Block]) -> dict[tuple[torch.device, torch.dtype], list[_Slot]]:
+    def _kinds(self, blocks: Iterable[Block]) -> dict[tuple[torch.device, torch.dtype], list[Slot]]:
         """The places of all probes that are switched on, of layers that are not frozen."""
-        kinds: dict[tuple[torch.device, torch.dtype], list[_Slot]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype], list[Slot]] = {}
         for block in blocks:
             whole = self.captures_of(block) if block.weight.requires_grad else []
             for capture in (part for one in whole for part in one.live_captures()):
                 for probe in capture.live_probes():
-                    slot = _Slot(block, capture, probe is capture.channel_probe, tuple(probe.shape))
+                    slot = Slot(block, capture, probe is capture.channel_probe, tuple(probe.shape))
                     kinds.setdefault((probe.device, probe.dtype), []).append(slot)
         return kinds
 
@@ -338,9 +248,15 @@ class MomentExchange:
             )
 
 
-def _begun(kind: tuple[torch.device, torch.dtype], slots: list[_Slot], groups: list[Any], fills: bool) -> _Sum:
-    part = _Sum(slots, *kind)
-    if fills:
-        part.fill()
-    part.start(groups)
-    return part
+@contextlib.contextmanager
+def _naming(ranks: int) -> Iterator[None]:
+    """Say what an exchange that fails was for."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"step(): the exchange of second moments with {ranks} ranks failed: one of them may have ended, or be more than the "
+            f"group's timeout behind. Nothing was changed. ({error})"
+        ) from error

@@ -146,8 +146,9 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
     found["copy"] = _copied(rank, ranks)
     found["complaints"] = _complaints()
     found["differences"] = _differences(rank, ranks)
-    torch.save(found, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    if rank < ranks - 1:
+        found["deserted"] = _deserted()
+    torch.save(found, folder / f"rank{rank}.pt")  # the last rank ends; then the others do
 
 
 def _trained_how(how: str, model: nn.Module, rank: int, ranks: int, settings: dict[str, Any]) -> Tensor:
@@ -268,12 +269,14 @@ def _differences(rank: int, ranks: int) -> dict[str, tuple[str, bool]]:
     wrapped = DistributedDataParallel(Network().double())
     optimizer = lnb.LNB(wrapped, 0.02, preset="paper")
     found = {}
-    for name in ("none", "rate", "parameter", "state", "none again", "layer", "layer still"):
+    for name in ("none", "rate", "parameter", "state", "none again", "layer", "layer still", "layer anew", "at last"):
         x, y = images(torch.float64)[0]
         optimizer.zero_grad()
         head = wrapped.module.head
         if name == "layer" and rank == 1:
             lnb.detach(head)
+        if name == "layer anew" and rank == 1:
+            lnb.attach(head)
         F.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
         before, saved = parameters_of(wrapped), copy.deepcopy(optimizer.state_dict())
         if rank == 1 and name == "rate":
@@ -300,6 +303,19 @@ def _differences(rank: int, ranks: int) -> dict[str, tuple[str, bool]]:
     except RuntimeError as error:
         found["model"] = str(error), True
     return found
+
+
+def _deserted() -> tuple[str, bool]:
+    """What is said where a rank has ended, and whether nothing moved."""
+    model = Plain()
+    optimizer = lnb.LNB(model, process_group=dist.group.WORLD)
+    before = parameters_of(model)
+    model(images(torch.float32)[0][0]).square().sum().backward()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error), torch.equal(parameters_of(model), before)
+    return "", False
 
 
 def _complaints() -> dict[str, str]:

@@ -75,8 +75,10 @@ def test_a_step_that_one_rank_cannot_make_none_makes(found: Found) -> None:
 def test_ranks_that_differ_are_told_in_what(found: Found) -> None:
     for number, rank in enumerate(found):
         said = rank["differences"]
-        assert said["none"] == said["none again"] == ("", False)
-        assert all(unmoved for name, (_, unmoved) in said.items() if not name.startswith("none"))
+        moving = {"none", "none again", "at last"}
+        assert all(said[name] == ("", False) for name in moving)
+        assert all(said[name][1] for name in said.keys() - moving)
+        assert ("layer 'head' was attached anew" in said["layer anew"][0]) == (number == 1)
         assert "'lr': 0.02" in said["rate"][0]
         assert "rank 1 has param_groups[0] with {'lr': 0.5" in said["rate"][0]
         for name in ("layer", "layer still"):
@@ -85,6 +87,13 @@ def test_ranks_that_differ_are_told_in_what(found: Found) -> None:
         assert "rank 0 has step 1, rank 1 has step 2" in said["state"][0]
         widths = "rank 0 has parameter 'weight' (2, 3) torch.float32 whole, rank 1 has parameter 'weight' (3, 3)"
         assert widths in said["model"][0]
+
+
+def test_ranks_that_are_left_alone_are_told_so(found: Found) -> None:
+    for rank in found[:-1]:
+        said, unmoved = rank["deserted"]
+        assert said.startswith(f"step(): the exchange of second moments with {len(found)} ranks failed")
+        assert unmoved
 
 
 def test_strict_raises_on_every_rank(found: Found) -> None:
