@@ -65,7 +65,7 @@ def _exchange(made: list[list[Tensor]], dtype: torch.dtype, group: Any) -> None:
     own = torch.zeros(length, dtype=dtype, device=device)
     for target, tensor in _places(own, made[group.rank()]):
         target.copy_(tensor)
-    dist.all_gather_into_tensor(everything.view(-1), own, group=group)
+    dist.all_gather(list(everything.unbind()), own, group=group)
     for rank, tensors in enumerate(made):
         if rank != group.rank():
             for source, tensor in _places(everything[rank], tensors):
