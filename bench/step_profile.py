@@ -76,7 +76,7 @@ class Worker:
 def timed_solve(clock: Callable[[], float]) -> Iterator[list[float]]:
     """Time the refreshes and solutions of the layers' systems; yields a list that fills with seconds."""
     seconds: list[float] = []
-    plain = {name: getattr(step, name) for name in ("refresh", "solve")}
+    plain = {name: getattr(step, name) for name in ("refresh_over", "solve")}
 
     def timed(stage: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:

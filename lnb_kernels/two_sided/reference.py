@@ -83,10 +83,10 @@ def two_sided_direction_(
     """
     gradient = _products(weight, weight) if bias is None else _products(weight, weight) + _products(bias, bias)
     root = root * unit_scale(root, matrix_dims=3) * unit_scale(weight, bias).unsqueeze(-3)
-    mixed = _mix(root, weight)
+    mixed = mix(root, weight)
     mixed_bias = None
     if bias is not None and mean is not None:
-        mixed_bias = _mix(root, bias)
+        mixed_bias = mix(root, bias)
         mixed.addcmul_(mixed_bias, mean.unsqueeze(-2), value=-1)  # centred
     step = times_blocks(mixed, inverse)
     # <(h_w, h_b), (w, b)> = <h_w, w - b mu> + b^2
@@ -123,8 +123,13 @@ def row_agreement(squares: Tensor, noise: float, *averages: Tensor) -> Tensor:
         averages: the parts of ``g~``, each ``[..., m, columns]``.
     """
     wide = sum_dtype(squares.device)
-    square = sum(part.to(wide).square().sum(-1, keepdim=True) for part in averages)
-    mean = squares.to(wide).unsqueeze(-1)
+    square = torch.stack([part.to(wide).square().sum(-1, keepdim=True) for part in averages]).sum(0)
+    return agreement_of(square, squares, noise)
+
+
+def agreement_of(square: Tensor, squares: Tensor, noise: float) -> Tensor:
+    """:func:`row_agreement` of rows with ``||g~_i||^2 = square``, ``[..., m, 1]``."""
+    mean = squares.to(square.dtype).unsqueeze(-1)
     ratio = torch.where(mean > 0, square / mean, 0.0).clamp(max=1).sqrt()
     return ratio * (ratio / noise).clamp(max=1)
 
@@ -144,7 +149,7 @@ def row_scale(products: Tensor) -> Tensor:
     return torch.where(products > 0, products.rsqrt(), 0.0)
 
 
-def _mix(root: Tensor, rows: Tensor) -> Tensor:
+def mix(root: Tensor, rows: Tensor) -> Tensor:
     """The block-diagonal ``root [..., blocks, size, size]`` times ``[..., rows, n]``."""
     blocks, size = root.shape[-3], root.shape[-1]
     product: Tensor = root @ rows.unflatten(-2, (blocks, size))

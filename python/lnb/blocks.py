@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from lnb.columns import Columns
 from lnb.factored import block_count, tap_parts
 from lnb.layers.attach import unsupported_reason
 from lnb.layers.capture import Capture, Rows
@@ -39,6 +40,7 @@ class Block:
     weight_role: str = "weight"
     bias_role: str | None = "bias"
     shape: tuple[int, int, int] = field(init=False)  # groups, rows, d_in
+    columns: Columns | None = field(init=False, default=None)  # where ranks share out the inputs
 
     def __post_init__(self) -> None:
         d_in = self.weight[0].numel()
@@ -60,7 +62,12 @@ class Block:
         return self.shape[2]
 
     @property
-    def columns(self) -> int:
+    def d_in_here(self) -> int:
+        """Those of them whose columns of the weight are here."""
+        return self.d_in if self.columns is None else self.d_in // self.columns.of
+
+    @property
+    def matrix_columns(self) -> int:
         """Columns of the matrix of the gradient: the inputs, and one for the bias."""
         return self.d_in + (self.bias is not None)
 
@@ -68,14 +75,14 @@ class Block:
     def numbers(self) -> int:
         """Numbers in the matrices of the gradient, of all groups."""
         groups, rows, _ = self.shape
-        return groups * rows * self.columns
+        return groups * rows * self.matrix_columns
 
     def input_blocks(self, limit: int | None) -> int:
         """How many equal diagonal blocks of at most ``limit`` inputs the metric is cut into.
 
         Those of a convolution hold whole channels; where the taps of one are more, equal parts of them.
         """
-        channels = self.d_in // self.taps
+        channels = self.d_in_here // self.taps
         if limit is None or self.taps <= limit:
             return block_count(channels, None if limit is None else limit // self.taps)
         return channels * tap_parts(self.kernel, limit)

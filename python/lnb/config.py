@@ -61,6 +61,8 @@ class Config:
             steps 1, 2, 4, 8, ... too, >= 1.
         staggered: spread the refreshes of the layers over the steps between two of one layer, after the first
             ``refresh_every`` steps, in slices that are worth their fixed costs: small models have one.
+        split_refresh: where several ranks have whole copies of the model, each makes the factors of some of the layers, and
+            all get the results (:mod:`lnb.split_refresh`).
         b_s: decay of the average of the second moment, in [0, 1).
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
         sample_ridge: what a relative ridge grows by where a block has more inputs than the averaged second moment has
@@ -111,6 +113,7 @@ class Config:
     trust_region: str = "global"
     refresh_every: int = 1
     staggered: bool = False
+    split_refresh: bool = False
     b_s: float = 0.0
     ridge_mode: str = "absolute"
     sample_ridge: float = 0.0
@@ -162,7 +165,7 @@ class Config:
                 )
         if self.max_state_bytes is not None:
             check_count("max_state_bytes", self.max_state_bytes)
-        for name in ("nesterov", "master_weights", "staggered"):
+        for name in ("nesterov", "master_weights", "staggered", "split_refresh"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be True or False")
         if self.region.needs_factor and not self.factored:

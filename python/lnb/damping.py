@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from lnb.arenas import Arenas, owners_of, sums_of
 from lnb.averages import state_like
+from lnb.columns import add_parts
 from lnb.config import Config
 from lnb.statistics import bias_correction
 from lnb.verdict import Verdict
@@ -159,6 +160,16 @@ def _row_squares(works: list[BlockWork], counts: tuple[int, ...]) -> Tensor:
         else:
             spans = [part for part, work in zip(norms.split(counts), works, strict=True) if work.with_bias]
             torch._foreach_add_(spans, list(squares.split([len(span) for span in spans])))
+    cut = [(i, columns) for i, work in enumerate(works) if (columns := work.block.columns) is not None]
+    if cut:
+        spans = list(norms.split(counts))
+        for i, columns in cut:
+            if works[i].with_bias:  # which every rank has
+                of_bias = _gradient(works[i].parameters[1]).flatten().to(norms.dtype).square()
+                spans[i] = spans[i] - (1 - 1 / columns.of) * of_bias
+        for (i, _), total in zip(cut, add_parts([(columns, spans[i]) for i, columns in cut]), strict=True):
+            spans[i] = total
+        norms = torch.cat(spans)
     most = torch.finfo(norms.dtype).max ** 0.75  # an infinite mean square would never end
     return norms.clamp(max=most)
 

@@ -22,9 +22,9 @@ from lnb.config import Config
 from lnb.damping import FIRST_RADIUS
 from lnb.master import has_master, masters_of, remember
 from lnb.prepared import serves, settings_of
-from lnb.refresh import refresh
 from lnb.scratch import Scratch
 from lnb.solve import Solution
+from lnb.split_refresh import refresh_over
 from lnb.standing import Standing
 from lnb.statistics import bias_correction
 from lnb.verdict import Verdict
@@ -152,9 +152,8 @@ class FusedShare:
         of_weights, of_biases, of_others = (_chosen(shares, places) for places in fused.places)
         self.other_shares, self.take = of_others, 1 - settings.momentum if settings.nesterov else 0.0
         if self.due:
-            refresh(
-                [work.blocks[i] for i in self.due], self._averages(of_weights, of_biases), self.verdict, self.arenas
-            )
+            due, averages = [work.blocks[i] for i in self.due], self._averages(of_weights, of_biases)
+            refresh_over(work.sharers, due, averages, self.verdict, self.arenas)
         states = [layer.state for layer in work.blocks]
         blocks = [state["factor"].shape[1] for state in states]
         device = fused.steps.device

@@ -15,8 +15,10 @@ from lnb.blocks import Block, take_inventory
 from lnb.config import DEFAULT_LR, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
+from lnb.exchange import MomentExchange
 from lnb.groups import check_keys, check_switches
 from lnb.guard import StepGuard
+from lnb.identity import Identifier, Identity
 from lnb.input_figures import figures_of_inputs
 from lnb.layers.attach import attach_layers, detach_layer, require_module
 from lnb.layers.registry import claimed_names
@@ -26,7 +28,7 @@ from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
 from lnb.portable_state import PROGRESS, asks_for_state, make_up_inputs, with_progress, write_progress
-from lnb.ranks import Joint, Ranks, fill_missing
+from lnb.ranks import Joint, Ranks
 from lnb.schedule import is_refresh_step, refresh_phases, sample_start
 from lnb.serialization import (
     FORMAT,
@@ -86,10 +88,10 @@ class LNB(Optimizer):
     * *A model changed after attaching*: ``model.to(...)`` takes probes and state along; a claimed layer that was
       replaced, detached, or got another parameter is an error at the next step.
     * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the rows of all ranks count, and all ranks take the
-      same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others. Settings that
-      keep inputs or choose by measured times are refused.
-    * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``): every rank solves the rows that it has; blocks of outputs end
-      where shards do (:mod:`lnb.sharded`).
+      same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others; where ranks
+      differ in model, settings, rates or step, all raise. Settings that keep inputs or choose by measured times are refused.
+    * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``, ``RowwiseParallel``): every rank solves the rows or columns
+      that it has; blocks end where shards do (:mod:`lnb.sharded`).
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
       direction is not finite though all gradients are stands still alone, and is counted there by its name. So does one
       on a step that gathered finite inputs whose squares are not, as beyond 1e19 in float32: they enter no average.
@@ -117,7 +119,7 @@ class LNB(Optimizer):
     Raises:
         ValueError: a value is not allowed, or the model has no layer to claim.
         TypeError: a value is of the wrong type, a setting is unknown, or parameters are cut through the rows of layers
-            (``FullyShardedDataParallel``, DeepSpeed ZeRO, ``RowwiseParallel``).
+            (``FullyShardedDataParallel``, DeepSpeed ZeRO).
     """
 
     def __init__(
@@ -162,6 +164,8 @@ class LNB(Optimizer):
         self._phases: list[tuple[Block, Config, int]] = []
         self._guard = StepGuard()
         self._shards: Shards | None = None
+        self._exchange = MomentExchange()
+        self._identifier = Identifier()
         register_shards(model)
         attached = attach_layers(model, exclude)
         try:
@@ -194,11 +198,11 @@ class LNB(Optimizer):
 
     def _find_shards(self) -> None:
         """Work on the shards of parameters that are sharded."""
-        model, given, before = self._model, self._ranks.given, self.__dict__.get("_shards")
-        self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given)
-        if self._shards is not None and before is not None:
-            self._shards.compared = before.compared
+        model, given, exchange = self._model, self._ranks.given, self._exchange
+        self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given, exchange)
         self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
+        if self._shards is not None:
+            self._switch_captures(self._optimized_blocks())
 
     @property
     def config(self) -> Config:
@@ -283,8 +287,9 @@ class LNB(Optimizer):
             The closure's loss.
 
         Raises:
-            RuntimeError: a claimed layer has a gradient but its input was not seen, or an exception broke off the step before
-                and these are still its gradients, or it cannot be known which ranks train the model; nothing was changed.
+            RuntimeError: a claimed layer has a gradient but its input was not seen, or an exception broke off the step before and
+                these are still its gradients, or it cannot be known which ranks train the model, or these differ; nothing was
+                changed.
             KeyboardInterrupt: after Ctrl-C. The step is complete (``diagnostics()["steps"]`` has counted it, and to call
                 ``step()`` again with the same gradients does nothing) or, where it had not begun to write, not made at all.
             FloatingPointError: NaN or inf was met and ``strict`` is set; nothing was changed.
@@ -315,9 +320,7 @@ class LNB(Optimizer):
                 self._make_state()
                 return loss
         shards = self._shards
-        joint: Shards | Joint | None = self._ranks.joint(self._model) if shards is None else shards
-        if shards is not None:
-            shards.require_alike(self._device)
+        joint: Shards | Joint | None = self._ranks.joint(self._model, self._exchange) if shards is None else shards
         try:
             if self._guard.repeats():
                 return loss
@@ -329,7 +332,8 @@ class LNB(Optimizer):
             meter = self._started_meter()
             blocks = self._optimized_blocks()
             if joint is not None:
-                fill_missing(blocks)
+                self._exchange.require_kept()
+                self._exchange.fill_missing(blocks)
             dual = all(group["ridge"] > 0 for group in self.param_groups)
             self._planner.observe(blocks, self._other_bytes, dual)
             work = self._collect()
@@ -338,16 +342,17 @@ class LNB(Optimizer):
                 self._leave_step(joint)
             raise
         if joint is not None:
-            flag = joint.add(blocks, self._device)
+            flag = joint.add(blocks, self._device, self._identity())
             work = self._collect()
             work.flags.append(flag)
+            work.sharers = joint.sharers
         follow_parameters(self.state)
         rejected, parameters = False, work.parameters
         names = self._inventory.names
         if shards is not None:
             work, names = shards.work(work), shards.names
         if parameters:
-            verdict = check_finite(work, wait=self._strict)
+            verdict = check_finite(work, wait=self._strict or (shards is not None and shards.waits))
             rejected = verdict.rejected
         with self._guard.writing(parameters):
             if parameters:
@@ -357,6 +362,8 @@ class LNB(Optimizer):
                 self._step_index += 1
             self._clear_captures(blocks)
             self._switch_captures(blocks)
+            if joint is not None:
+                self._promise(joint)
             if meter is not None:
                 meter.leave(any(block.moments is not None for block in work.blocks))
             if parameters:
@@ -389,12 +396,23 @@ class LNB(Optimizer):
 
     def _leave_step(self, joint: Shards | Joint) -> None:
         """Take part in the exchange of a step that this rank cannot make: so no rank makes it, and all stay in step."""
-        joint.leave(self._optimized_blocks(), self._device, self._strict or self._device.type == "cpu")
+        seen_by_host = self._strict or self._device.type == "cpu" or (self._shards is not None and self._shards.waits)
+        joint.leave(self._optimized_blocks(), self._device, self._identity(), seen_by_host)
         self._step_index += 1
         for name in self._counters:
             self._counters[name] = self._counters[name] + 1
         self._clear_captures(self._optimized_blocks())
         self._switch_captures(self._optimized_blocks())
+        self._promise(joint)
+
+    def _promise(self, joint: Shards | Joint) -> None:
+        """Fix what this rank exchanges at its next step."""
+        blocks = self._optimized_blocks()
+        self._exchange.promise(blocks, self._step_index)
+        joint.follow(blocks)
+
+    def _identity(self) -> Identity:
+        return self._identifier.of(self._config, self.param_groups, self._inventory.names, self._step_index)
 
     @property
     def _device(self) -> torch.device:
@@ -440,6 +458,7 @@ class LNB(Optimizer):
         """Reset the gradients, and forget the inputs that came with them."""
         super().zero_grad(set_to_none)
         self._guard.forget()
+        self._exchange.forget()
         blocks = self._optimized_blocks()
         self._zeroed = {}
         if not set_to_none:
@@ -449,7 +468,7 @@ class LNB(Optimizer):
 
     def _clear_captures(self, blocks: list[Block]) -> None:
         for block in blocks:
-            for capture in block.captures:
+            for capture in self._exchange.captures_of(block):
                 capture.clear()
 
     def _optimized_blocks(self) -> list[Block]:
@@ -473,7 +492,7 @@ class LNB(Optimizer):
             due = due or not has_statistics(self.state.get(block.weight), block, config)
             moments, channels, inputs = config.needs(due)
             cut = moment_blocks(block, config)
-            for capture in block.captures:
+            for capture in self._exchange.captures_of(block):
                 capture.count_rows(self._planner.waits_for_rows(block))
                 capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs, blocks=cut)
                 if moments:
@@ -662,7 +681,9 @@ class LNB(Optimizer):
         super().__setstate__(state)
         self._zeroed = {}
         self._meter = None
-        self._find_shards()
+        self._exchange = self.__dict__.get("_exchange") or MomentExchange()
+        self._identifier = self.__dict__.get("_identifier") or Identifier()
         self._phases = []
         self._guard = StepGuard()
+        self._find_shards()
         self._switch_captures(self._optimized_blocks())

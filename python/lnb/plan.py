@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from lnb.blocks import Block
 from lnb.config import Config
-from lnb.layers.capture import Rows
+from lnb.factored import block_count
+from lnb.layers.capture import Rows, statistics_dtype
 from lnb.orthogonalize import orthogonalize_flops
 from lnb.planning.choice import Choice
 from lnb.planning.cost import Cost, layer_cost
 from lnb.planning.memory import input_bytes, moment_bytes, scratch_bytes, state_bytes
 from lnb.planning.rates import Rates
+from lnb.split_refresh import shared_out
 from lnb.work import gathered_moments, moment_blocks
 
 _HEADINGS = (
@@ -51,6 +53,7 @@ class PlanRow:
         input_bytes: inputs kept from the backward pass to the step; 0 until rows are known.
         moment_bytes: the second moment that lives from the backward pass to the step, on steps that gather one.
         scratch_bytes: memory that is kept to work in.
+        refreshed_bytes: of the state, what a refresh writes: with ``split_refresh=True`` ranks send it to each other.
         rows: of one step; None until a backward pass was seen.
         cost: predicted seconds; None until rows are known.
         reason: why.
@@ -69,6 +72,7 @@ class PlanRow:
     input_bytes: int
     moment_bytes: int
     scratch_bytes: int
+    refreshed_bytes: int
     rows: int | None
     cost: Cost | None
     reason: str
@@ -130,6 +134,29 @@ class Plan:
         """Bytes of host memory that a step works in, kept for the next one; they are no state."""
         return sum(row.scratch_bytes for row in self.rows)
 
+    def refresh_seconds(self, ranks: int, bytes_per_second: float) -> tuple[float, float] | None:
+        """Seconds that a refresh of all layers takes each rank: where every rank makes it, and with ``split_refresh=True``.
+
+        The second is lower where factors take longer to make than to send. None until rows are known.
+
+        Args:
+            ranks: that have whole copies of the model.
+            bytes_per_second: that a rank receives from the others.
+
+        Raises:
+            ValueError: there is no such number.
+        """
+        if not (isinstance(ranks, int) and ranks >= 1):
+            raise ValueError(f"ranks={ranks!r} must be a whole number of at least 1")
+        if not bytes_per_second > 0:
+            raise ValueError(f"bytes_per_second={bytes_per_second!r} must be above 0")
+        costs = [row.cost.refresh for row in self.rows if row.cost is not None]
+        if len(costs) < len(self.rows) or not costs:
+            return None
+        most = max(sum(costs[i] for i in share) for share in shared_out(costs, ranks))
+        received = sum(row.refreshed_bytes for row in self.rows) * (ranks - 1) / ranks
+        return sum(costs), most + received / bytes_per_second
+
     @property
     def overhead(self) -> float | None:
         """Predicted time of statistics, solutions and trust regions relative to the layers' forward and backward passes;
@@ -184,10 +211,24 @@ def plan_block(block: Block, choice: Choice, rows: Rows | None, rates: Rates | N
         input_bytes=0 if rows is None else input_bytes(block, config, rows),
         moment_bytes=moment_bytes(block, config),
         scratch_bytes=scratch_bytes(block, config),
+        refreshed_bytes=_refreshed_bytes(block, config),
         rows=None if rows is None else rows.count,
         cost=None if rows is None or rates is None else layer_cost(block, config, rows, rates),
         reason="; ".join(filter(None, (reason, choice.reason))),
     )
+
+
+def _refreshed_bytes(block: Block, config: Config) -> int:
+    """Second moment, factor and mean of the inputs, and of two-sided regions the outputs' moment and root."""
+    if not config.factored:
+        return 0
+    groups, rows, d_in = block.shape
+    blocks, kept = moment_blocks(block, config), config.b_s > 0
+    size = d_in // blocks
+    numbers = d_in * size + (d_in if block.bias is not None else 0) + kept * blocks * (size + 1) ** 2
+    if config.region.two_sided:
+        numbers += rows * (rows // block_count(rows, config.block_size)) * (1 + kept)
+    return groups * numbers * statistics_dtype(block.weight.dtype).itemsize
 
 
 def _flops(block: Block, config: Config) -> tuple[int, int, int]:
@@ -195,7 +236,7 @@ def _flops(block: Block, config: Config) -> tuple[int, int, int]:
     method = config.method
     solve, per_row = method.step_flops(block, config), method.row_flops(block, config)
     if config.region.whitens:
-        solve += block.groups * orthogonalize_flops(block.shape[1], block.columns)
+        solve += block.groups * orthogonalize_flops(block.shape[1], block.matrix_columns)
     if not config.keeps_inputs:
         size = block.d_in // moment_blocks(block, config)
         per_row += gathered_moments(block, config) * block.moment_flops(size) // config.sample_every

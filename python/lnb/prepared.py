@@ -18,9 +18,9 @@ from lnb.averages import ADAM_EPSILON
 from lnb.config import Config
 from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise_level
 from lnb.prepared_refresh import refresh_prepared
-from lnb.refresh import refresh
 from lnb.scratch import Scratch
 from lnb.solve import Solution
+from lnb.split_refresh import refresh_over
 from lnb.standing import Standing
 from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
@@ -86,7 +86,8 @@ class PreparedShare:
         self.tables.observe()
         if self.due:
             due = [(i, layer) for i, layer in enumerate(self.work.blocks) if layer.moments is not None]
-            refresh(refresh_prepared(self.tables, due), averages, self.verdict, self.arenas)
+            left = refresh_prepared(self.tables, due) if self.work.sharers is None else self.due
+            refresh_over(self.work.sharers, left, averages, self.verdict, self.arenas)
         # A refresh may have made factors that are no longer those that were looked at.
         self.tables.direct(_factors(self.work.blocks) if self.due else self.prepared.factors)
 

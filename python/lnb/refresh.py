@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.arenas import Arenas, Shape, chunked, owners_of
+from lnb.columns import Columns, add_parts, partial_output_moment
 from lnb.device_refresh import refresh_on_device
 from lnb.factored import Factor, block_count, factorize
 from lnb.orthogonalize import inverse_root
@@ -59,7 +60,7 @@ def refresh(
         if work.moments is not None:
             kind = work.moments.shape[-1], work.moments.dtype, work.with_bias, work.config, work.ridge
             kinds.setdefault(kind, []).append(work)
-    _reserve([work for alike in kinds.values() for work in alike], arenas)
+    reserve([work for alike in kinds.values() for work in alike], arenas)
     served: set[BlockWork] = set()
     if means is None:
         served.update(
@@ -75,6 +76,10 @@ def refresh(
                 begun.append(part)
     if means is not None:
         found = [(part, outputs) for part in begun for outputs in part.outputs]
+        parts = [(outputs, columns) for _, outputs in found if (columns := outputs.columns) is not None]
+        added = add_parts([(columns, outputs.moment) for outputs, columns in parts])
+        for (outputs, _), total in zip(parts, added, strict=True):
+            outputs.complete(total)
         members = [part.works[i] for part, outputs in found for i in outputs.members]
         traces = [trace for _, outputs in found for trace in outputs.traces()]
         over_all = iter(means(members, traces) if traces else ())
@@ -84,8 +89,8 @@ def refresh(
             part.finish()
 
 
-def _reserve(works: list[BlockWork], arenas: Arenas) -> None:
-    """Have arenas for all layers at once: run by run, they would be made anew, and copied, with every run."""
+def reserve(works: list[BlockWork], arenas: Arenas) -> None:
+    """Have arenas for all layers that gathered at once: run by run, they would be made anew, and copied, with every run."""
     wanted: dict[tuple[str, int, torch.dtype], list[tuple[BlockWork, Shape]]] = {}
 
     def want(work: BlockWork, key: str, shape: Shape) -> None:
@@ -111,6 +116,10 @@ def _reserve(works: list[BlockWork], arenas: Arenas) -> None:
             want(work, "second_moment", (groups, blocks, ones, ones))
             if config.region.two_sided:
                 want(work, "output_moment", output_shape)
+    counted = [work.state for work in works if work.config.b_s > 0]
+    if counted:
+        number = torch.empty((), dtype=torch.float32, device=works[0].block.weight.device)
+        arenas.select("second_moment_step", counted, [()] * len(counted), number)
     for (key, size, _), members in wanted.items():
         like = members[0][0].moments
         assert like is not None
@@ -162,7 +171,10 @@ class _Refresh:
             few = few_samples(second_moment.shape[-1] - 1, self.rows, self._steps(), config)
             share = self._per_entry(share + config.sample_ridge * few)
         groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))
-        ridge = ridge_of(second_moment, share, relative, work.with_bias, groups)
+        columns = [
+            work.block.columns for work, (count, _) in zip(self.works, self.blocks, strict=True) for _ in range(count)
+        ]
+        ridge = ridge_of(second_moment, share, relative, work.with_bias, groups, columns)
         self.fresh = factorize(
             second_moment.unsqueeze(1), ridge, work.with_bias, inverse=not config.region.whitens
         )  # [entries, 1, size, size]
@@ -234,6 +246,7 @@ class _Refresh:
         alike: dict[object, list[int]] = {}
         for i, work in enumerate(self.works):
             alone = work.block.weight.is_cpu and work.block.weight.numel() > _STACKED
+            alone = alone or work.block.columns is not None
             alike.setdefault(i if alone else (work.block.shape, self.blocks[i]), []).append(i)
         found = []
         begins = [sum(self.counts[:i]) for i in range(len(self.counts))]
@@ -252,7 +265,11 @@ class _Refresh:
             given = [bias for bias in biases if bias is not None]
             bias = _joined(given, True) if given else None
             given_to = _joined(weights, True), bias, of_members, count
-            if sized:
+            columns = self.works[members[0]].block.columns
+            if columns is not None:
+                partial = partial_output_moment(*given_to, columns)
+                found.append(_Outputs(members, partial, None, (groups, count), columns, matrix.dtype))
+            elif sized:
                 found.append(_Outputs(members, *sized_output_moment(*given_to), (groups, count)))
             else:
                 found.append(_Outputs(members, output_moment(*given_to), None, (groups, count)))
@@ -284,16 +301,31 @@ class _Outputs:
         moment: ``[.., groups, blocks, size, size]``, of mean diagonal 1.
         trace: of the moment before it was scaled, ``[.., groups]``; None where layers are whole.
         blocks: groups, and blocks of each.
+        columns: of the layer, where its inputs are shared out: then ``moment`` is what these add, until it is complete.
+        dtype: of its complete moment.
     """
 
     members: list[int]
     moment: Tensor
     trace: Tensor | None
     blocks: tuple[int, int]
+    columns: Columns | None = None
+    dtype: torch.dtype | None = None
+
+    def complete(self, total: Tensor) -> None:
+        """Take the sum over all columns."""
+        moment = (total + total.mT) / 2
+        diagonal = moment.diagonal(dim1=-2, dim2=-1)
+        average = diagonal.mean(dim=(-2, -1))
+        self.trace = diagonal.sum(dim=(-2, -1)).clamp(min=0)
+        each = average[..., None, None, None]
+        self.moment = torch.where(each > 0, moment / each, 0.0).to(self.dtype)
 
     def traces(self) -> Sequence[Tensor]:
-        """``[groups]`` of every member."""
+        """What every member adds to the sum over ranks, ``[groups]``."""
         assert self.trace is not None
+        if self.columns is not None:  # all its ranks have all of it
+            return (self.trace / self.columns.of,)
         return (self.trace,) if len(self.members) == 1 else self.trace.unbind()
 
     def rescale(self, means: list[Tensor]) -> None:

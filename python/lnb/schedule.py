@@ -47,7 +47,7 @@ def refresh_phases(layers: Sequence[tuple[Block, Config]]) -> list[int]:
         if config.staggered and config.refresh_every > 1:
             cycles.setdefault((config.refresh_every, block.weight.device), []).append(i)
     for (every, device), members in cycles.items():
-        work = [_refresh_work(*layers[i]) for i in members]
+        work = [refresh_work(*layers[i]) for i in members]
         least = LEAST_SLICE.get(device.type, LEAST_SLICE_ELSEWHERE)
         slices = max(1, min(every, len(members), int(sum(work) // least)))
         done = 0.0
@@ -58,7 +58,7 @@ def refresh_phases(layers: Sequence[tuple[Block, Config]]) -> list[int]:
     return phases
 
 
-def _refresh_work(block: Block, config: Config) -> float:
+def refresh_work(block: Block, config: Config) -> float:
     """Operations of a layer's refresh: the factor, and of two-sided regions the outputs' moment and root."""
     groups, rows, d_in = block.shape
     size = d_in // block.input_blocks(config.block_size)

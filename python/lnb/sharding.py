@@ -13,6 +13,7 @@ from lnb.dtensors import is_dtensor, is_sharded
 if TYPE_CHECKING:
     from lnb.blocks import Inventory
     from lnb.config import Config
+    from lnb.exchange import MomentExchange
     from lnb.sharded.shards import Shards
 
 _REMEDY = "use fully_shard (FSDP2) or DistributedDataParallel, or another optimizer for this model"
@@ -51,14 +52,20 @@ def register_shards(model: nn.Module) -> None:
 
 
 def shards_of(
-    model: nn.Module, inventory: Inventory, param_groups: list[dict[str, Any]], states: Any, config: Config, given: Any
+    model: nn.Module,
+    inventory: Inventory,
+    param_groups: list[dict[str, Any]],
+    states: Any,
+    config: Config,
+    given: Any,
+    exchange: MomentExchange,
 ) -> Shards | None:
     """What the optimizer needs to work on shards (:class:`lnb.sharded.shards.Shards`); None for whole parameters."""
     if not is_sharded(parameter for group in param_groups for parameter in group["params"]):
         return None
     from lnb.sharded.shards import Shards  # imports torch's distributed packages
 
-    return Shards(model, inventory, param_groups, states, config, given)
+    return Shards(model, inventory, param_groups, states, config, given, exchange)
 
 
 def adopt_shards(model: nn.Module, names: dict[nn.Parameter, str], param_groups: Iterable[dict[str, Any]]) -> bool:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lnb.damping import Agreement
 from lnb.solvers import Solver
+from lnb.solvers.base import AddRows
 from lnb.solvers.solution import Solution
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
@@ -14,7 +15,11 @@ __all__ = ["Solution", "solve"]
 
 
 def solve(
-    works: list[BlockWork], averages: dict[nn.Parameter, Tensor], verdict: Verdict, agreement: Agreement | None = None
+    works: list[BlockWork],
+    averages: dict[nn.Parameter, Tensor],
+    verdict: Verdict,
+    agreement: Agreement | None = None,
+    add: AddRows | None = None,
 ) -> Solution:
     """The directions of all layers of one device, in the order of ``works``. Layers that keep a factor have it already.
 
@@ -23,11 +28,12 @@ def solve(
         averages: ``g~`` of every parameter. Directions of the two-sided region take their place.
         verdict: whether state may change.
         agreement: of the layers' gradients, where it shortens steps.
+        add: where the layers are rows of layers, makes sums over all rows of those here.
     """
     solution = Solution([[] for _ in works])
     by_solver: dict[Solver, list[int]] = {}
     for i, work in enumerate(works):
         by_solver.setdefault(work.config.method, []).append(i)
     for solver, members in by_solver.items():
-        solver.solve(solution, members, works, averages, verdict, agreement)
+        solver.solve(solution, members, works, averages, verdict, agreement, add)
     return solution

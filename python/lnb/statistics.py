@@ -6,6 +6,7 @@ Every average is kept raw, ``a <- b a + (1 - b) value`` from zero, and divided b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from lnb.arenas import constant, owners_of, sums_of
 from lnb.blocks import Block
+from lnb.columns import Columns, add_parts
 from lnb.config import Config
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
+from lnb_kernels.scaling import sum_dtype
 
 # In units of the precision: what rounding leaves of the variance of a feature that does not vary, relative to its mean square.
 NOISE = 16
@@ -125,7 +128,12 @@ def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep:
 
 
 def ridge_of(
-    second_moment: Tensor, ridge: float | Tensor, relative: bool, with_bias: bool, blocks: tuple[int, ...]
+    second_moment: Tensor,
+    ridge: float | Tensor,
+    relative: bool,
+    with_bias: bool,
+    blocks: tuple[int, ...],
+    columns: Sequence[Columns | None] = (),
 ) -> float | Tensor:
     """What is added to the diagonal of the metric: ``ridge``, or ``ridge`` times the mean diagonal.
 
@@ -139,6 +147,7 @@ def ridge_of(
         relative: whether it is a multiple.
         with_bias: whether the bias takes part in the metric.
         blocks: how many blocks, one after the other, each metric has.
+        columns: of each metric, where these are only some of its blocks.
 
     Returns:
         A number, or one value per entry ``[entries, 1, 1, 1]``; the same for all blocks of a metric.
@@ -149,6 +158,11 @@ def ridge_of(
     average = _mean_over_blocks(diagonal.mean(-1), blocks)
     if with_bias:
         variance = _mean_over_blocks((diagonal - second_moment[..., -1, :-1].square()).mean(-1), blocks)
+    else:
+        variance = torch.zeros_like(average)
+    if any(one is not None for one in columns):
+        average, variance = _mean_over_columns(torch.stack([average, variance]), blocks, columns)
+    if with_bias:
         varies = variance > NOISE * torch.finfo(variance.dtype).eps * average
         average = torch.where(varies, variance, average)
     average = torch.where(average > 0, average, 1.0)
@@ -162,6 +176,16 @@ def _mean_over_blocks(values: Tensor, blocks: tuple[int, ...]) -> Tensor:
         return values
     counts = constant(tuple(map(float, blocks)), values.device, values.dtype)
     return (sums_of(values, blocks) / counts)[owners_of(blocks, values.device)]
+
+
+def _mean_over_columns(values: Tensor, blocks: tuple[int, ...], columns: Sequence[Columns | None]) -> Tensor:
+    """Means over the columns here, ``[n, entries]``, as those over all columns."""
+    spans = list(values.split(blocks, dim=1))
+    cut = [(i, one) for i, one in enumerate(columns) if one is not None]
+    totals = add_parts([(one, spans[i][:, 0].to(sum_dtype(values.device))) for i, one in cut])
+    for (i, one), total in zip(cut, totals, strict=True):
+        spans[i] = (total / one.of).to(values.dtype).unsqueeze(1).expand_as(spans[i])
+    return torch.cat(spans, dim=1)
 
 
 def few_samples(size: int, rows: Tensor, steps: Tensor | None, config: Config) -> Tensor:

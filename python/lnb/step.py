@@ -20,10 +20,10 @@ from lnb.config import Config
 from lnb.damping import Agreement, observe_agreement
 from lnb.fused import Fused, FusedShare, prepare_fused
 from lnb.prepared import Prepared, PreparedShare, prepare
-from lnb.refresh import refresh
 from lnb.region import Lengths, in_region, measure_lengths, products_of, region_scales, shortened
 from lnb.scratch import Scratch
 from lnb.solve import Solution, solve
+from lnb.split_refresh import refresh_over
 from lnb.verdict import Verdict
 from lnb.work import Work
 
@@ -154,7 +154,7 @@ class Share:
         if config.damping == "agreement" and work.blocks:
             self.agreement = observe_agreement(work.blocks, verdict, config, arenas)
         self.refresh(averages)
-        self.solution = solve(work.blocks, averages, verdict, self.agreement)
+        self.solution = self.solve(averages)
         if config.others == "adamw":
             self.others = adam_directions(work, averages, verdict, config.b_others, arenas)
         else:
@@ -162,9 +162,14 @@ class Share:
         self.products = products_of(work, self.solution, self.others, averages)
         self.averages = averages
 
+    def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
+        """Where the layers are to go."""
+        return solve(self.work.blocks, averages, self.verdict, self.agreement)
+
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""
-        refresh([block for block in self.work.blocks if block.config.factored], averages, self.verdict, self.arenas)
+        due = [block for block in self.work.blocks if block.config.factored]
+        refresh_over(self.work.sharers, due, averages, self.verdict, self.arenas)
 
     def gain(self) -> Tensor:
         """What the global region sums."""

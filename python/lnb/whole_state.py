@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,9 +14,69 @@ from lnb.blocks import Block, Inventory
 from lnb.factored import block_count
 
 SHARDS = "shards"
-"""The key of a layer's state that tells into how many parts its rows were cut."""
+"""The key of a layer's state that tells into how many parts its rows were cut (:func:`shards_code`)."""
 OF_OUTPUTS = ("output_moment", "output_factor")
+_DIMENSION, _COLUMNS = 1 << 16, 1 << 15
 _RESTARTED = ("factor", "factor_mean", *OF_OUTPUTS)
+
+
+def shards_code(cuts: Iterable[tuple[int, bool]]) -> int:
+    """One number for how a layer was cut: the size of each dimension of the mesh that cuts it, and whether it cuts columns."""
+    code = 0
+    for size, of_columns in cuts:
+        code = code * _DIMENSION + size + _COLUMNS * of_columns
+    return max(code, 1)
+
+
+def row_cuts(code: int) -> list[int]:
+    """The sizes of the dimensions of the mesh that cut the rows of such a layer."""
+    return [cut for cut in _cuts(code) if cut < _COLUMNS]
+
+
+def has_column_cuts(code: int) -> bool:
+    """Whether a dimension of the mesh cut the columns of such a layer."""
+    return any(cut >= _COLUMNS for cut in _cuts(code))
+
+
+def _cuts(code: int) -> list[int]:
+    found = []
+    while code > 1:
+        code, cut = divmod(code, _DIMENSION)
+        found.append(cut)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def output_borders(groups: int, rows: int, shards: int, limit: int | None) -> tuple[int, ...]:
+    """Where the blocks of outputs of a layer of ``groups`` times ``rows`` neurons end, in so many shards of its rows."""
+    total = groups * rows
+    borders: list[int] = []
+    chunk = -(-total // shards)
+    for begin in range(0, total, chunk):
+        end = min(total, begin + chunk)
+        inside = range((begin // rows + 1) * rows, end, rows)
+        ends = [begin, *inside, end]
+        for first, last in itertools.pairwise(ends):
+            size = (last - first) // block_count(last - first, limit)
+            borders += range(first + size, last + 1, size)
+    return tuple(borders)
+
+
+def keeps_outputs(block: Block, code: int, shards: int, limit: int | None) -> bool:
+    """Whether the blocks of outputs of a layer in shards of rows end where those of one that was saved do.
+
+    Args:
+        block: the whole layer.
+        code: of the saved one, 1 for a whole one.
+        shards: of its rows now.
+        limit: the setting ``block_size``.
+    """
+    cuts = row_cuts(code)
+    if len(cuts) > 1:
+        return False
+    groups, rows, _ = block.shape
+    saved = cuts[0] if cuts else 1
+    return output_borders(groups, rows, saved, limit) == output_borders(groups, rows, shards, limit)
 
 
 def restart(state: dict[str, Any]) -> None:
@@ -43,12 +106,16 @@ def of_whole(
         block, entry = layers.get(parameter), states.get(number)
         shards = None if entry is None else entry.get(SHARDS)
         if block is not None and isinstance(shards, Tensor) and shards.numel() == 1:
-            states[number] = _of_layer(states[number], block, block_size, int(shards) == 1)
-            restarted += [] if int(shards) == 1 else [parameter]
+            keeps = keeps_outputs(block, int(shards), 1, block_size)
+            states[number], fits = _of_layer(states[number], block, block_size, keeps, has_column_cuts(int(shards)))
+            restarted += [] if keeps and fits else [parameter]
     return {**state_dict, "state": states}, restarted
 
 
-def _of_layer(entry: dict[str, Any], block: Block, block_size: int | None, keeps: bool) -> dict[str, Any]:
+def _of_layer(
+    entry: dict[str, Any], block: Block, block_size: int | None, keeps: bool, by_columns: bool
+) -> tuple[dict[str, Any], bool]:
+    """The state of a whole layer, which ``keeps`` its blocks of outputs; and whether those of inputs are its own."""
     groups, rows, _ = block.shape
     count = block_count(rows, block_size)
     found = {key: value for key, value in entry.items() if key != SHARDS}
@@ -62,4 +129,12 @@ def _of_layer(entry: dict[str, Any], block: Block, block_size: int | None, keeps
             found[key] = as_blocks(value, groups, count, rows // count)
         elif isinstance(value, Tensor):
             found[key] = torch.zeros(groups, count, rows // count, rows // count, dtype=value.dtype)
-    return found
+    blocks, fits = block.input_blocks(block_size), True
+    for key in ("second_moment", "factor") if by_columns else ():
+        value = found.get(key)
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] != blocks:  # cut where columns were
+            size = block.d_in // blocks + value.shape[-1] - block.d_in // value.shape[1]
+            found[key] = torch.zeros(groups, blocks, size, size, dtype=value.dtype)
+            found["second_moment_step"] = torch.zeros(())
+            fits = False
+    return found, fits

@@ -61,6 +61,7 @@ class Work:
     states: Any = None
     flags: list[Tensor] = field(default_factory=list)  # what else must be finite
     gradients_checked: bool = False  # a flag tells of all gradients
+    sharers: Any = None  # the ranks over which a refresh is shared out
 
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -85,7 +86,7 @@ class Work:
         return list(parts.values())
 
     def _part(self, parts: dict[torch.device, Work], device: torch.device) -> Work:
-        return parts.setdefault(device, Work(groups=self.groups, states=self.states))
+        return parts.setdefault(device, Work(groups=self.groups, states=self.states, sharers=self.sharers))
 
     def rates(self, like: Tensor) -> Tensor:
         """The learning rate of every layer, ``[layers]``, dtype and device as ``like``.
@@ -186,11 +187,13 @@ def _read_captures(block: Block) -> tuple[Tensor | None, Tensor | None, list[Ten
     moments: Tensor | None = None
     channels: Tensor | None = None
     inputs: list[Tensor] = []
+    device = block.weight.device  # the forward pass may run on another
     for capture in block.captures:
-        if capture.moments is not None:
-            moments = capture.moments if moments is None else moments + capture.moments
-        if capture.channel_moments is not None:
-            channels = capture.channel_moments if channels is None else channels + capture.channel_moments
+        found, of_channels = capture.moments, capture.channel_moments
+        if found is not None:
+            moments = found.to(device) if moments is None else moments + found.to(device)
+        if of_channels is not None:
+            channels = of_channels.to(device) if channels is None else channels + of_channels.to(device)
         inputs += capture.inputs
     return moments, channels, inputs
 

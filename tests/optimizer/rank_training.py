@@ -8,6 +8,7 @@ import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lnb
+import lnb.refresh
 
 CASES: dict[str, dict[str, Any]] = {
     "fast": {"preset": "fast"},
@@ -23,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "paper, averaged": {"preset": "paper", "refresh_every": 2, "b_s": 0.5, "cg_scope": "neuron"},
     "full batch": {"preset": "full_batch", "ridge": 0.1},
 }
+WAYS = ("accumulated", "wrapped later", "wrapped", "group")
 STEPS = 5
 LR = 0.02
 
@@ -128,12 +131,13 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
     )
     found: dict[str, Any] = {"parameters": {}, "exchanges": {}}
     for name, settings in CASES.items():
-        for how in ("wrapped", "wrapped later", "group", "accumulated"):
+        for how in WAYS if name == "fast" else WAYS[:2]:
             found["parameters"][name, how] = _trained_how(how, Network().double(), rank, ranks, {**settings, "lr": LR})
         found["parameters"][name, "float32"] = _trained_how(
             "wrapped later", Plain(), rank, ranks, {**settings, "lr": LR / 10}
         )
         found["exchanges"][name] = _exchanges(rank, ranks, settings)
+    found["split"] = _split(rank, ranks)
     found["branches"] = [_branches(rank, ranks, settings) for settings in CASES.values()]
     found["failed"] = [_failing(rank, ranks, settings) for settings in CASES.values()]
     found["strict"] = _strict(rank)
@@ -142,8 +146,10 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
     found["copy"] = _copied(rank, ranks)
     found["complaints"] = _complaints()
     found["moments"] = _moments(rank, ranks)
-    torch.save(found, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    found["differences"] = _differences(rank, ranks)
+    if rank < ranks - 1:
+        found["deserted"] = _deserted()
+    torch.save(found, folder / f"rank{rank}.pt")  # the last rank ends; then the others do
 
 
 def _trained_how(how: str, model: nn.Module, rank: int, ranks: int, settings: dict[str, Any]) -> Tensor:
@@ -159,23 +165,42 @@ def _trained_how(how: str, model: nn.Module, rank: int, ranks: int, settings: di
     return trained(wrapped, optimizer, rank, ranks, micro=2 if how == "accumulated" else 1)
 
 
-def _exchanges(rank: int, ranks: int, settings: dict[str, Any]) -> int:
-    """How many collectives five steps ask for."""
-    plain, count = dist.all_reduce, 0
+def _exchanges(rank: int, ranks: int, settings: dict[str, Any]) -> list[tuple[bool, int, int]]:
+    """Of each of five steps, whether it has second moments, and the reductions of its backward pass and of itself."""
+    plain, sizes, found = dist.all_reduce, [], []
 
-    def counted(*arguments: Any, **named: Any) -> Any:
-        nonlocal count
-        count += 1
-        return plain(*arguments, **named)
+    def noted(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+        sizes.append(tensor.numel())
+        return plain(tensor, *arguments, **named)
 
     wrapped = DistributedDataParallel(Network())
     optimizer = lnb.LNB(wrapped, 0.02, **settings)
-    dist.all_reduce = counted
+    dist.all_reduce = noted
     try:
-        trained(wrapped, optimizer, rank, ranks)
+        for x, y in images(torch.float32):
+            optimizer.zero_grad()
+            F.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
+            before = len(sizes)
+            gathers = bool(optimizer.gathering)
+            optimizer.step()
+            found.append((gathers, before, len(sizes) - before))
+            sizes.clear()
     finally:
         dist.all_reduce = plain
-    return count
+    return found
+
+
+def _split(rank: int, ranks: int) -> dict[str, Any]:
+    """Training whose refreshes are shared out, with what it had in its state; and how many blocks this rank factored."""
+    found = {}
+    for name in ("alone", "split"):
+        wrapped = DistributedDataParallel(Network())
+        optimizer = lnb.LNB(wrapped, 0.02, block_size=4, split_refresh=name == "split")
+        with mock.patch("lnb.refresh.factorize", wraps=lnb.refresh.factorize) as factorized:
+            moved = trained(wrapped, optimizer, rank, ranks)
+        count = sum(len(call.args[0]) for call in factorized.call_args_list)
+        found[name] = moved, optimizer.state_dict()["state"], count
+    return found
 
 
 def _branches(rank: int, ranks: int, settings: dict[str, Any]) -> Tensor:
@@ -259,6 +284,60 @@ def _refused(moments: lnb.moments.Moments) -> str:
     except ValueError as error:
         return str(error)
     return "nothing"
+
+
+def _differences(rank: int, ranks: int) -> dict[str, tuple[str, bool]]:
+    """What is said where rank 1 has what the others have not, and whether nothing moved; it goes on as it was then."""
+    wrapped = DistributedDataParallel(Network().double())
+    optimizer = lnb.LNB(wrapped, 0.02, preset="paper")
+    found = {}
+    for name in ("none", "rate", "parameter", "state", "none again", "layer", "layer still", "layer anew", "at last"):
+        x, y = images(torch.float64)[0]
+        optimizer.zero_grad()
+        head = wrapped.module.head
+        if name == "layer" and rank == 1:
+            lnb.detach(head)
+        if name == "layer anew" and rank == 1:
+            lnb.attach(head)
+        F.cross_entropy(wrapped(x[rank::ranks]), y[rank::ranks]).backward()
+        before, saved = parameters_of(wrapped), copy.deepcopy(optimizer.state_dict())
+        if rank == 1 and name == "rate":
+            optimizer.param_groups[0]["lr"] = 0.5
+        elif rank == 1 and name == "parameter":
+            optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3, dtype=torch.float64))]})
+        elif rank == 1 and name == "state":
+            optimizer.load_state_dict({**saved, "lnb_step": saved["lnb_step"] + 1})
+        try:
+            optimizer.step()
+            said = ""
+        except RuntimeError as error:
+            said = str(error)
+        found[name] = said, torch.equal(parameters_of(wrapped), before)
+        optimizer.param_groups[0]["lr"] = 0.02
+        del optimizer.param_groups[1:]
+        if rank == 1 and name == "state":
+            optimizer.load_state_dict(saved)
+    model = nn.Linear(3, 2 + (rank == 1))
+    optimizer = lnb.LNB(model, process_group=dist.group.WORLD)
+    model(torch.ones(4, 3)).sum().backward()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        found["model"] = str(error), True
+    return found
+
+
+def _deserted() -> tuple[str, bool]:
+    """What is said where a rank has ended, and whether nothing moved."""
+    model = Plain()
+    optimizer = lnb.LNB(model, process_group=dist.group.WORLD)
+    before = parameters_of(model)
+    model(images(torch.float32)[0][0]).square().sum().backward()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error), torch.equal(parameters_of(model), before)
+    return "", False
 
 
 def _complaints() -> dict[str, str]:

@@ -86,6 +86,7 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
     "uneven": (Uneven, {"block_size": 1}),
     "factored": (Network, {"preset": "paper", "solver": "cholesky"}),
     "neuron": (Network, {"trust_region": "neuron", "damping": "none", "others": "identity"}),
+    "paper": (Plain, {"preset": "paper"}),
     "iterated": (Plain, {"preset": "paper", "cg_scope": "neuron", "trust_region": "layer"}),
 }
 
@@ -142,6 +143,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         found["float32"] = trained(model, lnb.LNB(model, LR / 10, block_size=2), rank, ranks, torch.float32)
         found["ways"] = _ways(rank, ranks)
         found["exchanges"] = _exchanges(rank, ranks)
+        found["bytes"] = _bytes(rank, ranks)
         found["failed"] = _failed(rank, ranks)
         with _unseen_by_host():
             found["failed unseen"] = _failed(rank, ranks)
@@ -181,6 +183,8 @@ def _ways(rank: int, ranks: int) -> dict[str, list[Tensor]]:
     again.patches = checkpoint_wrapper(again.patches)
     sharded(again)
     found["checkpointed"] = trained(again, lnb.LNB(again, LR, **settings), rank, ranks)
+    offloaded = sharded(Network().double(), offload_policy=CPUOffloadPolicy(pin_memory=False))
+    found["offloaded"] = trained(offloaded, lnb.LNB(offloaded, LR, **settings), rank, ranks)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     half = sharded(Network(), mp_policy=policy)
     found["bfloat16"] = trained(half, lnb.LNB(half, LR, **settings), rank, ranks, torch.float32)
@@ -194,10 +198,14 @@ def _tensor_parallel(rank: int, ranks: int) -> dict[str, list[Tensor]]:
     found = {}
     alone = parallelize_module(Plain().double(), init_device_mesh("cpu", (ranks,)), plan)
     found["alone"] = trained(alone, lnb.LNB(alone, LR, **settings))
+    found["columns"] = trained(*_by_columns(ranks))
+    found["columns resumed"] = _columns_resumed(ranks)
     mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("data", "tensor"))
     both = parallelize_module(Plain().double(), mesh["tensor"], plan)
     fully_shard(both, mesh=mesh["data"])
     found["with shards"] = trained(both, lnb.LNB(both, LR, **settings), rank // (ranks // 2), 2)
+    crossed, optimizer = _by_columns(ranks, mesh["tensor"], mesh["data"])
+    found["columns of shards"] = trained(crossed, optimizer, rank // (ranks // 2), 2)
     data = mesh["data"].get_group()
     averaged = parallelize_module(Plain().double(), mesh["tensor"], plan)
     optimizer = lnb.LNB(averaged, LR, process_group=data, **settings)
@@ -210,6 +218,42 @@ def _tensor_parallel(rank: int, ranks: int) -> dict[str, list[Tensor]]:
 
     found["with a group"] = trained(averaged, optimizer, rank // (ranks // 2), 2, before_step=average)
     return found
+
+
+COLUMNS = {"1": ColwiseParallel(), "3": RowwiseParallel()}
+
+
+def _by_columns(ranks: int, mesh: Any = None, data: Any = None, plan: Any = COLUMNS) -> tuple[nn.Module, lnb.LNB]:
+    """A layer by rows, and the next one by the columns of what that makes; inside of ``fully_shard`` over ``data``."""
+    model = parallelize_module(Plain().double(), init_device_mesh("cpu", (ranks,)) if mesh is None else mesh, plan)
+    if data is not None:
+        fully_shard(model, mesh=data)
+    return model, lnb.LNB(model, LR, block_size=2)
+
+
+def _columns_resumed(ranks: int) -> tuple[bool, bool, list[Tensor]]:
+    """Whether training goes on the same from its state by columns; whether one process has that state; and how it goes on."""
+    plan = {"3": RowwiseParallel(input_layouts=Replicate())}
+    model, optimizer = _by_columns(ranks, plan=plan)
+    trained(model, optimizer, steps=(0, 4))
+    resumed, other = _by_columns(ranks, plan=plan)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    resumed.load_state_dict(start)
+    set_optimizer_state_dict(resumed, other, get_optimizer_state_dict(model, optimizer))
+    before = averages(model, optimizer)
+    gathered = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+    whole_model = Plain().double()
+    whole_model.load_state_dict(
+        {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in start.items()}
+    )
+    alone = lnb.LNB(whole_model, LR, block_size=2, process_group=None)
+    set_optimizer_state_dict(whole_model, alone, gathered)
+    found = averages(whole_model, alone)
+    known = found.keys() == before.keys() and all(
+        torch.equal(found[key].view_as(before[key]), before[key]) for key in found
+    )
+    ends = [trained(*one, steps=(4, 8)) for one in ((model, optimizer), (resumed, other), (whole_model, alone))]
+    return all(map(torch.equal, *ends[:2])), known, ends[2]
 
 
 def _exchanges(rank: int, ranks: int) -> list[dict[str, Any]]:
@@ -230,6 +274,33 @@ def _exchanges(rank: int, ranks: int) -> list[dict[str, Any]]:
     return found
 
 
+def _bytes(rank: int, ranks: int) -> tuple[int, int, int]:
+    """What LNB keeps on this rank, state and memory to work in; AdamW's; and statistics that the plan has of whole layers."""
+    make, settings = CASES["fast"]
+    kept = []
+    for name in ("lnb", "adamw"):
+        model = sharded(make().double())
+        ours = lnb.LNB(model, LR, **settings)
+        optimizer = ours if name == "lnb" else torch.optim.AdamW(model.parameters())
+        for x, y in images(torch.float64, 3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
+            optimizer.step()
+        held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        local = [value.to_local() if isinstance(value, DTensor) else value for value in held]
+        kept.append(
+            sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in local}.values())
+        )
+        if name == "lnb":
+            weights = {block.weight: block for block in ours._inventory.blocks}
+            kept[0] += sum(
+                8 * p.to_local().numel() for p in model.parameters() if p in weights
+            )  # directions, kept to work in
+            plan = ours.plan()
+            planned = plan.state_bytes - sum(8 * p.numel() for block in weights.values() for p in block.parameters)
+    return kept[0], kept[1], planned
+
+
 @contextlib.contextmanager
 def _reductions() -> Iterator[list[int]]:
     """The bytes of every ``all_reduce``."""
@@ -246,10 +317,14 @@ def _reductions() -> Iterator[list[int]]:
         dist.all_reduce = plain
 
 
-def save(folder: Path, model: nn.Module, optimizer: lnb.LNB, flat: bool = False) -> None:
+def save(folder: Path, model: nn.Module, optimizer: lnb.LNB, flat: bool = False, later: bool = False) -> Any:
+    """Save to ``folder``; what to wait for, where that is ``later``."""
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
-    dcp.save(state, checkpoint_id=folder)
+    if not later:
+        return dcp.save(state, checkpoint_id=folder)
+    own = dist.new_group()  # training goes on in the other, from another thread
+    return dcp.async_save(state, checkpoint_id=folder, process_group=own)
 
 
 def load(folder: Path, model: nn.Module, optimizer: lnb.LNB, flat: bool = False) -> None:
@@ -280,12 +355,15 @@ def _resumed(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
         optimizer = lnb.LNB(model, LR, **settings)
         trained(model, optimizer, rank, ranks, steps=(0, 4))
         flat = name == "uneven"
-        save(folder / f"{name}{ranks}", model, optimizer, flat)
-        before = averages(model, optimizer)
+        writing = save(folder / f"{name}{ranks}", model, optimizer, flat, later=name == "fast")
+        before = {key: value.clone() for key, value in averages(model, optimizer).items()}
+        went_on = [trained(model, optimizer, rank, ranks, steps=(4, 8))]  # while the files are written
+        if name == "fast":
+            writing.result()
         resumed = sharded(make().double())
         other = lnb.LNB(resumed, LR, **settings)
         load(folder / f"{name}{ranks}", resumed, other, flat)
-        went_on = [trained(m, o, rank, ranks, steps=(4, 8)) for m, o in ((model, optimizer), (resumed, other))]
+        went_on.append(trained(resumed, other, rank, ranks, steps=(4, 8)))
         found["same"][name] = all(map(torch.equal, *went_on))
         found["state"][name] = before
         if ranks == 4:
@@ -297,20 +375,25 @@ def _resumed(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
 
 
 def _resumed_whole(rank: int, ranks: int) -> bool:
-    """Whether training goes on the same from state that was gathered, and is spread again."""
+    """Whether training goes on the same from state that was gathered, and is spread again, by every rank or by the first."""
     make, settings = CASES["fast"]
     model = sharded(make().double())
     optimizer = lnb.LNB(model, LR, **settings)
     trained(model, optimizer, rank, ranks, steps=(0, 4))
     options = StateDictOptions(full_state_dict=True)
     saved = get_optimizer_state_dict(model, optimizer, options=options)
-    resumed = sharded(make().double())
-    resumed.load_state_dict(model.state_dict())
-    other = lnb.LNB(resumed, LR, **settings)
-    set_optimizer_state_dict(resumed, other, saved, options=options)
-    return all(
-        map(torch.equal, *(trained(m, o, rank, ranks, steps=(4, 8)) for m, o in ((model, optimizer), (resumed, other))))
-    )
+    start, ended = model.state_dict(), []
+    start = {name: value.clone() for name, value in start.items()}
+    for broadcast in (False, True):
+        resumed = sharded(make().double())
+        resumed.load_state_dict(start)
+        other = lnb.LNB(resumed, LR, **settings)
+        spread = StateDictOptions(full_state_dict=True, broadcast_from_rank0=broadcast)
+        given = {} if broadcast and rank else saved
+        set_optimizer_state_dict(resumed, other, given, options=spread)
+        ended.append(trained(resumed, other, rank, ranks, steps=(4, 8)))
+    expected = trained(model, optimizer, rank, ranks, steps=(4, 8))
+    return all(all(map(torch.equal, expected, got)) for got in ended)
 
 
 def _failed(rank: int, ranks: int) -> dict[str, Any]:
@@ -347,7 +430,7 @@ def _unseen_by_host() -> Iterator[None]:
         self.known = self.rejected = False
 
     Verdict.__init__ = unknown
-    Shards.leave = lambda self, blocks, device, seen_by_host: leave(self, blocks, device, False)
+    Shards.leave = lambda self, blocks, device, identity, seen_by_host: leave(self, blocks, device, identity, False)
     try:
         yield
     finally:
@@ -358,7 +441,8 @@ def _complaints(rank: int, ranks: int) -> dict[str, str]:
     """What is said to shards and settings that cannot be served."""
     by_columns = {"shard_placement_fn": lambda parameter: Shard(1) if parameter.ndim == 2 else None}
     tensor = init_device_mesh("cpu", (ranks,))
-    rows = parallelize_module(Plain(), tensor, {"1": RowwiseParallel()})
+    columns = parallelize_module(Plain(), tensor, {"1": RowwiseParallel()})
+    odd = parallelize_module(nn.Sequential(nn.Linear(7, 4)), tensor, {"0": RowwiseParallel()})
     half = Plain()
     fully_shard(half, ignored_params={half[1].bias})
     part = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("data", "tensor"))["tensor"]
@@ -373,17 +457,17 @@ def _complaints(rank: int, ranks: int) -> dict[str, str]:
     packed.attention.in_proj_bias = None
     return {
         "columns": _refusal(sharded(Plain(), **by_columns)),
-        "row-wise": _refusal(rows),
+        "columns iterated": _refusal(columns, preset="paper", cg_scope="neuron"),
+        "odd columns": _refusal(odd),
         "bias": _refusal(half),
         "region": _refusal(sharded(Plain()), trust_region="spectral"),
-        "scope": _refusal(sharded(Plain()), preset="paper"),
         "damping": _refusal(sharded(Plain()), preset="full_batch", ridge=0.1, cg_scope="neuron"),
         "inputs": _refusal(sharded(Plain()), preset="paper", solver="matrix_free"),
         "group": _refusal(sharded(Plain()), process_group=dist.new_group([rank], use_local_synchronization=True)),
-        "offload": _refusal(sharded(Plain(), offload_policy=CPUOffloadPolicy(pin_memory=False))),
         "alone": _refusal(sharded(Plain()), process_group=None),
         "attention": _refusal(packed),
         "unknown": _refusal(parallelize_module(Plain(), part, {"1": ColwiseParallel()})) if ranks > 2 else "",
+        "columns later": _later_columns(ranks),
         "settings": _step_refusal(rank, ranks, momentum=0.9 - 0.1 * rank),
     }
 
@@ -394,6 +478,17 @@ def _refusal(model: nn.Module, **settings: Any) -> str:
         lnb.LNB(model, **settings)
     except (TypeError, ValueError, RuntimeError) as error:
         return str(error) if [type(module) for module in model.modules()] == classes else "the model was left attached"
+    return "none"
+
+
+def _later_columns(ranks: int) -> str:
+    model = Plain().double()
+    optimizer = lnb.LNB(model)
+    parallelize_module(model, init_device_mesh("cpu", (ranks,)), COLUMNS)
+    try:
+        trained(model, optimizer)
+    except TypeError as error:
+        return str(error)
     return "none"
 
 

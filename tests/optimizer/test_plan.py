@@ -102,6 +102,26 @@ def test_flops_between_refreshes_are_those_of_the_products(
     assert counter.get_total_flops() == sum(row.solve_flops for row in optimizer.plan())
 
 
+def test_a_refresh_is_shared_out_where_factors_take_longer_to_make_than_to_send() -> None:
+    model = net()
+    optimizer = lnb.LNB(model, lr=0.01)
+    assert optimizer.plan().refresh_seconds(4, 1e9) is None
+    backward(model, optimizer)
+    optimizer.step()
+    plan = optimizer.plan(default_rates(torch.device("cpu")))
+    made = ("second_moment", "factor", "factor_mean", "output_moment", "output_factor")
+    state = optimizer.state
+    kept = sum(state[p][key].nbytes for p in model.parameters() for key in made if key in state[p])
+    assert sum(row.refreshed_bytes for row in plan) == kept
+    alone, fast = plan.refresh_seconds(4, 1e12) or (0.0, 0.0)
+    _, slow = plan.refresh_seconds(4, 1e6) or (0.0, 0.0)
+    assert fast < alone < slow
+    assert slow - fast == pytest.approx(kept * 0.75 * (1e-6 - 1e-12))
+    assert plan.refresh_seconds(1, 1e6) == pytest.approx((alone, alone))
+    with pytest.raises(ValueError, match="ranks=0"):
+        plan.refresh_seconds(0, 1e9)
+
+
 def test_it_prints_every_layer() -> None:
     model = net()
     text = str(lnb.LNB(model).plan())

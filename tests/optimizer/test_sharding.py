@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 import lnb
+from lnb.layers.capture import Capture
 
 
 @pytest.fixture
@@ -57,3 +58,15 @@ def test_other_parameters_in_the_model_are_refused() -> None:
             setattr(module, name, nn.Parameter(parameter.detach().clone()))
     with pytest.raises(RuntimeError, match="the model got other parameters since LNB was built"):
         train(model, optimizer, batches(1))
+
+
+def test_probes_of_offloaded_weights_lie_where_forward_passes_run() -> None:
+    capture, weight = Capture(4), nn.Parameter(torch.zeros(2, 4))
+    capture.runs_on = torch.device("meta")  # any other device
+    capture.switch(weight, moments=True, channels=False, inputs=False)
+    capture.read(weight, 0.5, 2, None)
+    assert capture.start is not None
+    assert capture.start.device.type == "meta"
+    assert capture.probe_for(weight) is None
+    gathered = nn.Parameter(weight.detach().to("meta"))
+    assert capture.probe_for(gathered) is capture.probe

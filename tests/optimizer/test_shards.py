@@ -72,7 +72,7 @@ def test_ways_to_shard(folder: Path) -> None:
     ways = [of_rank(folder, rank, 2)["ways"] for rank in range(2)]
     expected = of_rank(folder, 0, 2)["cases"]["fast"]
     for way in ways:
-        for how in ("sharded later", "kept whole", "checkpointed"):
+        for how in ("sharded later", "kept whole", "checkpointed", "offloaded"):
             assert all(map(torch.equal, way[how], expected)), how
     assert all(map(torch.equal, ways[0]["bfloat16"], ways[1]["bfloat16"]))
     start = [parameter.detach() for parameter in CASES["fast"][0]().parameters()]
@@ -94,8 +94,18 @@ def test_rows_on_tensor_parallel_ranks(found: list[dict[str, Any]]) -> None:
     model = Plain().double()
     expected = trained(model, lnb.LNB(model, LR, block_size=2))
     for rank in found:
-        for how in ("alone", "with shards", "with a group"):
+        for how in ("alone", "with shards", "with a group", "columns", "columns of shards"):
             assert error(rank["tensor parallel"][how], expected) <= 1e-10, how
+
+
+def test_columns_resume_as_they_were_and_on_one_process(found: list[dict[str, Any]]) -> None:
+    model = Plain().double()
+    expected = trained(model, lnb.LNB(model, LR, block_size=2), steps=(0, 8))
+    for rank in found:
+        same, known, ended = rank["tensor parallel"]["columns resumed"]
+        assert same
+        assert known
+        assert error(ended, expected) <= 1e-10
 
 
 def test_a_step_exchanges_moments_and_a_few_sums(folder: Path) -> None:
@@ -112,6 +122,13 @@ def test_a_step_exchanges_moments_and_a_few_sums(folder: Path) -> None:
             assert sum(step["collectives"].values()) == len(step["sizes"])
 
 
+def test_a_rank_keeps_no_more_than_adamw_does_and_the_plan(folder: Path) -> None:
+    for rank in range(2):
+        kept, adamw, planned = of_rank(folder, rank, 2)["bytes"]
+        assert kept <= adamw + planned
+        assert kept > adamw // 2
+
+
 def test_resumes_on_as_many_ranks_bit_for_bit(found: list[dict[str, Any]]) -> None:
     assert all(all(rank["resumed"]["same"].values()) and len(rank["resumed"]["same"]) == 3 for rank in found)
 
@@ -126,8 +143,7 @@ def test_resumes_on_other_numbers_of_ranks(folder: Path) -> None:
         state, parameters = four["other"][name]
         assert state.keys() == two["state"][name].keys()
         assert all(torch.equal(state[key], two["state"][name][key]) for key in state), name
-        assert all(bool(parameter.isfinite().all()) for parameter in parameters)
-    assert error(four["other"]["factored"][1], alone("factored", steps=8)) <= 1e-10
+        assert error(parameters, alone(name, steps=8)) <= 1e-10, name  # blocks of outputs end where they did
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -141,7 +157,7 @@ def test_resumes_on_one_rank(name: str, folder: Path) -> None:
     state = averages(model, optimizer)
     assert all(torch.equal(state[key], four[key]) for key in four)
     got = trained(model, optimizer, steps=(4, 8))
-    assert name == "fast" or error(got, alone(name, steps=8)) <= 1e-10
+    assert error(got, alone(name, steps=8)) <= 1e-10
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -190,8 +206,7 @@ def test_whole_parameters_and_shards_load_each_others_state(name: str) -> None:
     third.load_state_dict(gathered)
     ended = [trained(net, opt, steps=(6, 8)) for net, opt in ((model, second), (last, third))]
     assert error(ended[1], ended[0]) <= 1e-10
-    if name == "factored":
-        assert error(ended[0], alone(name, steps=8)) <= 1e-10
+    assert error(ended[0], alone(name, steps=8)) <= 1e-10
 
 
 @pytest.fixture
@@ -216,15 +231,15 @@ def test_what_is_said_to_shards_that_cannot_be_served(found: list[dict[str, Any]
         said = rank["complaints"]
         assert "layer '1'" in said["columns"]
         assert "Shard(dim=1)" in said["columns"]
-        assert "ColwiseParallel in place of RowwiseParallel" in said["row-wise"]
+        assert "trust_region='two_sided' and solver='cholesky' work" in said["columns iterated"]
+        assert "RowwiseParallel before lnb.LNB(model)" in said["columns later"]
+        assert "equal shares of a linear layer's inputs" in said["odd columns"]
         assert "its bias is not sharded" in said["bias"]
         assert "trust_region='spectral'" in said["region"]
-        assert "cg_scope='layer'" in said["scope"]
         assert "damping='gain'" in said["damping"]
         assert "solver='matrix_free'" in said["inputs"]
         assert "process_group=None" in said["alone"]
         assert "only nn.Linear layers" in said["attention"]
-        assert "CPUOffloadPolicy" in said["offload"]
         assert "process_group has 1 ranks" in said["group"]
         assert "rank 0 has momentum=0.9, rank 1 has momentum=0.8" in said["settings"]
         if len(found) > 2:

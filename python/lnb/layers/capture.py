@@ -39,6 +39,7 @@ class Capture:
         groups: of a convolution; None for a linear map.
         channels: all input channels of a convolution.
         blocks: diagonal blocks that the second moment is cut into.
+        runs_on: the device of the forward pass, where that of the weight is another, as with weights that a trainer offloads.
     """
 
     def __init__(self, d_in: int, groups: int | None = None, channels: int | None = None) -> None:
@@ -46,6 +47,7 @@ class Capture:
         self.groups = groups
         self.channels = channels
         self.blocks = 1
+        self.runs_on: torch.device | None = None
         self.probe: Tensor | None = None
         self.channel_probe: Tensor | None = None
         self.moments_on = False
@@ -80,14 +82,20 @@ class Capture:
             self.probe = None
         self.follow(weight)
 
+    def resize(self, d_in: int) -> None:
+        """Have so many inputs of a neuron: the layer's weight has been cut. What was gathered before does not fit."""
+        if d_in != self.d_in:
+            self.d_in, self.probe = d_in, None
+
     def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
         """Choose what second moments are taken of: one of ``sample_every`` rows (images) from ``start``, and their dtype."""
         self.first, self.sample_every, self.moment_dtype = start, sample_every, moment_dtype
         if sample_every == 1:
             self.start = None
             return
-        if self.start is None or self.start.device != weight.device:
-            self.start = torch.zeros((), device=weight.device)
+        device = weight.device if self.runs_on is None else self.runs_on
+        if self.start is None or self.start.device != device:
+            self.start = torch.zeros((), device=device)
         self.start.fill_(start)
 
     @property
@@ -107,16 +115,18 @@ class Capture:
         return {"sample": sample, "moment_dtype": self.moment_dtype}
 
     def follow(self, weight: Tensor) -> None:
-        """Bring the probes that are switched on to the device and dtype of ``weight``, with what they gathered.
+        """Bring the probes that are switched on to the dtype of ``weight`` and the device of its layer, with what they gathered.
 
         They are made here and not in the forward pass, so that a compiled forward only reads them.
         """
+        device = weight.device if self.runs_on is None else self.runs_on
+        dtype = statistics_dtype(weight.dtype)
         if self.moments_on:
-            self.probe = _probe_like(self.probe, self.probe_shape, weight)
+            self.probe = _probe_like(self.probe, self.probe_shape, device, dtype)
         if self.channels_on:
-            self.channel_probe = _probe_like(self.channel_probe, (3, cast(int, self.channels)), weight)
+            self.channel_probe = _probe_like(self.channel_probe, (3, cast(int, self.channels)), device, dtype)
         if self.start is not None:
-            self.start = self.start.to(weight.device)
+            self.start = self.start.to(device)
         self.inputs[:] = [_input_like(x, weight) for x in self.inputs]
 
     def probe_for(self, weight: Tensor) -> Tensor | None:
@@ -129,12 +139,17 @@ class Capture:
         live = self.channels_on and weight.requires_grad and _fits(self.channel_probe, weight) and not _transformed()
         return self.channel_probe if live else None
 
+    def live_captures(self) -> Iterator[Capture]:
+        """What has the probes: this one itself."""
+        yield self
+
     def live_probes(self) -> Iterator[Tensor]:
         """The probes that are switched on."""
-        if self.moments_on and self.probe is not None:
-            yield self.probe
-        if self.channels_on and self.channel_probe is not None:
-            yield self.channel_probe
+        for capture in self.live_captures():
+            if capture.moments_on and capture.probe is not None:
+                yield capture.probe
+            if capture.channels_on and capture.channel_probe is not None:
+                yield capture.channel_probe
 
     @property
     def gathered(self) -> bool:
@@ -194,14 +209,13 @@ class Capture:
         self.rows = 0
 
 
-def _probe_like(probe: Tensor | None, shape: tuple[int, ...], weight: Tensor) -> Tensor:
-    """``probe`` if it fits ``weight``, else a new one that takes over its gradient."""
-    if probe is not None and _fits(probe, weight):
+def _probe_like(probe: Tensor | None, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """``probe`` if it is of ``device`` and ``dtype``, else a new one that takes over its gradient."""
+    if probe is not None and probe.device == device and probe.dtype == dtype:
         return probe
-    dtype = statistics_dtype(weight.dtype)
-    fresh = torch.zeros((), device=weight.device, dtype=dtype).expand(shape).requires_grad_()
+    fresh = torch.zeros((), device=device, dtype=dtype).expand(shape).requires_grad_()
     if probe is not None and probe.grad is not None:
-        fresh.grad = probe.grad.to(weight.device, dtype)
+        fresh.grad = probe.grad.to(device, dtype)
     return fresh
 
 

@@ -38,9 +38,17 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None, capture: Capture, ow
 def _project_subclass(x: Tensor, weight: Tensor, bias: Tensor | None, capture: Capture) -> Tensor:
     """:func:`project` where the weight is of another type than ``nn.Parameter``, as that of a tensor parallel layer is."""
     if is_sharded((weight,)):
-        from lnb.sharded.parallel import project_rows  # imports torch's distributed packages
+        from lnb.sharded.parallel import project_shards  # imports torch's distributed packages
 
-        return project_rows(x, cast("DTensor", weight), bias, lambda x, w, b: project(x, w, b, capture, weight))
+        def project_here(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+            if capture.moments_on and x.shape[-1] != capture.d_in:
+                raise TypeError(
+                    f"the {capture.d_in} inputs of a linear layer were shared out over ranks after LNB was built, and here are "
+                    f"{x.shape[-1]}; call parallelize_module with RowwiseParallel before lnb.LNB(model)"
+                )
+            return project(x, w, b, capture, weight)
+
+        return project_shards(x, cast("DTensor", weight), bias, project_here)
     return project(x, weight, bias, capture, weight)
 
 

@@ -47,10 +47,9 @@ class PackedCapture(Capture):
         query = [self.parts[name] for name in ("qkv", "q")]
         return Rows(sum(part.rows for part in query), any(part.input_grad for part in query))
 
-    def live_probes(self) -> Iterator[Tensor]:
-        """The probes of all parts that are switched on."""
-        for part in self.parts.values():
-            yield from part.live_probes()
+    def live_captures(self) -> Iterator[Capture]:
+        """All parts."""
+        yield from self.parts.values()
 
     @property
     def moments(self) -> Tensor | None:

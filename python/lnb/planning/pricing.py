@@ -30,7 +30,7 @@ class Pricing:
         self.block, self.config, self.rates = block, config, rates
         self.rows = rows.count
         self.groups, self.outputs, self.inputs = block.shape
-        self.columns, self.numbers = block.columns, block.numbers
+        self.columns, self.numbers = block.matrix_columns, block.numbers
         self.wide = statistics_dtype(block.weight.dtype)
         self.blocks = moment_blocks(block, config)
 

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lnb.blocks import Block
 from lnb.config import Config
 from lnb.ranks import require_joint
-from lnb.sharded.mesh import Ranks, is_offloaded, sharded_dims
+from lnb.sharded.mesh import Ranks, row_placements, sharded_dims
 
 _UNCHANGED = "Nothing was changed"
 
 
-def require_rows(block: Block) -> None:
-    """Require that the parameters of a layer are cut by rows, and alike.
+def require_rows(block: Block, ranks: Ranks) -> None:
+    """Require that the parameters of a layer are cut by rows, or by tensor parallelism into equal columns, and alike.
 
     Raises:
         TypeError: they are not; the message names the layer, how they are cut, and the remedy.
     """
     name, weight = block.name, block.weight
     if isinstance(weight, DTensor):
+        columns = [dim for dim in sharded_dims(weight) if weight.placements[dim].is_shard(1)]
         for dim in sharded_dims(weight):
             placement: Any = weight.placements[dim]
+            even = weight.ndim == 2 and weight.shape[1] % weight.device_mesh.size(dim) == 0
+            by_tensor = block.takes_shards and not ranks.shares_samples(weight, dim)
+            if placement.is_shard(1) and by_tensor and len(columns) == 1 and even:
+                continue
             if placement.is_partial() or placement.dim != 0:
                 raise TypeError(
                     f"params: the weight of layer {name!r}, {tuple(weight.shape)}, is placed as {weight.placements}; LNB solves "
-                    f"rows, which are dimension 0. Shard it by rows (fully_shard without a shard_placement_fn for it, "
-                    f"ColwiseParallel in place of RowwiseParallel), or pass exclude=[that layer]. {_UNCHANGED}"
+                    f"rows, which are dimension 0, or equal shares of a linear layer's inputs under RowwiseParallel. Shard it by "
+                    f"rows (fully_shard without a shard_placement_fn for it, ColwiseParallel), or pass exclude=[that layer]. "
+                    f"{_UNCHANGED}"
                 )
-    if block.bias is not None and _placed(weight) != _placed(block.bias):
+    if block.bias is not None and _placed(weight) != _placed(block.bias) and not _is_whole(block.bias, weight):
         raise TypeError(
             f"params: the weight of layer {name!r} is {_described(weight)} and its bias is {_described(block.bias)}; shard both "
             f"alike, on one mesh, or pass exclude=[that layer]. {_UNCHANGED}"
@@ -53,19 +56,6 @@ def require_known_parallel(block: Block, ranks: Ranks) -> None:
             f"params: layer {block.name!r} is a {block.kind} with a weight that tensor parallelism placed as "
             f"{block.weight.placements}; only nn.Linear layers can be, by ColwiseParallel. Use fully_shard for it, or pass "
             f"exclude=[that layer]. {_UNCHANGED}"
-        )
-
-
-def require_on_device(model: nn.Module) -> None:
-    """Require that shards lie where the forward pass runs.
-
-    Raises:
-        TypeError: ``fully_shard`` was given a ``CPUOffloadPolicy``.
-    """
-    if is_offloaded(model):
-        raise TypeError(
-            f"model: fully_shard was given a CPUOffloadPolicy, which keeps shards on the CPU, while second moments are "
-            f"gathered where the forward pass runs; leave offload_policy out. {_UNCHANGED}"
         )
 
 
@@ -97,8 +87,13 @@ def require_settings(config: Config, ranks: int) -> None:
         )
     if not config.method.by_rows(config):
         raise ValueError(
-            f"cg_scope={config.cg_scope!r} takes one step length for all rows of a layer, and they are sharded over {ranks} "
-            f"ranks: choose cg_scope='neuron' or solver='cholesky'"
+            f"solver={config.solver!r} works on all rows of a layer together, and they are sharded over {ranks} ranks: choose "
+            f"solver='cholesky'"
+        )
+    if config.split_refresh:
+        raise ValueError(
+            f"split_refresh=True shares out the layers over ranks that have whole copies of them, and they are sharded over "
+            f"{ranks} ranks: leave it out"
         )
     if config.damping == "gain":
         raise ValueError(
@@ -107,48 +102,25 @@ def require_settings(config: Config, ranks: int) -> None:
         )
 
 
-def require_alike(ranks: Ranks, description: list[str], device: torch.device) -> None:
-    """Require that all ranks have one model and the same settings, by one small exchange; on a difference every rank raises.
+def _is_whole(bias: nn.Parameter, weight: nn.Parameter) -> bool:
+    """Whether a bias is where a weight of columns has its rows."""
+    if not isinstance(weight, DTensor) or not isinstance(bias, DTensor) or bias.device_mesh != weight.device_mesh:
+        return False
+    return bias.placements == tuple(row_placements(weight))
 
-    Args:
-        ranks: that train together.
-        description: of this rank's model and settings, line by line.
-        device: where exchanges work.
+
+def require_columns(block: Block, config: Config) -> None:
+    """Require settings with which columns of a layer can be solved apart.
 
     Raises:
-        RuntimeError: the descriptions differ; the message has the first line that does.
+        ValueError: they cannot.
     """
-    if not ranks.groups:
-        return
-    digest = hashlib.sha256("\n".join(description).encode()).digest()
-    number = int.from_bytes(digest[:7], "big")
-    least = torch.tensor([number, -number], dtype=torch.int64, device=device)
-    for group in ranks.groups:
-        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group)
-    low, high = (int(value) for value in (least[0], -least[1]))
-    if low == high:
-        return
-    lines: dict[int, list[str]] = {}
-    for group in ranks.groups:
-        given: list[Any] = [None] * group.size()
-        dist.all_gather_object(given, (dist.get_rank(), description), group=group)
-        lines |= dict(given)
-    where, first = _difference(lines)
-    raise RuntimeError(
-        f"step(): the ranks that train this model together have different models or settings: {where} {first}. Build the same "
-        f"model and the same LNB on every rank. {_UNCHANGED}"
-    )
-
-
-def _difference(lines: dict[int, list[str]]) -> tuple[str, str]:
-    """Which ranks differ, and in what."""
-    (rank, own), *others = sorted(lines.items())
-    for other, found in others:
-        for i in range(max(len(own), len(found))):
-            a, b = (known[i] if i < len(known) else "nothing more" for known in (own, found))
-            if a != b:
-                return f"rank {rank} has", f"{a}, rank {other} has {b}"
-    return "ranks of another group", "differ"
+    if block.columns is not None and not (config.factored and config.region.two_sided):
+        raise ValueError(
+            f"trust_region={config.trust_region!r}, solver={config.solver!r}: the inputs of layer {block.name!r} are shared out "
+            f"(RowwiseParallel), with which trust_region='two_sided' and solver='cholesky' work: choose these, or pass "
+            f"exclude=[that layer]"
+        )
 
 
 def _placed(parameter: nn.Parameter) -> object:

@@ -64,6 +64,12 @@ class LocalBlock(Block):
         roles = whole.kernel, whole.weight_role, whole.bias_role
         super().__init__(name, weight, bias, whole.modules, whole.paths, groups, *roles)
         self.whole, self.place, self.cut, self.is_first = whole, place, cut, number == 0
+        self.columns = whole.columns
+
+    @property
+    def d_in_here(self) -> int:
+        """Inputs of the rows as they are here."""
+        return self.d_in
 
     @property
     def d_out(self) -> int:

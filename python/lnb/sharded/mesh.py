@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement, Replicate
+
+from lnb.columns import Columns
 
 
 class Ranks:
@@ -27,6 +30,8 @@ class Ranks:
         groups: over which sums are added, one after the other.
         size: the number of all ranks.
         data_size: the number of those that see other samples, as ``fully_shard`` tells.
+        runs_on: the device of forward passes and exchanges where ``fully_shard`` offloads shards to the CPU; None where it does
+            not.
 
     Raises:
         TypeError: parameters lie on meshes that are no part of one.
@@ -53,6 +58,7 @@ class Ranks:
         self.groups = _groups(self._mesh)
         self.size = self._mesh.size()
         self.data_size = math.prod(self._mesh.shape[: self._data_dims])
+        self.runs_on = _device_of_passes(model)
         self._copy = 0
         if given is not None and not self._data_dims:
             self._copy = given.rank()
@@ -73,9 +79,16 @@ class Ranks:
         """The dimensions of the mesh over which ``parameter`` is cut."""
         if not isinstance(parameter, DTensor):
             return set()
+        return {self._place(parameter, dim) for dim in sharded_dims(parameter)}
+
+    def _place(self, parameter: DTensor, dim: int) -> int:
+        """Which dimension of the whole mesh one of the parameter's own is."""
         own = parameter.device_mesh
-        begin = 0 if own == self._mesh or own in self._data else self._mesh.ndim - own.ndim
-        return {begin + dim for dim in sharded_dims(parameter)}
+        return dim if own == self._mesh or own in self._data else self._mesh.ndim - own.ndim + dim
+
+    def shares_samples(self, parameter: DTensor, dim: int) -> bool:
+        """Whether ranks along a dimension of the parameter's mesh have other samples."""
+        return self._place(parameter, dim) < self._data_dims
 
     def is_tensor_parallel(self, parameter: DTensor) -> bool:
         """Whether its layer's forward pass sees a ``DTensor``: it lies on dimensions other than those of ``fully_shard``."""
@@ -83,13 +96,32 @@ class Ranks:
 
     def add(self, values: Tensor) -> None:
         """Add ``values`` over all ranks, in place."""
+        there = values if self.runs_on is None else values.to(self.runs_on)
         for group in self.groups:
-            dist.all_reduce(values, group=group)
+            dist.all_reduce(there, group=group)
+        if there is not values:
+            values.copy_(there)
 
 
 def sharded_dims(parameter: DTensor) -> list[int]:
     """The dimensions of its own mesh over which a parameter is cut."""
     return [dim for dim, placement in enumerate(parameter.placements) if not placement.is_replicate()]
+
+
+def row_placements(parameter: DTensor) -> list[Placement]:
+    """How something of every row of a weight is placed: copies where columns are cut."""
+    return [Replicate() if placement.is_shard(1) else placement for placement in parameter.placements]
+
+
+def columns_of(parameter: Tensor) -> Columns | None:
+    """Which columns of a weight are here; None for all."""
+    if not isinstance(parameter, DTensor):
+        return None
+    mesh = parameter.device_mesh
+    for dim in sharded_dims(parameter):
+        if parameter.placements[dim].is_shard(1) and mesh.size(dim) > 1:
+            return Columns(mesh.get_group(dim), mesh.get_local_rank(dim), mesh.size(dim))
+    return None
 
 
 def data_modules(model: nn.Module) -> list[FSDPModule]:
@@ -102,9 +134,12 @@ def _data_meshes(model: nn.Module) -> set[DeviceMesh]:
     return {group.mesh_info.mesh for group in _data_groups(model)}
 
 
-def is_offloaded(model: nn.Module) -> bool:
-    """Whether ``fully_shard`` keeps any shards on the CPU for another device."""
-    return any(isinstance(group.offload_policy, CPUOffloadPolicy) for group in _data_groups(model))
+def _device_of_passes(model: nn.Module) -> torch.device | None:
+    """Where forward passes run if ``fully_shard`` keeps any shards on the CPU; None if it does not."""
+    groups = _data_groups(model)
+    offloaded = any(isinstance(group.offload_policy, CPUOffloadPolicy) for group in groups)
+    device: torch.device | None = groups[0].device if offloaded else None
+    return device
 
 
 def _data_groups(model: nn.Module) -> list[Any]:

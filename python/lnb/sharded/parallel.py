@@ -1,7 +1,8 @@
-"""The forward pass of a linear layer whose weight is a ``DTensor`` of rows, as tensor parallelism makes it."""
+"""The forward pass of a linear layer whose weight is a ``DTensor``, as tensor parallelism makes it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,7 +12,49 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def project_rows(x: Tensor, weight: DTensor, bias: Tensor | None, project: Project) -> Tensor:
+def project_shards(x: Tensor, weight: DTensor, bias: Tensor | None, project: Project) -> Tensor:
+    """``x W' + b`` by rows of the weight (:func:`project_rows`) or by its columns (:func:`project_columns`).
+
+    Raises:
+        TypeError: ``x`` is no ``DTensor``: the layer is called without the plan that ``parallelize_module`` gives it.
+    """
+    if not isinstance(x, DTensor):
+        raise TypeError(
+            f"the weight of a linear layer is placed as {weight.placements}, and its input is a {type(x).__name__}; call the "
+            f"layer as parallelize_module(model, mesh, plan) prepares it, which makes a DTensor of the input"
+        )
+    by_columns = any(placement.is_shard(1) for placement in weight.placements)
+    return (project_columns if by_columns else project_rows)(x, weight, bias, project)
+
+
+def project_columns(x: DTensor, weight: DTensor, bias: Tensor | None, project: Project) -> Tensor:
+    """``x W' + b`` where every rank has some columns of the weight: it makes what its inputs add to all outputs.
+
+    Args:
+        x: ``[..., d_in]``.
+        weight: ``[d_out, d_in]``, in shards of columns.
+        bias: ``[d_out]``, whole on every rank, or None.
+        project: makes the local output of local tensors.
+
+    Returns:
+        ``[..., d_out]``, a sum over ranks that is still to be made.
+    """
+    mesh, last = weight.device_mesh, x.ndim - 1
+    cut = [placement.is_shard(1) for placement in weight.placements]
+    shares: list[Placement] = [Shard(last) if is_cut else Replicate() for is_cut in cut]
+    if list(x.placements) != shares:
+        x = x.redistribute(mesh, shares)
+    output = project(x.to_local(), weight.to_local(), None)
+    summed: list[Placement] = [Partial() if is_cut else Replicate() for is_cut in cut]
+    if isinstance(bias, DTensor):  # a share of it on every rank, so that the sum has all of it, and so has its gradient
+        shards = math.prod(mesh.size(dim) for dim, is_cut in enumerate(cut) if is_cut)
+        output = output + bias.to_local(grad_placements=summed) / shards
+    shape = torch.Size((*x.shape[:-1], weight.shape[0]))
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(output, mesh, summed, run_check=False, shape=shape, stride=stride)
+
+
+def project_rows(x: DTensor, weight: DTensor, bias: Tensor | None, project: Project) -> Tensor:
     """``x W' + b`` by rows of the weight: every rank makes the outputs of its rows, of the whole input.
 
     Nothing is exchanged but what brings ``x`` here, and the sum of its gradient over ranks.
@@ -24,15 +67,7 @@ def project_rows(x: Tensor, weight: DTensor, bias: Tensor | None, project: Proje
 
     Returns:
         ``[..., d_out]``, in shards of its last dimension.
-
-    Raises:
-        TypeError: ``x`` is no ``DTensor``: the layer is called without the plan that ``parallelize_module`` gives it.
     """
-    if not isinstance(x, DTensor):
-        raise TypeError(
-            f"the weight of a linear layer is placed as {weight.placements}, and its input is a {type(x).__name__}; call the "
-            f"layer as parallelize_module(model, mesh, plan) prepares it, which makes a DTensor of the input"
-        )
     mesh = weight.device_mesh
     everywhere = [Replicate()] * mesh.ndim
     if list(x.placements) != everywhere:

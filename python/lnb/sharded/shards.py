@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,23 +11,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lnb.arenas import Arenas
 from lnb.blocks import Block, Inventory
-from lnb.config import CARRIED, Config
-from lnb.ranks import add_over_ranks
+from lnb.config import Config
+from lnb.exchange import MomentExchange
+from lnb.identity import Identity
 from lnb.scratch import Scratch
 from lnb.sharded.checks import (
-    require_alike,
+    require_columns,
     require_known_parallel,
     require_no_sums,
-    require_on_device,
     require_rows,
     require_settings,
 )
 from lnb.sharded.local import Locals, PartState
-from lnb.sharded.mesh import Ranks, data_modules
+from lnb.sharded.mesh import Ranks, columns_of, data_modules
 from lnb.sharded.state import StateForm
 from lnb.sharded.step import Exchange, ShardedShare
 from lnb.step import Share, Stages
@@ -65,9 +63,7 @@ class Shards:
         states: the optimizer's, by parameter.
         config: its settings.
         given: ``process_group``.
-
-    Attributes:
-        compared: whether the ranks have compared their models and settings.
+        exchange: of the optimizer.
 
     Raises:
         TypeError: parameters are cut in a way that cannot be served.
@@ -83,21 +79,28 @@ class Shards:
         states: Any,
         config: Config,
         given: Any,
+        exchange: MomentExchange,
     ) -> None:
         self._config = config
+        self._moments = exchange
         self._model = model
         self._inventory = inventory
         self._groups = param_groups
         parameters = [parameter for group in param_groups for parameter in group["params"]]
         moving = set(parameters)
         blocks = [block for block in inventory.blocks if block.weight in moving]
-        require_on_device(model)
         require_no_sums(parameters, inventory.names)
-        for block in blocks:
-            require_rows(block)
         self.ranks = Ranks(model, given if isinstance(given, dist.ProcessGroup) else None)
         for block in blocks:
+            require_rows(block, self.ranks)
             require_known_parallel(block, self.ranks)
+        for block in blocks:
+            block.columns = columns_of(block.weight)
+            require_columns(block, config)
+            for capture in (part for whole in block.captures for part in whole.live_captures()):
+                capture.resize(block.d_in_here)
+                if self.ranks.runs_on is not None:
+                    capture.runs_on = self.ranks.runs_on
         self._require_known(given)
         if self.ranks.size > 1:
             require_settings(config, self.ranks.size)
@@ -109,7 +112,6 @@ class Shards:
         }
         self._form = StateForm(self.locals, config.block_size)
         self._modules = data_modules(model)
-        self.compared = False
 
     def _require_known(self, given: Any) -> None:
         size, world = self.ranks.size, dist.get_world_size()
@@ -129,6 +131,12 @@ class Shards:
                 f"{size} of them by tensor parallelism, so LNB cannot know whether the others see other samples. Pass "
                 f"process_group=the group over which this rank's gradients are averaged, or shard with fully_shard too"
             )
+
+    @property
+    def waits(self) -> bool:
+        """Whether hosts wait to know that a step can be made: those of columns and of iterations have more exchanges."""
+        iterates = not self._config.factored and self._config.solver == "pcg" and self._config.cg_scope == "layer"
+        return iterates or any(block.columns is not None for block in self.locals.blocks)
 
     def stages(self, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch) -> Stages:
         """The stages of one step, for :class:`lnb.step.Memory`."""
@@ -150,25 +158,6 @@ class Shards:
             yield
         finally:
             self.exchange.on = True
-
-    def require_alike(self, device: torch.device) -> None:
-        """Before the first step: all ranks have one model and one optimizer."""
-        if not self.compared:
-            require_alike(self.ranks, self._description(), device)
-            self.compared = True
-
-    def _description(self) -> list[str]:
-        settings = [f"{field.name}={getattr(self._config, field.name)!r}" for field in dataclasses.fields(self._config)]
-        found = []
-        for number, group in enumerate(self._groups):
-            plain = {name: float(group[name]) for name in CARRIED}
-            found.append(f"param_groups[{number}] with {plain}")
-            for parameter in group["params"]:
-                placed = parameter.placements if isinstance(parameter, DTensor) else "whole"
-                moves = "" if parameter.requires_grad else ", frozen"
-                name = self._inventory.names.get(parameter, "(added)")
-                found.append(f"parameter {name!r} {tuple(parameter.shape)} {parameter.dtype} {placed}{moves}")
-        return settings + found
 
     def work(self, work: Work) -> Work:
         """``work`` on the model's parameters as work on the shards here. :meth:`add` has looked at the gradients."""
@@ -218,8 +207,15 @@ class Shards:
         self._form.mark(states)
         return states
 
-    def add(self, blocks: list[Block], device: torch.device, failed: bool = False) -> Tensor:
-        """The exchange before a step: second moments, and whether every rank can make it (:func:`add_over_ranks`)."""
+    @property
+    def sharers(self) -> None:
+        """Refreshes are not shared out: outputs already are."""
+
+    def follow(self, blocks: list[Block]) -> None:
+        """Nothing has to be told of backward passes: ``fully_shard`` has gradients only when they have ended."""
+
+    def add(self, blocks: list[Block], device: torch.device, identity: Identity, failed: bool = False) -> Tensor:
+        """The exchange before a step: second moments, and whether every rank can make it."""
         bad: bool | Tensor = failed
         if not failed:
             self.locals.follow()
@@ -227,11 +223,13 @@ class Shards:
             bad = ~multi_tensor.all_finite([gradient for gradient in gradients if gradient.device == device])
             for other in {gradient.device for gradient in gradients} - {device}:
                 bad = bad | ~multi_tensor.all_finite([g for g in gradients if g.device == other]).to(device)
-        return add_over_ranks(blocks, self.ranks.groups, device, bad, self.ranks.sees_own_samples())
+        ranks, counts = self.ranks, self.ranks.sees_own_samples()
+        where = device if ranks.runs_on is None else ranks.runs_on
+        return self._moments.add(blocks, ranks.groups, ranks.size, where, identity, bad, counts).to(device)
 
-    def leave(self, blocks: list[Block], device: torch.device, seen_by_host: bool) -> None:
+    def leave(self, blocks: list[Block], device: torch.device, identity: Identity, seen_by_host: bool) -> None:
         """Take part in the exchanges of a step that this rank cannot make."""
-        self.add(blocks, device, failed=True)
+        refreshed = self._config.region.two_sided and self._moments.gathers
+        self.add(blocks, device, identity, failed=True)
         if not seen_by_host:  # the others go on to steps that write nothing
-            refreshed = self._config.region.two_sided and any(c.moments_on for block in blocks for c in block.captures)
             self.exchange.leave(device, refreshed)

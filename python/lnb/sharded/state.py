@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lnb.arenas import compact
 from lnb.factored import block_count
 from lnb.sharded.local import LocalBlock, Locals, StandIn, first_part, local_of
-from lnb.sharded.mesh import sharded_dims
-from lnb.whole_state import OF_OUTPUTS, SHARDS, as_blocks
+from lnb.sharded.mesh import row_placements, sharded_dims
+from lnb.whole_state import OF_OUTPUTS, SHARDS, as_blocks, has_column_cuts, keeps_outputs, row_cuts, shards_code
 
 _LIKE_PARAMETER = ("momentum", "gradient_square", "master", "last_step")
 _OF_ROWS = ("row_square", "direction")
@@ -75,7 +75,8 @@ class StateForm:
                 rows = _joined([_as_rows(value, width) for value in values], parts, (0, width))
                 found[key] = _of_rows(rows, parameter)
             elif blocks is not None and key in _OF_GROUPS:
-                found[key] = _of_groups(values, blocks, parameter)
+                whole = _of_groups if blocks[0].columns is None else _of_columns
+                found[key] = whole(values, blocks, parameter)
             else:
                 found[key] = values[0]
         return compact(found)
@@ -103,6 +104,8 @@ class StateForm:
                 rows = _cut(_rows_here(value, parameter, (parameter.shape[0], *columns)), parts)
                 values = [row.reshape(*block.shape[:2], *columns) for row, block in zip(rows, blocks, strict=True)]
             elif blocks is not None and key in OF_OUTPUTS:
+                if kept and value.ndim == 4:  # of a whole layer
+                    value = _as_rows(value, self._width(blocks[0]))
                 if kept:
                     rows = _cut(_rows_here(value, parameter, (parameter.shape[0], value.shape[-1])), parts)
                     values = [as_blocks(row, *self._blocks_of(block)) for row, block in zip(rows, blocks, strict=True)]
@@ -110,12 +113,41 @@ class StateForm:
                     shapes = [self._blocks_of(block) for block in blocks]
                     values = [torch.zeros((*shape, shape[-1]), dtype=value.dtype) for shape in shapes]
             elif blocks is not None and key in _OF_GROUPS:
-                values = _groups_here(value, blocks)
+                values = (
+                    _groups_here(value, blocks) if blocks[0].columns is None else [self._columns_here(value, blocks[0])]
+                )
             else:
                 values = [value] * len(parts)
             for state, own in zip(states, values, strict=True):
                 state[key] = own
-        return states, not kept and any(key in entry for key in OF_OUTPUTS)
+        by_columns = blocks is not None and (blocks[0].columns is not None or has_column_cuts(_saved_code(entry)))
+        fits = blocks is None or not by_columns or self._fit_inputs(states, blocks, kept)
+        return states, not (kept and fits) and any(key in entry for key in OF_OUTPUTS)
+
+    def _fit_inputs(self, states: list[dict[str, Any]], blocks: list[LocalBlock], kept: bool) -> bool:
+        """Have second moments and factors that were saved of other blocks of inputs start anew; whether none does."""
+        fits = kept or blocks[0].columns is None
+        for state, block in zip(states, blocks, strict=True):
+            count = block.input_blocks(self._limit)
+            for key in ("second_moment", "factor"):
+                value = state.get(key)
+                if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] != count:
+                    size = block.d_in // count + value.shape[-1] - block.d_in // value.shape[1]
+                    state[key] = torch.zeros(len(value), count, size, size, dtype=value.dtype)
+                    fits = False
+            if not fits and "second_moment_step" in state:
+                state["second_moment_step"] = torch.zeros(())
+        return fits
+
+    def _columns_here(self, value: Tensor, block: LocalBlock) -> Tensor:
+        """Statistics of the inputs whose columns are here; zeros where saved ones had other blocks."""
+        assert block.columns is not None
+        count = block.d_in if value.ndim == 2 else block.input_blocks(self._limit)
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        begin, shape = block.columns.index * count, (1, count, *value.shape[2:])
+        if whole.shape[1] != count * block.columns.of:
+            return torch.zeros(shape, dtype=value.dtype)
+        return whole[:, begin : begin + count].clone()
 
     def mark(self, states: Any) -> None:
         """Note in the states of layers into how many parts their rows are cut."""
@@ -125,11 +157,14 @@ class StateForm:
                 state[SHARDS] = torch.tensor(_shards(weight))
 
     def _keeps_blocks(self, parameter: DTensor, entry: dict[str, Any], blocks: list[LocalBlock]) -> bool:
-        saved = entry.get(SHARDS)
-        if not isinstance(saved, Tensor) or int(saved) != _shards(parameter):
+        code, own = _saved_code(entry), _shards(parameter)
+        cuts = row_cuts(own)
+        number = math.prod(cuts)
+        if self._largest(blocks[0], number) > self._width(blocks[0]):
             return False
-        number = math.prod(parameter.device_mesh.size(dim) for dim in sharded_dims(parameter))
-        return self._largest(blocks[0], number) <= self._width(blocks[0])
+        if code == own or blocks[0].columns is not None:
+            return code == own
+        return len(cuts) <= 1 and keeps_outputs(blocks[0].whole, code, number, self._limit)
 
     def _blocks_of(self, block: LocalBlock) -> tuple[int, int, int]:
         """Groups, blocks of each, and neurons of each block of a local layer."""
@@ -164,25 +199,39 @@ def _largest_block(groups: int, rows: int, shards: int, limit: int | None) -> in
     return max(length // block_count(length, limit) for length in lengths)
 
 
+def _saved_code(entry: dict[str, Any]) -> int:
+    """How the layer was cut whose state that is; 1 for a whole one."""
+    saved = entry.get(SHARDS)
+    return int(saved) if isinstance(saved, Tensor) and saved.numel() == 1 else 1
+
+
 def _shards(parameter: DTensor) -> int:
-    """Into how many parts the rows of ``parameter`` are cut, and by which dimensions of the mesh."""
-    code = 0
-    for dim in sharded_dims(parameter):
-        code = code * 65536 + parameter.device_mesh.size(dim)
-    return max(code, 1)
+    """Into how many parts the rows of ``parameter`` are cut, and by which dimensions of the mesh; columns likewise."""
+    cuts = ((parameter.device_mesh.size(dim), parameter.placements[dim].is_shard(1)) for dim in sharded_dims(parameter))
+    return shards_code(cuts)
 
 
 def _of_rows(rows: Tensor, parameter: DTensor) -> DTensor:
-    """A line for each local row as a tensor that is cut like ``parameter``."""
-    return _placed(rows, parameter, (parameter.shape[0], *rows.shape[1:]))
+    """A line for each local row as a tensor that is cut like the rows of ``parameter``."""
+    return _placed(rows, parameter, (parameter.shape[0], *rows.shape[1:]), row_placements(parameter))
 
 
-def _placed(local: Tensor, parameter: DTensor, shape: tuple[int, ...]) -> DTensor:
-    """What is here of a tensor of ``shape`` that is cut like ``parameter``."""
+def _of_columns(values: list[Tensor], blocks: list[LocalBlock], parameter: DTensor) -> DTensor:
+    """Statistics of the inputs whose columns are here, ``[1, blocks or inputs, ...]``, as a tensor of all."""
+    columns, value = blocks[0].columns, values[0]
+    assert columns is not None
+    placements: list[Placement] = [p if p.is_shard(1) else Replicate() for p in parameter.placements]
+    return _placed(value, parameter, (1, value.shape[1] * columns.of, *value.shape[2:]), placements)
+
+
+def _placed(
+    local: Tensor, parameter: DTensor, shape: tuple[int, ...], placements: Sequence[Placement] | None = None
+) -> DTensor:
+    """What is here of a tensor of ``shape`` that is cut like ``parameter``, or as ``placements`` say."""
     return DTensor.from_local(
         local if _is_alone(local) else local.clone(),
         parameter.device_mesh,
-        parameter.placements,
+        parameter.placements if placements is None else placements,
         run_check=False,
         shape=torch.Size(shape),
         stride=torch.empty(shape, device="meta").stride(),
@@ -210,12 +259,13 @@ def _cut(rows: Tensor, parts: list[StandIn]) -> list[Tensor]:
 
 
 def _rows_here(value: Tensor, parameter: DTensor, shape: tuple[int, ...]) -> Tensor:
-    """The local rows of a saved tensor, which is cut like ``parameter`` or whole."""
+    """What is here of a saved tensor, which is whole, or cut like ``parameter``; rows, of which all columns are."""
+    placements = list(parameter.placements) if shape == tuple(parameter.shape) else row_placements(parameter)
     if isinstance(value, DTensor):
-        return local_of(value, like=parameter)
+        return (value if list(value.placements) == placements else value.redistribute(placements=placements)).to_local()
     if value.numel() != math.prod(shape):
         return value  # what is wrong with it is said where shapes are checked
-    sizes, offsets = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
+    sizes, offsets = compute_local_shape_and_global_offset(shape, parameter.device_mesh, placements)
     whole = value.reshape(shape)
     for dim, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
         whole = whole.narrow(dim, min(offset, shape[dim]), size)

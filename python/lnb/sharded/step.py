@@ -1,7 +1,7 @@
 """The stages of a step on shards: those of :mod:`lnb.step`, with every sum over a layer taken over all ranks.
 
 A step has two exchanges, and a third where output moments are refreshed: second moments and whether all gradients are finite,
-before anything is written (:func:`lnb.ranks.add_over_ranks`); the traces of the output moments that are averaged; and the sums
+before anything is written (:mod:`lnb.exchange`); the traces of the output moments that are averaged; and the sums
 that step lengths are made of, a few numbers per layer. Their order and sizes depend on the model alone, so that a rank that
 cannot make a step can still take part.
 """
@@ -22,6 +22,7 @@ from lnb.region import Lengths, in_region, measure_lengths
 from lnb.scratch import Scratch
 from lnb.sharded.local import LocalBlock, Locals
 from lnb.sharded.mesh import Ranks
+from lnb.solve import Solution, solve
 from lnb.step import Share
 from lnb.verdict import Verdict
 from lnb.weight_bound import is_measured
@@ -89,6 +90,18 @@ class Exchange:
         both = [of_layers[places].reshape(-1)] if blocks else []
         return torch.cat([*both, buffer[other_places]])
 
+    def add_products(self, works: list[BlockWork], values: Tensor) -> Tensor:
+        """Sums over all rows of the layers of ``works``, from those over the rows here, ``[layers, n]``."""
+        blocks = [cast(LocalBlock, work.block) for work in works]
+        buffer = values.new_zeros(self._layers, values.shape[1])
+        places = constant(tuple(block.place for block in blocks), values.device, torch.int64)
+        counts = tuple(not block.cut.is_empty and self._counts[block.weight] for block in blocks)
+        chosen = constant(counts, values.device, torch.bool).unsqueeze(1)
+        buffer.index_add_(0, places, torch.where(chosen, values, 0.0))
+        if self.on:
+            self._ranks.add(buffer)
+        return buffer[places]
+
     def add_means(self, works: list[BlockWork], traces: list[Tensor]) -> list[Tensor]:
         """Means over all rows of each group, from sums over the rows here, ``[groups]`` of each local layer."""
         buffer = traces[0].new_zeros(self._group_begins[-1])
@@ -131,7 +144,8 @@ class ShardedShare(Share):
                     0, constant(tuple(due), zeros.device, torch.int64), torch.stack(found).square()
                 )
         if self.agreement is not None:
-            fresh = self.agreement.fresh.to(wide)
+            shares = tuple(1.0 if (c := work.block.columns) is None else 1 / c.of for work in works)
+            fresh = self.agreement.fresh.to(wide) * constant(shares, self.products.device, wide)
         columns = torch.stack([self.products[:layers], free, damped, averages, fresh, norms], dim=1)
         sums = self._exchange.add_sums(works, columns, work.others, self.products[layers:])
         of_layers = sums[: _SUMS * layers].view(layers, _SUMS).unbind(1)
@@ -141,6 +155,10 @@ class ShardedShare(Share):
         if self.shortens:
             self.lengths = Lengths(of_layers[1], of_layers[2], None if self.agreement is None else of_layers[3])
             self.weight_norms = of_layers[5].sqrt()
+
+    def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
+        """Where the layers are to go."""
+        return solve(self.work.blocks, averages, self.verdict, self.agreement, self._exchange.add_products)
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""

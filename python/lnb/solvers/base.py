@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
     from lnb.work import BlockWork
+
+AddRows = Callable[[list["BlockWork"], Tensor], Tensor]
+"""Of sums over the rows of layers that are here, ``[layers, n]``, those over all their rows."""
 
 
 class Solver:
@@ -84,6 +87,7 @@ class Solver:
         averages: dict[nn.Parameter, Tensor],
         verdict: Verdict,
         agreement: Agreement | None,
+        add: AddRows | None,
     ) -> None:
         """Enter the directions of some layers into ``solution``. Here: one layer at a time, so that only one has its copies in
         memory.
@@ -95,6 +99,8 @@ class Solver:
             averages: ``g~`` of every parameter. The directions may take their place.
             verdict: whether state may change.
             agreement: of the layers' gradients, where it shortens steps.
+            add: where the layers are rows of layers that are shared out over ranks, makes sums over all rows, ``[layers, n]``
+                of some of the layers; else None.
         """
         for i in members:
             work = works[i]

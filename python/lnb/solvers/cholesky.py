@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import lnb_kernels as lk
 from lnb.arenas import sums_of
+from lnb.columns import ColumnProblem, column_directions_
 from lnb.factored import Factor, block_count
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS
 from lnb.refresh import matrices
-from lnb.solvers.base import Solver
+from lnb.solvers.base import AddRows, Solver
 from lnb.work import BlockWork, moment_blocks
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Cholesky(Solver):
         averages: dict[nn.Parameter, Tensor],
         verdict: Verdict,
         agreement: Agreement | None,
+        add: AddRows | None,
     ) -> None:
         """Layers of the two-sided region in one call per dtype, those of other regions batched by shape."""
         two_sided = [i for i in members if works[i].config.region.two_sided]
@@ -137,8 +139,10 @@ def _solve_two_sided(
     of small layers.
     """
     by_dtype: dict[torch.dtype, list[int]] = {}
+    cut = [i for i in members if works[i].block.columns is not None]
     for i in members:
-        by_dtype.setdefault(averages[works[i].parameters[0]].dtype, []).append(i)
+        if i not in set(cut):
+            by_dtype.setdefault(averages[works[i].parameters[0]].dtype, []).append(i)
     sums = []
     for alike in by_dtype.values():
         given = [matrices(works[i], averages) for i in alike]
@@ -153,10 +157,20 @@ def _solve_two_sided(
             1.0 if agreement is None else agreement.noise,
         )
         sums.append(sums_of(found, tuple(works[i].block.groups for i in alike)))
+    if cut:
+        problems = [_columns(works[i], averages, None if agreement is None else agreement.rows[i]) for i in cut]
+        sums.append(column_directions_(problems, 1.0 if agreement is None else agreement.noise))
     for i in members:
         solution.parts[i] = [averages[parameter] for parameter in works[i].parameters]
-    solution.summed = tuple(i for alike in by_dtype.values() for i in alike)
+    solution.summed = (*(i for alike in by_dtype.values() for i in alike), *cut)
     solution.sums = sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+def _columns(work: BlockWork, averages: dict[nn.Parameter, Tensor], squares: Tensor | None) -> ColumnProblem:
+    assert work.block.columns is not None
+    return ColumnProblem(
+        *matrices(work, averages), _factor(work), work.state["output_factor"], squares, work.block.columns
+    )
 
 
 def _factor(work: BlockWork) -> Factor:

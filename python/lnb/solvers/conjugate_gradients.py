@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lnb.equations import Equation, solve_equation, solve_joined
 from lnb.rounded_metric import RoundedMetric, rounds_products
-from lnb.solvers.base import Solver, joined_gradient, split_direction
+from lnb.shared_iterations import solve_shared
+from lnb.solvers.base import AddRows, Solver, joined_gradient, split_direction
 from lnb.solvers.feature_moments import preconditioner
 from lnb.statistics import average_second_moment, ridge_of
 
@@ -42,10 +43,6 @@ class ConjugateGradients(Solver):
     keeps_direction = True
     always_fits = True
 
-    def by_rows(self, config: Config) -> bool:
-        """Whether each row has a step length of its own."""
-        return config.cg_scope == "neuron"
-
     def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
         """It is right for every layer."""
         return "conjugate gradients on the second moment"
@@ -58,16 +55,28 @@ class ConjugateGradients(Solver):
         averages: dict[nn.Parameter, Tensor],
         verdict: Verdict,
         agreement: Agreement | None,
+        add: AddRows | None,
     ) -> None:
-        """One layer at a time, so that only one has its copies in memory; small ones wait, to be solved in one call."""
+        """One layer at a time, so that only one has its copies in memory; small ones wait, to be solved in one call.
+
+        Layers whose rows are elsewhere too, and share a step length, wait for each other.
+        """
         waiting: dict[int, Equation] = {}
+        shared: dict[int, Equation] = {}
         for i in members:
             work = works[i]
             equation = self.equation(work, joined_gradient(work, averages), verdict)
-            if equation.joins:
+            if add is not None and equation.scope == "layer":
+                shared[i] = equation
+            elif equation.joins:
                 waiting[i] = equation
             else:
                 _finish(solution, i, work, equation, solve_equation(equation), verdict)
+        if shared and add is not None:
+            of_shared, add_all = [works[i] for i in shared], add
+            found = solve_shared(list(shared.values()), lambda values: add_all(of_shared, values))
+            for i, solved in zip(shared, found, strict=True):
+                _finish(solution, i, works[i], shared[i], solved, verdict)
         for i, solved in zip(waiting, solve_joined(list(waiting.values())), strict=True):
             _finish(solution, i, works[i], waiting[i], solved, verdict)
 
@@ -107,7 +116,7 @@ class ConjugateGradients(Solver):
 
     def step_flops(self, block: Block, config: Config) -> int:
         """FLOPs of the products of one solution."""
-        return (config.cg_iterations + 1) * 2 * block.numbers * block.columns
+        return (config.cg_iterations + 1) * 2 * block.numbers * block.matrix_columns
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
         """Times of a refresh and of a solution."""
