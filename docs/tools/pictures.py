@@ -1,6 +1,6 @@
 """Draws the pictures of the site, each in a light and a dark form, from arithmetic and from committed data.
 
-    python docs/tools/pictures.py     # writes docs/pictures/
+python docs/tools/pictures.py     # writes docs/pictures/
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ class Ink(NamedTuple):
     second: str
 
 
-INKS = {"": Ink("#ffffff", "#202124", "#b8bcc2", "#00796b", "#d1480f"), "-dark": Ink("#1e2129", "#e3e5e8", "#5c6370", "#4db6ac", "#ff8a65")}
+INKS = {
+    "": Ink("#ffffff", "#202124", "#b8bcc2", "#00796b", "#d1480f"),
+    "-dark": Ink("#1e2129", "#e3e5e8", "#5c6370", "#4db6ac", "#ff8a65"),
+}
 
 
 def metric(ink: Ink) -> Any:
@@ -64,7 +67,13 @@ def metric(ink: Ink) -> Any:
 def step_time(ink: Ink) -> Any:
     """Times of whole steps by preset, from ``bench/results/step_overhead.json``."""
     found = json.loads((ROOT / "bench" / "results" / "step_overhead.json").read_text())["results"]
-    shown = {"fast": "default", "Muon": "Muon", "paper": "paper", "paper, matrix-free": "paper, matrix-free", "paper, autodiff": "paper, autodiff"}
+    shown = {
+        "fast": "default",
+        "Muon": "Muon",
+        "paper": "paper",
+        "paper, matrix-free": "paper, matrix-free",
+        "paper, autodiff": "paper, autodiff",
+    }
     models = {"transformer": "transformer", "unet": "UNet", "mlp": "MLP"}
     figure, axes = plt.subplots(figsize=(7.6, 3.1))
     height = 0.26

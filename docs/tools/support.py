@@ -1,6 +1,6 @@
 """Writes ``docs/support.md`` from what the tests check: their parameters, their names, and the table of kernels.
 
-    python docs/tools/support.py
+python docs/tools/support.py
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ HEAD = """# Support
 
 <!-- Written by docs/tools/support.py from the tests; do not edit. -->
 
-Every entry of this page is a test, or is read from the code that the tests run. The tests need no GPU: "CPU" means executed on one,
-and for GPUs the page says by which means a kernel is checked. **No kernel has run on a GPU yet.**
+Every entry of this page is a test, or is read from the code that the tests run. The tests need no GPU: for GPUs the page says by
+which means a kernel is checked. **No kernel has run on a GPU yet.**
 """
 
 
@@ -80,17 +80,37 @@ def architectures() -> dict[str, list[str]]:
     return {op: sorted(names) for op, names in found.items()}
 
 
+def devices() -> str:
+    """What runs where, and how that is checked; GPUs from the committed table of machine code."""
+    compiled = sorted({name for names in architectures().values() for name in names})
+    nvidia = ", ".join(name for name in compiled if name.startswith("sm"))
+    amd = ", ".join(name for name in compiled if name.startswith("gfx"))
+    simulated = (
+        f"executed by a simulator and by Triton's interpreter; budgets of machine code for {nvidia}; **never run**"
+    )
+    interpreted = f"executed by the interpreter; budgets of machine code for {amd}; **never run**"
+    native = "C++ kernels for AVX2, AVX-512 and portable code; plain PyTorch where none is built"
+    rows = [
+        ["CPU, x86-64", native, "executed in the tests, under sanitizers by `make sanitize`"],
+        ["CPU, aarch64", "the portable C++ kernels", "cross-compiled in the tests, executed by the workflow"],
+        ["NVIDIA GPUs", "CUDA and Triton kernels", simulated],
+        ["AMD GPUs", "Triton kernels, else plain PyTorch", interpreted],
+        ["others (MPS, XPU)", "plain PyTorch", "not checked"],
+    ]
+    return table(["device", "what runs there", "how it is checked"], rows)
+
+
 def kernels() -> str:
     """Which kernels each op has, from the registry."""
     rows = []
     for op, route in sorted(_backend.routes().items()):
         dtypes = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in route.native_dtypes))
         native = route.kernels.keys() & {"native", "native-cuda"}
-        rows.append(
-            [f"`{op}`", "✓", *("✓" if kind in route.kernels else "" for kind in ("native", "native-cuda", "triton"))]
-            + [dtypes if native else ""]
-        )
-    return table(["op", "plain PyTorch, any device", "C++, CPUs", "CUDA, NVIDIA", "Triton", "dtypes of C++ and CUDA"], rows)
+        marks = ["✓" if kind in route.kernels else "" for kind in ("native", "native-cuda", "triton")]
+        rows.append([f"`{op}`", "✓", *marks, dtypes if native else ""])
+    return table(
+        ["op", "plain PyTorch, any device", "C++, CPUs", "CUDA, NVIDIA", "Triton", "dtypes of C++ and CUDA"], rows
+    )
 
 
 def tests_of(path: Path) -> list[str]:
@@ -117,14 +137,14 @@ def trainers() -> str:
 
 def page() -> str:
     """The whole page."""
-    compiled = sorted({name for names in architectures().values() for name in names})
     return f"""{HEAD}
 ## Layers and precisions, on a CPU
 
 A step of the default preset is compared with that of a float64 copy of the model (`tests/docs/test_support.py`).
 
 {layers()}
-Subclasses that keep their `forward`, all padding modes, channels-last images and frozen parts have tests in `tests/optimizer/test_attach.py`.
+Subclasses that keep their `forward`, all padding modes, channels-last images and frozen parts have tests in
+`tests/optimizer/test_attach.py`.
 
 ## Layers that are not claimed
 
@@ -133,18 +153,11 @@ They follow Adam's rule. The reasons are those that `coverage()` prints.
 {unclaimed()}
 ## Devices
 
-| device | what runs there | how it is checked |
-| --- | --- | --- |
-| CPU, x86-64 | C++ kernels for AVX2, AVX-512 and portable code; plain PyTorch where none is built | executed in the tests, under sanitizers by `make sanitize` |
-| CPU, aarch64 | the portable C++ kernels | cross-compiled in the tests, executed by the workflow |
-| NVIDIA GPUs | CUDA and Triton kernels | executed by a simulator and by Triton's interpreter; machine code for {", ".join(name for name in compiled if name.startswith("sm"))} is held to budgets; **never run** |
-| AMD GPUs | Triton kernels, else plain PyTorch | the interpreter; machine code for {", ".join(name for name in compiled if name.startswith("gfx"))}; **never run** |
-| others (MPS, XPU) | plain PyTorch | not checked |
-
+{devices()}
 ## Kernels of each op
 
-`lnb_kernels.report()` prints which of them serves each op on your machine, and why. Triton kernels take float32, bfloat16 and float16; all else is plain
-PyTorch. [Proofs without a GPU](proofs.md) says how each kind is tested.
+`lnb_kernels.report()` prints which of them serves each op on your machine, and why. Triton kernels take float32, bfloat16 and
+float16; all else is plain PyTorch. [Proofs without a GPU](proofs.md) says how each kind is tested.
 
 {kernels()}
 ## Ways to train
@@ -152,8 +165,8 @@ PyTorch. [Proofs without a GPU](proofs.md) says how each kind is tested.
 {ways()}
 ## Trainers
 
-`make trainers` installs them and runs these tests; [recipes](recipes/index.md) show their use, and [suites of others](peers.md) what of their own tests
-runs with LNB.
+`make trainers` installs them and runs these tests; [recipes](recipes/index.md) show their use, and
+[suites of others](peers.md) what of their own tests runs with LNB.
 
 {trainers()}
 What is refused for sharded models is listed under [sharded models](shards.md#what-is-refused-by-name).

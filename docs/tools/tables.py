@@ -1,6 +1,6 @@
 """Writes the tables of pages that are made of committed data, between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
 
-    python docs/tools/tables.py
+python docs/tools/tables.py
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ def physics() -> str:
     """The equation of ``bench/physics.py``."""
     found = data("physics")
     rows = [
-        [row["optimizer"], f"{row['lr']:g}", *(f"{row['residuals'][str(step)]:.1e}" for step in (20, 100, 200))]
-        + [f"{row['error']:.1e}"]
+        [row["optimizer"], f"{row['lr']:g}", *(f"{value:.1e}" for value in (*row["residuals"].values(), row["error"]))]
         for row in found["rows"]
     ]
     head = ["optimizer", "lr", "residual after 20 steps", "100", "200", "largest error of the solution"]

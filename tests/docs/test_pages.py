@@ -19,7 +19,8 @@ DOCS = ROOT / "docs"
 REFERENCE = "\n".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
 
 MODULES = (
-    "lnb", "lnb.trust_regions", "lnb.moments", "lnb.planning", "lnb_kernels", "lnb_kernels.multi_tensor", "lnb_kernels.fused_step",
+    "lnb", "lnb.trust_regions", "lnb.moments", "lnb.planning",
+    "lnb_kernels", "lnb_kernels.multi_tensor", "lnb_kernels.fused_step",
 )  # fmt: skip
 
 
@@ -54,7 +55,9 @@ def test_every_public_name_is_in_the_reference() -> None:
     for module in MODULES:
         for name in importlib.import_module(module).__all__:
             known = {f"{module}.{name}", f"lnb.{name}"} & shown
-            assert known or module in whole or f"{module}.{name}" in modules, f"{module}.{name} is in no page of docs/reference"
+            assert known or module in whole or f"{module}.{name}" in modules, (
+                f"{module}.{name} is in no page of docs/reference"
+            )
     integrations = {f"lnb.integrations.{path.stem}" for path in (ROOT / "python/lnb/integrations").glob("[a-z]*.py")}
     assert integrations <= shown
 
@@ -63,7 +66,9 @@ def test_every_public_name_is_in_the_reference() -> None:
 def test_arguments_of_docstrings_are_arguments(module: str) -> None:
     """Each name before a colon under ``Args:`` is a parameter; several may share a line."""
     names = {name: getattr(importlib.import_module(module), name) for name in importlib.import_module(module).__all__}
-    names |= {f"multi_tensor.{name}": getattr(lnb_kernels.multi_tensor, name) for name in lnb_kernels.multi_tensor.__all__}
+    names |= {
+        f"multi_tensor.{name}": getattr(lnb_kernels.multi_tensor, name) for name in lnb_kernels.multi_tensor.__all__
+    }
     for name, value in names.items():
         text = inspect.getdoc(value) or ""
         if not callable(value) or "Args:\n" not in text:

@@ -1,4 +1,4 @@
-"""The built site in headless Chromium, read from the disk: no errors, no requests elsewhere, a phone's width, both palettes, search.
+"""The built site in headless Chromium, from the disk: no errors, no requests elsewhere, a phone's width, both palettes, search.
 
 Chromium is that of ``$LNB_CHROMIUM``, of the system, or playwright's own; without one these tests are skipped.
 """
@@ -28,7 +28,9 @@ def browser() -> Iterator[Any]:
     found = os.environ.get("LNB_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     with playwright.sync_playwright() as started:
         if found is None and not Path(started.chromium.executable_path).exists():
-            pytest.skip("no Chromium: install the system's (chromium-headless-shell), or run `playwright install chromium`")
+            pytest.skip(
+                "no Chromium: install the system's (chromium-headless-shell), or run `playwright install chromium`"
+            )
         running = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield running
         running.close()
@@ -80,8 +82,8 @@ CONTRAST = """() => {
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const least = {};
-  for (const at of ["p", "td", "h1", "h2", "article a", "code"]) {
-    for (const element of document.querySelectorAll(`.md-content ${at.replace("article ", "")}`)) {
+  for (const at of ["p", "td", "h1", "h2", "a:not(.headerlink, .md-content__button)", "code"]) {
+    for (const element of document.querySelectorAll(`.md-content ${at}`)) {
       let ground = [255, 255, 255], chain = [];
       for (let e = element; e; e = e.parentElement) chain.unshift(parse(getComputedStyle(e).backgroundColor));
       for (const c of chain) ground = over(c, ground);

@@ -114,7 +114,9 @@ def test_docstrings_are_rendered() -> None:
     """No role, list or field of a docstring is left as it was written."""
     for path, page in pages().items():
         text = "".join(page.words)
-        found = re.search(r":(?:class|func|meth|mod|data|attr):|^\s*(?:Args|Returns|Raises|Attributes):\s*$|\]\[lnb", text, re.M)
+        found = re.search(
+            r":(?:class|func|meth|mod|data|attr):|^\s*(?:Args|Returns|Raises|Attributes):\s*$|\]\[lnb", text, re.M
+        )
         assert found is None, (path, text[max(0, found.start() - 60) : found.end() + 60] if found else "")
 
 
