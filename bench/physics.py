@@ -1,7 +1,8 @@
 """Presets on a physics-informed network: the residual of ``u'' = -pi^2 sin(pi x)``, whose solution is ``sin(pi x)``.
 
-The network is ``u(x) = x (1 - x) net(x)`` with two hidden layers of 16 tanh units in float64. The loss is the mean squared residual
-at 64 points of [0, 1], so without noise. Every optimizer starts from the same weights and runs at each rate for 200 steps.
+The network is ``u(x) = x (1 - x) net(x)``, with two hidden layers of 16 tanh units in float64; the loss is the mean squared
+residual at 64 points of [0, 1], so without noise. Every optimizer starts from the same weights and runs
+at each rate for 200 steps.
 
     python bench/physics.py [--steps 200] [--json FILE]     # then: python docs/tools/tables.py
 """

@@ -35,6 +35,10 @@ class Roles(griffe.Extension):
         if obj.docstring is not None and ":`" in obj.docstring.value:
             obj.docstring.value = ROLE.sub(lambda match: self._link(obj, match), obj.docstring.value)
 
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """A package that is loaded by itself, which is no object of another."""
+        self.on_object(obj=pkg)
+
     def _link(self, obj: griffe.Object, match: re.Match[str]) -> str:
         short, name = match.groups()
         text = name.rpartition(".")[2] if short else name

@@ -121,8 +121,8 @@ def test_search(browser: Any, words: str) -> None:
     """Typing finds pages, and the first result leads to one that has the words."""
     visit = Visit(browser, DESK, "light")
     page = visit.open("recipes/ddp.html")
-    page.click("label.md-search__icon[for=__search]")
-    page.fill("input.md-search__input", words)
+    page.click("input.md-search__input")
+    page.keyboard.type(words)
     page.wait_for_selector(".md-search-result__item a", timeout=20_000)
     page.click(".md-search-result__item a")
     page.wait_for_load_state("load")
