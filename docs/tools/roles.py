@@ -52,11 +52,11 @@ class Roles(griffe.Extension):
             return f"{self._shown[owner]}.{last}"
         scope: griffe.Object | None = obj
         while scope is not None:
-            for public in self._shown.values():
+            for public, target in self._shown.items():
                 module, _, short = public.rpartition(".")
                 if short == name and (module == scope.path or scope.path.startswith(f"{module}.")):
-                    return public
+                    return target
                 if scope.is_class and public.endswith(f".{scope.name}") and name in scope.members:
-                    return f"{public}.{name}"
+                    return f"{target}.{name}"
             scope = scope.parent
         return None
