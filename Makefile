@@ -13,6 +13,9 @@
 #             LNB in accelerate, Lightning, Transformers, timm, torchtitan and peft, which it installs into .venv
 # make peers
 #             optimizer tests of PyTorch, accelerate and Lightning with LNB; what ran goes to docs/peers.md
+# make docs   the documentation site, into build/site: open build/site/index.html
+# make docs-test
+#             links, offline use, search and looks of the site, in headless Chromium where there is one
 # make gpu    on a machine with a GPU, offline: build, tests on hardware, times
 # Each makes its environment in .venv first, and again when requirements or sources change.
 
@@ -33,7 +36,7 @@ RUN := PYTHONPATH= OMP_NUM_THREADS=1
 # A wheel without the native module is good enough for the demo, but not for the tests.
 test pytest fuzz bench reliability sanitize trainers peers: export LNB_NATIVE := required
 
-.PHONY: demo test lint types pytest fuzz bench bench-compare reliability sanitize trainers peers gpu clean
+.PHONY: demo test lint types pytest fuzz bench bench-compare reliability sanitize trainers peers docs docs-test gpu clean
 
 demo: $(VENV)/.run $(VENV)/.wheel
 	$(BIN)/lnb demo
@@ -81,11 +84,18 @@ sanitize: $(VENV)/.test $(VENV)/.wheel
 
 trainers: $(VENV)/.test $(VENV)/.wheel
 	$(PIP) install --quiet -r requirements/trainers.txt
-	$(RUN) LNB_TEST_INSTALLED=1 $(BIN)/pytest tests/integrations $(ARGS)
+	$(RUN) LNB_TEST_INSTALLED=1 $(BIN)/pytest tests/integrations tests/docs/test_code_blocks.py $(ARGS)
 
 peers: $(VENV)/.test $(VENV)/.wheel
 	$(PIP) install --quiet -r requirements/trainers.txt
 	$(RUN) LNB_TEST_INSTALLED=1 LNB_PEERS_TABLE=docs/peers.md $(BIN)/pytest tests/peers $(ARGS)
+
+# Reads the sources without importing them: neither torch nor a compiler is needed.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-test: docs
+	LNB_SITE=build/site $(BIN)/pytest --confcutdir tests/docs/site tests/docs/site $(ARGS)
 
 # No environment of its own: it must work offline, with the torch and triton that the machine has.
 gpu:
@@ -105,6 +115,10 @@ $(VENV)/.run: requirements/run.txt requirements/build.txt | $(VENV)/bin/python
 
 $(VENV)/.test: requirements/test.txt requirements/bench.txt $(VENV)/.run
 	$(PIP) install --quiet -r requirements/test.txt
+	touch $@
+
+$(VENV)/.docs: requirements/docs.txt | $(VENV)/bin/python
+	$(PIP) install --quiet -r requirements/docs.txt
 	touch $@
 
 # build/ is removed because setuptools would pack what an earlier build left there.

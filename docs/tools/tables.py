@@ -1,0 +1,97 @@
+"""Writes the tables of pages that are made of committed data, between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+
+python docs/tools/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.S)
+
+
+def data(name: str) -> Any:
+    """A file of ``bench/results``."""
+    return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """In Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def step_overhead() -> str:
+    """Times of whole steps, with the quartiles that were measured."""
+    found = data("step_overhead")["results"]
+    models = ("transformer", "unet", "mlp")
+
+    def cell(row: dict[str, float]) -> str:
+        return f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+    rows = [[name, *(cell(found[model][name]) for model in models)] for name in found["mlp"] if name != "AdamW fused"]
+    return table(["", "transformer", "UNet", "MLP"], rows)
+
+
+def time_to_target() -> str:
+    """Times to AdamW's best value."""
+    names = {
+        "mnist-inverted": "inverted MNIST, MLP (accuracy)",
+        "mnist": "MNIST, MLP (accuracy)",
+        "camvid": "CamVid, UNet (pixel accuracy)",
+        "cifar10": "CIFAR-10, small ViT (accuracy)",
+        "shakespeare": "Shakespeare, small GPT (loss)",
+    }
+    found = data("time_to_target")["results"]
+    rows = []
+    for task, name in names.items():
+        optimizers = found[task]["optimizers"]
+        rows.append([name, *(f"{optimizers[each]['ratio']:.2f}" for each in ("lnb", "muon"))])
+    return table(["", "LNB", "Muon"], rows)
+
+
+def peak_memory() -> str:
+    """Peaks of every model and setting."""
+    rows = [
+        [f"{model}, {name}", f"{row['peak'] / 1e6:.1f}", f"{row['over_planned']:.2f}"]
+        for model, settings in data("peak_memory")["results"].items()
+        for name, row in settings.items()
+    ]
+    return table(["", "peak, MB", "over AdamW's peak and the planned state"], rows)
+
+
+def physics() -> str:
+    """The equation of ``bench/physics.py``."""
+    found = data("physics")
+    rows = [
+        [row["optimizer"], f"{row['lr']:g}", *(f"{value:.1e}" for value in (*row["residuals"].values(), row["error"]))]
+        for row in found["rows"]
+    ]
+    head = ["optimizer", "lr", "residual after 20 steps", "100", "200", "largest error of the solution"]
+    return table(head, rows) + f"\nOne seed, float64; torch {found['torch']}, {found['date']}.\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    made.__name__: made for made in (step_overhead, time_to_target, peak_memory, physics)
+}
+
+
+def filled(text: str) -> str:
+    """A page with its tables made anew."""
+    return TABLE.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", text)
+
+
+def pages() -> list[Path]:
+    """The pages that have such tables."""
+    return [page for page in sorted(DOCS.rglob("*.md")) if TABLE.search(page.read_text())]
+
+
+if __name__ == "__main__":
+    for page in pages():
+        page.write_text(filled(page.read_text()))

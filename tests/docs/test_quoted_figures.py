@@ -1,0 +1,62 @@
+"""Figures that pages quote in sentences are those of the pages that commands write; new measurements name the sentences to mend.
+
+Each entry has a page, words of it, and the words of the source that they rest on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+STUDY, CONDITION, ROBUST = "results.md", "results-condition.md", "robustness.md"
+
+QUOTES = [
+    ("index.md", "it needed 0.17 times as long as tuned AdamW", STUDY, "mnist-inverted: lnb against adamw: 0.17 times"),
+    ("index.md", "its accuracy moved by 0.35 points", STUDY, "96.57% and 96.92%, moves by 0.35 points"),
+    ("index.md", "that of AdamW by 7.22", STUDY, "88.74% and 95.96%, moves by 7.22 points"),
+    ("index.md", "CIFAR-10: 0.42 times as long", STUDY, "cifar10-cnn: lnb against adamw: 0.42 times"),
+    ("index.md", "CamVid, mean IoU: 0.52 times", STUDY, "camvid-iou: lnb against adamw: 0.52 times"),
+    ("index.md", "1.29 times as long as tuned SGD", STUDY, "mnist: lnb against sgd: 1.29 times"),
+    ("index.md", "21 times as long as SGD", STUDY, "matrix-1e1: lnb against sgd: 21.30 times"),
+    (
+        "index.md",
+        "won 26 of 47 comparisons by time to a target, lost 6",
+        STUDY,
+        "26 wins, 15 without a clear difference, 6 losses",
+    ),
+    ("index.md", "41.1 % after 200 steps with Muon", STUDY, "muon, 41.10%"),
+    ("index.md", "37.1 % with LNB", STUDY, "| 37.10% (36.00% to 39.30%) |"),
+    ("index.md", "97.3 % and 97.7 %, LNB 96.6 %", STUDY, "| 97.29% (97.18% to 97.44%) |"),
+    ("index.md", "1.87 s, AdamW in 1.99 s and LNB in 2.5 s", STUDY, "| shakespeare | muon, 1.87 s |"),
+    ("index.md", "15 steps to a relative error of 1e-6", CONDITION, "| 1e+08 | 15 (12 to 28) |"),
+    ("index.md", "with 289 steps against 21", CONDITION, "| 1e+08 | 21 (18 to 35) | 289 (51 to never) |"),
+    ("index.md", "batches of one row: loss 0.34, LNB 0.49", ROBUST, "| batch 1 | 3 | 0.81 | 0.34 | 0.52 | 0.49 |"),
+    ("index.md", "Outlier rows: 0.11, LNB 0.18", ROBUST, "| outlier rows | 3 | 0.51 | 0.11 | 0.12 | 0.18 |"),
+    ("index.md", "32 layers with ReLU: loss 0.011", ROBUST, "| plain 32 x 64 ReLU | 3 | 0.8 | 0.82 | 0.82 | 0.011 |"),
+    (
+        "index.md",
+        "no case of 34\nended above its start",
+        ROBUST,
+        "Of 34 cases run (the suite has 67): lnb: 0 above the start",
+    ),
+    ("how-it-fails.md", "LNB takes 1.29 times as long", STUDY, "mnist: lnb against sgd: 1.29 times"),
+    ("how-it-fails.md", "21, 11 and 2.7 times as long", STUDY, "matrix-1e1: lnb against adamw: 10.57 times"),
+    ("how-it-fails.md", "1.34, 1.26 and 1.08 times as long", STUDY, "shakespeare: lnb against muon: 1.34 times"),
+    ("how-it-fails.md", "`residual 16`: AdamW 0.0054", ROBUST, "| residual 16 | 3 | 1.1 | 0.0054 | 0.0029 | 0.0019 |"),
+    ("how-it-works.md", "end within 0.12 points of accuracy", STUDY, "moves by 0.12 points"),
+    ("presets.md", "0 and 2 of 34 cases end above their start", ROBUST, "lnb x 3: 2 above the start"),
+    ("recipes/unet.md", "0.52 times its\ntime", STUDY, "camvid-iou: lnb against adamw: 0.52 times"),
+]
+
+
+@pytest.mark.parametrize("page", sorted({quote[0] for quote in QUOTES}))
+def test_sentences_say_what_was_measured(page: str) -> None:
+    text = (DOCS / page).read_text()
+    for _, words, source, measured in (quote for quote in QUOTES if quote[0] == page):
+        assert words in text, f"docs/{page} no longer says {words!r}: mend this list"
+        assert measured in (DOCS / source).read_text(), (
+            f"docs/{page}: {words!r} rests on {measured!r}, not in {source} any more"
+        )
