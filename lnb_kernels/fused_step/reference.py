@@ -42,8 +42,25 @@ def direct_layers_(
     precision: str,
 ) -> None:
     """As :func:`lnb_kernels.fused_step.direct_layers_`; products are in the dtype of the averages, whatever ``precision``."""
+    everything = range(len(layers))
+    direct_some_(layers, everything, partials, mixed_biases, shares, bias_shares, decay, take, ok)
+
+
+def direct_some_(
+    layers: Sequence[DirectLayer],
+    chosen: Sequence[int],
+    partials: Tensor,
+    mixed_biases: Tensor,
+    shares: Tensor,
+    bias_shares: Tensor | None,
+    decay: float,
+    take: float,
+    ok: Tensor | None,
+) -> None:
+    """:func:`direct_layers_` of the layers at these places alone."""
     places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
-    for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)):
+    for i in chosen:
+        layer, (row, entry) = layers[i], places[i]
         share = None if bias_shares is None else bias_shares[i]
         count = SUMS * layer.rows * layer.column_blocks
         direct_layer_(
