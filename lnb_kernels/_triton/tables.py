@@ -43,10 +43,10 @@ def field(table_ptr, item, name: tl.constexpr, ITEMS: tl.constexpr, FIELDS: tl.c
 @triton.jit
 def address(table_ptr, item, name: tl.constexpr, ITEMS: tl.constexpr, FIELDS: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip  # noqa: E501
     """Field ``name`` of ``item`` as a pointer to ``TYPE``, on a boundary of 16 bytes where ``ALIGNED``."""
-    value = field(table_ptr, item, name, ITEMS, FIELDS)
+    pointer = field(table_ptr, item, name, ITEMS, FIELDS).to(tl.pointer_type(TYPE))
     if ALIGNED:
-        value = tl.multiple_of(value, 16)
-    return value.to(tl.pointer_type(TYPE))
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
 
 
 @triton.jit(do_not_specialize=["first", *(f"v{i}" for i in range(16))])

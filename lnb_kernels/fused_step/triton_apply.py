@@ -22,7 +22,7 @@ from lnb_kernels.scaling import largest_squarable
 
 FIELDS = tl.constexpr(12)
 THETA, COPY, Y, ROW_SCALES, AVERAGE, SQUARE, ENTRIES, WIDTH, PLACE, NUMBER, LR, DECAY = map(tl.constexpr, range(12))
-PIECE = 4096
+PIECE = 2048
 MOST = tl.constexpr(largest_squarable(torch.float32))
 
 
@@ -36,6 +36,15 @@ def lengths(table_ptr, item, rates_ptr, scales_ptr, shorter_ptr, ITEMS: tl.const
         factor = tl.load(shorter_ptr + place)
         shrink = (1.0 - factor) + factor * shrink
     return (rate * tl.load(scales_ptr + place)).to(tl.float32), shrink.to(tl.float32)
+
+
+@triton.jit
+def left_of(table_ptr, item, begin, ITEMS: tl.constexpr, ALIGNED: tl.constexpr, PIECE: tl.constexpr):
+    """How many entries there are from ``begin`` on, at most a piece, in whole packs of eight where ``ALIGNED``."""
+    left = tl.minimum(field(table_ptr, item, ENTRIES, ITEMS, FIELDS) - begin, PIECE).to(tl.int32)
+    if ALIGNED:
+        left = tl.multiple_of(left, 8)
+    return left
 
 
 @triton.jit
@@ -57,7 +66,7 @@ def move_layers_kernel(
     item, number = item_of(table_ptr, tl.program_id(0), ITEMS)
     begin = offset64(number, PIECE)
     lane = tl.arange(0, PIECE)
-    there = lane < field(table_ptr, item, ENTRIES, ITEMS, FIELDS) - begin
+    there = lane < left_of(table_ptr, item, begin, ITEMS, ALIGNED, PIECE)
     step, shrink = lengths(table_ptr, item, rates_ptr, scales_ptr, shorter_ptr, ITEMS, SHORTENS)
     theta_ptr = address(table_ptr, item, THETA, ITEMS, FIELDS, THETA_TYPE, ALIGNED) + begin + lane
     old = tl.load(theta_ptr, mask=there, other=0.0).to(tl.float32)
@@ -96,7 +105,7 @@ def move_others_kernel(
     item, number = item_of(table_ptr, tl.program_id(0), ITEMS)
     begin = offset64(number, PIECE)
     lane = tl.arange(0, PIECE)
-    there = lane < field(table_ptr, item, ENTRIES, ITEMS, FIELDS) - begin
+    there = lane < left_of(table_ptr, item, begin, ITEMS, ALIGNED, PIECE)
     step, shrink = lengths(table_ptr, item, rates_ptr, scales_ptr, scales_ptr, ITEMS, False)
     other = field(table_ptr, item, NUMBER, ITEMS, FIELDS)
     share = tl.load(shares_ptr + other).to(tl.float32)
@@ -180,7 +189,7 @@ def _launch(kind: Kind, rows: Sequence[tuple[int, ...]], numbers: Numbers, rule:
     common = {
         "THETA_TYPE": TYPES[kind.theta], "COPY_TYPE": TYPES[kind.copy or kind.theta], "Y_TYPE": TYPES[kind.y],
         "ITEMS": table.items, "HAS_OK": numbers.ok is not None, "HAS_COPY": kind.copy is not None, "ALIGNED": kind.aligned,
-        "PIECE": PIECE, "num_warps": 4,
+        "PIECE": PIECE, "num_warps": 8,
     }  # fmt: skip
     if kind.is_other:
         assert numbers.shares is not None
@@ -209,7 +218,7 @@ def _described(entry: Entry, lr: int, decay: int) -> tuple[Kind, tuple[int, ...]
     for (name, tensor), own in zip(named.items(), addresses, strict=True):
         if tensor is not None:
             require_aligned(name, own, tensor.numel(), tensor.element_size())
-    aligned = all(own % 16 == 0 for own in (*addresses[:3], *addresses[4:]))
+    aligned = param.numel() % 8 == 0 and all(own % 16 == 0 for own in (*addresses[:3], *addresses[4:]))
     width = 1 if row_scales is None else width_of(param)
     kind = Kind(
         average is not None, row_scales is not None, entry.theta.dtype, None if copy is None else copy.dtype, y.dtype, aligned

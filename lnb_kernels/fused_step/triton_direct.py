@@ -47,7 +47,8 @@ def product(a, b, sums, PRECISION: tl.constexpr):
     """``sums + a b``."""
     if PRECISION == "bf16":
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), sums)
-    return tl.dot(a, b, sums, input_precision=PRECISION)
+    else:
+        return tl.dot(a, b, sums, input_precision=PRECISION)
 
 
 @triton.jit
@@ -126,8 +127,8 @@ def direct_kernel(
             r = row + lane
             there = r < side
             root_largest = tl.maximum(root_largest, tl.abs(tl.load(root_ptr + r * (side + 1), mask=there, other=0.0)))
-            average, of_row = averaged(bias_momentum_ptr, bias_gradient_ptr, r, there & biased, keep, add)
-            largest = tl.maximum(largest, tl.abs(ahead(average, of_row, bias_share, take, TAKES)))
+            of_bias, of_row = averaged(bias_momentum_ptr, bias_gradient_ptr, r, there & biased, keep, add)
+            largest = tl.maximum(largest, tl.abs(ahead(of_bias, of_row, bias_share, take, TAKES)))
             for column in range(0, size, BLOCK):
                 c = column + lane
                 inner = r[:, None] * inputs + c[None, :]
@@ -152,8 +153,8 @@ def direct_kernel(
                     root = tl.load(
                         root_ptr + r[:, None] * side + k[None, :], mask=(r < side)[:, None] & there[None, :], other=0.0
                     )
-                    average, of_row = averaged(bias_momentum_ptr, bias_gradient_ptr, k, there & biased, keep, add)
-                    bias = ahead(average, of_row, bias_share, take, TAKES) * unit
+                    of_bias, of_row = averaged(bias_momentum_ptr, bias_gradient_ptr, k, there & biased, keep, add)
+                    bias = ahead(of_bias, of_row, bias_share, take, TAKES) * unit
                     inner = k[:, None] * inputs + c[None, :]
                     mask = there[:, None] & (c < size)[None, :]
                     value = ahead_tile(momentum_ptr, gradient_ptr, inner, mask, share, take, TAKES) * unit
@@ -165,8 +166,8 @@ def direct_kernel(
                 mixed = tl.zeros((BLOCK,), tl.float32)
                 for first in range(0, side, BLOCK_K):
                     k = first + deep
-                    average, of_row = averaged(bias_momentum_ptr, bias_gradient_ptr, k, k < side, keep, add)
-                    bias = ahead(average, of_row, bias_share, take, TAKES) * unit
+                    of_bias, of_row = averaged(bias_momentum_ptr, bias_gradient_ptr, k, k < side, keep, add)
+                    bias = ahead(of_bias, of_row, bias_share, take, TAKES) * unit
                     root = tl.load(
                         root_ptr + r[:, None] * side + k[None, :], mask=(r < side)[:, None] & (k < side)[None, :], other=0.0
                     )
@@ -194,13 +195,13 @@ def direct_kernel(
                 for first in range(0, size, BLOCK_K):
                     k = first + deep
                     there = k < size
-                    mixed = tl.load(
+                    left = tl.load(
                         mixed_tile_ptr + r[:, None] * pitch + k[None, :], mask=(r < side)[:, None] & there[None, :], other=0.0
                     )
                     inverse = tl.load(
                         inverse_ptr + k[:, None] * size + c[None, :], mask=there[:, None] & (c < size)[None, :], other=0.0
                     )
-                    sums = product(mixed, inverse, sums, PRECISION)
+                    sums = product(left, inverse, sums, PRECISION)
                 inner = r[:, None] * inputs + c[None, :]
                 tl.store(direction_ptr + inner, (sums * back).to(D), mask=mask)
                 mixed = tl.load(mixed_tile_ptr + r[:, None] * pitch + c[None, :], mask=mask, other=0.0)
