@@ -276,12 +276,13 @@ def _launch(
     scratch = torch.empty((programs, side * pitch), dtype=torch.float32, device=partials.device)
     first = members[0][0]
     block = min(64, max(power_of_two(side), power_of_two(size)))
+    deep = min(16 if precision == "tf32x3" else 32, block)  # operands in two parts each take twice the registers
     direct_kernel[(programs,)](
         table.numbers, shares, shares if bias_shares is None else bias_shares, partials, mixed_biases, scratch,
         table.numbers if ok is None else ok.view(torch.uint8), table.programs, pitch, side * pitch,
         float(decay), 1.0 - decay, float(take),
         G=TYPES[first.gradient.dtype], D=TYPES[first.direction.dtype], ITEMS=table.items, HAS_OK=ok is not None,
-        TAKES=take != 0, ALIGNED=aligned, BLOCK=block, BLOCK_K=min(32, block), PRECISION=precision, num_warps=WARPS,
+        TAKES=take != 0, ALIGNED=aligned, BLOCK=block, BLOCK_K=deep, PRECISION=precision, num_warps=WARPS,
         num_stages=2,
     )  # fmt: skip
 
