@@ -99,7 +99,9 @@ def _newton_schulz_root(batch: int, n: int) -> Callable[[], Any]:
     return lambda: newton_schulz_root(_meta(batch, n, n), [3.4, -4.8, 2.0], 2)
 
 
-def _fused_direct(side: int, size: int, gradients: torch.dtype, directions: torch.dtype, precision: str) -> Callable[[], Any]:
+def _fused_direct(
+    side: int, size: int, gradients: torch.dtype, directions: torch.dtype, precision: str
+) -> Callable[[], Any]:
     """A layer with a bias; its tensors have memory, whose addresses the tables take."""
     from lnb_kernels.fused_step.layers import SUMS, DirectLayer
     from lnb_kernels.fused_step.triton_kernel import direct_layers_

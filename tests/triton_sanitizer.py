@@ -213,7 +213,9 @@ def _memory_of(tensors: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
     extents = [*_through_tables]
     for tensor in tensors:
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        extents.append((tensor.data_ptr(), tensor.data_ptr() + tensor.element_size() * (last + 1) * (tensor.numel() > 0)))
+        extents.append(
+            (tensor.data_ptr(), tensor.data_ptr() + tensor.element_size() * (last + 1) * (tensor.numel() > 0))
+        )
     spans: list[list[int]] = []
     for start, stop in sorted(extents):
         if start == stop:

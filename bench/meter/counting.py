@@ -256,8 +256,6 @@ def counting(autocast: torch.dtype | None = None, cuda_module: bool = True) -> I
         autocast: to which layers cast their inputs, as in a region of ``torch.autocast``, which knows no meta tensors.
         cuda_module: whether there is the CUDA module; without it ops run by Triton, or as plain PyTorch.
     """
-    simulated = simulator()
-    simulated.set(dry=True)
     counter = Counter(by_triton=not cuda_module)
     candidate = _backend.candidate
     data_ptr = Tensor.data_ptr
@@ -282,11 +280,10 @@ def counting(autocast: torch.dtype | None = None, cuda_module: bool = True) -> I
     def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors if autocast is None else tuple(x if x is None else x.to(autocast) for x in tensors)
 
-    module = _DryModule(simulated, counter)
     arch = next(arch for name, arch in ARCHS.items() if "90" in str(name))
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_cuda, "module", return_value=module))
-        stack.enter_context(mock.patch.object(_cuda, "where", return_value=(0, 0)))
+        if cuda_module:
+            stack.enter_context(_dry_module(counter))
         stack.enter_context(mock.patch.object(_backend, "candidate", as_on_a_gpu))
         stack.enter_context(mock.patch.object(_autocast, "cast_layer", cast))
         for name in ("linear", "conv2d"):  # of layers that gather nothing
@@ -294,8 +291,21 @@ def counting(autocast: torch.dtype | None = None, cuda_module: bool = True) -> I
         stack.enter_context(mock.patch.object(Tensor, "data_ptr", address))
         stack.enter_context(triton_launches.recording(arch, _TritonLaunches(counter)))
         stack.enter_context(counter)
+        yield counter
+
+
+@contextmanager
+def _dry_module(counter: Counter) -> Iterator[None]:
+    """The CUDA module notes in ``counter`` what it would launch."""
+    simulated = simulator()
+    simulated.set(dry=True)
+    module = _DryModule(simulated, counter)
+    with (
+        mock.patch.object(_cuda, "module", return_value=module),
+        mock.patch.object(_cuda, "where", return_value=(0, 0)),
+    ):
         try:
-            yield counter
+            yield
         finally:
             simulated.set()
 

@@ -25,7 +25,9 @@ def table_traffic(op: str, args: Sequence[Any]) -> tuple[int, int] | None:
     """Bytes and FLOPs of an op whose Triton kernels reach its tensors through tables; None for other ops."""
     if op == "direct_layers_":
         directions, momentum, _, _, gradients, _, _, inverses, _, roots = args[:10]
-        flops = sum(2 * m.numel() * (c.shape[-1] + p.shape[-1]) for m, c, p in zip(momentum, inverses, roots, strict=True))
+        flops = sum(
+            2 * m.numel() * (c.shape[-1] + p.shape[-1]) for m, c, p in zip(momentum, inverses, roots, strict=True)
+        )
         moved = _bytes(directions) + 2 * _bytes(momentum) + _bytes(gradients) + _bytes(inverses) + _bytes(roots)
         return moved, flops * (3 if args[-1] == "tf32x3" else 1)
     if op == "finish_layers_":

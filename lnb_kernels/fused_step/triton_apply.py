@@ -221,6 +221,11 @@ def _described(entry: Entry, lr: int, decay: int) -> tuple[Kind, tuple[int, ...]
     aligned = param.numel() % 8 == 0 and all(own % 16 == 0 for own in (*addresses[:3], *addresses[4:]))
     width = 1 if row_scales is None else width_of(param)
     kind = Kind(
-        average is not None, row_scales is not None, entry.theta.dtype, None if copy is None else copy.dtype, y.dtype, aligned
+        average is not None,
+        row_scales is not None,
+        entry.theta.dtype,
+        None if copy is None else copy.dtype,
+        y.dtype,
+        aligned,
     )
     return kind, (*addresses, param.numel(), width, place, number, lr, decay)

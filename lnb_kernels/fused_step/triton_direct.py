@@ -160,7 +160,9 @@ def direct_kernel(
                     value = ahead_tile(momentum_ptr, gradient_ptr, inner, mask, share, take, TAKES) * unit
                     sums = product(root * root_unit, value - bias[:, None] * mean[None, :], sums, PRECISION)
                 tl.store(
-                    mixed_tile_ptr + r[:, None] * pitch + c[None, :], sums, mask=(r < side)[:, None] & (c < size)[None, :]
+                    mixed_tile_ptr + r[:, None] * pitch + c[None, :],
+                    sums,
+                    mask=(r < side)[:, None] & (c < size)[None, :],
                 )
             if biased & (column_block == 0):
                 mixed = tl.zeros((BLOCK,), tl.float32)
@@ -169,7 +171,9 @@ def direct_kernel(
                     of_bias, of_row = averaged(bias_momentum_ptr, bias_gradient_ptr, k, k < side, keep, add)
                     bias = ahead(of_bias, of_row, bias_share, take, TAKES) * unit
                     root = tl.load(
-                        root_ptr + r[:, None] * side + k[None, :], mask=(r < side)[:, None] & (k < side)[None, :], other=0.0
+                        root_ptr + r[:, None] * side + k[None, :],
+                        mask=(r < side)[:, None] & (k < side)[None, :],
+                        other=0.0,
                     )
                     mixed += tl.sum(root * bias[None, :], 1)
                 to = mixed_ptr + field(table_ptr, item, FIRST_ROW, ITEMS, FIELDS) + first_row + r
@@ -196,10 +200,14 @@ def direct_kernel(
                     k = first + deep
                     there = k < size
                     left = tl.load(
-                        mixed_tile_ptr + r[:, None] * pitch + k[None, :], mask=(r < side)[:, None] & there[None, :], other=0.0
+                        mixed_tile_ptr + r[:, None] * pitch + k[None, :],
+                        mask=(r < side)[:, None] & there[None, :],
+                        other=0.0,
                     )
                     inverse = tl.load(
-                        inverse_ptr + k[:, None] * size + c[None, :], mask=there[:, None] & (c < size)[None, :], other=0.0
+                        inverse_ptr + k[:, None] * size + c[None, :],
+                        mask=there[:, None] & (c < size)[None, :],
+                        other=0.0,
                     )
                     sums = product(left, inverse, sums, PRECISION)
                 inner = r[:, None] * inputs + c[None, :]

@@ -25,7 +25,9 @@ from lnb_kernels.fused_step import triton_apply, triton_direct, triton_finish
 # Groups; blocks that are whole packs, and some that are not; with a bias and without; several blocks each way.
 SHAPES = [Shape(14, 21, 7, 7, groups=2), Shape(16, 48, 8, 16), Shape(72, 24, 72, 24, bias=False), Shape(1, 1, 1, 1)]
 
-pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="tensors of these tests are on the CPU; make gpu has the others")
+pytestmark = pytest.mark.skipif(
+    DEVICE != "cpu", reason="tensors of these tests are on the CPU; make gpu has the others"
+)
 
 
 @pytest.fixture
@@ -181,7 +183,9 @@ def test_what_is_not_finite_stays_where_it_is(kernels: str) -> None:
     assert given.others.finite.tolist() == [False, True]
 
 
-def test_tables_are_copied_once_and_written_by_kernels_into_graphs(triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_copied_once_and_written_by_kernels_into_graphs(
+    triton: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     numbers = (*range(7), -(2**62), 2**62, 5, *range(30))
     kept = tables.on_device(numbers, torch.device("cpu"))
     assert tables.on_device(numbers, torch.device("cpu")) is kept
