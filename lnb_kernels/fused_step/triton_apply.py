@@ -60,7 +60,7 @@ def move_layers_kernel(
     HAS_COPY: tl.constexpr, HAS_ROWS: tl.constexpr, SHORTENS: tl.constexpr, ALIGNED: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """``theta <- theta - (step row_scale y + shrink theta)`` of weights, and without rows of biases."""
-    if HAS_OK:
+    if HAS_OK:  # noqa: SIM102 - known when the kernel is compiled
         if tl.load(ok_ptr) == 0:
             return
     item, number = item_of(table_ptr, tl.program_id(0), ITEMS)
@@ -99,7 +99,7 @@ def move_others_kernel(
     PIECE: tl.constexpr,
 ):  # fmt: skip
     """Adam's rule with the updates of both averages. ``weight`` is the share of the new square, ``LIGHT`` where below 1/2."""
-    if HAS_OK:
+    if HAS_OK:  # noqa: SIM102 - known when the kernel is compiled
         if tl.load(ok_ptr) == 0:
             return
     item, number = item_of(table_ptr, tl.program_id(0), ITEMS)

@@ -1,7 +1,7 @@
 """Directions of all layers in one launch: a program makes one tile after another, a block of rows times one of columns.
 
-``M = P^(-1/2) (g~ - b~ mu')`` of a tile goes to memory of the program's own, which the caches hold, and ``H = M C^-1`` is made from
-there: both are products of ``BLOCK`` rows and columns at a time, whatever the sides of the tile. Per tile of ``side x size``:
+``M = P^(-1/2) (g~ - b~ mu')`` of a tile goes to memory of the program's own, which the caches hold, and ``H = M C^-1`` is made
+from there: both are products of ``BLOCK`` rows and columns at a time, whatever the sides of the tile. Per tile of ``side x size``:
 ``2 side size (side + size)`` FLOPs; the gradient, its average and the direction move through memory once.
 """
 
@@ -47,8 +47,7 @@ def product(a, b, sums, PRECISION: tl.constexpr):
     """``sums + a b``."""
     if PRECISION == "bf16":
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), sums)
-    else:
-        return tl.dot(a, b, sums, input_precision=PRECISION)
+    return tl.dot(a, b, sums, input_precision=PRECISION)
 
 
 @triton.jit

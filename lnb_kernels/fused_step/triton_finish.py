@@ -53,7 +53,7 @@ def finish_kernel(
     """See :func:`lnb_kernels.fused_step.finish_layers_`; ``settings`` as :func:`_settings` has them, one program per layer."""
     item = tl.program_id(0)
     rows = field(table_ptr, item, ROWS, ITEMS, FIELDS)
-    if HAS_OK:
+    if HAS_OK:  # noqa: SIM102 - known when the kernel is compiled
         if tl.load(ok_ptr) == 0:
             return
     slot = field(table_ptr, item, SLOT, ITEMS, FIELDS)
@@ -87,7 +87,7 @@ def finish_kernel(
         gain = zero
         average_square = zero
         square = zero
-        for block in range(0, column_blocks):
+        for block in range(column_blocks):
             of_block = partials_ptr + (offset64(block, rows) + row) * SUMS
             product += tl.load(of_block, mask=there, other=0.0)
             length += tl.load(of_block + 1, mask=there, other=0.0)
@@ -213,7 +213,7 @@ def launch_finish(
 
 
 def rates_on_device(rates: Sequence[float | Tensor], device: torch.device) -> tuple[Tensor, list[int]]:
-    """Different rates side by side, float64, and the place of each there. Numbers are parameters of launches: nothing is copied."""
+    """Different rates side by side, float64, and the place of each there. Numbers are parameters of launches, not copies."""
     parts: list[Tensor] = []
     places: dict[tuple[str, float], int] = {}
     of_rates = []

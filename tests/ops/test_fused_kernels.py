@@ -13,8 +13,8 @@ from cusim.fused_layers import Layers, Shape
 from cusim.simulated import cuda_kernels_on_cpu
 from fused_apply_support import Model, model, params_of, stepped, thetas_of
 from support import assert_close_to_reference, relative_errors
-from triton_support import DEVICE
 from torch import Tensor, nn
+from triton_support import DEVICE
 
 import lnb
 import lnb_kernels as lk
