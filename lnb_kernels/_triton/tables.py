@@ -1,8 +1,8 @@
 """Lists of tensors for one launch: a table of addresses and sizes in the memory of the device, which programs look up.
 
 Triton's launches take no lists. A table is a list of integers: for each item the first of the programs that work for it, and
-then ``FIELDS`` numbers of each. Between two refreshes a step reads and writes the same memory every time, so its tables are copied to the
-device once, and found again by their content.
+then ``FIELDS`` numbers of each. Between two refreshes a step reads and writes the same memory every time, so its tables are
+copied to the device once, and found again by their content.
 """
 
 from __future__ import annotations

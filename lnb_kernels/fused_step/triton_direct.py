@@ -1,8 +1,9 @@
 """Directions of all layers in one launch: a program makes one tile after another, a block of rows times one of columns.
 
 ``M = P^(-1/2) (g~ - b~ mu')`` of a tile goes to memory of the program's own, which the caches hold, and ``H = M C^-1`` is made
-from there: both are products of ``BLOCK`` rows and columns at a time, whatever the sides of the tile. Per tile of ``side x size``:
-``2 side size (side + size)`` FLOPs; the gradient, its average and the direction move through memory once.
+from there: both are products of ``BLOCK`` rows and columns at a time, whatever the sides of the tile. A tile of ``side`` rows
+and ``size`` columns takes ``2 side size (side + size)`` FLOPs; the gradient, its average and the direction move through memory
+once.
 """
 
 from __future__ import annotations
