@@ -47,8 +47,10 @@ def unit_of(largest):
 def product(a, b, sums, PRECISION: tl.constexpr):
     """``sums + a b``."""
     if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), sums)
-    return tl.dot(a, b, sums, input_precision=PRECISION)
+        sums = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), sums)
+    else:
+        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+    return sums
 
 
 @triton.jit
