@@ -117,10 +117,8 @@ def apply_(
         for numbers, tensors in ((lr, lr_tensors), (weight_decay, weight_decay_tensors))
     )
     flags = finite[0] if finite else None
-    scales, shorter, shares, corrections = (
-        None if values is None else values.resolve_neg().contiguous()
-        for values in (scales, shorter, shares, corrections)
-    )  # type: ignore[assignment]
+    scales = scales.resolve_neg().contiguous()
+    shorter, shares, corrections = map(_dense, (shorter, shares, corrections))
     taken = [is_kernel_memory(flags) and _takes(entry) for entry in entries]
     rest = [entry for entry, mine in zip(entries, taken, strict=True) if not mine]
     if rest:
@@ -138,6 +136,10 @@ def apply_(
             Numbers(rates, scales, shorter, shares, corrections, flags, ok),
             rule,
         )
+
+
+def _dense(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.resolve_neg().contiguous()
 
 
 def _takes(entry: Entry) -> bool:
