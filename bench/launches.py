@@ -22,7 +22,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from lnb_kernels._triton import arch as arches  # noqa: E402
 
 TYPES = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
+    torch.float64: "*fp64", torch.uint8: "*u8",
 }  # fmt: skip
 
 

@@ -155,15 +155,26 @@ def call(op: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     except Exception as error:
         if _backend != "auto" or not _is_kernel_failure(error):
             raise
-        route.broken[backend] = str(error)
-        if str(error) not in _reported:  # one missing module is one warning, however many ops it serves
-            _reported.add(str(error))
-            warnings.warn(
-                f"lnb_kernels: the {backend} kernel of {op!r} cannot run here and the reference takes over: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        give_up(route, backend, error, lambda: candidate(route, tensor.device, tensor.dtype, _backend))
         return call(op, tensor, *args, **kwargs)  # by the next best
+
+
+def give_up(route: OpRoutes, backend: str, error: Exception, next_best: Callable[[], str]) -> None:
+    """Serve an op by ``backend`` no more in this process, because of ``error``; warn once of each cause.
+
+    Args:
+        next_best: the backend that serves the op instead, asked when ``backend`` no longer does.
+    """
+    route.broken[backend] = str(error)
+    if str(error) not in _reported:  # one missing module is one warning, however many ops it serves
+        _reported.add(str(error))
+        best = next_best()
+        warnings.warn(
+            f"lnb_kernels: the {backend} kernel of {route.op!r} cannot run here and the {best} "
+            f"{'' if best == 'reference' else 'kernel '}takes over: {error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _is_kernel_failure(error: Exception) -> bool:

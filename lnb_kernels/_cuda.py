@@ -43,6 +43,32 @@ def serves(device: torch.device, *ops: str) -> bool:
     return True
 
 
+def falls_back_to(device: torch.device, op: str, backend: str) -> bool:
+    """Whether ``backend`` serves ``op`` on ``device`` because the CUDA module does not, under the backend set.
+
+    The CUDA module is given up here, with the warning that a call of the op would give.
+    """
+    route = _backend.routes()[op]
+
+    def chosen() -> str:
+        return _backend.candidate(route, device, torch.float32, _backend.get_backend())
+
+    if chosen() == "native-cuda" and _backend.get_backend() == "auto":
+        try:
+            module(device)
+        except KernelUnavailable as error:
+            _backend.give_up(route, "native-cuda", error, chosen)
+    if chosen() != backend:
+        return False
+    try:
+        _backend.load(route, backend)
+    except KernelUnavailable as error:
+        if _backend.get_backend() == "auto":
+            _backend.give_up(route, backend, error, chosen)
+        return False
+    return True
+
+
 def failure() -> str | None:
     """Why the CUDA module does not load here, with the remedy; None where it does. No device is touched."""
     return _load()[1]

@@ -76,10 +76,11 @@ def _serving(route: _backend.OpRoutes, device: str) -> Serving:
             others = replace(route, kernels={k: v for k, v in route.kernels.items() if k != "native-cuda"})
             fallback = _backend.candidate(others, torch.device(device), torch.float32, _backend.get_backend())
             return Serving(route.op, device, fallback, failure)
+    broken = "; ".join(f"{kernel} failed: {why}" for kernel, why in route.broken.items())
     if backend != "reference":
-        return Serving(route.op, device, backend, f"fastest that runs on {device}")
-    if route.broken:
-        return Serving(route.op, device, backend, "; ".join(f"{k} failed: {why}" for k, why in route.broken.items()))
+        return Serving(route.op, device, backend, broken or f"fastest that runs on {device}")
+    if broken:
+        return Serving(route.op, device, backend, broken)
     if _backend.get_backend() == "reference":
         return Serving(route.op, device, backend, "chosen by set_backend")
     return Serving(route.op, device, backend, f"no other kernel for {device}: plain PyTorch")

@@ -183,14 +183,43 @@ def watch() -> Iterator[Watch]:
         _watch = None
 
 
+_through_tables: list[tuple[int, int]] = []
+
+
+@contextmanager
+def through_tables(*modules: Any) -> Iterator[None]:
+    """Kernels inside may also touch tensors whose addresses the launchers in ``modules`` checked, and put into tables."""
+    usual = [module.require_aligned for module in modules]
+
+    def noted(check: Callable[..., None]) -> Callable[..., None]:
+        def call(name: str, address: int, size: int, width: int) -> None:
+            check(name, address, size, width)
+            _through_tables.append((address, address + size * width))
+
+        return call
+
+    for module, check in zip(modules, usual, strict=True):
+        module.require_aligned = noted(check)
+    try:
+        yield
+    finally:
+        _through_tables.clear()
+        for module, check in zip(modules, usual, strict=True):
+            module.require_aligned = check
+
+
 def _memory_of(tensors: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """First and last byte addresses (exclusive) of the tensors' elements, overlapping ones merged, in order."""
-    spans: list[list[int]] = []
-    for tensor in sorted(tensors, key=lambda tensor: tensor.data_ptr()):
-        if tensor.numel() == 0:
-            continue
+    extents = [*_through_tables]
+    for tensor in tensors:
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        start, stop = tensor.data_ptr(), tensor.data_ptr() + tensor.element_size() * (last + 1)
+        extents.append(
+            (tensor.data_ptr(), tensor.data_ptr() + tensor.element_size() * (last + 1) * (tensor.numel() > 0))
+        )
+    spans: list[list[int]] = []
+    for start, stop in sorted(extents):
+        if start == stop:
+            continue
         if spans and start < spans[-1][1]:
             spans[-1][1] = max(spans[-1][1], stop)
         else:

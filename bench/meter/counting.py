@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,7 +39,7 @@ from lnb_kernels import _autocast, _backend, _cuda  # noqa: E402
 from lnb_kernels._library import kernel_of  # noqa: E402
 from lnb_kernels._triton.arch import ARCHS  # noqa: E402
 from meter.operators import foreach_launches, is_free, require_known  # noqa: E402
-from meter.traffic import ON_TENSOR_CORES, cuda_traffic, moment_flops  # noqa: E402
+from meter.traffic import ON_TENSOR_CORES, cuda_traffic, moment_flops, table_traffic  # noqa: E402
 
 # Where storages of meta tensors are said to lie, for good: code may remember the address of a tensor from step to step.
 _addresses: dict[int, int] = {}
@@ -99,12 +99,19 @@ def moment_products(op: str, args: Any, result: Any) -> list[Launch]:
     return [Launch("second moments", 0, 0, flops, inputs[0].dtype)] if flops else []
 
 
+def _behind_tables(op: str, args: Any) -> list[Launch]:
+    """What Triton's launches reach through tables of addresses, as an entry without launches of its own."""
+    found = table_traffic(op.removeprefix("lnb_kernels::"), args)
+    return [] if found is None else [Launch(op, 0, *found)]
+
+
 class Counter(TorchDispatchMode):
     """Within it, all operators on meta tensors are counted in ``record``."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_triton: bool = False) -> None:
         super().__init__()
         self.record = Record()
+        self._by_triton = by_triton
         self._alive: dict[int, int] = {}  # bytes of storages made within, by number
         self._now = 0
         self._peak: list[tuple[int, dict[int, int]]] = []
@@ -162,6 +169,8 @@ class Counter(TorchDispatchMode):
         with self, torch._C._AutoDispatchBelowAutograd():
             result = kernel(*args, **kwargs)
         self.record.launched += moment_products(func._schema.name, args, result)
+        if self._by_triton:
+            self.record.launched += _behind_tables(func._schema.name, args)
         return result
 
     def _note(self, tensor: Tensor) -> None:
@@ -240,15 +249,14 @@ class _DryModule:
 
 
 @contextmanager
-def counting(autocast: torch.dtype | None = None) -> Iterator[Counter]:
+def counting(autocast: torch.dtype | None = None, cuda_module: bool = True) -> Iterator[Counter]:
     """Meta tensors inside are those of an H100: yields what counts. Addresses are made up.
 
     Args:
         autocast: to which layers cast their inputs, as in a region of ``torch.autocast``, which knows no meta tensors.
+        cuda_module: whether there is the CUDA module; without it ops run by Triton, or as plain PyTorch.
     """
-    simulated = simulator()
-    simulated.set(dry=True)
-    counter = Counter()
+    counter = Counter(by_triton=not cuda_module)
     candidate = _backend.candidate
     data_ptr = Tensor.data_ptr
 
@@ -265,16 +273,17 @@ def counting(autocast: torch.dtype | None = None) -> Iterator[Counter]:
         return known + tensor.storage_offset() * tensor.element_size()
 
     def as_on_a_gpu(route: Any, device: torch.device, dtype: torch.dtype, backend: str) -> str:
+        if not cuda_module:
+            route = replace(route, kernels={k: v for k, v in route.kernels.items() if k != "native-cuda"})
         return candidate(route, torch.device("cuda") if device.type == "meta" else device, dtype, backend)
 
     def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors if autocast is None else tuple(x if x is None else x.to(autocast) for x in tensors)
 
-    module = _DryModule(simulated, counter)
     arch = next(arch for name, arch in ARCHS.items() if "90" in str(name))
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_cuda, "module", return_value=module))
-        stack.enter_context(mock.patch.object(_cuda, "where", return_value=(0, 0)))
+        if cuda_module:
+            stack.enter_context(_dry_module(counter))
         stack.enter_context(mock.patch.object(_backend, "candidate", as_on_a_gpu))
         stack.enter_context(mock.patch.object(_autocast, "cast_layer", cast))
         for name in ("linear", "conv2d"):  # of layers that gather nothing
@@ -282,8 +291,21 @@ def counting(autocast: torch.dtype | None = None) -> Iterator[Counter]:
         stack.enter_context(mock.patch.object(Tensor, "data_ptr", address))
         stack.enter_context(triton_launches.recording(arch, _TritonLaunches(counter)))
         stack.enter_context(counter)
+        yield counter
+
+
+@contextmanager
+def _dry_module(counter: Counter) -> Iterator[None]:
+    """The CUDA module notes in ``counter`` what it would launch."""
+    simulated = simulator()
+    simulated.set(dry=True)
+    module = _DryModule(simulated, counter)
+    with (
+        mock.patch.object(_cuda, "module", return_value=module),
+        mock.patch.object(_cuda, "where", return_value=(0, 0)),
+    ):
         try:
-            yield counter
+            yield
         finally:
             simulated.set()
 

@@ -59,8 +59,8 @@ class Steps:
         }
 
 
-def measure(case: Case, autocast: torch.dtype | None = None, **settings: Any) -> Steps:
-    """LNB's default, or with ``settings``, in float32 or with layers in the dtype ``autocast``."""
+def measure(case: Case, autocast: torch.dtype | None = None, cuda_module: bool = True, **settings: Any) -> Steps:
+    """LNB's default, or with ``settings``, in float32 or with layers in the dtype ``autocast``, also without the CUDA module."""
     with torch.device("meta"):
         model = case.model()
     parameters = list(model.parameters())
@@ -71,7 +71,7 @@ def measure(case: Case, autocast: torch.dtype | None = None, **settings: Any) ->
         case.loss(model).backward()
 
     def counted(call: Callable[[], Any]) -> Record:
-        with counting(autocast) as counter:
+        with counting(autocast, cuda_module) as counter:
             call()
             return counter.finish()
 
@@ -83,15 +83,15 @@ def measure(case: Case, autocast: torch.dtype | None = None, **settings: Any) ->
     adamw = Record([Launch("fused AdamW", tables(parameters, 4), 28 * sum(p.numel() for p in parameters))])
     return Steps(
         records[-2][1], records[-1][1], records[-2][0], records[-1][0], counted(lambda: backward(model)), adamw,
-        sum(p.numel() * p.element_size() for p in parameters), _kept(optimizer), optimizer.config.refresh_every,
+        sum(p.numel() * p.element_size() for p in parameters), _kept(optimizer, cuda_module), optimizer.config.refresh_every,
     )  # fmt: skip
 
 
-def _kept(optimizer: lnb.LNB) -> int:
+def _kept(optimizer: lnb.LNB, cuda_module: bool) -> int:
     """Bytes of the optimizer's state, and of the memory that it keeps to work in."""
     values = [
         value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
     ]
     storages = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in values}
-    with counting():  # which asks whether steps are fused as a GPU would answer
+    with counting(cuda_module=cuda_module):  # which asks whether steps are fused as a GPU would answer
         return sum(storages.values()) + optimizer.plan().scratch_bytes

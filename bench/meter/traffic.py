@@ -21,6 +21,30 @@ def cuda_traffic(function: str, args: Sequence[Any]) -> tuple[int, int]:
     return _TRAFFIC[function](args)
 
 
+def table_traffic(op: str, args: Sequence[Any]) -> tuple[int, int] | None:
+    """Bytes and FLOPs of an op whose Triton kernels reach its tensors through tables; None for other ops."""
+    if op == "direct_layers_":
+        directions, momentum, _, _, gradients, _, _, inverses, _, roots = args[:10]
+        flops = sum(
+            2 * m.numel() * (c.shape[-1] + p.shape[-1]) for m, c, p in zip(momentum, inverses, roots, strict=True)
+        )
+        moved = _bytes(directions) + 2 * _bytes(momentum) + _bytes(gradients) + _bytes(inverses) + _bytes(roots)
+        return moved, flops * (3 if args[-1] == "tf32x3" else 1)
+    if op == "finish_layers_":
+        momentum, directions, *_ = args
+        return 2 * _bytes(momentum) + _bytes(directions), 0
+    if op == "fused_step_apply_":
+        params, masters, averages, squares, _, directions, row_scales, gradients, mastered, *_ = args
+        alone = [param for param, master in zip(params, mastered, strict=True) if master < 0]
+        moved = _bytes(params) + _bytes(alone) + 2 * (_bytes(masters) + _bytes(averages) + _bytes(squares))
+        return moved + _bytes(directions) + _bytes(row_scales) + _bytes(gradients), 0
+    return None
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def moment_flops(op: str, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> int:
     """FLOPs of the second moments among what a layer's op returned: half of every symmetric product, of patches too."""
     if not op.endswith(("second_moment", "_backward")):

@@ -3,13 +3,7 @@
 set(LNB_NO_CUDA "")
 
 if(NOT CMAKE_CUDA_COMPILER)
-  # The package has its files in the namespace package `nvidia`, in a folder per CUDA release.
-  execute_process(
-    COMMAND ${Python_EXECUTABLE} -c "
-import importlib.util, glob
-spec = importlib.util.find_spec('nvidia')
-for folder in spec.submodule_search_locations if spec else ():
-    print(*sorted(glob.glob(folder + '/*/bin/nvcc'), reverse=True), sep='\\n')"
+  execute_process(COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/find_nvcc.py
     OUTPUT_VARIABLE LNB_PIP_NVCC ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
   string(REGEX REPLACE "/nvcc(\n|$)" ";" LNB_PIP_NVCC "${LNB_PIP_NVCC}")
   if(DEFINED ENV{CUDA_HOME})

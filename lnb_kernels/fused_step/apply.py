@@ -83,6 +83,7 @@ def _by_reference(*args: Any) -> None:
 _backend.register(
     "fused_step_apply_",
     _by_reference,
+    triton="lnb_kernels.fused_step.triton_kernel:apply_",
     native_cuda="lnb_kernels.fused_step.apply_cuda:apply_",
     native_dtypes=frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}),
 )

@@ -16,7 +16,15 @@ from torch import Tensor
 from lnb_kernels import _cuda
 from lnb_kernels._writes import require_writable
 from lnb_kernels.fused_step import apply_reference as reference
-from lnb_kernels.fused_step.apply_entries import LISTS, WRITTEN, Entry, entries_of
+from lnb_kernels.fused_step.apply_entries import (
+    LISTS,
+    WRITTEN,
+    Entry,
+    entries_of,
+    is_kernel_memory,
+    takes_memory,
+    width_of,
+)
 from lnb_kernels.multi_tensor.grouping import native_type, rate_beside
 from lnb_kernels.scaling import largest_squarable
 
@@ -61,7 +69,7 @@ def apply_(
         *map(_address, (scales, shorter, shares, corrections, flags, ok)),
         len(scales), len(gradients), *rule, largest_squarable(torch.float32),
     )  # fmt: skip
-    if all(map(_is_kernel_memory, (scales, shares, corrections, flags))):
+    if all(map(is_kernel_memory, (scales, shares, corrections, flags))):
         fields = [_fields(native, entry) for entry in entries]
     else:
         fields = [None] * len(entries)
@@ -84,38 +92,13 @@ def _fields(native: Any, entry: Entry) -> tuple[int, ...] | None:
     param, master, y, row_scales, average, square, place, number, group = entry
     move = native.Move.OTHER if average is not None else native.Move.BIAS if row_scales is None else native.Move.WEIGHT
     type_of_param, type_of_y = native_type(native, param.dtype), native_type(native, y.dtype)
-    if not native.moves(move, type_of_param, master is not None, type_of_y):
+    if not native.moves(move, type_of_param, master is not None, type_of_y) or not takes_memory(entry):
         return None
-    beside = [tensor for tensor in (master, average, square) if tensor is not None]
-    if not _read_side_by_side(param, y, beside) or any(tensor.dtype != torch.float32 for tensor in beside):
-        return None
-    size = param.numel()
-    width = 0
-    if row_scales is not None:
-        width = max(1, size // max(1, len(param)))
-        rows_are_runs = param.is_contiguous() or len(param) == 1 or param.stride(0) == width
-        if row_scales.dtype != torch.float32 or not _is_kernel_memory(row_scales) or not rows_are_runs:
-            return None
     return (
         int(move), entry.theta.data_ptr(), 0 if master is None else param.data_ptr(), int(type_of_param),
-        y.data_ptr(), int(type_of_y), _address(row_scales), width, _address(average), _address(square),
-        size, place, number, group,
+        y.data_ptr(), int(type_of_y), _address(row_scales), 0 if row_scales is None else width_of(param), _address(average),
+        _address(square), param.numel(), place, number, group,
     )  # fmt: skip
-
-
-def _read_side_by_side(param: Tensor, y: Tensor, beside: Sequence[Tensor]) -> bool:
-    """Whether all have their entries in one order, without gaps."""
-    if any(map(Tensor.is_neg, (param, y, *beside))):  # their memory holds entries with the other sign
-        return False
-    if param.is_contiguous():
-        return y.is_contiguous() and all(map(Tensor.is_contiguous, beside))
-    if torch._debug_has_internal_overlap(param) != 0:
-        return False
-    return all(tensor.shape == param.shape and tensor.stride() == param.stride() for tensor in (y, *beside))
-
-
-def _is_kernel_memory(tensor: Tensor | None) -> bool:
-    return tensor is None or (tensor.is_contiguous() and not tensor.is_neg())
 
 
 def _dense(values: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 WRITTEN = ("params", "masters", "averages", "squares", "finite")
@@ -59,3 +60,36 @@ def entries_of(
         for k, i in enumerate(range(layers, len(params)))
     ]
     return made
+
+
+def takes_memory(entry: Entry) -> bool:
+    """Whether a kernel can read the entry's tensors side by side: in one order, without gaps, averages and masters in float32."""
+    param, master, y, row_scales, average, square, *_ = entry
+    beside = [tensor for tensor in (master, average, square) if tensor is not None]
+    if not _read_side_by_side(param, y, beside) or any(tensor.dtype != torch.float32 for tensor in beside):
+        return False
+    if row_scales is None:
+        return True
+    rows_are_runs = param.is_contiguous() or len(param) == 1 or param.stride(0) == width_of(param)
+    return row_scales.dtype == torch.float32 and is_kernel_memory(row_scales) and rows_are_runs
+
+
+def width_of(weight: Tensor) -> int:
+    """Entries of a row, at least 1."""
+    return max(1, weight.numel() // max(1, len(weight)))
+
+
+def is_kernel_memory(tensor: Tensor | None) -> bool:
+    """Whether a kernel reads its memory as it is."""
+    return tensor is None or (tensor.is_contiguous() and not tensor.is_neg())
+
+
+def _read_side_by_side(param: Tensor, y: Tensor, beside: Sequence[Tensor]) -> bool:
+    """Whether all have their entries in one order, without gaps."""
+    if any(map(Tensor.is_neg, (param, y, *beside))):  # their memory holds entries with the other sign
+        return False
+    if param.is_contiguous():
+        return y.is_contiguous() and all(map(Tensor.is_contiguous, beside))
+    if torch._debug_has_internal_overlap(param) != 0:
+        return False
+    return all(tensor.shape == param.shape and tensor.stride() == param.stride() for tensor in (y, *beside))

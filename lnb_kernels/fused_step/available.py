@@ -6,10 +6,13 @@ import torch
 
 from lnb_kernels import _cuda
 
+OPS = ("direct_layers_", "finish_layers_", "fused_step_apply_")
+
 
 def available(device: torch.device) -> bool:
     """Whether all ops of this package have a kernel that runs on ``device``, under the backend that is set.
 
-    Elsewhere they run as plain PyTorch, layer by layer: there, steps that are not fused are the faster ones.
+    On NVIDIA's GPUs those are the CUDA module's; without it, and on AMD's, Triton's. Elsewhere the ops run as plain PyTorch,
+    layer by layer: there, steps that are not fused are the faster ones.
     """
-    return _cuda.serves(device, "direct_layers_", "finish_layers_", "fused_step_apply_")
+    return _cuda.serves(device, *OPS) or all(_cuda.falls_back_to(device, op, "triton") for op in OPS)

@@ -16,8 +16,8 @@ from torch import Tensor
 from lnb_kernels import _cuda
 from lnb_kernels._writes import require_aligned
 from lnb_kernels.fused_step import reference
-from lnb_kernels.fused_step.layers import SUMS, DirectLayer, FinishLayer, is_served, offsets
-from lnb_kernels.fused_step.left_over import LeftOver, direct_left_over_
+from lnb_kernels.fused_step.layers import DirectLayer, FinishLayer, is_finished, is_served, offsets
+from lnb_kernels.fused_step.left_over import direct_left_over_
 from lnb_kernels.multi_tensor.grouping import native_type
 from lnb_kernels.step_tables import StepSettings
 
@@ -45,14 +45,7 @@ def direct_layers_(
     numbers = [tensor.resolve_neg() for tensor in (shares, *([] if bias_shares is None else [bias_shares]))]
     if not all(served):
         _require_memory(layers, served)
-        members = [
-            LeftOver(
-                layer, partials[entry : entry + SUMS * layer.rows * layer.column_blocks],
-                mixed_biases[row : row + layer.rows], shares[i], None if bias_shares is None else bias_shares[i],
-            )
-            for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)) if not served[i]
-        ]  # fmt: skip
-        direct_left_over_(members, decay, take, ok)
+        direct_left_over_(layers, served, partials, mixed_biases, shares, bias_shares, decay, take, ok)
     if not fields:
         return
     first = layers[served.index(True)]
@@ -95,7 +88,7 @@ def finish_layers_(
 ) -> None:
     """As :func:`lnb_kernels.fused_step.finish_layers_`; all layers by the reference where one has strided or wide biases."""
     read = (partials, mixed_biases, steps)
-    if not all(map(_finishes, layers)) or any(map(Tensor.is_neg, (*vars(numbers).values(), *read))):
+    if not all(map(is_finished, layers)) or any(map(Tensor.is_neg, (*vars(numbers).values(), *read))):
         reference.finish_layers_(layers, numbers, partials, mixed_biases, steps, norms, bias_shares, settings, ok)
         return
     native = _cuda.module(partials.device)
@@ -109,15 +102,6 @@ def finish_layers_(
         partials.numel(), mixed_biases.numel(), len(layers), steps.numel(), list(map(float, vars(settings).values()))[:10],
         _address(ok), _cuda.where(partials),
     )  # fmt: skip
-
-
-def _finishes(layer: FinishLayer) -> bool:
-    tensors = [t for t in (layer.bias_momentum, layer.bias_direction, layer.bias_gradient) if t is not None]
-    return (
-        all(map(Tensor.is_contiguous, tensors))
-        and True not in map(Tensor.is_neg, tensors)
-        and torch.float64 not in {tensor.dtype for tensor in tensors}
-    )
 
 
 def _finish_fields(native: Any, layer: FinishLayer, slot: int, place: tuple[int, int]) -> tuple[Any, ...]:

@@ -80,9 +80,9 @@ def serves(
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
 ) -> bool:
-    """Whether the CUDA kernel of :func:`lnb_kernels.fused_step.direct_layers_` takes all of these layers.
+    """Whether the kernels of :func:`lnb_kernels.fused_step.direct_layers_` take all of these layers.
 
-    It takes plain, contiguous tensors of the dtypes named there, float64 excepted, and blocks of sides up to
+    They take plain, contiguous tensors of the dtypes named there, float64 excepted, and blocks of sides up to
     :data:`LARGEST_BLOCK`. The op takes the others by its reference. Nothing is asked of the device.
     """
     columns = (directions, momentum, gradients, bias_gradients, bias_momentum, inverses, means, roots)
@@ -96,6 +96,16 @@ def is_served(layer: DirectLayer) -> bool:
         max(layer.inverse.shape[-1], layer.root.shape[-1]) <= LARGEST_BLOCK
         and set(map(type, tensors)) <= PLAIN
         and all(map(Tensor.is_contiguous, tensors))
+        and True not in map(Tensor.is_neg, tensors)
+        and torch.float64 not in {tensor.dtype for tensor in tensors}
+    )
+
+
+def is_finished(layer: FinishLayer) -> bool:
+    """Whether the kernels of :func:`lnb_kernels.fused_step.finish_layers_` take the layer's bias."""
+    tensors = [t for t in (layer.bias_momentum, layer.bias_direction, layer.bias_gradient) if t is not None]
+    return (
+        all(map(Tensor.is_contiguous, tensors))
         and True not in map(Tensor.is_neg, tensors)
         and torch.float64 not in {tensor.dtype for tensor in tensors}
     )

@@ -1,4 +1,4 @@
-"""Directions of the layers that the CUDA kernel does not take: by the reference, small layers of one kind in one call.
+"""Directions of the layers that kernels do not take: by the reference, small layers of one kind in one call.
 
 A model of many odd layers would otherwise start the reference's hundred operations for each of them.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lnb_kernels.fused_step.layers import DirectLayer
+from lnb_kernels.fused_step.layers import SUMS, DirectLayer, offsets
 from lnb_kernels.fused_step.reference import direct_layer_
 
 _STACKED = (
@@ -20,7 +20,7 @@ _STACKED = (
 
 
 @dataclass(frozen=True)
-class LeftOver:
+class _LeftOver:
     """A layer, with its parts of what all layers write, and its shares."""
 
     layer: DirectLayer
@@ -36,9 +36,27 @@ class LeftOver:
         return tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in tensors)
 
 
-def direct_left_over_(members: Sequence[LeftOver], decay: float, take: float, ok: Tensor | None) -> None:
-    """As :func:`lnb_kernels.fused_step.direct_layers_`, for these."""
-    alike: dict[Hashable, list[LeftOver]] = {}
+def direct_left_over_(
+    layers: Sequence[DirectLayer],
+    served: Sequence[bool],
+    partials: Tensor,
+    mixed_biases: Tensor,
+    shares: Tensor,
+    bias_shares: Tensor | None,
+    decay: float,
+    take: float,
+    ok: Tensor | None,
+) -> None:
+    """:func:`lnb_kernels.fused_step.direct_layers_` of the layers that a kernel has not ``served``."""
+    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
+    members = [
+        _LeftOver(
+            layer, partials[entry : entry + SUMS * layer.rows * layer.column_blocks],
+            mixed_biases[row : row + layer.rows], shares[i], None if bias_shares is None else bias_shares[i],
+        )
+        for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)) if not served[i]
+    ]  # fmt: skip
+    alike: dict[Hashable, list[_LeftOver]] = {}
     for member in members:
         alike.setdefault(member.kind, []).append(member)
     for found in alike.values():
@@ -47,7 +65,7 @@ def direct_left_over_(members: Sequence[LeftOver], decay: float, take: float, ok
             _direct(found[first : first + most], decay, take, ok)
 
 
-def _direct(members: Sequence[LeftOver], decay: float, take: float, ok: Tensor | None) -> None:
+def _direct(members: Sequence[_LeftOver], decay: float, take: float, ok: Tensor | None) -> None:
     first = members[0]
     if len(members) == 1:
         direct_layer_(

@@ -14,12 +14,13 @@ from lnb_kernels.fused_step import checks, reference
 from lnb_kernels.fused_step.layers import DirectLayer, FinishLayer
 from lnb_kernels.step_tables import StepSettings
 
-_backend.register(
-    "direct_layers_", reference.direct_layers_, native_cuda="lnb_kernels.fused_step.cuda_kernel:direct_layers_"
-)
-_backend.register(
-    "finish_layers_", reference.finish_layers_, native_cuda="lnb_kernels.fused_step.cuda_kernel:finish_layers_"
-)
+for _op, _reference in (("direct_layers_", reference.direct_layers_), ("finish_layers_", reference.finish_layers_)):
+    _backend.register(
+        _op,
+        _reference,
+        triton=f"lnb_kernels.fused_step.triton_kernel:{_op}",
+        native_cuda=f"lnb_kernels.fused_step.cuda_kernel:{_op}",
+    )
 
 
 def _direct_kernel(

@@ -21,13 +21,30 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     if not filled:
         return torch.ones((), dtype=torch.bool, device=tensors[0].device if tensors else None)
     largest = torch._foreach_norm(filled, math.inf)
-    return torch.stack([norm.isfinite() for norm in largest]).all()
+    return torch.stack(list(map(_as_wide, largest))).isfinite().all()
+
+
+def _as_wide(norm: Tensor) -> Tensor:
+    """The norm of a tensor of 16 bits as float32: lists of one dtype are stacked in one launch."""
+    return norm if norm.dtype in (torch.float32, torch.float64) else norm.float()
 
 
 def moment_flags(moments: Sequence[Tensor]) -> Tensor:
     """Whether the last rows (sums of inputs) and the diagonals of each moment ``[..., n, n]`` are finite, ``[2, moments]``."""
     parts = [moment[..., -1, :] for moment in moments], [moment.diagonal(dim1=-2, dim2=-1) for moment in moments]
-    return torch.stack([torch.stack([part.isfinite().all() for part in of_kind]) for of_kind in parts])
+    return torch.stack([_each_finite(of_kind) for of_kind in parts])
+
+
+def _each_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether all entries of each are, ``[n]``: those of one shape and dtype are asked together."""
+    alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        alike.setdefault((tensor.shape, tensor.dtype), []).append(i)
+    found: dict[int, Tensor] = {}
+    for places in alike.values():
+        flags = torch.stack([tensors[i] for i in places]).flatten(1).isfinite().all(1)
+        found.update(zip(places, flags.unbind(), strict=True))
+    return torch.stack([found[i] for i in range(len(tensors))])
 
 
 @torch.no_grad()
@@ -75,8 +92,11 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
     if not xs:
         return torch.empty(0)
     dtype = sum_dtype(xs[0].device)
-    products = [x.to(dtype) * y.to(dtype) for x, y in zip(xs, ys, strict=True)]
-    sums = torch.stack([product.sum() for product in products])
+    if all(x is y for x, y in zip(xs, ys, strict=True)) and not any(map(Tensor.is_neg, xs)):
+        sums = torch.stack(torch._foreach_norm(list(xs), 2, dtype)).square()
+    else:
+        products = [x.to(dtype) * y.to(dtype) for x, y in zip(xs, ys, strict=True)]
+        sums = torch.stack([product.sum() for product in products])
     if layers is None:
         return sums
     members: list[list[Tensor]] = [[] for _ in range(max(layers) + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +29,24 @@ class AveragedGradient:
 
     def tensor(self) -> Tensor:
         """It, as a tensor of the dtype of ``average``."""
-        gradient = self.gradient.to(self.average.dtype)
-        fresh = torch.lerp(self.average, gradient, 1 - self.momentum)
-        return fresh.mul_(self.share.to(fresh.dtype)).add_(gradient, alpha=self.take)
+        return averaged_tensors([self])[0]
+
+
+def averaged_tensors(gradients: Sequence[AveragedGradient]) -> list[Tensor]:
+    """:meth:`AveragedGradient.tensor` of all, those of one setting together: a launch for each, and a few for all."""
+    alike: dict[tuple[float, float, torch.dtype], list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        alike.setdefault((gradient.momentum, gradient.take, gradient.average.dtype), []).append(i)
+    found: dict[int, Tensor] = {}
+    for (momentum, take, dtype), places in alike.items():
+        members = [gradients[i] for i in places]
+        wide = [member.gradient.to(dtype) for member in members]
+        fresh = torch._foreach_lerp([member.average for member in members], wide, 1 - momentum)
+        for value, member in zip(fresh, members, strict=True):
+            value.mul_(member.share)
+        torch._foreach_add_(fresh, wide, alpha=take)
+        found.update(zip(places, fresh, strict=True))
+    return [found[i] for i in range(len(gradients))]
 
 
 @dataclass(frozen=True)

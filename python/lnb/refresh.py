@@ -22,7 +22,7 @@ from lnb.statistics import bias_correction, few_samples, ridge_of
 from lnb.trust_regions.two_sided import output_moment, sized_output_moment
 from lnb.verdict import Verdict
 from lnb.work import BlockWork
-from lnb_kernels.refresh import AveragedGradient
+from lnb_kernels.refresh import AveragedGradient, averaged_tensors
 
 # On the CPU, output moments of layers of one shape are taken in one call up to this many entries: above, stacking the layers
 # costs more than the calls it saves.
@@ -66,6 +66,7 @@ def refresh(
         served.update(
             refresh_on_device([work for alike in kinds.values() for work in alike], averages, verdict, arenas)
         )
+    averages = _formed(averages, [work for alike in kinds.values() for work in alike if work not in served])
     for alike in ([work for work in members if work not in served] for members in kinds.values()):
         for chunk in chunked(alike, _moment_size, works[0].block.weight.device):
             part = _Refresh(chunk, verdict, arenas)
@@ -87,6 +88,15 @@ def refresh(
             outputs.rescale([next(over_all) for _ in outputs.members])
         for part in begun:
             part.finish()
+
+
+def _formed(averages: Averages, works: list[BlockWork]) -> Averages:
+    """With tensors where the refresh of these layers reads averages that are not formed yet."""
+    wanted = [p for work in works if work.config.region.two_sided for p in work.parameters]
+    found = [(p, average) for p in wanted if isinstance(average := averages[p], AveragedGradient)]
+    if not found:
+        return averages
+    return {**averages, **dict(zip((p for p, _ in found), averaged_tensors([x for _, x in found]), strict=True))}
 
 
 def reserve(works: list[BlockWork], arenas: Arenas) -> None:
@@ -153,9 +163,12 @@ class _Refresh:
     def _allowed(self, verdict: Verdict) -> Tensor | None:
         """Whose state may change, ``[layers]``; None for all."""
         allowed = self.rows > 0
-        for i, work in enumerate(self.works):
-            if work.squarable is not None:
-                allowed[i] = allowed[i] & work.squarable
+        flags = {i: work.squarable for i, work in enumerate(self.works) if work.squarable is not None}
+        if len(flags) == len(self.works):
+            allowed &= torch.stack(list(flags.values()))
+        else:
+            for i, flag in flags.items():
+                allowed[i] = allowed[i] & flag
         ok = verdict.on(self.device)
         if ok is not None:
             return allowed & ok

@@ -24,6 +24,9 @@ CUDA_HOME = str(Path(NVCC).resolve().parents[1]) if NVCC else ""
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 
+ENVIRONMENT = ("CUDA_HOME", "VIRTUAL_ENV")
+
+
 def configure(project: Path, **settings: str) -> tuple[subprocess.CompletedProcess[str], Path]:
     """Run CMake on the project, without compiling."""
     import cmake
@@ -32,9 +35,9 @@ def configure(project: Path, **settings: str) -> tuple[subprocess.CompletedProce
     build = project.parent / "cmake"
     options = {"Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir(), **settings}
     command = [str(Path(cmake.CMAKE_BIN_DIR, "cmake")), "-S", str(project), "-B", str(build), "-G", "Ninja"]
-    environment = {"PATH": "/usr/bin:/bin", "CUDA_HOME": settings.pop("CUDA_HOME", "")}
+    environment = {"PATH": "/usr/bin:/bin"} | {name: settings.get(name, "") for name in ENVIRONMENT}
     done = subprocess.run(
-        [*command, *(f"-D{name}={value}" for name, value in options.items() if name != "CUDA_HOME"),
+        [*command, *(f"-D{name}={value}" for name, value in options.items() if name not in ENVIRONMENT),
          f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=str(Path(sys.executable).parent)) or 'ninja'}"],
         env=environment, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
@@ -67,6 +70,22 @@ def test_a_compiler_that_does_not_serve_leaves_its_reason(project: Path, script:
     assert cuda["built"] is False
     assert reason in cuda["reason"]
     assert f"{home}/bin/nvcc" in cuda["reason"]
+
+
+def test_a_compiler_that_pip_installed_is_found_from_an_isolated_build(project: Path) -> None:
+    """By the environment that is active, whose packages the build's own Python does not see; the newest release first."""
+    packages = project.parent / "env" / "lib" / "python3.11" / "site-packages" / "nvidia"
+    homes = [compiler(packages / release, OLD) for release in ("cuda_nvcc", "cu13", "cu14")]
+    (packages / "cu15" / "bin").mkdir(parents=True)  # another package of that release, without nvcc
+    environment = {"PATH": "/usr/bin:/bin", "VIRTUAL_ENV": str(project.parent / "env")}
+    script = project / "csrc" / "cuda" / "find_nvcc.py"
+    done = subprocess.run(
+        [sys.executable, "-S", str(script)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [f"{home}/bin/nvcc" for home in (homes[2], homes[1], homes[0])]
+    done, info = configure(project, LNB_CUDA="auto", VIRTUAL_ENV=environment["VIRTUAL_ENV"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"nvcc 11.8 ({homes[2]}/bin/nvcc) is older" in json.loads(info.read_text())["cuda"]["reason"]
 
 
 def test_cuda_on_demand_fails_where_nvcc_does_not_serve(project: Path) -> None:

@@ -1,0 +1,214 @@
+"""Both kernels of each op of the fused step against float64: the CUDA module's, simulated, and Triton's, interpreted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import triton_sanitizer
+from cusim.fused_layers import Layers, Shape
+from cusim.simulated import cuda_kernels_on_cpu
+from fused_apply_support import Model, model, params_of, stepped, thetas_of
+from support import assert_close_to_reference, relative_errors
+from torch import Tensor, nn
+from triton_support import DEVICE
+
+import lnb
+import lnb_kernels as lk
+from lnb_kernels import _captured
+from lnb_kernels._triton import tables
+from lnb_kernels.fused_step import triton_apply, triton_direct, triton_finish
+
+# Groups; blocks that are whole packs, and some that are not; with a bias and without; several blocks each way.
+SHAPES = [Shape(14, 21, 7, 7, groups=2), Shape(16, 48, 8, 16), Shape(72, 24, 72, 24, bias=False), Shape(1, 1, 1, 1)]
+
+pytestmark = pytest.mark.skipif(
+    DEVICE != "cpu", reason="tensors of these tests are on the CPU; make gpu has the others"
+)
+
+
+@pytest.fixture
+def triton() -> Iterator[None]:
+    lk.set_backend("triton")
+    with triton_sanitizer.through_tables(triton_direct, triton_finish, triton_apply):
+        yield
+    lk.set_backend("auto")
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "triton":
+        request.getfixturevalue("triton")
+        yield "triton"
+        return
+    with cuda_kernels_on_cpu():
+        yield "native"
+
+
+def truth_and_plain(layers: Layers, kernels: str) -> tuple[Layers, Layers]:
+    """What the op makes in float64, and in plain PyTorch of the layers' own dtypes."""
+    truth, plain = layers.copy(torch.float64), layers.copy()
+    lk.set_backend("reference")
+    for each in (truth, plain):
+        each.direct()
+    lk.set_backend(kernels)
+    return truth, plain
+
+
+def assert_no_worse(found: Tensor, right: Tensor, usual: Tensor, least: float) -> None:
+    assert relative_errors(found, right)[0] <= 2 * relative_errors(usual, right)[0] + least
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+def test_directions(kernels: str, scale: float) -> None:
+    layers = Layers.random(SHAPES if scale == 1 else SHAPES[:1], scale)
+    truth, plain = truth_and_plain(layers, kernels)
+    layers.direct("tf32x3")
+    for i, shape in enumerate(layers.shapes):
+        for name in ("directions", "momentum"):
+            assert_close_to_reference(*(getattr(x, name)[i] for x in (layers, truth, plain)))
+        for k in range(6):
+            assert_no_worse(*(x.sums()[i][..., k] for x in (layers, truth, plain)), least=5e-7)
+        assert shape.bias or not layers.sums()[i][..., 2].any()
+    biased = torch.cat([torch.full((s.rows,), s.bias) for s in layers.shapes])
+    assert_no_worse(*(x.mixed_biases[biased] for x in (layers, truth, plain)), least=3e-7)
+
+
+@pytest.mark.parametrize("gradients", [torch.bfloat16, torch.float16])
+def test_directions_of_16_bits(kernels: str, gradients: torch.dtype) -> None:
+    """Operands of products are rounded to 8 bits, sums are not, and what goes through no product is exact."""
+    layers = Layers.random(SHAPES[:2], 1.0, gradients, torch.bfloat16)
+    truth, _ = truth_and_plain(layers, kernels)
+    layers.direct("bf16")
+    for i in range(2):
+        rms = relative_errors(layers.directions[i], truth.directions[i])[1]
+        assert 1e-3 <= rms <= 6e-3
+        torch.testing.assert_close(layers.momentum[i].double(), truth.momentum[i], rtol=3e-7, atol=3e-7)
+        torch.testing.assert_close(layers.sums()[i][..., 4:], truth.sums()[i][..., 4:], rtol=3e-6, atol=0)
+
+
+def test_layers_that_the_kernel_does_not_take_go_to_the_reference(kernels: str) -> None:
+    layers = Layers.random([Shape(4, 6, 2, 3), Shape(145, 2, 145, 2)])
+    truth, plain = truth_and_plain(layers, kernels)
+    layers.direct("tf32x3")
+    for i in range(2):
+        assert_close_to_reference(*(x.directions[i] for x in (layers, truth, plain)))
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_scales_of_rows_and_layers(kernels: str, measured: bool) -> None:
+    layers = Layers.random([*SHAPES, Shape(600, 2, 100, 1)])
+    truth_and_plain(layers, kernels)
+    lk.set_backend("reference")
+    layers.direct()
+    layers.norms = torch.tensor([1.0, -1.0, 2.0, -1.0, 3.0], dtype=torch.float64) if measured else None
+    expected = layers.copy()
+    rates = [0.1, torch.tensor(0.25), 0.0, 0.1, 0.5]
+    expected.finish(rates)
+    lk.set_backend(kernels)
+    layers.finish(rates)
+    for name, right in expected.numbers.items():
+        torch.testing.assert_close(layers.numbers[name], right, rtol=3e-7 if name == "row_scales" else 1e-12, atol=0)
+    for found, other in zip(
+        layers.bias_directions + layers.bias_momentum, expected.bias_directions + expected.bias_momentum, strict=True
+    ):
+        torch.testing.assert_close(found, other, rtol=1e-6, atol=1e-7)
+
+
+WEIGHTS = [(5, 1), (9, 7), (6, 768), (2, 8197), (1, 5000), (0, 4)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weights": WEIGHTS},
+        {"param": torch.bfloat16, "y": torch.bfloat16, "masters": True},
+        {"param": torch.float16, "y": torch.float16, "offset": 1},
+        {"direction": torch.bfloat16, "others": [(40,)]},
+    ],
+)
+def test_moves(kernels: str, settings: dict[str, Any]) -> None:
+    small = {"weights": [(9, 7), (4, 3, 8)], "biases": [9, 6], "others": [(3,), (0,), (2, 4500)]}
+    given = model(**{**small, **settings})
+    truth, plain = stepped(given), given.copy()
+    lk.set_backend("reference")
+    plain.step()
+    lk.set_backend(kernels)
+    given.step()
+    found, usual = (
+        {"thetas": thetas_of(x), "averages": x.others.averages, "squares": x.others.squares} for x in (given, plain)
+    )
+    for name, rights in truth.items():
+        for tensor, right, other in zip(found[name], rights, usual[name], strict=True):
+            assert_close_to_reference(tensor, right, other)
+    for param, theta in zip(params_of(given), thetas_of(given), strict=True):
+        assert torch.equal(param, theta.to(param.dtype))
+
+
+def not_ok(given: Model) -> Model:
+    given.others = replace(given.others, gradients=[g * float("nan") for g in given.others.gradients])
+    return replace(given, ok=torch.tensor(False))
+
+
+def test_nothing_is_written_where_ok_is_false(kernels: str) -> None:
+    layers, no = Layers.random(SHAPES[:1]), torch.tensor(False)
+    before = layers.copy()
+    layers.direct(ok=no)
+    layers.finish(ok=no)
+    assert all(torch.equal(*pair) for pair in zip(layers.tensors(), before.tensors(), strict=True))
+    given = not_ok(model(weights=[(3, 4)], biases=[3], others=[(5,)]))
+    old = [tensor.clone() for tensor in given.written()]
+    given.step()
+    assert all(torch.equal(*pair) for pair in zip(given.written(), old, strict=True))
+
+
+def test_what_is_not_finite_stays_where_it_is(kernels: str) -> None:
+    layers = Layers.random([Shape(12, 20, 6, 10)])
+    layers.gradients[0][0, 7, 3] = float("nan")
+    layers.direct()
+    finite = layers.directions[0].isfinite()
+    assert finite[0, :6].all()
+    assert finite[0, 6:, 10:].all()
+    assert not finite[0, 6:, :10].any()
+    given = model(weights=[(4, 6)], biases=[], others=[(40,), (40,)])
+    given.weights.directions[0][2].fill_(float("nan"))
+    given.weights.row_scales[0][2] = 0
+    given.others.squares[0][3] = float("nan")
+    given.step()
+    assert all(bool(weight.isfinite().all()) for weight in params_of(given))
+    assert given.others.finite is not None
+    assert given.others.finite.tolist() == [False, True]
+
+
+def test_tables_are_copied_once_and_written_by_kernels_into_graphs(
+    triton: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = (*range(7), -(2**62), 2**62, 5, *range(30))
+    kept = tables.on_device(numbers, torch.device("cpu"))
+    assert tables.on_device(numbers, torch.device("cpu")) is kept
+    monkeypatch.setattr(_captured, "is_capturing", lambda: True)
+    monkeypatch.setattr(tables, "is_capturing", lambda: True)
+    written = tables.on_device(numbers, torch.device("cpu"))
+    assert written[: len(numbers)].tolist() == list(numbers) == kept.tolist()
+
+
+def test_whole_steps_by_triton_are_those_of_the_cpu(triton: None) -> None:
+    found = []
+    for backend in ("triton", "auto"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.LayerNorm(10), nn.Linear(10, 12, bias=False), nn.Tanh(),
+                            nn.Linear(12, 2))  # fmt: skip
+        x, y = torch.randn(24, 6), torch.randn(24, 2)
+        optimizer = lnb.LNB(net, lr=0.05, block_size=6, weight_decay=0.1, products="tf32x3", refresh_every=2)
+        for _ in range(3):
+            lk.set_backend("auto")
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(x), y).backward()
+            lk.set_backend(backend)
+            optimizer.step()
+        found.append([parameter.detach() for parameter in net.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).abs().max()) <= 5e-3 * float(other.abs().max())
