@@ -108,6 +108,68 @@ def _newton_schulz_root(batch: int, n: int) -> Callable[[], Any]:
     return lambda: newton_schulz_root(_meta(batch, n, n), [3.4, -4.8, 2.0], 2)
 
 
+def _fused_direct(
+    side: int, size: int, gradients: torch.dtype, directions: torch.dtype, precision: str
+) -> Callable[[], Any]:
+    """A layer with a bias; its tensors have memory, whose addresses the tables take."""
+    from lnb_kernels.fused_step.layers import SUMS, DirectLayer
+    from lnb_kernels.fused_step.triton_kernel import direct_layers_
+
+    def call() -> Any:
+        def made(*shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype)
+
+        bias = made(side, dtype=gradients), made(side)
+        layer = DirectLayer(
+            made(side, size, dtype=directions), made(side, size), made(side, size, dtype=gradients), *bias,
+            made(1, size, size), made(size), made(1, side, side),
+        )  # fmt: skip
+        wide = torch.float64
+        numbers = made(SUMS * side, dtype=wide), made(side, dtype=wide), made(1, dtype=wide), made(1, dtype=wide)
+        direct_layers_([layer], *numbers, 0.95, 0.05, torch.tensor(True), precision)
+
+    return call
+
+
+def _fused_finish() -> Callable[[], Any]:
+    from lnb_kernels.fused_step.layers import SUMS, FinishLayer
+    from lnb_kernels.fused_step.reference import Numbers
+    from lnb_kernels.fused_step.triton_kernel import finish_layers_
+    from lnb_kernels.step_tables import StepSettings
+
+    def call() -> Any:
+        wide = torch.zeros(768, dtype=torch.float64)
+        layer = FinishLayer(768, 6, torch.zeros(768), torch.zeros(768), torch.zeros(768, dtype=BF16), 0, 1.0, 0.1)
+        one = [wide[:1]] * 3
+        numbers = Numbers(torch.zeros(768), wide, *one, wide[:4].view(1, 4), *[wide[:1]] * 4)
+        partials = torch.zeros(SUMS * 6 * 768, dtype=torch.float64)
+        settings = StepSettings(0.95, True, 0.99, 0.3, 0.1, 0.25, 0.25, 0.9, 1.02, 1e-4, 0.99, 1e-8, 1e18, 0.01)
+        finish_layers_(
+            [layer], numbers, partials, wide, torch.zeros(1), wide[:1], wide[:1], settings, torch.tensor(True)
+        )
+
+    return call
+
+
+def _fused_apply(width: int) -> Callable[[], Any]:
+    """Weights and other parameters in bfloat16 with masters, and biases in float32."""
+    from lnb_kernels.fused_step.triton_kernel import apply_
+
+    def call() -> Any:
+        def made(*shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype)
+
+        wide = made(3, dtype=torch.float64)
+        apply_(
+            [made(32, width, dtype=BF16), made(32), made(9, width, dtype=BF16)], [made(32, width), made(9, width)],
+            [made(9, width)], [made(9, width)], [torch.ones(1, dtype=torch.bool)], [made(32, width, dtype=BF16), made(32)],
+            [made(32)], [made(9, width, dtype=BF16)], [0, -1, 1], [0, 1, 2], [0, 0, 0], wide, wide, wide[:1], wide[:1], [0.1],
+            [None], [0.1], [None], [0.9, 0.1, 0.99, 1e-8], torch.tensor(True),
+        )  # fmt: skip
+
+    return call
+
+
 def cases() -> dict[str, Callable[[], Any]]:
     """Name of each case and the call."""
     table: dict[str, Callable[[], Any]] = {}
@@ -151,4 +213,10 @@ def cases() -> dict[str, Callable[[], Any]]:
     table["pcg/neuron/d2048/m2048"] = _pcg(2048, 2048, 1, "neuron")
     table["pcg/layer/d2048/m2048"] = _pcg(2048, 2048, 1, "layer")
     table["pcg/layer/d512/m10"] = _pcg(10, 512, 1, "layer", warm=False)
+    table["fused_step/direct/bf16/tf32"] = _fused_direct(128, 144, BF16, BF16, "tf32")
+    table["fused_step/direct/bf16/bf16"] = _fused_direct(128, 144, BF16, BF16, "bf16")
+    table["fused_step/direct/fp32/tf32x3"] = _fused_direct(128, 144, FP32, FP32, "tf32x3")
+    table["fused_step/direct/fp32/tf32/odd"] = _fused_direct(64, 49, FP32, BF16, "tf32")
+    table["fused_step/finish"] = _fused_finish()
+    table["fused_step/apply"] = _fused_apply(768)
     return table

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lnb
+from lnb import damping
 from lnb.config import resolve_config
 from lnb.damping import noise_level
 
@@ -36,13 +37,39 @@ def linear_loss(signs: list[Tensor], **settings: Any) -> tuple[nn.Linear, lnb.LN
     return layer, optimizer
 
 
-def test_gradients_that_are_all_the_same_agree() -> None:
+def whole_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have layers use their whole regions from the first step on."""
+    monkeypatch.setattr(damping, "FIRST_RADIUS", 1.0)
+
+
+def test_gradients_that_are_all_the_same_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_regions(monkeypatch)
     signs = [torch.ones(())] * 15
     agreed, optimizer = linear_loss(signs)
     free, _ = linear_loss(signs, damping="none")
     assert optimizer.state[agreed.weight]["radius"].item() == 1
     torch.testing.assert_close(agreed.weight, free.weight, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(agreed.bias, free.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_start_in_a_fifth_of_their_regions() -> None:
+    """Which grows by a twentieth in each step: 0.2 1.05^33 is 1."""
+    for steps, radius in ((1, 0.21), (2, 0.2205), (33, 1.0)):
+        layer, optimizer = linear_loss([torch.ones(())] * steps)
+        assert optimizer.state[layer.weight]["radius"].item() == pytest.approx(radius, abs=1e-6)
+
+
+def test_a_gradient_that_is_far_longer_than_others_does_not_look_like_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After independent gradients, one that is 30 times as long: its step is no longer than theirs."""
+    whole_regions(monkeypatch)
+    generator = torch.Generator().manual_seed(1)
+    usual = [torch.randn(30, 5, generator=generator) for _ in range(40)]
+    before, _ = linear_loss(usual)
+    steps = []
+    for size in (1.0, 30.0):
+        after, _ = linear_loss([*usual, size * torch.randn(30, 5, generator=torch.Generator().manual_seed(2))])
+        steps.append((after.weight - before.weight).norm().item())
+    assert steps[1] < 1.5 * steps[0]
 
 
 def test_gradients_that_point_back_shrink_the_radius() -> None:
@@ -54,7 +81,8 @@ def test_gradients_that_point_back_shrink_the_radius() -> None:
     assert optimizer.state[layer.weight]["radius"].item() > 2 * radius  # and it grows again
 
 
-def test_a_gradient_that_turns_round_shrinks_the_radius_of_the_default() -> None:
+def test_a_gradient_that_turns_round_shrinks_the_radius_of_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_regions(monkeypatch)
     layer, optimizer = linear_loss([torch.ones(())] * 15)
     assert optimizer.state[layer.weight]["radius"].item() == 1
     turned = [torch.ones(())] * 15 + [-torch.ones(())] * 5
