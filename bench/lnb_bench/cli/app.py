@@ -131,6 +131,13 @@ def train(
     condition: Annotated[
         float | None, typer.Option(help="Condition number (matrix-factorization).", rich_help_panel=MODEL)
     ] = None,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Shift and mirror training images (cifar10).", rich_help_panel=MODEL)
+    ] = False,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapters (lora).", rich_help_panel=MODEL)] = None,
+    frequency: Annotated[
+        int | None, typer.Option(help="Half waves of the solution (helmholtz).", rich_help_panel=MODEL)
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -181,6 +188,9 @@ def train(
         context=context,
         size=size,
         condition=condition,
+        augment=augment or None,
+        rank=rank,
+        frequency=frequency,
         data=None if data is None else str(data),
         device=device,
     )

@@ -51,6 +51,9 @@ class RunSpec:
     context: int | None = None
     size: int | None = None
     condition: float | None = None
+    augment: bool | None = None
+    rank: int | None = None
+    frequency: int | None = None
     data: str | None = None
     device: str | None = None
 

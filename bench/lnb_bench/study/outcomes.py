@@ -16,6 +16,7 @@ from lnb_bench.study.kept import check_outcome, check_series
 from lnb_bench.study.series import to_columns, to_records
 from lnb_bench.study.suite import Cell
 from lnb_bench.training import Record, TrainingError
+from lnb_bench.training.objectives import LOWER_IS_BETTER
 from lnb_bench.training.files import remove_leftovers, write_atomically
 from lnb_bench.training.records import record_from, shortened
 
@@ -67,7 +68,7 @@ class Outcome:
         known = next((sorted(r.values) for r in self.records if r.split == "test"), None)
         if known is not None and metric not in known:
             raise TrainingError(f"[tasks.{self.labels[0]}]: metric={metric!r} must be one of {', '.join(known)}")
-        return dataclasses.replace(self, metric=metric, higher_is_better=metric not in ("loss", "relative_error"))
+        return dataclasses.replace(self, metric=metric, higher_is_better=metric not in LOWER_IS_BETTER)
 
     def is_better(self, a: float, b: float) -> bool:
         """Whether ``a`` is at least as good as ``b``."""

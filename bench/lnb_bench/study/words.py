@@ -17,6 +17,7 @@ METRICS = {
     "mean_iou": "mean IoU",
     "loss": "loss",
     "relative_error": "relative error",
+    "squared_error": "squared error",
 }
 
 
