@@ -18,7 +18,7 @@ from lnb_bench.training.models.physics import Burgers, Helmholtz
 from lnb_bench.training.objectives import LeastSquares
 from lnb_bench.training.tasks.base import Task, TaskOptions, choose
 
-POINTS = 2000
+POINTS = 1000
 GRID = 64  # test points along each coordinate
 VISCOSITY = 0.01 / math.pi
 WAVE_NUMBER = 1.0
