@@ -70,7 +70,11 @@ def test_only_a_part(suite_file: Path) -> None:
         load_suite(suite_file).only(["mnits"], None)
 
 
-@pytest.mark.parametrize(("name", "mode"), [("study", None), ("study", "quick"), ("study", "full"), ("peers", None)])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("study", None), ("study", "quick"), ("study", "full"), ("peers", None),
+     *((name, mode) for name in ("protocol", "ablations") for mode in (None, "quick"))],
+)  # fmt: skip
 def test_the_shipped_suites_are_well_formed(name: str, mode: str | None) -> None:
     suite = load_suite(SUITES / f"{name}.toml", mode)
     assert all(suite.baseline in [o.label for o in suite.contestants(task)] for task in suite.tasks)
