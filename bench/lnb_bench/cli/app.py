@@ -64,7 +64,9 @@ def report(
         list[Path] | None, typer.Option(help="A result file of bench/step_profile.py to show too; repeatable.")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file too.")] = None,
-    note: Annotated[str, typer.Option(help="A paragraph at the top of the report, such as what the runs are a part of.")] = "",
+    note: Annotated[
+        str, typer.Option(help="A paragraph at the top of the report, such as what the runs are a part of.")
+    ] = "",
     without: Annotated[
         list[str] | None, typer.Option(help="Leave out this optimizer, of which there are no runs; repeatable.")
     ] = None,
@@ -93,7 +95,8 @@ def train(
         str | None, typer.Option(help=f"{' or '.join(SCHEDULES)}. Default: constant.", rich_help_panel=RUN)
     ] = None,
     warmup: Annotated[
-        float | None, typer.Option(help="Share of the steps over which the rate rises. Default: 0.", rich_help_panel=RUN)
+        float | None,
+        typer.Option(help="Share of the steps over which the rate rises. Default: 0.", rich_help_panel=RUN),
     ] = None,
     clip_norm: Annotated[
         float | None, typer.Option(help="Scale gradients down to this global norm.", rich_help_panel=RUN)

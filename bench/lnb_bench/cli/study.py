@@ -60,14 +60,20 @@ def run_study(
 
 def _without_missing(suite: Suite, console: Console) -> Suite:
     """The suite without the optimizers that cannot be built here, each of which is named."""
-    missing = []
-    for optimizer in suite.optimizers:
-        try:
-            require_optimizer(optimizer.optimizer)
-        except PeerError as error:
-            missing.append(optimizer.label)
-            console.print(f"left out: {error}", soft_wrap=True)
+    faults = {optimizer.label: _fault(optimizer.optimizer) for optimizer in suite.optimizers}
+    missing = {label: fault for label, fault in faults.items() if fault}
+    for fault in missing.values():
+        console.print(f"left out: {fault}", soft_wrap=True)
     return suite.without(missing)
+
+
+def _fault(optimizer: str) -> str:
+    """Why the optimizer cannot be built here; empty where it can."""
+    try:
+        require_optimizer(optimizer)
+    except PeerError as error:
+        return str(error)
+    return ""
 
 
 def _show(suite: Suite, store: Store, data: Path | None, clock: str, console: Console) -> Progress:

@@ -124,7 +124,11 @@ def _reasons(findings: Findings) -> list[Section]:
 def _question(question: SuiteQuestion, findings: Findings) -> Section:
     headers = question_headers(question, findings.comparisons)
     lines = question_table(question, findings.comparisons)
-    return Section(f"What it is worth: {question.label}", (question.note,) if question.note else (), tables=(_table(headers, lines),))
+    return Section(
+        f"What it is worth: {question.label}",
+        (question.note,) if question.note else (),
+        tables=(_table(headers, lines),),
+    )
 
 
 def _family(family: Family) -> Section:

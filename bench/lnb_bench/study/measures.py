@@ -22,7 +22,8 @@ import numpy as np
 
 from lnb_bench.study.outcomes import Outcome, Store
 from lnb_bench.study.planning import planned_cells, tuned_runs
-from lnb_bench.study.suite import Knobs, Suite, SuiteOptimizer, SuiteTask, trial_of
+from lnb_bench.study.search import Knobs, trial_of
+from lnb_bench.study.suite import Suite, SuiteOptimizer, SuiteTask
 from lnb_bench.training import TrainingError
 
 NEAR = 0.02
@@ -164,7 +165,12 @@ def _shortest_schedule(
         if runs[-1]:
             steps.append(
                 min(
-                    (float(run.cell["steps"]) for found in runs for run in found if math.isfinite(first_hit(run, target)[0])),
+                    (
+                        float(run.cell["steps"])
+                        for found in runs
+                        for run in found
+                        if math.isfinite(first_hit(run, target)[0])
+                    ),
                     default=math.inf,
                 )
             )
@@ -191,7 +197,9 @@ def compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | No
         tried = [outcome for outcome in mine if outcome.cell["seed"] == suite.seeds[0]]
         grids[label] = sorted((outcome.cell["lr"], outcome.final) for outcome in tried)
         best = full.tuned.get(label)
-        row = Row(label, None if best is None else best.cell["lr"], tuple(tuned[label]), sum(bool(o.failure) for o in mine))
+        row = Row(
+            label, None if best is None else best.cell["lr"], tuple(tuned[label]), sum(bool(o.failure) for o in mine)
+        )
         default = None
         if suite.defaults:
             as_it_is = suite.default_cell(task, optimizer, suite.seeds[0])
@@ -242,9 +250,7 @@ def _with_trials(row: Row, best: Outcome, tried: list[Outcome], optimizer: Suite
     edge = len(rates) > 1 and best.cell["lr"] in (rates[0], rates[-1])
     if knob is not None and not knob.choices:
         edge = not EDGE < knob.place(best.cell["lr"]) < 1 - EDGE
-    return dataclasses.replace(
-        row, rate_width=max(near) / min(near), rate_at_edge=edge, knobs=Knobs.of(best.cell)
-    )
+    return dataclasses.replace(row, rate_width=max(near) / min(near), rate_at_edge=edge, knobs=Knobs.of(best.cell))
 
 
 def first_hit(run: Outcome, target: float) -> tuple[float, float, float]:

@@ -17,8 +17,8 @@ from lnb_bench.study.parquet import from_parquet, to_parquet
 from lnb_bench.study.series import to_columns, to_records
 from lnb_bench.study.suite import Cell
 from lnb_bench.training import Record, TrainingError
-from lnb_bench.training.objectives import LOWER_IS_BETTER
 from lnb_bench.training.files import remove_leftovers, write_atomically
+from lnb_bench.training.objectives import LOWER_IS_BETTER
 from lnb_bench.training.records import record_from, shortened
 
 

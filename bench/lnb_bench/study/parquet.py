@@ -92,5 +92,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError as error:
-        raise TrainingError("results are kept as Parquet, which needs the package pyarrow: pip install pyarrow") from error
+        raise TrainingError(
+            "results are kept as Parquet, which needs the package pyarrow: pip install pyarrow"
+        ) from error
     return pyarrow, parquet

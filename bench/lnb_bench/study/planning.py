@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lnb_bench.study.outcomes import Outcome
-from lnb_bench.study.suite import Cell, Knobs, Suite, SuiteTask
+from lnb_bench.study.search import Knobs
+from lnb_bench.study.suite import Cell, Suite, SuiteTask
 
 
 def planned_cells(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> Iterator[Cell]:

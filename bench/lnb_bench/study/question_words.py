@@ -27,7 +27,9 @@ def question_table(question: SuiteQuestion, comparisons: Sequence[Comparison]) -
             row, first = (_row(comparison, name) for name in (label, question.optimizers[0]))
             final = "no result" if row is None or row.final is None else show(comparison.metric, row.final.median)
             ratio = _ratio(row, first, "steps_to_target")
-            cells.append(final if math.isnan(ratio) else f"{final}, x{ratio:.2f}" if ratio < math.inf else f"{final}, never")
+            cells.append(
+                final if math.isnan(ratio) else f"{final}, x{ratio:.2f}" if ratio < math.inf else f"{final}, never"
+            )
             steps.append(ratio)
             costs.append(_ratio(row, first, "milliseconds"))
         lines.append((label, *cells, _mean(steps), _mean(costs)))

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from lnb_bench.study.measures import Comparison, Row, first_hit
 from lnb_bench.study.outcomes import Outcome, Store
-from lnb_bench.study.suite import Cell, Knobs, Suite
+from lnb_bench.study.search import Knobs
+from lnb_bench.study.suite import Cell, Suite
 from lnb_bench.study.words import LOSS, duels
 
 LARGER = 4  # batches, in units of the task's

@@ -6,8 +6,9 @@ known before the first is run.
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scipy.stats import qmc
@@ -46,6 +47,32 @@ class Knob:
         """Where a number lies between ``low`` (0) and ``high`` (1)."""
         ends = [math.log(end) if self.log else end for end in (self.low, value, self.high)]
         return (ends[1] - ends[0]) / (ends[2] - ends[0])
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What a trial sets beside the rate, over the settings of its optimizer.
+
+    Attributes:
+        warmup: share of the steps over which the rate rises.
+        weight_decay: None for the optimizer's.
+        settings: further arguments.
+    """
+
+    warmup: float = 0.0
+    weight_decay: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, description: dict[str, Any]) -> Knobs:
+        """The knobs with which a cell has this description."""
+        return cls(description.get("warmup", 0.0), description["weight_decay"], description["settings"])
+
+
+def trial_of(description: dict[str, Any]) -> str:
+    """What is tuned in the run of this description, as a text that is the same for the same trial."""
+    names = ("lr", "warmup", "weight_decay", "settings")
+    return json.dumps({name: description[name] for name in names if name in description}, sort_keys=True)
 
 
 Trial = tuple[float, float, float | None, dict[str, Any]]

@@ -1,13 +1,15 @@
-"""The part of a suite file that says what trials vary."""
+"""The parts of a suite file that say what trials vary, and what variants are compared."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lnb_bench.study.search import Knob
-from lnb_bench.study.suite import SuiteError
-from lnb_bench.study.suite_checks import check_keys, require_number, require_plain
-from lnb_bench.training.records import is_number, shortened
+from lnb_bench.study.suite import SuiteError, SuiteQuestion, check_labels
+from lnb_bench.study.suite_checks import check_keys, require_labels, require_number, require_plain
+from lnb_bench.training.records import is_count, is_number, shortened
+
+MOST_TRIALS = 10_000
 
 
 def read_search(where: str, search: Any) -> dict[str, Knob]:
@@ -19,6 +21,35 @@ def read_search(where: str, search: Any) -> dict[str, Knob]:
     if not isinstance(search, dict) or "lr" not in search:
         raise SuiteError(f"{where}: search={shortened(search)} must be a table with at least lr")
     return {name: _knob(f"{where}: search.{name}", name, entry) for name, entry in search.items()}
+
+
+def read_trials(trials: Any) -> int:
+    """How many trials every optimizer has.
+
+    Raises:
+        SuiteError: it is no such number.
+    """
+    if not is_count(trials) or trials > MOST_TRIALS:
+        raise SuiteError(f"trials={shortened(trials)} must be a whole number of at least 0 and at most {MOST_TRIALS}")
+    return int(trials)
+
+
+def read_question(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteQuestion:
+    """The table ``[questions.LABEL]``.
+
+    Raises:
+        SuiteError: an entry has no meaning, or names an optimizer that is not one of ``optimizers``.
+    """
+    where = f"[questions.{label}]"
+    check_keys(where, entry, ("optimizers", "note"))
+    chosen, note = entry.get("optimizers"), entry.get("note", "")
+    if not isinstance(chosen, list) or len(chosen) < 2:
+        raise SuiteError(f"{where}: optimizers={shortened(chosen)} must be a list of at least two optimizers")
+    require_labels(where, "optimizers", chosen)
+    check_labels(where, chosen, optimizers)
+    if not isinstance(note, str):
+        raise SuiteError(f"{where}: note={shortened(note)} must be a text")
+    return SuiteQuestion(label, tuple(chosen), note)
 
 
 def _knob(where: str, name: str, entry: Any) -> Knob:

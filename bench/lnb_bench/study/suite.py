@@ -19,7 +19,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from lnb_bench.study.search import Knob, draw
+from lnb_bench.study.search import Knob, Knobs, draw
 from lnb_bench.training import DEFAULT_LR, TrainingError
 
 MEASURES = ("final", "steps_to_target", "shortest_schedule")
@@ -118,26 +118,6 @@ class SuiteQuestion:
 
 
 @dataclass(frozen=True)
-class Knobs:
-    """What a trial sets beside the rate, over the settings of its optimizer.
-
-    Attributes:
-        warmup: share of the steps over which the rate rises.
-        weight_decay: None for the optimizer's.
-        settings: further arguments.
-    """
-
-    warmup: float = 0.0
-    weight_decay: float | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, description: dict[str, Any]) -> Knobs:
-        """The knobs with which a cell has this description."""
-        return cls(description.get("warmup", 0.0), description["weight_decay"], description["settings"])
-
-
-@dataclass(frozen=True)
 class SuiteFamily:
     """Tasks that differ in one thing, such as the scale of the inputs: what that does to each optimizer is a result.
 
@@ -201,12 +181,6 @@ class Cell:
         """A file name: readable, and different for different descriptions. Tasks that judge the same run share it."""
         digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.task.task}.{self.optimizer.optimizer}.lr{self.lr:g}.seed{self.seed}.{digest}"
-
-
-def trial_of(description: dict[str, Any]) -> str:
-    """What is tuned in the run of this description, as a text that is the same for the same trial."""
-    names = ("lr", "warmup", "weight_decay", "settings")
-    return json.dumps({name: description[name] for name in names if name in description}, sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -60,14 +60,13 @@ from pathlib import Path
 from typing import Any
 
 from lnb.reading import read_text, reason
-from lnb_bench.study.search_file import read_search
+from lnb_bench.study.search_file import read_question, read_search, read_trials
 from lnb_bench.study.suite import (
     MEASURES,
     Suite,
     SuiteError,
     SuiteFamily,
     SuiteOptimizer,
-    SuiteQuestion,
     SuiteTask,
     check_labels,
 )
@@ -92,7 +91,6 @@ _LONGEST = 1 << 20  # bytes of a suite file
 _LONGEST_LABEL = 60  # characters: pictures and files are named after labels
 _MOST_STEPS = 10**9
 _MOST_EXTENSIONS = 100
-_MOST_TRIALS = 10_000
 
 
 def load_suite(path: Path, mode: str | None = None) -> Suite:
@@ -128,7 +126,7 @@ def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
         raise SuiteError(f"has no table [{mode}], so --{mode} has no meaning for it")
     changes = {} if mode is None else raw[mode]
     check_keys(f"[{mode}]", changes, ("seeds", "steps", "rates", "trials", "tasks", "optimizers"))
-    trials = _trials(changes.get("trials", raw.get("trials", 0)))
+    trials = read_trials(changes.get("trials", raw.get("trials", 0)))
     optimizers = tuple(_optimizer(label, entry, trials) for label, entry in _tables(raw, "optimizers").items())
     labels = [optimizer.label for optimizer in optimizers]
     tasks = tuple(_task(label, entry, labels) for label, entry in _tables(raw, "tasks").items())
@@ -151,7 +149,7 @@ def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
         if not isinstance(raw.get(flag, False), bool):
             raise SuiteError(f"{flag}={shortened(raw[flag])} must be true or false")
     asked = _tables(raw, "questions") if "questions" in raw else {}
-    groups = tuple(_question(label, entry, labels) for label, entry in asked.items())
+    groups = tuple(read_question(label, entry, labels) for label, entry in asked.items())
     suite = Suite(
         title, tasks, optimizers, seeds, schedule, baseline, families, extensions, trials, raw.get("defaults", False),
         raw.get("reasons", False), groups,
@@ -199,25 +197,6 @@ def _tables(raw: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
                 f"[{name}.{shortened(label)[1:-1]}]: a label is made of letters, digits, - and _, at most {_LONGEST_LABEL}"
             )
     return tables
-
-
-def _trials(trials: Any) -> int:
-    if not is_count(trials) or trials > _MOST_TRIALS:
-        raise SuiteError(f"trials={shortened(trials)} must be a whole number of at least 0 and at most {_MOST_TRIALS}")
-    return int(trials)
-
-
-def _question(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteQuestion:
-    where = f"[questions.{label}]"
-    check_keys(where, entry, ("optimizers", "note"))
-    chosen, note = entry.get("optimizers"), entry.get("note", "")
-    if not isinstance(chosen, list) or len(chosen) < 2:
-        raise SuiteError(f"{where}: optimizers={shortened(chosen)} must be a list of at least two optimizers")
-    require_labels(where, "optimizers", chosen)
-    check_labels(where, chosen, optimizers)
-    if not isinstance(note, str):
-        raise SuiteError(f"{where}: note={shortened(note)} must be a text")
-    return SuiteQuestion(label, tuple(chosen), note)
 
 
 def _optimizer(label: str, entry: dict[str, Any], trials: int) -> SuiteOptimizer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lnb_bench.study.clocks import CLOCK_WORDS
 from lnb_bench.study.measures import Comparison, Estimate, Row
-from lnb_bench.study.suite import Knobs
+from lnb_bench.study.search import Knobs
 
 WIN, TIE, LOSS = "win", "tie", "loss"
 PERCENT = ("accuracy", "pixel_accuracy", "mean_iou")

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 LOWER_IS_BETTER = ("loss", "relative_error", "squared_error")
 """The figures of merit of which less is better; of all others more is."""
 

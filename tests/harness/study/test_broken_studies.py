@@ -132,7 +132,10 @@ def test_a_kept_run_that_was_changed(study: Path, change: Callable[[Any], object
     ("change", "message"),
     [
         (lambda row: row.update(metric="acuracy"), "run 2: metric='acuracy' must be one of its figures loss, accuracy"),
-        (lambda row: row["records"]["test"]["step"].append(99), "the columns of its test records have different lengths"),
+        (
+            lambda row: row["records"]["test"]["step"].append(99),
+            "the columns of its test records have different lengths",
+        ),
         (lambda row: row["records"]["test"].pop("step"), "the column 'step' of its test records must be a list"),
         (lambda row: row.update(environment={}), "run 2: versions=None must be a table of texts"),
         (lambda row: row.update(wall=None), "run 2: wall=None must be a finite number"),

@@ -154,7 +154,9 @@ def test_one_file_is_enough_for_a_report(suite_file: Path, tmp_path: Path) -> No
     assert [p.kept for p in run_suite(suite, again)] == [True, True]
     assert again.pack().read_bytes() == packed.read_bytes()  # what has no file of its own stays
     packed.write_bytes(packed.read_bytes()[:-9])
-    with pytest.raises(TrainingError, match=r"results.parquet: damaged .*; remove it, and the runs that it held are made"):
+    with pytest.raises(
+        TrainingError, match=r"results.parquet: damaged .*; remove it, and the runs that it held are made"
+    ):
         Store(store.path).load(suite.tuning_cells(suite.tasks[0])[0])
 
 

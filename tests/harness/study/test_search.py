@@ -64,7 +64,11 @@ def searching(tmp_path: Path) -> Path:
 
 
 def test_trials_cover_the_box_evenly_and_are_the_same_again() -> None:
-    knobs = {"lr": Knob(1e-4, 1e-2, log=True), "warmup": Knob(choices=(0.0, 0.1)), "betas": Knob(choices=([1], [2], [3]))}
+    knobs = {
+        "lr": Knob(1e-4, 1e-2, log=True),
+        "warmup": Knob(choices=(0.0, 0.1)),
+        "betas": Knob(choices=([1], [2], [3])),
+    }
     trials = draw(knobs, 24)
     assert draw(knobs, 9) == trials[:9]
     for half in ((1e-4, 1e-3), (1e-3, 1e-2)):
@@ -170,7 +174,9 @@ def test_profiles_and_variants(searching: Path, tmp_path: Path, monkeypatch: pyt
     assert all(row.default is not None and row.default.final == row.final for row in comparison.rows)
     never = dataclasses.replace(
         comparison,
-        rows=tuple(dataclasses.replace(row, seconds_to_target=None, steps_to_target=None) for row in comparison.rows[:1])
+        rows=tuple(
+            dataclasses.replace(row, seconds_to_target=None, steps_to_target=None) for row in comparison.rows[:1]
+        )
         + comparison.rows[1:],
     )
     found = {(one.label, one.default): one for one in contestants([comparison, never])}

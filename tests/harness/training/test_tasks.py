@@ -146,7 +146,9 @@ def test_real_tasks_train(real_data: Path, name: str, optimizer: str) -> None:
     batch_size = 1000 if name in ("burgers", "helmholtz") else 32  # which are without noise
     trainer = Trainer(task, OptimizerConfig(optimizer), LoopConfig(steps=20, batch_size=batch_size))
     records = list(train(trainer))
-    for split in ("train",) if name == "helmholtz" else ("train", "test"):  # a residual says little of the solution at first
+    for split in (
+        ("train",) if name == "helmholtz" else ("train", "test")
+    ):  # a residual says little of the solution at first
         losses = [record.values["loss"] for record in records if record.split == split]
         assert losses[-1] < losses[0], split
     assert task.objective.metric in records[-1].values
@@ -264,6 +266,8 @@ def test_the_autoencoder(real_data: Path) -> None:
     inputs, targets = task.test.batch(torch.arange(5), torch.device("cpu"))
     logits = torch.full_like(targets, 2.0)
     found = task.objective.summary(task.objective.sums(logits, targets))
-    assert found["squared_error"] == pytest.approx(float((torch.sigmoid(logits) - targets).square().sum() / 5), rel=1e-5)
+    assert found["squared_error"] == pytest.approx(
+        float((torch.sigmoid(logits) - targets).square().sum() / 5), rel=1e-5
+    )
     assert found["loss"] == pytest.approx(float(task.objective.loss(logits, targets)), rel=1e-5)
     assert torch.equal(inputs.flatten(1), targets)

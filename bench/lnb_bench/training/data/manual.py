@@ -24,7 +24,9 @@ def load_manual(*, context: int = 128) -> tuple[TextSplit, TextSplit]:
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except (ImportError, AttributeError) as error:
-        raise DataError("pydoc_data/topics.py: this Python has no manual; install its standard library whole") from error
+        raise DataError(
+            "pydoc_data/topics.py: this Python has no manual; install its standard library whole"
+        ) from error
     text = "\n".join(topics[name] for name in sorted(topics)).encode("ascii", "ignore")
     tokens = torch.from_numpy(np.frombuffer(text, np.uint8).copy())
     cut = len(tokens) * 9 // 10

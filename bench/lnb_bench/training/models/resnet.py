@@ -42,7 +42,9 @@ class ResNet(nn.Module):
         super().__init__()
         if depth < 1 or side % 4:
             raise ValueError(f"depth={depth} must be at least 1, and the image side {side} a multiple of 4")
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         blocks: list[nn.Module] = []
         wide = width
         for stage in range(3):

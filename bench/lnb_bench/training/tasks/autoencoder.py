@@ -34,4 +34,6 @@ def autoencoder(options: TaskOptions) -> Task:
     choose(options, "autoencoder", ("autoencoder",))
     train, test = data.load_mnist(options.data)
     build = partial(Autoencoder, 28 * 28, **options.take("width", "activation"))
-    return Task("autoencoder", _Themselves(train), _Themselves(test), build, Reconstruction(), batch_size=500, steps=2400)
+    return Task(
+        "autoencoder", _Themselves(train), _Themselves(test), build, Reconstruction(), batch_size=500, steps=2400
+    )

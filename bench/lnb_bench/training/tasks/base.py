@@ -13,6 +13,7 @@ from torch import nn
 from lnb_bench.training.data.splits import Split
 from lnb_bench.training.objectives import Objective
 
+
 @dataclass(frozen=True)
 class Task:
     """Everything a run needs except the optimizer.

@@ -66,4 +66,6 @@ def camvid(options: TaskOptions) -> Task:
     choose(options, "camvid", ("unet",))
     train, test = data.load_camvid(options.data, **options.take("size", "invert"))
     build = partial(UNet, 3, camvid_data.CLASSES, **options.take("width", "depth"))
-    return Task("camvid", train, test, build, Segmentation(camvid_data.CLASSES, camvid_data.VOID), batch_size=16, steps=220)
+    return Task(
+        "camvid", train, test, build, Segmentation(camvid_data.CLASSES, camvid_data.VOID), batch_size=16, steps=220
+    )

@@ -81,4 +81,6 @@ def _keep(file: Path, weights: dict[str, Tensor]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(file, weights)
     except OSError as error:
-        raise TrainingError(f"{file}: cannot be written ({error.strerror or error}); set the cache elsewhere") from error
+        raise TrainingError(
+            f"{file}: cannot be written ({error.strerror or error}); set the cache elsewhere"
+        ) from error

@@ -11,7 +11,9 @@ from lnb_bench.training.objectives import LeastSquares
 from lnb_bench.training.tasks.base import Task, TaskOptions, choose
 
 
-def _task(name: str, options: TaskOptions, splits: tuple[VectorSplit, VectorSplit], batch_size: int, steps: int) -> Task:
+def _task(
+    name: str, options: TaskOptions, splits: tuple[VectorSplit, VectorSplit], batch_size: int, steps: int
+) -> Task:
     choose(options, name, ("mlp",))
     train, test = splits
     chosen = options.take("width", "depth", "activation", width=64, depth=3, activation="relu")
