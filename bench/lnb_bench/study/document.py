@@ -124,11 +124,8 @@ def _reasons(findings: Findings) -> list[Section]:
 def _question(question: SuiteQuestion, findings: Findings) -> Section:
     headers = question_headers(question, findings.comparisons)
     lines = question_table(question, findings.comparisons)
-    return Section(
-        f"What it is worth: {question.label}",
-        (question.note,) if question.note else (),
-        tables=(_table(headers, lines),),
-    )
+    notes = (question.note,) if question.note else ()
+    return Section(f"What it is worth: {question.label}", notes, tables=(_table(headers, lines),))
 
 
 def _family(family: Family) -> Section:

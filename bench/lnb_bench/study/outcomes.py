@@ -97,15 +97,18 @@ def _damaged(file: Path, error: Exception) -> TrainingError:
     return TrainingError(f"{file}: damaged ({reason(error)}); remove it, and the run is made again")
 
 
-def _checked(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _checked(number: int, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The key and the outcome of a packed row.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged; names the row by its number.
     """
-    raw = check_outcome(row)
-    raw["records"] = to_records(raw["records"])
-    check_series(raw["records"], raw)
+    try:
+        raw = check_outcome(row)
+        raw["records"] = to_records(raw["records"])
+        check_series(raw["records"], raw)
+    except ValueError as error:
+        raise ValueError(f"run {number}: {error}") from error
     return _key(raw["cell"]), raw
 
 
@@ -181,12 +184,8 @@ class Store:
             return {}
         remedy = "remove it, and the runs that it held are made again"
         try:
-            found = {}
-            for number, row in enumerate(from_parquet(read_bytes(self._all, LONGEST_TEXT)), 1):
-                try:
-                    found.update([_checked(row)])
-                except ValueError as error:
-                    raise ValueError(f"run {number}: {error}") from error
+            rows = from_parquet(read_bytes(self._all, LONGEST_TEXT))
+            found = dict(_checked(number, row) for number, row in enumerate(rows, 1))
         except OSError as error:
             raise TrainingError(f"{self._all}: cannot be read ({reason(error)}); {remedy}") from error
         except ValueError as error:

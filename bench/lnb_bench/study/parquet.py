@@ -78,12 +78,12 @@ def from_parquet(content: bytes) -> Iterator[dict[str, Any]]:
 
 def _columns(series: list[Any]) -> Columns:
     columns: Columns = {}
-    for one in series:
-        try:
+    try:
+        for one in series:
             split, name, values = one["split"], one["name"], one["values"]
             columns.setdefault(split, {})[name] = [int(v) for v in values] if name == "step" else list(values)
-        except (TypeError, KeyError, ValueError, OverflowError) as error:
-            raise ValueError("its records are not series of numbers") from error
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        raise ValueError("its records are not series of numbers") from error
     return columns
 
 

@@ -143,7 +143,7 @@ class Cell:
     lr: float
     seed: int
     schedule: str
-    knobs: Knobs = Knobs()
+    knobs: Knobs = field(default_factory=Knobs)
 
     @property
     def weight_decay(self) -> float | None:

@@ -71,9 +71,10 @@ def matrices_and_others(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """The weights of linear and convolution layers, each once, and all other parameters; none that is frozen."""
     matrices: list[Tensor] = []
     for module in model.modules():
-        if isinstance(module, LAYERS) and module.weight.requires_grad:
-            if not any(module.weight is weight for weight in matrices):
-                matrices.append(module.weight)
+        if not isinstance(module, LAYERS) or not module.weight.requires_grad:
+            continue
+        if not any(module.weight is weight for weight in matrices):
+            matrices.append(module.weight)
     taken = {id(weight) for weight in matrices}
     return matrices, [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
 

@@ -132,7 +132,7 @@ def test_warm_up() -> None:
         optimizer.step()
     falling = [0.2 * (1 + math.cos(math.pi * step / 9)) for step in range(10)]
     assert rates == pytest.approx([0.1, 0.2, 0.3, *falling])
-    with pytest.raises(ValueError, match="warmup=1.0 must be at least 0 and below 1"):
+    with pytest.raises(ValueError, match=r"warmup=1\.0 must be at least 0 and below 1"):
         OptimizerConfig("sgd", warmup=1.0)
 
 

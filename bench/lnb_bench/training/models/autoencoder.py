@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from lnb_bench.training.models.mlp import ACTIVATIONS
@@ -30,7 +32,7 @@ class Autoencoder(nn.Module):
             raise ValueError(f"activation={activation!r} must be one of {', '.join(ACTIVATIONS)}")
         sizes = [pixels, *hidden, width, *hidden[::-1], pixels]
         layers: list[nn.Module] = [nn.Flatten()]
-        for place, (d_in, d_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), 1):
+        for place, (d_in, d_out) in enumerate(pairwise(sizes), 1):
             layers.append(nn.Linear(d_in, d_out))
             if place not in (len(hidden) + 1, len(sizes) - 1):
                 layers.append(ACTIVATIONS[activation]())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class PhysicsInformed(nn.Module):
             raise ValueError(f"depth={depth} must be at least 1")
         sizes = [2, *[width] * depth, 1]
         layers: list[nn.Module] = []
-        for d_in, d_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for d_in, d_out in pairwise(sizes):
             layers += [nn.Linear(d_in, d_out, dtype=torch.float64), nn.Tanh()]
         self.network = nn.Sequential(*layers[:-1])
         for layer in layers:
