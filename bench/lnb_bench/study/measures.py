@@ -3,10 +3,10 @@
 *Time to target*: training time (evaluation excluded) at the first evaluation that is at least as good as the target;
 infinite for a run that never is. *Equal time*: the value at the last evaluation within the training time of the fastest
 optimizer of the task. *Equal steps*: the value at the end. *Rate width*: the factor between the largest and the smallest
-rate of the grid (or of the trials) whose result is within 2 % of the best. *Shortest
-schedule*: the least of the task's lengths whose run, at the rate that is tuned for that length, meets the target; infinite where none does. Per optimizer the median over the
-seeds counts, with the central 90 % of the medians of resampled seeds (bootstrap; exact, by listing all resamples, for up
-to six seeds).
+rate of the grid (or of the trials) whose result is within 2 % of the best. *Shortest schedule*: the least of the task's
+lengths whose run, at the rate that is tuned for that length, meets the target; infinite where none does. Per optimizer the
+median over the seeds counts, with the central 90 % of the medians of resampled seeds (bootstrap; exact, by listing all
+resamples, for up to six seeds).
 """
 
 from __future__ import annotations
