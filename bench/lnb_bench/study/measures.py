@@ -95,6 +95,7 @@ class Comparison:
         baseline: label of the optimizer that set it (where the suite gives no target).
         rows: one per optimizer, in the suite's order.
         tuning: results of the trials on the first seed: by optimizer, the rate and the final value (NaN: diverged).
+        searched: trials also differ in other things than the rate.
     """
 
     task: SuiteTask
@@ -104,6 +105,7 @@ class Comparison:
     baseline: str
     rows: tuple[Row, ...]
     tuning: dict[str, list[tuple[float, float]]]
+    searched: bool = False
 
 
 def compare(suite: Suite, store: Store) -> list[Comparison]:
@@ -212,7 +214,8 @@ def compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | No
             shortest_schedule=_shortest_schedule(found, label, seeds, target),
         )
         rows.append(row if best is None else _with_trials(row, best, tried, optimizer))
-    return Comparison(task, one.metric, one.higher_is_better, target, suite.baseline, tuple(rows), grids)
+    searched = suite.trials > 0
+    return Comparison(task, one.metric, one.higher_is_better, target, suite.baseline, tuple(rows), grids, searched)
 
 
 def _target(task: SuiteTask, baseline: list[Outcome], higher: bool) -> float | None:
