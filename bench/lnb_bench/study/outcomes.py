@@ -185,7 +185,7 @@ class Store:
         remedy = "remove it, and the runs that it held are made again"
         try:
             rows = from_parquet(read_bytes(self._all, LONGEST_TEXT))
-            found = dict(_checked(number, row) for number, row in enumerate(rows, 1))
+            found: dict[str, dict[str, Any]] = dict(_checked(number, row) for number, row in enumerate(rows, 1))
         except OSError as error:
             raise TrainingError(f"{self._all}: cannot be read ({reason(error)}); {remedy}") from error
         except ValueError as error:

@@ -87,7 +87,7 @@ def performance_table(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]
     found = contestants(comparisons)
     as_it_is = {one.label: one for one in found if one.default}
     tuned = sorted((one for one in found if not one.default), key=lambda one: -one.score("seconds_to_target"))
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for one in tuned:
         default = as_it_is.get(one.label)
         fastest = sum(ratio == 1 for ratio in one.ratios["seconds_to_target"])

@@ -96,12 +96,13 @@ def test_everyone_has_as_many_trials_and_one_is_the_default(searching: Path) -> 
 
 
 def test_a_search_repeats_bit_for_bit_and_is_reported(searching: Path, tmp_path: Path) -> None:
-    invoke("run", searching, "--out", tmp_path / "runs", "--threads", 1)
+    searching.write_text(SUITE.replace("seeds = [0, 1, 2]", "seeds = [0, 1]"))
+    invoke("run", searching, "--out", tmp_path / "runs")
     suite = load_suite(searching)
     kept = Store(tmp_path / "runs")
     before = [p.outcome for p in run_suite(suite, kept)]
     again = [p.outcome for p in run_suite(suite, Store(tmp_path / "again"))]
-    assert len(before) >= 2 * 3 + 2 * 2
+    assert len(before) >= 2 * 3 + 2 * 1
     assert [strip(outcome) for outcome in before] == [strip(outcome) for outcome in again]
     document = tmp_path / "results.md"
     options = ("--out", tmp_path / "page", "--markdown", document, "--note", "A part of a study.")

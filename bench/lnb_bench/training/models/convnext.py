@@ -19,7 +19,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images to images of the same shape."""
         rows = self.norm(self.spatial(x).permute(0, 2, 3, 1))
-        return x + (self.scale * self.mlp(rows)).permute(0, 3, 1, 2)
+        moved: Tensor = self.scale * self.mlp(rows)
+        return x + moved.permute(0, 3, 1, 2)
 
 
 class _Halving(nn.Module):

@@ -62,7 +62,8 @@ class Burgers(PhysicsInformed):
     def solution(self, points: Tensor) -> Tensor:
         """``-sin(pi x) + t (1 - x^2) N(t, x)``."""
         t, x = points[:, :1], points[:, 1:]
-        return -torch.sin(math.pi * x) + t * (1 - x * x) * self.network(points)
+        u: Tensor = -torch.sin(math.pi * x) + t * (1 - x * x) * self.network(points)
+        return u
 
     def left_side(self, points: Tensor, u: Tensor) -> Tensor:
         """``u_t + u u_x - nu u_xx``."""
@@ -81,7 +82,8 @@ class Helmholtz(PhysicsInformed):
     def solution(self, points: Tensor) -> Tensor:
         """``(1 - x^2) (1 - y^2) N(x, y)``."""
         edges = 1 - points * points
-        return edges[:, :1] * edges[:, 1:] * self.network(points)
+        u: Tensor = edges[:, :1] * edges[:, 1:] * self.network(points)
+        return u
 
     def left_side(self, points: Tensor, u: Tensor) -> Tensor:
         """``u_xx + u_yy + k^2 u``."""

@@ -30,7 +30,8 @@ def burgers(options: TaskOptions) -> Task:
     choose(options, "burgers", ("physics-informed",))
     train = _drawn(low=(0.0, -1.0), high=(1.0, 1.0))
     grid = _grid(torch.linspace(0, 1, GRID, dtype=torch.float64), torch.linspace(-1, 1, GRID, dtype=torch.float64))
-    exact = torch.from_numpy(burgers_solution(*grid.T.numpy(), VISCOSITY))[:, None]
+    t, x = grid.T.numpy()
+    exact = torch.from_numpy(burgers_solution(t, x, VISCOSITY))[:, None]
     build = partial(Burgers, VISCOSITY, **options.take("width", "depth"))
     return Task(
         "burgers",
