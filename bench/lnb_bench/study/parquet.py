@@ -48,7 +48,7 @@ def to_parquet(rows: Iterable[dict[str, Any]]) -> bytes:
         lines.append({**{name: row.get(name) for name in _PLAIN}, **texts, "records": series})
     buffer = io.BytesIO()
     table = arrow.Table.from_pylist(lines, schema=schema)
-    parquet.write_table(table, buffer, compression="zstd", compression_level=19)
+    parquet.write_table(table, buffer, compression="zstd", compression_level=19, write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -61,7 +61,7 @@ def from_parquet(content: bytes) -> Iterator[dict[str, Any]]:
     """
     arrow, parquet = _pyarrow()
     try:
-        file = parquet.ParquetFile(arrow.BufferReader(content))
+        file = parquet.ParquetFile(arrow.BufferReader(content), page_checksum_verification=True)
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         if not 0 <= size <= _MOST_BYTES:
             raise ValueError(f"it says that it holds {size} bytes")
