@@ -61,7 +61,7 @@ class Row:
         rate_width: likewise.
         rate_at_edge: the tuned rate is the first or the last of the grid, or in the outer twentieth of a searched range: a
             better one may lie outside.
-        knobs: what else the tuned trial sets; None where nothing was tuned.
+        knobs: what else the tuned trial sets, over the optimizer's settings; None where nothing was tuned.
         default: the same measures of the optimizer as it is; None where that was not run.
     """
 
@@ -253,7 +253,10 @@ def _with_trials(row: Row, best: Outcome, tried: list[Outcome], optimizer: Suite
     edge = len(rates) > 1 and best.cell["lr"] in (rates[0], rates[-1])
     if knob is not None and not knob.choices:
         edge = not EDGE < knob.place(best.cell["lr"]) < 1 - EDGE
-    return dataclasses.replace(row, rate_width=max(near) / min(near), rate_at_edge=edge, knobs=Knobs.of(best.cell))
+    knobs = Knobs.of(best.cell)
+    chosen = {name: value for name, value in knobs.settings.items() if optimizer.settings.get(name) != value}
+    knobs = dataclasses.replace(knobs, settings=chosen)
+    return dataclasses.replace(row, rate_width=max(near) / min(near), rate_at_edge=edge, knobs=knobs)
 
 
 def first_hit(run: Outcome, target: float) -> tuple[float, float, float]:

@@ -46,7 +46,7 @@ class Contestant:
         return sum(ratio <= factor for ratio in ratios) / len(ratios) if ratios else math.nan
 
     def score(self, measure: str) -> float:
-        """Area under the profile, 0 to 1."""
+        """Area under the profile, 0 to 1; NaN where no target was reached by anybody."""
         ratios = self.ratios[measure]
         parts = [max(0.0, FARTHEST - ratio) / (FARTHEST - 1) for ratio in ratios]
         return sum(parts) / len(parts) if parts else math.nan
@@ -104,7 +104,7 @@ def _reached(one: Contestant) -> str:
 
 
 def _scores(one: Contestant) -> tuple[str, str]:
-    time, steps = (f"{one.score(measure):.2f}" for measure in MEASURES)
+    time, steps = ("" if math.isnan(one.score(m)) else f"{one.score(m):.2f}" for m in MEASURES)
     return time, steps
 
 

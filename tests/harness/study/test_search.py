@@ -17,7 +17,7 @@ from lnb_bench.study.measures import Comparison
 from lnb_bench.study.performance import contestants, performance_table
 from lnb_bench.study.question_words import question_table
 from lnb_bench.study.reasons import questions
-from lnb_bench.study.search import Knob, draw
+from lnb_bench.study.search import Knob, Knobs, draw
 from lnb_bench.training import DEFAULT_LR, Record
 
 SUITE = """
@@ -171,6 +171,7 @@ def test_profiles_and_variants(searching: Path, tmp_path: Path, monkeypatch: pyt
     suite, store = load_suite(searching), Store(tmp_path / "runs")
     comparison = made_up(suite, store, monkeypatch, slow=True)
     assert [row.lr for row in comparison.rows] == [0.1, 0.001]  # the default is the best trial
+    assert [row.knobs for row in comparison.rows] == [Knobs(), Knobs()]  # without what the suite sets for all trials
     assert [len(row.runs) for row in comparison.rows] == [2, 2]  # without the seed that it was chosen by
     assert all(row.default is not None and row.default.final == row.final for row in comparison.rows)
     never = dataclasses.replace(
