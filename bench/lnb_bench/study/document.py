@@ -8,6 +8,7 @@ from functools import partial
 
 from lnb_bench.study import performance, profile_pictures, reason_words
 from lnb_bench.study.canvas import Theme
+from lnb_bench.study.endings import NOTE, endings
 from lnb_bench.study.family_words import family_headers, family_note, family_sentences, family_table
 from lnb_bench.study.findings import Family, Findings
 from lnb_bench.study.measures import Comparison
@@ -93,6 +94,7 @@ def sections(findings: Findings) -> list[Section]:
             )
             for verdict, title in VERDICTS.items()
         ),
+        *_endings(findings),
         *_performance(findings),
         *_reasons(findings),
         Section("How it was measured", (protocol, *where), caution(comparisons)),
@@ -101,6 +103,12 @@ def sections(findings: Findings) -> list[Section]:
         *map(_profile, findings.profiles),
         *map(_task, comparisons),
     ]
+
+
+def _endings(findings: Findings) -> list[Section]:
+    if not findings.searched:
+        return []
+    return [Section("At the end of equal steps", (NOTE,), sentences=tuple(endings(findings.comparisons)))]
 
 
 def _performance(findings: Findings) -> list[Section]:

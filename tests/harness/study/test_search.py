@@ -11,9 +11,10 @@ import pytest
 from harness_commands import invoke
 
 from lnb_bench.study import Cell, Outcome, Store, Suite, SuiteError, compare, findings, load_suite, run_suite, runner
+from lnb_bench.study.endings import endings
 from lnb_bench.study.environment import environment
 from lnb_bench.study.markdown import markdown
-from lnb_bench.study.measures import Comparison
+from lnb_bench.study.measures import Comparison, Estimate
 from lnb_bench.study.performance import contestants, performance_table
 from lnb_bench.study.question_words import question_table
 from lnb_bench.study.reasons import questions
@@ -173,6 +174,14 @@ def test_profiles_and_variants(searching: Path, tmp_path: Path, monkeypatch: pyt
     assert [row.lr for row in comparison.rows] == [0.1, 0.001]  # the default is the best trial
     assert [row.knobs for row in comparison.rows] == [Knobs(), Knobs()]  # without what the suite sets for all trials
     assert [len(row.runs) for row in comparison.rows] == [2, 2]  # without the seed that it was chosen by
+    assert endings([comparison]) == ["digits: lnb ends at 100.00%, not clearly apart from adamw."]
+    behind = Estimate(0.5, 0.4, 0.6)
+    worse = dataclasses.replace(
+        comparison, rows=(dataclasses.replace(comparison.rows[0], final=behind), *comparison.rows[1:])
+    )
+    assert endings([worse]) == ["digits: lnb ends at 50.00% (40.00% to 60.00%), clearly worse than adamw."]
+    lower = dataclasses.replace(worse, higher_is_better=False)
+    assert endings([lower])[0].endswith("clearly better than adamw.")
     assert all(row.default is not None and row.default.final == row.final for row in comparison.rows)
     never = dataclasses.replace(
         comparison,
