@@ -59,7 +59,9 @@ def test_layers_start_in_a_fifth_of_their_regions() -> None:
         assert optimizer.state[layer.weight]["radius"].item() == pytest.approx(radius, abs=1e-6)
 
 
-def test_a_gradient_that_is_far_longer_than_others_does_not_look_like_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_far_longer_than_others_does_not_look_like_agreement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """After independent gradients, one that is 30 times as long: its step is no longer than theirs."""
     whole_regions(monkeypatch)
     generator = torch.Generator().manual_seed(1)

@@ -39,6 +39,9 @@ def run(
     full: Annotated[bool, typer.Option("--full", help="The suite's long form.")] = False,
     task: Annotated[list[str] | None, typer.Option(help="Only this task of the suite; repeatable.")] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; repeatable.")] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out optimizers whose package is not installed, and say so.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as torch has it.", min=1)] = None,
     clock: Annotated[
         str, typer.Option(help="wall, or cpu: processor time, which other processes do not disturb; needs --threads 1.")
@@ -47,7 +50,7 @@ def run(
     """Run a study: tasks x optimizers x learning rates x seeds. Killed, it goes on where it was."""
     from lnb_bench.cli.study import run_study
 
-    run_study(suite, out, data, (quick, full), (task, optimizer), threads, clock, Console())
+    run_study(suite, out, data, (quick, full), (task, optimizer), threads, clock, Console(), skip_missing)
 
 
 @app.command()
@@ -61,11 +64,17 @@ def report(
         list[Path] | None, typer.Option(help="A result file of bench/step_profile.py to show too; repeatable.")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file too.")] = None,
+    note: Annotated[
+        str, typer.Option(help="A paragraph at the top of the report, such as what the runs are a part of.")
+    ] = "",
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave out this optimizer, of which there are no runs; repeatable.")
+    ] = None,
 ) -> None:
     """Compare the finished runs of a study: one self-contained page, its pictures, and tables."""
     from lnb_bench.cli.study import run_report
 
-    run_report(suite, runs, out, (quick, full), profile or [], markdown, Console())
+    run_report(suite, runs, out, (quick, full), profile or [], markdown, Console(), note, without or [])
 
 
 @app.command()
@@ -84,6 +93,10 @@ def train(
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help=f"{' or '.join(SCHEDULES)}. Default: constant.", rich_help_panel=RUN)
+    ] = None,
+    warmup: Annotated[
+        float | None,
+        typer.Option(help="Share of the steps over which the rate rises. Default: 0.", rich_help_panel=RUN),
     ] = None,
     clip_norm: Annotated[
         float | None, typer.Option(help="Scale gradients down to this global norm.", rich_help_panel=RUN)
@@ -131,6 +144,13 @@ def train(
     condition: Annotated[
         float | None, typer.Option(help="Condition number (matrix-factorization).", rich_help_panel=MODEL)
     ] = None,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Shift and mirror training images (cifar10).", rich_help_panel=MODEL)
+    ] = False,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapters (lora).", rich_help_panel=MODEL)] = None,
+    frequency: Annotated[
+        int | None, typer.Option(help="Half waves of the solution (helmholtz).", rich_help_panel=MODEL)
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -167,6 +187,7 @@ def train(
         seed=seed,
         batch_size=batch_size,
         schedule=schedule,
+        warmup=warmup,
         clip_norm=clip_norm,
         log_every=log_every,
         evaluate_every=evaluate_every,
@@ -181,6 +202,9 @@ def train(
         context=context,
         size=size,
         condition=condition,
+        augment=augment or None,
+        rank=rank,
+        frequency=frequency,
         data=None if data is None else str(data),
         device=device,
     )

@@ -37,6 +37,7 @@ class RunSpec:
     seed: int | None = None
     batch_size: int | None = None
     schedule: str | None = None
+    warmup: float | None = None
     clip_norm: float | None = None
     log_every: int | None = None
     evaluate_every: int | None = None
@@ -51,6 +52,9 @@ class RunSpec:
     context: int | None = None
     size: int | None = None
     condition: float | None = None
+    augment: bool | None = None
+    rank: int | None = None
+    frequency: int | None = None
     data: str | None = None
     device: str | None = None
 
@@ -110,7 +114,9 @@ class RunSpec:
 
     def optimizer_config(self) -> OptimizerConfig:
         """The run's optimizer (default: ``lnb``)."""
-        return OptimizerConfig(self.optimizer or "lnb", self.lr, self.weight_decay, self.settings or {})
+        return OptimizerConfig(
+            self.optimizer or "lnb", self.lr, self.weight_decay, self.settings or {}, self.warmup or 0.0
+        )
 
     def loop_config(self, task: Task) -> LoopConfig:
         """The run's length and manner; epochs are turned into steps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,19 +13,20 @@ from rich.progress import Progress as Bars
 from lnb.cli.errors import WRONG_USE, fail, reported
 from lnb.reading import read_text
 from lnb_bench.study import (
-    Findings,
     Progress,
     Store,
     Suite,
     clock_of,
-    compare,
-    families,
+    findings,
     load_profile,
     load_suite,
     run_suite,
 )
+from lnb_bench.study.suite import check_labels
 from lnb_bench.training import TrainingError
 from lnb_bench.training.lock import locked
+from lnb_bench.training.optimizers import require_optimizer
+from lnb_bench.training.peers import PeerError
 
 
 def run_study(
@@ -36,12 +38,15 @@ def run_study(
     threads: int | None,
     clock: str,
     console: Console,
+    skip_missing: bool = False,
 ) -> None:
     """Make the runs of the suite that ``out`` does not hold yet."""
     again = f"interrupted; finished runs are kept in {out}: give the same command again to go on"
     with reported(TrainingError, ValueError, TypeError, interrupted=again):
         clock_of(clock, threads)
         suite = load(suite_file, modes).only(*only)
+        if skip_missing:
+            suite = _without_missing(suite, console)
         text = read_text(suite_file)
         if threads is not None:
             torch.set_num_threads(threads)
@@ -51,6 +56,24 @@ def run_study(
             last = _show(suite, store, data, clock, console)
             store.pack()
         console.print(f"{last.done} runs in {out}; look at them with: lnb-bench report {suite_file} {out} --out DIR")
+
+
+def _without_missing(suite: Suite, console: Console) -> Suite:
+    """The suite without the optimizers that cannot be built here, each of which is named."""
+    faults = {optimizer.label: _fault(optimizer.optimizer) for optimizer in suite.optimizers}
+    missing = {label: fault for label, fault in faults.items() if fault}
+    for fault in missing.values():
+        console.print(f"left out: {fault}", soft_wrap=True)
+    return suite.without(missing)
+
+
+def _fault(optimizer: str) -> str:
+    """Why the optimizer cannot be built here; empty where it can."""
+    try:
+        require_optimizer(optimizer)
+    except PeerError as error:
+        return str(error)
+    return ""
 
 
 def _show(suite: Suite, store: Store, data: Path | None, clock: str, console: Console) -> Progress:
@@ -84,6 +107,8 @@ def run_report(
     profiles: list[Path],
     markdown: Path | None,
     console: Console,
+    note: str = "",
+    without: Sequence[str] = (),
 ) -> None:
     """Write the page, the pictures and, if asked, the tables as Markdown."""
     from lnb_bench.study.markdown import write_markdown
@@ -91,8 +116,8 @@ def run_report(
 
     with reported(TrainingError, ValueError):
         suite = load(suite_file, modes)
-        comparisons = compare(suite, Store(runs))
-        found = Findings(tuple(comparisons), tuple(families(suite, comparisons)), tuple(map(load_profile, profiles)))
+        check_labels("--without", list(without), [optimizer.label for optimizer in suite.optimizers])
+        found = findings(suite.without(without), Store(runs), map(load_profile, profiles), note)
         page = write_page(found, out)
         console.print(f"written: {page}", soft_wrap=True)
         if markdown is not None:

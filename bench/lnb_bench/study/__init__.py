@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lnb_bench.study.clocks import CLOCKS, clock_of
-from lnb_bench.study.findings import Family, Findings, families
+from lnb_bench.study.findings import Family, Findings, families, findings
 from lnb_bench.study.measures import Comparison, Row, compare
 from lnb_bench.study.outcomes import Outcome, Store
 from lnb_bench.study.profiles import Profile, load_profile
@@ -29,6 +29,7 @@ __all__ = [
     "clock_of",
     "compare",
     "families",
+    "findings",
     "load_profile",
     "load_suite",
     "run_suite",

@@ -6,23 +6,27 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from lnb_bench.study import profile_pictures
+from lnb_bench.study import performance, profile_pictures, reason_words
 from lnb_bench.study.canvas import Theme
+from lnb_bench.study.endings import NOTE, endings
 from lnb_bench.study.family_words import family_headers, family_note, family_sentences, family_table
 from lnb_bench.study.findings import Family, Findings
 from lnb_bench.study.measures import Comparison
 from lnb_bench.study.pictures import PICTURES
 from lnb_bench.study.profile_words import NOTES, TITLES, Table, conclusions, tables
 from lnb_bench.study.profiles import Profile
+from lnb_bench.study.question_words import question_headers, question_table
+from lnb_bench.study.suite import SuiteQuestion
 from lnb_bench.study.words import (
-    HEADERS,
     LOSS,
     OVERVIEW,
     PROTOCOL,
+    SEARCHED,
     TIE,
     WIN,
     caution,
     duels,
+    headers,
     machines,
     overview,
     summary,
@@ -75,9 +79,11 @@ class Section:
 def sections(findings: Findings) -> list[Section]:
     """The whole report."""
     comparisons = findings.comparisons
+    protocol = SEARCHED if findings.searched else PROTOCOL
     every = [duel for comparison in comparisons for duel in duels(comparison)]
     where = tuple(f"Machine: {machine}." for machine in machines(comparisons))
     return [
+        *([Section("What this is", (findings.note,))] if findings.note else []),
         Section("Who is ahead", (summary(comparisons),), tables=(_table(OVERVIEW, overview(comparisons)),)),
         *(
             Section(
@@ -88,11 +94,46 @@ def sections(findings: Findings) -> list[Section]:
             )
             for verdict, title in VERDICTS.items()
         ),
-        Section("How it was measured", (PROTOCOL, *where), caution(comparisons)),
+        *_endings(findings),
+        *_performance(findings),
+        *_reasons(findings),
+        Section("How it was measured", (protocol, *where), caution(comparisons)),
+        *(_question(question, findings) for question in findings.questions),
         *map(_family, findings.families),
         *map(_profile, findings.profiles),
         *map(_task, comparisons),
     ]
+
+
+def _endings(findings: Findings) -> list[Section]:
+    if not findings.searched:
+        return []
+    return [Section("At the end of equal steps", (NOTE,), sentences=tuple(endings(findings.comparisons)))]
+
+
+def _performance(findings: Findings) -> list[Section]:
+    if not findings.searched:
+        return []
+    comparisons = findings.comparisons
+    drawn = Picture("performance-profile", "Performance profiles", partial(performance.picture, comparisons))
+    note = " ".join((performance.__doc__ or "").split("\n\n")[1].split())
+    note = note.replace(":data:`FARTHEST`", f"{performance.FARTHEST:g}")
+    lines = performance.performance_table(comparisons)
+    return [Section("Performance profiles", (note,), tables=(_table(performance.HEADERS, lines),), pictures=(drawn,))]
+
+
+def _reasons(findings: Findings) -> list[Section]:
+    if not findings.reasons:
+        return []
+    lines = reason_words.reason_table(findings.reasons)
+    return [Section("Why LNB loses there", (reason_words.NOTE,), tables=(_table(reason_words.HEADERS, lines),))]
+
+
+def _question(question: SuiteQuestion, findings: Findings) -> Section:
+    headers = question_headers(question, findings.comparisons)
+    lines = question_table(question, findings.comparisons)
+    notes = (question.note,) if question.note else ()
+    return Section(f"What it is worth: {question.label}", notes, tables=(_table(headers, lines),))
 
 
 def _family(family: Family) -> Section:
@@ -125,7 +166,7 @@ def _task(comparison: Comparison) -> Section:
     return Section(
         label,
         (target_note(comparison),),
-        tables=(_table(HEADERS, table(comparison)),),
+        tables=(_table(headers(comparison), table(comparison)),),
         pictures=tuple(
             Picture(f"{label}-{name}", f"{label}: {CAPTIONS[name]}", partial(draw, comparison))
             for name, draw in PICTURES.items()

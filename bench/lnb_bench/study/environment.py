@@ -14,7 +14,7 @@ import torch
 import lnb_kernels
 from lnb.machine import processor
 
-PACKAGES = ("numpy", "pytorch_optimizer")
+PACKAGES = ("numpy", "pytorch_optimizer", "singd")
 
 
 def environment() -> dict[str, Any]:

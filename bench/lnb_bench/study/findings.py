@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lnb_bench.study.measures import Comparison, Estimate
+from lnb_bench.study.measures import Comparison, Estimate, compare
+from lnb_bench.study.outcomes import Store
 from lnb_bench.study.profiles import Profile
-from lnb_bench.study.suite import Suite
+from lnb_bench.study.reasons import Reason, reasons
+from lnb_bench.study.suite import Suite, SuiteQuestion
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,33 @@ class Findings:
         comparisons: one per finished task.
         families: tasks side by side.
         profiles: of a training step; may be empty.
+        reasons: of the losses, where the suite asks for them.
+        questions: groups of variants.
+        note: a paragraph for the top; may be empty.
+        searched: rates and knobs were searched by trials.
     """
 
     comparisons: tuple[Comparison, ...]
     families: tuple[Family, ...] = ()
     profiles: tuple[Profile, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    questions: tuple[SuiteQuestion, ...] = ()
+    note: str = ""
+    searched: bool = False
+
+
+def findings(suite: Suite, store: Store, profiles: Iterable[Profile] = (), note: str = "") -> Findings:
+    """All that the finished runs of ``suite`` in ``store`` say.
+
+    Raises:
+        TrainingError: a result is damaged, or no task is finished.
+    """
+    comparisons = compare(suite, store)
+    found = [reason for c in comparisons for reason in reasons(suite, store, c)] if suite.reasons else []
+    return Findings(
+        tuple(comparisons), tuple(families(suite, comparisons)), tuple(profiles), tuple(found), suite.questions, note,
+        suite.trials > 0,
+    )  # fmt: skip
 
 
 def families(suite: Suite, comparisons: Sequence[Comparison]) -> list[Family]:

@@ -3,10 +3,10 @@
 *Time to target*: training time (evaluation excluded) at the first evaluation that is at least as good as the target;
 infinite for a run that never is. *Equal time*: the value at the last evaluation within the training time of the fastest
 optimizer of the task. *Equal steps*: the value at the end. *Rate width*: the factor between the largest and the smallest
-rate of the grid whose result is within 2 % of the best. *Shortest schedule*: the least of the task's lengths whose run,
-at the rate that is tuned for that length, meets the target; infinite where none does. Per optimizer the median over the
-seeds counts, with the central 90 % of the medians of resampled seeds (bootstrap; exact, by listing all resamples, for up
-to six seeds).
+rate of the grid (or of the trials) whose result is within 2 % of the best. *Shortest schedule*: the least of the task's
+lengths whose run, at the rate that is tuned for that length, meets the target; infinite where none does. Per optimizer the
+median over the seeds counts, with the central 90 % of the medians of resampled seeds (bootstrap; exact, by listing all
+resamples, for up to six seeds).
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lnb_bench.study.outcomes import Outcome, Store
-from lnb_bench.study.runner import planned_cells, tuned_rates
-from lnb_bench.study.suite import Suite, SuiteTask
+from lnb_bench.study.planning import planned_cells, tuned_runs
+from lnb_bench.study.search import Knobs, trial_of
+from lnb_bench.study.suite import Suite, SuiteOptimizer, SuiteTask
 from lnb_bench.training import TrainingError
 
 NEAR = 0.02
+EDGE = 0.05  # of a searched range, on its own scale
 COVERAGE = 0.9
 RESAMPLES = 10_000
 
@@ -57,7 +59,10 @@ class Row:
         milliseconds: of one training step.
         peak_bytes: most memory that its training steps needed; None where that was not measured.
         rate_width: likewise.
-        rate_at_edge: the tuned rate is the first or the last of the grid: a better one may lie outside.
+        rate_at_edge: the tuned rate is the first or the last of the grid, or in the outer twentieth of a searched range: a
+            better one may lie outside.
+        knobs: what else the tuned trial sets, over the optimizer's settings; None where nothing was tuned.
+        default: the same measures of the optimizer as it is; None where that was not run.
     """
 
     optimizer: str
@@ -74,6 +79,8 @@ class Row:
     peak_bytes: int | None = None
     rate_width: float | None = None
     rate_at_edge: bool = False
+    knobs: Knobs | None = None
+    default: Row | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ class Comparison:
         target: the value to reach.
         baseline: label of the optimizer that set it (where the suite gives no target).
         rows: one per optimizer, in the suite's order.
-        tuning: results of the grid on the first seed: by optimizer, the rate and the final value (NaN: diverged).
+        tuning: results of the trials on the first seed: by optimizer, the rate and the final value (NaN: diverged).
+        searched: trials also differ in other things than the rate.
     """
 
     task: SuiteTask
@@ -97,6 +105,7 @@ class Comparison:
     baseline: str
     rows: tuple[Row, ...]
     tuning: dict[str, list[tuple[float, float]]]
+    searched: bool = False
 
 
 def compare(suite: Suite, store: Store) -> list[Comparison]:
@@ -105,7 +114,7 @@ def compare(suite: Suite, store: Store) -> list[Comparison]:
     Raises:
         TrainingError: a result is damaged, or no task is finished.
     """
-    comparisons = [comparison for task in suite.tasks if (comparison := _compare_task(suite, store, task)) is not None]
+    comparisons = [comparison for task in suite.tasks if (comparison := compare_task(suite, store, task)) is not None]
     if not comparisons:
         raise TrainingError(
             f"{store.path}: no task of the suite {suite.name!r} is finished there; run `lnb-bench run` with the same suite, "
@@ -116,10 +125,10 @@ def compare(suite: Suite, store: Store) -> list[Comparison]:
 
 @dataclass(frozen=True)
 class _Finished:
-    """A task at one length: its runs, and the tuned rates by optimizer."""
+    """A task at one length: its runs, and the tuned trials by optimizer."""
 
     outcomes: list[Outcome]
-    tuned: dict[str, float]
+    tuned: dict[str, Outcome]
 
     @classmethod
     def of(cls, suite: Suite, store: Store, task: SuiteTask) -> _Finished | None:
@@ -131,15 +140,21 @@ class _Finished:
                 outcomes.append(outcome)
             elif cell.seed == suite.seeds[0]:
                 return None
-        return cls(outcomes, tuned_rates(suite, task, outcomes))
+        return cls(outcomes, tuned_runs(suite, task, outcomes))
 
-    def tuned_run(self, optimizer: str, seed: int) -> Outcome | None:
-        """The run at the tuned rate; None where it is missing or has no result."""
-        for outcome in self.outcomes:
-            cell = outcome.cell
-            if outcome.labels[1] == optimizer and (cell["lr"], cell["seed"]) == (self.tuned.get(optimizer), seed):
-                return None if outcome.failure else outcome
-        return None
+    def runs_of(self, optimizer: str, trial: str | None, seeds: tuple[int, ...]) -> list[Outcome]:
+        """The runs of a trial with these seeds, failed ones among them."""
+        return [
+            outcome
+            for outcome in self.outcomes
+            if outcome.labels[1] == optimizer and trial_of(outcome.cell) == trial and outcome.cell["seed"] in seeds
+        ]
+
+    def tuned_runs(self, optimizer: str, seeds: tuple[int, ...]) -> list[Outcome]:
+        """The runs of the tuned trial with these seeds that have a result."""
+        best = self.tuned.get(optimizer)
+        runs = self.runs_of(optimizer, trial_of(best.cell), seeds) if best is not None else []
+        return [run for run in runs if not run.failure]
 
 
 def _shortest_schedule(
@@ -148,86 +163,78 @@ def _shortest_schedule(
     """Over the seeds that were run at the full length."""
     steps = []
     for seed in seeds:
-        runs = [length.tuned_run(optimizer, seed) for length in lengths]
-        if runs[-1] is not None:
+        runs = [length.tuned_runs(optimizer, (seed,)) for length in lengths]
+        if runs[-1]:
             steps.append(
                 min(
-                    (float(run.cell["steps"]) for run in runs if run and math.isfinite(_first_hit(run, target)[0])),
+                    (
+                        float(run.cell["steps"])
+                        for found in runs
+                        for run in found
+                        if math.isfinite(first_hit(run, target)[0])
+                    ),
                     default=math.inf,
                 )
             )
     return estimate(steps) if steps else None
 
 
-def _compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | None:
+def compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | None:
+    """The comparison of one task; None where it is not finished, or every run of the baseline failed."""
     lengths = [_Finished.of(suite, store, length) for length in task.lengths]
     found = [length for length in lengths if length is not None]
-    if len(found) < len(lengths):
+    if len(found) < len(lengths) or not found[-1].tuned:
         return None
-    outcomes, tuned = found[-1].outcomes, found[-1].tuned
-    grids = {
-        optimizer.label: sorted(
-            (outcome.cell["lr"], outcome.final)
-            for outcome in outcomes
-            if outcome.labels[1] == optimizer.label and outcome.cell["seed"] == suite.seeds[0]
-        )
-        for optimizer in suite.contestants(task)
-    }
-    metric, higher = outcomes[0].metric, outcomes[0].higher_is_better
-    by_optimizer = {o.label: [x for x in outcomes if x.labels[1] == o.label] for o in suite.contestants(task)}
-    target = _target(suite, task, by_optimizer, tuned, higher)
-    if target is None or not tuned:  # every run failed
+    full, seeds = found[-1], suite.judged_seeds
+    tuned = {o.label: full.tuned_runs(o.label, seeds) for o in suite.contestants(task)}
+    one = next(iter(full.tuned.values()))
+    target = _target(task, tuned.get(suite.baseline, []), one.higher_is_better)
+    times = [statistics.median(run.records[-1].seconds for run in runs) for runs in tuned.values() if runs]
+    if target is None or not times:
         return None
-    budget = _time_budget(by_optimizer, tuned)
-    rows = tuple(
-        dataclasses.replace(
-            _row(label, runs, tuned.get(label), suite.seeds[0], target, budget),
-            shortest_schedule=_shortest_schedule(found, label, suite.seeds, target),
+    rows, grids = [], {}
+    for optimizer in suite.contestants(task):
+        label = optimizer.label
+        mine = [outcome for outcome in full.outcomes if outcome.labels[1] == label]
+        tried = [outcome for outcome in mine if outcome.cell["seed"] == suite.seeds[0]]
+        grids[label] = sorted((outcome.cell["lr"], outcome.final) for outcome in tried)
+        best = full.tuned.get(label)
+        row = Row(
+            label, None if best is None else best.cell["lr"], tuple(tuned[label]), sum(bool(o.failure) for o in mine)
         )
-        for label, runs in by_optimizer.items()
-    )
-    return Comparison(task, metric, higher, target, suite.baseline, rows, grids)
+        default = None
+        if suite.defaults:
+            as_it_is = suite.default_cell(task, optimizer, suite.seeds[0])
+            runs = full.runs_of(label, trial_of(as_it_is.description()), seeds)
+            good = tuple(run for run in runs if not run.failure)
+            default = _measured(Row(label, as_it_is.lr, good, len(runs) - len(good)), target, min(times))
+        row = dataclasses.replace(
+            _measured(row, target, min(times)),
+            default=default,
+            shortest_schedule=_shortest_schedule(found, label, seeds, target),
+        )
+        rows.append(row if best is None else _with_trials(row, best, tried, optimizer))
+    searched = suite.trials > 0
+    return Comparison(task, one.metric, one.higher_is_better, target, suite.baseline, tuple(rows), grids, searched)
 
 
-def _target(
-    suite: Suite, task: SuiteTask, runs: dict[str, list[Outcome]], tuned: dict[str, float], higher: bool
-) -> float | None:
+def _target(task: SuiteTask, baseline: list[Outcome], higher: bool) -> float | None:
     """The suite's target, else the median over seeds of the best value that the tuned baseline reached."""
     if task.target is not None:
         return task.target
     best = max if higher else min
-    reached = [
-        best(value for _, _, value in outcome.curve)
-        for outcome in runs.get(suite.baseline, ())
-        if not outcome.failure and outcome.cell["lr"] == tuned.get(suite.baseline)
-    ]
+    reached = [best(value for _, _, value in outcome.curve) for outcome in baseline]
     return statistics.median(reached) if reached else None
 
 
-def _time_budget(runs: dict[str, list[Outcome]], tuned: dict[str, float]) -> float:
-    """The median training time of the fastest optimizer."""
-    times = []
-    for label, outcomes in runs.items():
-        seconds = [o.records[-1].seconds for o in outcomes if not o.failure and o.cell["lr"] == tuned.get(label)]
-        if seconds:
-            times.append(statistics.median(seconds))
-    return min(times)
-
-
-def _row(label: str, outcomes: list[Outcome], lr: float | None, seed: int, target: float, budget: float) -> Row:
-    failed = sum(bool(outcome.failure) for outcome in outcomes)
-    runs = tuple(outcome for outcome in outcomes if outcome.cell["lr"] == lr and not outcome.failure)
+def _measured(row: Row, target: float, budget: float) -> Row:
+    """The row with the measures of its runs; as it is where it has none."""
+    runs = row.runs
     if not runs:
-        return Row(label, lr, (), failed)
-    hits = [_first_hit(run, target) for run in runs]
-    grid = [outcome for outcome in outcomes if outcome.cell["seed"] == seed]
-    rates = sorted(outcome.cell["lr"] for outcome in grid)
-    near = [o.cell["lr"] for o in grid if not o.failure and _is_near(o, runs[0].final)]
-    return Row(
-        label,
-        lr,
-        runs,
-        failed,
+        return row
+    hits = [first_hit(run, target) for run in runs]
+    return dataclasses.replace(
+        row,
         seconds_to_target=estimate([seconds for _, seconds, _ in hits]),
         steps_to_target=estimate([steps for steps, _, _ in hits]),
         epochs_to_target=estimate([epochs for _, _, epochs in hits]),
@@ -235,12 +242,24 @@ def _row(label: str, outcomes: list[Outcome], lr: float | None, seed: int, targe
         final=estimate([run.final for run in runs]),
         milliseconds=estimate([1e3 * run.records[-1].seconds / run.records[-1].step for run in runs]),
         peak_bytes=max((run.peak_bytes for run in runs if run.peak_bytes is not None), default=None),
-        rate_width=max(near) / min(near),
-        rate_at_edge=len(rates) > 1 and lr in (rates[0], rates[-1]),
     )
 
 
-def _first_hit(run: Outcome, target: float) -> tuple[float, float, float]:
+def _with_trials(row: Row, best: Outcome, tried: list[Outcome], optimizer: SuiteOptimizer) -> Row:
+    """The row with what the trials of the first seed say of its rate."""
+    rates = sorted(outcome.cell["lr"] for outcome in tried)
+    near = [o.cell["lr"] for o in tried if not o.failure and _is_near(o, best.final)]
+    knob = optimizer.search.get("lr")
+    edge = len(rates) > 1 and best.cell["lr"] in (rates[0], rates[-1])
+    if knob is not None and not knob.choices:
+        edge = not EDGE < knob.place(best.cell["lr"]) < 1 - EDGE
+    knobs = Knobs.of(best.cell)
+    chosen = {name: value for name, value in knobs.settings.items() if optimizer.settings.get(name) != value}
+    knobs = dataclasses.replace(knobs, settings=chosen)
+    return dataclasses.replace(row, rate_width=max(near) / min(near), rate_at_edge=edge, knobs=knobs)
+
+
+def first_hit(run: Outcome, target: float) -> tuple[float, float, float]:
     """Steps, seconds and epochs at the first evaluation that meets the target; the start does not count."""
     for record in run.records:
         if record.split == "test" and record.step > 0 and run.is_better(record.values[run.metric], target):

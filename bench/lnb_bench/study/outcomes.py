@@ -13,10 +13,12 @@ from typing import Any
 
 from lnb.reading import LONGEST_TEXT, parse_json, read_bytes, read_text, reason
 from lnb_bench.study.kept import check_outcome, check_series
+from lnb_bench.study.parquet import from_parquet, to_parquet
 from lnb_bench.study.series import to_columns, to_records
 from lnb_bench.study.suite import Cell
 from lnb_bench.training import Record, TrainingError
 from lnb_bench.training.files import remove_leftovers, write_atomically
+from lnb_bench.training.objectives import LOWER_IS_BETTER
 from lnb_bench.training.records import record_from, shortened
 
 
@@ -67,7 +69,7 @@ class Outcome:
         known = next((sorted(r.values) for r in self.records if r.split == "test"), None)
         if known is not None and metric not in known:
             raise TrainingError(f"[tasks.{self.labels[0]}]: metric={metric!r} must be one of {', '.join(known)}")
-        return dataclasses.replace(self, metric=metric, higher_is_better=metric not in ("loss", "relative_error"))
+        return dataclasses.replace(self, metric=metric, higher_is_better=metric not in LOWER_IS_BETTER)
 
     def is_better(self, a: float, b: float) -> bool:
         """Whether ``a`` is at least as good as ``b``."""
@@ -95,11 +97,25 @@ def _damaged(file: Path, error: Exception) -> TrainingError:
     return TrainingError(f"{file}: damaged ({reason(error)}); remove it, and the run is made again")
 
 
+def _checked(number: int, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The key and the outcome of a packed row.
+
+    Raises:
+        ValueError: it is damaged; names the row by its number.
+    """
+    try:
+        raw = check_outcome(row)
+        raw["records"] = to_records(raw["records"])
+        check_series(raw["records"], raw)
+    except ValueError as error:
+        raise ValueError(f"run {number}: {error}") from error
+    return _key(raw["cell"]), raw
+
+
 class Store:
     """The folder of a study: ``cells/NAME.json`` for each finished run, written whole or not at all.
 
-    A finished study also has them all in ``results.jsonl``, one a line, the metric series as columns; this file alone is
-    enough for a report.
+    A finished study also has them all in ``results.parquet``; this file alone is enough for a report.
 
     Args:
         path: the folder; made when the first run is saved.
@@ -120,7 +136,7 @@ class Store:
         """
         file = self.file(cell)
         content = json.dumps({**dataclasses.asdict(outcome)}, allow_nan=False)
-        self._write(file, content)
+        self._write(file, content.encode())
 
     def load(self, cell: Cell) -> Outcome | None:
         """The kept outcome of ``cell``, or None.
@@ -144,7 +160,7 @@ class Store:
         return outcome.judged_by(cell.task.metric)
 
     def pack(self) -> Path:
-        """Write ``results.jsonl``: every kept outcome as one line.
+        """Write ``results.parquet``: every kept outcome.
 
         Raises:
             TrainingError: it cannot be written, or a kept outcome is damaged.
@@ -153,40 +169,28 @@ class Store:
         for file in sorted((self.path / "cells").glob("*.json")):
             raw = _read(file)
             kept[_key(raw["cell"])] = raw
-        lines = [
-            json.dumps({**raw, "records": to_columns(raw["records"])}, allow_nan=False, separators=(",", ":"))
-            for raw in kept.values()
-        ]
-        self._write(self._lines, "".join(f"{line}\n" for line in lines))
-        return self._lines
+        rows = ({**raw, "records": to_columns(raw["records"])} for _, raw in sorted(kept.items()))
+        self._write(self._all, to_parquet(rows))
+        return self._all
 
     @property
-    def _lines(self) -> Path:
-        return self.path / "results.jsonl"
+    def _all(self) -> Path:
+        return self.path / "results.parquet"
 
     @functools.cached_property
     def _packed(self) -> dict[str, dict[str, Any]]:
-        """The outcomes of ``results.jsonl`` by :func:`_key`, read once."""
-        if not os.path.lexists(self._lines):
+        """The outcomes of ``results.parquet`` by :func:`_key`, read once."""
+        if not os.path.lexists(self._all):
             return {}
+        remedy = "remove it, and the runs that it held are made again"
         try:
-            lines = read_bytes(self._lines, LONGEST_TEXT).split(b"\n")
+            rows = from_parquet(read_bytes(self._all, LONGEST_TEXT))
+            found: dict[str, dict[str, Any]] = dict(_checked(number, row) for number, row in enumerate(rows, 1))
         except OSError as error:
-            raise TrainingError(
-                f"{self._lines}: cannot be read ({reason(error)}); remove it, and the runs that it held are made again"
-            ) from error
-        return dict(self._parse(number, line) for number, line in enumerate(lines, 1) if line)
-
-    def _parse(self, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
-        try:
-            raw = check_outcome(parse_json(line, finite=True))
-            raw["records"] = to_records(raw["records"])
-            check_series(raw["records"], raw)
-            return _key(raw["cell"]), raw
+            raise TrainingError(f"{self._all}: cannot be read ({reason(error)}); {remedy}") from error
         except ValueError as error:
-            raise TrainingError(
-                f"{self._lines}: line {number} is damaged ({error}); remove the line, and the run is made again"
-            ) from error
+            raise TrainingError(f"{self._all}: damaged ({error}); {remedy}") from error
+        return found
 
     def describe(self, text: str) -> None:
         """Keep the suite file beside the outcomes, so that the folder explains itself.
@@ -194,17 +198,17 @@ class Store:
         Raises:
             TrainingError: it cannot be written.
         """
-        self._write(self.path / "suite.toml", text)
+        self._write(self.path / "suite.toml", text.encode())
 
     def clear_leftovers(self) -> None:
         """Remove the temporary files of a kill between write and rename."""
         for folder in (self.path, self.path / "cells"):
             remove_leftovers(folder)
 
-    def _write(self, file: Path, content: str) -> None:
+    def _write(self, file: Path, content: bytes) -> None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, content.encode())
+            write_atomically(file, content)
         except OSError as error:
             raise TrainingError(
                 f"{file}: cannot be written ({error.strerror or error}); the runs finished before are kept. Make room, "

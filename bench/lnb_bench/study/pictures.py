@@ -62,7 +62,10 @@ def rates(comparison: Comparison, theme: Theme) -> bytes:
     for row, colour in _coloured(comparison):
         if row.lr is not None:
             points = [(lr / row.lr, value) for lr, value in comparison.tuning[row.optimizer] if not math.isnan(value)]
-            panel.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, linewidth=1.2)
+            line = "none" if comparison.searched else "-"  # neighbours in rate differ in all else too
+            panel.plot(
+                *zip(*points, strict=True), color=colour, marker="o", markersize=3, linewidth=1.2, linestyle=line
+            )
     panel.set_xscale("log")
     finals = [value for grid in comparison.tuning.values() for _, value in grid if value > 0]
     if not comparison.higher_is_better and finals and max(finals) > 20 * min(finals):

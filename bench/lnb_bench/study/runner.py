@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 import time
@@ -14,12 +15,15 @@ import numpy as np
 
 from lnb_bench.study.clocks import CLOCKS
 from lnb_bench.study.environment import environment
+from lnb_bench.study.measures import compare_task
 from lnb_bench.study.memory import training_peak
 from lnb_bench.study.outcomes import Outcome, Store
-from lnb_bench.study.suite import Cell, Suite, SuiteTask
+from lnb_bench.study.planning import planned_cells
+from lnb_bench.study.reasons import questions
+from lnb_bench.study.suite import Cell, Suite, SuiteError, SuiteOptimizer, SuiteTask
 from lnb_bench.training import Diverged, LoopConfig, OptimizerConfig, Record, Task, TaskOptions, Trainer, make_task
 from lnb_bench.training.data.splits import FirstExamples
-from lnb_bench.training.optimizers import require_optimizer
+from lnb_bench.training.optimizers import known_settings, require_optimizer
 from lnb_bench.training.peers import peer_version
 
 
@@ -62,13 +66,15 @@ def run_suite(suite: Suite, store: Store, data: Path | None = None, clock: str =
     """
     for optimizer in suite.optimizers:
         require_optimizer(optimizer.optimizer)
+        _require_known(optimizer)
     store.clear_leftovers()
     countdown = _Countdown(suite)
     for entry in (length for task in suite.tasks for length in task.lengths):
         task: Task | None = None
         outcomes: list[Outcome] = []
         peaks: dict[str, int | None] = {}
-        for cell in planned_cells(suite, entry, outcomes):
+        cells = planned_cells(suite, entry, outcomes)
+        for cell in itertools.chain(cells, _explaining(suite, entry, store)):
             outcome = store.load(cell)
             kept = outcome is not None
             if outcome is None:
@@ -83,34 +89,33 @@ def run_suite(suite: Suite, store: Store, data: Path | None = None, clock: str =
         countdown.close(entry)
 
 
+def _explaining(suite: Suite, entry: SuiteTask, store: Store) -> Iterator[Cell]:
+    """The runs that show why LNB loses, where the suite asks for them; known when all others of the task are kept."""
+    if suite.reasons and entry in suite.tasks:
+        comparison = compare_task(suite, store, entry)
+        if comparison is not None:
+            yield from (cell for question in questions(suite, comparison) for cell in question.cells)
+
+
+def _require_known(optimizer: SuiteOptimizer) -> None:
+    """Require that the optimizer has every setting that the suite gives it or searches.
+
+    Raises:
+        SuiteError: it has not; names the setting.
+    """
+    known = known_settings(optimizer.optimizer)
+    for name in (*optimizer.settings, *optimizer.search):
+        if name not in ("lr", "warmup", "weight_decay", *known):
+            raise SuiteError(
+                f"[optimizers.{optimizer.label}]: {optimizer.optimizer} has no setting {name!r}; it has {', '.join(known)}"
+            )
+
+
 def _make_task(entry: SuiteTask, data: Path | None) -> Task:
     task = make_task(entry.task, TaskOptions(data=data, **entry.options))
     if entry.test_examples is None:
         return task
     return dataclasses.replace(task, test=FirstExamples(task.test, entry.test_examples))
-
-
-def planned_cells(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> Iterator[Cell]:
-    """The runs of a task in order; what comes after the grids depends on what they, by then in ``outcomes``, gave."""
-    yield from suite.tuning_cells(task)
-    for _ in range(suite.extensions):
-        yield from _beyond_edges(suite, task, outcomes)
-    yield from suite.repeat_cells(task, tuned_rates(suite, task, outcomes))
-
-
-def _beyond_edges(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> list[Cell]:
-    """One more rate for every optimizer whose best one is the first or last that was tried."""
-    cells = []
-    for optimizer in suite.contestants(task):
-        labels = (task.label, optimizer.label)
-        tried = sorted({outcome.cell["lr"] for outcome in outcomes if outcome.labels == labels})
-        best = tuned_rates(suite, task, outcomes).get(optimizer.label)
-        if best is not None and len(tried) > 1 and best in (tried[0], tried[-1]):
-            neighbour = tried[1] if best == tried[0] else tried[-2]
-            further = float(f"{best * best / neighbour:.4g}")
-            if 0 < further < math.inf:
-                cells.append(Cell(task, optimizer, further, suite.seeds[0], suite.schedule))
-    return cells
 
 
 def _configuration(cell: Cell) -> tuple[OptimizerConfig, LoopConfig]:
@@ -123,7 +128,7 @@ def _configuration(cell: Cell) -> tuple[OptimizerConfig, LoopConfig]:
         log_every=max(1, entry.steps // 20),
         evaluate_every=max(1, entry.steps // entry.evaluations),
     )
-    return OptimizerConfig(optimizer.optimizer, cell.lr, cell.weight_decay, dict(optimizer.settings)), loop
+    return OptimizerConfig(optimizer.optimizer, cell.lr, cell.weight_decay, cell.settings, cell.knobs.warmup), loop
 
 
 def _peak(cell: Cell, task: Task) -> int | None:
@@ -181,23 +186,6 @@ def _did_not_learn(task: Task, records: list[Record]) -> str:
     return f"it did not learn: {metric} {start:.4g} before the first step, {end:.4g} at the end"
 
 
-def tuned_rates(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> dict[str, float]:
-    """By optimizer label the rate with the best value at the end, first seed; absent where every rate diverged."""
-    found: dict[str, float] = {}
-    for optimizer in suite.contestants(task):
-        tried = [
-            outcome
-            for outcome in outcomes
-            if outcome.labels == (task.label, optimizer.label)
-            and outcome.cell["seed"] == suite.seeds[0]
-            and not outcome.failure
-        ]
-        if tried:
-            sign = 1 if tried[0].higher_is_better else -1
-            found[optimizer.label] = max(tried, key=lambda outcome: sign * outcome.final).cell["lr"]
-    return found
-
-
 class _Countdown:
     """Counts runs and estimates the time left from the runs that are like the ones to come."""
 
@@ -205,7 +193,7 @@ class _Countdown:
         repeats = len(suite.seeds) - 1
         self._suite = suite
         self._left = {
-            (task.label, optimizer.label): len(suite.rates(task, optimizer)) + repeats
+            (task.label, optimizer.label): len(suite.trials_of(task, optimizer)) + repeats * (1 + suite.defaults)
             for entry in suite.tasks
             for task in entry.lengths
             for optimizer in suite.contestants(task)
@@ -215,8 +203,9 @@ class _Countdown:
 
     def after(self, cell: Cell, outcome: Outcome, kept: bool) -> Progress:
         self._walls.setdefault(outcome.labels, []).append(outcome.wall)
-        planned = cell.seed != self._suite.seeds[0] or cell.lr in self._suite.rates(cell.task, cell.optimizer)
-        self._left[outcome.labels] -= planned  # a grid that grows makes the study longer
+        planned = cell.seed != self._suite.seeds[0] or cell in self._suite.trials_of(cell.task, cell.optimizer)
+        left = self._left.get(outcome.labels, 0)
+        self._left[outcome.labels] = max(0, left - planned)  # a grid that grows makes the study longer
         self._done += 1
         total = self._done + sum(self._left.values())
         return Progress(cell, outcome, kept, self._done, total, self._seconds_left())

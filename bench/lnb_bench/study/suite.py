@@ -3,17 +3,24 @@
 Protocol: every learning rate of the grid is run with the first seed. While the best value at the end is at an edge of the
 grid, the grid grows there by the factor that it ends with, at most ``extensions`` times. The rate with the best value is the
 tuned one, and is run with the other seeds. So every optimizer is tuned by the same rule, with runs of the same length.
+
+A suite with ``trials`` searches instead: every optimizer gets the same number of trials, its default among them where the
+suite says so, the others quasi-random (:mod:`lnb_bench.study.search`). The best is run with the other seeds, which alone are
+judged: the seed that it was chosen by would flatter it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from lnb_bench.training import TrainingError
+from lnb_bench.study.search import Knob, Knobs, draw
+from lnb_bench.training import DEFAULT_LR, TrainingError
 
 MEASURES = ("final", "steps_to_target", "shortest_schedule")
 
@@ -81,9 +88,10 @@ class SuiteOptimizer:
     Attributes:
         label: its name in the study.
         optimizer: one of :data:`lnb_bench.training.OPTIMIZERS`.
-        rates: learning rates to try, ascending.
+        rates: learning rates to try, ascending; empty where ``search`` has one.
         weight_decay: None for the optimizer's default.
         settings: further arguments of the optimizer.
+        search: what trials vary, by name: ``lr``, ``warmup``, ``weight_decay``, or a setting.
     """
 
     label: str
@@ -91,6 +99,22 @@ class SuiteOptimizer:
     rates: tuple[float, ...]
     weight_decay: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Knob] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SuiteQuestion:
+    """Variants of one optimizer that differ in one thing: what is it worth?
+
+    Attributes:
+        label: its name in the study.
+        optimizers: labels; the first is what the others are compared with.
+        note: the question, as a sentence; may be empty.
+    """
+
+    label: str
+    optimizers: tuple[str, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,15 +143,23 @@ class Cell:
     lr: float
     seed: int
     schedule: str
+    knobs: Knobs = field(default_factory=Knobs)
 
     @property
     def weight_decay(self) -> float | None:
-        """The task's, else the optimizer's; None for the default of the optimizer."""
-        return self.optimizer.weight_decay if self.task.weight_decay is None else self.task.weight_decay
+        """The task's, else the trial's, else the optimizer's; None for the default of the optimizer."""
+        chosen = (self.task.weight_decay, self.knobs.weight_decay, self.optimizer.weight_decay)
+        return next((value for value in chosen if value is not None), None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The trial's settings over the optimizer's."""
+        return {**self.optimizer.settings, **self.knobs.settings}
 
     def description(self) -> dict[str, Any]:
         """What decides the metric series, for JSON; labels, grids and targets are not part of it."""
         task, optimizer = self.task, self.optimizer
+        warmup = {"warmup": self.knobs.warmup} if self.knobs.warmup else {}
         return {
             "task": task.task,
             "options": task.options,
@@ -137,10 +169,11 @@ class Cell:
             "test_examples": task.test_examples,
             "optimizer": optimizer.optimizer,
             "weight_decay": self.weight_decay,
-            "settings": optimizer.settings,
+            "settings": self.settings,
             "lr": self.lr,
             "seed": self.seed,
             "schedule": self.schedule,
+            **warmup,
         }
 
     @property
@@ -158,11 +191,15 @@ class Suite:
         name: for titles.
         tasks: in the order in which they are run.
         optimizers: likewise; they take turns.
-        seeds: the first is the one that learning rates are tuned on.
+        seeds: the first is the one that rates and knobs are tuned on.
         schedule: one of :data:`lnb_bench.training.SCHEDULES`.
         baseline: label of the optimizer that sets targets.
         families: groups of tasks to be shown side by side.
         extensions: how many rates a grid may grow by.
+        trials: trials of every optimizer's search; 0: grids.
+        defaults: every optimizer is also run as it is, with every seed: a trial like the others, and a column of the report.
+        reasons: where LNB loses, runs that show why are made too (:mod:`lnb_bench.study.reasons`).
+        questions: groups of variants.
     """
 
     name: str
@@ -173,6 +210,10 @@ class Suite:
     baseline: str
     families: tuple[SuiteFamily, ...] = ()
     extensions: int = 0
+    trials: int = 0
+    defaults: bool = False
+    reasons: bool = False
+    questions: tuple[SuiteQuestion, ...] = ()
 
     def contestants(self, task: SuiteTask) -> tuple[SuiteOptimizer, ...]:
         """The optimizers that take part in ``task``."""
@@ -182,25 +223,47 @@ class Suite:
         """The grid of ``optimizer`` in ``task``."""
         return task.rates.get(optimizer.label, optimizer.rates)
 
-    def tuning_cells(self, task: SuiteTask) -> list[Cell]:
-        """Every rate of every grid with the first seed; optimizers take turns, so that a busy machine disturbs all alike."""
-        contestants = self.contestants(task)
-        longest = max(len(self.rates(task, optimizer)) for optimizer in contestants)
-        return [
-            Cell(task, optimizer, self.rates(task, optimizer)[i], self.seeds[0], self.schedule)
-            for i in range(longest)
-            for optimizer in contestants
-            if i < len(self.rates(task, optimizer))
+    @property
+    def judged_seeds(self) -> tuple[int, ...]:
+        """The seeds that count: after a search those that nothing was chosen by, if there are any."""
+        return self.seeds[1:] if self.trials and len(self.seeds) > 1 else self.seeds
+
+    def default_cell(self, task: SuiteTask, optimizer: SuiteOptimizer, seed: int) -> Cell:
+        """The optimizer at its default rate, without warm-up."""
+        return Cell(task, optimizer, DEFAULT_LR[optimizer.optimizer], seed, self.schedule)
+
+    def trials_of(self, task: SuiteTask, optimizer: SuiteOptimizer) -> list[Cell]:
+        """What is tried with the first seed, before grids grow."""
+        first = self.seeds[0]
+        default = [self.default_cell(task, optimizer, first)] if self.defaults else []
+        if not self.trials:
+            grid = [Cell(task, optimizer, lr, first, self.schedule) for lr in self.rates(task, optimizer)]
+            return default + [cell for cell in grid if cell not in default]
+        drawn = draw(optimizer.search, self.trials - len(default))
+        return default + [
+            Cell(task, optimizer, lr, first, self.schedule, Knobs(warmup, decay, settings))
+            for lr, warmup, decay, settings in drawn
         ]
 
-    def repeat_cells(self, task: SuiteTask, tuned: dict[str, float]) -> list[Cell]:
-        """The tuned rates (by label) with the other seeds."""
-        return [
-            Cell(task, optimizer, tuned[optimizer.label], seed, self.schedule)
-            for seed in self.seeds[1:]
-            for optimizer in self.contestants(task)
-            if optimizer.label in tuned
-        ]
+    def tuning_cells(self, task: SuiteTask) -> list[Cell]:
+        """Every trial with the first seed; optimizers take turns, so that a busy machine disturbs all alike."""
+        rows = [self.trials_of(task, optimizer) for optimizer in self.contestants(task)]
+        return [cell for turn in itertools.zip_longest(*rows) for cell in turn if cell is not None]
+
+    def repeat_cells(self, task: SuiteTask, tuned: dict[str, tuple[float, Knobs]]) -> list[Cell]:
+        """The tuned trials (by label), and the defaults where they are asked for, with the other seeds."""
+        cells = []
+        for seed in self.seeds[1:]:
+            for optimizer in self.contestants(task):
+                found = []
+                if optimizer.label in tuned:
+                    lr, knobs = tuned[optimizer.label]
+                    found.append(Cell(task, optimizer, lr, seed, self.schedule, knobs))
+                if self.defaults:
+                    default = self.default_cell(task, optimizer, seed)
+                    found += [default] if default.name not in [cell.name for cell in found] else []
+                cells += found
+        return cells
 
     def only(self, tasks: list[str] | None, optimizers: list[str] | None) -> Suite:
         """The part of the study with these labels (None: all).
@@ -215,6 +278,10 @@ class Suite:
             tasks=tuple(t for t in self.tasks if tasks is None or t.label in tasks),
             optimizers=tuple(o for o in self.optimizers if optimizers is None or o.label in optimizers),
         )
+
+    def without(self, optimizers: Collection[str]) -> Suite:
+        """The study without the optimizers of these labels."""
+        return dataclasses.replace(self, optimizers=tuple(o for o in self.optimizers if o.label not in optimizers))
 
 
 def check_labels(where: str, wanted: list[str], known: list[str]) -> None:

@@ -26,11 +26,30 @@ A suite is a TOML file::
     measure = "final"               # or "steps_to_target", "shortest_schedule"
     note = "What differs."          # optional
 
+A suite that searches has ``trials`` and ranges instead of grids::
+
+    seeds = [0, 1, 2, 3, 4, 5]      # trials are made with the first, and judged are the others
+    trials = 16                     # of every optimizer
+    defaults = true                 # optional: one of the trials is the optimizer as it is
+    reasons = true                  # optional: where LNB loses, also make the runs that show why
+
+    [optimizers.adamw.search]       # lr, warmup, weight_decay, or a setting: a range or a list of choices
+    lr = { low = 1e-4, high = 1e-2, log = true }
+    warmup = [0.0, 0.1]
+    betas = [[0.9, 0.95], [0.9, 0.99]]
+
+    [questions.sides]               # optional: variants of one optimizer, compared with the first
+    optimizers = ["lnb", "lnb-input-side"]
+    note = "What is asked."
+
+Short and long forms::
+
     [quick]                         # what --quick changes; [full] likewise
     seeds = [0]
     steps = 0.5                     # of every task's steps
     rates = 3                       # the middle ones of every grid
     tasks = ["mnist-inverted"]
+    trials = 4
 """
 
 from __future__ import annotations
@@ -41,7 +60,16 @@ from pathlib import Path
 from typing import Any
 
 from lnb.reading import read_text, reason
-from lnb_bench.study.suite import MEASURES, Suite, SuiteError, SuiteFamily, SuiteOptimizer, SuiteTask, check_labels
+from lnb_bench.study.search_file import read_question, read_search, read_trials
+from lnb_bench.study.suite import (
+    MEASURES,
+    Suite,
+    SuiteError,
+    SuiteFamily,
+    SuiteOptimizer,
+    SuiteTask,
+    check_labels,
+)
 from lnb_bench.study.suite_checks import (
     check_keys,
     require_labels,
@@ -89,13 +117,17 @@ def load_suite(path: Path, mode: str | None = None) -> Suite:
 
 def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
     check_keys(
-        "the top level", raw, ("seeds", "schedule", "baseline", "extensions", "tasks", "optimizers", "families", *MODES)
-    )
+        "the top level",
+        raw,
+        ("seeds", "schedule", "baseline", "extensions", "trials", "defaults", "reasons", "tasks", "optimizers", "families",
+         "questions", *MODES),
+    )  # fmt: skip
     if mode is not None and mode not in raw:
         raise SuiteError(f"has no table [{mode}], so --{mode} has no meaning for it")
     changes = {} if mode is None else raw[mode]
-    check_keys(f"[{mode}]", changes, ("seeds", "steps", "rates", "tasks", "optimizers"))
-    optimizers = tuple(_optimizer(label, entry) for label, entry in _tables(raw, "optimizers").items())
+    check_keys(f"[{mode}]", changes, ("seeds", "steps", "rates", "trials", "tasks", "optimizers"))
+    trials = read_trials(changes.get("trials", raw.get("trials", 0)))
+    optimizers = tuple(_optimizer(label, entry, trials) for label, entry in _tables(raw, "optimizers").items())
     labels = [optimizer.label for optimizer in optimizers]
     tasks = tuple(_task(label, entry, labels) for label, entry in _tables(raw, "tasks").items())
     seeds = _seeds(raw.get("seeds", [0, 1, 2]))
@@ -113,7 +145,15 @@ def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
     tables = _tables(raw, "families") if "families" in raw else {}
     families = tuple(_family(label, entry, known) for label, entry in tables.items())
     title = name if mode is None else f"{name}, {mode}"
-    suite = Suite(title, tasks, optimizers, seeds, schedule, baseline, families, extensions)
+    for flag in ("defaults", "reasons"):
+        if not isinstance(raw.get(flag, False), bool):
+            raise SuiteError(f"{flag}={shortened(raw[flag])} must be true or false")
+    asked = _tables(raw, "questions") if "questions" in raw else {}
+    groups = tuple(read_question(label, entry, labels) for label, entry in asked.items())
+    suite = Suite(
+        title, tasks, optimizers, seeds, schedule, baseline, families, extensions, trials, raw.get("defaults", False),
+        raw.get("reasons", False), groups,
+    )  # fmt: skip
     for entry in ("tasks", "optimizers"):
         require_labels(f"[{mode}]", entry, changes.get(entry, []))
     suite = suite.only(changes.get("tasks"), changes.get("optimizers"))
@@ -159,9 +199,9 @@ def _tables(raw: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def _optimizer(label: str, entry: dict[str, Any]) -> SuiteOptimizer:
+def _optimizer(label: str, entry: dict[str, Any], trials: int) -> SuiteOptimizer:
     where = f"[optimizers.{label}]"
-    check_keys(where, entry, ("optimizer", "rates", "weight_decay", "settings"))
+    check_keys(where, entry, ("optimizer", "rates", "weight_decay", "settings", "search"))
     optimizer = entry.get("optimizer", label)
     require_one_of(f"{where}: optimizer", optimizer, tuple(OPTIMIZERS))
     decay, settings = entry.get("weight_decay"), entry.get("settings", {})
@@ -170,7 +210,9 @@ def _optimizer(label: str, entry: dict[str, Any]) -> SuiteOptimizer:
     if not isinstance(settings, dict):
         raise SuiteError(f"{where}: settings={settings!r} must be a table")
     require_plain(f"{where}: settings", settings)
-    return SuiteOptimizer(label, optimizer, _rates(where, entry.get("rates")), decay, settings)
+    search = read_search(where, entry.get("search")) if "search" in entry or trials else {}
+    rates = () if trials and "rates" not in entry else _rates(where, entry.get("rates"))
+    return SuiteOptimizer(label, optimizer, rates, decay, settings, search)
 
 
 def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lnb_bench.study.clocks import CLOCK_WORDS
 from lnb_bench.study.measures import Comparison, Estimate, Row
+from lnb_bench.study.search import Knobs
 
 WIN, TIE, LOSS = "win", "tie", "loss"
 PERCENT = ("accuracy", "pixel_accuracy", "mean_iou")
@@ -17,6 +18,7 @@ METRICS = {
     "mean_iou": "mean IoU",
     "loss": "loss",
     "relative_error": "relative error",
+    "squared_error": "squared error",
 }
 
 
@@ -175,8 +177,35 @@ HEADERS = (
 )
 
 
+DEFAULT_HEADERS = ("default: s to target", "default: steps to target", "default: at the end", "tuned to")
+
+
+def headers(comparison: Comparison) -> tuple[str, ...]:
+    """Column titles: :data:`HEADERS`, and what was measured of the optimizers as they are."""
+    return (*HEADERS, *DEFAULT_HEADERS) if any(row.default for row in comparison.rows) else HEADERS
+
+
+def _default(comparison: Comparison, row: Row) -> tuple[str, ...]:
+    """The columns of :data:`DEFAULT_HEADERS`; empty where no optimizer has them."""
+    if not any(other.default for other in comparison.rows):
+        return ()
+    default = row.default
+    shown = ("", "", "")
+    if default is not None:
+        reached = (show_estimate(None, default.seconds_to_target), show_estimate(None, default.steps_to_target))
+        shown = (*reached, show_estimate(comparison.metric, default.final))
+    return (*shown, "" if row.knobs is None else _knobs(row.knobs))
+
+
+def _knobs(knobs: Knobs) -> str:
+    parts = [f"warm-up {knobs.warmup:.0%}"] if knobs.warmup else []
+    parts += [f"weight decay {knobs.weight_decay:g}"] if knobs.weight_decay is not None else []
+    parts += [f"{name} {value!r}" for name, value in knobs.settings.items()]
+    return "; ".join(parts) or "as it is"
+
+
 def table(comparison: Comparison) -> list[tuple[str, ...]]:
-    """The rows of a comparison as text, in the order of :data:`HEADERS`."""
+    """The rows of a comparison as text, in the order of :func:`headers`."""
     metric = comparison.metric
     lines: list[tuple[str, ...]] = []
     for row in comparison.rows:
@@ -195,6 +224,7 @@ def table(comparison: Comparison) -> list[tuple[str, ...]]:
                 show_estimate(None, row.milliseconds),
                 "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}",
                 width + note,
+                *_default(comparison, row),
             )
         )
     return lines
@@ -228,6 +258,16 @@ PROTOCOL = (
     "it began has no result, and so no time. 'edge': the best rate is at the end of what was tried, so a better one may lie "
     "outside. 'peak MB': most memory live at one time in training steps, model included, as torch allocates it. 'lr range': "
     "factor between the largest and smallest rate tried within 2 % of the best."
+)
+
+
+SEARCHED = (
+    "Every optimizer has the same number of trials, its default among them; the others are quasi-random points in the ranges "
+    "that the suite gives for its rate, warm-up and a knob of its own. They are run with the first seed. The trial with the "
+    "best value at the end, and the default, are run with the other seeds, which alone are shown. "
+    + PROTOCOL[PROTOCOL.index("All runs of a task") :].replace(
+        "at the end of what was tried", "in the outer twentieth of its range"
+    )
 )
 
 

@@ -89,6 +89,7 @@ class Trainer:
             "lr": optimizer.rate,
             "weight_decay": optimizer.weight_decay,
             "settings": _described(optimizer.settings),
+            "warmup": optimizer.warmup,
             "clip_norm": config.clip_norm,
         }
         self.device = _usable(config.device)
@@ -121,10 +122,11 @@ class Trainer:
         objective, split = self.task.objective, self.task.test
         self.model.eval()
         sums = []
-        for start in range(0, len(split), EVALUATION_BATCH):
-            indices = torch.arange(start, min(start + EVALUATION_BATCH, len(split)))
-            inputs, targets = split.batch(indices, self.device)
-            sums.append(objective.sums(self.model(inputs), targets))
+        with self.optimizer.evaluating():
+            for start in range(0, len(split), EVALUATION_BATCH):
+                indices = torch.arange(start, min(start + EVALUATION_BATCH, len(split)))
+                inputs, targets = split.batch(indices, self.device)
+                sums.append(objective.sums(self.model(inputs), targets))
         self.model.train()
         return objective.summary(torch.stack(sums).sum(0).cpu())
 

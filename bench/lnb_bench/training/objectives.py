@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LOWER_IS_BETTER = ("loss", "relative_error", "squared_error")
+"""The figures of merit of which less is better; of all others more is."""
+
 
 class Objective(Protocol):
     """A loss, and the figures of merit of a whole split as sums that add over batches."""
@@ -124,3 +127,26 @@ class LeastSquares:
         """``loss`` and ``relative_error``."""
         error, size, rows = sums.tolist()
         return {"loss": 0.5 * error / rows, "relative_error": (error / size) ** 0.5}
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Cross-entropy of pixels in [0, 1] from logits, summed over an image; reports ``loss`` and ``squared_error``."""
+
+    metric: str = "squared_error"
+    higher_is_better: bool = False
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the images of the sum over their pixels; both ``[n, pixels]``."""
+        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="sum") / len(targets)
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the cross-entropies, squared error, number of images."""
+        loss = F.binary_cross_entropy_with_logits(outputs, targets, reduction="sum").double()
+        error = (outputs.sigmoid() - targets).double().square().sum()
+        return torch.stack([loss, error, torch.full_like(error, len(targets))])
+
+    def summary(self, sums: Tensor) -> dict[str, float]:
+        """``loss`` and ``squared_error``, both of an image."""
+        loss, error, count = sums.tolist()
+        return {"loss": loss / count, "squared_error": error / count}

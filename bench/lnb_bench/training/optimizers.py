@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import lnb
 from lnb.cli.settings import with_dtypes
+from lnb.config import Config
 from lnb_bench.training.errors import TrainingError
-from lnb_bench.training.peers import PEERS, load_peer
+from lnb_bench.training.peers import PEERS, load_peer, matrices_and_others
 from lnb_bench.training.state_check import check_moments
 
 SCHEDULES = ("constant", "cosine")
@@ -30,12 +35,14 @@ class OptimizerConfig:
         lr: learning rate; None for the optimizer's default in :data:`DEFAULT_LR`.
         weight_decay: decoupled weight decay; None for the optimizer's default.
         settings: further keyword arguments of the optimizer (of Muon's part for ``"muon"``).
+        warmup: share of the steps over which the rate rises linearly to its full height, in [0, 1).
     """
 
     name: str
     lr: float | None = None
     weight_decay: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -44,6 +51,8 @@ class OptimizerConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup!r} must be at least 0 and below 1")
 
     @property
     def rate(self) -> float:
@@ -56,19 +65,37 @@ class OptimizerGroup:
 
     Args:
         parts: the optimizers; no parameter is in two of them.
-        schedule: ``"constant"``, or ``"cosine"`` from the full rate at step 0 down to zero at ``steps``.
+        schedule: ``"constant"``, or ``"cosine"`` from the full rate down to zero at ``steps``.
         steps: length of the run.
+        warmup: share of the steps, before the schedule, over which the rate rises linearly.
     """
 
-    def __init__(self, parts: list[Optimizer], schedule: str, steps: int) -> None:
+    def __init__(self, parts: list[Optimizer], schedule: str, steps: int, warmup: float = 0.0) -> None:
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
         self.parts = parts
+        rising = round(warmup * steps)
 
         def factor(step: int) -> float:
-            return 1.0 if schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * min(step, steps) / steps))
+            if step < rising:
+                return (step + 1) / (rising + 1)
+            if schedule == "constant":
+                return 1.0
+            return 0.5 * (1.0 + math.cos(math.pi * (min(step, steps) - rising) / (steps - rising)))
 
         self._schedulers = [LambdaLR(part, factor) for part in parts]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Show the averaged weights of those optimizers that average them, as long as the body runs."""
+        averaging: list[Any] = [part for part in self.parts if hasattr(part, "eval") and hasattr(part, "train")]
+        for part in averaging:
+            part.eval()
+        try:
+            yield
+        finally:
+            for part in averaging:
+                part.train()
 
     def zero_grad(self) -> None:
         """Reset all gradients."""
@@ -147,6 +174,7 @@ _KEPT: dict[type[Optimizer], Callable[[dict[str, Any]], tuple[str, ...]]] = {
         "exp_avg_sq",
         *(("max_exp_avg_sq",) if group["amsgrad"] else ()),
     ),
+    torch.optim.NAdam: lambda group: ("step", "mu_product", "exp_avg", "exp_avg_sq"),
     torch.optim.SGD: lambda group: ("momentum_buffer",) if group["momentum"] else (),
     MatrixMuon: lambda group: ("momentum_buffer",),
 }
@@ -167,7 +195,13 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, schedule: str, st
         raise ValueError(
             f"the optimizer {config.name} does not take the settings {config.settings} ({type(error).__name__}: {error})"
         ) from error
-    return OptimizerGroup(parts, schedule, steps)
+    free = config.name in PEERS and PEERS[config.name].schedule_free
+    return OptimizerGroup(parts, "constant" if free else schedule, steps, config.warmup)
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _with_decay(config: OptimizerConfig) -> dict[str, Any]:
@@ -180,21 +214,22 @@ def _lnb(config: OptimizerConfig, model: nn.Module, preset: str) -> list[Optimiz
 
 
 def _adamw(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
-    return [torch.optim.AdamW(model.parameters(), **_with_decay(config))]
+    return [torch.optim.AdamW(trainable(model), **_with_decay(config))]
+
+
+def _nadamw(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
+    """AdamW with Nesterov's momentum, as AlgoPerf's baseline (arXiv:2306.07179); its weight decay is AdamW's."""
+    chosen = {"weight_decay": 0.01, "decoupled_weight_decay": True, **_with_decay(config)}
+    return [torch.optim.NAdam(trainable(model), **chosen)]
 
 
 def _sgd(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
-    return [torch.optim.SGD(model.parameters(), **{"momentum": 0.9, **_with_decay(config)})]
+    return [torch.optim.SGD(trainable(model), **{"momentum": 0.9, **_with_decay(config)})]
 
 
 def _muon(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
     """Muon for the weights of linear and convolution layers, AdamW for the rest, one lr in AdamW's unit for both."""
-    matrices: list[Tensor] = []
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and not any(module.weight is weight for weight in matrices):
-            matrices.append(module.weight)
-    taken = {id(weight) for weight in matrices}
-    others: list[Tensor] = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    matrices, others = matrices_and_others(model)
     decay = 0.01 if config.weight_decay is None else config.weight_decay
     settings = {"adjust_lr_fn": "match_rms_adamw", **config.settings}
     parts: list[Optimizer] = []
@@ -207,9 +242,21 @@ def _muon(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
 
 def _peer(name: str) -> Callable[[OptimizerConfig, nn.Module], list[Optimizer]]:
     def build(config: OptimizerConfig, model: nn.Module) -> list[Optimizer]:
-        return [PEERS[name].build(name, model, _with_decay(config))]
+        return PEERS[name].build(name, model, _with_decay(config))
 
     return build
+
+
+def known_settings(name: str) -> tuple[str, ...]:
+    """The settings that the optimizer ``name`` can be given by name.
+
+    Raises:
+        PeerError: its package is missing or cannot be imported.
+    """
+    if name in PRESETS:
+        return tuple(entry.name for entry in dataclasses.fields(Config))
+    made_by = load_peer(name) if name in PEERS else _CLASSES[name]
+    return tuple(inspect.signature(made_by).parameters)
 
 
 def require_optimizer(name: str) -> None:
@@ -222,14 +269,21 @@ def require_optimizer(name: str) -> None:
         load_peer(name)
 
 
+_CLASSES: dict[str, Any] = {
+    "adamw": torch.optim.AdamW,
+    "nadamw": torch.optim.NAdam,
+    "muon": torch.optim.Muon,
+    "sgd": torch.optim.SGD,
+}
+PRESETS = {"lnb": "fast", "lnb-paper": "paper", "lnb-full-batch": "full_batch"}
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, nn.Module], list[Optimizer]]] = {
-    "lnb": lambda config, model: _lnb(config, model, "fast"),
-    "lnb-paper": lambda config, model: _lnb(config, model, "paper"),
-    "lnb-full-batch": lambda config, model: _lnb(config, model, "full_batch"),
+    **{name: partial(_lnb, preset=preset) for name, preset in PRESETS.items()},
     "adamw": _adamw,
+    "nadamw": _nadamw,
     "muon": _muon,
     "sgd": _sgd,
     **{name: _peer(name) for name in PEERS},
 }
-DEFAULT_LR = {"lnb": 0.1, "lnb-paper": 0.1, "lnb-full-batch": 1.0, "adamw": 1e-3, "muon": 3e-3, "sgd": 0.05}
+DEFAULT_LR = {name: lnb.DEFAULT_LR[preset] for name, preset in PRESETS.items()}
+DEFAULT_LR |= {"adamw": 1e-3, "nadamw": 1e-3, "muon": 3e-3, "sgd": 0.05}
 DEFAULT_LR |= {name: peer.lr for name, peer in PEERS.items()}

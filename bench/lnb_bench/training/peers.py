@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lnb_bench.training.errors import TrainingError
@@ -22,37 +24,68 @@ class Peer:
         attribute: the class.
         lr: default learning rate.
         settings: what makes its rule the one of its paper.
-        of_layers: it takes the model, and moves linear and convolution layers only.
+        takes: what it is given: ``"parameters"``; ``"groups"``, which say whether they are matrices of linear and convolution
+            layers; or ``"layers"``, the model, whose linear and convolution layers it moves while AdamW moves the rest.
+        others_lr: AdamW's rate for the rest in units of the peer's, where it takes layers.
         needs: a further package that it must have here.
+        schedule_free: it averages its iterates instead of lowering the rate, so that its rate stays constant.
     """
 
     package: str
     attribute: str
     lr: float
     settings: dict[str, Any] = field(default_factory=dict)
-    of_layers: bool = False
+    takes: str = "parameters"
+    others_lr: float = 1.0
     needs: str | None = None
+    schedule_free: bool = False
 
-    def build(self, name: str, model: nn.Module, settings: dict[str, Any]) -> Optimizer:
-        """The optimizer over all parameters of ``model``; ``settings`` over the peer's own.
+    def build(self, name: str, model: nn.Module, settings: dict[str, Any]) -> list[Optimizer]:
+        """Optimizers over all parameters of ``model`` that are not frozen; ``settings`` over the peer's own.
 
         Raises:
             PeerError: the package is missing or its import fails.
-            ValueError: the model has parameters that the optimizer does not move.
         """
         peer = load_peer(name)
         chosen = {"lr": self.lr, **self.settings, **settings}
-        if not self.of_layers:
-            made: Optimizer = peer(model.parameters(), **chosen)
-            return made
-        for path, module in model.named_modules():
-            if not isinstance(module, (nn.Linear, nn.Conv2d)) and any(True for _ in module.parameters(recurse=False)):
-                raise ValueError(
-                    f"optimizer {name!r} moves linear and convolution layers only, and {path or 'the model'!r} is a "
-                    f"{type(module).__name__} with parameters: leave {name!r} out here"
-                )
-        made = peer(model, **chosen)
+        if self.takes == "parameters":
+            return [peer([parameter for parameter in model.parameters() if parameter.requires_grad], **chosen)]
+        matrices, others = matrices_and_others(model)
+        if self.takes == "groups":
+            return [peer(list(_groups(matrices, others, chosen)), **chosen)]
+        mine = {id(weight) for weight in matrices}
+        for module in model.modules():
+            if isinstance(module, LAYERS) and id(module.weight) in mine and module.bias is not None:
+                mine.add(id(module.bias))
+        rest = [parameter for parameter in others if id(parameter) not in mine]
+        made: list[Optimizer] = [peer(model, **chosen)]
+        if rest:
+            made.append(torch.optim.AdamW(rest, lr=self.others_lr * chosen["lr"]))
         return made
+
+
+LAYERS = (nn.Linear, nn.Conv2d)
+
+
+def matrices_and_others(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights of linear and convolution layers, each once, and all other parameters; none that is frozen."""
+    matrices: list[Tensor] = []
+    for module in model.modules():
+        if not isinstance(module, LAYERS) or not module.weight.requires_grad:
+            continue
+        if not any(module.weight is weight for weight in matrices):
+            matrices.append(module.weight)
+    taken = {id(weight) for weight in matrices}
+    return matrices, [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+
+
+def _groups(matrices: list[Tensor], others: list[Tensor], chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One group of matrices and one of the rest, at one rate and decay; empty ones are left out."""
+    decay = chosen.get("weight_decay", 0.0)
+    if matrices:
+        yield {"params": matrices, "use_muon": True}
+    if others:
+        yield {"params": others, "use_muon": False, "lr": chosen["lr"], "betas": (0.9, 0.999), "weight_decay": decay}
 
 
 SUITE = "pytorch_optimizer"
@@ -68,7 +101,18 @@ PEERS: dict[str, Peer] = {
     "psgd": Peer(SUITE, "Kron", 1e-3, needs="opt_einsum"),
     # K-FAC with inverse-free updates of its factors (IKFAC of arXiv:2312.05705, which sets the momentum alpha1 to 0); their
     # gradients are those of losses that are means over the batch
-    "kfac": Peer("singd.optim.optimizer", "SINGD", 3e-2, {"kfac_like": True, "alpha1": 0.0}, of_layers=True),
+    "kfac": Peer(
+        "singd.optim.optimizer",
+        "SINGD",
+        3e-2,
+        {"kfac_like": True, "alpha1": 0.0, "warn_unsupported": False},
+        takes="layers",
+        others_lr=1 / 30,  # AdamW's default beside this one's
+    ),
+    # NorMuon, arXiv:2510.05491, in AdamW's unit of the rate; AdamW moves what is no matrix, at the same rate
+    "normuon": Peer(SUITE, "NorMuon", 3e-3, {"update_scale": "match_rms", "weight_decay": 0.01}, takes="groups"),
+    # Schedule-Free AdamW, arXiv:2405.15682
+    "schedule-free": Peer(SUITE, "ScheduleFreeAdamW", 2.5e-3, schedule_free=True),
 }
 
 

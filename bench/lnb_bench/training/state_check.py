@@ -118,7 +118,7 @@ def check_moments(saved: dict[str, Any], parameters: list[Tensor], names: tuple[
         for name, value in moments.items():
             if value is None and name not in names:
                 continue
-            shape = () if name == "step" else tuple(parameter.shape)
+            shape = () if name in ("step", "mu_product") else tuple(parameter.shape)
             if not isinstance(value, Tensor) or tuple(value.shape) != shape:
                 has = tuple(value.shape) if isinstance(value, Tensor) else shortened(value)
                 raise CheckpointError(

@@ -128,7 +128,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def damaged_study(study: Path, folder: Path, draw: random.Random, names: list[str]) -> tuple[str, Path]:
     copy = Path(shutil.copytree(study, folder))
-    if draw.random() < 0.5:  # else the files of the runs hide their lines
+    if draw.random() < 0.5:  # else the files of the runs hide their rows
         shutil.rmtree(copy / "runs" / "cells")
     files = [file for name in names for file in sorted(copy.glob(name))]
     file = draw.choice(files)
@@ -138,7 +138,7 @@ def damaged_study(study: Path, folder: Path, draw: random.Random, names: list[st
 def test_benching_on_damaged_studies(study: Path, tmp_path: Path) -> None:
     for seed in range(SEED, SEED + CASES):
         draw = random.Random(seed)
-        names = ["small.toml", "runs/results.jsonl", "runs/cells/*.json", "runs/suite.toml"]
+        names = ["small.toml", "runs/results.parquet", "runs/cells/*.json", "runs/suite.toml"]
         case, copy = damaged_study(study, tmp_path / str(seed), draw, names)
         options = ("--quick", "--out", copy / "runs", "--task", "digits")
         invoke(f"seed {seed}, {case}", "run", copy / "small.toml", *options)
@@ -151,7 +151,7 @@ def test_reporting_damaged_studies(study: Path, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr("lnb_bench.study.profile_pictures.profile", lambda profile, theme: b"")
     for seed in range(SEED, SEED + CASES):
         draw = random.Random(seed)
-        names = ["small.toml", "runs/results.jsonl", "runs/cells/*.json", *(f"{kind}.json" for kind in PROFILES)]
+        names = ["small.toml", "runs/results.parquet", "runs/cells/*.json", *(f"{kind}.json" for kind in PROFILES)]
         case, copy = damaged_study(study, tmp_path / str(seed), draw, names)
         profiles = [part for kind in PROFILES for part in ("--profile", copy / f"{kind}.json")]
         options: list[Any] = ["--quick", "--out", copy / "page", "--markdown", copy / "page.md", *profiles]

@@ -16,6 +16,7 @@ from small_study import PROFILES, SUITE
 
 from lnb_bench.study import Findings, Store, SuiteError, compare, families, load_profile, load_suite
 from lnb_bench.study.markdown import markdown
+from lnb_bench.study.parquet import from_parquet, to_parquet
 from lnb_bench.study.profiles import save_profile
 from lnb_bench.training import TrainingError
 from lnb_bench.training.lock import locked
@@ -128,32 +129,34 @@ def test_a_kept_run_that_was_changed(study: Path, change: Callable[[Any], object
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("change", "message"),
     [
-        ('"metric":"accuracy"', '"metric":"acuracy"', "metric='acuracy' must be one of its figures loss, accuracy"),
-        ('"records":{', '"records":{"test":3,"x":{', "line 2 is damaged"),
-        ('"step":[0', '"step":[null', "step=None must be a whole number of at least 0"),
-        ('"step":[0', '"step":[0,0', "the columns of its test records have different lengths"),
-        ('"step":[0', '"pets":[0', "the column 'step' of its test records must be a list"),
-        ('"wall":', '"wall":' + "[" * 100_000, "it is nested too deeply"),
-        ('"wall":', '"wall":NaN,"x":', "NaN is not a finite number"),
+        (lambda row: row.update(metric="acuracy"), "run 2: metric='acuracy' must be one of its figures loss, accuracy"),
+        (
+            lambda row: row["records"]["test"]["step"].append(99),
+            "the columns of its test records have different lengths",
+        ),
+        (lambda row: row["records"]["test"].pop("step"), "the column 'step' of its test records must be a list"),
+        (lambda row: row.update(environment={}), "run 2: versions=None must be a table of texts"),
+        (lambda row: row.update(wall=None), "run 2: wall=None must be a finite number"),
     ],
 )
-def test_a_line_of_results_that_was_changed(study: Path, old: str, new: str, message: str) -> None:
+def test_a_row_of_results_that_was_changed(study: Path, change: Callable[[Any], object], message: str) -> None:
     shutil.rmtree(study / "runs" / "cells")
-    file = study / "runs" / "results.jsonl"
-    first, second = file.read_text().splitlines()
-    file.write_text(f"{first}\n{second.replace(old, new, 1)}\n")
+    file = study / "runs" / "results.parquet"
+    rows = list(from_parquet(file.read_bytes()))
+    change(rows[1])
+    file.write_bytes(to_parquet(rows))
     output = invoke("report", study / "small.toml", study / "runs", "--quick", "--out", study / "page", code=1)
-    assert f"{file}: line 2 is damaged (" in output
+    assert f"{file}: damaged (" in output
     assert message in output
 
 
-@pytest.mark.parametrize("name", ["results.jsonl", "cells"])
+@pytest.mark.parametrize("name", ["results.parquet", "cells"])
 @pytest.mark.parametrize("kind", ["folder", "fifo"])
 def test_something_else_in_place_of_results(study: Path, name: str, kind: str) -> None:
-    file = study / "runs" / "results.jsonl" if name == "results.jsonl" else next((study / "runs" / "cells").glob("*"))
-    if name == "results.jsonl":
+    file = study / "runs" / name if name == "results.parquet" else next((study / "runs" / "cells").glob("*"))
+    if name == "results.parquet":
         shutil.rmtree(study / "runs" / "cells")
     file.unlink()
     os.mkfifo(file) if kind == "fifo" else file.mkdir()

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lnb_bench.study import Findings, Store, Suite, compare, families, load_profile, load_suite
+from lnb_bench.study import Findings, Store, Suite, findings, load_profile, load_suite
 from lnb_bench.study.markdown import markdown
 from lnb_bench.study.profiles import KINDS
 
 ROOT = Path(__file__).resolve().parents[3]
-DOCUMENTS = {"study": "results", "peers": "results-peers"}
+DOCUMENTS = {"study": "results", "peers": "results-peers", "protocol-slice": "results-protocol-slice"}
+SHORT_FORMS = {"protocol-slice": "protocol"}
 
 
 @pytest.fixture(scope="module", params=DOCUMENTS)
@@ -21,31 +22,39 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def suite(name: str) -> Suite:
-    return load_suite(ROOT / "bench" / "suites" / f"{name}.toml")
+    folder = ROOT / "bench" / "suites"
+    if name in SHORT_FORMS:
+        return load_suite(folder / f"{SHORT_FORMS[name]}.toml", "quick")
+    return load_suite(folder / f"{name}.toml")
 
 
 @pytest.fixture(scope="module")
-def findings(name: str, suite: Suite) -> Findings:
+def found(name: str, suite: Suite) -> Findings:
     """What the report is made of, from the data of the repository alone."""
     results = ROOT / "bench" / "results" / name
-    comparisons = tuple(compare(suite, Store(results)))
-    profiles = tuple(load_profile(results / f"{kind}.json") for kind in KINDS if name == "study")
-    return Findings(comparisons, tuple(families(suite, comparisons)), profiles)
+    profiles = [load_profile(results / f"{kind}.json") for kind in KINDS if name == "study"]
+    return findings(suite, Store(results), profiles, _note(name))
 
 
-def test_every_task_is_finished_with_every_seed(suite: Suite, findings: Findings) -> None:
-    assert [comparison.task.label for comparison in findings.comparisons] == [task.label for task in suite.tasks]
-    for comparison in findings.comparisons:
+def _note(name: str) -> str:
+    """What the document says that it is, where the command that makes it says so."""
+    text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    return text.split('--note "')[1].split('"')[0] if name in SHORT_FORMS else ""
+
+
+def test_every_task_is_finished_with_every_seed(suite: Suite, found: Findings) -> None:
+    assert [comparison.task.label for comparison in found.comparisons] == [task.label for task in suite.tasks]
+    for comparison in found.comparisons:
         for row in comparison.rows:
-            assert row.lr is None or len(row.runs) + row.failed >= len(suite.seeds), (
+            assert row.lr is None or len(row.runs) + row.failed >= len(suite.judged_seeds), (
                 comparison.task.label,
                 row.optimizer,
             )
 
 
-def test_the_document_is_made_from_the_data(name: str, findings: Findings) -> None:
+def test_the_document_is_made_from_the_data(name: str, found: Findings) -> None:
     document = ROOT / "docs" / f"{DOCUMENTS[name]}.md"
-    assert document.read_text(encoding="utf-8") == markdown(findings, DOCUMENTS[name])
+    assert document.read_text(encoding="utf-8") == markdown(found, DOCUMENTS[name])
 
 
 def test_the_data_are_small(name: str) -> None:

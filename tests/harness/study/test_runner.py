@@ -26,6 +26,7 @@ from lnb_bench.cli.study import duration
 from lnb_bench.study import Cell, Outcome, Store, Suite, compare, load_suite, run_suite, runner
 from lnb_bench.study.environment import environment
 from lnb_bench.study.memory import peak_bytes
+from lnb_bench.study.parquet import from_parquet
 from lnb_bench.training import OPTIMIZERS, Record, TrainingError, files, peers
 
 
@@ -139,10 +140,10 @@ def test_a_grid_grows_while_its_best_is_at_an_edge(
     assert [(row.lr, row.rate_at_edge) for row in comparison.rows] == [(0.03, False), (added[1], True)]
 
 
-def test_one_file_of_lines_is_enough_for_a_report(suite_file: Path, tmp_path: Path) -> None:
+def test_one_file_is_enough_for_a_report(suite_file: Path, tmp_path: Path) -> None:
     store, suite = Store(tmp_path / "runs"), quick(suite_file)
     outcomes = [p.outcome for p in run_suite(suite, store)]
-    lines = store.pack()
+    packed = store.pack()
     shutil.rmtree(store.path / "cells")
     again = Store(store.path)
     for cell, outcome in zip(suite.tuning_cells(suite.tasks[0]), outcomes, strict=True):
@@ -151,17 +152,17 @@ def test_one_file_of_lines_is_enough_for_a_report(suite_file: Path, tmp_path: Pa
         rounded = [dataclasses.replace(record, seconds=round(record.seconds, 6)) for record in outcome.records]
         assert read == dataclasses.replace(outcome, records=tuple(rounded))
     assert [p.kept for p in run_suite(suite, again)] == [True, True]
-    assert again.pack().read_text() == lines.read_text()  # what has no file of its own stays
-    lines.write_text(lines.read_text()[:-9])
+    assert again.pack().read_bytes() == packed.read_bytes()  # what has no file of its own stays
+    packed.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(
-        TrainingError, match=r"results.jsonl: line 2 is damaged .*; remove the line, and the run is made"
+        TrainingError, match=r"results.parquet: damaged .*; remove it, and the runs that it held are made"
     ):
         Store(store.path).load(suite.tuning_cells(suite.tasks[0])[0])
 
 
 def test_the_finished_study_is_packed(suite_file: Path, tmp_path: Path) -> None:
     invoke("run", suite_file, "--quick", "--out", tmp_path / "runs")
-    assert len((tmp_path / "runs" / "results.jsonl").read_text().splitlines()) == 2
+    assert len(list(from_parquet((tmp_path / "runs" / "results.parquet").read_bytes()))) == 2
 
 
 def test_clocks(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +262,9 @@ def test_peers_that_are_missing_or_broken(suite_file: Path, tmp_path: Path, monk
     output = invoke("run", suite_file, "--out", tmp_path / "runs", code=1)
     assert "importing broken_peers failed (OSError: libpeer.so is missing)" in output
     assert not (tmp_path / "runs" / "cells").exists()
+    output = invoke("run", suite_file, "--out", tmp_path / "runs", "--task", "digits", "--skip-missing")
+    assert "left out: optimizer 'soap': importing broken_peers failed" in output
+    assert "3 runs in" in output  # AdamW's
 
 
 @pytest.mark.parametrize("peer", [name for name in OPTIMIZERS if name not in ("lnb", "adamw")])

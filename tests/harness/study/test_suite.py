@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lnb_bench.study import SuiteError, load_suite
+from lnb_bench.study.search import Knobs
 
 SUITES = Path(__file__).resolve().parents[3] / "bench" / "suites"
 
@@ -19,7 +20,7 @@ def test_cells_of_a_suite(suite_file: Path) -> None:
         ("lnb", 0.01, 0), ("adamw", 0.003, 0), ("lnb", 0.03, 0), ("adamw", 0.01, 0),
     ]  # fmt: skip
     assert [c.lr for c in suite.tuning_cells(matrix) if c.optimizer.label == "adamw"] == [0.03, 0.1, 0.3]
-    assert [(c.optimizer.label, c.lr, c.seed) for c in suite.repeat_cells(digits, {"adamw": 0.01})] == [
+    assert [(c.optimizer.label, c.lr, c.seed) for c in suite.repeat_cells(digits, {"adamw": (0.01, Knobs())})] == [
         ("adamw", 0.01, 1)
     ]
 
@@ -70,7 +71,11 @@ def test_only_a_part(suite_file: Path) -> None:
         load_suite(suite_file).only(["mnits"], None)
 
 
-@pytest.mark.parametrize(("name", "mode"), [("study", None), ("study", "quick"), ("study", "full"), ("peers", None)])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("study", None), ("study", "quick"), ("study", "full"), ("peers", None),
+     *((name, mode) for name in ("protocol", "ablations") for mode in (None, "quick"))],
+)  # fmt: skip
 def test_the_shipped_suites_are_well_formed(name: str, mode: str | None) -> None:
     suite = load_suite(SUITES / f"{name}.toml", mode)
     assert all(suite.baseline in [o.label for o in suite.contestants(task)] for task in suite.tasks)

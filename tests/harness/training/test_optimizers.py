@@ -29,7 +29,6 @@ def test_all_parameters_move(name: str) -> None:
     if name in PEERS:
         package = PEERS[name].package.partition(".")[0]
         pytest.importorskip(package, reason=f"NO PEER {name}: {package} is not installed")
-        model = model[:-1] if PEERS[name].of_layers else model
     optimizer = build_optimizer(OptimizerConfig(name, lr=0.01), model, "constant", 10)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for _ in range(2):
@@ -90,7 +89,7 @@ def test_bad_rates(lr: float) -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(
-        ValueError, match="optimizer='adam' must be one of lnb, lnb-paper, lnb-full-batch, adamw, muon, sgd"
+        ValueError, match="optimizer='adam' must be one of lnb, lnb-paper, lnb-full-batch, adamw, nadamw, muon, sgd"
     ):
         OptimizerConfig("adam")
     with pytest.raises(ValueError, match="schedule='linear' must be one of constant, cosine"):
@@ -114,9 +113,51 @@ def test_a_missing_peer(monkeypatch: pytest.MonkeyPatch) -> None:
         build_optimizer(OptimizerConfig("soap"), small_model(), "constant", 1)
 
 
-def test_a_peer_of_layers_refuses_what_it_would_not_move() -> None:
+def test_a_peer_of_layers_leaves_the_rest_to_adamw() -> None:
     pytest.importorskip("singd", reason="NO PEER kfac: singd is not installed")
-    with pytest.raises(
-        ValueError, match="optimizer 'kfac' moves linear and convolution layers only, and '4' is a LayerNorm"
-    ):
-        build_optimizer(OptimizerConfig("kfac"), small_model(), "constant", 1)
+    model = small_model()
+    layers, rest = build_optimizer(OptimizerConfig("kfac", lr=0.3), model, "constant", 1).parts
+    assert isinstance(rest, torch.optim.AdamW)
+    moved = [id(p) for part in (layers, rest) for group in part.param_groups for p in group["params"]]
+    assert sorted(moved) == sorted(map(id, model.parameters()))
+    assert [id(p) for p in rest.param_groups[0]["params"]] == [id(p) for p in model[-1].parameters()]  # type: ignore[index]
+    assert rest.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_warm_up() -> None:
+    optimizer = build_optimizer(OptimizerConfig("sgd", lr=0.4, warmup=0.25), small_model(), "cosine", 12)
+    rates = []
+    for _ in range(13):
+        rates.append(optimizer.lr)
+        optimizer.step()
+    falling = [0.2 * (1 + math.cos(math.pi * step / 9)) for step in range(10)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, *falling])
+    with pytest.raises(ValueError, match=r"warmup=1\.0 must be at least 0 and below 1"):
+        OptimizerConfig("sgd", warmup=1.0)
+
+
+def test_frozen_parameters_stay() -> None:
+    for name in ("adamw", "nadamw", "muon", "lnb"):
+        model = small_model()
+        model[0].requires_grad_(False)  # type: ignore[index]
+        before = [parameter.clone() for parameter in model[0].parameters()]  # type: ignore[index]
+        optimizer = build_optimizer(OptimizerConfig(name, weight_decay=0.1), model, "constant", 2)
+        backward(model)
+        optimizer.step()
+        assert all(torch.equal(a, b) for a, b in zip(model[0].parameters(), before, strict=True))  # type: ignore[index]
+
+
+def test_schedule_free_shows_its_average_and_goes_on_as_before() -> None:
+    pytest.importorskip("pytorch_optimizer", reason="NO PEER schedule-free: pytorch_optimizer is not installed")
+    model = small_model()
+    optimizer = build_optimizer(OptimizerConfig("schedule-free", lr=0.1), model, "cosine", 4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        backward(model)
+        optimizer.step()
+    assert optimizer.lr == 0.1  # the schedule is its own
+    training = [parameter.detach().clone() for parameter in model.parameters()]
+    with optimizer.evaluating():
+        assert not any(torch.equal(a, b) for a, b in zip(model.parameters(), training, strict=True))
+    for parameter, was in zip(model.parameters(), training, strict=True):
+        torch.testing.assert_close(parameter.detach(), was)
