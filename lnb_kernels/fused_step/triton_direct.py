@@ -286,7 +286,8 @@ def _launch(
     scratch = torch.empty((programs, side * pitch), dtype=torch.float32, device=partials.device)
     first = members[0][0]
     block = min(64, max(power_of_two(side), power_of_two(size)))
-    deep = min(16 if precision == "tf32x3" else 32, block)  # operands in two parts each take twice the registers
+    # Operands in two parts each take twice the registers; numbers that are loaded one by one wait in them, too.
+    deep = min(16 if precision == "tf32x3" or not aligned else 32, block)
     direct_kernel[(programs,)](
         table.numbers, shares, shares if bias_shares is None else bias_shares, partials, mixed_biases, scratch,
         table.numbers if ok is None else ok.view(torch.uint8), table.programs, pitch, side * pitch,

@@ -10,14 +10,15 @@ their squared norms, the row's step is multiplied by
 
 ``a`` is 1 where all gradients are the same and ``a_0`` where they are independent noise (:func:`noise_level`). ``v_i`` is taken
 to be at least this step's ``||g_i||^2``: a gradient that is far longer than those before it is most of the average, which would
-look like many gradients that agree, and make the longest steps for the rarest samples. After steps that
-are too long, gradients point back: the average cancels and ``a`` falls below ``a_0``. Near a minimum, and where the moves of
-many layers compound, this makes steps as short as needed; with noise alone they are a quarter of the region. It is the
-ratio of Adam (Kingma and Ba, 2015), taken over a neuron's row instead of one entry. Each layer also has a radius, the share
-of its region that it uses: it starts at a fifth, shrinks while the layer's gradients oppose each other and grows slowly
-otherwise (:func:`radii`), so that a step length that was too long is not tried again at once. The start is a warm-up that
-every run needs: first gradients agree in all layers, each layer would go to its bounds as if the others stood still, and in
-plain networks these moves compound before the first gradients that could show it.
+look like many gradients that agree, and make the longest steps for the rarest samples. After steps that are too long,
+gradients point back: the average cancels and ``a`` falls below ``a_0``. Near a minimum, and where the moves of many layers
+compound, this makes steps as short as needed; with noise alone they are a quarter of the region. It is the ratio of Adam
+(Kingma and Ba, 2015), taken over a neuron's row instead of one entry.
+
+Each layer also has a radius, the share of its region that it uses: it shrinks while the layer's gradients oppose each other and
+grows otherwise (:func:`radii`), so that a step length that was too long is not tried again at once. It starts at a fifth. That is
+a warm-up, which every run needs: at first the gradients of all layers agree, each would go to its bounds as if the others stood
+still, and in plain networks these moves compound before the first gradients that could show it.
 
 **Gain**, for gradients without noise: Levenberg and Marquardt's rule, per layer. Along the last step ``D`` of a layer, the
 slope of the loss was ``<g, D>`` and is now ``<g', D>``; were it a parabola, the best length would have been
@@ -46,7 +47,7 @@ _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.25, 1.3
 OPPOSED = 0.5
-FIRST_RADIUS, RADIUS_SHRINK, RADIUS_GROW, LEAST_RADIUS = 0.2, 0.9, 1.05, 1e-4
+FIRST_RADIUS, RADIUS_SHRINK, RADIUS_GROW, LEAST_RADIUS = 0.2, 0.8, 1.1, 1e-4
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def expected_squares(
 def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: Verdict, arenas: Arenas) -> Tensor:
     """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
 
-    It shrinks by a tenth while the layer's average is shorter than half of what independent gradients would make it, which
-    only gradients that point against each other do, and else grows by a twentieth. State of a layer's weight: ``radius``, which
+    It shrinks by a fifth while the layer's average is shorter than half of what independent gradients would make it, which
+    only gradients that point against each other do, and else grows by a tenth. State of a layer's weight: ``radius``, which
     starts at a fifth.
 
     Args:

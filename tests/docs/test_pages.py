@@ -40,12 +40,12 @@ def test_preset_values_are_those_of_the_code() -> None:
     tables = stated()
     assert tables.keys() == PRESETS.keys()
     for preset, values in tables.items():
-        config = {**dataclasses.asdict(PRESETS[preset]), "lr": lnb.DEFAULT_LR[preset]}
+        config = {**dataclasses.asdict(PRESETS[preset]()), "lr": lnb.DEFAULT_LR[preset]}
         for name, value in values.items():
             own = config[name]
             number = isinstance(own, int | float) and not isinstance(own, bool)
             assert (float(value) == own) if number else (value == str(own)), f"{preset}: {name} is {own}, not {value}"
-    assert tables["fast"].keys() == {*(field.name for field in dataclasses.fields(PRESETS["fast"])), "lr"}
+    assert tables["fast"].keys() == {*(field.name for field in dataclasses.fields(PRESETS["fast"]())), "lr"}
 
 
 def test_every_public_name_is_in_the_reference() -> None:
