@@ -53,8 +53,8 @@ LNB_EVERYWHERE double averaged_square(double average, double square, double b_ro
     return average + (1 - b_rows) * (least(square, kMostSquare) - average);
 }
 
-// What a row's average is judged by: the mean square of its gradients, at least this step's. A gradient that is far longer
-// than those before it is most of the average, and would look like many that agree.
+// What a row's average is judged by: the mean square of its gradients, at least this step's. A gradient that is far
+// longer than those before it is most of the average, and would look like many that agree.
 LNB_EVERYWHERE double judged_square(double mean_square, double square) {
     return most(mean_square, least(square, kMostSquare));
 }
