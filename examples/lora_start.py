@@ -63,7 +63,7 @@ def train(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
     lnb.detach(model)
 
 
-def main(steps: int = 60) -> float:
+def main(steps: int = 100) -> float:
     """Adapt, and return the share of inverted test digits that the model with CorDA's start recognises."""
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
@@ -93,5 +93,5 @@ def main(steps: int = 60) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100)
     main(parser.parse_args().steps)

@@ -92,7 +92,9 @@ def dot(xs: Sequence[Tensor], ys: Sequence[Tensor], layers: Sequence[int] | None
     if not xs:
         return torch.empty(0)
     dtype = sum_dtype(xs[0].device)
-    if all(x is y for x, y in zip(xs, ys, strict=True)) and not any(map(Tensor.is_neg, xs)):
+    # Elsewhere than on a CPU one launch for all is worth the rounding of a root that is squared again.
+    squares = not xs[0].is_cpu and all(x is y for x, y in zip(xs, ys, strict=True))
+    if squares and not any(map(Tensor.is_neg, xs)):
         sums = torch.stack(torch._foreach_norm(list(xs), 2, dtype)).square()
     else:
         products = [x.to(dtype) * y.to(dtype) for x, y in zip(xs, ys, strict=True)]

@@ -16,9 +16,10 @@ compound, this makes steps as short as needed; with noise alone they are a quart
 (Kingma and Ba, 2015), taken over a neuron's row instead of one entry.
 
 Each layer also has a radius, the share of its region that it uses: it shrinks while the layer's gradients oppose each other and
-grows otherwise (:func:`radii`), so that a step length that was too long is not tried again at once. It starts at a fifth. That is
-a warm-up, which every run needs: at first the gradients of all layers agree, each would go to its bounds as if the others stood
-still, and in plain networks these moves compound before the first gradients that could show it.
+grows otherwise (:func:`radii`), so that a step length that was too long is not tried again at once. It starts at one over the
+number of layers, but at least at a fifth (:func:`first_radius`). That is a warm-up, which every deep network needs: at first the
+gradients of all layers agree, each would go to its bounds as if the others stood still, and in plain networks these moves
+compound before the first gradients that could show it.
 
 **Gain**, for gradients without noise: Levenberg and Marquardt's rule, per layer. Along the last step ``D`` of a layer, the
 slope of the loss was ``<g, D>`` and is now ``<g', D>``; were it a parabola, the best length would have been
@@ -47,7 +48,8 @@ _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.25, 1.3
 OPPOSED = 0.5
-FIRST_RADIUS, RADIUS_SHRINK, RADIUS_GROW, LEAST_RADIUS = 0.2, 0.8, 1.1, 1e-4
+RADIUS_SHRINK, RADIUS_GROW, LEAST_RADIUS = 0.8, 1.1, 1e-4
+LEAST_FIRST_RADIUS = 0.2
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,17 @@ def expected_squares(
     return share.square() * past + (share * (1 - b) + take).square() * fresh
 
 
+def first_radius(layers: int) -> float:
+    """The radius that each of so many layers starts with: moves of all together are as long as one's whole region."""
+    return max(1 / max(1, layers), LEAST_FIRST_RADIUS)
+
+
 def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: Verdict, arenas: Arenas) -> Tensor:
     """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
 
     It shrinks by a fifth while the layer's average is shorter than half of what independent gradients would make it, which
-    only gradients that point against each other do, and else grows by a tenth. State of a layer's weight: ``radius``, which
-    starts at a fifth.
+    only gradients that point against each other do, and else grows by a tenth. State of a layer's weight: ``radius``,
+    which starts at :func:`first_radius`.
 
     Args:
         works: the layers.
@@ -143,7 +150,9 @@ def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: V
         verdict: whether state may change.
         arenas: where the state lives.
     """
-    kept = arenas.select("radius", [work.state for work in works], [()] * len(works), averages, start=FIRST_RADIUS)
+    kept = arenas.select(
+        "radius", [work.state for work in works], [()] * len(works), averages, start=first_radius(len(works))
+    )
     opposed = averages < OPPOSED**2 * expected
     radius = (kept.read() * torch.where(opposed, RADIUS_SHRINK, RADIUS_GROW)).clamp(LEAST_RADIUS, 1.0)
     kept.write(radius, verdict.on(averages.device))

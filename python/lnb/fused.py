@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lnb.arenas import Arenas, constant
 from lnb.averages import ADAM_EPSILON, state_like
 from lnb.config import Config
-from lnb.damping import FIRST_RADIUS
+from lnb.damping import first_radius
 from lnb.master import has_master, masters_of, remember
 from lnb.prepared import serves, settings_of
 from lnb.scratch import Scratch
@@ -95,7 +95,7 @@ def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) 
     counted = arenas.select("step", [work.states[p] for p in ordered], [()] * len(ordered), wide.float())
     found = [arenas.select("row_square", states, rows, wide)]
     for key in _LAYER_NUMBERS:
-        start = FIRST_RADIUS if key == "radius" else 0.0
+        start = first_radius(len(states)) if key == "radius" else 0.0
         found.append(arenas.select(key, states, [()] * len(states), wide, start=start))
     numbers = [selection.memory() for selection in (counted, *found)]
     if any(number is None for number in numbers):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lnb
-from lnb import fused
 from lnb import refresh as refreshing
+from lnb import split_refresh
 from lnb import step as stages
 from lnb_kernels.refresh import AveragedGradient
 
@@ -74,8 +74,7 @@ def stepped(
             if simulator is not None:
                 launches[:] = simulator.launches
 
-        patch.setattr(stages, "refresh", refresh)
-        patch.setattr(fused, "refresh", refresh)
+        patch.setattr(split_refresh, "refresh", refresh)
         patch.setattr(stages, "prepare", lambda *_: None)  # the form of the stages that accelerators take
         for _ in range(count):
             optimizer.zero_grad()
@@ -143,7 +142,7 @@ def test_averages_that_are_formed_where_they_are_read() -> None:
                     *arguments,
                 )
 
-            patch.setattr(stages, "refresh", refresh)
+            patch.setattr(split_refresh, "refresh", refresh)
             patch.setattr(stages, "prepare_fused", lambda *_: None)  # whose steps hand over such averages themselves
             torch.manual_seed(0)
             layer = nn.Linear(5, 4)

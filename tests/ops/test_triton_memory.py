@@ -101,10 +101,15 @@ def test_results_are_written_whole_without_races(
 
 
 def test_every_kernel_was_launched(launched: set[str]) -> None:
-    """After the tests above: no kernel of the package escapes them."""
+    """After the tests above: no kernel of the package escapes them, but those that find tensors by tables of addresses.
+
+    ``test_fused_kernels`` watches these.
+    """
     defined = set()
     for module in pkgutil.walk_packages(lnb_kernels.__path__, "lnb_kernels."):
-        if "triton" in module.name:
+        if "triton" in module.name and not module.name.startswith(
+            ("lnb_kernels.fused_step", "lnb_kernels._triton.tables")
+        ):
             values = vars(importlib.import_module(module.name)).values()
             defined |= {value.__name__ for value in values if isinstance(value, type(careless_kernel))}
     assert {name for name in defined if name.endswith("_kernel")} == launched

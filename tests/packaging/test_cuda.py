@@ -83,7 +83,9 @@ def test_a_compiler_that_pip_installed_is_found_from_an_isolated_build(project: 
         [sys.executable, "-S", str(script)], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [f"{home}/bin/nvcc" for home in (homes[2], homes[1], homes[0])]
-    done, info = configure(project, LNB_CUDA="auto", VIRTUAL_ENV=environment["VIRTUAL_ENV"])
+    done, info = configure(
+        project, LNB_CUDA="auto", VIRTUAL_ENV=environment["VIRTUAL_ENV"], CMAKE_FIND_USE_CMAKE_SYSTEM_PATH="OFF"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"nvcc 11.8 ({homes[2]}/bin/nvcc) is older" in json.loads(info.read_text())["cuda"]["reason"]
 

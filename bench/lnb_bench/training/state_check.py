@@ -13,6 +13,9 @@ from lnb_bench.training.errors import CheckpointError
 from lnb_bench.training.records import is_count, is_number, shortened
 from lnb_bench.training.structure import require_entries, require_equal, require_like
 
+# What the schedule or every step moves: LNB's progress, and what Schedule-Free AdamW weighs its average by.
+_MOVED = ("lr", PROGRESS, "weight_sum", "lr_max", "train_mode")
+
 
 def check_state(saved: Any, mine: dict[str, Any]) -> None:
     """Require that ``saved`` can be taken over by a trainer whose own state is ``mine``.
@@ -86,8 +89,7 @@ def _check_optimizer(saved: Any, mine: dict[str, Any], step: int) -> None:
             if not is_number(group["lr"]) or not math.isfinite(group["lr"]):
                 raise CheckpointError(f"lr is {shortened(group['lr'])} in the checkpoint, must be a finite number")
             for name, value in own_group.items():
-                # the schedule moves lr, and every step LNB's progress; another torch may know other settings
-                if name not in ("lr", PROGRESS) and name in group:
+                if name not in _MOVED and name in group:  # another torch may know other settings
                     require_equal(name, group[name], value)
 
 

@@ -81,11 +81,11 @@ def test_progress_and_environment(suite_file: Path, tmp_path: Path) -> None:
 
 
 def test_evaluation_on_the_first_examples(suite_file: Path, tmp_path: Path) -> None:
-    suite_file.write_text(suite_file.read_text().replace("steps = 24", "steps = 24\ntest_examples = 7"))
+    suite_file.write_text(suite_file.read_text().replace("steps = 24", "steps = 24\ntest_examples = 50"))
     for progress in run_suite(quick(suite_file), Store(tmp_path / "runs")):
-        hits = [7 * record.values["accuracy"] for record in progress.outcome.records if record.split == "test"]
+        hits = [50 * record.values["accuracy"] for record in progress.outcome.records if record.split == "test"]
         assert hits == pytest.approx([round(hit) for hit in hits])
-        assert max(hits) <= 7
+        assert max(hits) <= 50
 
 
 def test_a_diverged_run_has_no_time_and_the_study_goes_on(suite_file: Path, tmp_path: Path) -> None:
