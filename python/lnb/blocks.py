@@ -41,6 +41,7 @@ class Block:
     bias_role: str | None = "bias"
     shape: tuple[int, int, int] = field(init=False)  # groups, rows, d_in
     columns: Columns | None = field(init=False, default=None)  # where ranks share out the inputs
+    is_first: bool = field(init=False, default=True)  # not: further rows, cut off, of a layer that counts once
 
     def __post_init__(self) -> None:
         d_in = self.weight[0].numel()

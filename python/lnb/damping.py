@@ -150,9 +150,9 @@ def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: V
         verdict: whether state may change.
         arenas: where the state lives.
     """
-    kept = arenas.select(
-        "radius", [work.state for work in works], [()] * len(works), averages, start=first_radius(len(works))
-    )
+    states = [work.state for work in works]
+    start = first_radius(sum(work.block.is_first for work in works))
+    kept = arenas.select("radius", states, [()] * len(works), averages, start=start)
     opposed = averages < OPPOSED**2 * expected
     radius = (kept.read() * torch.where(opposed, RADIUS_SHRINK, RADIUS_GROW)).clamp(LEAST_RADIUS, 1.0)
     kept.write(radius, verdict.on(averages.device))

@@ -95,7 +95,7 @@ def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) 
     counted = arenas.select("step", [work.states[p] for p in ordered], [()] * len(ordered), wide.float())
     found = [arenas.select("row_square", states, rows, wide)]
     for key in _LAYER_NUMBERS:
-        start = first_radius(len(states)) if key == "radius" else 0.0
+        start = first_radius(sum(layer.block.is_first for layer in work.blocks)) if key == "radius" else 0.0
         found.append(arenas.select(key, states, [()] * len(states), wide, start=start))
     numbers = [selection.memory() for selection in (counted, *found)]
     if any(number is None for number in numbers):
