@@ -20,6 +20,7 @@ from lnb_kernels.fused_step.apply_entries import (
     LISTS,
     WRITTEN,
     Entry,
+    dense,
     entries_of,
     is_kernel_memory,
     takes_memory,
@@ -58,7 +59,8 @@ def apply_(
         params, masters, averages, squares, directions, row_scales, gradients, mastered, places, groups
     )
     # These names keep the tensors alive whose addresses the kernel gets.
-    scales, shorter, shares, corrections = (_dense(values) for values in (scales, shorter, shares, corrections))
+    scales = scales.resolve_neg().contiguous()
+    shorter, shares, corrections = map(dense, (shorter, shares, corrections))
     flags = finite[0] if finite else None
     of_lr, of_decay = (
         [rate_beside(pair, scales.device) for pair in zip(numbers, tensors, strict=True)]
@@ -99,10 +101,6 @@ def _fields(native: Any, entry: Entry) -> tuple[int, ...] | None:
         y.data_ptr(), int(type_of_y), _address(row_scales), 0 if row_scales is None else width_of(param), _address(average),
         _address(square), param.numel(), place, number, group,
     )  # fmt: skip
-
-
-def _dense(values: Any) -> Any:
-    return None if values is None else values.resolve_neg().contiguous()
 
 
 def _rate(native: Any, number: float, tensor: Tensor | None) -> tuple[float, int, Any]:

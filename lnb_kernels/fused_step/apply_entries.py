@@ -93,3 +93,8 @@ def _read_side_by_side(param: Tensor, y: Tensor, beside: Sequence[Tensor]) -> bo
     if torch._debug_has_internal_overlap(param) != 0:
         return False
     return all(tensor.shape == param.shape and tensor.stride() == param.stride() for tensor in (y, *beside))
+
+
+def dense(values: Tensor | None) -> Tensor | None:
+    """Numbers of all layers as kernels read them: one after the other, and as they stand in memory."""
+    return None if values is None else values.resolve_neg().contiguous()

@@ -15,7 +15,15 @@ from lnb_kernels._triton.arch import Arch, arch_of
 from lnb_kernels._triton.launch import compiles_or_unavailable, on_device
 from lnb_kernels._writes import require_writable
 from lnb_kernels.fused_step import apply_reference, reference
-from lnb_kernels.fused_step.apply_entries import LISTS, WRITTEN, Entry, entries_of, is_kernel_memory, takes_memory
+from lnb_kernels.fused_step.apply_entries import (
+    LISTS,
+    WRITTEN,
+    Entry,
+    dense,
+    entries_of,
+    is_kernel_memory,
+    takes_memory,
+)
 from lnb_kernels.fused_step.layers import DirectLayer, FinishLayer, is_finished, is_served, offsets
 from lnb_kernels.fused_step.left_over import direct_left_over_
 from lnb_kernels.fused_step.triton_apply import Numbers, launch_moves
@@ -41,7 +49,6 @@ def direct_layers_(
     places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
     of_layers = [(*place, slot) for slot, place in enumerate(places)]
     served = list(map(is_served, layers))
-    direct_left_over_(layers, served, partials, mixed_biases, shares, bias_shares, decay, take, ok)
     shares, bias_shares = shares.resolve_neg(), None if bias_shares is None else bias_shares.resolve_neg()
     arch = arch_of(partials.device)
     with on_device(partials):
@@ -50,6 +57,8 @@ def direct_layers_(
             [place for place, mine in zip(of_layers, served, strict=True) if mine],
             partials, mixed_biases, shares, bias_shares, decay, take, ok, _precision(precision, arch), arch,
         )  # fmt: skip
+    # After the kernel: where that does not compile, the reference takes all layers, of which none may have moved already.
+    direct_left_over_(layers, served, partials, mixed_biases, shares, bias_shares, decay, take, ok)
 
 
 def _precision(name: str, arch: Arch) -> str:
@@ -118,28 +127,23 @@ def apply_(
     )
     flags = finite[0] if finite else None
     scales = scales.resolve_neg().contiguous()
-    shorter, shares, corrections = map(_dense, (shorter, shares, corrections))
+    shorter, shares, corrections = map(dense, (shorter, shares, corrections))
     taken = [is_kernel_memory(flags) and _takes(entry) for entry in entries]
+    if any(taken):
+        with on_device(scales):
+            rates, found = rates_on_device([*of_lr, *of_decay], device)
+            launch_moves(
+                [entry for entry, mine in zip(entries, taken, strict=True) if mine],
+                found[: len(of_lr)],
+                found[len(of_lr) :],
+                Numbers(rates, scales, shorter, shares, corrections, flags, ok),
+                rule,
+            )
     rest = [entry for entry, mine in zip(entries, taken, strict=True) if not mine]
-    if rest:
+    if rest:  # after the kernels, as the directions above
         apply_reference.move(
             rest, apply_reference.Numbers(scales, shorter, shares, corrections, of_lr, of_decay, rule, flags, ok)
         )
-    if not any(taken):
-        return
-    with on_device(scales):
-        rates, found = rates_on_device([*of_lr, *of_decay], device)
-        launch_moves(
-            [entry for entry, mine in zip(entries, taken, strict=True) if mine],
-            found[: len(of_lr)],
-            found[len(of_lr) :],
-            Numbers(rates, scales, shorter, shares, corrections, flags, ok),
-            rule,
-        )
-
-
-def _dense(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.resolve_neg().contiguous()
 
 
 def _takes(entry: Entry) -> bool:

@@ -19,8 +19,9 @@ from triton_support import DEVICE
 import lnb
 import lnb_kernels as lk
 from lnb_kernels import _captured
+from lnb_kernels._backend import KernelUnavailable
 from lnb_kernels._triton import tables
-from lnb_kernels.fused_step import triton_apply, triton_direct, triton_finish
+from lnb_kernels.fused_step import triton_apply, triton_direct, triton_finish, triton_kernel
 
 # Groups; blocks that are whole packs, and some that are not; with a bias and without; several blocks each way.
 SHAPES = [Shape(14, 21, 7, 7, groups=2), Shape(16, 48, 8, 16), Shape(72, 24, 72, 24, bias=False), Shape(1, 1, 1, 1)]
@@ -96,6 +97,22 @@ def test_layers_that_the_kernel_does_not_take_go_to_the_reference(kernels: str) 
     layers.direct("tf32x3")
     for i in range(2):
         assert_close_to_reference(*(x.directions[i] for x in (layers, truth, plain)))
+
+
+@pytest.mark.usefixtures("triton")
+def test_layers_are_averaged_once_where_the_kernel_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference takes over then, for all: none may have its gradient in its average already."""
+    layers = Layers.random([Shape(4, 6, 2, 3), Shape(145, 2, 145, 2)])
+
+    def fails(*_: Any) -> None:
+        raise KernelUnavailable("a test's kernel does not compile")
+
+    monkeypatch.setattr(triton_kernel, "launch_direct", fails)
+    lk.set_backend("triton")
+    before = [average.clone() for average in layers.momentum]
+    with pytest.raises(Exception, match="a test's kernel"):
+        layers.direct()
+    assert all(map(torch.equal, layers.momentum, before))
 
 
 @pytest.mark.parametrize("measured", [False, True])
