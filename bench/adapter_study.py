@@ -10,17 +10,13 @@ arXiv:2106.09685). Moments are of the 200 images: ``gather_moments`` runs the mo
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from moments_study import Results, build, digits, filled, judge, table, train
+from moments_study import Results, build, digits, judge, run, table, train
 from torch import Tensor, nn
 
 import lnb
@@ -111,22 +107,5 @@ def tables(kept: dict[str, Any]) -> str:
     return "\n".join([title, "", *table("adapters", rows, {"accuracy": 1})])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where to keep the results")
-    parser.add_argument("--page", type=Path, help="a page with the marks between which the table goes")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    kept: dict[str, Any] = {"date": date.today().isoformat(), "torch": torch.__version__, "results": {}}
-    for seed in range(arguments.seeds):
-        measure(seed, kept["results"])
-    print(tables(kept))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(kept) + "\n")
-    if arguments.page:
-        arguments.page.write_text(filled(arguments.page.read_text(), tables(kept), BEGIN, END))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, {"results": measure}, tables, BEGIN, END)

@@ -228,18 +228,29 @@ def filled(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     return f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
 
 
-PARTS = {"quantisation": quantisation, "merging": merging, "drift": drift}
+def run(
+    description: str | None,
+    parts: dict[str, Callable[[int, Results], None]],
+    tables: Callable[[dict[str, Any]], str],
+    begin: str = BEGIN,
+    end: str = END,
+) -> None:
+    """The command of a study: measure every part with every seed, print the tables, and keep what was asked for.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    Args:
+        description: of the command.
+        parts: what adds a seed's results to those of its name.
+        tables: of all that is kept.
+        begin, end: the marks of a page between which the tables go.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="where to keep the results")
     parser.add_argument("--page", type=Path, help="a page with the marks between which the tables go")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kept: dict[str, Any] = {"date": date.today().isoformat(), "torch": torch.__version__}
-    for name, measure in PARTS.items():
+    for name, measure in parts.items():
         kept[name] = {}
         for seed in range(arguments.seeds):
             measure(seed, kept[name])
@@ -247,8 +258,11 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(kept) + "\n")
     if arguments.page:
-        arguments.page.write_text(filled(arguments.page.read_text(), tables(kept)))
+        arguments.page.write_text(filled(arguments.page.read_text(), tables(kept), begin, end))
+
+
+PARTS = {"quantisation": quantisation, "merging": merging, "drift": drift}
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, PARTS, tables)
