@@ -34,7 +34,7 @@ class Exact(Solver):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solvers, "_SOLVERS", dict(solvers._SOLVERS))
+    monkeypatch.setattr(solvers._SOLVERS, "known", dict(solvers._SOLVERS.known))
     solvers.register(Exact())
 
 

@@ -27,7 +27,7 @@ class Fixed(TrustRegion):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trust_regions, "_REGIONS", dict(trust_regions._REGIONS))
+    monkeypatch.setattr(trust_regions._REGIONS, "known", dict(trust_regions._REGIONS.known))
     trust_regions.register(Fixed())
 
 

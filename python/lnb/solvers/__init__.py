@@ -19,11 +19,12 @@ This module imports no solver: :class:`lnb.config.Config` asks it for names and 
 
 from __future__ import annotations
 
+from lnb.registry import Registry
 from lnb.solvers.base import Solver
 
 __all__ = ["Solver", "names", "register", "solver_named"]
 
-_SOLVERS: dict[str, Solver] = {}
+_SOLVERS = Registry("solver", Solver, "lnb.solvers.Solver")
 
 
 def register(solver: Solver) -> None:
@@ -33,21 +34,14 @@ def register(solver: Solver) -> None:
         TypeError: ``solver`` is no :class:`Solver`.
         ValueError: its name is no text, or another solver has it.
     """
-    if not isinstance(solver, Solver):
-        raise TypeError(f"register: solver={solver!r} must be an instance of lnb.solvers.Solver")
-    name = getattr(solver, "name", None)
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"register: name={name!r} of {type(solver).__name__} must be a text that is not empty")
-    if name in _SOLVERS and type(_SOLVERS[name]) is not type(solver):
-        raise ValueError(f"register: name={name!r} is taken by {type(_SOLVERS[name]).__name__}; choose another")
-    _SOLVERS[name] = solver
+    _SOLVERS.add(solver)
 
 
 def names() -> tuple[str, ...]:
     """The names of all solvers."""
-    return tuple(_SOLVERS)
+    return tuple(_SOLVERS.known)
 
 
 def solver_named(name: str) -> Solver:
     """The solver of that name, which :func:`names` has."""
-    return _SOLVERS[name]
+    return _SOLVERS.known[name]

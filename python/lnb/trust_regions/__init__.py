@@ -19,6 +19,7 @@ A region of your own is a subclass of :class:`TrustRegion`, made known by :func:
 
 from __future__ import annotations
 
+from lnb.registry import Registry
 from lnb.trust_regions.base import Steps, TrustRegion
 from lnb.trust_regions.joint import Global
 from lnb.trust_regions.layer import Layer
@@ -29,7 +30,7 @@ from lnb.trust_regions.two_sided import TwoSided
 
 __all__ = ["Steps", "TrustRegion", "names", "region_named", "register"]
 
-_REGIONS: dict[str, TrustRegion] = {}
+_REGIONS = Registry("region", TrustRegion, "lnb.trust_regions.TrustRegion")
 
 
 def register(region: TrustRegion) -> None:
@@ -39,24 +40,17 @@ def register(region: TrustRegion) -> None:
         TypeError: ``region`` is no :class:`TrustRegion`.
         ValueError: its name is no text, or another region has it.
     """
-    if not isinstance(region, TrustRegion):
-        raise TypeError(f"register: region={region!r} must be an instance of lnb.trust_regions.TrustRegion")
-    name = getattr(region, "name", None)
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"register: name={name!r} of {type(region).__name__} must be a text that is not empty")
-    if name in _REGIONS and type(_REGIONS[name]) is not type(region):
-        raise ValueError(f"register: name={name!r} is taken by {type(_REGIONS[name]).__name__}; choose another")
-    _REGIONS[name] = region
+    _REGIONS.add(region)
 
 
 def names() -> tuple[str, ...]:
     """The names of all regions."""
-    return tuple(_REGIONS)
+    return tuple(_REGIONS.known)
 
 
 def region_named(name: str) -> TrustRegion:
     """The region of that name, which :func:`names` has."""
-    return _REGIONS[name]
+    return _REGIONS.known[name]
 
 
 for _region in (Global(), Layer(), Neuron(), TwoSided(), Spectral(), RootMeanSquare()):
