@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lnb.blocks import Block
 from lnb.identity import Identity, require_alike
+from lnb.late_flag import LateFlag
 from lnb.layers.capture import Capture
 from lnb.moment_sum import MomentSum, Slot, begun
 
@@ -60,7 +61,7 @@ class MomentExchange:
         self._launched: list[MomentSum] = []
         self._passes = 0  # backward passes since the last step, and before the launch
         self._launched_after = -1
-        self._differed: Tensor | None = None
+        self._differed: LateFlag | None = None
 
     @property
     def gathers(self) -> bool:
@@ -223,8 +224,9 @@ class MomentExchange:
                 require_alike(identity, () if alone else groups)
         else:
             differ = torch.stack([number != value for number, value in zip(numbers.unbind(), own, strict=True)]).any()
-            self._differed = differ & numbers.isfinite().all()
-            flag.masked_fill_(self._differed, math.nan)
+            differ &= numbers.isfinite().all()
+            flag.masked_fill_(differ, math.nan)
+            self._differed = LateFlag(differ)
         return flag
 
     def _kinds(self, blocks: Iterable[Block]) -> dict[tuple[torch.device, torch.dtype], list[Slot]]:
@@ -239,9 +241,9 @@ class MomentExchange:
         return kinds
 
     def _raise_late(self) -> None:
-        """On accelerators the host learns of a difference at the next step, by when it is known without waiting."""
+        """On accelerators the host learns of a difference at the next step: without waiting for this one's gradients."""
         differed, self._differed = self._differed, None
-        if differed is not None and bool(differed):
+        if differed is not None and differed.read():
             raise RuntimeError(
                 "step(): the ranks that train this model together had different models, settings or rates, or were at different "
                 "steps, at the step before, which changed nothing. Set rates alike on every rank, and load states on all of them"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lnb.late_flag import LateFlag
 from lnb.verdict import Verdict
 
 
@@ -37,3 +38,33 @@ def test_the_host_reads_the_verdict_when_it_has_come(value: bool) -> None:
     assert flag.blocked == [True]  # once a step
     verdict.on(torch.device("meta"))
     assert flag.blocked == [True, False]  # another accelerator is not waited for
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_late_flag_is_read_when_its_copy_has_landed(value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy lands when its event is waited for; nothing else is, and nothing before the flag is read."""
+    host = torch.tensor(not value)
+    found: list[str] = []
+
+    class Event:
+        def __init__(self, device: torch.device) -> None:
+            found.append(f"made for {device}")
+
+        def record(self) -> None:
+            found.append("recorded")
+            host.fill_(not value)  # still under way
+
+        def synchronize(self) -> None:
+            found.append("waited for")
+            host.fill_(value)
+
+    def memory(*_: Any, pin_memory: bool, **__: Any) -> Tensor:
+        assert pin_memory
+        return host
+
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(torch, "empty", memory)
+    flag = LateFlag(torch.tensor(value))
+    assert found == ["made for cpu", "recorded"]
+    assert flag.read() is value
+    assert found[2:] == ["waited for"]
