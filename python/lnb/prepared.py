@@ -85,11 +85,14 @@ class PreparedShare:
         self.tables.average([cast(Tensor, p.grad) for p in self.prepared.standing.parameters], self.outputs)
         self.tables.observe()
         if self.due:
-            due = [(i, layer) for i, layer in enumerate(self.work.blocks) if layer.moments is not None]
-            left = refresh_prepared(self.tables, due) if self.work.sharers is None else self.due
-            refresh_over(self.work.sharers, left, averages, self.verdict, self.arenas)
+            refresh_over(self.work.sharers, self.due, averages, self.verdict, self.arenas, self._refreshed)
         # A refresh may have made factors that are no longer those that were looked at.
         self.tables.direct(_factors(self.work.blocks) if self.due else self.prepared.factors)
+
+    def _refreshed(self, works: list[BlockWork]) -> list[BlockWork]:
+        """Refresh what the tables take; the others."""
+        chosen = set(works)
+        return refresh_prepared(self.tables, [(i, work) for i, work in enumerate(self.work.blocks) if work in chosen])
 
     def gain(self) -> Tensor:
         """What a region that all layers share would sum."""

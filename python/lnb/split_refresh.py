@@ -8,7 +8,7 @@ directions. What a rank gets is what it would have made, to the bit. It pays whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,15 +24,25 @@ from lnb.work import BlockWork
 _MADE = ("second_moment", "second_moment_step", "factor", "factor_mean", "output_moment", "output_factor")
 
 
-def refresh_over(group: Any, works: list[BlockWork], averages: Averages, verdict: Verdict, arenas: Arenas) -> None:
-    """:func:`lnb.refresh.refresh`, of layers that are whole, shared out over the ranks of ``group``; None to do all here."""
+def refresh_over(
+    group: Any,
+    works: list[BlockWork],
+    averages: Averages,
+    verdict: Verdict,
+    arenas: Arenas,
+    first: Callable[[list[BlockWork]], list[BlockWork]] = list,
+) -> None:
+    """:func:`lnb.refresh.refresh`, of layers that are whole, shared out over the ranks of ``group``; None to do all here.
+
+    ``first`` is given the layers to refresh here, and returns those of them that it has not refreshed itself.
+    """
     due = [work for work in works if work.moments is not None]
     if group is None or len(due) < 2:
-        refresh(works, averages, verdict, arenas)
+        refresh(first(works), averages, verdict, arenas)
         return
     shares = shared_out([refresh_work(work.block, work.config) for work in due], group.size())
     reserve(due, arenas)
-    refresh([due[i] for i in shares[group.rank()]], averages, verdict, arenas)
+    refresh(first([due[i] for i in shares[group.rank()]]), averages, verdict, arenas)
     made = [[tensor for i in share for tensor in _made(due[i])] for share in shares]
     for dtype in sorted({tensor.dtype for tensors in made for tensor in tensors}, key=str):
         _exchange([[tensor for tensor in tensors if tensor.dtype == dtype] for tensors in made], dtype, group)
