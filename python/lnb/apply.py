@@ -37,7 +37,7 @@ def apply(
     """
     ok = verdict.on(scales.device)
     each = scales
-    if any(len(block.parameters) > 1 for block in work.blocks):
+    if any(len(layer.parameters) > 1 for layer in work.layers):
         each = scales[constant(work.owners, scales.device)]
     batches: dict[tuple[int, bool, int], list[int]] = {}
     for i, parameter in enumerate(work.parameters):

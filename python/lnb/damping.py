@@ -41,7 +41,7 @@ from lnb.columns import add_parts
 from lnb.config import Config
 from lnb.statistics import bias_correction
 from lnb.verdict import Verdict
-from lnb.work import BlockWork
+from lnb.work import LayerWork
 from lnb_kernels import multi_tensor
 
 _FIRST_FRACTION = 0.3
@@ -82,14 +82,14 @@ def noise_level(config: Config) -> float:
     return float(square**0.5)
 
 
-def observe_agreement(works: list[BlockWork], verdict: Verdict, config: Config, arenas: Arenas) -> Agreement:
+def observe_agreement(works: list[LayerWork], verdict: Verdict, config: Config, arenas: Arenas) -> Agreement:
     """Update what agreement is judged by with this step's gradients, after the averages of the gradients were.
 
     State of a layer's weight: ``row_square`` ``[groups, d_out]``, the average of ``||g_i||^2`` of decay ``b_rows``, weight and
     bias together.
     """
     states = [work.state for work in works]
-    shapes = [work.block.shape[:2] for work in works]
+    shapes = [work.layer.shape[:2] for work in works]
     sizes = tuple(groups * rows for groups, rows in shapes)
     squares = _row_squares(works, sizes)
     counts = torch.stack([state["step"] for state in states]).clamp(min=1)
@@ -110,7 +110,7 @@ def observe_agreement(works: list[BlockWork], verdict: Verdict, config: Config, 
 
 
 def expected_squares(
-    works: list[BlockWork], agreement: Agreement, verdict: Verdict, config: Config, arenas: Arenas
+    works: list[LayerWork], agreement: Agreement, verdict: Verdict, config: Config, arenas: Arenas
 ) -> Tensor:
     """``||g~||^2`` of every layer, were its gradients independent, ``[layers]``; updates what that is made of.
 
@@ -136,7 +136,7 @@ def first_radius(layers: int) -> float:
     return max(1 / max(1, layers), LEAST_FIRST_RADIUS)
 
 
-def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: Verdict, arenas: Arenas) -> Tensor:
+def radii(works: list[LayerWork], averages: Tensor, expected: Tensor, verdict: Verdict, arenas: Arenas) -> Tensor:
     """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
 
     It shrinks by a fifth while the layer's average is shorter than half of what independent gradients would make it, which
@@ -151,7 +151,7 @@ def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: V
         arenas: where the state lives.
     """
     states = [work.state for work in works]
-    start = first_radius(sum(work.block.is_first for work in works))
+    start = first_radius(sum(work.layer.is_first for work in works))
     kept = arenas.select("radius", states, [()] * len(works), averages, start=start)
     opposed = averages < OPPOSED**2 * expected
     radius = (kept.read() * torch.where(opposed, RADIUS_SHRINK, RADIUS_GROW)).clamp(LEAST_RADIUS, 1.0)
@@ -159,7 +159,7 @@ def radii(works: list[BlockWork], averages: Tensor, expected: Tensor, verdict: V
     return kept.read()
 
 
-def _row_squares(works: list[BlockWork], counts: tuple[int, ...]) -> Tensor:
+def _row_squares(works: list[LayerWork], counts: tuple[int, ...]) -> Tensor:
     """``||g_i||^2`` of every row of this step's gradients, ``[rows of all layers]``; what no number can hold is cut."""
     norms = multi_tensor.squared_row_norms([_gradient(work.parameters[0]) for work in works], list(counts))
     biases = [_gradient(work.parameters[1]).flatten() for work in works if work.with_bias]
@@ -170,7 +170,7 @@ def _row_squares(works: list[BlockWork], counts: tuple[int, ...]) -> Tensor:
         else:
             spans = [part for part, work in zip(norms.split(counts), works, strict=True) if work.with_bias]
             torch._foreach_add_(spans, list(squares.split([len(span) for span in spans])))
-    cut = [(i, columns) for i, work in enumerate(works) if (columns := work.block.columns) is not None]
+    cut = [(i, columns) for i, work in enumerate(works) if (columns := work.layer.columns) is not None]
     if cut:
         spans = list(norms.split(counts))
         for i, columns in cut:
@@ -196,11 +196,11 @@ class Gain:
     ``last_step``, ``D``.
     """
 
-    def __init__(self, works: list[BlockWork], verdict: Verdict, arenas: Arenas) -> None:
+    def __init__(self, works: list[LayerWork], verdict: Verdict, arenas: Arenas) -> None:
         self._works = works
         self._states = [work.state for work in works]
         self._shapes: list[tuple[int, ...]] = [()] * len(works)
-        self._ok = verdict.on(works[0].block.weight.device)
+        self._ok = verdict.on(works[0].layer.weight.device)
         self._verdict = verdict
         self._arenas = arenas
 

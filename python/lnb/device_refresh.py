@@ -11,7 +11,7 @@ from lnb.arenas import Arenas
 from lnb.orthogonalize import QUINTIC, STEPS
 from lnb.statistics import NOISE
 from lnb.verdict import Verdict
-from lnb.work import BlockWork
+from lnb.work import LayerWork
 from lnb_kernels.refresh import (
     AveragedGradient,
     InputMetric,
@@ -26,8 +26,8 @@ _Averages = Mapping[nn.Parameter, Tensor | AveragedGradient]
 
 
 def refresh_on_device(
-    works: Sequence[BlockWork], averages: _Averages, verdict: Verdict, arenas: Arenas
-) -> list[BlockWork]:
+    works: Sequence[LayerWork], averages: _Averages, verdict: Verdict, arenas: Arenas
+) -> list[LayerWork]:
     """Refresh the layers that the kernels take, all at once; return them.
 
     They take float32 statistics, in blocks of at most 144 inputs and neurons (less where a device has little
@@ -39,10 +39,10 @@ def refresh_on_device(
         verdict: whether anything may change.
         arenas: where the states live.
     """
-    if not works or not serves(works[0].block.weight.device):
+    if not works or not serves(works[0].layer.weight.device):
         return []
-    device = works[0].block.weight.device
-    largest = largest_side(works[0].block.weight)
+    device = works[0].layer.weight.device
+    largest = largest_side(works[0].layer.weight)
     taken = [work for work in works if _is_taken(work, averages, largest)]
     averaged = [work.state for work in taken if work.config.b_s > 0]
     if averaged:
@@ -56,7 +56,7 @@ def refresh_on_device(
     return taken
 
 
-def _is_taken(work: BlockWork, averages: _Averages, largest: int) -> bool:
+def _is_taken(work: LayerWork, averages: _Averages, largest: int) -> bool:
     assert work.moments is not None
     factor, root = work.state["factor"], work.state.get("output_factor")
     if work.moments.dtype != torch.float32 or work.config.region.whitens or factor.shape[-1] > largest:
@@ -67,7 +67,7 @@ def _is_taken(work: BlockWork, averages: _Averages, largest: int) -> bool:
     return root.shape[-1] <= largest and all(takes(averages[parameter]) for parameter in work.parameters)
 
 
-def _metric(work: BlockWork, averages: _Averages) -> InputMetric:
+def _metric(work: LayerWork, averages: _Averages) -> InputMetric:
     assert work.moments is not None
     config, state = work.config, work.state
     kept = config.b_s > 0

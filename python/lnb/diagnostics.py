@@ -30,23 +30,23 @@ class LayerRecords:
             names: of the parameters that belong to no layer.
             verdict: on the step.
         """
-        products, works = outcome.products, outcome.work.blocks
+        products, works = outcome.products, outcome.work.layers
         allowed = verdict.on(products.device)
         if allowed is not None or not all(map(math.isfinite, products.tolist())):
             still = products - products != 0  # NaN of what is not finite
             others = [names.get(parameter, "(added)") for parameter in outcome.work.others]
-            key = (*(work.block.name for work in works), *others)
+            key = (*(work.layer.name for work in works), *others)
             still = still if allowed is None else still & allowed
             if key in self._still:
                 self._still[key].add_(still)  # in place: a captured CUDA graph counts on
             else:
                 self._still[key] = still.long()
         for i, work in enumerate(works):
-            self._products[work.block.name] = products, i
+            self._products[work.layer.name] = products, i
             if work.moments is not None or work.inputs:
-                self._refreshed[work.block.name] = step
+                self._refreshed[work.layer.name] = step
         for i, residual in outcome.solution.residuals.items():
-            self._residuals[works[i].block.name] = residual
+            self._residuals[works[i].layer.name] = residual
 
     def stood_still(self) -> dict[str, int]:
         """By the names of layers and other parameters, the steps without a finite direction, if there were any."""

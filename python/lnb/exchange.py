@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.identity import Identity, require_alike
 from lnb.late_flag import LateFlag
 from lnb.layers.capture import Capture
@@ -57,7 +57,7 @@ class MomentExchange:
     def __init__(self) -> None:
         self.early = False
         self._promise = _Promise()
-        self._captures: dict[Block, list[Capture]] = {}
+        self._captures: dict[Layer, list[Capture]] = {}
         self._launched: list[MomentSum] = []
         self._passes = 0  # backward passes since the last step, and before the launch
         self._launched_after = -1
@@ -68,9 +68,9 @@ class MomentExchange:
         """Whether second moments are promised to the next step."""
         return bool(self._promise.kinds)
 
-    def captures_of(self, block: Block) -> list[Capture]:
+    def captures_of(self, layer: Layer) -> list[Capture]:
         """The captures of a layer, as many as the ranks agreed on: also of one that was detached here."""
-        found, agreed = block.captures, self._captures.get(block)
+        found, agreed = layer.captures, self._captures.get(layer)
         return found if agreed is None or len(found) == len(agreed) else agreed
 
     def require_kept(self) -> None:
@@ -83,20 +83,20 @@ class MomentExchange:
             for slot in slots:
                 if slot.capture not in slot.among:
                     raise RuntimeError(
-                        f"step(): layer {slot.block.name!r} was attached anew since the last step, and no rank makes this one; "
+                        f"step(): layer {slot.layer.name!r} was attached anew since the last step, and no rank makes this one; "
                         f"the next one can be made. Nothing was changed"
                     )
 
-    def promise(self, blocks: Iterable[Block], step: int) -> None:
+    def promise(self, layers: Iterable[Layer], step: int) -> None:
         """Note what the next step exchanges, once the ranks have compared their models.
 
         Args:
-            blocks: the layers that this optimizer moves.
+            layers: the layers that this optimizer moves.
             step: its number.
         """
         self.forget()
         if self._promise.structure is not None:
-            self._promise = _Promise(self._kinds(blocks), self._promise.structure, step)
+            self._promise = _Promise(self._kinds(layers), self._promise.structure, step)
 
     def note_pass(self, groups: list[Any] | None) -> None:
         """A backward pass has ended, which is the last one before the step, as far as anybody knows, if there are ``groups``.
@@ -115,10 +115,10 @@ class MomentExchange:
         self._drop()
         self._passes, self._launched_after = 0, -1
 
-    def fill_missing(self, blocks: Iterable[Block]) -> None:
+    def fill_missing(self, layers: Iterable[Layer]) -> None:
         """Note zeros for layers with a gradient, made of other ranks' rows, that no backward pass of this rank reached."""
-        for block in blocks:
-            for capture in block.captures if block.weight.grad is not None else ():
+        for layer in layers:
+            for capture in layer.captures if layer.weight.grad is not None else ():
                 for probe in capture.live_probes():
                     if probe.grad is None:
                         probe.grad = probe.new_zeros(probe.shape)
@@ -130,7 +130,7 @@ class MomentExchange:
 
     def add(
         self,
-        blocks: list[Block],
+        layers: list[Layer],
         groups: list[Any],
         size: int,
         device: torch.device,
@@ -138,10 +138,10 @@ class MomentExchange:
         failed: bool | Tensor = False,
         counts: bool = True,
     ) -> Tensor:
-        """Add what the captures of ``blocks`` gathered over ranks, and compare where the ranks are.
+        """Add what the captures of ``layers`` gathered over ranks, and compare where the ranks are.
 
         Args:
-            blocks: the layers that this optimizer moves.
+            layers: the layers that this optimizer moves.
             groups: the ranks; of several, sums over one are added over the next.
             size: the number of all ranks.
             device: of the model.
@@ -163,8 +163,8 @@ class MomentExchange:
             flag = self._compare(header, groups, size, identity, True)
             if failed is True or not bool(flag.isfinite()):
                 return flag  # the next step compares
-            self._captures = {block: block.captures for block in blocks}
-            self._promise = _Promise(self._kinds(blocks), identity.structure, identity.step)
+            self._captures = {layer: layer.captures for layer in layers}
+            self._promise = _Promise(self._kinds(layers), identity.structure, identity.step)
         with _naming(size):
             header, sums = self._reduce(groups, size, device, identity, failed, True, counts)
         flag = self._compare(header, groups, size, identity, header.is_cpu)
@@ -229,14 +229,14 @@ class MomentExchange:
             self._differed = LateFlag(differ)
         return flag
 
-    def _kinds(self, blocks: Iterable[Block]) -> dict[tuple[torch.device, torch.dtype], list[Slot]]:
+    def _kinds(self, layers: Iterable[Layer]) -> dict[tuple[torch.device, torch.dtype], list[Slot]]:
         """The places of all probes that are switched on, of layers that are not frozen."""
         kinds: dict[tuple[torch.device, torch.dtype], list[Slot]] = {}
-        for block in blocks:
-            whole = self.captures_of(block) if block.weight.requires_grad else []
+        for layer in layers:
+            whole = self.captures_of(layer) if layer.weight.requires_grad else []
             for capture in (part for one in whole for part in one.live_captures()):
                 for probe in capture.live_probes():
-                    slot = Slot(block, capture, probe is capture.channel_probe, tuple(probe.shape))
+                    slot = Slot(layer, capture, probe is capture.channel_probe, tuple(probe.shape))
                     kinds.setdefault((probe.device, probe.dtype), []).append(slot)
         return kinds
 

@@ -29,7 +29,7 @@ from lnb.standing import Standing
 from lnb.statistics import bias_correction
 from lnb.verdict import Verdict
 from lnb.weight_bound import usual_norm
-from lnb.work import BlockWork, Work
+from lnb.work import LayerWork, Work
 from lnb_kernels import fused_step, multi_tensor
 from lnb_kernels._checks import PLAIN
 from lnb_kernels.multi_tensor.grouping import rate_beside
@@ -77,25 +77,25 @@ class Fused:
 def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Fused | None:
     """Find them, with zeros for layers that have made no step; None where the kernels do not serve this step."""
     device = work.parameters[0].device
-    if not work.blocks or not serves(config) or not fused_step.available(device):
+    if not work.layers or not serves(config) or not fused_step.available(device):
         return None
-    if not all(map(_is_served, work.parameters)) or not all(_is_ready(layer) for layer in work.blocks):
+    if not all(map(_is_served, work.parameters)) or not all(_is_ready(layer) for layer in work.layers):
         return None
-    if any(len({_gradient(parameter).dtype for parameter in layer.parameters}) > 1 for layer in work.blocks):
+    if any(len({_gradient(parameter).dtype for parameter in layer.parameters}) > 1 for layer in work.layers):
         return None  # one launch reads gradients of one dtype
-    weights = [layer.block.weight for layer in work.blocks]
-    biases = [layer.parameters[1] if layer.with_bias else None for layer in work.blocks]
+    weights = [layer.layer.weight for layer in work.layers]
+    biases = [layer.parameters[1] if layer.with_bias else None for layer in work.layers]
     ordered = [*weights, *(bias for bias in biases if bias is not None), *work.others]
     for parameter in ordered:
         if "momentum" not in work.states[parameter]:
             work.states[parameter]["momentum"] = state_like(parameter)
     wide = torch.empty((), dtype=sum_dtype(device), device=device)
-    states = [layer.state for layer in work.blocks]
-    rows = [layer.block.shape[:2] for layer in work.blocks]
+    states = [layer.state for layer in work.layers]
+    rows = [layer.layer.shape[:2] for layer in work.layers]
     counted = arenas.select("step", [work.states[p] for p in ordered], [()] * len(ordered), wide.float())
     found = [arenas.select("row_square", states, rows, wide)]
     for key in _LAYER_NUMBERS:
-        start = first_radius(sum(layer.block.is_first for layer in work.blocks)) if key == "radius" else 0.0
+        start = first_radius(sum(layer.layer.is_first for layer in work.layers)) if key == "radius" else 0.0
         found.append(arenas.select(key, states, [()] * len(states), wide, start=start))
     numbers = [selection.memory() for selection in (counted, *found)]
     if any(number is None for number in numbers):
@@ -117,7 +117,7 @@ def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) 
         *cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor]", tuple(numbers[1:])),
         torch.zeros(sum(groups * count for groups, count in rows), device=device),
         wide.new_zeros(len(weights), 4),
-        [kept[weight].view(layer.block.shape) for weight, layer in zip(weights, work.blocks, strict=True)],
+        [kept[weight].view(layer.layer.shape) for weight, layer in zip(weights, work.layers, strict=True)],
         cast(
             "list[Tensor | None]", [None if b is None else torch.empty_like(work.states[b]["momentum"]) for b in biases]
         ),
@@ -136,11 +136,11 @@ class FusedShare:
         self.fused, self.work, self.verdict, self.config, self.arenas = fused, work, verdict, config, arenas
         self.ok = verdict.on(fused.steps.device)
         self.solution = Solution([])
-        self.weights = [layer.block.weight for layer in work.blocks]
-        self.biases = [layer.parameters[1] if layer.with_bias else None for layer in work.blocks]
+        self.weights = [layer.layer.weight for layer in work.layers]
+        self.biases = [layer.parameters[1] if layer.with_bias else None for layer in work.layers]
         self.gradients = [_gradient(weight).contiguous() for weight in self.weights]
-        self.due = [i for i, layer in enumerate(work.blocks) if layer.moments is not None]
-        self.rows = [layer.block.shape[0] * layer.block.shape[1] for layer in work.blocks]
+        self.due = [i for i, layer in enumerate(work.layers) if layer.moments is not None]
+        self.rows = [layer.layer.shape[0] * layer.layer.shape[1] for layer in work.layers]
         self.runs = _runs([gradient.dtype for gradient in self.gradients])
 
     def direct(self) -> None:
@@ -152,9 +152,9 @@ class FusedShare:
         of_weights, of_biases, of_others = (_chosen(shares, places) for places in fused.places)
         self.other_shares, self.take = of_others, 1 - settings.momentum if settings.nesterov else 0.0
         if self.due:
-            due, averages = [work.blocks[i] for i in self.due], self._averages(of_weights, of_biases)
+            due, averages = [work.layers[i] for i in self.due], self._averages(of_weights, of_biases)
             refresh_over(work.sharers, due, averages, self.verdict, self.arenas)
-        states = [layer.state for layer in work.blocks]
+        states = [layer.state for layer in work.layers]
         blocks = [state["factor"].shape[1] for state in states]
         device = fused.steps.device
         wide = fused.scales.dtype
@@ -166,8 +166,8 @@ class FusedShare:
 
     def _direct(self, run: slice, of_weights: Tensor) -> None:
         """The directions of some layers, whose gradients have one dtype."""
-        fused, settings, layers = self.fused, self.fused.settings, self.work.blocks[run]
-        matrices, states = [layer.block.shape for layer in layers], [layer.state for layer in layers]
+        fused, settings, layers = self.fused, self.fused.settings, self.work.layers[run]
+        matrices, states = [layer.layer.shape for layer in layers], [layer.state for layer in layers]
         biases = self.biases[run]
         fused_step.direct_layers_(
             fused.directions[run],
@@ -237,7 +237,7 @@ class FusedShare:
             fused.steps,
             fused.places[0][run],
             None if norms is None else norms[run],
-            [usual_norm(layer.block) for layer in self.work.blocks[run]],
+            [usual_norm(layer.layer) for layer in self.work.layers[run]],
             [_rate(self.work.groups[weight]["lr"], fused.steps.device) for weight in self.weights[run]],
             self.bias_shares[run],
             fused.settings,
@@ -317,7 +317,7 @@ class FusedShare:
 
     def _stop_out_of_range(self) -> None:
         """No step of layers whose inputs are too large to be squared: they have no metric, and no product."""
-        flags = [self.work.blocks[i].squarable for i in self.due]
+        flags = [self.work.layers[i].squarable for i in self.due]
         found = [flag for flag in flags if flag is not None]
         if not found:
             return
@@ -392,7 +392,7 @@ def _is_served(parameter: nn.Parameter) -> bool:
     )
 
 
-def _is_ready(layer: BlockWork) -> bool:
+def _is_ready(layer: LayerWork) -> bool:
     """Whether the layer has made no step, or has all that later steps need."""
     state = layer.state
     if layer.moments is None and ("factor" not in state or layer.with_bias != ("factor_mean" in state)):

@@ -72,10 +72,10 @@ def figures_of_inputs(layer: Tracked) -> dict[str, float]:
     moment = layer.state.get("second_moment")
     if moment is None or moment.numel() == 0 or float(moment[0, 0, -1, -1]) == 0:  # a shard may have no group
         return {}
-    figures = input_figures(moment, layer.block.bias is not None)
-    place = f"layer/{layer.block.name}"
+    figures = input_figures(moment, layer.layer.bias is not None)
+    place = f"layer/{layer.layer.name}"
     return {
-        f"{place}/inputs": layer.block.groups * layer.block.d_in,
+        f"{place}/inputs": layer.layer.groups * layer.layer.d_in,
         f"{place}/input_rank": figures.rank,
         f"{place}/input_condition": figures.condition,
         f"{place}/dead_inputs": figures.dead,

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.layers.capture import Capture
 
 _ALIGNED = 32  # entries: every part of the buffer starts where vector loads like it
@@ -20,7 +20,7 @@ _ALIGNED = 32  # entries: every part of the buffer starts where vector loads lik
 class Slot:
     """A probe's place."""
 
-    block: Block
+    layer: Layer
     capture: Capture
     of_channels: bool
     shape: tuple[int, ...]
@@ -28,12 +28,12 @@ class Slot:
     @property
     def parts(self) -> int:
         """How many shares of the layer's inputs are summed apart from each other."""
-        return 1 if self.block.columns is None else self.block.columns.of
+        return 1 if self.layer.columns is None else self.layer.columns.of
 
     @property
     def part(self) -> int:
         """Which of them is here."""
-        return 0 if self.block.columns is None else self.block.columns.index
+        return 0 if self.layer.columns is None else self.layer.columns.index
 
     @property
     def numel(self) -> int:
@@ -43,7 +43,7 @@ class Slot:
     @property
     def among(self) -> list[Capture]:
         """The captures that the layer has now; those of a detached one, which has none, are said elsewhere to be missing."""
-        found = [part for one in self.block.captures for part in one.live_captures()]
+        found = [part for one in self.layer.captures for part in one.live_captures()]
         return found or [self.capture]
 
     @property
@@ -103,7 +103,7 @@ class MomentSum:
         """Have the captures hold the sums. A layer without a gradient is left without one."""
         for total, slot in zip(self._totals, self._slots, strict=True):
             probe = slot.probe
-            if slot.block.weight.grad is not None and probe is not None and probe.shape == total.shape:
+            if slot.layer.weight.grad is not None and probe is not None and probe.shape == total.shape:
                 probe.grad = total
 
 

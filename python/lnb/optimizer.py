@@ -11,7 +11,7 @@ from torch._compile import _disable_dynamo  # as torch.optim's: torch.compiler.d
 from torch.optim import Optimizer
 
 from lnb.arenas import compact
-from lnb.blocks import Block, take_inventory
+from lnb.claimed import Layer, take_inventory
 from lnb.config import DEFAULT_LR, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
 from lnb.diagnostics import LayerRecords
@@ -23,7 +23,7 @@ from lnb.input_figures import figures_of_inputs
 from lnb.layers.attach import attach_layers, detach_layer, require_module
 from lnb.layers.registry import claimed_names
 from lnb.overhead import OverheadMeter
-from lnb.plan import Plan, plan_block
+from lnb.plan import Plan, plan_layer
 from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
@@ -161,7 +161,7 @@ class LNB(Optimizer):
         self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         self._memory = Memory.empty()
-        self._phases: list[tuple[Block, Config, int]] = []
+        self._phases: list[tuple[Layer, Config, int]] = []
         self._guard = StepGuard()
         self._shards: Shards | None = None
         self._exchange = MomentExchange()
@@ -170,7 +170,7 @@ class LNB(Optimizer):
         attached = attach_layers(model, exclude)
         try:
             self._inventory = take_inventory(model, exclude)
-            self._require_blocks()
+            self._require_layers()
             super().__init__(list(model.parameters()) if params is None else params, defaults)
             self._require_own()
             self._find_shards()
@@ -179,8 +179,8 @@ class LNB(Optimizer):
                 detach_layer(module)
             raise
 
-    def _require_blocks(self) -> None:
-        if not self._inventory.blocks:
+    def _require_layers(self) -> None:
+        if not self._inventory.layers:
             reasons = "\n".join(f"  {self._row(parameter)}" for parameter in self._inventory.names)
             raise ValueError(
                 f"model={type(self._model).__name__} has no layer that LNB can claim ({claimed_names()} "
@@ -202,7 +202,7 @@ class LNB(Optimizer):
         self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given, exchange)
         self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
         if self._shards is not None:
-            self._switch_captures(self._optimized_blocks())
+            self._switch_captures(self._optimized_layers())
 
     @property
     def config(self) -> Config:
@@ -224,14 +224,14 @@ class LNB(Optimizer):
     @property
     def gathering(self) -> tuple[int, ...]:
         """The layers, by number, whose second moments the next backward pass gathers."""
-        blocks = self._optimized_blocks()
-        return tuple(i for i, block in enumerate(blocks) if any(capture.moments_on for capture in block.captures))
+        layers = self._optimized_layers()
+        return tuple(i for i, layer in enumerate(layers) if any(capture.moments_on for capture in layer.captures))
 
     def count_step(self) -> None:
         """Count a step that a replayed CUDA graph makes (:func:`lnb.graphed_step`), and choose what the next one gathers."""
         self._step_index += 1
         self._counters["steps"] = self._counters["steps"] + 1
-        self._switch_captures(self._optimized_blocks())
+        self._switch_captures(self._optimized_layers())
 
     # -- parameter groups ---------------------------------------------------------------------------------------------
 
@@ -258,13 +258,13 @@ class LNB(Optimizer):
                     f"params: a parameter is {parameter.dtype}; only real floating-point ones can be optimized"
                 )
         try:
-            self._planner.fit_memory(self._optimized_blocks(), self._other_bytes)
+            self._planner.fit_memory(self._optimized_layers(), self._other_bytes)
         except ValueError:
             del self.param_groups[before:]
             raise
         if self._shards is not None:
             self._find_shards()
-        self._switch_captures(self._optimized_blocks())
+        self._switch_captures(self._optimized_layers())
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -307,8 +307,8 @@ class LNB(Optimizer):
             self._shards.register()
         if self._step_index == 0:
             register_shards(self._model)
-            for block in self._optimized_blocks():
-                replaced = block.replacement(self._model)
+            for layer in self._optimized_layers():
+                replaced = layer.replacement(self._model)
                 if replaced is not None:  # more to the point than that parameters are others
                     raise RuntimeError(
                         f"step(): {replaced} since LNB attached to it; make a new LNB. Nothing was changed"
@@ -316,7 +316,7 @@ class LNB(Optimizer):
             if adopt_shards(self._model, self._inventory.names, self.param_groups):
                 self._inventory = take_inventory(self._model, self._exclude)
                 self._find_shards()
-            if asks_for_state(self.param_groups, self.state, self._optimized_blocks()):
+            if asks_for_state(self.param_groups, self.state, self._optimized_layers()):
                 self._make_state()
                 return loss
         shards = self._shards
@@ -330,19 +330,19 @@ class LNB(Optimizer):
                 check_group(group)
                 check_switches(group)
             meter = self._started_meter()
-            blocks = self._optimized_blocks()
+            layers = self._optimized_layers()
             if joint is not None:
                 self._exchange.require_kept()
-                self._exchange.fill_missing(blocks)
+                self._exchange.fill_missing(layers)
             dual = all(group["ridge"] > 0 for group in self.param_groups)
-            self._planner.observe(blocks, self._other_bytes, dual)
+            self._planner.observe(layers, self._other_bytes, dual)
             work = self._collect()
         except Exception:
             if joint is not None:
                 self._leave_step(joint)
             raise
         if joint is not None:
-            flag = joint.add(blocks, self._device, self._identity())
+            flag = joint.add(layers, self._device, self._identity())
             work = self._collect()
             work.flags.append(flag)
             work.sharers = joint.sharers
@@ -360,12 +360,12 @@ class LNB(Optimizer):
                     for outcome in self._run(work, verdict):
                         self._records.record(self._step_index, outcome, names, verdict)
                 self._step_index += 1
-            self._clear_captures(blocks)
-            self._switch_captures(blocks)
+            self._clear_captures(layers)
+            self._switch_captures(layers)
             if joint is not None:
                 self._promise(joint)
             if meter is not None:
-                meter.leave(any(block.moments is not None for block in work.blocks))
+                meter.leave(any(layer.moments is not None for layer in work.layers))
             if parameters:
                 self._count(verdict)
         if rejected and self._strict:
@@ -377,8 +377,8 @@ class LNB(Optimizer):
 
     def _make_state(self) -> None:
         """Make the state that a first step makes, without a step: for checkpoints that are loaded into it."""
-        blocks = self._optimized_blocks()
-        make_up_inputs(blocks)
+        layers = self._optimized_layers()
+        make_up_inputs(layers)
         work = self._collect()
         verdict = Verdict(torch.ones((), dtype=torch.bool))
         if self._shards is None:
@@ -386,30 +386,30 @@ class LNB(Optimizer):
         else:
             with self._shards.apart():
                 self._run(self._shards.work(work), verdict)
-        self._clear_captures(self._optimized_blocks())
-        self._switch_captures(self._optimized_blocks())
+        self._clear_captures(self._optimized_layers())
+        self._switch_captures(self._optimized_layers())
 
     def _collect(self) -> Work:
         return collect(
-            self._model, self._inventory.blocks, self._config_of, self.param_groups, self.state, self._zeroed
+            self._model, self._inventory.layers, self._config_of, self.param_groups, self.state, self._zeroed
         )
 
     def _leave_step(self, joint: Shards | Joint) -> None:
         """Take part in the exchange of a step that this rank cannot make: so no rank makes it, and all stay in step."""
         seen_by_host = self._strict or self._device.type == "cpu" or (self._shards is not None and self._shards.waits)
-        joint.leave(self._optimized_blocks(), self._device, self._identity(), seen_by_host)
+        joint.leave(self._optimized_layers(), self._device, self._identity(), seen_by_host)
         self._step_index += 1
         for name in self._counters:
             self._counters[name] = self._counters[name] + 1
-        self._clear_captures(self._optimized_blocks())
-        self._switch_captures(self._optimized_blocks())
+        self._clear_captures(self._optimized_layers())
+        self._switch_captures(self._optimized_layers())
         self._promise(joint)
 
     def _promise(self, joint: Shards | Joint) -> None:
         """Fix what this rank exchanges at its next step."""
-        blocks = self._optimized_blocks()
-        self._exchange.promise(blocks, self._step_index)
-        joint.follow(blocks)
+        layers = self._optimized_layers()
+        self._exchange.promise(layers, self._step_index)
+        joint.follow(layers)
 
     def _identity(self) -> Identity:
         return self._identifier.of(self._config, self.param_groups, self._inventory.names, self._step_index)
@@ -441,8 +441,8 @@ class LNB(Optimizer):
         self._meter.enter()
         return self._meter
 
-    def _config_of(self, block: Block) -> Config:
-        return self._planner.choice(block).config
+    def _config_of(self, layer: Layer) -> Config:
+        return self._planner.choice(layer).config
 
     def _count(self, verdict: Verdict) -> None:
         self._counters["steps"] = self._counters["steps"] + 1
@@ -459,54 +459,54 @@ class LNB(Optimizer):
         super().zero_grad(set_to_none)
         self._guard.forget()
         self._exchange.forget()
-        blocks = self._optimized_blocks()
+        layers = self._optimized_layers()
         self._zeroed = {}
         if not set_to_none:
-            marks = {block.weight: mark_zeroed(block.weight) for block in blocks}
+            marks = {layer.weight: mark_zeroed(layer.weight) for layer in layers}
             self._zeroed = {weight: mark for weight, mark in marks.items() if mark is not None}
-        self._clear_captures(blocks)
+        self._clear_captures(layers)
 
-    def _clear_captures(self, blocks: list[Block]) -> None:
-        for block in blocks:
-            for capture in self._exchange.captures_of(block):
+    def _clear_captures(self, layers: list[Layer]) -> None:
+        for layer in layers:
+            for capture in self._exchange.captures_of(layer):
                 capture.clear()
 
-    def _optimized_blocks(self) -> list[Block]:
+    def _optimized_layers(self) -> list[Layer]:
         """The claimed layers whose weight is in a parameter group: another optimizer may own the others."""
         optimized = {parameter for group in self.param_groups for parameter in group["params"]}
-        return [block for block in self._inventory.blocks if block.weight in optimized]
+        return [layer for layer in self._inventory.layers if layer.weight in optimized]
 
     def _other_bytes(self) -> int:
         """State of the parameters of no layer."""
-        claimed = {parameter for block in self._optimized_blocks() for parameter in block.parameters}
+        claimed = {parameter for layer in self._optimized_layers() for parameter in layer.parameters}
         parameters = (parameter for group in self.param_groups for parameter in group["params"])
         return sum(other_bytes(p, self._config) for p in parameters if p not in claimed and p.requires_grad)
 
-    def _switch_captures(self, blocks: list[Block]) -> None:
+    def _switch_captures(self, layers: list[Layer]) -> None:
         """Have every layer gather what its next step needs; where backward passes have begun on a step, what that needs."""
-        configs = [self._config_of(block) for block in blocks]
-        for block, config, phase in zip(blocks, configs, self._refresh_phases(blocks, configs), strict=True):
-            if any(capture.gathered for capture in block.captures):
+        configs = [self._config_of(layer) for layer in layers]
+        for layer, config, phase in zip(layers, configs, self._refresh_phases(layers, configs), strict=True):
+            if any(capture.gathered for capture in layer.captures):
                 continue
-            due = is_refresh_step(self._step_index, config.refresh_every, phase) or self._planner.is_open(block)
-            due = due or not has_statistics(self.state.get(block.weight), block, config)
+            due = is_refresh_step(self._step_index, config.refresh_every, phase) or self._planner.is_open(layer)
+            due = due or not has_statistics(self.state.get(layer.weight), layer, config)
             moments, channels, inputs = config.needs(due)
-            cut = moment_blocks(block, config)
-            for capture in self._exchange.captures_of(block):
-                capture.count_rows(self._planner.waits_for_rows(block))
-                capture.switch(block.weight, moments=moments, channels=channels, inputs=inputs, blocks=cut)
+            cut = moment_blocks(layer, config)
+            for capture in self._exchange.captures_of(layer):
+                capture.count_rows(self._planner.waits_for_rows(layer))
+                capture.switch(layer.weight, moments=moments, channels=channels, inputs=inputs, blocks=cut)
                 if moments:
-                    capture.read(block.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
+                    capture.read(layer.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
 
-    def _refresh_phases(self, blocks: list[Block], configs: list[Config]) -> list[int]:
+    def _refresh_phases(self, layers: list[Layer], configs: list[Config]) -> list[int]:
         """The phase of each layer's refreshes; found once for the same layers and settings."""
         known = self._phases
-        if len(known) != len(blocks) or any(
-            block is not former or config is not setting
-            for block, config, (former, setting, _) in zip(blocks, configs, known, strict=True)
+        if len(known) != len(layers) or any(
+            layer is not former or config is not setting
+            for layer, config, (former, setting, _) in zip(layers, configs, known, strict=True)
         ):
-            phases = refresh_phases(list(zip(blocks, configs, strict=True)))
-            self._phases = list(zip(blocks, configs, phases, strict=True))
+            phases = refresh_phases(list(zip(layers, configs, strict=True)))
+            self._phases = list(zip(layers, configs, phases, strict=True))
         return [phase for _, _, phase in self._phases]
 
     # -- reports ------------------------------------------------------------------------------------------------------
@@ -519,10 +519,10 @@ class LNB(Optimizer):
     def tracked(self) -> list[Tracked]:
         """The claimed layers that it optimizes with their second moments, for :func:`lnb.export_moments`."""
         found = []
-        for block in self._optimized_blocks():
-            config, rows = self._config_of(block), self._planner.rows.get(block.name)
+        for layer in self._optimized_layers():
+            config, rows = self._config_of(layer), self._planner.rows.get(layer.name)
             read = None if rows is None else rows.count / config.sample_every
-            found.append(Tracked(block, config.b_s, read, self.state.get(block.weight, {})))
+            found.append(Tracked(layer, config.b_s, read, self.state.get(layer.weight, {})))
         return found
 
     def coverage(self) -> Coverage:
@@ -543,12 +543,12 @@ class LNB(Optimizer):
             return "none", "in no parameter group: not optimized"
         if not parameter.requires_grad:
             return "none", "frozen (requires_grad is False)"
-        for block in self._inventory.blocks:
-            if parameter is block.weight or parameter is block.bias:
-                kind = block.kind
-                if parameter is block.bias and not (block.weight.requires_grad and block.weight in optimized):
-                    return self._config.others, f"bias of {kind} {block.name!r} whose weight does not move"
-                return "second moment", f"{kind} {block.name!r}: {block.describe()}"
+        for layer in self._inventory.layers:
+            if parameter is layer.weight or parameter is layer.bias:
+                kind = layer.kind
+                if parameter is layer.bias and not (layer.weight.requires_grad and layer.weight in optimized):
+                    return self._config.others, f"bias of {kind} {layer.name!r} whose weight does not move"
+                return "second moment", f"{kind} {layer.name!r}: {layer.describe()}"
         return self._config.others, self._inventory.reasons.get(parameter, "not a parameter of the attached model")
 
     def plan(self, rates: Rates | None = None) -> Plan:
@@ -561,11 +561,11 @@ class LNB(Optimizer):
         """
         if rates is not None and not isinstance(rates, Rates):
             raise TypeError(f"rates={rates!r} must be a lnb.planning.Rates, not {type(rates).__name__}")
-        blocks, rows = self._optimized_blocks(), self._planner.rows
-        found = self._planner.rates([block for block in blocks if block.name in rows], rates)
+        layers, rows = self._optimized_layers(), self._planner.rows
+        found = self._planner.rates([layer for layer in layers if layer.name in rows], rates)
         planned = [
-            plan_block(block, self._planner.choice(block), rows.get(block.name), found.get(block.weight.device))
-            for block in blocks
+            plan_layer(layer, self._planner.choice(layer), rows.get(layer.name), found.get(layer.weight.device))
+            for layer in layers
         ]
         sources = dict.fromkeys(rates.source for rates in found.values())
         return Plan(tuple(planned), self._other_bytes(), ", ".join(sources))
@@ -596,7 +596,7 @@ class LNB(Optimizer):
         if overhead is not None:
             found["overhead"] = overhead
         if layers:
-            states = {block.name: self.state.get(block.weight, {}) for block in self._inventory.blocks}
+            states = {owner.name: self.state.get(owner.weight, {}) for owner in self._inventory.layers}
             factors = {name: state["factor"] for name, state in states.items() if "factor" in state}
             found |= self._records.read(self._step_index, factors)
         for layer in self.tracked() if inputs else ():
@@ -657,8 +657,8 @@ class LNB(Optimizer):
         )
         self._step_index = state_dict["lnb_step"]
         self._planner = planner
-        self._clear_captures(self._optimized_blocks())
-        self._switch_captures(self._optimized_blocks())
+        self._clear_captures(self._optimized_layers())
+        self._switch_captures(self._optimized_layers())
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -686,4 +686,4 @@ class LNB(Optimizer):
         self._phases = []
         self._guard = StepGuard()
         self._find_shards()
-        self._switch_captures(self._optimized_blocks())
+        self._switch_captures(self._optimized_layers())

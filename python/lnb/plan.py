@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.factored import block_count
 from lnb.layers.capture import Rows, statistics_dtype
@@ -185,21 +185,21 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_block(block: Block, choice: Choice, rows: Rows | None, rates: Rates | None) -> PlanRow:
+def plan_layer(layer: Layer, choice: Choice, rows: Rows | None, rates: Rates | None) -> PlanRow:
     """The plan of one layer whose weight and bias both move.
 
     Args:
-        block: the layer.
+        layer: the layer.
         choice: its settings, and why.
         rows: of one step, None if not known.
         rates: of its device; needed where ``rows`` are known.
     """
     config = choice.config
-    solver, reason = config.method.describe(block, config)
-    solve, refresh, per_row = _flops(block, config)
+    solver, reason = config.method.describe(layer, config)
+    solve, refresh, per_row = _flops(layer, config)
     return PlanRow(
-        layer=block.name,
-        shape=block.shape,
+        layer=layer.name,
+        shape=layer.shape,
         statistics=_statistics(config),
         solver=solver,
         refresh_every=config.refresh_every,
@@ -207,40 +207,40 @@ def plan_block(block: Block, choice: Choice, rows: Rows | None, rates: Rates | N
         solve_flops=solve,
         refresh_flops=refresh,
         flops_per_row=per_row,
-        state_bytes=state_bytes(block, config),
-        input_bytes=0 if rows is None else input_bytes(block, config, rows),
-        moment_bytes=moment_bytes(block, config),
-        scratch_bytes=scratch_bytes(block, config),
-        refreshed_bytes=_refreshed_bytes(block, config),
+        state_bytes=state_bytes(layer, config),
+        input_bytes=0 if rows is None else input_bytes(layer, config, rows),
+        moment_bytes=moment_bytes(layer, config),
+        scratch_bytes=scratch_bytes(layer, config),
+        refreshed_bytes=_refreshed_bytes(layer, config),
         rows=None if rows is None else rows.count,
-        cost=None if rows is None or rates is None else layer_cost(block, config, rows, rates),
+        cost=None if rows is None or rates is None else layer_cost(layer, config, rows, rates),
         reason="; ".join(filter(None, (reason, choice.reason))),
     )
 
 
-def _refreshed_bytes(block: Block, config: Config) -> int:
+def _refreshed_bytes(layer: Layer, config: Config) -> int:
     """Second moment, factor and mean of the inputs, and of two-sided regions the outputs' moment and root."""
     if not config.factored:
         return 0
-    groups, rows, d_in = block.shape
-    blocks, kept = moment_blocks(block, config), config.b_s > 0
+    groups, rows, d_in = layer.shape
+    blocks, kept = moment_blocks(layer, config), config.b_s > 0
     size = d_in // blocks
-    numbers = d_in * size + (d_in if block.bias is not None else 0) + kept * blocks * (size + 1) ** 2
+    numbers = d_in * size + (d_in if layer.bias is not None else 0) + kept * blocks * (size + 1) ** 2
     if config.region.two_sided:
         numbers += rows * (rows // block_count(rows, config.block_size)) * (1 + kept)
-    return groups * numbers * statistics_dtype(block.weight.dtype).itemsize
+    return groups * numbers * statistics_dtype(layer.weight.dtype).itemsize
 
 
-def _flops(block: Block, config: Config) -> tuple[int, int, int]:
+def _flops(layer: Layer, config: Config) -> tuple[int, int, int]:
     """FLOPs of one step's solution and trust region, of one refresh, and per row that is read."""
     method = config.method
-    solve, per_row = method.step_flops(block, config), method.row_flops(block, config)
+    solve, per_row = method.step_flops(layer, config), method.row_flops(layer, config)
     if config.region.whitens:
-        solve += block.groups * orthogonalize_flops(block.shape[1], block.matrix_columns)
+        solve += layer.groups * orthogonalize_flops(layer.shape[1], layer.matrix_columns)
     if not config.keeps_inputs:
-        size = block.d_in // moment_blocks(block, config)
-        per_row += gathered_moments(block, config) * block.moment_flops(size) // config.sample_every
-    return solve, method.refresh_flops(block, config), per_row
+        size = layer.d_in // moment_blocks(layer, config)
+        per_row += gathered_moments(layer, config) * layer.moment_flops(size) // config.sample_every
+    return solve, method.refresh_flops(layer, config), per_row
 
 
 def _statistics(config: Config) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.layers.capture import Capture
 from lnb.layers.packed import PackedCapture
 
@@ -55,21 +55,21 @@ def with_progress(state_dict: Any) -> Any:
     return {**own, **state_dict}
 
 
-def asks_for_state(param_groups: Iterable[dict[str, Any]], states: Any, blocks: Iterable[Block]) -> bool:
+def asks_for_state(param_groups: Iterable[dict[str, Any]], states: Any, layers: Iterable[Layer]) -> bool:
     """Whether a step is meant to make the state: there is none, every rate is 0, and gradients came without inputs."""
-    blocks = list(blocks)
-    gathered = any(capture.gathered for block in blocks for capture in block.captures)
-    if states or gathered or all(block.weight.grad is None for block in blocks):
+    layers = list(layers)
+    gathered = any(capture.gathered for layer in layers for capture in layer.captures)
+    if states or gathered or all(layer.weight.grad is None for layer in layers):
         return False
     return all(float(group["lr"]) == 0 for group in param_groups)  # last: a rate on a device would be waited for
 
 
-def make_up_inputs(blocks: Iterable[Block]) -> None:
+def make_up_inputs(layers: Iterable[Layer]) -> None:
     """Have every layer that has a gradient report one row: white where second moments are gathered, zero where inputs are."""
-    for block in blocks:
-        if block.weight.grad is None:
+    for layer in layers:
+        if layer.weight.grad is None:
             continue
-        for module, capture in zip(block.modules, block.captures, strict=True):
+        for module, capture in zip(layer.modules, layer.captures, strict=True):
             _make_up(module, capture)
 
 

@@ -25,7 +25,7 @@ from lnb.standing import Standing
 from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
 from lnb.weight_bound import LARGEST_CHANGE, WeightBound, usual_norm
-from lnb.work import BlockWork, Work
+from lnb.work import LayerWork, Work
 from lnb_kernels.scaling import largest_squarable
 from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
 
@@ -44,16 +44,16 @@ class Prepared:
 
     def fits(self, work: Work) -> bool:
         """Whether the tables serve this step."""
-        if not self.standing.holds(work) or not all(map(_is_usual, work.blocks)):
+        if not self.standing.holds(work) or not all(map(_is_usual, work.layers)):
             return False
-        if not self._are_known(work.blocks):
-            self.factors = _factors(work.blocks)
+        if not self._are_known(work.layers):
+            self.factors = _factors(work.layers)
             self.addresses = _addresses(self.factors)
-            if not _solves(work.blocks, self.factors):
+            if not _solves(work.layers, self.factors):
                 return False
         return self.tables.holds([cast(Tensor, parameter.grad) for parameter in self.standing.parameters])
 
-    def _are_known(self, works: list[BlockWork]) -> bool:
+    def _are_known(self, works: list[LayerWork]) -> bool:
         """Whether the states hold the factors that were looked at last, where they lay: the usual case."""
         for work, factor in zip(works, self.factors, strict=True):
             state = work.state
@@ -73,7 +73,7 @@ class PreparedShare:
         self.tables = prepared.tables
         self.solution = Solution([])
         self.shorter: dict[nn.Parameter, Tensor] = {}
-        self.due = [layer for layer in work.blocks if layer.moments is not None]
+        self.due = [layer for layer in work.layers if layer.moments is not None]
 
     def direct(self) -> None:
         """Momentum, statistics, solve."""
@@ -87,12 +87,12 @@ class PreparedShare:
         if self.due:
             refresh_over(self.work.sharers, self.due, averages, self.verdict, self.arenas, self._refreshed)
         # A refresh may have made factors that are no longer those that were looked at.
-        self.tables.direct(_factors(self.work.blocks) if self.due else self.prepared.factors)
+        self.tables.direct(_factors(self.work.layers) if self.due else self.prepared.factors)
 
-    def _refreshed(self, works: list[BlockWork]) -> list[BlockWork]:
+    def _refreshed(self, works: list[LayerWork]) -> list[LayerWork]:
         """Refresh what the tables take; the others."""
         chosen = set(works)
-        return refresh_prepared(self.tables, [(i, work) for i, work in enumerate(self.work.blocks) if work in chosen])
+        return refresh_prepared(self.tables, [(i, work) for i, work in enumerate(self.work.layers) if work in chosen])
 
     def gain(self) -> Tensor:
         """What a region that all layers share would sum."""
@@ -101,12 +101,12 @@ class PreparedShare:
 
     def bound(self, total: Tensor | None) -> None:
         """Trust region."""
-        blocks = self.work.blocks
-        rates = [float(self.work.groups[layer.block.weight]["lr"]) for layer in blocks]
+        layers = self.work.layers
+        rates = [float(self.work.groups[layer.layer.weight]["lr"]) for layer in layers]
         if self.due:
             change = cast(float, self.config.max_relative_change)
             sums = torch.tensor(self.tables.sums(), dtype=torch.float64).view(-1, 4)
-            bound = WeightBound(blocks, change, torch.tensor(rates, dtype=torch.float64), self.verdict, self.arenas)
+            bound = WeightBound(layers, change, torch.tensor(rates, dtype=torch.float64), self.verdict, self.arenas)
             moving = sums[:, 0].isfinite().to(sums.dtype)
             self.shorter = bound.measure(moving, torch.where(sums[:, 2].isfinite(), sums[:, 2], 0.0))
         self.products = torch.tensor(self.tables.bound(rates), dtype=torch.float64)
@@ -125,25 +125,25 @@ class PreparedShare:
 
 def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Prepared | None:
     """Tables for ``work``, whose layers all have made a step; None where they do not serve it."""
-    if not serves(config) or not all(_ready(x.config, x.state) and _is_usual(x) for x in work.blocks):
+    if not serves(config) or not all(_ready(x.config, x.state) and _is_usual(x) for x in work.layers):
         return None
-    if any("gradient_square" not in work.states[p] for p in work.others) or not work.blocks:
+    if any("gradient_square" not in work.states[p] for p in work.others) or not work.layers:
         return None
     parameters = list(work.parameters)
     momentum = [work.states[parameter]["momentum"] for parameter in parameters]
     squares = [work.states[p]["gradient_square"] for p in work.others]
     gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-    factors = _factors(work.blocks)
-    if not StepTables.serves([*parameters, *momentum, *squares, *gradients]) or not _solves(work.blocks, factors):
+    factors = _factors(work.layers)
+    if not StepTables.serves([*parameters, *momentum, *squares, *gradients]) or not _solves(work.layers, factors):
         return None
     states = [work.states[parameter] for parameter in parameters]
-    of_layers = [layer.state for layer in work.blocks]
+    of_layers = [layer.state for layer in work.layers]
     place = {parameter: i for i, parameter in enumerate(parameters)}
     layers = []
-    for layer, state in zip(work.blocks, of_layers, strict=True):
+    for layer, state in zip(work.layers, of_layers, strict=True):
         bias = place[layer.parameters[1]] if layer.with_bias else None
-        weight = layer.block.weight
-        layers.append(StepLayer(place[weight], bias, layer.block.d_in, state["row_square"], usual_norm(layer.block)))
+        weight = layer.layer.weight
+        layers.append(StepLayer(place[weight], bias, layer.layer.d_in, state["row_square"], usual_norm(layer.layer)))
     wide = torch.empty((), dtype=torch.float64)
     keys = ("independent_square", "weight_norm", "growth", "radius")
     found = [arenas.select(key, of_layers, [()] * len(layers), wide) for key in keys]
@@ -151,13 +151,13 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
     numbers = [chosen.memory() for chosen in (counted, *found)]
     if any(memory is None for memory in numbers):
         return None
-    claimed = {p: momentum[place[p]] for layer in work.blocks for p in layer.parameters}
+    claimed = {p: momentum[place[p]] for layer in work.layers for p in layer.parameters}
     averages = scratch.take(claimed)
     tables = StepTables(parameters, momentum, layers, squares, cast("list[Tensor]", numbers), settings_of(config))
     return Prepared(tables, Standing.of(work, _KEPT), averages, factors, _addresses(factors))
 
 
-def _factors(works: list[BlockWork]) -> list[StepFactor]:
+def _factors(works: list[LayerWork]) -> list[StepFactor]:
     """What the states hold of each layer."""
     return [StepFactor(s["factor"], s.get("factor_mean"), s["output_factor"]) for s in (work.state for work in works)]
 
@@ -167,7 +167,7 @@ def _addresses(factors: list[StepFactor]) -> list[int]:
     return [tensor.data_ptr() for factor in factors for tensor in factor.tensors]
 
 
-def _solves(works: list[BlockWork], factors: list[StepFactor]) -> bool:
+def _solves(works: list[LayerWork], factors: list[StepFactor]) -> bool:
     """Whether the tables serve these factors of ``works``."""
     if any(work.with_bias != (factor.mean is not None) for work, factor in zip(works, factors, strict=True)):
         return False  # a bias was frozen or thawed since the last refresh
@@ -189,7 +189,7 @@ def _ready(config: Config, state: State) -> bool:
     return config.factored and config.region.two_sided and all(key in state for key in needed)
 
 
-def _is_usual(work: BlockWork) -> bool:
+def _is_usual(work: LayerWork) -> bool:
     """Whether this step's statistics are in range, and in the blocks of the factor."""
     moments, factor = work.moments, work.state["factor"]
     return work.squarable is None and (moments is None or moments.shape[:2] == factor.shape[:2])

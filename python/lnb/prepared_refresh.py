@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lnb.orthogonalize import QUINTIC, STEPS
-from lnb.work import BlockWork
+from lnb.work import LayerWork
 from lnb_kernels.step_tables import StepMoment, StepTables
 
 _KEPT = ("second_moment", "second_moment_step", "factor", "output_moment", "output_factor")
 
 
-def refresh_prepared(tables: StepTables, due: Sequence[tuple[int, BlockWork]]) -> list[BlockWork]:
+def refresh_prepared(tables: StepTables, due: Sequence[tuple[int, LayerWork]]) -> list[LayerWork]:
     """Make the factors of the layers anew that the kernels take; return the others.
 
     They take layers whose state is complete, in the blocks of this step's second moments: a layer's first refresh and one in
@@ -38,7 +38,7 @@ def refresh_prepared(tables: StepTables, due: Sequence[tuple[int, BlockWork]]) -
     return left
 
 
-def _moment(place: int, work: BlockWork) -> StepMoment | None:
+def _moment(place: int, work: LayerWork) -> StepMoment | None:
     """What the kernels read and write of a layer; None where its state or settings are not what they take."""
     config, state, gathered = work.config, work.state, work.moments
     assert gathered is not None

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.exchange import MomentExchange
 from lnb.identity import Identity
@@ -48,9 +48,9 @@ class Joint:
         exchange.early = self._wrapper is not None
         self.sharers = group if shares_refresh else None
 
-    def follow(self, blocks: list[Block]) -> None:
+    def follow(self, layers: list[Layer]) -> None:
         """Be told of backward passes, by the weights of these layers; those of reentrant checkpoints are passes of their own."""
-        moving = {block.weight for block in blocks if block.weight.requires_grad}
+        moving = {layer.weight for layer in layers if layer.weight.requires_grad}
         wanted = moving if self._wrapper is not None else set()
         for parameter in self._watched.keys() - wanted:
             self._watched.pop(parameter).remove()
@@ -72,20 +72,20 @@ class Joint:
         with torch.no_grad():
             self._exchange.note_pass([self.group] if self._wrapper.require_forward_param_sync else None)
 
-    def add(self, blocks: list[Block], device: torch.device, identity: Identity) -> Tensor:
+    def add(self, layers: list[Layer], device: torch.device, identity: Identity) -> Tensor:
         """The exchange before a step (:meth:`lnb.exchange.MomentExchange.add`)."""
-        return self._exchange.add(blocks, [self.group], self.group.size(), device, identity)
+        return self._exchange.add(layers, [self.group], self.group.size(), device, identity)
 
-    def leave(self, blocks: list[Block], device: torch.device, identity: Identity, seen_by_host: bool) -> None:
+    def leave(self, layers: list[Layer], device: torch.device, identity: Identity, seen_by_host: bool) -> None:
         """Take part in the exchange of a step that this rank cannot make.
 
         Args:
-            blocks: the layers that this optimizer moves.
+            layers: the layers that this optimizer moves.
             device: of the model.
             identity: of this rank's model, settings, rates and step.
             seen_by_host: whether the other ranks' hosts wait to know that.
         """
-        self._exchange.add(blocks, [self.group], self.group.size(), device, identity, failed=True)
+        self._exchange.add(layers, [self.group], self.group.size(), device, identity, failed=True)
 
 
 class Ranks:

@@ -21,7 +21,7 @@ from lnb.orthogonalize import inverse_root
 from lnb.statistics import bias_correction, few_samples, ridge_of
 from lnb.trust_regions.two_sided import output_moment, sized_output_moment
 from lnb.verdict import Verdict
-from lnb.work import BlockWork
+from lnb.work import LayerWork
 from lnb_kernels.refresh import AveragedGradient, averaged_tensors
 
 # On the CPU, output moments of layers of one shape are taken in one call up to this many entries: above, stacking the layers
@@ -31,11 +31,11 @@ _STACKED = 1 << 15
 
 Averages = Mapping[nn.Parameter, Tensor | AveragedGradient]
 """``g~`` by parameter: tensors, or what the refresh forms them from where it reads them."""
-Means = Callable[[list[BlockWork], list[Tensor]], list[Tensor]]
+Means = Callable[[list[LayerWork], list[Tensor]], list[Tensor]]
 
 
 def refresh(
-    works: list[BlockWork], averages: Averages, verdict: Verdict, arenas: Arenas, means: Means | None = None
+    works: list[LayerWork], averages: Averages, verdict: Verdict, arenas: Arenas, means: Means | None = None
 ) -> None:
     """Make the factors of the layers anew whose second moments this step gathered.
 
@@ -54,21 +54,21 @@ def refresh(
 
     On NVIDIA GPUs the whole layers whose blocks the CUDA kernels take are done in four launches (:mod:`lnb.device_refresh`).
     """
-    kinds: dict[tuple[object, ...], list[BlockWork]] = {}
+    kinds: dict[tuple[object, ...], list[LayerWork]] = {}
     begun: list[_Refresh] = []
     for work in works:
         if work.moments is not None:
             kind = work.moments.shape[-1], work.moments.dtype, work.with_bias, work.config, work.ridge
             kinds.setdefault(kind, []).append(work)
     reserve([work for alike in kinds.values() for work in alike], arenas)
-    served: set[BlockWork] = set()
+    served: set[LayerWork] = set()
     if means is None:
         served.update(
             refresh_on_device([work for alike in kinds.values() for work in alike], averages, verdict, arenas)
         )
     averages = _formed(averages, [work for alike in kinds.values() for work in alike if work not in served])
     for alike in ([work for work in members if work not in served] for members in kinds.values()):
-        for chunk in chunked(alike, _moment_size, works[0].block.weight.device):
+        for chunk in chunked(alike, _moment_size, works[0].layer.weight.device):
             part = _Refresh(chunk, verdict, arenas)
             part.begin(averages, means is not None)
             if means is None:
@@ -90,7 +90,7 @@ def refresh(
             part.finish()
 
 
-def _formed(averages: Averages, works: list[BlockWork]) -> Averages:
+def _formed(averages: Averages, works: list[LayerWork]) -> Averages:
     """With tensors where the refresh of these layers reads averages that are not formed yet."""
     wanted = [p for work in works if work.config.region.two_sided for p in work.parameters]
     found = [(p, average) for p in wanted if isinstance(average := averages[p], AveragedGradient)]
@@ -99,18 +99,18 @@ def _formed(averages: Averages, works: list[BlockWork]) -> Averages:
     return {**averages, **dict(zip((p for p, _ in found), averaged_tensors([x for _, x in found]), strict=True))}
 
 
-def reserve(works: list[BlockWork], arenas: Arenas) -> None:
+def reserve(works: list[LayerWork], arenas: Arenas) -> None:
     """Have arenas for all layers that gathered at once: run by run, they would be made anew, and copied, with every run."""
-    wanted: dict[tuple[str, int, torch.dtype], list[tuple[BlockWork, Shape]]] = {}
+    wanted: dict[tuple[str, int, torch.dtype], list[tuple[LayerWork, Shape]]] = {}
 
-    def want(work: BlockWork, key: str, shape: Shape) -> None:
+    def want(work: LayerWork, key: str, shape: Shape) -> None:
         assert work.moments is not None
         wanted.setdefault((key, shape[-1] if len(shape) > 2 else 0, work.moments.dtype), []).append((work, shape))
 
     for work in works:
         assert work.moments is not None
         config = work.config
-        groups, rows, d_in = work.block.shape
+        groups, rows, d_in = work.layer.shape
         _, blocks, ones, _ = work.moments.shape
         former = work.state.get("second_moment")
         if former is not None and former.shape != work.moments.shape:  # cut into other blocks: starts anew
@@ -128,7 +128,7 @@ def reserve(works: list[BlockWork], arenas: Arenas) -> None:
                 want(work, "output_moment", output_shape)
     counted = [work.state for work in works if work.config.b_s > 0]
     if counted:
-        number = torch.empty((), dtype=torch.float32, device=works[0].block.weight.device)
+        number = torch.empty((), dtype=torch.float32, device=works[0].layer.weight.device)
         arenas.select("second_moment_step", counted, [()] * len(counted), number)
     for (key, size, _), members in wanted.items():
         like = members[0][0].moments
@@ -137,7 +137,7 @@ def reserve(works: list[BlockWork], arenas: Arenas) -> None:
         arenas.select(key, states, [shape for _, shape in members], like, tail=2 if size else 0)
 
 
-def _moment_size(work: BlockWork) -> int:
+def _moment_size(work: LayerWork) -> int:
     assert work.moments is not None
     return work.moments.numel()
 
@@ -145,7 +145,7 @@ def _moment_size(work: BlockWork) -> int:
 class _Refresh:
     """Layers with blocks of one size, of one setting."""
 
-    def __init__(self, works: list[BlockWork], verdict: Verdict, arenas: Arenas) -> None:
+    def __init__(self, works: list[LayerWork], verdict: Verdict, arenas: Arenas) -> None:
         self.works = works
         self.config = works[0].config
         self.arenas = arenas
@@ -185,7 +185,7 @@ class _Refresh:
             share = self._per_entry(share + config.sample_ridge * few)
         groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))
         columns = [
-            work.block.columns for work, (count, _) in zip(self.works, self.blocks, strict=True) for _ in range(count)
+            work.layer.columns for work, (count, _) in zip(self.works, self.blocks, strict=True) for _ in range(count)
         ]
         ridge = ridge_of(second_moment, share, relative, work.with_bias, groups, columns)
         self.fresh = factorize(
@@ -203,7 +203,7 @@ class _Refresh:
             for state in self.states:
                 state.pop("factor_mean", None)
         else:
-            means = [(work.block.shape[0], work.block.d_in) for work in self.works]
+            means = [(work.layer.shape[0], work.layer.d_in) for work in self.works]
             self._keep("factor_mean", fresh.mean.flatten(), means, tail=0)
         size = fresh.matrix.shape[-1]
         blocks = [(*count, size, size) for count in self.blocks]
@@ -258,13 +258,13 @@ class _Refresh:
         """This step's, of layers of one shape together where that pays."""
         alike: dict[object, list[int]] = {}
         for i, work in enumerate(self.works):
-            alone = work.block.weight.is_cpu and work.block.weight.numel() > _STACKED
-            alone = alone or work.block.columns is not None
-            alike.setdefault(i if alone else (work.block.shape, self.blocks[i]), []).append(i)
+            alone = work.layer.weight.is_cpu and work.layer.weight.numel() > _STACKED
+            alone = alone or work.layer.columns is not None
+            alike.setdefault(i if alone else (work.layer.shape, self.blocks[i]), []).append(i)
         found = []
         begins = [sum(self.counts[:i]) for i in range(len(self.counts))]
         for members in alike.values():
-            groups, rows, d_in = self.works[members[0]].block.shape
+            groups, rows, d_in = self.works[members[0]].layer.shape
             lead = (groups,) if len(members) == 1 else (len(members), groups)
             weights, biases = zip(*(matrices(self.works[i], averages) for i in members), strict=True)
             spans = [slice(begins[i], begins[i] + self.counts[i]) for i in members]
@@ -278,7 +278,7 @@ class _Refresh:
             given = [bias for bias in biases if bias is not None]
             bias = _joined(given, True) if given else None
             given_to = _joined(weights, True), bias, of_members, count
-            columns = self.works[members[0]].block.columns
+            columns = self.works[members[0]].layer.columns
             if columns is not None:
                 partial = partial_output_moment(*given_to, columns)
                 found.append(_Outputs(members, partial, None, (groups, count), columns, matrix.dtype))
@@ -355,9 +355,9 @@ def _joined(tensors: Sequence[Tensor], new_dimension: bool) -> Tensor:
     return torch.stack(list(tensors)) if new_dimension else torch.cat(list(tensors))
 
 
-def matrices(work: BlockWork, averages: Averages) -> tuple[Tensor, Tensor | None]:
+def matrices(work: LayerWork, averages: Averages) -> tuple[Tensor, Tensor | None]:
     """``g~`` of the weight ``[groups, rows, d_in]`` and of the bias ``[groups, rows, 1]``."""
-    groups, rows, d_in = work.block.shape
+    groups, rows, d_in = work.layer.shape
     found = (averages[parameter] for parameter in work.parameters)
     weight, *bias = (value if isinstance(value, Tensor) else value.tensor() for value in found)
     return weight.view(groups, rows, d_in), bias[0].view(groups, rows, 1) if bias else None

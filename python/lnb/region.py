@@ -30,7 +30,7 @@ def products_of(work: Work, solution: Solution, others: list[Tensor], averages: 
     a layer whose inputs are too large to be squared, which has no direction.
     """
     device = work.parameters[0].device
-    total = torch.zeros(len(work.blocks) + len(others), dtype=sum_dtype(device), device=device)
+    total = torch.zeros(len(work.layers) + len(others), dtype=sum_dtype(device), device=device)
     if solution.sums is not None:
         total.index_copy_(0, constant(solution.summed, device), solution.sums[:, 0].to(total.dtype))
     known = set(solution.summed)
@@ -41,7 +41,7 @@ def products_of(work: Work, solution: Solution, others: list[Tensor], averages: 
         given = [averages[work.parameters[k]] for k in rest]
         sums = multi_tensor.dot([directions[k] for k in rest], given, [place[work.owners[k]] for k in rest])
         total.index_copy_(0, constant(tuple(place), device), sums.to(total))
-    flags = {i: block.squarable for i, block in enumerate(work.blocks) if block.squarable is not None}
+    flags = {i: layer.squarable for i, layer in enumerate(work.layers) if layer.squarable is not None}
     if flags:
         index = constant(tuple(flags), device)
         squarable = torch.stack(list(flags.values()))
@@ -52,7 +52,7 @@ def products_of(work: Work, solution: Solution, others: list[Tensor], averages: 
 def in_region(products: Tensor, work: Work, config: Config) -> Tensor:
     """What the trust region that all layers share adds up: Adam's directions have no ``<h, g~>`` in a metric."""
     finite = torch.where(products.isfinite(), products, 0.0)
-    return finite[: len(work.blocks)] if config.others == "adamw" else finite
+    return finite[: len(work.layers)] if config.others == "adamw" else finite
 
 
 def region_scales(
@@ -73,10 +73,10 @@ def region_scales(
     if total is None:
         total = in_region(products, work, config).sum()
     scales = config.region.scales(
-        Steps(own, len(work.blocks), directions, work.owners, total.to(own), config.min_norm, verdict.known)
+        Steps(own, len(work.layers), directions, work.owners, total.to(own), config.min_norm, verdict.known)
     )
     if config.others == "adamw":
-        scales[len(work.blocks) :] = config.others_lr
+        scales[len(work.layers) :] = config.others_lr
     # What a direction's dtype cannot hold would turn entries of 0 into NaN; lr has the room of the power.
     most = min(torch.finfo(dtype).max for dtype in {direction.dtype for direction in directions})
     return torch.where(finite, scales, 0.0).clamp(max=most**_LARGEST_SCALE)
@@ -101,7 +101,7 @@ def measure_lengths(
     work: Work, solution: Solution, averages: dict[nn.Parameter, Tensor], agreement: Agreement | None
 ) -> Lengths:
     """The lengths of the directions. Rows that are not multiplied by their agreement yet are, in ``solution``."""
-    layers = range(len(work.blocks))
+    layers = range(len(work.layers))
     rest = [i for i in layers if i not in set(solution.summed)]
     wide = sum_dtype(work.parameters[0].device)
     free = damped = average = None
@@ -128,8 +128,8 @@ def _squares(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
 
 def _damp(i: int, work: Work, solution: Solution, averages: dict[nn.Parameter, Tensor], agreement: Agreement) -> Tensor:
     """Multiply the rows of a layer's direction by their agreement; returns ``||g~||^2``, ``[]``."""
-    layer = work.blocks[i]
-    shape = layer.block.shape[:2]
+    layer = work.layers[i]
+    shape = layer.layer.shape[:2]
     given = [averages[parameter].view(*shape, -1) for parameter in layer.parameters]
     factor = row_agreement(agreement.rows[i], agreement.noise, *given)
     solution.parts[i] = [(part.view(*shape, -1) * factor.to(part.dtype)).view_as(part) for part in solution.parts[i]]
@@ -151,21 +151,21 @@ def shortened(
 
     ``weight_norms`` are those of all layers' weights where a layer here is a shard of one, ``[layers]``.
     """
-    layers = len(work.blocks)
+    layers = len(work.layers)
     own = scales[:layers]
     rates = work.rates(own)
-    gain = Gain(work.blocks, verdict, arenas) if config.damping == "gain" else None
+    gain = Gain(work.layers, verdict, arenas) if config.damping == "gain" else None
     if gain is not None:
         own = torch.minimum(own, gain.fractions(own) / config.min_norm)
     bound = None
     shorter: dict[nn.Parameter, Tensor] = {}
     if config.max_relative_change is not None:
-        bound = WeightBound(work.blocks, config.max_relative_change, rates, verdict, arenas)
+        bound = WeightBound(work.layers, config.max_relative_change, rates, verdict, arenas)
         shorter = bound.measure(own, lengths.free, weight_norms)
         own = own * bound.factors(own, lengths.free)
     if agreement is not None and lengths.averages is not None:
-        expected = expected_squares(work.blocks, agreement, verdict, config, arenas)
-        own = own * radii(work.blocks, lengths.averages, expected, verdict, arenas)
+        expected = expected_squares(work.layers, agreement, verdict, config, arenas)
+        own = own * radii(work.layers, lengths.averages, expected, verdict, arenas)
     if bound is not None:
         bound.note_growth(own, lengths.damped)
     if gain is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.layers.capture import statistics_dtype
 from lnb.machine import cpu_multiplies_bfloat16
@@ -57,12 +57,12 @@ class RoundedMetric:
         return result
 
 
-def rounds_products(block: Block, config: Config) -> bool:
+def rounds_products(layer: Layer, config: Config) -> bool:
     """Whether conjugate gradients on the layer's second moment take their products in bfloat16.
 
     They do with ``moment_dtype=torch.bfloat16`` on a CPU that gains by it; accelerators solve in one fused kernel instead.
     """
-    weight = block.weight
-    _, outputs, inputs = block.shape
+    weight = layer.weight
+    _, outputs, inputs = layer.shape
     wanted = config.moment_dtype == torch.bfloat16 and statistics_dtype(weight.dtype) == torch.float32
     return wanted and weight.device.type == "cpu" and outputs * inputs**2 >= _LARGE and cpu_multiplies_bfloat16()

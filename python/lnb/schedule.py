@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.factored import block_count
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS
@@ -35,7 +35,7 @@ def is_refresh_step(index: int, refresh_every: int, phase: int = 0) -> bool:
     return index % refresh_every == phase
 
 
-def refresh_phases(layers: Sequence[tuple[Block, Config]]) -> list[int]:
+def refresh_phases(layers: Sequence[tuple[Layer, Config]]) -> list[int]:
     """The phase of each layer's refreshes, so that no step has many of them and all together cost a step what they must.
 
     Layers that are staggered are cut, in their order, into at most ``refresh_every`` slices of about equal work: it depends
@@ -43,9 +43,9 @@ def refresh_phases(layers: Sequence[tuple[Block, Config]]) -> list[int]:
     """
     phases = [0] * len(layers)
     cycles: dict[tuple[int, torch.device], list[int]] = {}
-    for i, (block, config) in enumerate(layers):
+    for i, (layer, config) in enumerate(layers):
         if config.staggered and config.refresh_every > 1:
-            cycles.setdefault((config.refresh_every, block.weight.device), []).append(i)
+            cycles.setdefault((config.refresh_every, layer.weight.device), []).append(i)
     for (every, device), members in cycles.items():
         work = [refresh_work(*layers[i]) for i in members]
         least = LEAST_SLICE.get(device.type, LEAST_SLICE_ELSEWHERE)
@@ -58,10 +58,10 @@ def refresh_phases(layers: Sequence[tuple[Block, Config]]) -> list[int]:
     return phases
 
 
-def refresh_work(block: Block, config: Config) -> float:
+def refresh_work(layer: Layer, config: Config) -> float:
     """Operations of a layer's refresh: the factor, and of two-sided regions the outputs' moment and root."""
-    groups, rows, d_in = block.shape
-    size = d_in // block.input_blocks(config.block_size)
+    groups, rows, d_in = layer.shape
+    size = d_in // layer.input_blocks(config.block_size)
     work = 2.0 * d_in * size**2
     if config.region.two_sided:
         side = rows // block_count(rows, config.block_size)

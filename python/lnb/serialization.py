@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lnb.blocks import Inventory
+from lnb.claimed import Inventory
 from lnb.config import CARRIED, Config, check_group, current_name
 from lnb.groups import check_switches
 from lnb.layers.capture import statistics_dtype
@@ -82,8 +82,8 @@ def check_state(
     check_entries(
         _pairs(state_dict, param_groups),
         inventory.names,
-        {block.weight: block for block in inventory.blocks},
-        lambda block: config if block is None else planner.choice(block).config,
+        {layer.weight: layer for layer in inventory.layers},
+        lambda layer: config if layer is None else planner.choice(layer).config,
     )
     return planner
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lnb.dtensors import is_dtensor, is_sharded
 
 if TYPE_CHECKING:
-    from lnb.blocks import Inventory
+    from lnb.claimed import Inventory
     from lnb.config import Config
     from lnb.exchange import MomentExchange
     from lnb.sharded.shards import Shards

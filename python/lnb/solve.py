@@ -9,13 +9,13 @@ from lnb.solvers import Solver
 from lnb.solvers.base import AddRows
 from lnb.solvers.solution import Solution
 from lnb.verdict import Verdict
-from lnb.work import BlockWork
+from lnb.work import LayerWork
 
 __all__ = ["Solution", "solve"]
 
 
 def solve(
-    works: list[BlockWork],
+    works: list[LayerWork],
     averages: dict[nn.Parameter, Tensor],
     verdict: Verdict,
     agreement: Agreement | None = None,

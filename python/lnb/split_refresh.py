@@ -19,18 +19,18 @@ from lnb.arenas import Arenas
 from lnb.refresh import Averages, refresh, reserve
 from lnb.schedule import refresh_work
 from lnb.verdict import Verdict
-from lnb.work import BlockWork
+from lnb.work import LayerWork
 
 _MADE = ("second_moment", "second_moment_step", "factor", "factor_mean", "output_moment", "output_factor")
 
 
 def refresh_over(
     group: Any,
-    works: list[BlockWork],
+    works: list[LayerWork],
     averages: Averages,
     verdict: Verdict,
     arenas: Arenas,
-    first: Callable[[list[BlockWork]], list[BlockWork]] = list,
+    first: Callable[[list[LayerWork]], list[LayerWork]] = list,
 ) -> None:
     """:func:`lnb.refresh.refresh`, of layers that are whole, shared out over the ranks of ``group``; None to do all here.
 
@@ -40,7 +40,7 @@ def refresh_over(
     if group is None or len(due) < 2:
         refresh(first(works), averages, verdict, arenas)
         return
-    shares = shared_out([refresh_work(work.block, work.config) for work in due], group.size())
+    shares = shared_out([refresh_work(work.layer, work.config) for work in due], group.size())
     reserve(due, arenas)
     refresh(first([due[i] for i in shares[group.rank()]]), averages, verdict, arenas)
     made = [[tensor for i in share for tensor in _made(due[i])] for share in shares]
@@ -59,7 +59,7 @@ def shared_out(costs: Sequence[float], ranks: int) -> list[list[int]]:
     return shares
 
 
-def _made(work: BlockWork) -> list[Tensor]:
+def _made(work: LayerWork) -> list[Tensor]:
     """What a refresh makes of a layer."""
     state = work.state
     if not work.with_bias:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lnb.arenas import State
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.work import Work
 
@@ -26,7 +26,7 @@ class Standing:
     """
 
     parameters: list[nn.Parameter]
-    layers: list[tuple[Block, Config, bool]]
+    layers: list[tuple[Layer, Config, bool]]
     kept: list[tuple[State, str, Any]]
     addresses: list[int]
     places: list[tuple[dict[str, Any], list[int]]]
@@ -43,7 +43,7 @@ class Standing:
         kept = [(state, key, state[key]) for state in states for key in keys if key in state]
         return cls(
             parameters,
-            [(layer.block, layer.config, layer.with_bias) for layer in work.blocks],
+            [(layer.layer, layer.config, layer.with_bias) for layer in work.layers],
             kept,
             [value.data_ptr() for _, _, value in kept],
             list(members.values()),
@@ -51,13 +51,13 @@ class Standing:
 
     def holds(self, work: Work) -> bool:
         """Whether ``work`` is of the same parameters and layers, under the same settings, with the same tensors in its states."""
-        if len(work.parameters) != len(self.parameters) or len(work.blocks) != len(self.layers):
+        if len(work.parameters) != len(self.parameters) or len(work.layers) != len(self.layers):
             return False
         for parameter, other in zip(work.parameters, self.parameters, strict=True):
             if parameter is not other:
                 return False
-        for layer, (block, config, with_bias) in zip(work.blocks, self.layers, strict=True):
-            if layer.block is not block or layer.config is not config or layer.with_bias != with_bias:
+        for layer, (owner, config, with_bias) in zip(work.layers, self.layers, strict=True):
+            if layer.layer is not owner or layer.config is not config or layer.with_bias != with_bias:
                 return False
         for state, key, value in self.kept:
             if state.get(key) is not value:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.state_schema import SCHEMA, Kind, allowed_shapes, required_keys
 from lnb_kernels import multi_tensor
@@ -19,8 +19,8 @@ _DTYPES = (torch.float32, torch.float64)
 def check_entries(
     entries: Iterable[tuple[nn.Parameter, dict[str, Any]]],
     names: dict[nn.Parameter, str],
-    by_weight: dict[nn.Parameter, Block],
-    config_of: Callable[[Block | None], Config],
+    by_weight: dict[nn.Parameter, Layer],
+    config_of: Callable[[Layer | None], Config],
 ) -> None:
     """Require that every parameter's saved state is whole, of the right shapes, real and finite.
 
@@ -30,17 +30,17 @@ def check_entries(
     """
     tensors: dict[str, Tensor] = {}
     for parameter, entry in entries:
-        name, block = names.get(parameter, "(not of the model)"), by_weight.get(parameter)
+        name, layer = names.get(parameter, "(not of the model)"), by_weight.get(parameter)
         if not isinstance(entry, dict):
             raise TypeError(f"state_dict: the state of parameter {name!r} must be a dict, not {entry!r}")
-        config = config_of(block)
+        config = config_of(layer)
         for key, value in entry.items():
             where = f"{key!r} of parameter {name!r}"
-            _check_tensor(where, value, allowed_shapes(str(key), parameter, block, config))
+            _check_tensor(where, value, allowed_shapes(str(key), parameter, layer, config))
             if SCHEMA[str(key)].kind is Kind.COUNT and not float(value) >= 0:
                 raise ValueError(f"state_dict: {where} is {float(value)}, it must be a count of at least 0")
             tensors[where] = value
-        missing = required_keys(parameter, block, config) - entry.keys() if entry else set()
+        missing = required_keys(parameter, layer, config) - entry.keys() if entry else set()
         if missing:
             raise ValueError(
                 f"state_dict: the state of parameter {name!r} has {sorted(map(str, entry))} and lacks {sorted(missing)}; load "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.factored import block_count
 from lnb.layers.capture import statistics_dtype
@@ -24,7 +24,7 @@ from lnb.work import moment_blocks
 from lnb_kernels.scaling import sum_dtype
 
 Shape = tuple[int, ...]
-When = Callable[[Tensor, Block | None, Config], bool]
+When = Callable[[Tensor, Layer | None, Config], bool]
 
 OPTIMIZER_ENTRIES = ("lnb_format", "lnb_step", "lnb_settings", "lnb_plan")
 """Owned by the optimizer, plain values beside ``state`` and ``param_groups`` in a state dict: the number of the format, steps
@@ -62,8 +62,8 @@ class Form:
         allowed: all that a saved state may have, whatever the settings were; None for the planned one alone.
     """
 
-    planned: Callable[[Tensor, Block | None, Config], Shape]
-    allowed: Callable[[Tensor, Block], list[Shape]] | None = None
+    planned: Callable[[Tensor, Layer | None, Config], Shape]
+    allowed: Callable[[Tensor, Layer], list[Shape]] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,64 +86,64 @@ class Entry:
     required: bool = True
 
 
-def _of_layer(block: Block | None) -> Block:
-    assert block is not None, "entries of layers are asked for with the layer"
-    return block
+def _of_layer(layer: Layer | None) -> Layer:
+    assert layer is not None, "entries of layers are asked for with the layer"
+    return layer
 
 
 def _block_form(outputs: bool, ones: int) -> Form:
     """Diagonal blocks ``[groups, blocks, size, size]`` of inputs or outputs, with ``ones`` rows more for the constant 1."""
 
-    def side_of(block: Block) -> int:
-        return block.shape[1] if outputs else block.shape[2]
+    def side_of(owner: Layer) -> int:
+        return owner.shape[1] if outputs else owner.shape[2]
 
-    def cut(block: Block, count: int) -> Shape:
-        size = side_of(block) // count + ones
-        return block.shape[0], count, size, size
+    def cut(owner: Layer, count: int) -> Shape:
+        size = side_of(owner) // count + ones
+        return owner.shape[0], count, size, size
 
-    def planned(parameter: Tensor, block: Block | None, config: Config) -> Shape:
-        layer = _of_layer(block)
+    def planned(parameter: Tensor, owner: Layer | None, config: Config) -> Shape:
+        layer = _of_layer(owner)
         count = block_count(side_of(layer), config.block_size) if outputs else moment_blocks(layer, config)
         return cut(layer, count)
 
-    def allowed(parameter: Tensor, block: Block) -> list[Shape]:
-        side = side_of(block)
-        return [cut(block, count) for count in range(1, side + 1) if side % count == 0]
+    def allowed(parameter: Tensor, owner: Layer) -> list[Shape]:
+        side = side_of(owner)
+        return [cut(owner, count) for count in range(1, side + 1) if side % count == 0]
 
     return Form(planned, allowed)
 
 
-_NUMBER = Form(lambda parameter, block, config: ())
-_AS_PARAMETER = Form(lambda parameter, block, config: tuple(parameter.shape))
-_PER_ROW = Form(lambda parameter, block, config: _of_layer(block).shape[:2])
-_PER_INPUT = Form(lambda parameter, block, config: _of_layer(block).shape[::2])
+_NUMBER = Form(lambda parameter, layer, config: ())
+_AS_PARAMETER = Form(lambda parameter, layer, config: tuple(parameter.shape))
+_PER_ROW = Form(lambda parameter, layer, config: _of_layer(layer).shape[:2])
+_PER_INPUT = Form(lambda parameter, layer, config: _of_layer(layer).shape[::2])
 _MATRIX = Form(
-    lambda parameter, block, config: (*_of_layer(block).shape[:2], _of_layer(block).d_in + has_bias(_of_layer(block))),
-    lambda parameter, block: [(*block.shape[:2], block.d_in), (*block.shape[:2], block.d_in + 1)],
+    lambda parameter, layer, config: (*_of_layer(layer).shape[:2], _of_layer(layer).d_in + has_bias(_of_layer(layer))),
+    lambda parameter, layer: [(*layer.shape[:2], layer.d_in), (*layer.shape[:2], layer.d_in + 1)],
 )
 _INPUT_BLOCKS, _INPUT_BLOCKS_WITH_ONES = _block_form(outputs=False, ones=0), _block_form(outputs=False, ones=1)
 _OUTPUT_BLOCKS = _block_form(outputs=True, ones=0)
 
 
-def has_bias(block: Block) -> bool:
+def has_bias(layer: Layer) -> bool:
     """Whether the bias is a column of the layer's matrices."""
-    return block.bias is not None
+    return layer.bias is not None
 
 
-def _always(parameter: Tensor, block: Block | None, config: Config) -> bool:
+def _always(parameter: Tensor, layer: Layer | None, config: Config) -> bool:
     return True
 
 
 def _if(setting: Callable[[Config], bool]) -> When:
-    return lambda parameter, block, config: setting(config)
+    return lambda parameter, layer, config: setting(config)
 
 
-def _of_others_squares(parameter: Tensor, block: Block | None, config: Config) -> bool:
-    return block is None and config.others == "adamw"
+def _of_others_squares(parameter: Tensor, layer: Layer | None, config: Config) -> bool:
+    return layer is None and config.others == "adamw"
 
 
-def _of_bias_columns(parameter: Tensor, block: Block | None, config: Config) -> bool:
-    return config.factored and has_bias(_of_layer(block))
+def _of_bias_columns(parameter: Tensor, layer: Layer | None, config: Config) -> bool:
+    return config.factored and has_bias(_of_layer(layer))
 
 
 _two_sided = _if(lambda config: config.factored and config.region.two_sided)
@@ -158,13 +158,13 @@ _P, _L = Owner.PARAMETER, Owner.LAYER
 SCHEMA: dict[str, Entry] = {
     "step": Entry(_P, Kind.COUNT, _NUMBER, _always),
     "momentum": Entry(_P, Kind.STATISTIC, _AS_PARAMETER, _always),
-    "master": Entry(_P, Kind.MASTER, _AS_PARAMETER, lambda parameter, block, config: has_master(parameter, config)),
+    "master": Entry(_P, Kind.MASTER, _AS_PARAMETER, lambda parameter, layer, config: has_master(parameter, config)),
     "gradient_square": Entry(_P, Kind.STATISTIC, _AS_PARAMETER, _of_others_squares, required=False),
     "last_step": Entry(
         _P,
         Kind.STATISTIC,
         _AS_PARAMETER,
-        lambda p, block, config: block is not None and config.damping == "gain",
+        lambda p, layer, config: layer is not None and config.damping == "gain",
         False,
     ),
     "factor": Entry(_L, Kind.STATISTIC, _INPUT_BLOCKS, _if(lambda config: config.factored)),
@@ -189,51 +189,51 @@ SCHEMA: dict[str, Entry] = {
 
 
 def planned_entries(
-    parameter: Tensor, block: Block | None, config: Config, weight: bool = True
+    parameter: Tensor, layer: Layer | None, config: Config, weight: bool = True
 ) -> Iterator[tuple[str, Entry, Shape]]:
     """What the first steps of a parameter make: the keys, and the shapes.
 
     Args:
         parameter: of the model, or added to the optimizer.
-        block: the layer that it moves with, if there is one.
+        layer: the layer that it moves with, if there is one.
         config: the layer's settings; of any other parameter the optimizer's.
         weight: whether it is the layer's weight, which has the layer's own entries.
     """
     for key, entry in SCHEMA.items():
         of_layer = entry.owner is Owner.LAYER
-        if of_layer and (block is None or not weight):
+        if of_layer and (layer is None or not weight):
             continue
-        if entry.when(parameter, block, config):
-            yield key, entry, entry.form.planned(parameter, block, config)
+        if entry.when(parameter, layer, config):
+            yield key, entry, entry.form.planned(parameter, layer, config)
 
 
-def planned_bytes(parameter: Tensor, block: Block | None, config: Config, weight: bool = True) -> int:
+def planned_bytes(parameter: Tensor, layer: Layer | None, config: Config, weight: bool = True) -> int:
     """Bytes of all :func:`planned_entries`."""
     return sum(
         entry.kind.dtype(parameter).itemsize * math.prod(shape)
-        for _, entry, shape in planned_entries(parameter, block, config, weight)
+        for _, entry, shape in planned_entries(parameter, layer, config, weight)
     )
 
 
-def required_keys(parameter: Tensor, block: Block | None, config: Config) -> set[str]:
+def required_keys(parameter: Tensor, layer: Layer | None, config: Config) -> set[str]:
     """What the state of a parameter that has made a step holds at least.
 
     Args:
         parameter: of the model, or added to the optimizer.
-        block: the layer whose weight it is, if it is one.
+        layer: the layer whose weight it is, if it is one.
         config: the layer's settings; of any other parameter the optimizer's.
     """
-    return {key for key, entry, _ in planned_entries(parameter, block, config) if entry.required}
+    return {key for key, entry, _ in planned_entries(parameter, layer, config) if entry.required}
 
 
-def allowed_shapes(key: str, parameter: Tensor, block: Block | None, config: Config) -> list[Shape]:
+def allowed_shapes(key: str, parameter: Tensor, layer: Layer | None, config: Config) -> list[Shape]:
     """The shapes that state ``key`` of ``parameter`` may have, whatever the settings; none where it has no such state."""
     entry = SCHEMA.get(key)
-    if entry is None or (entry.owner is Owner.LAYER and block is None):
+    if entry is None or (entry.owner is Owner.LAYER and layer is None):
         return []
     if entry.form.allowed is None:
-        return [entry.form.planned(parameter, block, config)]
-    return entry.form.allowed(parameter, _of_layer(block))
+        return [entry.form.planned(parameter, layer, config)]
+    return entry.form.allowed(parameter, _of_layer(layer))
 
 
 def is_rounded(key: str) -> bool:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from lnb.arenas import constant, owners_of, sums_of
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.columns import Columns, add_parts
 from lnb.config import Config
 from lnb.verdict import Verdict
-from lnb.work import BlockWork
+from lnb.work import LayerWork
 from lnb_kernels.scaling import sum_dtype
 
 # In units of the precision: what rounding leaves of the variance of a feature that does not vary, relative to its mean square.
@@ -33,16 +33,16 @@ class FeatureSums:
     count: Tensor  # []
 
 
-def sums_from_moments(block: Block, moments: Tensor, channels: Tensor | None) -> FeatureSums:
+def sums_from_moments(layer: Layer, moments: Tensor, channels: Tensor | None) -> FeatureSums:
     """The sums of one step from what the probes gathered.
 
     Args:
-        block: the layer.
+        layer: the layer.
         moments: ``[X 1]'[X 1]``, ``[groups, blocks, size+1, size+1]``.
         channels: convolution: ``[3, C]`` sums, squares and counts over the unpadded input.
     """
     if channels is not None:
-        return FeatureSums(block.per_column(channels[0]), block.per_column(channels[1]), channels[2, 0])
+        return FeatureSums(layer.per_column(channels[0]), layer.per_column(channels[1]), channels[2, 0])
     squares = moments.diagonal(dim1=-2, dim2=-1)[..., :-1].flatten(1)
     return FeatureSums(mean_of(moments), squares, moments[0, 0, -1, -1])
 
@@ -52,14 +52,14 @@ def mean_of(moments: Tensor) -> Tensor:
     return moments[..., -1, :-1].flatten(1)
 
 
-def sums_from_inputs(block: Block, inputs: list[Tensor], dtype: torch.dtype) -> FeatureSums:
+def sums_from_inputs(layer: Layer, inputs: list[Tensor], dtype: torch.dtype) -> FeatureSums:
     """The same sums, from the inputs themselves (``[.., d_in]``, or images ``[.., C, H, W]``)."""
     total: Tensor | None = None
     square: Tensor | None = None
     count = 0
     for x in inputs:
         wide = x.to(dtype)
-        if block.is_convolution:
+        if layer.is_convolution:
             positions = [dim for dim in range(x.dim()) if dim != x.dim() - 3]
             count += x.numel() // x.shape[-3]
         else:
@@ -71,7 +71,7 @@ def sums_from_inputs(block: Block, inputs: list[Tensor], dtype: torch.dtype) -> 
     assert total is not None
     assert square is not None
     counted = torch.full((), float(count), dtype=dtype, device=total.device)
-    return FeatureSums(block.per_column(total), block.per_column(square), counted)
+    return FeatureSums(layer.per_column(total), layer.per_column(square), counted)
 
 
 def bias_correction(decay: float, steps: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tens
     return shrunk.maximum(NOISE * limits.eps * mean_square).clamp(min=limits.tiny)
 
 
-def average_second_moment(work: BlockWork, verdict: Verdict, decay: float, keep: bool) -> Tensor:
+def average_second_moment(work: LayerWork, verdict: Verdict, decay: float, keep: bool) -> Tensor:
     """Update the average of ``E[x~ x~']`` with this step's rows; return it, ``[groups, blocks, size+1, size+1]``, each
     block's last entry 1.
 

@@ -144,15 +144,15 @@ class Share:
     @property
     def shortens(self) -> bool:
         """Whether anything beside the trust region bounds the steps."""
-        return bool(self.work.blocks) and (self.config.damping != "none" or self.config.max_relative_change is not None)
+        return bool(self.work.layers) and (self.config.damping != "none" or self.config.max_relative_change is not None)
 
     def direct(self) -> None:
         """Momentum, statistics, solve."""
         work, verdict, config, arenas = self.work, self.verdict, self.config, self.arenas
         averages = average_gradients(work, verdict, config, self.scratch, arenas)
         self.agreement: Agreement | None = None
-        if config.damping == "agreement" and work.blocks:
-            self.agreement = observe_agreement(work.blocks, verdict, config, arenas)
+        if config.damping == "agreement" and work.layers:
+            self.agreement = observe_agreement(work.layers, verdict, config, arenas)
         self.refresh(averages)
         self.solution = self.solve(averages)
         if config.others == "adamw":
@@ -164,11 +164,11 @@ class Share:
 
     def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
         """Where the layers are to go."""
-        return solve(self.work.blocks, averages, self.verdict, self.agreement)
+        return solve(self.work.layers, averages, self.verdict, self.agreement)
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""
-        due = [block for block in self.work.blocks if block.config.factored]
+        due = [layer for layer in self.work.layers if layer.config.factored]
         refresh_over(self.work.sharers, due, averages, self.verdict, self.arenas)
 
     def gain(self) -> Tensor:

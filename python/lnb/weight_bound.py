@@ -27,19 +27,19 @@ import torch
 from torch import Tensor, nn
 
 from lnb.arenas import Arenas, Selection, constant
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.verdict import Verdict
-from lnb.work import BlockWork
+from lnb.work import LayerWork
 
 LARGEST_CHANGE = 0.25
 
 
-def usual_norm(block: Block) -> float:
+def usual_norm(layer: Layer) -> float:
     """``W_0``: entries uniform in ``+-1 / sqrt(d_in)``, as ``nn.Linear`` draws them, have the mean square ``1 / (3 d_in)``."""
-    return math.sqrt(block.d_out / 3)
+    return math.sqrt(layer.d_out / 3)
 
 
-def is_measured(work: BlockWork) -> bool:
+def is_measured(work: LayerWork) -> bool:
     """Whether this step measures the layer's weight: it is refreshed, or has not been measured yet."""
     return work.moments is not None or bool(work.inputs) or "weight_norm" not in work.state
 
@@ -57,13 +57,13 @@ class WeightBound:
         arenas: where the states live.
     """
 
-    def __init__(self, works: list[BlockWork], change: float, rates: Tensor, verdict: Verdict, arenas: Arenas) -> None:
+    def __init__(self, works: list[LayerWork], change: float, rates: Tensor, verdict: Verdict, arenas: Arenas) -> None:
         self._works = works
         self._rates = rates
         self._ok = verdict.on(rates.device)
         self._arenas = arenas
         self._limits = (LARGEST_CHANGE / rates).clamp(max=change)  # kappa / lr
-        self._usual = constant(tuple(usual_norm(work.block) for work in works), rates.device, rates.dtype)
+        self._usual = constant(tuple(usual_norm(work.layer) for work in works), rates.device, rates.dtype)
         self._growth = self._numbers("growth", range(len(works)))
 
     def measure(
@@ -87,7 +87,7 @@ class WeightBound:
             return {}
         grown = [i for i in due if "weight_norm" in works[i].state]
         if weight_norms is None:
-            norms = torch.stack(torch._foreach_norm([works[i].block.weight for i in due], dtype=self._rates.dtype))
+            norms = torch.stack(torch._foreach_norm([works[i].layer.weight for i in due], dtype=self._rates.dtype))
         else:
             norms = weight_norms[constant(tuple(due), self._rates.device)]
         factors: dict[int, Tensor] = {}
@@ -102,7 +102,7 @@ class WeightBound:
             found = constant(tuple(k for k, i in enumerate(due) if i in factors), norms.device)
             norms = norms.index_copy(0, found, norms[found] * factor)
         self._numbers("weight_norm", due).write(norms, self._ok)
-        return {works[i].block.weight: factor for i, factor in factors.items()}
+        return {works[i].layer.weight: factor for i, factor in factors.items()}
 
     def factors(self, scales: Tensor, squared_norms: Tensor) -> Tensor:
         """What shortens each layer's step, in (0, 1], ``[layers]``, from the norms measured last.

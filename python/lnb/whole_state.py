@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnb.blocks import Block, Inventory
+from lnb.claimed import Inventory, Layer
 from lnb.factored import block_count
 
 SHARDS = "shards"
@@ -62,11 +62,11 @@ def output_borders(groups: int, rows: int, shards: int, limit: int | None) -> tu
     return tuple(borders)
 
 
-def keeps_outputs(block: Block, code: int, shards: int, limit: int | None) -> bool:
+def keeps_outputs(layer: Layer, code: int, shards: int, limit: int | None) -> bool:
     """Whether the blocks of outputs of a layer in shards of rows end where those of one that was saved do.
 
     Args:
-        block: the whole layer.
+        layer: the whole layer.
         code: of the saved one, 1 for a whole one.
         shards: of its rows now.
         limit: the setting ``block_size``.
@@ -74,7 +74,7 @@ def keeps_outputs(block: Block, code: int, shards: int, limit: int | None) -> bo
     cuts = row_cuts(code)
     if len(cuts) > 1:
         return False
-    groups, rows, _ = block.shape
+    groups, rows, _ = layer.shape
     saved = cuts[0] if cuts else 1
     return output_borders(groups, rows, saved, limit) == output_borders(groups, rows, shards, limit)
 
@@ -97,26 +97,26 @@ def of_whole(
 
     Blocks that start anew are zero. Tensors must have been gathered (``full_state_dict=True``).
     """
-    layers = {block.weight: block for block in inventory.blocks}
+    layers = {layer.weight: layer for layer in inventory.layers}
     members = [parameter for group in param_groups for parameter in group["params"]]
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
     states = dict(state_dict["state"])
     restarted: list[nn.Parameter] = []
     for parameter, number in zip(members, numbers, strict=True):
-        block, entry = layers.get(parameter), states.get(number)
+        layer, entry = layers.get(parameter), states.get(number)
         shards = None if entry is None else entry.get(SHARDS)
-        if block is not None and isinstance(shards, Tensor) and shards.numel() == 1:
-            keeps = keeps_outputs(block, int(shards), 1, block_size)
-            states[number], fits = _of_layer(states[number], block, block_size, keeps, has_column_cuts(int(shards)))
+        if layer is not None and isinstance(shards, Tensor) and shards.numel() == 1:
+            keeps = keeps_outputs(layer, int(shards), 1, block_size)
+            states[number], fits = _of_layer(states[number], layer, block_size, keeps, has_column_cuts(int(shards)))
             restarted += [] if keeps and fits else [parameter]
     return {**state_dict, "state": states}, restarted
 
 
 def _of_layer(
-    entry: dict[str, Any], block: Block, block_size: int | None, keeps: bool, by_columns: bool
+    entry: dict[str, Any], layer: Layer, block_size: int | None, keeps: bool, by_columns: bool
 ) -> tuple[dict[str, Any], bool]:
     """The state of a whole layer, which ``keeps`` its blocks of outputs; and whether those of inputs are its own."""
-    groups, rows, _ = block.shape
+    groups, rows, _ = layer.shape
     count = block_count(rows, block_size)
     found = {key: value for key, value in entry.items() if key != SHARDS}
     for key in ("row_square", "direction"):
@@ -129,11 +129,11 @@ def _of_layer(
             found[key] = as_blocks(value, groups, count, rows // count)
         elif isinstance(value, Tensor):
             found[key] = torch.zeros(groups, count, rows // count, rows // count, dtype=value.dtype)
-    blocks, fits = block.input_blocks(block_size), True
+    blocks, fits = layer.input_blocks(block_size), True
     for key in ("second_moment", "factor") if by_columns else ():
         value = found.get(key)
         if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] != blocks:  # cut where columns were
-            size = block.d_in // blocks + value.shape[-1] - block.d_in // value.shape[1]
+            size = layer.d_in // blocks + value.shape[-1] - layer.d_in // value.shape[1]
             found[key] = torch.zeros(groups, blocks, size, size, dtype=value.dtype)
             found["second_moment_step"] = torch.zeros(())
             fits = False

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.layers.capture import statistics_dtype
 from lnb.verdict import Verdict
@@ -19,10 +19,10 @@ from lnb_kernels import multi_tensor
 
 
 @dataclass(eq=False)
-class BlockWork:
+class LayerWork:
     """One layer's share of a step."""
 
-    block: Block
+    layer: Layer
     parameters: list[nn.Parameter]  # the weight, and the bias where it moves with it
     states: Any  # of all parameters
     ridge: float
@@ -42,7 +42,7 @@ class BlockWork:
     @property
     def state(self) -> dict[str, Any]:
         """The weight's state."""
-        found: dict[str, Any] = self.states[self.block.weight]
+        found: dict[str, Any] = self.states[self.layer.weight]
         return found
 
     @property
@@ -55,7 +55,7 @@ class BlockWork:
 class Work:
     """Everything that one step reads and changes."""
 
-    blocks: list[BlockWork] = field(default_factory=list)
+    layers: list[LayerWork] = field(default_factory=list)
     others: list[nn.Parameter] = field(default_factory=list)
     groups: dict[nn.Parameter, dict[str, Any]] = field(default_factory=dict)
     states: Any = None
@@ -65,22 +65,22 @@ class Work:
 
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """Every parameter that moves: those of the blocks, then the others."""
-        return [parameter for work in self.blocks for parameter in work.parameters] + self.others
+        """Every parameter that moves: those of the layers, then the others."""
+        return [parameter for work in self.layers for parameter in work.parameters] + self.others
 
     @functools.cached_property
     def owners(self) -> tuple[int, ...]:
         """The number of each parameter's layer; every other parameter counts as a layer of its own."""
-        of_blocks = [i for i, block in enumerate(self.blocks) for _ in block.parameters]
-        return (*of_blocks, *range(len(self.blocks), len(self.blocks) + len(self.others)))
+        of_blocks = [i for i, layer in enumerate(self.layers) for _ in layer.parameters]
+        return (*of_blocks, *range(len(self.layers), len(self.layers) + len(self.others)))
 
     def by_device(self) -> list[Work]:
         """The parts of the step on each device; this one itself where there is only one."""
         if len({parameter.device for parameter in self.parameters}) == 1:
             return [self]
         parts: dict[torch.device, Work] = {}
-        for block in self.blocks:
-            self._part(parts, block.block.weight.device).blocks.append(block)
+        for layer in self.layers:
+            self._part(parts, layer.layer.weight.device).layers.append(layer)
         for parameter in self.others:
             self._part(parts, parameter.device).others.append(parameter)
         return list(parts.values())
@@ -93,7 +93,7 @@ class Work:
 
         Numbers are filled in on the device: a copy from the host would stall it.
         """
-        groups = [self.groups[block.block.weight] for block in self.blocks]
+        groups = [self.groups[layer.layer.weight] for layer in self.layers]
         distinct = {id(group): group for group in groups}
         made = {key: rate_like(group["lr"], like) for key, group in distinct.items()}
         if len(made) == 1:
@@ -113,8 +113,8 @@ def rate_like(value: float | Tensor, like: Tensor) -> Tensor:
 
 def collect(
     model: nn.Module,
-    blocks: Iterable[Block],
-    settings: Callable[[Block], Config],
+    layers: Iterable[Layer],
+    settings: Callable[[Layer], Config],
     param_groups: list[dict[str, Any]],
     states: Any,
     zeroed: dict[Tensor, tuple[int, int]],
@@ -123,7 +123,7 @@ def collect(
 
     Args:
         model: what LNB was attached to.
-        blocks: its claimed layers.
+        layers: its claimed layers.
         settings: each layer's.
         param_groups: the optimizer's.
         states: the state of every parameter.
@@ -142,35 +142,35 @@ def collect(
                 f"a gradient of shape {tuple(parameter.shape)} is sparse or complex; LNB needs dense, real ones"
             )
     work = Work(groups=groups, states=states)
-    for block in blocks:
-        if block.weight not in groups:
+    for layer in layers:
+        if layer.weight not in groups:
             continue
-        found = _read_captures(block)
+        found = _read_captures(layer)
         seen = found[0] is not None or bool(found[2])
-        if not seen and mark_zeroed(block.weight) == zeroed.get(block.weight, ()):
-            for parameter in block.parameters:
+        if not seen and mark_zeroed(layer.weight) == zeroed.get(layer.weight, ()):
+            for parameter in layer.parameters:
                 moving.pop(parameter, None)
-        reached = block.weight in moving
-        change = block.change() or (None if reached and seen else block.replacement(model))
+        reached = layer.weight in moving
+        change = layer.change() or (None if reached and seen else layer.replacement(model))
         if change is not None:
             raise RuntimeError(f"step(): {change} since LNB attached to it; make a new LNB. Nothing was changed")
         if not reached:
             continue
-        if not seen and any(capture.moments_on or capture.inputs_on for capture in block.captures):
+        if not seen and any(capture.moments_on or capture.inputs_on for capture in layer.captures):
             raise RuntimeError(
-                f"step(): layer {block.name!r} has a gradient, but its input was not seen since the last step. Call the layer "
+                f"step(): layer {layer.name!r} has a gradient, but its input was not seen since the last step. Call the layer "
                 f"itself in the forward pass (not F.linear or F.conv2d on its weight), call backward() before step(), and reset "
                 f"gradients with the optimizer's zero_grad(); or pass exclude=[that layer] to LNB. Nothing was changed"
             )
-        config = settings(block)
+        config = settings(layer)
         usable = found[0] is not None or (bool(found[2]) and not config.factored)
-        if not usable and (config.keeps_inputs or not has_statistics(states.get(block.weight), block, config)):
+        if not usable and (config.keeps_inputs or not has_statistics(states.get(layer.weight), layer, config)):
             raise RuntimeError(
-                f"step(): layer {block.name!r} has no statistics, and the last backward pass gathered none: another LNB of the "
+                f"step(): layer {layer.name!r} has no statistics, and the last backward pass gathered none: another LNB of the "
                 f"same model has made a step since, and decides what is gathered. Let one LNB own a layer. Nothing was changed"
             )
-        parameters = [parameter for parameter in block.parameters if parameter in moving]
-        work.blocks.append(BlockWork(block, parameters, states, groups[block.weight]["ridge"], *found, config))
+        parameters = [parameter for parameter in layer.parameters if parameter in moving]
+        work.layers.append(LayerWork(layer, parameters, states, groups[layer.weight]["ridge"], *found, config))
         for parameter in parameters:
             del moving[parameter]
     work.others = list(moving)
@@ -182,13 +182,13 @@ def mark_zeroed(parameter: Tensor) -> tuple[int, int] | None:
     return None if parameter.grad is None else (id(parameter.grad), parameter.grad._version)
 
 
-def _read_captures(block: Block) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """What every layer of ``block`` captured, added up."""
+def _read_captures(layer: Layer) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """What every layer of ``layer`` captured, added up."""
     moments: Tensor | None = None
     channels: Tensor | None = None
     inputs: list[Tensor] = []
-    device = block.weight.device  # the forward pass may run on another
-    for capture in block.captures:
+    device = layer.weight.device  # the forward pass may run on another
+    for capture in layer.captures:
         found, of_channels = capture.moments, capture.channel_moments
         if found is not None:
             moments = found.to(device) if moments is None else moments + found.to(device)
@@ -207,13 +207,13 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     """
     given = () if work.gradients_checked else work.parameters
     read: list[Tensor] = [parameter.grad for parameter in given if parameter.grad is not None]
-    flags = [] if wait else _flags_of_moments(work.blocks)
-    for block in work.blocks:
-        if block.moments is not None and not flags:
-            read.append(block.moments[..., -1, :])
-        if block.channels is not None:
-            read += [block.channels[0], block.channels[2]]
-        read += [torch.linalg.vector_norm(x, math.inf) for x in block.inputs if x.numel()]
+    flags = [] if wait else _flags_of_moments(work.layers)
+    for layer in work.layers:
+        if layer.moments is not None and not flags:
+            read.append(layer.moments[..., -1, :])
+        if layer.channels is not None:
+            read += [layer.channels[0], layer.channels[2]]
+        read += [torch.linalg.vector_norm(x, math.inf) for x in layer.inputs if x.numel()]
     read += work.flags
     if all(tensor.is_cpu for tensor in read):
         ok = multi_tensor.all_finite(read)
@@ -227,24 +227,24 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     verdict = Verdict(ok, wait)
     if flags:
         for blocks, _, squares in flags:
-            for block, finite in zip(blocks, squares.unbind(), strict=True):
-                block.squarable = finite
+            for layer, finite in zip(blocks, squares.unbind(), strict=True):
+                layer.squarable = finite
     else:
-        _note_squarable(work.blocks, verdict.known)
+        _note_squarable(work.layers, verdict.known)
     return verdict
 
 
-def _flags_of_moments(blocks: list[BlockWork]) -> list[tuple[list[BlockWork], Tensor, Tensor]]:
+def _flags_of_moments(layers: list[LayerWork]) -> list[tuple[list[LayerWork], Tensor, Tensor]]:
     """On accelerators, of the layers of each device that gathered moments: whether sums and squares are finite, ``[layers]``.
 
     Empty where layers gathered anything else, and on CPUs, where both are read in passes that are made anyway.
     """
-    gathered = [block for block in blocks if block.moments is not None]
-    if any(block.inputs or block.channels is not None for block in blocks):
+    gathered = [layer for layer in layers if layer.moments is not None]
+    if any(layer.inputs or layer.channels is not None for layer in layers):
         return []
-    by_device: dict[torch.device, list[BlockWork]] = {}
-    for block in gathered:
-        by_device.setdefault(block.block.weight.device, []).append(block)
+    by_device: dict[torch.device, list[LayerWork]] = {}
+    for layer in gathered:
+        by_device.setdefault(layer.layer.weight.device, []).append(layer)
     if any(device.type == "cpu" for device in by_device):
         return []
     found = []
@@ -254,46 +254,46 @@ def _flags_of_moments(blocks: list[BlockWork]) -> list[tuple[list[BlockWork], Te
     return found
 
 
-def _note_squarable(blocks: list[BlockWork], read: bool) -> None:
-    """Set :attr:`BlockWork.squarable`, by few calls for each device; if the host may ``read`` it, only where that is false."""
-    by_device: dict[torch.device, list[tuple[BlockWork, Tensor]]] = {}
-    for block in blocks:
-        squares = [_squares(x, block.block) for x in block.inputs]
-        if block.moments is not None:
-            squares.append(block.moments.diagonal(dim1=-2, dim2=-1))
-        if block.channels is not None:
-            squares.append(block.channels[1])
+def _note_squarable(layers: list[LayerWork], read: bool) -> None:
+    """Set :attr:`LayerWork.squarable`, by few calls for each device; if the host may ``read`` it, only where that is false."""
+    by_device: dict[torch.device, list[tuple[LayerWork, Tensor]]] = {}
+    for layer in layers:
+        squares = [_squares(x, layer.layer) for x in layer.inputs]
+        if layer.moments is not None:
+            squares.append(layer.moments.diagonal(dim1=-2, dim2=-1))
+        if layer.channels is not None:
+            squares.append(layer.channels[1])
         for square in squares:
-            by_device.setdefault(square.device, []).append((block, square))
+            by_device.setdefault(square.device, []).append((layer, square))
     for found in by_device.values():
         largest = torch.stack(torch._foreach_norm([square for _, square in found], math.inf)).isfinite()
         if read and bool(largest.all()):
             continue
-        for (block, _), finite in zip(found, largest.unbind(), strict=True):
-            block.squarable = finite if block.squarable is None else block.squarable & finite
+        for (layer, _), finite in zip(found, largest.unbind(), strict=True):
+            layer.squarable = finite if layer.squarable is None else layer.squarable & finite
 
 
-def _squares(x: Tensor, block: Block) -> Tensor:
+def _squares(x: Tensor, layer: Layer) -> Tensor:
     """The sum of squares of every input feature, of a convolution every channel."""
-    feature = x.dim() - (3 if block.is_convolution else 1)
+    feature = x.dim() - (3 if layer.is_convolution else 1)
     others = [dim for dim in range(x.dim()) if dim != feature]
     return torch.linalg.vector_norm(x, dim=others, dtype=statistics_dtype(x.dtype)).square() if others else x.square()
 
 
-def has_statistics(state: dict[str, Any] | None, block: Block, config: Config) -> bool:
+def has_statistics(state: dict[str, Any] | None, layer: Layer, config: Config) -> bool:
     """Whether a layer's state holds the statistics that its settings work with, so that it can wait for the next refresh."""
     needed = "factor" if config.factored else "second_moment" if config.keeps_second_moment else "mean"
     if state is None or needed not in state:
         return False
-    return needed == "mean" or state[needed].shape[1] == moment_blocks(block, config)
+    return needed == "mean" or state[needed].shape[1] == moment_blocks(layer, config)
 
 
-def moment_blocks(block: Block, config: Config) -> int:
+def moment_blocks(layer: Layer, config: Config) -> int:
     """The diagonal blocks in which a layer's second moment is gathered: those of the factor that is made of it."""
-    return block.input_blocks(config.block_size) if config.factored else 1
+    return layer.input_blocks(config.block_size) if config.factored else 1
 
 
-def gathered_moments(block: Block, config: Config) -> int:
+def gathered_moments(layer: Layer, config: Config) -> int:
     """The number of diagonal blocks that a backward pass gathers, over all groups. A packed in-projection counts one
     matrix: in self-attention the query, key and value projections share its moment."""
-    return moment_blocks(block, config) * (1 if block.packed else block.groups)
+    return moment_blocks(layer, config) * (1 if layer.packed else layer.groups)

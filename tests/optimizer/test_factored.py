@@ -7,7 +7,7 @@ import torch
 
 import lnb
 import lnb_kernels as lk
-from lnb.blocks import take_inventory
+from lnb.claimed import take_inventory
 from lnb.factored import Factor, block_count, factorize
 from lnb.statistics import ridge_of
 
@@ -161,7 +161,7 @@ def test_blocks_of_a_convolution_hold_whole_channels_or_parts_of_one(
     channels: int, kernel: int | tuple[int, int], groups: int, limit: int | None, blocks: int
 ) -> None:
     layer = torch.nn.Conv2d(channels, 12, kernel, groups=groups)
-    assert take_inventory(lnb.attach(layer)).blocks[0].input_blocks(limit) == blocks
+    assert take_inventory(lnb.attach(layer)).layers[0].input_blocks(limit) == blocks
 
 
 def test_layers_are_batched_like_single_ones(x: torch.Tensor) -> None:
@@ -205,9 +205,9 @@ def test_kernels_that_are_cut_have_the_blocks_of_the_whole_metric() -> None:
         found.append(optimizer.state_dict())
     whole, cut = (saved["state"][0]["second_moment"] for saved in found)
     assert cut.shape == (1, 6, 9, 9)
-    for block in range(6):
-        index = [*range(8 * block, 8 * block + 8), 48]
-        torch.testing.assert_close(cut[0, block], whole[0, 0][index][:, index])
+    for owner in range(6):
+        index = [*range(8 * owner, 8 * owner + 8), 48]
+        torch.testing.assert_close(cut[0, owner], whole[0, 0][index][:, index])
     resumed = lnb.LNB(layer, block_size=8)
     resumed.load_state_dict(found[0])
     stepped(resumed, layer)

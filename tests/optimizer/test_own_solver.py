@@ -14,7 +14,7 @@ from lnb.config import Config, resolve_config
 from lnb.solvers import Solver
 from lnb.statistics import average_second_moment
 from lnb.verdict import Verdict
-from lnb.work import BlockWork
+from lnb.work import LayerWork
 
 
 class Exact(Solver):
@@ -23,7 +23,7 @@ class Exact(Solver):
     name = "exact, a test's"
     keeps_feature_moments = False
 
-    def direction(self, work: BlockWork, gradient: Tensor, verdict: Verdict) -> Tensor:
+    def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
         """``h = g~ (E[x~ x~'] + ridge)^-1``."""
         metric = average_second_moment(work, verdict, 0.0, keep=False).squeeze(1).clone()
         metric.diagonal(dim1=-2, dim2=-1)[:, :-1] += work.ridge

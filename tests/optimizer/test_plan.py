@@ -8,7 +8,7 @@ from flops import count_flops
 from torch import Tensor, nn
 
 import lnb
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import resolve_config
 from lnb.layers.capture import Rows
 from lnb.planning.cost import layer_cost
@@ -77,7 +77,7 @@ def test_gathered_bytes_are_what_a_backward_pass_leaves(settings: dict[str, obje
     optimizer = lnb.LNB(model, 0.01, **settings)  # type: ignore[arg-type]
     step(model, optimizer)  # the planner learns the rows
     backward(model, optimizer)
-    captures = [capture for block in optimizer._inventory.blocks for capture in block.captures]
+    captures = [capture for layer in optimizer._inventory.layers for capture in layer.captures]
     held = [capture.moments for capture in captures if capture.moments is not None]
     assert sum(row.moment_bytes for row in optimizer.plan()) == sum(t.numel() * t.element_size() for t in held)
     assert any(capture.inputs for capture in captures) == any(row.input_bytes for row in optimizer.plan()) == (not held)
@@ -138,7 +138,7 @@ def test_a_fused_product_reads_its_inputs_once() -> None:
     def per_neuron(outputs: int, device: str) -> float:
         layer = nn.Linear(64, outputs, device=device)
         cost = layer_cost(
-            Block("layer", layer.weight, layer.bias, [layer], ["layer"]), config, Rows(1 << 22, True), rates
+            Layer("layer", layer.weight, layer.bias, [layer], ["layer"]), config, Rows(1 << 22, True), rates
         )
         return (cost.solve - 3 * rates.calls(12)) / outputs
 

@@ -92,7 +92,7 @@ class Watch:
             return
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        self._file = WatchFile(path / NAME, [tracked.block.name for tracked in optimizer.tracked()])
+        self._file = WatchFile(path / NAME, [tracked.layer.name for tracked in optimizer.tracked()])
         self._own = None if tensorboard is False else _summary_writer(path, required=tensorboard is True)
         if self._own is not None:
             self._writers.append(self._own)

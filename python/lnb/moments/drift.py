@@ -119,7 +119,7 @@ class DriftMonitor:
             raise TypeError(f"layers={layers!r} must be a list of names, not a str")
         self._model = unwrapped(model)
         inside = _of_attention(self._model)
-        taps = {tap.name: tap for tap, _ in taps_of(self._model) if not inside.intersection(tap.block.modules)}
+        taps = {tap.name: tap for tap, _ in taps_of(self._model) if not inside.intersection(tap.layer.modules)}
         for name in moments:
             moments.parameter(self._model, name)
         names = [name for name in taps if name in moments] if layers is None else list(layers)
@@ -173,9 +173,9 @@ class DriftMonitor:
     @torch.no_grad()
     def _see(self, tap: Tap, x: Tensor, groups: Sequence[int]) -> None:
         distance = self._distances[tap.name]
-        kind, module = tap.block.layer_kind, tap.block.modules[0]
+        kind, module = tap.layer.layer_kind, tap.layer.modules[0]
         rows = kind.samples(module, [kind.kept(module, x)], torch.float64).cpu()
-        unbatched = x.dim() == (tap.block.weight.dim() - 1 if kind.has_patches else 1)
+        unbatched = x.dim() == (tap.layer.weight.dim() - 1 if kind.has_patches else 1)
         samples = 1 if unbatched else x.shape[0]
         self._scores.setdefault(tap.name, []).append(distance.of(rows).view(samples, -1).mean(-1))
 

@@ -89,8 +89,8 @@ class _OfTraining:
         self.absent: dict[str, str] = {}
         self._tracked: dict[str, Tracked] = {}
         tracked = list(tracked)
-        for each, names in zip(tracked, names_in(model, [each.block for each in tracked]), strict=True):
-            block, layer = each.block, names.layer
+        for each, names in zip(tracked, names_in(model, [each.layer for each in tracked]), strict=True):
+            owner, layer = each.layer, names.layer
             raw = each.state.get("second_moment")
             if raw is None or float(raw[0, 0, -1, -1]) == 0:
                 self.absent[layer] = _reason(each)
@@ -98,7 +98,7 @@ class _OfTraining:
             groups, blocks, ones, _ = raw.shape
             self._tracked[layer] = each
             self.infos[layer] = LayerInfo(
-                layer, block.kind, names.parameter, names.bias, groups, blocks, ones - 1, block.weight.shape[0], raw.dtype,
+                layer, owner.kind, names.parameter, names.bias, groups, blocks, ones - 1, owner.weight.shape[0], raw.dtype,
                 "training", each.decay, int(each.state["second_moment_step"]),
             )  # fmt: skip
 

@@ -126,14 +126,14 @@ class _Sums:
     """Sums over the rows that one layer saw: ``[X 1]'[X 1]`` in blocks, and how many in each group of its weight."""
 
     def __init__(self, tap: Tap, names: Names, block_size: int | None, dtype: torch.dtype | None) -> None:
-        block = tap.block
-        blocks = block.input_blocks(block_size)
+        layer = tap.layer
+        blocks = layer.input_blocks(block_size)
         self.tap = tap
         self.info = LayerInfo(
-            tap.name, block.kind, names.parameter, names.bias, block.groups, blocks, block.d_in // blocks, block.weight.shape[0],
-            dtype or statistics_dtype(block.weight.dtype), "data",
+            tap.name, layer.kind, names.parameter, names.bias, layer.groups, blocks, layer.d_in // blocks, layer.weight.shape[0],
+            dtype or statistics_dtype(layer.weight.dtype), "data",
         )  # fmt: skip
-        self.counts = [0] * block.groups
+        self.counts = [0] * layer.groups
         self.total: Tensor | None = None  # [groups, blocks, size+1, size+1]
 
     @property
@@ -143,8 +143,8 @@ class _Sums:
 
     def add(self, x: Tensor, groups: Sequence[int]) -> None:
         """Add the rows of one input, to the groups of the weight that it belongs to."""
-        block, info = self.tap.block, self.info
-        kind, module = block.layer_kind, block.modules[0]
+        layer, info = self.tap.layer, self.info
+        kind, module = layer.layer_kind, layer.modules[0]
         x = kind.kept(module, x.double() if info.dtype == torch.float64 else x)
         moment = kind.second_moment(module, x, info.blocks).to(info.dtype)
         if self.total is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lnb.blocks import Block, take_inventory
+from lnb.claimed import Layer, take_inventory
 from lnb.layers.attach import attach_layers, detach_layer, require_module
 
 
@@ -24,7 +24,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def layers_of(model: nn.Module) -> list[Block]:
+def layers_of(model: nn.Module) -> list[Layer]:
     """The layers that LNB would claim, of an attached model or of any other, which is left as it was.
 
     Args:
@@ -32,7 +32,7 @@ def layers_of(model: nn.Module) -> list[Block]:
     """
     attached = attach_layers(model)
     try:
-        return take_inventory(model).blocks
+        return take_inventory(model).layers
     finally:
         for module in attached:
             detach_layer(module)
@@ -47,14 +47,14 @@ class Names:
     bias: str | None
 
 
-def names_in(model: nn.Module, blocks: Iterable[Block]) -> list[Names]:
+def names_in(model: nn.Module, layers: Iterable[Layer]) -> list[Names]:
     """The names of layers of ``model``: the path of each, of a packed in-projection that of its weight."""
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     paths = {module: path for path, module in model.named_modules()}
     found = []
-    for block in blocks:
-        weight = parameters[id(block.weight)]
-        layer = paths[block.modules[0]] if block.weight_role == "weight" else weight
-        bias = None if block.bias is None else parameters[id(block.bias)]
-        found.append(Names(layer or block.name, weight, bias))
+    for owner in layers:
+        weight = parameters[id(owner.weight)]
+        layer = paths[owner.modules[0]] if owner.weight_role == "weight" else weight
+        bias = None if owner.bias is None else parameters[id(owner.bias)]
+        found.append(Names(layer or owner.name, weight, bias))
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.moments.naming import layers_of
 from lnb.portable_state import with_progress
@@ -41,7 +41,7 @@ def tracked_of(model: nn.Module, state_dict: Mapping[str, Any]) -> list[Tracked]
             raise ValueError(f"state_dict: parameter {name!r} is none of the model's, or has another shape; {_REMEDY}")
     plan = whole.get("lnb_plan")
     names = {parameter: name for name, parameter in parameters.items()}
-    return [_tracked(block, names[block.weight], by_name, plan) for block in layers_of(model)]
+    return [_tracked(layer, names[layer.weight], by_name, plan) for layer in layers_of(model)]
 
 
 def _by_name(model: nn.Module, whole: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -64,20 +64,20 @@ def _by_name(model: nn.Module, whole: Mapping[str, Any]) -> dict[str, Mapping[st
     return {name: state[index] for index, name in zip(order, names, strict=True) if index in state}
 
 
-def _tracked(block: Block, name: str, by_name: Mapping[str, Mapping[str, Any]], plan: Any) -> Tracked:
+def _tracked(layer: Layer, name: str, by_name: Mapping[str, Mapping[str, Any]], plan: Any) -> Tracked:
     entry = by_name.get(name, {})
     for key in _KEYS:
-        value, wanted = entry.get(key), allowed_shapes(key, block.weight, block, Config())
+        value, wanted = entry.get(key), allowed_shapes(key, layer.weight, layer, Config())
         if value is not None and not (isinstance(value, Tensor) and tuple(value.shape) in wanted):
             found = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(
                 f"state_dict: {key!r} of parameter {name!r} has shape {found}, which does not fit; {_REMEDY}"
             )
     try:
-        decay, rows = _reading(block.name, plan or {})
+        decay, rows = _reading(layer.name, plan or {})
     except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"state_dict: lnb_plan={plan!r} is not what LNB.state_dict() writes: {error}") from error
-    return Tracked(block, decay, rows, entry)
+    return Tracked(layer, decay, rows, entry)
 
 
 def _reading(name: str, plan: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.layers.attention_forward import attend, is_regular
 from lnb.layers.registry import kind_of
 from lnb.moments.naming import Names, layers_of, names_in
@@ -25,17 +25,17 @@ class Tap:
 
     Attributes:
         name: of the layer.
-        block: its weight, and the modules that use it.
+        layer: its weight, and the modules that use it.
     """
 
     name: str
-    block: Block
+    layer: Layer
 
 
 def taps_of(model: nn.Module) -> list[tuple[Tap, Names]]:
     """The layers of ``model``, without wrappers, that LNB would claim."""
     blocks = layers_of(model)
-    return [(Tap(names.layer, block), names) for block, names in zip(blocks, names_in(model, blocks), strict=True)]
+    return [(Tap(names.layer, layer), names) for layer, names in zip(blocks, names_in(model, blocks), strict=True)]
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def watched(model: nn.Module, taps: Sequence[Tap], seen: Seen) -> Iterator[None]
     """
     of_module: dict[nn.Module, list[Tap]] = {}
     for tap in taps:
-        for module in tap.block.modules:
+        for module in tap.layer.modules:
             of_module.setdefault(module, []).append(tap)
     with ExitStack() as undo:
         for module in model.modules():
@@ -78,7 +78,7 @@ def _layer_by_layer() -> Iterator[None]:
 def _hook(tap: Tap, seen: Seen) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def report(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         x = arguments[0] if arguments else named["input"]
-        seen(tap, x.detach(), range(tap.block.groups))
+        seen(tap, x.detach(), range(tap.layer.groups))
 
     return report
 
@@ -126,8 +126,8 @@ _ARGUMENTS = ("query", "key", "value", *_DEFAULTS)
 def _inputs_of(tap: Tap, query: Tensor, key: Tensor, value: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
     """What an in-projection sees, each with the groups of its weight; one entry for what is the same tensor."""
     inputs = {"q": query, "k": key, "v": value}
-    if not tap.block.packed:
-        return [(inputs[tap.block.weight_role[0]], (0,))]
+    if not tap.layer.packed:
+        return [(inputs[tap.layer.weight_role[0]], (0,))]
     found: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
     for group, x in enumerate(inputs.values()):
         found[id(x)] = (x, (*found.get(id(x), (x, ()))[1], group))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.factored import block_count
 from lnb.layers.capture import Rows
@@ -31,8 +31,8 @@ class Choice:
         return Choice(dataclasses.replace(self.config, **settings), "; ".join(reasons))  # type: ignore[arg-type]
 
 
-Choices = dict[Block, Choice]
-Change = Callable[[Block, Choice], "Choice | None"]
+Choices = dict[Layer, Choice]
+Change = Callable[[Layer, Choice], "Choice | None"]
 
 
 def first_choice(config: Config) -> Choice:
@@ -40,9 +40,9 @@ def first_choice(config: Config) -> Choice:
     return Choice(dataclasses.replace(config, max_overhead=None, max_state_bytes=None))
 
 
-def bytes_kept(block: Block, config: Config, rows: Rows | None) -> int:
+def bytes_kept(layer: Layer, config: Config, rows: Rows | None) -> int:
     """State of the layer, and the inputs it keeps from the backward pass to the step."""
-    return state_bytes(block, config) + (0 if rows is None else input_bytes(block, config, rows))
+    return state_bytes(layer, config) + (0 if rows is None else input_bytes(layer, config, rows))
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ class Option:
 
 def descend(
     excess: float,
-    blocks: Iterable[Block],
-    option: Callable[[Block], Option | None],
-    take: Callable[[Block, Option], None],
+    layers: Iterable[Layer],
+    option: Callable[[Layer], Option | None],
+    take: Callable[[Layer, Option], None],
     allowed: Callable[[Option], bool] = lambda option: True,
 ) -> float:
     """Take the option that saves most, of all layers, until nothing exceeds a budget any more or none is left.
 
     Args:
         excess: over the budget.
-        blocks: the layers; of equal savings the first layer's is taken.
+        layers: the layers; of equal savings the first layer's is taken.
         option: a layer's best option at present.
         take: makes it the layer's choice.
         allowed: whether it may be taken now.
@@ -75,33 +75,33 @@ def descend(
     Returns:
         What the excess has become.
     """
-    options = {block: option(block) for block in blocks}
+    options = {layer: option(layer) for layer in layers}
     while excess > 0:
-        open_ones = [(block, o) for block, o in options.items() if o is not None and allowed(o)]
+        open_ones = [(layer, o) for layer, o in options.items() if o is not None and allowed(o)]
         if not open_ones:
             break
-        block, best = max(open_ones, key=lambda pair: pair[1].saving)
-        take(block, best)
+        layer, best = max(open_ones, key=lambda pair: pair[1].saving)
+        take(layer, best)
         excess -= best.saving
-        options[block] = option(block)
+        options[layer] = option(layer)
     return excess
 
 
 def halve_blocks(smallest: int, budget: str) -> Change:
     """The change to blocks of half the size, or the next size that divides; not below ``smallest``."""
 
-    def change(block: Block, choice: Choice) -> Choice | None:
+    def change(layer: Layer, choice: Choice) -> Choice | None:
         if not choice.config.factored:
             return None
-        _, outputs, inputs = block.shape
+        _, outputs, inputs = layer.shape
         limit = choice.config.block_size
-        present = inputs // block.input_blocks(limit)
+        present = inputs // layer.input_blocks(limit)
         if choice.config.region.two_sided:
             present = max(present, outputs // block_count(outputs, limit))
         size = present // 2
         while size >= smallest:
             other = choice.change(f"smaller blocks: {budget}", block_size=size)
-            if state_bytes(block, other.config) < state_bytes(block, choice.config):
+            if state_bytes(layer, other.config) < state_bytes(layer, choice.config):
                 return other
             size //= 2
         return None

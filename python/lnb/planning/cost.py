@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.factored import block_count
 from lnb.layers.capture import Rows
@@ -55,16 +55,16 @@ class Cost:
         return self.statistics + self.solve + self.region
 
 
-def layer_cost(block: Block, config: Config, rows: Rows, rates: Rates) -> Cost:
+def layer_cost(layer: Layer, config: Config, rows: Rows, rates: Rates) -> Cost:
     """The cost of a layer, for the number of rows that one step sees.
 
     Args:
-        block: the layer.
+        layer: the layer.
         config: its own settings, with a solver other than ``"auto"``.
         rows: of one step.
         rates: of its device.
     """
-    price = Pricing(block, config, rows, rates)
+    price = Pricing(layer, config, rows, rates)
     refresh, solve = config.method.seconds(price)
     return Cost(
         gather=0.0 if config.keeps_inputs else _gather(price),
@@ -78,23 +78,23 @@ def layer_cost(block: Block, config: Config, rows: Rows, rates: Rates) -> Cost:
 
 
 def _forward_and_backward(price: Pricing, input_grad: bool) -> float:
-    dtype = price.block.weight.dtype
+    dtype = price.layer.weight.dtype
     outputs = price.rows * price.groups * price.outputs
     flops = (3 if input_grad else 2) * 2.0 * price.inputs * outputs
-    inputs = price.rows * price.groups * price.inputs / price.block.taps
+    inputs = price.rows * price.groups * price.inputs / price.layer.taps
     traffic = dtype.itemsize * (8 * outputs + 3 * inputs)
     return price.layer_product(dtype, flops) + price.rates.traffic(traffic) + price.rates.calls(16)
 
 
 def _gather(price: Pricing) -> float:
     """The second moment of the rows that are read, and the pass over them."""
-    block, config, rates = price.block, price.config, price.rates
+    layer, config, rates = price.layer, price.config, price.rates
     rows = price.rows / config.sample_every
-    dtype = config.moment_dtype or block.weight.dtype
-    matrices = gathered_moments(block, config)
-    d, taps = price.inputs // price.blocks, block.taps
-    if block.by_shifts:
-        flops = block.moment_flops(d) * rows * matrices
+    dtype = config.moment_dtype or layer.weight.dtype
+    matrices = gathered_moments(layer, config)
+    d, taps = price.inputs // price.blocks, layer.taps
+    if layer.by_shifts:
+        flops = layer.moment_flops(d) * rows * matrices
         return rates.seconds("conv_gram", dtype, max(1, d // taps), flops) + rates.calls(30)
     time = rates.seconds("gram", dtype, d, matrices * rows * d**2)
     if taps > 1:  # patches are made
@@ -108,7 +108,7 @@ def _region(price: Pricing) -> float:
     if config.region.whitens:
         short, long = sorted((price.outputs, price.columns))
         flops = price.groups * orthogonalize_flops(short, long)
-        dtype = products_dtype(price.wide, price.block.weight.device, short)
+        dtype = products_dtype(price.wide, price.layer.weight.device, short)
         time += rates.seconds("matmul", dtype, (short * short * long) ** (1 / 3), flops)
         time += price.passes_over(numbers, 6 + 4 * STEPS) + rates.calls(_CALLS_ORTHOGONALIZE)
     elif config.region.two_sided and config.factored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.layers.capture import Rows, statistics_dtype
 from lnb.state_schema import planned_bytes
@@ -13,35 +13,35 @@ from lnb.work import gathered_moments, moment_blocks
 from lnb_kernels import fused_step
 
 
-def state_bytes(block: Block, config: Config) -> int:
+def state_bytes(layer: Layer, config: Config) -> int:
     """State of a layer whose weight and bias both move, gradient averages included."""
-    return sum(planned_bytes(p, block, config, weight=p is block.weight) for p in block.parameters)
+    return sum(planned_bytes(p, layer, config, weight=p is layer.weight) for p in layer.parameters)
 
 
-def moment_bytes(block: Block, config: Config) -> int:
+def moment_bytes(layer: Layer, config: Config) -> int:
     """The second moment that a backward pass leaves on steps that gather one (self-attention: one for all three)."""
-    if config.keeps_inputs and not block.packed:
+    if config.keeps_inputs and not layer.packed:
         return 0
-    size = block.d_in // moment_blocks(block, config)
-    return statistics_dtype(block.weight.dtype).itemsize * gathered_moments(block, config) * (size + 1) ** 2
+    size = layer.d_in // moment_blocks(layer, config)
+    return statistics_dtype(layer.weight.dtype).itemsize * gathered_moments(layer, config) * (size + 1) ** 2
 
 
-def scratch_bytes(block: Block, config: Config) -> int:
+def scratch_bytes(layer: Layer, config: Config) -> int:
     """Memory that is kept for directions, and for the averages that they overwrite (:mod:`lnb.scratch`)."""
     if not config.overwrites_average:
         return 0
-    if block.weight.device.type != "cpu":
-        fused = fused_step.available(block.weight.device) and block.weight.dtype != torch.float64
-        return block.weight.numel() * config.direction_dtype.itemsize if fused else 0
-    return sum(p.numel() * statistics_dtype(p.dtype).itemsize for p in block.parameters)
+    if layer.weight.device.type != "cpu":
+        fused = fused_step.available(layer.weight.device) and layer.weight.dtype != torch.float64
+        return layer.weight.numel() * config.direction_dtype.itemsize if fused else 0
+    return sum(p.numel() * statistics_dtype(p.dtype).itemsize for p in layer.parameters)
 
 
-def input_bytes(block: Block, config: Config, rows: Rows) -> int:
+def input_bytes(layer: Layer, config: Config, rows: Rows) -> int:
     """Inputs that are kept until the step, for solvers that use them."""
-    if not config.keeps_inputs or block.packed:
+    if not config.keeps_inputs or layer.packed:
         return 0
-    groups, _, d_in = block.shape
-    return rows.count * block.stride_area * groups * d_in // block.taps * block.weight.dtype.itemsize
+    groups, _, d_in = layer.shape
+    return rows.count * layer.stride_area * groups * d_in // layer.taps * layer.weight.dtype.itemsize
 
 
 def other_bytes(parameter: Tensor, config: Config) -> int:

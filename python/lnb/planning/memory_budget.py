@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.planning.choice import SMALLEST_BLOCK, Change, Choice, Choices, Option, as_arrow, descend, halve_blocks
 from lnb.planning.memory import state_bytes
 
@@ -17,7 +17,7 @@ def fit_memory(choices: Choices, limit: int, others: int) -> Choices:
         ValueError: it cannot be done.
     """
     choices, budget = dict(choices), "max_state_bytes"
-    total = others + sum(state_bytes(block, choice.config) for block, choice in choices.items())
+    total = others + sum(state_bytes(layer, choice.config) for layer, choice in choices.items())
     stages = (
         halve_blocks(SMALLEST_BLOCK, budget),
         _drop_averages,
@@ -25,17 +25,17 @@ def fit_memory(choices: Choices, limit: int, others: int) -> Choices:
         _arrow_alone,
     )
 
-    def take(block: Block, option: Option) -> None:
-        choices[block] = option.solved
+    def take(layer: Layer, option: Option) -> None:
+        choices[layer] = option.solved
 
     excess: float = total - limit
     for change in stages:
 
-        def option(block: Block, change: Change = change) -> Option | None:
-            other = change(block, choices[block])
+        def option(layer: Layer, change: Change = change) -> Option | None:
+            other = change(layer, choices[layer])
             if other is None:
                 return None
-            saving = state_bytes(block, choices[block].config) - state_bytes(block, other.config)
+            saving = state_bytes(layer, choices[layer].config) - state_bytes(layer, other.config)
             return Option(saving, other, other) if saving > 0 else None
 
         excess = descend(excess, choices, option, take)
@@ -47,7 +47,7 @@ def fit_memory(choices: Choices, limit: int, others: int) -> Choices:
     return choices
 
 
-def _drop_averages(block: Block, choice: Choice) -> Choice | None:
+def _drop_averages(layer: Layer, choice: Choice) -> Choice | None:
     if not choice.config.keeps_second_moment:
         return None
     reason = "no average of second moments: max_state_bytes"
@@ -56,5 +56,5 @@ def _drop_averages(block: Block, choice: Choice) -> Choice | None:
     return choice.change(reason, b_s=0.0, refresh_every=1)
 
 
-def _arrow_alone(block: Block, choice: Choice) -> Choice:
+def _arrow_alone(layer: Layer, choice: Choice) -> Choice:
     return as_arrow(choice, "the preconditioner alone: max_state_bytes")

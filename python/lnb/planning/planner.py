@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config, current_name
 from lnb.layers.capture import Rows
 from lnb.planning.choice import Choice, bytes_kept, first_choice
@@ -44,19 +44,19 @@ class Planner:
         """Whether costs decide anything."""
         return self.config.max_overhead is not None or self.config.undecided
 
-    def choice(self, block: Block) -> Choice:
+    def choice(self, layer: Layer) -> Choice:
         """The settings of a layer at present."""
-        return self.choices.get(block.name) or self._fitted.get(block.name) or self._first
+        return self.choices.get(layer.name) or self._fitted.get(layer.name) or self._first
 
-    def waits_for_rows(self, block: Block) -> bool:
+    def waits_for_rows(self, layer: Layer) -> bool:
         """Whether the next step is the one whose rows are counted."""
-        return block.name not in self.rows
+        return layer.name not in self.rows
 
-    def is_open(self, block: Block) -> bool:
+    def is_open(self, layer: Layer) -> bool:
         """Whether the layer's settings are still to be decided."""
-        return self._decides and block.name not in self.choices
+        return self._decides and layer.name not in self.choices
 
-    def fit_memory(self, blocks: list[Block], other_bytes: Callable[[], int]) -> None:
+    def fit_memory(self, layers: list[Layer], other_bytes: Callable[[], int]) -> None:
         """Bring the layers not decided on into the budget of memory.
 
         Raises:
@@ -64,41 +64,41 @@ class Planner:
         """
         if self.config.max_state_bytes is None:
             return
-        decided = [block for block in blocks if block.name in self.choices]
-        taken = sum(bytes_kept(block, self.choices[block.name].config, self.rows.get(block.name)) for block in decided)
-        undecided = {block: self._first for block in blocks if block.name not in self.choices}
+        decided = [layer for layer in layers if layer.name in self.choices]
+        taken = sum(bytes_kept(layer, self.choices[layer.name].config, self.rows.get(layer.name)) for layer in decided)
+        undecided = {layer: self._first for layer in layers if layer.name not in self.choices}
         fitted = fit_memory(undecided, self.config.max_state_bytes, other_bytes() + taken)
-        self._fitted = {block.name: choice for block, choice in fitted.items()}
+        self._fitted = {layer.name: choice for layer, choice in fitted.items()}
 
-    def observe(self, blocks: list[Block], other_bytes: Callable[[], int], dual: bool) -> None:
+    def observe(self, layers: list[Layer], other_bytes: Callable[[], int], dual: bool) -> None:
         """Note how many rows the layers saw, and decide on those that had none before.
 
         Args:
-            blocks: all layers.
+            layers: all layers.
             other_bytes: tells the bytes of state of parameters of no layer.
             dual: whether the ridge allows the dual solver.
         """
-        waiting = {block: block.rows for block in blocks if self.waits_for_rows(block)}
-        seen = [block for block, rows in waiting.items() if rows.count > 0]
+        waiting = {layer: layer.rows for layer in layers if self.waits_for_rows(layer)}
+        seen = [layer for layer, rows in waiting.items() if rows.count > 0]
         before = self.rows
         try:
-            self.rows = before | {block.name: waiting[block] for block in seen}
+            self.rows = before | {layer.name: waiting[layer] for layer in seen}
             if not self._decides:
-                self.choices |= {block.name: self.choice(block) for block in seen}
+                self.choices |= {layer.name: self.choice(layer) for layer in seen}
             elif seen:
-                self._decide(blocks, seen, other_bytes, dual)
+                self._decide(layers, seen, other_bytes, dual)
         except BaseException:  # rows without a decision would never be decided on
             self.rows = before
             raise
 
-    def _decide(self, blocks: list[Block], seen: list[Block], other_bytes: Callable[[], int], dual: bool) -> None:
-        known = {block: self.rows[block.name] for block in blocks if block.name in self.rows}
-        fixed = {block: self.choices[block.name] for block in known if block.name in self.choices}
-        asked = {block: self.choice(block) for block in seen if block not in fixed}
-        unseen = sum(bytes_kept(block, self.choice(block).config, None) for block in blocks if block not in known)
+    def _decide(self, layers: list[Layer], seen: list[Layer], other_bytes: Callable[[], int], dual: bool) -> None:
+        known = {layer: self.rows[layer.name] for layer in layers if layer.name in self.rows}
+        fixed = {layer: self.choices[layer.name] for layer in known if layer.name in self.choices}
+        asked = {layer: self.choice(layer) for layer in seen if layer not in fixed}
+        unseen = sum(bytes_kept(layer, self.choice(layer).config, None) for layer in layers if layer not in known)
         limits = Limits(self.config.max_overhead, self.config.max_state_bytes, other_bytes() + unseen, dual)
         budget = TimeBudget(asked, fixed, known, self.rates(known), limits)
-        self.choices |= {block.name: choice for block, choice in budget.choose().items()}
+        self.choices |= {layer.name: choice for layer, choice in budget.choose().items()}
         overhead = budget.overhead()
         if self.config.max_overhead is not None and overhead > self.config.max_overhead:
             warnings.warn(
@@ -108,10 +108,10 @@ class Planner:
                 stacklevel=5,
             )
 
-    def rates(self, blocks: Iterable[Block], given: Rates | None = None) -> dict[torch.device, Rates]:
+    def rates(self, layers: Iterable[Layer], given: Rates | None = None) -> dict[torch.device, Rates]:
         """The rates of the layers' devices; measured where they were neither given nor measured before."""
         chosen = given or self._given
-        devices = dict.fromkeys(block.weight.device for block in blocks)
+        devices = dict.fromkeys(layer.weight.device for layer in layers)
         return {device: chosen or rates_for(device) for device in devices}
 
     # -- saving -------------------------------------------------------------------------------------------------------

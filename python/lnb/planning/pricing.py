@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.layers.capture import Rows, statistics_dtype
 from lnb.planning.rates import Rates
@@ -15,7 +15,7 @@ class Pricing:
     """What solvers and :func:`lnb.planning.cost.layer_cost` add up.
 
     Attributes:
-        block: the layer.
+        layer: the layer.
         config: its settings.
         rates: of its device.
         rows: of one step.
@@ -26,13 +26,13 @@ class Pricing:
         blocks: diagonal blocks of the metric of each group.
     """
 
-    def __init__(self, block: Block, config: Config, rows: Rows, rates: Rates) -> None:
-        self.block, self.config, self.rates = block, config, rates
+    def __init__(self, layer: Layer, config: Config, rows: Rows, rates: Rates) -> None:
+        self.layer, self.config, self.rates = layer, config, rates
         self.rows = rows.count
-        self.groups, self.outputs, self.inputs = block.shape
-        self.columns, self.numbers = block.matrix_columns, block.numbers
-        self.wide = statistics_dtype(block.weight.dtype)
-        self.blocks = moment_blocks(block, config)
+        self.groups, self.outputs, self.inputs = layer.shape
+        self.columns, self.numbers = layer.matrix_columns, layer.numbers
+        self.wide = statistics_dtype(layer.weight.dtype)
+        self.blocks = moment_blocks(layer, config)
 
     def passes_over(self, numbers: float, count: int) -> float:
         """Time of ``count`` passes that read or write this many numbers."""
@@ -40,7 +40,7 @@ class Pricing:
 
     def layer_product(self, dtype: torch.dtype, flops: float) -> float:
         """Time of this many operations of the layer's own product."""
-        kind = self.block.layer_kind
+        kind = self.layer.layer_kind
         size = kind.product_size(self.rows, self.inputs, self.outputs, self.groups)
         return self.rates.seconds(kind.product, dtype, size, flops)
 

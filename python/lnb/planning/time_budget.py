@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.layers.capture import Rows
 from lnb.planning.choice import (
     SMALLEST_BLOCK,
@@ -62,7 +62,7 @@ class TimeBudget:
         self,
         choices: Choices,
         fixed: Choices,
-        rows: Mapping[Block, Rows],
+        rows: Mapping[Layer, Rows],
         rates: Mapping[torch.device, Rates],
         limits: Limits,
     ) -> None:
@@ -77,9 +77,9 @@ class TimeBudget:
         """
         self._asked, self._fixed, self._rows, self._rates, self._limits = dict(choices), fixed, rows, rates, limits
         self._solved: Choices = dict(choices)
-        self._kept = sum(self._bytes(block, choice) for block, choice in {**fixed, **choices}.items())
-        for block, choice in choices.items():
-            self._take(block, self._option(block, choice, 0.0))
+        self._kept = sum(self._bytes(layer, choice) for layer, choice in {**fixed, **choices}.items())
+        for layer, choice in choices.items():
+            self._take(layer, self._option(layer, choice, 0.0))
 
     def choose(self) -> Choices:
         """The settings of the layers to decide on."""
@@ -94,45 +94,45 @@ class TimeBudget:
 
     def overhead(self, part: Callable[[Cost], float] = lambda cost: cost.overhead) -> float:
         """What is predicted of all layers, or a part of it, relative to their forward and backward passes."""
-        costs = [self._cost(block, choice) for block, choice in {**self._fixed, **self._solved}.items()]
+        costs = [self._cost(layer, choice) for layer, choice in {**self._fixed, **self._solved}.items()]
         return sum(map(part, costs)) / sum(cost.passes for cost in costs)
 
-    def _cost(self, block: Block, choice: Choice) -> Cost:
-        return layer_cost(block, choice.config, self._rows[block], self._rates[block.weight.device])
+    def _cost(self, layer: Layer, choice: Choice) -> Cost:
+        return layer_cost(layer, choice.config, self._rows[layer], self._rates[layer.weight.device])
 
-    def _bytes(self, block: Block, choice: Choice) -> int:
-        return bytes_kept(block, choice.config, self._rows[block])
+    def _bytes(self, layer: Layer, choice: Choice) -> int:
+        return bytes_kept(layer, choice.config, self._rows[layer])
 
     def _cut(self, changes: list[Change], part: Callable[[Cost], float], limit: float) -> None:
         """Make changes until ``part`` of the predicted overhead is at most ``limit``, or none saves any of it."""
 
-        def option(block: Block) -> Option | None:
-            present = part(self._cost(block, self._solved[block]))
-            wanted = [change(block, self._asked[block]) for change in changes]
-            found = [self._option(block, asked, present, part) for asked in wanted if asked is not None]
+        def option(layer: Layer) -> Option | None:
+            present = part(self._cost(layer, self._solved[layer]))
+            wanted = [change(layer, self._asked[layer]) for change in changes]
+            found = [self._option(layer, asked, present, part) for asked in wanted if asked is not None]
             best = max(found, key=lambda o: o.saving, default=None)
             return best if best is not None and best.saving > 0 else None
 
-        passes = sum(self._cost(block, choice).passes for block, choice in {**self._fixed, **self._solved}.items())
+        passes = sum(self._cost(layer, choice).passes for layer, choice in {**self._fixed, **self._solved}.items())
         descend((self.overhead(part) - limit) * passes, self._asked, option, self._take, self._fits)
 
     def _option(
-        self, block: Block, asked: Choice, present: float, part: Callable[[Cost], float] = lambda cost: 0.0
+        self, layer: Layer, asked: Choice, present: float, part: Callable[[Cost], float] = lambda cost: 0.0
     ) -> Option:
         solved = choose_solver(
-            block,
+            layer,
             asked,
-            self._rows[block],
-            self._rates[block.weight.device],
-            room=self._room(block),
+            self._rows[layer],
+            self._rates[layer.weight.device],
+            room=self._room(layer),
             dual=self._limits.dual,
         )
-        growth = self._bytes(block, solved) - self._bytes(block, self._solved[block])
-        return Option(present - part(self._cost(block, solved)), asked, solved, growth)
+        growth = self._bytes(layer, solved) - self._bytes(layer, self._solved[layer])
+        return Option(present - part(self._cost(layer, solved)), asked, solved, growth)
 
-    def _take(self, block: Block, option: Option) -> None:
+    def _take(self, layer: Layer, option: Option) -> None:
         self._kept += option.growth
-        self._asked[block], self._solved[block] = option.asked, option.solved
+        self._asked[layer], self._solved[layer] = option.asked, option.solved
 
     @property
     def _free(self) -> float:
@@ -140,23 +140,23 @@ class TimeBudget:
         limits = self._limits
         return float("inf") if limits.state_bytes is None else limits.state_bytes - limits.other_bytes - self._kept
 
-    def _room(self, block: Block) -> float:
+    def _room(self, layer: Layer) -> float:
         """Bytes that the other layers leave."""
-        return self._free + self._bytes(block, self._solved[block])
+        return self._free + self._bytes(layer, self._solved[layer])
 
     def _fits(self, option: Option) -> bool:
         return option.growth <= max(0.0, self._free)
 
-    def _sample_less(self, block: Block, choice: Choice) -> Choice | None:
+    def _sample_less(self, layer: Layer, choice: Choice) -> Choice | None:
         """From half the rows, as long as they are many, and the product over them is most of a refresh."""
         sample_every = 2 * choice.config.sample_every
-        if self._rows[block].count < ROWS_PER_INPUT * sample_every * block.d_in:
+        if self._rows[layer].count < ROWS_PER_INPUT * sample_every * layer.d_in:
             return None
-        cost = self._cost(block, self._solved[block])
+        cost = self._cost(layer, self._solved[layer])
         return choice.change("max_overhead", sample_every=sample_every) if cost.gather > cost.refresh else None
 
 
-def _refresh_less(block: Block, choice: Choice) -> Choice | None:
+def _refresh_less(layer: Layer, choice: Choice) -> Choice | None:
     """Half as often; the average forgets as much per step as before."""
     config = choice.config
     if 2 * config.refresh_every > LONGEST_REFRESH:
@@ -164,6 +164,6 @@ def _refresh_less(block: Block, choice: Choice) -> Choice | None:
     return choice.change("max_overhead", refresh_every=2 * config.refresh_every, b_s=config.b_s**2)
 
 
-def _arrow_for_auto(block: Block, choice: Choice) -> Choice | None:
+def _arrow_for_auto(layer: Layer, choice: Choice) -> Choice | None:
     chosen = solver_named(choice.config.solver).chooses
     return as_arrow(choice, "the preconditioner alone: max_overhead") if chosen else None

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.ranks import require_joint
 from lnb.sharded.mesh import Ranks, row_placements, sharded_dims
@@ -16,19 +16,19 @@ from lnb.sharded.mesh import Ranks, row_placements, sharded_dims
 _UNCHANGED = "Nothing was changed"
 
 
-def require_rows(block: Block, ranks: Ranks) -> None:
+def require_rows(layer: Layer, ranks: Ranks) -> None:
     """Require that the parameters of a layer are cut by rows, or by tensor parallelism into equal columns, and alike.
 
     Raises:
         TypeError: they are not; the message names the layer, how they are cut, and the remedy.
     """
-    name, weight = block.name, block.weight
+    name, weight = layer.name, layer.weight
     if isinstance(weight, DTensor):
         columns = [dim for dim in sharded_dims(weight) if weight.placements[dim].is_shard(1)]
         for dim in sharded_dims(weight):
             placement: Any = weight.placements[dim]
             even = weight.ndim == 2 and weight.shape[1] % weight.device_mesh.size(dim) == 0
-            by_tensor = block.takes_shards and not ranks.shares_samples(weight, dim)
+            by_tensor = layer.takes_shards and not ranks.shares_samples(weight, dim)
             if placement.is_shard(1) and by_tensor and len(columns) == 1 and even:
                 continue
             if placement.is_partial() or placement.dim != 0:
@@ -38,23 +38,23 @@ def require_rows(block: Block, ranks: Ranks) -> None:
                     f"rows (fully_shard without a shard_placement_fn for it, ColwiseParallel), or pass exclude=[that layer]. "
                     f"{_UNCHANGED}"
                 )
-    if block.bias is not None and _placed(weight) != _placed(block.bias) and not _is_whole(block.bias, weight):
+    if layer.bias is not None and _placed(weight) != _placed(layer.bias) and not _is_whole(layer.bias, weight):
         raise TypeError(
-            f"params: the weight of layer {name!r} is {_described(weight)} and its bias is {_described(block.bias)}; shard both "
+            f"params: the weight of layer {name!r} is {_described(weight)} and its bias is {_described(layer.bias)}; shard both "
             f"alike, on one mesh, or pass exclude=[that layer]. {_UNCHANGED}"
         )
 
 
-def require_known_parallel(block: Block, ranks: Ranks) -> None:
+def require_known_parallel(layer: Layer, ranks: Ranks) -> None:
     """Require that a layer whose forward pass sees shards is one that can work on them.
 
     Raises:
         TypeError: it is not.
     """
-    if isinstance(block.weight, DTensor) and ranks.is_tensor_parallel(block.weight) and not block.takes_shards:
+    if isinstance(layer.weight, DTensor) and ranks.is_tensor_parallel(layer.weight) and not layer.takes_shards:
         raise TypeError(
-            f"params: layer {block.name!r} is a {block.kind} with a weight that tensor parallelism placed as "
-            f"{block.weight.placements}; only nn.Linear layers can be, by ColwiseParallel. Use fully_shard for it, or pass "
+            f"params: layer {layer.name!r} is a {layer.kind} with a weight that tensor parallelism placed as "
+            f"{layer.weight.placements}; only nn.Linear layers can be, by ColwiseParallel. Use fully_shard for it, or pass "
             f"exclude=[that layer]. {_UNCHANGED}"
         )
 
@@ -109,15 +109,15 @@ def _is_whole(bias: nn.Parameter, weight: nn.Parameter) -> bool:
     return bias.placements == tuple(row_placements(weight))
 
 
-def require_columns(block: Block, config: Config) -> None:
+def require_columns(layer: Layer, config: Config) -> None:
     """Require settings with which columns of a layer can be solved apart.
 
     Raises:
         ValueError: they cannot.
     """
-    if block.columns is not None and not (config.factored and config.region.two_sided):
+    if layer.columns is not None and not (config.factored and config.region.two_sided):
         raise ValueError(
-            f"trust_region={config.trust_region!r}, solver={config.solver!r}: the inputs of layer {block.name!r} are shared out "
+            f"trust_region={config.trust_region!r}, solver={config.solver!r}: the inputs of layer {layer.name!r} are shared out "
             f"(RowwiseParallel), with which trust_region='two_sided' and solver='cholesky' work: choose these, or pass "
             f"exclude=[that layer]"
         )

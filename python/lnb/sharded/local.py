@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.sharded.mesh import sharded_dims
-from lnb.work import BlockWork, Work
+from lnb.work import LayerWork, Work
 
 State = MutableMapping[str, Any]
 
@@ -46,7 +46,7 @@ class Cut:
         return self.begin == self.end
 
 
-class LocalBlock(Block):
+class LocalLayer(Layer):
     """The rows of a layer that are here.
 
     Attributes:
@@ -57,7 +57,7 @@ class LocalBlock(Block):
     """
 
     def __init__(
-        self, whole: Block, place: int, number: int, cut: Cut, weight: nn.Parameter, bias: nn.Parameter | None
+        self, whole: Layer, place: int, number: int, cut: Cut, weight: nn.Parameter, bias: nn.Parameter | None
     ) -> None:
         groups = cut.groups[1] - cut.groups[0]
         name = whole.name if number == 0 else f"{whole.name}[{number}]"
@@ -118,14 +118,14 @@ def local_of(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     return tensor.to_local()
 
 
-def cuts_of(block: Block) -> list[Cut]:
+def cuts_of(layer: Layer) -> list[Cut]:
     """How the local shard of a layer's weight is cut.
 
     Raises:
         TypeError: it is not cut by rows in a way that this can tell.
     """
-    weight = block.weight
-    groups, rows, _ = block.shape
+    weight = layer.weight
+    groups, rows, _ = layer.shape
     local = local_of(weight).shape[0]
     if groups == 1:
         return [Cut(0, local)]
@@ -134,7 +134,7 @@ def cuts_of(block: Block) -> list[Cut]:
         dims = sharded_dims(weight)
         if len(dims) > 1:
             raise TypeError(
-                f"params: layer {block.name!r} has {groups} {block.layer_kind.group_words} and is sharded twice, by "
+                f"params: layer {layer.name!r} has {groups} {layer.layer_kind.group_words} and is sharded twice, by "
                 f"{weight.placements}; shard it over one dimension of the mesh, or pass exclude=[that layer]. Nothing was changed"
             )
         chunk = -(-total // weight.device_mesh.size(dims[0]))
@@ -211,16 +211,16 @@ class Locals:
         states: by parameter.
     """
 
-    def __init__(self, blocks: list[Block], parameters: list[nn.Parameter], states: Any) -> None:
+    def __init__(self, layers: list[Layer], parameters: list[nn.Parameter], states: Any) -> None:
         self.stand_ins: dict[nn.Parameter, list[StandIn]] = {}
-        self.blocks: dict[Block, list[LocalBlock]] = {}
-        for place, block in enumerate(blocks):
-            cuts = cuts_of(block)
-            of_all = [[StandIn(parameter, cut) for cut in cuts] for parameter in block.parameters]
-            self.stand_ins.update(zip(block.parameters, of_all, strict=True))
-            self.blocks[block] = [
-                LocalBlock(
-                    block, place, number, cut, *(found[number].local for found in of_all), *[None] * (2 - len(of_all))
+        self.layers: dict[Layer, list[LocalLayer]] = {}
+        for place, layer in enumerate(layers):
+            cuts = cuts_of(layer)
+            of_all = [[StandIn(parameter, cut) for cut in cuts] for parameter in layer.parameters]
+            self.stand_ins.update(zip(layer.parameters, of_all, strict=True))
+            self.layers[layer] = [
+                LocalLayer(
+                    layer, place, number, cut, *(found[number].local for found in of_all), *[None] * (2 - len(of_all))
                 )
                 for number, cut in enumerate(cuts)
             ]
@@ -244,7 +244,7 @@ class Locals:
 
     def work(self, work: Work) -> Work:
         """``work`` on the parameters of the model as work on their stand-ins, which follow them."""
-        blocks = [local for one in work.blocks for local in self._blocks(one)]
+        layers = [local for one in work.layers for local in self._parts(one)]
         groups = {
             part.local: work.groups[parameter]
             for parameter, parts in self.stand_ins.items()
@@ -252,12 +252,12 @@ class Locals:
             for part in parts
         }
         others = [part.local for parameter in work.others for part in self.stand_ins[parameter]]
-        return Work(blocks, others, groups, self.states, work.flags, work.gradients_checked)
+        return Work(layers, others, groups, self.states, work.flags, work.gradients_checked)
 
-    def _blocks(self, work: BlockWork) -> Iterator[BlockWork]:
-        whole = work.block.shape[0]
-        for number, block in enumerate(self.blocks[work.block]):
-            begin, end = block.cut.groups
+    def _parts(self, work: LayerWork) -> Iterator[LayerWork]:
+        whole = work.layer.shape[0]
+        for number, layer in enumerate(self.layers[work.layer]):
+            begin, end = layer.cut.groups
             moments, channels = work.moments, work.channels
             if end - begin < whole:
                 moments = None if moments is None else moments[begin:end]
@@ -266,4 +266,4 @@ class Locals:
                     channels = channels[:, begin * each : end * each]
             parameters = [self.stand_ins[parameter][number].local for parameter in work.parameters]
             ridge, config = work.ridge, work.config
-            yield BlockWork(block, parameters, self.states, ridge, moments, channels, work.inputs, config)
+            yield LayerWork(layer, parameters, self.states, ridge, moments, channels, work.inputs, config)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lnb.arenas import Arenas
-from lnb.blocks import Block, Inventory
+from lnb.claimed import Inventory, Layer
 from lnb.config import Config
 from lnb.exchange import MomentExchange
 from lnb.identity import Identity
@@ -88,25 +88,25 @@ class Shards:
         self._groups = param_groups
         parameters = [parameter for group in param_groups for parameter in group["params"]]
         moving = set(parameters)
-        blocks = [block for block in inventory.blocks if block.weight in moving]
+        layers = [layer for layer in inventory.layers if layer.weight in moving]
         require_no_sums(parameters, inventory.names)
         self.ranks = Ranks(model, given if isinstance(given, dist.ProcessGroup) else None)
-        for block in blocks:
-            require_rows(block, self.ranks)
-            require_known_parallel(block, self.ranks)
-        for block in blocks:
-            block.columns = columns_of(block.weight)
-            require_columns(block, config)
-            for capture in (part for whole in block.captures for part in whole.live_captures()):
-                capture.resize(block.d_in_here)
+        for layer in layers:
+            require_rows(layer, self.ranks)
+            require_known_parallel(layer, self.ranks)
+        for layer in layers:
+            layer.columns = columns_of(layer.weight)
+            require_columns(layer, config)
+            for capture in (part for whole in layer.captures for part in whole.live_captures()):
+                capture.resize(layer.d_in_here)
                 if self.ranks.runs_on is not None:
                     capture.runs_on = self.ranks.runs_on
         self._require_known(given)
         if self.ranks.size > 1:
             require_settings(config, self.ranks.size)
-        self.locals = Locals(blocks, parameters, states)
+        self.locals = Locals(layers, parameters, states)
         self._numbers = {local: number for number, local in enumerate(self.locals.owners)}
-        self.exchange = Exchange(self.ranks, self.locals, blocks, parameters)
+        self.exchange = Exchange(self.ranks, self.locals, layers, parameters)
         self.names = {
             local: inventory.names.get(parameter, "(added)") for local, (parameter, _) in self.locals.owners.items()
         }
@@ -136,7 +136,7 @@ class Shards:
     def waits(self) -> bool:
         """Whether hosts wait to know that a step can be made: those of columns and of iterations have more exchanges."""
         iterates = not self._config.factored and self._config.solver == "pcg" and self._config.cg_scope == "layer"
-        return iterates or any(block.columns is not None for block in self.locals.blocks)
+        return iterates or any(layer.columns is not None for layer in self.locals.layers)
 
     def stages(self, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch) -> Stages:
         """The stages of one step, for :class:`lnb.step.Memory`."""
@@ -190,7 +190,7 @@ class Shards:
                 members += [part.local for part in parts]
             local_groups.append({**group, "params": members})
             local_saved.append({**saved, "params": [self._numbers[local] for local in members]})
-        inventory = Inventory([b for parts in self.locals.blocks.values() for b in parts], self.names, {})
+        inventory = Inventory([b for parts in self.locals.layers.values() for b in parts], self.names, {})
         return Imported(
             {**state_dict, "state": local_states, "param_groups": local_saved}, local_groups, inventory, restarted
         )
@@ -211,10 +211,10 @@ class Shards:
     def sharers(self) -> None:
         """Refreshes are not shared out: outputs already are."""
 
-    def follow(self, blocks: list[Block]) -> None:
+    def follow(self, layers: list[Layer]) -> None:
         """Nothing has to be told of backward passes: ``fully_shard`` has gradients only when they have ended."""
 
-    def add(self, blocks: list[Block], device: torch.device, identity: Identity, failed: bool = False) -> Tensor:
+    def add(self, layers: list[Layer], device: torch.device, identity: Identity, failed: bool = False) -> Tensor:
         """The exchange before a step: second moments, and whether every rank can make it."""
         bad: bool | Tensor = failed
         if not failed:
@@ -225,11 +225,11 @@ class Shards:
                 bad = bad | ~multi_tensor.all_finite([g for g in gradients if g.device == other]).to(device)
         ranks, counts = self.ranks, self.ranks.sees_own_samples()
         where = device if ranks.runs_on is None else ranks.runs_on
-        return self._moments.add(blocks, ranks.groups, ranks.size, where, identity, bad, counts).to(device)
+        return self._moments.add(layers, ranks.groups, ranks.size, where, identity, bad, counts).to(device)
 
-    def leave(self, blocks: list[Block], device: torch.device, identity: Identity, seen_by_host: bool) -> None:
+    def leave(self, layers: list[Layer], device: torch.device, identity: Identity, seen_by_host: bool) -> None:
         """Take part in the exchanges of a step that this rank cannot make."""
         refreshed = self._config.region.two_sided and self._moments.gathers
-        self.add(blocks, device, identity, failed=True)
+        self.add(layers, device, identity, failed=True)
         if not seen_by_host:  # the others go on to steps that write nothing
             self.exchange.leave(device, refreshed)

@@ -26,7 +26,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from lnb.arenas import compact
 from lnb.factored import block_count
-from lnb.sharded.local import LocalBlock, Locals, StandIn, first_part, local_of
+from lnb.sharded.local import LocalLayer, Locals, StandIn, first_part, local_of
 from lnb.sharded.mesh import row_placements, sharded_dims
 from lnb.whole_state import OF_OUTPUTS, SHARDS, as_blocks, has_column_cuts, keeps_outputs, row_cuts, shards_code
 
@@ -46,8 +46,8 @@ class StateForm:
     def __init__(self, locals_: Locals, block_size: int | None) -> None:
         self._locals = locals_
         self._limit = block_size
-        self._blocks = {
-            whole.weight: parts for whole, parts in locals_.blocks.items() if isinstance(whole.weight, DTensor)
+        self._layers = {
+            whole.weight: parts for whole, parts in locals_.layers.items() if isinstance(whole.weight, DTensor)
         }
 
     def exported(self, parameter: nn.Parameter, state: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class StateForm:
         if not isinstance(parameter, DTensor):
             return compact(state)
         parts = self._locals.stand_ins[parameter]
-        blocks = self._blocks.get(parameter)
+        layers = self._layers.get(parameter)
         states = [self._locals.states[part.local] for part in parts]
         found: dict[str, Any] = {}
         for key in first_part(state):
@@ -67,16 +67,16 @@ class StateForm:
                 found[key] = _placed(
                     _joined(values, parts, local_of(parameter).shape), parameter, tuple(parameter.shape)
                 )
-            elif blocks is not None and key in _OF_ROWS:
+            elif layers is not None and key in _OF_ROWS:
                 flat = [value.reshape(-1, *value.shape[2:]) for value in values]
                 found[key] = _of_rows(_joined(flat, parts, (0, *flat[0].shape[1:])), parameter)
-            elif blocks is not None and key in OF_OUTPUTS:
-                width = self._width(blocks[0])
+            elif layers is not None and key in OF_OUTPUTS:
+                width = self._width(layers[0])
                 rows = _joined([_as_rows(value, width) for value in values], parts, (0, width))
                 found[key] = _of_rows(rows, parameter)
-            elif blocks is not None and key in _OF_GROUPS:
-                whole = _of_groups if blocks[0].columns is None else _of_columns
-                found[key] = whole(values, blocks, parameter)
+            elif layers is not None and key in _OF_GROUPS:
+                whole = _of_groups if layers[0].columns is None else _of_columns
+                found[key] = whole(values, layers, parameter)
             else:
                 found[key] = values[0]
         return compact(found)
@@ -89,9 +89,9 @@ class StateForm:
         parts = self._locals.stand_ins[parameter]
         if not isinstance(parameter, DTensor):
             return [entry], False
-        blocks = self._blocks.get(parameter)
+        layers = self._layers.get(parameter)
         states: list[dict[str, Any]] = [{} for _ in parts]
-        kept = blocks is not None and self._keeps_blocks(parameter, entry, blocks)
+        kept = layers is not None and self._keeps_blocks(parameter, entry, layers)
         for key, value in entry.items():
             if key == SHARDS or "@" in key:  # of other cuts, for which loading made up an entry
                 continue
@@ -99,86 +99,86 @@ class StateForm:
                 values: Iterable[Any] = [value] * len(parts)
             elif key in _LIKE_PARAMETER:
                 values = _cut(_rows_here(value, parameter, tuple(parameter.shape)), parts)
-            elif blocks is not None and key in _OF_ROWS:
+            elif layers is not None and key in _OF_ROWS:
                 columns = value.shape[-1:] if key == "direction" else ()
                 rows = _cut(_rows_here(value, parameter, (parameter.shape[0], *columns)), parts)
-                values = [row.reshape(*block.shape[:2], *columns) for row, block in zip(rows, blocks, strict=True)]
-            elif blocks is not None and key in OF_OUTPUTS:
+                values = [row.reshape(*layer.shape[:2], *columns) for row, layer in zip(rows, layers, strict=True)]
+            elif layers is not None and key in OF_OUTPUTS:
                 if kept and value.ndim == 4:  # of a whole layer
-                    value = _as_rows(value, self._width(blocks[0]))
+                    value = _as_rows(value, self._width(layers[0]))
                 if kept:
                     rows = _cut(_rows_here(value, parameter, (parameter.shape[0], value.shape[-1])), parts)
-                    values = [as_blocks(row, *self._blocks_of(block)) for row, block in zip(rows, blocks, strict=True)]
+                    values = [as_blocks(row, *self._blocks_of(layer)) for row, layer in zip(rows, layers, strict=True)]
                 else:
-                    shapes = [self._blocks_of(block) for block in blocks]
+                    shapes = [self._blocks_of(layer) for layer in layers]
                     values = [torch.zeros((*shape, shape[-1]), dtype=value.dtype) for shape in shapes]
-            elif blocks is not None and key in _OF_GROUPS:
+            elif layers is not None and key in _OF_GROUPS:
                 values = (
-                    _groups_here(value, blocks) if blocks[0].columns is None else [self._columns_here(value, blocks[0])]
+                    _groups_here(value, layers) if layers[0].columns is None else [self._columns_here(value, layers[0])]
                 )
             else:
                 values = [value] * len(parts)
             for state, own in zip(states, values, strict=True):
                 state[key] = own
-        by_columns = blocks is not None and (blocks[0].columns is not None or has_column_cuts(_saved_code(entry)))
-        fits = blocks is None or not by_columns or self._fit_inputs(states, blocks, kept)
+        by_columns = layers is not None and (layers[0].columns is not None or has_column_cuts(_saved_code(entry)))
+        fits = layers is None or not by_columns or self._fit_inputs(states, layers, kept)
         return states, not (kept and fits) and any(key in entry for key in OF_OUTPUTS)
 
-    def _fit_inputs(self, states: list[dict[str, Any]], blocks: list[LocalBlock], kept: bool) -> bool:
+    def _fit_inputs(self, states: list[dict[str, Any]], layers: list[LocalLayer], kept: bool) -> bool:
         """Have second moments and factors that were saved of other blocks of inputs start anew; whether none does."""
-        fits = kept or blocks[0].columns is None
-        for state, block in zip(states, blocks, strict=True):
-            count = block.input_blocks(self._limit)
+        fits = kept or layers[0].columns is None
+        for state, layer in zip(states, layers, strict=True):
+            count = layer.input_blocks(self._limit)
             for key in ("second_moment", "factor"):
                 value = state.get(key)
                 if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] != count:
-                    size = block.d_in // count + value.shape[-1] - block.d_in // value.shape[1]
+                    size = layer.d_in // count + value.shape[-1] - layer.d_in // value.shape[1]
                     state[key] = torch.zeros(len(value), count, size, size, dtype=value.dtype)
                     fits = False
             if not fits and "second_moment_step" in state:
                 state["second_moment_step"] = torch.zeros(())
         return fits
 
-    def _columns_here(self, value: Tensor, block: LocalBlock) -> Tensor:
+    def _columns_here(self, value: Tensor, layer: LocalLayer) -> Tensor:
         """Statistics of the inputs whose columns are here; zeros where saved ones had other blocks."""
-        assert block.columns is not None
-        count = block.d_in if value.ndim == 2 else block.input_blocks(self._limit)
+        assert layer.columns is not None
+        count = layer.d_in if value.ndim == 2 else layer.input_blocks(self._limit)
         whole = value.full_tensor() if isinstance(value, DTensor) else value
-        begin, shape = block.columns.index * count, (1, count, *value.shape[2:])
-        if whole.shape[1] != count * block.columns.of:
+        begin, shape = layer.columns.index * count, (1, count, *value.shape[2:])
+        if whole.shape[1] != count * layer.columns.of:
             return torch.zeros(shape, dtype=value.dtype)
         return whole[:, begin : begin + count].clone()
 
     def mark(self, states: Any) -> None:
         """Note in the states of layers into how many parts their rows are cut."""
-        for weight in self._blocks:
+        for weight in self._layers:
             state = states.get(weight)
             if state and SHARDS not in state and isinstance(weight, DTensor):
                 state[SHARDS] = torch.tensor(_shards(weight))
 
-    def _keeps_blocks(self, parameter: DTensor, entry: dict[str, Any], blocks: list[LocalBlock]) -> bool:
+    def _keeps_blocks(self, parameter: DTensor, entry: dict[str, Any], layers: list[LocalLayer]) -> bool:
         code, own = _saved_code(entry), _shards(parameter)
         cuts = row_cuts(own)
         number = math.prod(cuts)
-        if self._largest(blocks[0], number) > self._width(blocks[0]):
+        if self._largest(layers[0], number) > self._width(layers[0]):
             return False
-        if code == own or blocks[0].columns is not None:
+        if code == own or layers[0].columns is not None:
             return code == own
-        return len(cuts) <= 1 and keeps_outputs(blocks[0].whole, code, number, self._limit)
+        return len(cuts) <= 1 and keeps_outputs(layers[0].whole, code, number, self._limit)
 
-    def _blocks_of(self, block: LocalBlock) -> tuple[int, int, int]:
+    def _blocks_of(self, layer: LocalLayer) -> tuple[int, int, int]:
         """Groups, blocks of each, and neurons of each block of a local layer."""
-        groups, rows, _ = block.shape
+        groups, rows, _ = layer.shape
         count = block_count(rows, self._limit)
         return groups, count, rows // count
 
-    def _width(self, block: LocalBlock) -> int:
+    def _width(self, layer: LocalLayer) -> int:
         """Columns of the rows of blocks, whatever the number of ranks: those of any that is a power of two, or thrice one."""
         numbers = sorted({factor << power for factor in (1, 3) for power in range(12)})
-        return max(self._largest(block, number) for number in numbers)
+        return max(self._largest(layer, number) for number in numbers)
 
-    def _largest(self, block: LocalBlock, shards: int) -> int:
-        return _largest_block(block.whole.shape[0], block.whole.shape[1], shards, self._limit)
+    def _largest(self, layer: LocalLayer, shards: int) -> int:
+        return _largest_block(layer.whole.shape[0], layer.whole.shape[1], shards, self._limit)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -216,9 +216,9 @@ def _of_rows(rows: Tensor, parameter: DTensor) -> DTensor:
     return _placed(rows, parameter, (parameter.shape[0], *rows.shape[1:]), row_placements(parameter))
 
 
-def _of_columns(values: list[Tensor], blocks: list[LocalBlock], parameter: DTensor) -> DTensor:
+def _of_columns(values: list[Tensor], layers: list[LocalLayer], parameter: DTensor) -> DTensor:
     """Statistics of the inputs whose columns are here, ``[1, blocks or inputs, ...]``, as a tensor of all."""
-    columns, value = blocks[0].columns, values[0]
+    columns, value = layers[0].columns, values[0]
     assert columns is not None
     placements: list[Placement] = [p if p.is_shard(1) else Replicate() for p in parameter.placements]
     return _placed(value, parameter, (1, value.shape[1] * columns.of, *value.shape[2:]), placements)
@@ -279,18 +279,18 @@ def _as_rows(blocks: Tensor, width: int) -> Tensor:
     return rows[:, :width] if size >= width else nn.functional.pad(rows, (0, width - size))
 
 
-def _of_groups(values: list[Tensor], blocks: list[LocalBlock], parameter: DTensor) -> Tensor:
+def _of_groups(values: list[Tensor], layers: list[LocalLayer], parameter: DTensor) -> Tensor:
     """Statistics of the inputs of all groups, or of the groups here."""
-    whole = blocks[0].whole.shape[0]
+    whole = layers[0].whole.shape[0]
     if len(values) > 1 or len(values[0]) == whole:
         return values[0] if len(values) == 1 else torch.cat(values)
-    here = values[0][:0] if blocks[0].cut.is_empty else values[0]
+    here = values[0][:0] if layers[0].cut.is_empty else values[0]
     return _placed(here, parameter, (whole, *here.shape[1:]))
 
 
-def _groups_here(value: Tensor, blocks: list[LocalBlock]) -> list[Tensor]:
+def _groups_here(value: Tensor, layers: list[LocalLayer]) -> list[Tensor]:
     """Statistics of the groups of each local layer."""
     if isinstance(value, DTensor):
         here = value.to_local()
         return [here if len(here) else here.new_zeros((1, *here.shape[1:]))]
-    return [value[block.cut.groups[0] : block.cut.groups[1]] for block in blocks]
+    return [value[layer.cut.groups[0] : layer.cut.groups[1]] for layer in layers]

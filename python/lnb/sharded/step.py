@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from lnb.arenas import Arenas, constant
-from lnb.blocks import Block
+from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.refresh import refresh
 from lnb.region import Lengths, in_region, measure_lengths
 from lnb.scratch import Scratch
-from lnb.sharded.local import LocalBlock, Locals
+from lnb.sharded.local import LocalLayer, Locals
 from lnb.sharded.mesh import Ranks
 from lnb.solve import Solution, solve
 from lnb.step import Share
 from lnb.verdict import Verdict
 from lnb.weight_bound import is_measured
-from lnb.work import BlockWork, Work
+from lnb.work import LayerWork, Work
 from lnb_kernels.scaling import sum_dtype
 
 _SUMS = 6  # of a layer: <h, g~>, three squared lengths, ||g||^2, ||W||^2
@@ -38,17 +38,17 @@ class Exchange:
     Args:
         ranks: that take part.
         locals_: what is here.
-        blocks: the layers.
+        layers: the layers.
         parameters: all parameters.
     """
 
-    def __init__(self, ranks: Ranks, locals_: Locals, blocks: list[Block], parameters: list[nn.Parameter]) -> None:
+    def __init__(self, ranks: Ranks, locals_: Locals, layers: list[Layer], parameters: list[nn.Parameter]) -> None:
         self._ranks = ranks
         self.on = True  # off: what is here is all there is, as for state that is made before the first step
-        self._layers = len(blocks)
+        self._layers = len(layers)
         begins = [0]
-        for block in blocks:
-            begins.append(begins[-1] + block.groups)
+        for layer in layers:
+            begins.append(begins[-1] + layer.groups)
         self._group_begins = begins
         index = {parameter: i for i, parameter in enumerate(parameters)}
         self._place = {part: index[owner] for part, (owner, _) in locals_.owners.items()}
@@ -66,20 +66,20 @@ class Exchange:
             self._ranks.add(torch.zeros(self._group_begins[-1], dtype=sum_dtype(device), device=device))
         self._ranks.add(torch.zeros(_SUMS * self._layers + self._count, dtype=sum_dtype(device), device=device))
 
-    def add_sums(self, works: list[BlockWork], columns: Tensor, others: list[nn.Parameter], products: Tensor) -> Tensor:
+    def add_sums(self, works: list[LayerWork], columns: Tensor, others: list[nn.Parameter], products: Tensor) -> Tensor:
         """Add sums of local layers, ``columns`` ``[local layers, 6]``, and of others, ``[others]``, over ranks.
 
         Every local layer gets the sums of its whole layer: ``[6 local layers + others]``.
         """
         device = columns.device
-        blocks = [cast(LocalBlock, work.block) for work in works]
+        layers = [cast(LocalLayer, work.layer) for work in works]
         buffer = columns.new_zeros(_SUMS * self._layers + self._count)
         of_layers = buffer[: _SUMS * self._layers].view(self._layers, _SUMS)
-        places = constant(tuple(block.place for block in blocks), device, torch.int64)
+        places = constant(tuple(layer.place for layer in layers), device, torch.int64)
         begin = _SUMS * self._layers
         other_places = constant(tuple(begin + self._place[local] for local in others), device, torch.int64)
-        if blocks:
-            counts = tuple(not block.cut.is_empty and self._counts[block.weight] for block in blocks)
+        if layers:
+            counts = tuple(not layer.cut.is_empty and self._counts[layer.weight] for layer in layers)
             chosen = constant(counts, device, torch.bool).unsqueeze(1)
             of_layers.index_add_(0, places, torch.where(chosen, columns, 0.0))
         if others:
@@ -87,32 +87,32 @@ class Exchange:
             buffer.index_add_(0, other_places, torch.where(chosen, products, 0.0))
         if self.on:
             self._ranks.add(buffer)
-        both = [of_layers[places].reshape(-1)] if blocks else []
+        both = [of_layers[places].reshape(-1)] if layers else []
         return torch.cat([*both, buffer[other_places]])
 
-    def add_products(self, works: list[BlockWork], values: Tensor) -> Tensor:
+    def add_products(self, works: list[LayerWork], values: Tensor) -> Tensor:
         """Sums over all rows of the layers of ``works``, from those over the rows here, ``[layers, n]``."""
-        blocks = [cast(LocalBlock, work.block) for work in works]
+        layers = [cast(LocalLayer, work.layer) for work in works]
         buffer = values.new_zeros(self._layers, values.shape[1])
-        places = constant(tuple(block.place for block in blocks), values.device, torch.int64)
-        counts = tuple(not block.cut.is_empty and self._counts[block.weight] for block in blocks)
+        places = constant(tuple(layer.place for layer in layers), values.device, torch.int64)
+        counts = tuple(not layer.cut.is_empty and self._counts[layer.weight] for layer in layers)
         chosen = constant(counts, values.device, torch.bool).unsqueeze(1)
         buffer.index_add_(0, places, torch.where(chosen, values, 0.0))
         if self.on:
             self._ranks.add(buffer)
         return buffer[places]
 
-    def add_means(self, works: list[BlockWork], traces: list[Tensor]) -> list[Tensor]:
+    def add_means(self, works: list[LayerWork], traces: list[Tensor]) -> list[Tensor]:
         """Means over all rows of each group, from sums over the rows here, ``[groups]`` of each local layer."""
         buffer = traces[0].new_zeros(self._group_begins[-1])
-        blocks = [cast(LocalBlock, work.block) for work in works]
-        begins = [self._group_begins[block.place] + block.cut.groups[0] for block in blocks]
-        for block, begin, trace in zip(blocks, begins, traces, strict=True):
-            if not block.cut.is_empty and self._counts[block.weight]:
+        layers = [cast(LocalLayer, work.layer) for work in works]
+        begins = [self._group_begins[layer.place] + layer.cut.groups[0] for layer in layers]
+        for layer, begin, trace in zip(layers, begins, traces, strict=True):
+            if not layer.cut.is_empty and self._counts[layer.weight]:
                 buffer[begin : begin + len(trace)] += trace
         if self.on:
             self._ranks.add(buffer)
-        rows = [block.whole.shape[1] for block in blocks]
+        rows = [layer.whole.shape[1] for layer in layers]
         return [buffer[b : b + len(trace)] / n for b, n, trace in zip(begins, rows, traces, strict=True)]
 
 
@@ -128,7 +128,7 @@ class ShardedShare(Share):
     def direct(self) -> None:
         """Where to go, and all sums over ranks."""
         super().direct()
-        work, works = self.work, self.work.blocks
+        work, works = self.work, self.work.layers
         layers = len(works)
         wide = self.products.dtype
         zeros = torch.zeros(layers, dtype=wide, device=self.products.device)
@@ -139,12 +139,12 @@ class ShardedShare(Share):
             averages = zeros if lengths.averages is None else lengths.averages.to(wide)
             due = [i for i, layer in enumerate(works) if is_measured(layer)]
             if due and self.config.max_relative_change is not None:
-                found = torch._foreach_norm([works[i].block.weight for i in due], dtype=wide)
+                found = torch._foreach_norm([works[i].layer.weight for i in due], dtype=wide)
                 norms = zeros.index_copy(
                     0, constant(tuple(due), zeros.device, torch.int64), torch.stack(found).square()
                 )
         if self.agreement is not None:
-            shares = tuple(1.0 if (c := work.block.columns) is None else 1 / c.of for work in works)
+            shares = tuple(1.0 if (c := work.layer.columns) is None else 1 / c.of for work in works)
             fresh = self.agreement.fresh.to(wide) * constant(shares, self.products.device, wide)
         columns = torch.stack([self.products[:layers], free, damped, averages, fresh, norms], dim=1)
         sums = self._exchange.add_sums(works, columns, work.others, self.products[layers:])
@@ -158,16 +158,16 @@ class ShardedShare(Share):
 
     def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
         """Where the layers are to go."""
-        return solve(self.work.blocks, averages, self.verdict, self.agreement, self._exchange.add_products)
+        return solve(self.work.layers, averages, self.verdict, self.agreement, self._exchange.add_products)
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""
-        works = [block for block in self.work.blocks if block.config.factored]
+        works = [layer for layer in self.work.layers if layer.config.factored]
         refresh(works, averages, self.verdict, self.arenas, self._exchange.add_means)
 
     def gain(self) -> Tensor:
         """What the global region sums, of every layer once."""
-        firsts = [cast(LocalBlock, work.block).is_first for work in self.work.blocks]
+        firsts = [cast(LocalLayer, work.layer).is_first for work in self.work.layers]
         once = (*firsts, *(self._exchange.is_first(local) for local in self.work.others))
         found = in_region(self.products, self.work, self.config)
         return torch.where(constant(once[: len(found)], found.device, torch.bool), found, 0.0).sum()

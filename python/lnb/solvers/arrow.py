@@ -12,11 +12,11 @@ from lnb.solvers.base import Solver
 from lnb.solvers.feature_moments import preconditioner
 
 if TYPE_CHECKING:
-    from lnb.blocks import Block
+    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
-    from lnb.work import BlockWork
+    from lnb.work import LayerWork
 
 _CALLS = 60
 """Small operations of one solution, counted on the CPU."""
@@ -31,18 +31,18 @@ class Arrow(Solver):
 
     name = "arrow"
 
-    def direction(self, work: BlockWork, gradient: Tensor, verdict: Verdict) -> Tensor:
+    def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The arrow matrix's solution."""
         mean, variance, has_rows = preconditioner(work, gradient, verdict)
         return torch.where(has_rows, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0)
 
-    def describe(self, block: Block, config: Config) -> tuple[str, str]:
+    def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""
         return self.name, "the preconditioner alone"
 
-    def step_flops(self, block: Block, config: Config) -> int:
+    def step_flops(self, layer: Layer, config: Config) -> int:
         """FLOPs of one solution."""
-        return 6 * block.numbers
+        return 6 * layer.numbers
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
         """Times of a refresh and of a solution."""

@@ -10,7 +10,7 @@ from lnb.solvers.cholesky import Cholesky
 from lnb.solvers.conjugate_gradients import ConjugateGradients
 
 if TYPE_CHECKING:
-    from lnb.blocks import Block
+    from lnb.claimed import Layer
     from lnb.config import Config
 
 
@@ -30,8 +30,8 @@ class Automatic(Solver):
 
 
 class _Undecided(ConjugateGradients):
-    def describe(self, block: Block, config: Config) -> tuple[str, str]:
-        return super().describe(block, config)[0], "auto: the first backward pass shows the rows that decide"
+    def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
+        return super().describe(layer, config)[0], "auto: the first backward pass shows the rows that decide"
 
 
 _UNDECIDED = _Undecided()

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from lnb.solvers.solution import Solution
 
 if TYPE_CHECKING:
-    from lnb.blocks import Block
+    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.damping import Agreement
     from lnb.layers.capture import Rows
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
-    from lnb.work import BlockWork
+    from lnb.work import LayerWork
 
-AddRows = Callable[[list["BlockWork"], Tensor], Tensor]
+AddRows = Callable[[list["LayerWork"], Tensor], Tensor]
 """Of sums over the rows of layers that are here, ``[layers, n]``, those over all their rows."""
 
 
@@ -65,12 +65,12 @@ class Solver:
         """Whether the solution of some rows of a layer does not depend on the others: then shards can be solved apart."""
         return True
 
-    def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
         """Why it is right for a layer whose solver is still to be chosen, in words; None where it is not, as for solvers
         that the package does not bring.
 
         Args:
-            block: the layer.
+            layer: the layer.
             config: its settings.
             rows: of one step.
             dual: whether the ridge is positive in every parameter group.
@@ -83,7 +83,7 @@ class Solver:
         self,
         solution: Solution,
         members: Sequence[int],
-        works: list[BlockWork],
+        works: list[LayerWork],
         averages: dict[nn.Parameter, Tensor],
         verdict: Verdict,
         agreement: Agreement | None,
@@ -107,7 +107,7 @@ class Solver:
             gradient = joined_gradient(work, averages)
             solution.parts[i] = split_direction(work, self.direction(work, gradient, verdict), gradient)
 
-    def direction(self, work: BlockWork, gradient: Tensor, verdict: Verdict) -> Tensor:
+    def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The direction ``h`` of one layer, of the shape of ``gradient``; zero for a batch without rows.
 
         Args:
@@ -119,19 +119,19 @@ class Solver:
 
     # -- what it costs ------------------------------------------------------------------------------------------------
 
-    def describe(self, block: Block, config: Config) -> tuple[str, str]:
+    def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""
         return self.name, ""
 
-    def step_flops(self, block: Block, config: Config) -> int:
+    def step_flops(self, layer: Layer, config: Config) -> int:
         """Operations of one step's solution, without those that depend on the number of rows."""
         return 0
 
-    def refresh_flops(self, block: Block, config: Config) -> int:
+    def refresh_flops(self, layer: Layer, config: Config) -> int:
         """Operations of one refresh, without the product over rows."""
         return 0
 
-    def row_flops(self, block: Block, config: Config) -> int:
+    def row_flops(self, layer: Layer, config: Config) -> int:
         """Operations per row of a step, beside those of the second moment."""
         return 0
 
@@ -140,12 +140,12 @@ class Solver:
         return 0.0, 0.0
 
 
-def joined_gradient(work: BlockWork, averages: dict[nn.Parameter, Tensor]) -> Tensor:
+def joined_gradient(work: LayerWork, averages: dict[nn.Parameter, Tensor]) -> Tensor:
     """``g~`` of a layer as one matrix, ``[groups, rows, columns]``."""
-    return work.block.join([averages[parameter] for parameter in work.parameters])
+    return work.layer.join([averages[parameter] for parameter in work.parameters])
 
 
-def split_direction(work: BlockWork, solution: Tensor, gradient: Tensor) -> list[Tensor]:
+def split_direction(work: LayerWork, solution: Tensor, gradient: Tensor) -> list[Tensor]:
     """The direction that the trust region makes of a solution, one tensor for each moving parameter.
 
     Args:
@@ -153,4 +153,4 @@ def split_direction(work: BlockWork, solution: Tensor, gradient: Tensor) -> list
         solution: ``h``, ``[groups, rows, columns]``.
         gradient: ``g~``, of the same shape.
     """
-    return work.block.split(work.config.region.of_solution(solution, gradient))
+    return work.layer.split(work.config.region.of_solution(solution, gradient))

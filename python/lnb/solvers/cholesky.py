@@ -16,10 +16,10 @@ from lnb.factored import Factor, block_count
 from lnb.orthogonalize import INVERSE_ROOT_FLOPS
 from lnb.refresh import matrices
 from lnb.solvers.base import AddRows, Solver
-from lnb.work import BlockWork, moment_blocks
+from lnb.work import LayerWork, moment_blocks
 
 if TYPE_CHECKING:
-    from lnb.blocks import Block
+    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.damping import Agreement
     from lnb.layers.capture import Rows
@@ -50,7 +50,7 @@ class Cholesky(Solver):
     factored = True
     keeps_feature_moments = False
 
-    def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
         """It is right for every layer."""
         return "exact, a factor of each second moment"
 
@@ -58,7 +58,7 @@ class Cholesky(Solver):
         self,
         solution: Solution,
         members: Sequence[int],
-        works: list[BlockWork],
+        works: list[LayerWork],
         averages: dict[nn.Parameter, Tensor],
         verdict: Verdict,
         agreement: Agreement | None,
@@ -73,28 +73,28 @@ class Cholesky(Solver):
             weight, bias = batch.region.direction(batch.weight, batch.bias, batch.factor)
             weights, biases = batch.unstacked(weight), batch.unstacked(bias)
             for k, i in enumerate(batch.members):
-                solution.parts[i] = works[i].block.shaped([weights[k], *biases[k : k + 1]])
+                solution.parts[i] = works[i].layer.shaped([weights[k], *biases[k : k + 1]])
 
-    def describe(self, block: Block, config: Config) -> tuple[str, str]:
+    def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""
-        count = moment_blocks(block, config)
-        words = "factor" if count == 1 else f"factor, {count} blocks of {block.d_in // count}"
+        count = moment_blocks(layer, config)
+        words = "factor" if count == 1 else f"factor, {count} blocks of {layer.d_in // count}"
         needed = config.region.needs_factor
         return words, "the trust region needs a factor" if needed else "a factor serves until the next refresh"
 
-    def step_flops(self, block: Block, config: Config) -> int:
+    def step_flops(self, layer: Layer, config: Config) -> int:
         """FLOPs of the products with the blocks of the factor and of the outputs."""
-        size = block.d_in // moment_blocks(block, config)
-        side = _output_side(block, config) if config.region.two_sided else 0
-        return 2 * block.numbers * (config.region.block_products * size + side)
+        size = layer.d_in // moment_blocks(layer, config)
+        side = _output_side(layer, config) if config.region.two_sided else 0
+        return 2 * layer.numbers * (config.region.block_products * size + side)
 
-    def refresh_flops(self, block: Block, config: Config) -> int:
+    def refresh_flops(self, layer: Layer, config: Config) -> int:
         """FLOPs of the factor, and of the output moment and its root."""
-        size = block.d_in // moment_blocks(block, config)
-        flops = block.groups * block.d_in * size**2
+        size = layer.d_in // moment_blocks(layer, config)
+        flops = layer.groups * layer.d_in * size**2
         if config.region.two_sided:
-            side = _output_side(block, config)
-            flops += _root_flops(block, side) + 2 * block.numbers * (size + side)
+            side = _output_side(layer, config)
+            flops += _root_flops(layer, side) + 2 * layer.numbers * (size + side)
         return flops
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
@@ -109,26 +109,26 @@ class Cholesky(Solver):
         sides = config.region.block_products
         solve = sides * price.block_product(size) + price.passes_over(price.numbers, 6) + rates.calls(_CALLS_SOLUTION)
         if config.region.two_sided:
-            side = _output_side(price.block, config)
-            refresh += rates.seconds("batched", price.wide, side, _root_flops(price.block, side))
+            side = _output_side(price.layer, config)
+            refresh += rates.seconds("batched", price.wide, side, _root_flops(price.layer, side))
             refresh += price.block_product(size) + price.block_product(side)
             refresh += rates.calls(_CALLS_OUTPUT_REFRESH)
         return refresh, solve
 
 
-def _output_side(block: Block, config: Config) -> int:
+def _output_side(layer: Layer, config: Config) -> int:
     """The neurons of one block of the output moment."""
-    return block.shape[1] // block_count(block.shape[1], config.block_size)
+    return layer.shape[1] // block_count(layer.shape[1], config.block_size)
 
 
-def _root_flops(block: Block, side: int) -> int:
+def _root_flops(layer: Layer, side: int) -> int:
     """FLOPs of the inverse roots of all output blocks."""
-    return block.shape[0] * block.shape[1] * INVERSE_ROOT_FLOPS * side**2
+    return layer.shape[0] * layer.shape[1] * INVERSE_ROOT_FLOPS * side**2
 
 
 def _solve_two_sided(
     solution: Solution,
-    works: list[BlockWork],
+    works: list[LayerWork],
     members: list[int],
     averages: dict[nn.Parameter, Tensor],
     agreement: Agreement | None,
@@ -139,7 +139,7 @@ def _solve_two_sided(
     of small layers.
     """
     by_dtype: dict[torch.dtype, list[int]] = {}
-    cut = [i for i in members if works[i].block.columns is not None]
+    cut = [i for i in members if works[i].layer.columns is not None]
     for i in members:
         if i not in set(cut):
             by_dtype.setdefault(averages[works[i].parameters[0]].dtype, []).append(i)
@@ -156,7 +156,7 @@ def _solve_two_sided(
             None if agreement is None else [agreement.rows[i] for i in alike],
             1.0 if agreement is None else agreement.noise,
         )
-        sums.append(sums_of(found, tuple(works[i].block.groups for i in alike)))
+        sums.append(sums_of(found, tuple(works[i].layer.groups for i in alike)))
     if cut:
         problems = [_columns(works[i], averages, None if agreement is None else agreement.rows[i]) for i in cut]
         sums.append(column_directions_(problems, 1.0 if agreement is None else agreement.noise))
@@ -166,21 +166,21 @@ def _solve_two_sided(
     solution.sums = sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
-def _columns(work: BlockWork, averages: dict[nn.Parameter, Tensor], squares: Tensor | None) -> ColumnProblem:
-    assert work.block.columns is not None
+def _columns(work: LayerWork, averages: dict[nn.Parameter, Tensor], squares: Tensor | None) -> ColumnProblem:
+    assert work.layer.columns is not None
     return ColumnProblem(
-        *matrices(work, averages), _factor(work), work.state["output_factor"], squares, work.block.columns
+        *matrices(work, averages), _factor(work), work.state["output_factor"], squares, work.layer.columns
     )
 
 
-def _factor(work: BlockWork) -> Factor:
+def _factor(work: LayerWork) -> Factor:
     """The layer's factor, as far as this step's parameters need it."""
     state = work.state
     mean = state.get("factor_mean")
     if not work.with_bias:
         mean = None  # the bias was frozen since the last refresh
     elif mean is None:
-        mean = state["factor"].new_zeros(work.block.shape[0], work.block.d_in)  # or thawed
+        mean = state["factor"].new_zeros(work.layer.shape[0], work.layer.d_in)  # or thawed
     return Factor(state["factor"], mean)
 
 
@@ -202,7 +202,7 @@ class _Batch:
     region: TrustRegion
 
     @staticmethod
-    def of_layer(i: int, work: BlockWork, averages: dict[nn.Parameter, Tensor]) -> _Batch:
+    def of_layer(i: int, work: LayerWork, averages: dict[nn.Parameter, Tensor]) -> _Batch:
         """The layer in place ``i``."""
         weight, bias = matrices(work, averages)
         return _Batch((i,), weight, bias, _factor(work), work.config.region)

@@ -17,14 +17,14 @@ from lnb.solvers.feature_moments import preconditioner
 from lnb.statistics import average_second_moment, ridge_of
 
 if TYPE_CHECKING:
-    from lnb.blocks import Block
+    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.damping import Agreement
     from lnb.layers.capture import Rows
     from lnb.planning.pricing import Pricing
     from lnb.solvers.solution import Solution
     from lnb.verdict import Verdict
-    from lnb.work import BlockWork
+    from lnb.work import LayerWork
 
 _CALLS = 115
 _CALLS_ITERATION = 14
@@ -43,7 +43,7 @@ class ConjugateGradients(Solver):
     keeps_direction = True
     always_fits = True
 
-    def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
         """It is right for every layer."""
         return "conjugate gradients on the second moment"
 
@@ -51,7 +51,7 @@ class ConjugateGradients(Solver):
         self,
         solution: Solution,
         members: Sequence[int],
-        works: list[BlockWork],
+        works: list[LayerWork],
         averages: dict[nn.Parameter, Tensor],
         verdict: Verdict,
         agreement: Agreement | None,
@@ -80,7 +80,7 @@ class ConjugateGradients(Solver):
         for i, solved in zip(waiting, solve_joined(list(waiting.values())), strict=True):
             _finish(solution, i, works[i], waiting[i], solved, verdict)
 
-    def equation(self, work: BlockWork, gradient: Tensor, verdict: Verdict) -> Equation:
+    def equation(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Equation:
         """What conjugate gradients have to solve for one layer."""
         mean, variance, has_rows = preconditioner(work, gradient, verdict)
         operator, ridge = self.operator(work, verdict)
@@ -90,7 +90,7 @@ class ConjugateGradients(Solver):
             operator, gradient, start, (mean, variance), ridge, config.cg_iterations, config.cg_scope, has_rows
         )
 
-    def operator(self, work: BlockWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+    def operator(self, work: LayerWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
         """The metric, as a matrix ``[groups, size, size]`` or as a product with it; and the ridge still to be added to it."""
         config = work.config
         relative = config.ridge_mode == "relative"
@@ -102,7 +102,7 @@ class ConjugateGradients(Solver):
         moments = average.squeeze(1)
         ridge = ridge_of(average.flatten(0, 1), work.ridge, relative, work.with_bias, (1,) * len(average))
         added = ridge.squeeze(1) if isinstance(ridge, Tensor) else ridge
-        if rounds_products(work.block, config):
+        if rounds_products(work.layer, config):
             return RoundedMetric(moments, added), 0.0
         if not isinstance(added, Tensor):
             return moments, added
@@ -110,19 +110,19 @@ class ConjugateGradients(Solver):
         weights[-1] = 0
         return moments + added * weights.diag(), 0.0
 
-    def describe(self, block: Block, config: Config) -> tuple[str, str]:
+    def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""
         return f"{config.cg_iterations} CG iterations", "warm-started on the second moment"
 
-    def step_flops(self, block: Block, config: Config) -> int:
+    def step_flops(self, layer: Layer, config: Config) -> int:
         """FLOPs of the products of one solution."""
-        return (config.cg_iterations + 1) * 2 * block.numbers * block.matrix_columns
+        return (config.cg_iterations + 1) * 2 * layer.numbers * layer.matrix_columns
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
         """Times of a refresh and of a solution."""
         size = (price.outputs * price.columns**2) ** (1 / 3)
-        dtype = torch.bfloat16 if rounds_products(price.block, price.config) else price.wide
-        products = price.rates.seconds("matmul", dtype, size, self.step_flops(price.block, price.config))
+        dtype = torch.bfloat16 if rounds_products(price.layer, price.config) else price.wide
+        products = price.rates.seconds("matmul", dtype, size, self.step_flops(price.layer, price.config))
         return price.averages(), iteration_seconds(price) + products
 
 
@@ -135,7 +135,7 @@ def iteration_seconds(price: Pricing) -> float:
 def _finish(
     solution: Solution,
     i: int,
-    work: BlockWork,
+    work: LayerWork,
     equation: Equation,
     solved: tuple[Tensor, Tensor],
     verdict: Verdict,
@@ -145,7 +145,7 @@ def _finish(
     solution.parts[i] = split_direction(work, found, equation.gradient)
 
 
-def _previous_direction(work: BlockWork, gradient: Tensor) -> Tensor | None:
+def _previous_direction(work: LayerWork, gradient: Tensor) -> Tensor | None:
     """The previous unnormalised ``h``, as far as it has this step's columns; None at first."""
     previous = work.state.get("direction")
     if previous is None or previous.shape == gradient.shape:
@@ -154,7 +154,7 @@ def _previous_direction(work: BlockWork, gradient: Tensor) -> Tensor | None:
     return previous[..., :columns] if columns < 0 else nn.functional.pad(previous, (0, columns))
 
 
-def _keep_direction(work: BlockWork, solution: Tensor, has_rows: Tensor, verdict: Verdict) -> None:
+def _keep_direction(work: LayerWork, solution: Tensor, has_rows: Tensor, verdict: Verdict) -> None:
     """Remember the solution of an equation, for the next step to start from."""
     previous = work.state.get("direction")
     if previous is None or previous.shape != solution.shape:

@@ -13,12 +13,12 @@ from lnb.statistics import average_second_moment
 from lnb_kernels.cholesky import cholesky_solve
 
 if TYPE_CHECKING:
-    from lnb.blocks import Block
+    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.layers.capture import Rows
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
-    from lnb.work import BlockWork
+    from lnb.work import LayerWork
 
 _CALLS = 40
 """Small operations of one solution, counted on the CPU."""
@@ -40,28 +40,28 @@ class Dual(Solver):
         if config.ridge == 0:
             raise ValueError("solver='dual' needs ridge > 0, not 0: with fewer rows than inputs the metric is singular")
 
-    def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
         """It is right where a batch has fewer rows than inputs, and the ridge is positive and needs no second moment."""
-        if config.ridge_mode != "absolute" or not dual or rows.count >= block.d_in:
+        if config.ridge_mode != "absolute" or not dual or rows.count >= layer.d_in:
             return None
-        return f"exact, {rows.count} rows are fewer than {block.d_in} inputs"
+        return f"exact, {rows.count} rows are fewer than {layer.d_in} inputs"
 
-    def direction(self, work: BlockWork, gradient: Tensor, verdict: Verdict) -> Tensor:
+    def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The exact solution of this step's metric."""
         if work.inputs:
-            return solve_dual(work.block, work.inputs, gradient, work.ridge)
+            return solve_dual(work.layer, work.inputs, gradient, work.ridge)
         second_moment = average_second_moment(work, verdict, 0.0, keep=False)  # of a packed in-projection
         factor = factorize(second_moment, work.ridge, work.with_bias, inverse=True)
-        solved, bias = factor.solve(gradient[..., : work.block.d_in], gradient[..., -1:] if work.with_bias else None)
+        solved, bias = factor.solve(gradient[..., : work.layer.d_in], gradient[..., -1:] if work.with_bias else None)
         return solved if bias is None else torch.cat([solved, bias], dim=-1)
 
-    def describe(self, block: Block, config: Config) -> tuple[str, str]:
+    def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""
         return self.name, "exact, in the smaller of the spaces of rows and of inputs"
 
-    def row_flops(self, block: Block, config: Config) -> int:
+    def row_flops(self, layer: Layer, config: Config) -> int:
         """FLOPs per row of the products into the space of rows and back."""
-        return 4 * block.numbers
+        return 4 * layer.numbers
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
         """Times of a refresh, which it does not need, and of a solution."""
@@ -79,7 +79,7 @@ class Dual(Solver):
         return 0.0, gram + factor + solve + unfold + price.rates.calls(_CALLS)
 
 
-def solve_dual(block: Block, inputs: list[Tensor], gradient: Tensor, ridge: float) -> Tensor:
+def solve_dual(layer: Layer, inputs: list[Tensor], gradient: Tensor, ridge: float) -> Tensor:
     """``h = g~ (X~'X~/N + ridge diag(1..1, 0))^-1`` from the rows ``X`` themselves.
 
     With the rows centred where there is a bias (``Xc = X - mu``, see :mod:`lnb.factored` for the bias) and ``r`` the ridge,
@@ -89,7 +89,7 @@ def solve_dual(block: Block, inputs: list[Tensor], gradient: Tensor, ridge: floa
     so that the matrix factored is ``[N, N]``. With at least as many rows as inputs the ``[d_in, d_in]`` one is taken.
 
     Args:
-        block: the layer.
+        layer: the layer.
         inputs: what its forward passes saw since the last step.
         gradient: ``g~``, ``[groups, rows, columns]``.
         ridge: ``r > 0``.
@@ -97,7 +97,7 @@ def solve_dual(block: Block, inputs: list[Tensor], gradient: Tensor, ridge: floa
     Returns:
         ``h``, of the shape of ``gradient``; zero without rows.
     """
-    x = block.layer_kind.samples(block.modules[0], inputs, gradient.dtype)  # [groups or 1, N, d_in]
+    x = layer.layer_kind.samples(layer.modules[0], inputs, gradient.dtype)  # [groups or 1, N, d_in]
     count = x.shape[-2]
     if count == 0:
         return torch.zeros_like(gradient)

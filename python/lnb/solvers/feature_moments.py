@@ -7,10 +7,10 @@ from torch import Tensor
 
 from lnb.statistics import bias_correction, shrunk_variance, sums_from_inputs, sums_from_moments
 from lnb.verdict import Verdict
-from lnb.work import BlockWork
+from lnb.work import LayerWork
 
 
-def preconditioner(work: BlockWork, like: Tensor, verdict: Verdict) -> tuple[Tensor, Tensor, Tensor]:
+def preconditioner(work: LayerWork, like: Tensor, verdict: Verdict) -> tuple[Tensor, Tensor, Tensor]:
     """Update the averages with this step's rows, if it gathered any.
 
     State of the layer's weight: ``mean`` and ``mean_square``, ``[groups, d_in]``, raw averages with the decays ``b_mu`` and
@@ -29,9 +29,9 @@ def preconditioner(work: BlockWork, like: Tensor, verdict: Verdict) -> tuple[Ten
         has_rows = state["moment_step"] > 0
     else:
         if work.moments is not None:
-            sums = sums_from_moments(work.block, work.moments, work.channels)
+            sums = sums_from_moments(work.layer, work.moments, work.channels)
         else:
-            sums = sums_from_inputs(work.block, work.inputs, like.dtype)
+            sums = sums_from_inputs(work.layer, work.inputs, like.dtype)
         if "mean" not in state:
             state["moment_step"] = torch.zeros((), dtype=torch.float32, device=like.device)
             state["mean_square"] = torch.zeros_like(sums.total)

@@ -12,12 +12,12 @@ from lnb.solvers.conjugate_gradients import ConjugateGradients, iteration_second
 from lnb_kernels._triton.crossover import fused_matvec_pays
 
 if TYPE_CHECKING:
-    from lnb.blocks import Block
+    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.layers.capture import Rows
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
-    from lnb.work import BlockWork
+    from lnb.work import LayerWork
 
 
 class MatrixFree(ConjugateGradients):
@@ -33,16 +33,16 @@ class MatrixFree(ConjugateGradients):
     averages_moments = False
     always_fits = False
 
-    def suits(self, block: Block, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
         """It is right where the ridge does not depend on a second moment."""
         return "conjugate gradients on the kept inputs" if config.ridge_mode == "absolute" else None
 
-    def operator(self, work: BlockWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+    def operator(self, work: LayerWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
         """A product with the kept inputs; of a packed in-projection, whose second moment is gathered all the same, that."""
         if not work.inputs:
             return super().operator(work, verdict)
-        block, inputs = work.block, work.inputs
-        kind, module = block.layer_kind, block.modules[0]
+        layer, inputs = work.layer, work.inputs
+        kind, module = layer.layer_kind, layer.modules[0]
         rows = [kind.rows(module, x) for x in inputs]
         total = max(1, sum(rows))
 
@@ -55,18 +55,18 @@ class MatrixFree(ConjugateGradients):
 
         return matvec, 0.0
 
-    def describe(self, block: Block, config: Config) -> tuple[str, str]:
+    def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""
-        iterations, _ = super().describe(block, config)
+        iterations, _ = super().describe(layer, config)
         return f"{iterations}, matrix-free", "products with the kept inputs, no matrix is formed"
 
-    def step_flops(self, block: Block, config: Config) -> int:
+    def step_flops(self, layer: Layer, config: Config) -> int:
         """All of them depend on the number of rows."""
         return 0
 
-    def row_flops(self, block: Block, config: Config) -> int:
+    def row_flops(self, layer: Layer, config: Config) -> int:
         """FLOPs per row of the products of one solution."""
-        return 4 * block.numbers * (config.cg_iterations + 1)
+        return 4 * layer.numbers * (config.cg_iterations + 1)
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
         """Times of a refresh and of a solution."""
@@ -78,8 +78,8 @@ def _product_seconds(price: Pricing) -> float:
     """One product with the kept inputs: ``4 N d m``, in one reading of them where the GPU's fused kernel takes it."""
     flops = 4.0 * price.rows * price.numbers
     outputs = price.rows * price.groups * price.outputs
-    inputs = price.rows * price.groups * price.inputs / price.block.taps
+    inputs = price.rows * price.groups * price.inputs / price.layer.taps
     time = price.layer_product(price.wide, flops)
-    fused = price.block.weight.device.type != "cpu" and fused_matvec_pays(price.inputs, price.outputs)
+    fused = price.layer.weight.device.type != "cpu" and fused_matvec_pays(price.inputs, price.outputs)
     traffic = price.passes_over(inputs, 1) if fused else price.passes_over(2 * inputs + 4 * outputs, 1)
     return time + traffic + price.rates.calls(12)

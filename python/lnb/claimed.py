@@ -23,7 +23,7 @@ _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 @dataclass(eq=False)
-class Block:
+class Layer:
     """One weight with its bias, and the layers that use them: one metric.
 
     The gradient and the step are matrices ``[groups, rows, columns]``: ``rows = d_out / groups``, and
@@ -157,7 +157,7 @@ class Block:
 
     @property
     def captures(self) -> list[Capture]:
-        """What the layers of this block captured; empty for a layer that was detached since."""
+        """What the modules of this layer captured; empty for a layer that was detached since."""
         return [module._lnb_captures[self.weight_role] for module in self.modules if isinstance(module, ProbedLayer)]
 
     def change(self) -> str | None:
@@ -207,21 +207,21 @@ class Block:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The blocks of a model, and for every other parameter why it is in none."""
+    """The layers of a model, and for every other parameter why it is in none."""
 
-    blocks: list[Block]
+    layers: list[Layer]
     names: dict[nn.Parameter, str]
     reasons: dict[nn.Parameter, str]
 
 
 def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inventory:
-    """Sort the parameters of an attached ``model`` into blocks and others."""
+    """Sort the parameters of an attached ``model`` into layers and others."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     excluded = {id(inner) for module in exclude for inner in module.modules()}
     users = _users(model)
     paths = {module: path for path, module in model.named_modules()}
     own = {parameter: _without_wrappers(model, name) for parameter, name in names.items()}
-    blocks: list[Block] = []
+    layers: list[Layer] = []
     reasons: dict[nn.Parameter, str] = {}
     for parameter, uses in users.items():
         reason = _reason_against(parameter, uses, users, excluded)
@@ -231,8 +231,8 @@ def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inven
         modules = [module for module, _ in uses]
         kind = kind_of(uses[0][0])
         if kind is not None and uses[0][1] in kind.weights(uses[0][0]):
-            blocks.append(_block(own, parameter, modules, [paths[module] for module in modules]))
-    return Inventory(blocks, names, reasons)
+            layers.append(_layer(own, parameter, modules, [paths[module] for module in modules]))
+    return Inventory(layers, names, reasons)
 
 
 def _users(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
@@ -251,7 +251,7 @@ def _reason_against(
     users: dict[nn.Parameter, list[tuple[nn.Module, str]]],
     excluded: set[int],
 ) -> str | None:
-    """Why ``parameter`` belongs to no block, or None if it does."""
+    """Why ``parameter`` belongs to no layer, or None if it does."""
     for module, _ in uses:
         if id(module) in excluded:
             return "excluded"
@@ -303,7 +303,7 @@ def _pair(module: nn.Module, roles: tuple[str, str | None]) -> tuple[nn.Paramete
     return weight, bias
 
 
-def _block(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[nn.Module], paths: list[str]) -> Block:
+def _layer(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[nn.Module], paths: list[str]) -> Layer:
     first = modules[0]
     kind = kind_of(first)
     assert kind is not None, "attached layers are of a kind"
@@ -313,4 +313,4 @@ def _block(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[n
     if role != "weight":
         name = names[weight]  # one of several of its layer
     name = name or original_class(first).__name__
-    return Block(name, weight, bias, modules, paths, kind.groups(first, role), kind.kernel(first), role, bias_role)
+    return Layer(name, weight, bias, modules, paths, kind.groups(first, role), kind.kernel(first), role, bias_role)
