@@ -1,7 +1,7 @@
 """The refresh by the CUDA kernels: tables of addresses in, four launches for all layers, whatever their sizes.
 
-The mathematics is that of :func:`lnb.factored.factorize`, :func:`lnb.trust_regions.two_sided.output_moment` and
-:func:`lnb.orthogonalize.inverse_root`, which the tests compare with.
+The mathematics is that of :func:`lnb.statistics.factored.factorize`, :func:`lnb.trust_regions.two_sided.output_moment` and
+:func:`lnb.statistics.orthogonalize.inverse_root`, which the tests compare with.
 """
 
 from __future__ import annotations

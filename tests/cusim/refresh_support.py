@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lnb.config import Config
-from lnb.factored import Factor, factorize
-from lnb.orthogonalize import QUINTIC, STEPS, inverse_root
-from lnb.statistics import NOISE, bias_correction, few_samples, ridge_of
+from lnb.statistics.factored import Factor, factorize
+from lnb.statistics.orthogonalize import QUINTIC, STEPS, inverse_root
+from lnb.statistics.running import NOISE, bias_correction, few_samples, ridge_of
 from lnb.trust_regions.two_sided import output_moment
 from lnb_kernels.refresh import InputMetric, OutputMetric, refresh_metrics
 

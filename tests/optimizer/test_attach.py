@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lnb
 import lnb_kernels as lk
-from lnb.state_schema import SCHEMA, Kind
+from lnb.state.schema import SCHEMA, Kind
 
 
 class KeepsForward(nn.Linear):

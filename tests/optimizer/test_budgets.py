@@ -208,7 +208,7 @@ def test_measured_overhead_is_reported_where_it_is_watched() -> None:
 
 
 def test_overhead_is_the_step_and_what_gathering_adds_to_the_passes() -> None:
-    from lnb.overhead import OverheadMeter
+    from lnb.reports.overhead import OverheadMeter
 
     meter = OverheadMeter(torch.device("cpu"))
     clock = {"now": 0.0}

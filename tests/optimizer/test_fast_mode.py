@@ -12,7 +12,7 @@ from torch import nn
 
 import lnb
 import lnb_kernels as lk
-from lnb.schedule import is_refresh_step
+from lnb.statistics.schedule import is_refresh_step
 
 
 def model() -> nn.Sequential:

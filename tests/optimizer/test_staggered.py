@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import lnb
-from lnb import schedule
-from lnb.schedule import is_refresh_step, refresh_phases
+from lnb.statistics.running import schedule
+from lnb.statistics.schedule import is_refresh_step, refresh_phases
 
 
 def deep(layers: int = 7) -> nn.Sequential:

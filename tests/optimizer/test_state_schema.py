@@ -11,7 +11,7 @@ from torch import nn
 
 import lnb
 from lnb.planning.memory import other_bytes, state_bytes
-from lnb.state_schema import (
+from lnb.state.schema import (
     OPTIMIZER_ENTRIES,
     SCHEMA,
     Kind,

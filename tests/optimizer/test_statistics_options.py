@@ -12,7 +12,7 @@ from torch import nn
 
 import lnb
 import lnb_kernels as lk
-from lnb.schedule import sample_start
+from lnb.statistics.schedule import sample_start
 
 
 def moments_of(model: nn.Module, optimizer: lnb.LNB, index: int) -> list[torch.Tensor]:

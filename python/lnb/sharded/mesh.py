@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor, Placement, Replicate
 
-from lnb.columns import Columns
+from lnb.sharded.columns import Columns
 
 
 class Ranks:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import lnb_kernels as lk
-from lnb.equations import Equation
+from lnb.solvers.equations import Equation
 from lnb_kernels.pcg.reference import STOP, metric
 from lnb_kernels.scaling import sum_dtype
 
@@ -22,7 +22,7 @@ AddProducts = Callable[[Tensor], Tensor]
 
 
 def solve_shared(equations: Sequence[Equation], add: AddProducts) -> list[tuple[Tensor, Tensor]]:
-    """:func:`lnb.equations.solve_equation` of each, whose rows are some of its layer's.
+    """:func:`lnb.solvers.equations.solve_equation` of each, whose rows are some of its layer's.
 
     Products are taken in the dtype of sums, so that vectors need not be brought to unit size first.
     """

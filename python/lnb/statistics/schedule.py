@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from lnb.claimed import Layer
 from lnb.config import Config
-from lnb.factored import block_count
-from lnb.orthogonalize import INVERSE_ROOT_FLOPS
+from lnb.layers.claimed import Layer
+from lnb.statistics.factored import block_count
+from lnb.statistics.orthogonalize import INVERSE_ROOT_FLOPS
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 LEAST_SLICE = {"cpu": 2**27}

@@ -8,11 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lnb.arenas import Arenas, chunked
 from lnb.config import Config
 from lnb.layers.capture import statistics_dtype
 from lnb.scratch import Scratch
-from lnb.statistics import bias_correction
+from lnb.statistics.arenas import Arenas, chunked
+from lnb.statistics.running import bias_correction
 from lnb.verdict import Verdict
 from lnb.work import Work
 from lnb_kernels import multi_tensor

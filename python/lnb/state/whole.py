@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnb.claimed import Inventory, Layer
-from lnb.factored import block_count
+from lnb.layers.claimed import Inventory, Layer
+from lnb.statistics.factored import block_count
 
 SHARDS = "shards"
 """The key of a layer's state that tells into how many parts its rows were cut (:func:`shards_code`)."""

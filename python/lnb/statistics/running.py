@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lnb.arenas import constant, owners_of, sums_of
-from lnb.claimed import Layer
-from lnb.columns import Columns, add_parts
 from lnb.config import Config
+from lnb.layers.claimed import Layer
+from lnb.sharded.columns import Columns, add_parts
+from lnb.statistics.arenas import constant, owners_of, sums_of
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 from lnb_kernels.scaling import sum_dtype

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lnb.claimed import Layer
+from lnb.layers.claimed import Layer
 
 
 @dataclass(frozen=True)

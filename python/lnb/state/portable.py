@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnb.claimed import Layer
 from lnb.layers.capture import Capture
+from lnb.layers.claimed import Layer
 from lnb.layers.packed import PackedCapture
 
 PROGRESS = "lnb"

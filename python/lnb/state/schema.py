@@ -1,7 +1,7 @@
 """What the state consists of, stated once for every key: whose it is, its shape, its dtype, and when there is one.
 
-Sizes (:mod:`lnb.planning.memory`), what a saved state must hold (:mod:`lnb.state_checks`), and what loading may round
-(:mod:`lnb.serialization`) are derived from :data:`SCHEMA`.
+Sizes (:mod:`lnb.planning.memory`), what a saved state must hold (:mod:`lnb.state.checks`), and what loading may round
+(:mod:`lnb.state.serialization`) are derived from :data:`SCHEMA`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnb.claimed import Layer
 from lnb.config import Config
-from lnb.factored import block_count
 from lnb.layers.capture import statistics_dtype
+from lnb.layers.claimed import Layer
 from lnb.master import has_master
+from lnb.statistics.factored import block_count
 from lnb.work import moment_blocks
 from lnb_kernels.scaling import sum_dtype
 

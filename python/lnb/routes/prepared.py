@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from lnb.apply import joined_decay
-from lnb.arenas import Arenas, State
-from lnb.averages import ADAM_EPSILON
 from lnb.config import Config
 from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise_level
-from lnb.prepared_refresh import refresh_prepared
+from lnb.momentum import ADAM_EPSILON
+from lnb.routes.standing import Standing
 from lnb.scratch import Scratch
-from lnb.solve import Solution
-from lnb.split_refresh import refresh_over
-from lnb.standing import Standing
+from lnb.solvers.solve import Solution
+from lnb.statistics.arenas import Arenas, State
+from lnb.statistics.prepared_refresh import refresh_prepared
+from lnb.statistics.split_refresh import refresh_over
 from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
 from lnb.weight_bound import LARGEST_CHANGE, WeightBound, usual_norm

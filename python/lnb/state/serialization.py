@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lnb.claimed import Inventory
 from lnb.config import CARRIED, Config, check_group, current_name
 from lnb.groups import check_switches
 from lnb.layers.capture import statistics_dtype
-from lnb.state_checks import check_entries
-from lnb.state_schema import is_rounded, saved_settings
+from lnb.layers.claimed import Inventory
+from lnb.state.checks import check_entries
+from lnb.state.schema import is_rounded, saved_settings
 
 if TYPE_CHECKING:
     from lnb.planning.planner import Planner

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnb.claimed import Layer
-from lnb.identity import Identity, require_alike
-from lnb.late_flag import LateFlag
+from lnb.distributed.identity import Identity, require_alike
+from lnb.distributed.late_flag import LateFlag
+from lnb.distributed.moment_sum import MomentSum, Slot, begun
 from lnb.layers.capture import Capture
-from lnb.moment_sum import MomentSum, Slot, begun
+from lnb.layers.claimed import Layer
 
 _NUMBERS = 4  # by which digests are compared
 _DIGITS = 24  # binary, of whole numbers that float32 adds up exactly

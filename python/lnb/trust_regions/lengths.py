@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lnb.arenas import Arenas, constant
 from lnb.config import Config
 from lnb.damping import Agreement, Gain, expected_squares, radii
-from lnb.solve import Solution
+from lnb.solvers.solve import Solution
+from lnb.statistics.arenas import Arenas, constant
 from lnb.trust_regions import Steps
 from lnb.verdict import Verdict
 from lnb.weight_bound import WeightBound

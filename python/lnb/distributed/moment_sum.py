@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lnb.claimed import Layer
 from lnb.layers.capture import Capture
+from lnb.layers.claimed import Layer
 
 _ALIGNED = 32  # entries: every part of the buffer starts where vector loads like it
 

@@ -1,6 +1,6 @@
 """Refreshes of prepared steps: all layers that are due in one call of the CPU's kernels, from the addresses of their states.
 
-The arithmetic is that of :mod:`lnb.refresh`, which takes the layers that this does not serve.
+The arithmetic is that of :mod:`lnb.statistics.refresh`, which takes the layers that this does not serve.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lnb.orthogonalize import QUINTIC, STEPS
+from lnb.statistics.orthogonalize import QUINTIC, STEPS
 from lnb.work import LayerWork
 from lnb_kernels.step_tables import StepMoment, StepTables
 

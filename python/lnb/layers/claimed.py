@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from lnb.columns import Columns
-from lnb.factored import block_count, tap_parts
 from lnb.layers.attach import unsupported_reason
 from lnb.layers.capture import Capture, Rows
 from lnb.layers.kind import LayerKind
 from lnb.layers.probed import ProbedLayer, original_class
 from lnb.layers.registry import kind_of
+from lnb.sharded.columns import Columns
+from lnb.statistics.factored import block_count, tap_parts
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """What ``torch.compile``, activation checkpointing and FSDP call the module inside; no module of a user's has such a name."""

@@ -16,17 +16,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lnb.arenas import Arenas, constant
-from lnb.averages import ADAM_EPSILON, state_like
 from lnb.config import Config
 from lnb.damping import first_radius
 from lnb.master import has_master, masters_of, remember
-from lnb.prepared import serves, settings_of
+from lnb.momentum import ADAM_EPSILON, state_like
+from lnb.routes.prepared import serves, settings_of
+from lnb.routes.standing import Standing
 from lnb.scratch import Scratch
-from lnb.solve import Solution
-from lnb.split_refresh import refresh_over
-from lnb.standing import Standing
-from lnb.statistics import bias_correction
+from lnb.solvers.solve import Solution
+from lnb.statistics.arenas import Arenas, constant
+from lnb.statistics.running import bias_correction
+from lnb.statistics.split_refresh import refresh_over
 from lnb.verdict import Verdict
 from lnb.weight_bound import usual_norm
 from lnb.work import LayerWork, Work

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lnb.tracked import Tracked
+from lnb.statistics.tracked import Tracked
 
 LARGEST = 1024
 """Inputs of a block beyond which its eigenvalues are not computed: they take the cube of it in operations."""

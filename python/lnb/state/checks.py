@@ -1,4 +1,4 @@
-"""Whether a saved state is whole: every parameter's tensors are those of :mod:`lnb.state_schema`, real and finite."""
+"""Whether a saved state is whole: every parameter's tensors are those of :mod:`lnb.state.schema`, real and finite."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnb.claimed import Layer
 from lnb.config import Config
-from lnb.state_schema import SCHEMA, Kind, allowed_shapes, required_keys
+from lnb.layers.claimed import Layer
+from lnb.state.schema import SCHEMA, Kind, allowed_shapes, required_keys
 from lnb_kernels import multi_tensor
 
 _DTYPES = (torch.float32, torch.float64)

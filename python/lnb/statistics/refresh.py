@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lnb.arenas import Arenas, Shape, chunked, owners_of
-from lnb.columns import Columns, add_parts, partial_output_moment
-from lnb.device_refresh import refresh_on_device
-from lnb.factored import Factor, block_count, factorize
-from lnb.orthogonalize import inverse_root
-from lnb.statistics import bias_correction, few_samples, ridge_of
+from lnb.sharded.columns import Columns, add_parts, partial_output_moment
+from lnb.statistics.arenas import Arenas, Shape, chunked, owners_of
+from lnb.statistics.device_refresh import refresh_on_device
+from lnb.statistics.factored import Factor, block_count, factorize
+from lnb.statistics.orthogonalize import inverse_root
+from lnb.statistics.running import bias_correction, few_samples, ridge_of
 from lnb.trust_regions.two_sided import output_moment, sized_output_moment
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
@@ -52,7 +52,7 @@ def refresh(
         means: where the layers here are rows of layers: makes of sums over the rows here, ``[groups]`` of each layer, means over
             all rows. None for whole layers.
 
-    On NVIDIA GPUs the whole layers whose blocks the CUDA kernels take are done in four launches (:mod:`lnb.device_refresh`).
+    On NVIDIA GPUs :mod:`lnb.statistics.device_refresh` makes those of whole layers whose blocks the kernels take, in four launches.
     """
     kinds: dict[tuple[object, ...], list[LayerWork]] = {}
     begun: list[_Refresh] = []

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from lnb.arenas import State
-from lnb.claimed import Layer
 from lnb.config import Config
+from lnb.layers.claimed import Layer
+from lnb.statistics.arenas import State
 from lnb.work import Work
 
 

@@ -2,7 +2,7 @@
 
 Ranks train one model together if all of them take the same steps, so none may step alone unseen. Which ranks these are is
 known from the user, from a ``DistributedDataParallel`` that holds the parameters, or is an error (:class:`Ranks`). Every step
-then has one exchange (:mod:`lnb.exchange`), in which also a rank takes part that cannot make the step: no rank makes it then.
+then has one exchange (:mod:`lnb.distributed.exchange`). A rank that cannot make the step takes part too; then no rank makes it.
 Where ``DistributedDataParallel`` tells which backward pass is the last, second moments are added while it adds gradients.
 """
 
@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lnb.claimed import Layer
 from lnb.config import Config
-from lnb.exchange import MomentExchange
-from lnb.identity import Identity
+from lnb.distributed.exchange import MomentExchange
+from lnb.distributed.identity import Identity
+from lnb.layers.claimed import Layer
 
 
 class Joint:
@@ -73,7 +73,7 @@ class Joint:
             self._exchange.note_pass([self.group] if self._wrapper.require_forward_param_sync else None)
 
     def add(self, layers: list[Layer], device: torch.device, identity: Identity) -> Tensor:
-        """The exchange before a step (:meth:`lnb.exchange.MomentExchange.add`)."""
+        """The exchange before a step (:meth:`lnb.distributed.exchange.MomentExchange.add`)."""
         return self._exchange.add(layers, [self.group], self.group.size(), device, identity)
 
     def leave(self, layers: list[Layer], device: torch.device, identity: Identity, seen_by_host: bool) -> None:

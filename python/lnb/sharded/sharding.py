@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lnb.dtensors import is_dtensor, is_sharded
+from lnb.sharded.dtensors import is_dtensor, is_sharded
 
 if TYPE_CHECKING:
-    from lnb.claimed import Inventory
     from lnb.config import Config
-    from lnb.exchange import MomentExchange
+    from lnb.distributed.exchange import MomentExchange
+    from lnb.layers.claimed import Inventory
     from lnb.sharded.shards import Shards
 
 _REMEDY = "use fully_shard (FSDP2) or DistributedDataParallel, or another optimizer for this model"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.layers.capture import statistics_dtype
+from lnb.layers.claimed import Layer
 from lnb.machine import cpu_multiplies_bfloat16
 
 # Multiplications of a product from which rounding its operands costs less than it saves.

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lnb.arenas import Arenas
-from lnb.refresh import Averages, refresh, reserve
-from lnb.schedule import refresh_work
+from lnb.statistics.arenas import Arenas
+from lnb.statistics.refresh import Averages, refresh, reserve
+from lnb.statistics.schedule import refresh_work
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 
@@ -32,7 +32,7 @@ def refresh_over(
     arenas: Arenas,
     first: Callable[[list[LayerWork]], list[LayerWork]] = list,
 ) -> None:
-    """:func:`lnb.refresh.refresh`, of layers that are whole, shared out over the ranks of ``group``; None to do all here.
+    """:func:`lnb.statistics.refresh.refresh` of whole layers, shared out over the ranks of ``group``; None to do all here.
 
     ``first`` is given the layers to refresh here, and returns those of them that it has not refreshed itself.
     """

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lnb.factored import Factor
+from lnb.statistics.factored import Factor
 from lnb_kernels.scaling import sum_dtype, unit_scale
 from lnb_kernels.two_sided.reference import agreement_of, mix, row_scale, times_blocks
 

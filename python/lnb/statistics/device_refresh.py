@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lnb.arenas import Arenas
-from lnb.orthogonalize import QUINTIC, STEPS
-from lnb.statistics import NOISE
+from lnb.statistics.arenas import Arenas
+from lnb.statistics.orthogonalize import QUINTIC, STEPS
+from lnb.statistics.running import NOISE
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 from lnb_kernels.refresh import (
