@@ -41,9 +41,10 @@ class Cholesky(Solver):
     """``h = g~ S^-1`` from diagonal blocks of ``C^-1``, or of ``L^-1`` where the trust region whitens.
 
     :mod:`lnb.statistics.factored` derives them, and the refresh stage (:mod:`lnb.statistics.refresh`) makes them before solvers
-    are called. It keeps blocks of ``block_size`` inputs, ``d_in block_size`` numbers, as many for their average where one is remembered, and the mean of
-    the inputs; with the two-sided region as much for the outputs. A refresh costs ``d_in block_size^2`` operations, a
-    solution one product of the gradient with the blocks, or what the trust region makes of them.
+    are called. It keeps blocks of ``block_size`` inputs, ``d_in block_size`` numbers, as many for their average where one is
+    remembered, and the mean of the inputs; with the two-sided region as much for the outputs. A refresh costs
+    ``d_in block_size^2`` operations, a solution one product of the gradient with the blocks, or what the trust region makes of
+    them.
     """
 
     name = "cholesky"

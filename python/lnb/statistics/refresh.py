@@ -52,7 +52,8 @@ def refresh(
         means: where the layers here are rows of layers: makes of sums over the rows here, ``[groups]`` of each layer, means over
             all rows. None for whole layers.
 
-    On NVIDIA GPUs :mod:`lnb.statistics.device_refresh` makes those of whole layers whose blocks the kernels take, in four launches.
+    On NVIDIA GPUs :mod:`lnb.statistics.device_refresh` makes those of whole layers whose blocks its kernels take, in four
+    launches.
     """
     kinds: dict[tuple[object, ...], list[LayerWork]] = {}
     begun: list[_Refresh] = []
