@@ -95,7 +95,7 @@ class Solver:
         Args:
             solution: of all layers.
             members: the places of the layers to solve.
-            works: all layers of one device; state of those to solve is updated.
+            works: all layers of one device. Their statistics are up to date and only read.
             averages: ``g~`` of every parameter. The directions may take their place.
             verdict: whether state may change.
             agreement: of the layers' gradients, where it shortens steps.
@@ -111,7 +111,7 @@ class Solver:
         """The direction ``h`` of one layer, of the shape of ``gradient``; zero for a batch without rows.
 
         Args:
-            work: the layer's statistics of this step, its settings and its state, which is updated.
+            work: the layer's statistics, its settings and its state. Of the state a solver may change what it alone keeps.
             gradient: ``g~``, ``[groups, rows, columns]``: the bias, where it moves, is the last column.
             verdict: whether state may change.
         """

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lnb.solvers.base import AddRows, Solver, joined_gradient, split_direction
 from lnb.solvers.equations import Equation, solve_equation, solve_joined
-from lnb.solvers.feature_moments import preconditioner
 from lnb.solvers.rounded_metric import RoundedMetric, rounds_products
 from lnb.solvers.shared_iterations import solve_shared
-from lnb.statistics.running import average_second_moment, ridge_of
+from lnb.statistics.averages import feature_moments, second_moment_of
+from lnb.statistics.running import ridge_of
 
 if TYPE_CHECKING:
     from lnb.config import Config
@@ -65,7 +65,7 @@ class ConjugateGradients(Solver):
         shared: dict[int, Equation] = {}
         for i in members:
             work = works[i]
-            equation = self.equation(work, joined_gradient(work, averages), verdict)
+            equation = self.equation(work, joined_gradient(work, averages))
             if add is not None and equation.scope == "layer":
                 shared[i] = equation
             elif equation.joins:
@@ -80,22 +80,22 @@ class ConjugateGradients(Solver):
         for i, solved in zip(waiting, solve_joined(list(waiting.values())), strict=True):
             _finish(solution, i, works[i], waiting[i], solved, verdict)
 
-    def equation(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Equation:
+    def equation(self, work: LayerWork, gradient: Tensor) -> Equation:
         """What conjugate gradients have to solve for one layer."""
-        mean, variance, has_rows = preconditioner(work, gradient, verdict)
-        operator, ridge = self.operator(work, verdict)
+        mean, variance, has_rows = feature_moments(work)
+        operator, ridge = self.operator(work)
         start = _previous_direction(work, gradient)
         config = work.config
         return Equation(
             operator, gradient, start, (mean, variance), ridge, config.cg_iterations, config.cg_scope, has_rows
         )
 
-    def operator(self, work: LayerWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+    def operator(self, work: LayerWork) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
         """The metric, as a matrix ``[groups, size, size]`` or as a product with it; and the ridge still to be added to it."""
         config = work.config
         relative = config.ridge_mode == "relative"
         if config.averaged or relative:
-            average = average_second_moment(work, verdict, config.b_s, keep=config.averaged)
+            average = second_moment_of(work)
         else:
             assert work.moments is not None
             average = work.moments

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lnb.solvers.base import Solver
+from lnb.statistics.averages import second_moment_of
 from lnb.statistics.factored import factorize
-from lnb.statistics.running import average_second_moment
 from lnb_kernels.cholesky import cholesky_solve
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Dual(Solver):
         """The exact solution of this step's metric."""
         if work.inputs:
             return solve_dual(work.layer, work.inputs, gradient, work.ridge)
-        second_moment = average_second_moment(work, verdict, 0.0, keep=False)  # of a packed in-projection
+        second_moment = second_moment_of(work)  # of a packed in-projection
         factor = factorize(second_moment, work.ridge, work.with_bias, inverse=True)
         solved, bias = factor.solve(gradient[..., : work.layer.d_in], gradient[..., -1:] if work.with_bias else None)
         return solved if bias is None else torch.cat([solved, bias], dim=-1)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lnb.layers.capture import Rows
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
-    from lnb.verdict import Verdict
     from lnb.work import LayerWork
 
 
@@ -37,10 +36,10 @@ class MatrixFree(ConjugateGradients):
         """It is right where the ridge does not depend on a second moment."""
         return "conjugate gradients on the kept inputs" if config.ridge_mode == "absolute" else None
 
-    def operator(self, work: LayerWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+    def operator(self, work: LayerWork) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
         """A product with the kept inputs; of a packed in-projection, whose second moment is gathered all the same, that."""
         if not work.inputs:
-            return super().operator(work, verdict)
+            return super().operator(work)
         layer, inputs = work.layer, work.inputs
         kind, module = layer.layer_kind, layer.modules[0]
         rows = [kind.rows(module, x) for x in inputs]

@@ -16,8 +16,6 @@ from lnb.config import Config
 from lnb.layers.claimed import Layer
 from lnb.sharded.columns import Columns, add_parts
 from lnb.statistics.arenas import constant, owners_of, sums_of
-from lnb.verdict import Verdict
-from lnb.work import LayerWork
 from lnb_kernels.scaling import sum_dtype
 
 # In units of the precision: what rounding leaves of the variance of a feature that does not vary, relative to its mean square.
@@ -95,36 +93,6 @@ def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tens
     shrunk = torch.lerp(variance, variance.mean().expand_as(variance), shrinkage)
     limits = torch.finfo(variance.dtype)
     return shrunk.maximum(NOISE * limits.eps * mean_square).clamp(min=limits.tiny)
-
-
-def average_second_moment(work: LayerWork, verdict: Verdict, decay: float, keep: bool) -> Tensor:
-    """Update the average of ``E[x~ x~']`` with this step's rows; return it, ``[groups, blocks, size+1, size+1]``, each
-    block's last entry 1.
-
-    A step without rows that count, and one that gathered nothing, leaves the average as it is. It starts anew in other blocks.
-
-    Args:
-        work: the layer, its state and its second moment of this step.
-        verdict: whether state may change.
-        decay: of the average.
-        keep: remember the average for later steps; without it (and ``decay`` 0) this step's rows are all there is.
-    """
-    state = work.state
-    if work.moments is None:
-        kept: Tensor = state["second_moment"]
-        return kept / bias_correction(decay, state["second_moment_step"].clamp(min=1)).to(kept.dtype)
-    rows = work.moments[0, 0, -1, -1]
-    mean = work.moments / rows.clamp(min=1)
-    if not keep:
-        return mean
-    if "second_moment" not in state or state["second_moment"].shape != mean.shape:
-        state["second_moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
-        state["second_moment"] = torch.zeros_like(mean)  # last: a step may break off in between
-    counts = work.has_rows
-    verdict.commit(state["second_moment_step"], state["second_moment_step"] + 1, also=counts)
-    verdict.commit(state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - decay), also=counts)
-    average: Tensor = state["second_moment"]
-    return average / bias_correction(decay, state["second_moment_step"].clamp(min=1)).to(mean.dtype)
 
 
 def ridge_of(
