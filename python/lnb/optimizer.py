@@ -365,7 +365,7 @@ class LNB(Optimizer):
             if joint is not None:
                 self._promise(joint)
             if meter is not None:
-                meter.leave(any(layer.moments is not None for layer in work.layers))
+                meter.leave(any(each.moments is not None for each in work.layers))
             if parameters:
                 self._count(verdict)
         if rejected and self._strict:
@@ -493,7 +493,7 @@ class LNB(Optimizer):
             moments, channels, inputs = config.needs(due)
             cut = moment_blocks(layer, config)
             for capture in self._exchange.captures_of(layer):
-                capture.count_rows(self._planner.waits_for_rows(layer))
+                capture.count_samples(self._planner.waits_for_samples(layer))
                 capture.switch(layer.weight, moments=moments, channels=channels, inputs=inputs, blocks=cut)
                 if moments:
                     capture.read(layer.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
@@ -520,7 +520,7 @@ class LNB(Optimizer):
         """The claimed layers that it optimizes with their second moments, for :func:`lnb.export_moments`."""
         found = []
         for layer in self._optimized_layers():
-            config, rows = self._config_of(layer), self._planner.rows.get(layer.name)
+            config, rows = self._config_of(layer), self._planner.samples.get(layer.name)
             read = None if rows is None else rows.count / config.sample_every
             found.append(Tracked(layer, config.b_s, read, self.state.get(layer.weight, {})))
         return found
@@ -561,7 +561,7 @@ class LNB(Optimizer):
         """
         if rates is not None and not isinstance(rates, Rates):
             raise TypeError(f"rates={rates!r} must be a lnb.planning.Rates, not {type(rates).__name__}")
-        layers, rows = self._optimized_layers(), self._planner.rows
+        layers, rows = self._optimized_layers(), self._planner.samples
         found = self._planner.rates([layer for layer in layers if layer.name in rows], rates)
         planned = [
             plan_layer(layer, self._planner.choice(layer), rows.get(layer.name), found.get(layer.weight.device))

@@ -170,7 +170,7 @@ class Share:
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""
-        due = [layer for layer in self.work.layers if layer.config.factored]
+        due = [each for each in self.work.layers if each.config.factored]
         refresh_over(self.work.sharers, due, averages, self.verdict, self.arenas)
 
     def gain(self) -> Tensor:

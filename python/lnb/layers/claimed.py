@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lnb.layers.attach import unsupported_reason
-from lnb.layers.capture import Capture, Rows
+from lnb.layers.capture import Capture, Samples
 from lnb.layers.kind import LayerKind
 from lnb.layers.probed import ProbedLayer, original_class
 from lnb.layers.registry import kind_of
@@ -126,17 +126,17 @@ class Layer:
         return self.taps > 1 and self.stride_area == 1
 
     def moment_flops(self, size: int) -> int:
-        """Operations of one row's share in the second moment of ``size`` inputs."""
+        """Operations of one sample's share in the second moment of ``size`` inputs."""
         if self.by_shifts:
             channels = max(1, size // self.taps)
             return 2 * math.ceil(self.shifts * size / (channels * self.taps)) * channels**2
         return (size + 1) ** 2  # one half of the symmetric product, two operations each
 
     @property
-    def rows(self) -> Rows:
+    def samples(self) -> Samples:
         """What the layer's passes worked on since the captures were cleared, known without asking the device."""
         found = [capture.counted() for capture in self.captures]
-        return Rows(sum(rows.count for rows in found), any(rows.input_grad for rows in found))
+        return Samples(sum(each.count for each in found), any(each.input_grad for each in found))
 
     @property
     def kind(self) -> str:

@@ -88,8 +88,8 @@ class LayerKind(ABC):
         """What is kept of an input of the layer: what its op is given. The methods below are given the same."""
         return x
 
-    def rows(self, module: nn.Module, x: Tensor) -> int:
-        """How many rows an input has."""
+    def count(self, module: nn.Module, x: Tensor) -> int:
+        """How many samples an input has."""
         return x.numel() // max(1, x.shape[-1])
 
     def samples(self, module: nn.Module, inputs: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -110,6 +110,6 @@ class LayerKind(ABC):
 
     # -- cost ---------------------------------------------------------------------------------------------------------
 
-    def product_size(self, rows: int, d_in: int, d_out: int, groups: int) -> float:
+    def product_size(self, samples: int, d_in: int, d_out: int, groups: int) -> float:
         """The size at which the planner's rates of :attr:`product` are read."""
-        return float((max(1, rows) * d_in * d_out * groups) ** (1 / 3))
+        return float((max(1, samples) * d_in * d_out * groups) ** (1 / 3))

@@ -12,7 +12,7 @@ from lnb.solvers.solution import Solution
 if TYPE_CHECKING:
     from lnb.config import Config
     from lnb.damping import Agreement
-    from lnb.layers.capture import Rows
+    from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
@@ -65,7 +65,7 @@ class Solver:
         """Whether the solution of some rows of a layer does not depend on the others: then shards can be solved apart."""
         return True
 
-    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
         """Why it is right for a layer whose solver is still to be chosen, in words; None where it is not, as for solvers
         that the package does not bring.
 
@@ -131,7 +131,7 @@ class Solver:
         """Operations of one refresh, without the product over rows."""
         return 0
 
-    def row_flops(self, layer: Layer, config: Config) -> int:
+    def sample_flops(self, layer: Layer, config: Config) -> int:
         """Operations per row of a step, beside those of the second moment."""
         return 0
 

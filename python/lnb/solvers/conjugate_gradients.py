@@ -19,7 +19,7 @@ from lnb.statistics.running import ridge_of
 if TYPE_CHECKING:
     from lnb.config import Config
     from lnb.damping import Agreement
-    from lnb.layers.capture import Rows
+    from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.solvers.solution import Solution
@@ -43,7 +43,7 @@ class ConjugateGradients(Solver):
     keeps_direction = True
     always_fits = True
 
-    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
         """It is right for every layer."""
         return "conjugate gradients on the second moment"
 
@@ -82,12 +82,12 @@ class ConjugateGradients(Solver):
 
     def equation(self, work: LayerWork, gradient: Tensor) -> Equation:
         """What conjugate gradients have to solve for one layer."""
-        mean, variance, has_rows = feature_moments(work)
+        mean, variance, has_samples = feature_moments(work)
         operator, ridge = self.operator(work)
         start = _previous_direction(work, gradient)
         config = work.config
         return Equation(
-            operator, gradient, start, (mean, variance), ridge, config.cg_iterations, config.cg_scope, has_rows
+            operator, gradient, start, (mean, variance), ridge, config.cg_iterations, config.cg_scope, has_samples
         )
 
     def operator(self, work: LayerWork) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
@@ -141,7 +141,7 @@ def _finish(
     verdict: Verdict,
 ) -> None:
     found, solution.residuals[i] = solved
-    _keep_direction(work, found, equation.has_rows, verdict)
+    _keep_direction(work, found, equation.has_samples, verdict)
     solution.parts[i] = split_direction(work, found, equation.gradient)
 
 
@@ -154,9 +154,9 @@ def _previous_direction(work: LayerWork, gradient: Tensor) -> Tensor | None:
     return previous[..., :columns] if columns < 0 else nn.functional.pad(previous, (0, columns))
 
 
-def _keep_direction(work: LayerWork, solution: Tensor, has_rows: Tensor, verdict: Verdict) -> None:
+def _keep_direction(work: LayerWork, solution: Tensor, has_samples: Tensor, verdict: Verdict) -> None:
     """Remember the solution of an equation, for the next step to start from."""
     previous = work.state.get("direction")
     if previous is None or previous.shape != solution.shape:
         previous = work.state["direction"] = torch.zeros_like(solution)
-    verdict.commit(previous, solution, also=has_rows & torch.linalg.vector_norm(solution, math.inf).isfinite())
+    verdict.commit(previous, solution, also=has_samples & torch.linalg.vector_norm(solution, math.inf).isfinite())

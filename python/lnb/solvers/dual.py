@@ -14,7 +14,7 @@ from lnb_kernels.cholesky import cholesky_solve
 
 if TYPE_CHECKING:
     from lnb.config import Config
-    from lnb.layers.capture import Rows
+    from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
@@ -40,11 +40,11 @@ class Dual(Solver):
         if config.ridge == 0:
             raise ValueError("solver='dual' needs ridge > 0, not 0: with fewer rows than inputs the metric is singular")
 
-    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
         """It is right where a batch has fewer rows than inputs, and the ridge is positive and needs no second moment."""
-        if config.ridge_mode != "absolute" or not dual or rows.count >= layer.d_in:
+        if config.ridge_mode != "absolute" or not dual or samples.count >= layer.d_in:
             return None
-        return f"exact, {rows.count} rows are fewer than {layer.d_in} inputs"
+        return f"exact, {samples.count} rows are fewer than {layer.d_in} inputs"
 
     def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The exact solution of this step's metric."""
@@ -59,13 +59,13 @@ class Dual(Solver):
         """How a layer is solved, and why so, in words."""
         return self.name, "exact, in the smaller of the spaces of rows and of inputs"
 
-    def row_flops(self, layer: Layer, config: Config) -> int:
+    def sample_flops(self, layer: Layer, config: Config) -> int:
         """FLOPs per row of the products into the space of rows and back."""
         return 4 * layer.numbers
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
         """Times of a refresh, which it does not need, and of a solution."""
-        n, d = max(1, price.rows), price.inputs
+        n, d = max(1, price.samples), price.inputs
         side = min(n, d)
         groups = price.groups
         gram = price.rates.seconds(

@@ -13,7 +13,7 @@ from lnb_kernels._triton.crossover import fused_matvec_pays
 
 if TYPE_CHECKING:
     from lnb.config import Config
-    from lnb.layers.capture import Rows
+    from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.work import LayerWork
@@ -32,7 +32,7 @@ class MatrixFree(ConjugateGradients):
     averages_moments = False
     always_fits = False
 
-    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
         """It is right where the ridge does not depend on a second moment."""
         return "conjugate gradients on the kept inputs" if config.ridge_mode == "absolute" else None
 
@@ -42,7 +42,7 @@ class MatrixFree(ConjugateGradients):
             return super().operator(work)
         layer, inputs = work.layer, work.inputs
         kind, module = layer.layer_kind, layer.modules[0]
-        rows = [kind.rows(module, x) for x in inputs]
+        rows = [kind.count(module, x) for x in inputs]
         total = max(1, sum(rows))
 
         def matvec(direction: Tensor) -> Tensor:
@@ -63,21 +63,23 @@ class MatrixFree(ConjugateGradients):
         """All of them depend on the number of rows."""
         return 0
 
-    def row_flops(self, layer: Layer, config: Config) -> int:
+    def sample_flops(self, layer: Layer, config: Config) -> int:
         """FLOPs per row of the products of one solution."""
         return 4 * layer.numbers * (config.cg_iterations + 1)
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
         """Times of a refresh and of a solution."""
         products = (price.config.cg_iterations + 1) * _product_seconds(price)
-        return 0.0, iteration_seconds(price) + products + price.passes_over(price.rows * price.groups * price.inputs, 2)
+        return 0.0, iteration_seconds(price) + products + price.passes_over(
+            price.samples * price.groups * price.inputs, 2
+        )
 
 
 def _product_seconds(price: Pricing) -> float:
     """One product with the kept inputs: ``4 N d m``, in one reading of them where the GPU's fused kernel takes it."""
-    flops = 4.0 * price.rows * price.numbers
-    outputs = price.rows * price.groups * price.outputs
-    inputs = price.rows * price.groups * price.inputs / price.layer.taps
+    flops = 4.0 * price.samples * price.numbers
+    outputs = price.samples * price.groups * price.outputs
+    inputs = price.samples * price.groups * price.inputs / price.layer.taps
     time = price.layer_product(price.wide, flops)
     fused = price.layer.weight.device.type != "cpu" and fused_matvec_pays(price.inputs, price.outputs)
     traffic = price.passes_over(inputs, 1) if fused else price.passes_over(2 * inputs + 4 * outputs, 1)

@@ -47,8 +47,8 @@ def feature_moments(work: LayerWork) -> tuple[Tensor, Tensor, Tensor]:
         for name, decay in (("mean", config.b_mu), ("mean_square", config.b_nu))
     )
     gathered = work.moments is not None or work.inputs
-    has_rows = _has_rows(work) if gathered else state["moment_step"] > 0
-    return mean, shrunk_variance(mean, mean_square, config.shrinkage), has_rows
+    has_samples = _has_samples(work) if gathered else state["moment_step"] > 0
+    return mean, shrunk_variance(mean, mean_square, config.shrinkage), has_samples
 
 
 def second_moment_of(work: LayerWork) -> Tensor:
@@ -78,14 +78,14 @@ def _average_features(work: LayerWork, dtype: torch.dtype, verdict: Verdict) -> 
         state["moment_step"] = torch.zeros((), dtype=torch.float32, device=sums.total.device)
         state["mean_square"] = torch.zeros_like(sums.total)
         state["mean"] = torch.zeros_like(sums.total)  # last: a step may break off in between
-    has_rows = _has_rows(work)
+    has_samples = _has_samples(work)
     rows = sums.count.clamp(min=1)
-    verdict.commit(state["moment_step"], state["moment_step"] + 1, also=has_rows)
+    verdict.commit(state["moment_step"], state["moment_step"] + 1, also=has_samples)
     for name, decay, total in (("mean", config.b_mu, sums.total), ("mean_square", config.b_nu, sums.square)):
-        verdict.commit(state[name], torch.lerp(state[name], total / rows, 1 - decay), also=has_rows)
+        verdict.commit(state[name], torch.lerp(state[name], total / rows, 1 - decay), also=has_samples)
 
 
-def _has_rows(work: LayerWork) -> Tensor:
+def _has_samples(work: LayerWork) -> Tensor:
     """Whether this step's features are of rows, and in range, ``[]``."""
     if work.moments is None:
         rows = any(x.numel() > 0 for x in work.inputs)
@@ -106,6 +106,6 @@ def _average_second_moment(work: LayerWork, verdict: Verdict) -> None:
     if "second_moment" not in state or state["second_moment"].shape != mean.shape:
         state["second_moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
         state["second_moment"] = torch.zeros_like(mean)  # last: a step may break off in between
-    counts = work.has_rows
+    counts = work.has_samples
     verdict.commit(state["second_moment_step"], state["second_moment_step"] + 1, also=counts)
     verdict.commit(state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - work.config.b_s), also=counts)
