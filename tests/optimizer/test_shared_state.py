@@ -1,4 +1,4 @@
-"""Layers of one input keep one second moment and one factor: less memory, and the steps of layers that keep their own, to the bit."""
+"""Layers of one input keep one second moment and one factor: less memory, and the very steps of layers that keep their own."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def places(pair: Pair) -> set[tuple[str, ...]]:
     for name in ("q", "k", "v", "gate", "up"):
         state = pair[1].state[getattr(pair[0], name).weight]
         held = {id(state[key].untyped_storage()._cdata): state[key].data_ptr() for key in SHARED if key in state}
-        found.setdefault(tuple(held.values())[0], []).append(name)
+        found.setdefault(next(iter(held.values())), []).append(name)
     return {tuple(names) for names in found.values()}
 
 
