@@ -292,7 +292,7 @@ def _bytes(rank: int, ranks: int) -> tuple[int, int, int]:
             sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in local}.values())
         )
         if name == "lnb":
-            weights = {block.weight: block for block in ours._inventory.blocks}
+            weights = {block.weight: block for block in ours._inventory.layers}
             kept[0] += sum(
                 8 * p.to_local().numel() for p in model.parameters() if p in weights
             )  # directions, kept to work in

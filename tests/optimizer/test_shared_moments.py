@@ -212,7 +212,7 @@ def test_two_backward_passes_through_one_graph(create_graph: bool, monkeypatch: 
         ):  # a moment with a graph of its own is given to nobody else: it would keep itself alive
             assert y.grad_fn.shared._moment is None
         (model.q.weight.grad.square().sum() if create_graph else y.sum()).backward()
-        moments.append([layer.captures[0].moments.detach().clone() for layer in optimizer._inventory.layers])
+        moments.append([block.captures[0].moments.detach().clone() for block in optimizer._inventory.layers])
     assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
 
 
@@ -225,7 +225,7 @@ def test_backward_passes_that_reach_one_layer_each(first: int, monkeypatch: pyte
     with Products() as products:
         for i in (first, (first + 1) % 3, first):
             outputs[i].sum().backward(retain_graph=True)
-    captures = [layer.captures[0] for layer in optimizer._inventory.layers]
+    captures = [block.captures[0] for block in optimizer._inventory.layers]
     rows = torch.cat([x, torch.ones(10, 1)], dim=1)
     torch.testing.assert_close(captures[first].moments[0, 0], 2 * rows.T @ rows)
     torch.testing.assert_close(captures[(first + 1) % 3].moments[0, 0], rows.T @ rows)
