@@ -292,12 +292,12 @@ def _bytes(rank: int, ranks: int) -> tuple[int, int, int]:
             sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in local}.values())
         )
         if name == "lnb":
-            weights = {block.weight: block for block in ours._inventory.blocks}
+            weights = {layer.weight: layer for layer in ours._inventory.layers}
             kept[0] += sum(
                 8 * p.to_local().numel() for p in model.parameters() if p in weights
             )  # directions, kept to work in
             plan = ours.plan()
-            planned = plan.state_bytes - sum(8 * p.numel() for block in weights.values() for p in block.parameters)
+            planned = plan.state_bytes - sum(8 * p.numel() for layer in weights.values() for p in layer.parameters)
     return kept[0], kept[1], planned
 
 
