@@ -142,7 +142,8 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         model = sharded(Plain())
         found["float32"] = trained(model, lnb.LNB(model, LR / 10, block_size=2), rank, ranks, torch.float32)
         found["ways"] = _ways(rank, ranks)
-        found["exchanges"] = _exchanges(rank, ranks)
+        found["exchanges"] = _exchanges(rank, ranks, Network, 3, **CASES["fast"][1])
+        found["exchanges of wide layers"] = _exchanges(rank, ranks, Wide, 20)
         found["bytes"] = _bytes(rank, ranks)
         found["failed"] = _failed(rank, ranks)
         with _unseen_by_host():
@@ -256,17 +257,24 @@ def _columns_resumed(ranks: int) -> tuple[bool, bool, list[Tensor]]:
     return all(map(torch.equal, *ends[:2])), known, ends[2]
 
 
-def _exchanges(rank: int, ranks: int) -> list[dict[str, Any]]:
+class Wide(nn.Sequential):
+    """Layers of usual blocks, beside whose second moments a few sums are small."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Flatten(), nn.Linear(72, 64), nn.Tanh(), nn.Linear(64, 8))
+
+
+def _exchanges(rank: int, ranks: int, make: Make, steps: int, **settings: Any) -> list[dict[str, Any]]:
     """What ``step()`` exchanges, and the bytes of the second moments that it works on."""
-    make, settings = CASES["fast"]
     model = sharded(make().double())
     optimizer = lnb.LNB(model, LR, **settings)
     found = []
-    for x, y in images(torch.float64, STEPS):
+    for x, y in images(torch.float64, steps):
         optimizer.zero_grad()
         F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
         captures = [c for m in model.modules() for c in getattr(m, "_lnb_captures", {}).values()]
-        live = [8 * probe.numel() for capture in captures for probe in capture.live_probes()]
+        live = [tuple(probe.shape) for capture in captures for probe in capture.live_probes()]
         with _reductions() as sizes, CommDebugMode() as seen:
             optimizer.step()
         counts = {str(operator): count for operator, count in seen.get_comm_counts().items() if count}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,17 +110,26 @@ def test_columns_resume_as_they_were_and_on_one_process(found: list[dict[str, An
 
 
 def test_a_step_exchanges_moments_and_a_few_sums(folder: Path) -> None:
-    layers, groups, parameters = 5, 7, 11
+    layers, groups, parameters, verdict = 5, 7, 11, 5
     for rank in range(2):
         for number, step in enumerate(of_rank(folder, rank, 2)["exchanges"]):
             assert step["collectives"].keys() == {"c10d.allreduce_"}
             sizes = step["sizes"][1:] if number == 0 else step["sizes"]  # ranks compare their models once
             refreshed = bool(step["moments"])
             assert len(sizes) == 2 + refreshed
-            padding = 8 * 32 * (len(step["moments"]) + 1)
-            assert sizes[0] <= sum(step["moments"]) + padding
+            triangles = sum(math.prod(shape[:-1]) * (shape[-1] + 1) // 2 for shape in step["moments"])
+            assert sizes[0] == 8 * (triangles + verdict)
             assert sum(sizes[1:]) <= 8 * (6 * layers + parameters + groups)
             assert sum(step["collectives"].values()) == len(step["sizes"])
+
+
+def test_steps_send_less_than_their_second_moments(folder: Path) -> None:
+    """All that ten steps exchange is less than the moments that they gather once: a tenth of these a step."""
+    for rank in range(2):
+        steps = of_rank(folder, rank, 2)["exchanges of wide layers"][10:]
+        gathered = [sum(8 * math.prod(shape) for shape in step["moments"]) for step in steps]
+        assert gathered == [8 * (73**2 + 65**2)] + [0] * 9
+        assert sum(sum(step["sizes"]) for step in steps) < 0.6 * sum(gathered)
 
 
 def test_a_rank_keeps_no_more_than_adamw_does_and_the_plan(folder: Path) -> None:
