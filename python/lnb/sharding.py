@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lnb.dtensors import is_dtensor, is_sharded
+from lnb.layers.attach import detach_layer
 
 if TYPE_CHECKING:
-    from lnb.claimed import Inventory
+    from lnb.claimed import Inventory, Layer
     from lnb.config import Config
     from lnb.exchange import MomentExchange
     from lnb.sharded.shards import Shards
@@ -49,6 +50,15 @@ def register_shards(model: nn.Module) -> None:
 
         for module in data_modules(model):
             module.reshard()
+
+
+def release(former: Iterable[Layer], kept: Iterable[Layer]) -> None:
+    """Detach the layers that were claimed before their parameters were cut up, and cannot be any more."""
+    modules = {id(module) for layer in kept for module in layer.modules}
+    for layer in former:
+        for module in layer.modules:
+            if id(module) not in modules:
+                detach_layer(module)
 
 
 def shards_of(
