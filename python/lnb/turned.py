@@ -6,8 +6,7 @@ stand-in is. Its shape, its values and its name stay. Autograd gives it gradient
 multiply by the transpose, which libraries do as fast. All kernels serve such a layer as they serve ``nn.Linear``.
 
 Copies are made where the layout cannot be changed or does not last: of a weight whose memory is part of something larger, to the
-stand-in and back, and of a gradient of another layout, as one that was there before the first step and is kept by
-``zero_grad(set_to_none=False)``.
+stand-in and back, and of a gradient that something else than autograd has laid out.
 
 State of the weight that is like it is ``[d_out, d_in]``: it is the stand-in's.
 """
@@ -120,8 +119,14 @@ def _lay_out_by_columns(weight: nn.Parameter) -> bool:
         return True
     if weight.untyped_storage().nbytes() != weight.numel() * weight.element_size():
         return False
-    weight.data = weight.detach().t().contiguous().t()
+    weight.data = _by_columns(weight)
+    if weight.grad is not None:  # autograd adds to it, or not: what it makes anew has the weight's layout
+        weight.grad = _by_columns(weight.grad)
     return True
+
+
+def _by_columns(matrix: Tensor) -> Tensor:
+    return matrix.detach().t().contiguous().t()
 
 
 class _States:
