@@ -138,8 +138,7 @@ class _Alike:
         self._side, self._slots = side, slots
         of_slots = rectangles.split([slot.parts * slot.matrices for slot in slots])
         self._own = [
-            part.narrow(0, slot.part * slot.matrices, slot.matrices)
-            for slot, part in zip(slots, of_slots, strict=True)
+            part.narrow(0, slot.part * slot.matrices, slot.matrices) for slot, part in zip(slots, of_slots, strict=True)
         ]
         self._all = rectangles if all(slot.parts == 1 for slot in slots) else None
 

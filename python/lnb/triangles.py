@@ -1,8 +1,8 @@
 """Symmetric matrices as rectangles that hold one triangle, in which ranks send them: half the numbers.
 
-The rectangle is LAPACK's rectangular full packed format (Gustavson and others, 2010). With ``k = ceil(n / 2)`` it has the first
-``k`` columns of the matrix, ``[A11; A21]``. What these have above the diagonal is not needed, and is just as large as the triangle
-of ``A22``: that takes its place. Where ``n`` is even, an empty row is put first to make room for the diagonal.
+The rectangle is LAPACK's rectangular full packed format (Gustavson and others, 2010). With ``k = ceil(n / 2)`` it has the
+first ``k`` columns of the matrix, ``[A11; A21]``. What these have above the diagonal is not needed, and is just as large as the
+triangle of ``A22``: that takes its place. Where ``n`` is even, an empty row is put first to make room for the diagonal.
 """
 
 from __future__ import annotations
