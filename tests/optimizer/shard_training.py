@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
@@ -151,8 +151,10 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         found["resumed whole"] = _resumed_whole(rank, ranks)
     else:
         found["copies"] = _copies(rank, ranks)
-    torch.save(found, folder / f"rank{rank}of{ranks}.pt")
-    dist.destroy_process_group()
+    found["deserted"] = _deserted(rank, ranks)
+    torch.save(found, folder / f"rank{rank}of{ranks}.pt")  # the last rank ends; then the others do
+    if rank == ranks - 1:
+        dist.destroy_process_group()
 
 
 def _case(name: str, rank: int, ranks: int) -> list[Tensor]:
@@ -405,27 +407,58 @@ def _resumed_whole(rank: int, ranks: int) -> bool:
 
 
 def _failed(rank: int, ranks: int) -> dict[str, Any]:
-    """Steps that one rank cannot make, for a setting and for a gradient that is not finite."""
+    """Steps that one rank cannot make: for a setting, for a gradient that is not finite, and for a layer that is detached there.
+
+    The step after the last of them notes that the layer was attached anew.
+    """
     make, settings = CASES["fast"]
     model = sharded(make().double())
     optimizer = lnb.LNB(model, LR, **settings)
     raised, moved = 0, 0
-    for number, (x, y) in enumerate(images(torch.float64, STEPS)):
+    bad = ("", "setting", "gradient", "detached", "anew", "")
+    for how, (x, y) in zip(bad, images(torch.float64, len(bad)), strict=True):
+        fails = how if rank == 1 else ""
+        if fails == "detached":
+            lnb.detach(model.head)
+        elif fails == "anew":
+            lnb.attach(model.head)
         optimizer.zero_grad()
         F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
         before = whole(model)
-        fails = rank == 1 and number in (1, 2)
-        if fails and number == 1:
+        if fails == "setting":
             optimizer.param_groups[0]["lr"] = -1.0
-        elif fails:
+        elif fails == "gradient":
             model.head.weight.grad.to_local()[0, 0] = float("nan")
         try:
             optimizer.step()
-        except ValueError as error:
-            raised += "lr=-1.0" in str(error)
+        except (ValueError, RuntimeError) as error:
+            told = {"setting": "lr=-1.0", "detached": "layer 'head' was detached", "anew": "'head' was attached anew"}
+            raised += told[how] in str(error)
         optimizer.param_groups[0]["lr"] = LR
-        moved += number in (1, 2) and not all(map(torch.equal, before, whole(model)))
+        moved += bool(how) and not all(map(torch.equal, before, whole(model)))
     return {"raised": raised, "moved": moved, "counts": optimizer.diagnostics(), "parameters": whole(model)}
+
+
+def _deserted(rank: int, ranks: int) -> tuple[str, bool]:
+    """What is said where a rank has ended in the middle of a step, and whether no parameter moved."""
+    model = sharded(Plain().double())
+    optimizer = lnb.LNB(model, LR)
+    ended, before = "", []
+
+    def end(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for number, (x, y) in enumerate(images(torch.float64, 2)):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
+        before = [parameter.to_local().clone() for parameter in model.parameters()]
+        if number == 1 and rank == ranks - 1:
+            optimizer._shards.exchange.add_sums = end
+        try:
+            optimizer.step()
+        except (RuntimeError, KeyboardInterrupt) as error:
+            ended = str(error)
+    return ended, all(map(torch.equal, before, (parameter.to_local() for parameter in model.parameters())))
 
 
 @contextlib.contextmanager
@@ -473,11 +506,19 @@ def _complaints(rank: int, ranks: int) -> dict[str, str]:
         "inputs": _refusal(sharded(Plain()), preset="paper", solver="matrix_free"),
         "group": _refusal(sharded(Plain()), process_group=dist.new_group([rank], use_local_synchronization=True)),
         "alone": _refusal(sharded(Plain()), process_group=None),
+        "mesh": _refusal(_on_two_meshes(ranks)),
         "attention": _refusal(packed),
         "unknown": _refusal(parallelize_module(Plain(), part, {"1": ColwiseParallel()})) if ranks > 2 else "",
         "columns later": _later_columns(ranks),
         "settings": _step_refusal(rank, ranks, momentum=0.9 - 0.1 * rank),
     }
+
+
+def _on_two_meshes(ranks: int) -> nn.Module:
+    model = Plain()
+    fully_shard(model[1], mesh=DeviceMesh("cpu", list(range(ranks))))
+    fully_shard(model[3], mesh=DeviceMesh("cpu", list(reversed(range(ranks)))))
+    return model
 
 
 def _refusal(model: nn.Module, **settings: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,7 +44,7 @@ def test_each_number_of_ranks_does_as_one_process_does(found: Found) -> None:
 
 
 def test_each_number_of_ranks_resumes_what_each_has_saved(found: Found) -> None:
-    """Blocks of outputs are of one row, so that they end where shards do: the end is the same, and where the number is, to the bit."""
+    """Blocks of outputs are of one row, and end where shards do: the end is the same, on as many ranks to the bit."""
     for before in NUMBERS:
         saved, ended = found[0]["saved"][before], found[0]["ended"][before]
         for after in NUMBERS:
