@@ -107,6 +107,7 @@ class Ranks:
         self._config = config
         self._found: tuple[Any, DistributedDataParallel | None] | None = None  # once it is known
         self._joint: Joint | None = None
+        self._fits_wrappers = False  # as far as is known
         named = given is not None and given != "auto"
         if named and not _is_running():
             raise ValueError(f"process_group={given!r} needs torch.distributed.init_process_group() to be called first")
@@ -128,11 +129,13 @@ class Ranks:
         Raises:
             ValueError: a group that was given has other ranks than the wrapper of the model.
         """
+        if not self._fits_wrappers and _is_running():
+            if not isinstance(self._given, str):
+                _require_ranks_of_wrappers(self._given, model)
+            self._fits_wrappers = True
         group = self.group(model)
         if group is not None and self._joint is None:
             assert self._found is not None
-            if not isinstance(self._given, str):
-                _require_ranks_of_wrappers(group, model)
             self._joint = Joint(group, self._found[1], exchange, self._config.split_refresh)
         return self._joint
 
@@ -158,7 +161,7 @@ class Ranks:
     def __getstate__(self) -> dict[str, Any]:
         """Process groups are not copied: a copy finds its own."""
         given = None if self._given is None else "auto"
-        return {"_given": given, "_config": self._config, "_found": None, "_joint": None}
+        return {"_given": given, "_config": self._config, "_found": None, "_joint": None, "_fits_wrappers": False}
 
 
 def _is_running() -> bool:
@@ -197,14 +200,19 @@ def _holders(model: nn.Module) -> list[DistributedDataParallel]:
 
 
 def _require_ranks_of_wrappers(group: Any, model: nn.Module) -> None:
-    """Require that gradients are averaged over the ranks over which second moments are added: others would drift apart."""
-    own = sorted(dist.get_process_group_ranks(group))
+    """Require that gradients are averaged over the ranks over which second moments are added: others would drift apart.
+
+    Args:
+        group: that was given; None for this process alone.
+        model: what is trained.
+    """
+    own = [dist.get_rank()] if group is None else sorted(dist.get_process_group_ranks(group))
     for wrapper in _holders(model):
         others = sorted(dist.get_process_group_ranks(wrapper.process_group))
         if own != others:
             raise ValueError(
-                f"process_group has the ranks {own}, and the DistributedDataParallel that holds the model averages its gradients "
-                f"over {others}: leave process_group out, or give both the same ranks. Nothing was changed"
+                f"process_group={group!r} has the ranks {own}, and the DistributedDataParallel that holds the model averages "
+                f"gradients over {others}: leave process_group out, or give both the same ranks. Nothing was changed"
             )
 
 

@@ -352,6 +352,7 @@ def _complaints() -> dict[str, str]:
     }
     alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
     found["other ranks"] = _other_ranks(DistributedDataParallel(Network()), alone)
+    found["alone"] = _other_ranks(DistributedDataParallel(Network()), None)
     model = Network()
     optimizer = lnb.LNB(model)
     for name in ("unknown", "unknown again"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import functools
 import warnings
@@ -45,6 +46,8 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         write = functools.partial(dcp.save, process_group=meshes[number].get_group())
         write(_state(model, optimizer), checkpoint_id=folder / f"saved{number}")
         found["saved"][number] = _averages(model, optimizer)
+        if number == 2:
+            local = copy.deepcopy(optimizer.state_dict())
         found["ended"][number] = trained(model, optimizer, rank, number, steps=(SAVED_AT, ENDED_AT))
     dist.barrier()
     for number in (n for n in NUMBERS if rank < n):
@@ -57,6 +60,8 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
             resumed = _averages(model, optimizer)
             ended = trained(model, optimizer, rank, number, steps=(SAVED_AT, ENDED_AT))
             found["resumed"][before, number] = resumed, ended
+    if rank < 2:
+        found["refused"] = [_refused(_made(meshes[4])[1], local), _refused(lnb.LNB(CASES[NAME][0]().double()), local)]
     wrapped = DistributedDataParallel(Network().double())
     found["whole"] = trained_whole(wrapped, lnb.LNB(wrapped, WHOLE_LR), rank, ranks)
     torch.save(found, folder / f"rank{rank}.pt")
@@ -67,6 +72,15 @@ def _made(mesh: DeviceMesh) -> tuple[torch.nn.Module, lnb.LNB]:
     make, settings = CASES[NAME]
     model = sharded(make().double(), mesh=mesh)
     return model, lnb.LNB(model, LR, **settings)
+
+
+def _refused(optimizer: lnb.LNB, state: dict[str, Any]) -> str:
+    """What is said of a state whose shards are of other ranks."""
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
 
 
 def _averages(model: torch.nn.Module, optimizer: lnb.LNB) -> dict[str, torch.Tensor]:

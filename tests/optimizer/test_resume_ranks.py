@@ -55,6 +55,13 @@ def test_each_number_of_ranks_resumes_what_each_has_saved(found: Found) -> None:
                 assert error(parameters, ended) <= (0 if before == after else 1e-10), (before, after)
 
 
+def test_shards_of_other_ranks_are_refused(found: Found) -> None:
+    for rank in found[:2]:
+        of_shards, of_whole = rank["refused"]
+        assert "is in shards on the ranks [0, 1], and the parameter on [0, 1, 2, 3]" in of_shards
+        assert "is in shards, and the parameter is whole; gather it first" in of_whole
+
+
 def test_eight_whole_models_do_as_one_process_does(found: Found) -> None:
     model = Network().double()
     expected = trained_whole(model, lnb.LNB(model, WHOLE_LR))
