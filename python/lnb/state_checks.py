@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lnb.claimed import Layer
 from lnb.config import Config
-from lnb.dtensors import is_dtensor
 from lnb.state_schema import SCHEMA, Kind, allowed_shapes, required_keys
 from lnb_kernels import multi_tensor
 
@@ -51,11 +50,6 @@ def check_entries(
 
 
 def _check_tensor(where: str, value: object, wanted: list[tuple[int, ...]]) -> None:
-    if isinstance(value, Tensor) and is_dtensor(value):
-        raise ValueError(
-            f"state_dict: {where} is in shards, and the parameter is whole; gather it first: "
-            f"get_optimizer_state_dict(..., options=StateDictOptions(full_state_dict=True))"
-        )
     if not isinstance(value, Tensor) or tuple(value.shape) not in wanted:
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"value {value!r}"
         raise ValueError(

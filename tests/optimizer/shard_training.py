@@ -270,7 +270,9 @@ class Wide(nn.Sequential):
 def _exchanges(rank: int, ranks: int, make: Make, steps: int, **settings: Any) -> list[dict[str, Any]]:
     """What ``step()`` exchanges, and the bytes of the second moments that it works on."""
     model = sharded(make().double())
-    optimizer = lnb.LNB(model, LR, **settings)
+    with CommDebugMode() as seen:
+        optimizer = lnb.LNB(model, LR, **settings)
+    assert seen.get_total_counts() == 0
     found = []
     for x, y in images(torch.float64, steps):
         optimizer.zero_grad()
