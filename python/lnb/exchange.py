@@ -209,7 +209,7 @@ class MomentExchange:
             part.start(groups)
         for part in (*apart, *together):
             part.wait()
-        return together[0].header, [*apart, *together]
+        return together[0].header.clone(), [*apart, *together]  # a view would keep the moments beside it
 
     def _compare(self, header: Tensor, groups: list[Any], size: int, identity: Identity, waits: bool) -> Tensor:
         """Raise if ranks differ and this one waits for that; the flag.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.profiler import ProfilerActivity, profile
 
 import lnb
 from lnb.sharded.shards import Shards
@@ -286,31 +288,54 @@ def _exchanges(rank: int, ranks: int, make: Make, steps: int, **settings: Any) -
     return found
 
 
-def _bytes(rank: int, ranks: int) -> tuple[int, int, int]:
-    """What LNB keeps on this rank, state and memory to work in; AdamW's; and statistics that the plan has of whole layers."""
-    make, settings = CASES["fast"]
-    kept = []
+def _bytes(rank: int, ranks: int) -> dict[str, int]:
+    """The most that each optimizer has on this rank in the steps 10 to 12, its state included; and what the plan announces.
+
+    Parameters and gradients are the same for both, and so is what forward and backward passes have but for the second moments,
+    which are counted.
+    """
+    found = {}
     for name in ("lnb", "adamw"):
-        model = sharded(make().double())
-        ours = lnb.LNB(model, LR, **settings)
+        torch.manual_seed(0)
+        model = sharded(nn.Sequential(*[nn.Linear(288, 288) for _ in range(4)]))
+        ours = lnb.LNB(model, LR)
         optimizer = ours if name == "lnb" else torch.optim.AdamW(model.parameters())
-        for x, y in images(torch.float64, 3):
+        most = 0
+        for step in range(13):
             optimizer.zero_grad()
-            F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
-            optimizer.step()
-        held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-        local = [value.to_local() if isinstance(value, DTensor) else value for value in held]
-        kept.append(
-            sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in local}.values())
-        )
+            model(torch.randn(32, 288)).square().mean().backward()
+            captures = [c for m in model.modules() for c in getattr(m, "_lnb_captures", {}).values()]
+            gathered = [probe.grad for c in captures for probe in c.live_probes() if name == "lnb"]
+            before = _memory([*_state_of(optimizer), *(gradient for gradient in gathered if gradient is not None)])
+            if step < 10:
+                optimizer.step()
+            else:
+                most = max(most, before + _most_allocated(optimizer.step))
+        found[name] = most
         if name == "lnb":
-            weights = {layer.weight: layer for layer in ours._inventory.layers}
-            kept[0] += sum(
-                8 * p.to_local().numel() for p in model.parameters() if p in weights
-            )  # directions, kept to work in
-            plan = ours.plan()
-            planned = plan.state_bytes - sum(8 * p.numel() for layer in weights.values() for p in layer.parameters)
-    return kept[0], kept[1], planned
+            found["lnb"] += sum(p.to_local().numel() * 4 for p in model.parameters())  # directions, kept to work in
+            found["planned"] = ours.plan().state_bytes
+    return found
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return [value.to_local() if isinstance(value, DTensor) else value for value in held]
+
+
+def _memory(tensors: list[Tensor]) -> int:
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def _most_allocated(call: Callable[[], Any]) -> int:
+    """The most that ``call`` has allocated at one time, beside what there was before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted(
+        (event.start_ns(), i, event.nbytes()) for i, event in enumerate(events) if event.name() == "[memory]"
+    )
+    return max(itertools.accumulate((change for _, _, change in changes), initial=0))
 
 
 @contextlib.contextmanager
