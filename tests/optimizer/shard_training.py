@@ -30,6 +30,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.profiler import ProfilerActivity, profile
 
 import lnb
+from lnb.integrations.watch import Watch
 from lnb.sharded.shards import Shards
 from lnb.verdict import Verdict
 
@@ -147,6 +148,8 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         found["exchanges"] = _exchanges(rank, ranks, Network, 3, **CASES["fast"][1])
         found["exchanges of wide layers"] = _exchanges(rank, ranks, Wide, 20)
         found["bytes"] = _bytes(rank, ranks)
+        model = sharded(Network().double())
+        watched(model, lnb.LNB(model, LR, **CASES["fast"][1]), folder / "watched", rank, ranks)
         found["failed"] = _failed(rank, ranks)
         with _unseen_by_host():
             found["failed unseen"] = _failed(rank, ranks)
@@ -286,6 +289,12 @@ def _exchanges(rank: int, ranks: int, make: Make, steps: int, **settings: Any) -
         counts = {str(operator): count for operator, count in seen.get_comm_counts().items() if count}
         found.append({"moments": live, "sizes": sizes, "collectives": counts})
     return found
+
+
+def watched(model: nn.Module, optimizer: lnb.LNB, folder: Path, rank: int = 0, ranks: int = 1) -> None:
+    """Train under a watch that logs every second step."""
+    with Watch(optimizer, folder, every=2, tensorboard=False):
+        trained(model, optimizer, rank, ranks)
 
 
 def _bytes(rank: int, ranks: int) -> dict[str, int]:

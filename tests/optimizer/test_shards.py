@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from optimizer.processes import run_ranks
-from optimizer.shard_training import CASES, LR, STEPS, Plain, averages, load, run_rank, sharded, trained, whole
+from optimizer.shard_training import CASES, LR, STEPS, Plain, averages, load, run_rank, sharded, trained, watched, whole
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 import lnb
 from lnb.layers.probed import ProbedLayer
+from lnb.watch_file import NAME, Tail
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -130,6 +131,23 @@ def test_steps_send_less_than_their_second_moments(folder: Path) -> None:
         gathered = [sum(8 * math.prod(shape) for shape in step["moments"]) for step in steps]
         assert gathered == [8 * (73**2 + 65**2)] + [0] * 9
         assert sum(sum(step["sizes"]) for step in steps) < 0.6 * sum(gathered)
+
+
+def test_a_watch_shows_what_it_shows_of_one_process(folder: Path, tmp_path: Path) -> None:
+    make, settings = CASES["fast"]
+    model = make().double()
+    watched(model, lnb.LNB(model, LR, **settings), tmp_path)
+    expected, got = (Tail(place / NAME).read() for place in (tmp_path, folder / "watched"))
+    assert [record.step for record in got] == [2, 4, 6]
+    for one, other in zip(got, expected, strict=True):
+        assert one.run == other.run
+        assert one.layers.keys() == other.layers.keys()
+        for name, figures in one.layers.items():
+            if name == "attention.in_proj_weight":  # rank 0 has the queries and some of the keys
+                assert figures["gain"] == pytest.approx(other.layers[name]["gain"], rel=1e-6)
+                assert (figures["inputs"], other.layers[name]["inputs"]) == (8, 24)
+            else:
+                assert figures == pytest.approx(other.layers[name], rel=1e-6), name
 
 
 def test_a_ranks_peak_is_within_adamws_and_the_plan(folder: Path) -> None:
