@@ -16,6 +16,8 @@ from torch import nn
 
 import lnb
 from lnb.integrations.transformers import create_optimizer, optimizer_cls_and_kwargs
+from lnb.integrations.watch import Watch
+from lnb.watch_file import NAME, Tail
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -43,7 +45,9 @@ def test_an_optimizer_that_is_passed(tmp_path: Path) -> None:
     rows = [{"x": x, "labels": y} for x, y in data()]
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, optimizers=(optimizer, None))
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(rows)
-    trainer.train()
+    with Watch(optimizer, tmp_path, every=2, tensorboard=False):
+        trainer.train()
+    assert [record.step for record in Tail(tmp_path / NAME).read()] == [2, 4]
     assert optimizer.diagnostics() == {"steps": 4, "skipped_steps": 0}
     by_hand = mixed()
     train(by_hand, lnb.LNB(by_hand), batches(4))
