@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -191,6 +191,9 @@ class _Refresh:
         self.fresh = factorize(
             second_moment.unsqueeze(1), ridge, work.with_bias, inverse=not config.region.whitens
         )  # [entries, 1, size, size]
+        if self.fresh.mean is not None:  # not a view, which would keep all moments until the end
+            self.fresh = replace(self.fresh, mean=self.fresh.mean.clone())
+        del self.gathered
         if config.region.two_sided:
             self.outputs = self._output_moments(self.fresh, averages, sized)
 
