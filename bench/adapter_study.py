@@ -4,8 +4,10 @@
 
 The model of ``bench/moments_study.py`` is trained on upright digits and frozen. Adapters of all three layers then learn from
 200 changed images, in the layout of PEFT's LoRA with ``lora_alpha = r = 4``, by LNB and by AdamW, 60 steps of 64. Accuracy is
-that on 500 changed test images. The usual start has a random ``A``, as ``nn.Linear`` makes it, and ``B = 0`` (Hu et al., "LoRA",
-arXiv:2106.09685). Moments are of the 200 images: ``gather_moments`` runs the model over them once.
+that on 500 changed test images, and "upright" that on the same images as they were: what is left of the knowledge before.
+The usual start has a random ``A``, as ``nn.Linear`` makes it, and ``B = 0`` (Hu et al., "LoRA", arXiv:2106.09685). "ipm" has
+moments of the inputs to learn: ``gather_moments`` runs the model over the 200 images once. "kpm" has moments of the inputs to
+spare: those that LNB's state has of the model's own training, without data.
 """
 
 from __future__ import annotations
@@ -67,21 +69,26 @@ def learn(model: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimiz
 def measure(seed: int, results: Results) -> None:
     (x, y), (test_x, test_y) = digits(seed)
     base = build(seed)
-    train(base, (x, y), seed)
+    own = lnb.export_moments(train(base, (x, y), seed))
     lnb.detach(base)
     for change, apply in CHANGES.items():
-        few, test = apply(x[:IMAGES]), (apply(test_x), test_y)
-        results.setdefault(f"{change}: not adapted", {}).setdefault("accuracy", []).append(judge(base, test)[0])
-        moments = lnb.gather_moments(base, [few])
+        few = apply(x[:IMAGES])
+
+        def note(row: str, model: nn.Module, apply: Callable[[Tensor], Tensor] = apply) -> None:
+            entry = results.setdefault(row, {"accuracy": [], "upright": []})
+            entry["accuracy"].append(judge(model, (apply(test_x), test_y))[0])
+            entry["upright"].append(judge(model, (test_x, test_y))[0])
+
+        note(f"{change}: not adapted", base)
+        gathered = lnb.gather_moments(base, [few])
         for name, start, rate in ((n, s, r) for n, rates in RATES.items() for s in STARTS for r in rates):
             torch.manual_seed(seed)
-            layers = base.named_children()
+            layers, moments = base.named_children(), own if start == "kpm" else gathered
             model = nn.Sequential(*(Adapted(m, moments[n], start) if n in moments else m for n, m in layers))
             moving = [p for p in model.parameters() if p.requires_grad]
             made = lnb.LNB(model, lr=rate) if name == "LNB" else torch.optim.AdamW(moving, lr=rate)
             learn(model, few, y[:IMAGES], made, seed)
-            row = f"{change}, {name} {rate:g}: {start}"
-            results.setdefault(row, {}).setdefault("accuracy", []).append(judge(model, test)[0])
+            note(f"{change}, {name} {rate:g}: {start}", model)
 
 
 def best(results: Results) -> Results:
@@ -104,7 +111,7 @@ def tables(kept: dict[str, Any]) -> str:
         f"Means and standard deviations of {seeds} seeds at the best rate of a grid, the same for all starts; "
         f"torch {kept['torch']}, {kept['date']}."
     )
-    return "\n".join([title, "", *table("adapters", rows, {"accuracy": 1})])
+    return "\n".join([title, "", *table("adapters", rows, {"accuracy": 1, "upright": 1})])
 
 
 if __name__ == "__main__":
