@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from moments_study import Results, build, digits, judge, run, table, train
+from moments_study import Results, build, digits, judge, run, spread, train
 from torch import Tensor, nn
 
 import lnb
@@ -91,27 +91,27 @@ def measure(seed: int, results: Results) -> None:
             note(f"{change}, {name} {rate:g}: {start}", model)
 
 
-def best(results: Results) -> Results:
-    """Of every optimizer and start the rate whose mean is best, named; the same grid for all starts."""
-    found: dict[str, tuple[str, float]] = {}
-    for row, entry in results.items():
-        place, _, start = row.rpartition(": ")
-        words = place.rsplit(" ", 1)
-        key = row if start == "not adapted" else f"{words[0]}: {start}"
-        mean = sum(entry["accuracy"]) / len(entry["accuracy"])
-        if key not in found or mean > found[key][1]:
-            found[key] = row, mean
-    return {key: results[row] for key, (row, _) in found.items()}
-
-
 def tables(kept: dict[str, Any]) -> str:
-    rows = best(kept["results"])
-    seeds = len(next(iter(rows.values()))["accuracy"])
-    title = (
-        f"Means and standard deviations of {seeds} seeds at the best rate of a grid, the same for all starts; "
-        f"torch {kept['torch']}, {kept['date']}."
-    )
-    return "\n".join([title, "", *table("adapters", rows, {"accuracy": 1, "upright": 1})])
+    """A row for every optimizer and rate, a column for every start: what was learnt, and what is left of the knowledge before."""
+    results: Results = kept["results"]
+
+    def cell(row: str) -> str:
+        return " / ".join(spread(results[row][part], 1) for part in ("accuracy", "upright"))
+
+    seeds = len(next(iter(results.values()))["accuracy"])
+    lines = [
+        f"Accuracy on changed / on upright images, means and standard deviations of {seeds} seeds; torch {kept['torch']}, "
+        f"{kept['date']}.",
+        "",
+        f"| adapters | {' | '.join(STARTS)} |",
+        "| --- " * (len(STARTS) + 1) + "|",
+    ]
+    for change in CHANGES:
+        lines.append(f"| {change}: not adapted | {cell(f'{change}: not adapted')} |" + " |" * (len(STARTS) - 1))
+        for name, rate in ((name, rate) for name, rates in RATES.items() for rate in rates):
+            place = f"{change}, {name} {rate:g}"
+            lines.append(f"| {place} | {' | '.join(cell(f'{place}: {start}') for start in STARTS)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python bench/full_batch_study.py [--seeds 10] [--json bench/results/full_batch.json] [--page docs/presets.md]
 
-A run counts passes (evaluations of the loss with its gradient) until the relative error is 1e-6, at most 300, in the narrowest
-model; seeds vary the initial factors. Changes are not tuned.
+A run counts steps until the relative error is 1e-6, at most 300, in the narrowest model; seeds vary the initial factors. Changes
+are not tuned.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def variants() -> dict[str, dict[str, Any]]:
     return {DEFAULT: {}, **changed}
 
 
-def passes(settings: dict[str, Any], condition: float, seed: int) -> float:
-    """Until the target is met; infinite where it was not within the limit."""
+def steps(settings: dict[str, Any], condition: float, seed: int) -> int:
+    """Until the target is met; one more than the limit where it was not."""
     problem = Problem(condition, WIDTH, seed)
     optimizer = lnb.LNB(problem.model, preset="full_batch", **settings)
-    for count in range(1, LIMIT + 1):
+    for count in range(LIMIT + 1):
         optimizer.zero_grad()
         if problem.backward() <= TARGET:
             return count
         optimizer.step()
-    return float("inf")
+    return LIMIT + 1
 
 
 def measure(seed: int, results: Results) -> None:
@@ -55,16 +55,17 @@ def measure(seed: int, results: Results) -> None:
     for row, settings in variants().items():
         for condition in CONDITIONS:
             column = f"condition number {condition:.0e}".replace("e+0", "e")
-            results.setdefault(row, {}).setdefault(column, []).append(passes(settings, condition, seed))
+            results.setdefault(row, {}).setdefault(column, []).append(steps(settings, condition, seed))
 
 
 def shown(counts: list[float]) -> str:
-    """Median and range; ``never`` for runs that did not meet the target."""
+    """Median and range; ``never`` for runs that did not meet the target within the limit."""
 
     def text(value: float) -> str:
-        return "never" if value == float("inf") else f"{value:g}"
+        return "never" if value > LIMIT else f"{value:g}"
 
-    return f"{text(statistics.median_high(counts))} ({text(min(counts))} to {text(max(counts))})"
+    middle, low, high = text(statistics.median_high(counts)), text(min(counts)), text(max(counts))
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def tables(kept: dict[str, Any]) -> str:
@@ -72,7 +73,7 @@ def tables(kept: dict[str, Any]) -> str:
     columns = list(results[DEFAULT])
     seeds = len(results[DEFAULT][columns[0]])
     lines = [
-        f"Passes to a relative error of 1e-6, median (least to most) of {seeds} seeds; torch {kept['torch']}, {kept['date']}.",
+        f"Steps to a relative error of 1e-6, median (least to most) of {seeds} seeds; torch {kept['torch']}, {kept['date']}.",
         "",
         f"| changed | {' | '.join(columns)} |",
         "| --- " * (len(columns) + 1) + "|",
