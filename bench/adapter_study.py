@@ -99,9 +99,9 @@ def tables(kept: dict[str, Any]) -> str:
         return " / ".join(spread(results[row][part], 1) for part in ("accuracy", "upright"))
 
     seeds = len(next(iter(results.values()))["accuracy"])
+    made = f"torch {kept['torch']}, {kept['date']}"
     lines = [
-        f"Accuracy on changed / on upright images, means and standard deviations of {seeds} seeds; torch {kept['torch']}, "
-        f"{kept['date']}.",
+        f"Accuracy on changed / on upright images, means and standard deviations of {seeds} seeds; {made}.",
         "",
         f"| adapters | {' | '.join(STARTS)} |",
         "| --- " * (len(STARTS) + 1) + "|",

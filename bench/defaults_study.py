@@ -123,9 +123,9 @@ def tables(kept: dict[str, Any]) -> str:
     """The page's table: a row for every change, a column for every model."""
     found = kept["losses"]
     seeds = min(len(losses) for rows in found.values() for losses in rows.values())
+    said = f"Changes of the test loss in per cent: below zero, the change is better. Means of {seeds} paired differences ± their"
     lines = [
-        f"Changes of the test loss in per cent (below zero the change is better), means of {seeds} paired differences ± their "
-        f"standard error; lnb {kept['lnb']}, torch {kept['torch']}, {kept['date']}.",
+        f"{said} standard error; lnb {kept['lnb']}, torch {kept['torch']}, {kept['date']}.",
         "",
         f"| changed | {' | '.join(CELLS[name].title for name in found)} |",
         "| --- " * (len(found) + 1) + "|",

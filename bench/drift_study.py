@@ -2,9 +2,9 @@
 
     LNB_DATA=DIR python bench/drift_study.py [--seeds 5] [--json bench/results/drift.json] [--page docs/moments.md]
 
-An MLP 784-256-256-10 with ReLU is trained by the default ``lnb.LNB`` for 300 steps of 64 of 10,000 training images. Usual inputs are
-2,000 test images, and unusual ones the same images after a transform. Four transforms make them look more like pictures of clothes
-than of strokes: filled outlines, filled outlines with a texture, thick strokes, and quarters that changed places.
+An MLP 784-256-256-10 with ReLU is trained by the default ``lnb.LNB`` for 300 steps of 64 of 10,000 training images. Usual inputs
+are 2,000 test images, and unusual ones the same images after a transform. Four transforms make them look more like pictures of
+clothes than of strokes: filled outlines, filled outlines with a texture, thick strokes, and quarters that changed places.
 """
 
 from __future__ import annotations
