@@ -1,8 +1,8 @@
 """What mkdocs does here beside its own: raw data and examples are part of the site, and pictures have a dark form.
 
-Links of pages to ``../bench/results/...``, which work in the repository, lead to copies in the site's folder ``data``. A line that is
-a link to an example becomes its code, folded. A picture ``pictures/NAME.svg`` with a neighbour ``NAME-dark.svg`` is shown in the
-form that fits the reader's palette.
+Links of pages to ``../bench/results/...``, which work in the repository, lead to copies in the site's folder ``data``. A line
+that is a link to an example becomes its code, folded. A picture ``pictures/NAME.svg`` with a neighbour ``NAME-dark.svg`` is
+shown in the form that fits the reader's palette.
 """
 
 from __future__ import annotations
