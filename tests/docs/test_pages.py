@@ -106,7 +106,6 @@ def test_relative_links_lead_to_files() -> None:
     broken = []
     for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))):
         text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(), flags=re.M | re.S)
-        for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", text):
-            if "://" not in target and not (page.parent / target).exists():
-                broken.append((page.name, target))
+        targets = re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", text)
+        broken += [(page.name, each) for each in targets if "://" not in each and not (page.parent / each).exists()]
     assert not broken
