@@ -38,7 +38,7 @@ QUOTES = [
     ("index.md", "32 layers with ReLU: loss 0.0039", ROBUST, "| plain 32 x 64 ReLU | 3 | 0.8 | 0.82 | 0.82 | 0.0039 |"),
     (
         "index.md",
-        "two cases of 64\nended above their start",
+        "two cases of 64 ended above their start",
         ROBUST,
         "Of 64 cases run (the suite has 67): lnb: 2 above the start",
     ),
