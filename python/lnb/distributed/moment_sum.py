@@ -1,6 +1,7 @@
 """A flat buffer of second moments that ranks add: which probe lies where in it.
 
-Second moments are symmetric: one triangle of each is sent (:mod:`lnb.distributed.triangles`), after the moments of channels, as they are.
+Second moments are symmetric: one triangle of each is sent (:mod:`lnb.distributed.triangles`). Moments of channels come first, as
+they are.
 """
 
 from __future__ import annotations
