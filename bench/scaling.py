@@ -19,7 +19,7 @@ from lnb.statistics.factored import block_count  # noqa: E402
 
 NVLINK, NETWORK, NODE = 450e9, 50e9, 8
 BLOCK, REFRESH_EVERY = 144, 10
-HALF, SINGLE = 2, 4  # bytes of bfloat16 and float32
+HALF, SINGLE, DOUBLE = 2, 4, 8  # bytes of bfloat16, float32 and float64
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,14 @@ class Transformer:
 
     @property
     def moment_bytes(self) -> int:
-        """Second moments of all layers: q, k and v share one, and so do both halves of the gated layer."""
-        inputs = [self.width, self.width, self.width, self.hidden]
-        blocks = [(block_count(d, BLOCK), d) for d in inputs]
-        return self.layers * sum(SINGLE * count * (d // count + 1) ** 2 for count, d in blocks)
+        """What is sent of the second moments of all seven layers of each: a triangle of every diagonal block."""
+        sides = [(count, d // count + 1) for d in [self.width] * 6 + [self.hidden] for count in [block_count(d, BLOCK)]]
+        return self.layers * sum(SINGLE * count * side * (side + 1) // 2 for count, side in sides)
+
+    @property
+    def sum_bytes(self) -> int:
+        """What every step sends beside: six sums of each layer, one of each norm, and five numbers of the verdict."""
+        return DOUBLE * self.layers * (7 * 6 + 2) + SINGLE * 5
 
 
 MODELS = [Transformer("7B", 32, 4096, 11008, 4096), Transformer("70B", 80, 8192, 28672, 1024)]
@@ -61,7 +65,7 @@ def sent(model: Transformer, ranks: int) -> dict[str, float]:
     n = model.parameters
     return {
         "FSDP itself": share * (2 * HALF + SINGLE) * n,  # parameters gathered twice, gradients scattered in float32
-        "LNB": 2 * share * model.moment_bytes / REFRESH_EVERY,
+        "LNB": 2 * share * (model.moment_bytes / REFRESH_EVERY + model.sum_bytes),
         "Muon": share * HALF * n,  # its matrices gathered in bfloat16; their owners' updates take the way back as well
         "distributed Shampoo": share * SINGLE * n,  # directions gathered in float32
     }

@@ -33,6 +33,7 @@ struct RefreshedLayer {
     double ridge;         // relative to the mean variance of the inputs
     double sample_ridge;  // what the ridge grows by, per input of a block and sample that the average counts
     double sample_every;  // one of how many samples was read
+    bool follows;         // another of the layers has the same gathered, second_moment, counted, inverse and mean
 };
 
 // A layer that gathered no samples keeps what it has.

@@ -100,7 +100,7 @@ def _averages(layers: Sequence[InputMetric]) -> list[Tensor]:
 
 
 def _output_table(native: Any, layers: Sequence[InputMetric], held: list[Tensor]) -> list[tuple[Any, ...]]:
-    members = [(i, layer, layer.outputs) for i, layer in enumerate(layers) if layer.outputs is not None]
+    members = [(i, layer, outputs) for i, layer in enumerate(layers) for outputs in layer.outputs]
     shapes = [_shape(layer, outputs) for _, layer, outputs in members]
     sizes = [native.partial_sizes(*shape) for shape in shapes]
     device = layers[0].gathered.device

@@ -27,7 +27,8 @@ from lnb.planning.planner import Planner
 from lnb.reports.diagnostics import LayerRecords
 from lnb.reports.input_figures import figures_of_inputs
 from lnb.reports.overhead import OverheadMeter
-from lnb.sharded.sharding import adopt_shards, refuse_flat, register_shards, shards_of
+from lnb.routes.turned import Turned
+from lnb.sharded.sharding import adopt_shards, refuse_flat, register_shards, release, shards_of
 from lnb.state.portable import PROGRESS, asks_for_state, make_up_inputs, with_progress, write_progress
 from lnb.state.schema import saved_settings
 from lnb.state.serialization import (
@@ -68,7 +69,8 @@ class LNB(Optimizer):
     inputs. Parameters of no layer - norms, embeddings - follow Adam's rule (Kingma and Ba, 2015) at 0.15 ``lr``. These
     numbers were chosen on small image and text tasks; ``docs/results.md`` and ``docs/robustness.md`` show how they do.
 
-    ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`).
+    ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`), and
+    Transformers' ``Conv1D``, whose weight ``[d_in, d_out]`` is laid out by columns at the first step (:mod:`lnb.routes.turned`).
 
     What happens in the cases that training loops meet:
 
@@ -201,6 +203,7 @@ class LNB(Optimizer):
         model, given, exchange = self._model, self._ranks.given, self._exchange
         self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given, exchange)
         self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
+        self._turned = Turned(self._inventory.layers, self._inventory.names, self.state)
         if self._shards is not None:
             self._switch_captures(self._optimized_layers())
 
@@ -314,7 +317,9 @@ class LNB(Optimizer):
                         f"step(): {replaced} since LNB attached to it; make a new LNB. Nothing was changed"
                     )
             if adopt_shards(self._model, self._inventory.names, self.param_groups):
+                former = self._inventory.layers
                 self._inventory = take_inventory(self._model, self._exclude)
+                release(former, self._inventory.layers)
                 self._find_shards()
             if asks_for_state(self.param_groups, self.state, self._optimized_layers()):
                 self._make_state()
@@ -351,6 +356,8 @@ class LNB(Optimizer):
         names = self._inventory.names
         if shards is not None:
             work, names = shards.work(work), shards.names
+        elif self._turned:
+            work, names = self._turned.work(work), self._turned.names
         if parameters:
             verdict = check_finite(work, wait=self._strict or (shards is not None and shards.waits))
             rejected = verdict.rejected
@@ -382,7 +389,7 @@ class LNB(Optimizer):
         work = self._collect()
         verdict = Verdict(torch.ones((), dtype=torch.bool))
         if self._shards is None:
-            self._run(work, verdict)
+            self._run(self._turned.work(work) if self._turned else work, verdict)
         else:
             with self._shards.apart():
                 self._run(self._shards.work(work), verdict)
@@ -424,6 +431,7 @@ class LNB(Optimizer):
         fresh = [parameter for parameter in work.parameters if not work.states.get(parameter)]
         try:
             made = make_step(work, verdict, self._config, self._memory)
+            self._turned.finish()
             if self._shards is not None:
                 self._shards.mark(self.state)
             return made

@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 import lnb
 from lnb.integrations.accelerate import prepare
+from lnb.integrations.watch import Watch
+from lnb.reports.watch_file import NAME, Tail
 
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
 
@@ -43,6 +45,22 @@ def test_prepared_by_hand() -> None:
     model, optimizer, batches = accelerator.prepare(model, lnb.LNB(model), loader())
     run(accelerator, model, optimizer, batches)
     assert equal_parameters(accelerator.unwrap_model(model), expected())
+
+
+def test_a_watch_logs_the_steps_that_are_made(tmp_path: Path) -> None:
+    """One for each two micro-batches; of the optimizer inside the prepared one, which is refused by name."""
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, optimizer, batches = accelerator.prepare(mixed(), lnb.LNB(mixed()), loader())
+    with pytest.raises(TypeError, match=r"not AcceleratedOptimizer; .* pass the one inside: optimizer\.optimizer"):
+        Watch(optimizer, tmp_path)
+    model = mixed()
+    model, optimizer, batches = accelerator.prepare(model, lnb.LNB(model), loader())
+    with Watch(optimizer.optimizer, tmp_path, every=1, tensorboard=False):
+        run(accelerator, model, optimizer, batches)
+    records = Tail(tmp_path / NAME).read()
+    assert [record.step for record in records] == [1, 2]
+    assert records[1].layers.keys() == {"0", "3", "5"}
+    assert records[1].layers["5"]["gain"] > 0
 
 
 def test_the_function_prepares_a_scheduler_too() -> None:

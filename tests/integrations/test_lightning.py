@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import lnb
 from lnb.integrations.lightning import optimizers_of
+from lnb.integrations.watch import Watch
+from lnb.reports.watch_file import NAME, Tail
 
 lightning = pytest.importorskip("lightning", reason="lightning is not installed")
 
@@ -51,6 +53,22 @@ def fitted(
 def test_each_step_is_that_of_a_plain_loop(tmp_path: Path) -> None:
     model = Module()
     fitted(model, tmp_path)
+    assert equal_parameters(model.net, expected())
+
+
+def test_a_watch_that_the_module_opens(tmp_path: Path) -> None:
+    class Watched(Module):
+        def on_train_start(self) -> None:
+            self.watch = Watch(self.optimizers().optimizer, tmp_path, every=2, tensorboard=False)
+
+        def on_train_end(self) -> None:
+            self.watch.close()
+
+    model = Watched()
+    fitted(model, tmp_path)
+    records = Tail(tmp_path / NAME).read()
+    assert [record.step for record in records] == [2, 4]
+    assert records[1].layers.keys() == {"net.0", "net.3", "net.5"}
     assert equal_parameters(model.net, expected())
 
 

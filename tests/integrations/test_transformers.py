@@ -16,6 +16,8 @@ from torch import nn
 
 import lnb
 from lnb.integrations.transformers import create_optimizer, optimizer_cls_and_kwargs
+from lnb.integrations.watch import Watch
+from lnb.reports.watch_file import NAME, Tail
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -43,7 +45,9 @@ def test_an_optimizer_that_is_passed(tmp_path: Path) -> None:
     rows = [{"x": x, "labels": y} for x, y in data()]
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, optimizers=(optimizer, None))
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(rows)
-    trainer.train()
+    with Watch(optimizer, tmp_path, every=2, tensorboard=False):
+        trainer.train()
+    assert [record.step for record in Tail(tmp_path / NAME).read()] == [2, 4]
     assert optimizer.diagnostics() == {"steps": 4, "skipped_steps": 0}
     by_hand = mixed()
     train(by_hand, lnb.LNB(by_hand), batches(4))
@@ -115,3 +119,70 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert all(map(torch.equal, first, second))
     for p, q in zip(first, joined(4).parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+def gpt2(folder: Path, epochs: int, resume: bool = False) -> transformers.Trainer:
+    """A Trainer of a small GPT-2 after that many epochs; it saves every one."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=29, n_positions=8, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    model = transformers.GPT2LMHeadModel(config)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=8, num_train_epochs=epochs, use_cpu=True, report_to=[],
+        save_strategy="epoch", lr_scheduler_type="constant", learning_rate=0.05, disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 29, (24, 8))]
+    settings = optimizer_cls_and_kwargs(arguments)
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, optimizer_cls_and_kwargs=settings)
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(rows)
+    trainer.train(resume_from_checkpoint=resume or None)
+    return trainer
+
+
+def test_gpt2_is_claimed_and_resumes(tmp_path: Path) -> None:
+    """Its layers are Transformers' own; weights that are laid out by columns are saved, and loaded, as any others."""
+    whole = gpt2(tmp_path / "whole", 2)
+    rows = {row.name: row.metric for row in whole.optimizer.optimizer.coverage().rows}
+    matrices = {name for name, p in whole.model.named_parameters() if p.ndim == 2 and "transformer.h." in name}
+    assert len(matrices) == 8
+    assert all(rows[name] == "second moment" for name in matrices)
+    assert all(whole.model.get_parameter(name).t().is_contiguous() for name in matrices)
+    gpt2(tmp_path / "parts", 1)
+    resumed = gpt2(tmp_path / "parts", 2, resume=True)
+    assert resumed.state.log_history[-1]["epoch"] == 2
+    for p, q in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_gpt2_does_as_with_linear_layers() -> None:
+    config = transformers.GPT2Config(vocab_size=29, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).double().eval()
+    other = transformers.GPT2LMHeadModel(config).double().eval()
+    other.load_state_dict(model.state_dict())
+    for block in other.transformer.h:
+        for parent, name in (
+            (block.attn, "c_attn"),
+            (block.attn, "c_proj"),
+            (block.mlp, "c_fc"),
+            (block.mlp, "c_proj"),
+        ):
+            conv = parent.get_submodule(name)
+            linear = nn.Linear(*conv.weight.shape).double()
+            linear.weight.data.copy_(conv.weight.t())
+            linear.bias.data.copy_(conv.bias)
+            setattr(parent, name, linear)
+    tokens = torch.randint(0, 29, (4, 8))
+    for net in (model, other):
+        optimizer = lnb.LNB(net, 0.05)
+        for _ in range(4):
+            optimizer.zero_grad()
+            net(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+    for name, q in other.named_parameters():
+        turned = isinstance(other.get_submodule(name.rpartition(".")[0]), nn.Linear) and q.ndim == 2
+        torch.testing.assert_close(
+            model.get_parameter(name), q.t() if turned and "transformer.h." in name else q, rtol=1e-9, atol=1e-11
+        )

@@ -350,6 +350,9 @@ def _complaints() -> dict[str, str]:
         "no group": _refusal(process_group="gloo"),
         "wrapped": _refusal(DistributedDataParallel(Network()), solver="matrix_free"),
     }
+    alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    found["other ranks"] = _other_ranks(DistributedDataParallel(Network()), alone)
+    found["alone"] = _other_ranks(DistributedDataParallel(Network()), None)
     model = Network()
     optimizer = lnb.LNB(model)
     for name in ("unknown", "unknown again"):
@@ -359,6 +362,16 @@ def _complaints() -> dict[str, str]:
         except RuntimeError as error:
             found[name] = str(error) if torch.equal(parameters_of(model), before) else "it moved"
     return found
+
+
+def _other_ranks(wrapped: DistributedDataParallel, group: Any) -> str:
+    optimizer = lnb.LNB(wrapped, process_group=group)
+    before = parameters_of(wrapped)
+    try:
+        trained(wrapped, optimizer)
+    except ValueError as error:
+        return str(error) if torch.equal(parameters_of(wrapped), before) else "it moved"
+    return "none"
 
 
 def _refusal(model: nn.Module | None = None, **settings: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,13 +22,15 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.profiler import ProfilerActivity, profile
 
 import lnb
+from lnb.integrations.watch import Watch
 from lnb.sharded.shards import Shards
 from lnb.verdict import Verdict
 
@@ -142,16 +145,21 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         model = sharded(Plain())
         found["float32"] = trained(model, lnb.LNB(model, LR / 10, block_size=2), rank, ranks, torch.float32)
         found["ways"] = _ways(rank, ranks)
-        found["exchanges"] = _exchanges(rank, ranks)
+        found["exchanges"] = _exchanges(rank, ranks, Network, 3, **CASES["fast"][1])
+        found["exchanges of wide layers"] = _exchanges(rank, ranks, Wide, 20)
         found["bytes"] = _bytes(rank, ranks)
+        model = sharded(Network().double())
+        watched(model, lnb.LNB(model, LR, **CASES["fast"][1]), folder / "watched", rank, ranks)
         found["failed"] = _failed(rank, ranks)
         with _unseen_by_host():
             found["failed unseen"] = _failed(rank, ranks)
         found["resumed whole"] = _resumed_whole(rank, ranks)
     else:
         found["copies"] = _copies(rank, ranks)
-    torch.save(found, folder / f"rank{rank}of{ranks}.pt")
-    dist.destroy_process_group()
+    found["deserted"] = _deserted(rank, ranks)
+    torch.save(found, folder / f"rank{rank}of{ranks}.pt")  # the last rank ends; then the others do
+    if rank == ranks - 1:
+        dist.destroy_process_group()
 
 
 def _case(name: str, rank: int, ranks: int) -> list[Tensor]:
@@ -256,17 +264,26 @@ def _columns_resumed(ranks: int) -> tuple[bool, bool, list[Tensor]]:
     return all(map(torch.equal, *ends[:2])), known, ends[2]
 
 
-def _exchanges(rank: int, ranks: int) -> list[dict[str, Any]]:
+class Wide(nn.Sequential):
+    """Layers of usual blocks, beside whose second moments a few sums are small."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Flatten(), nn.Linear(72, 64), nn.Tanh(), nn.Linear(64, 8))
+
+
+def _exchanges(rank: int, ranks: int, make: Make, steps: int, **settings: Any) -> list[dict[str, Any]]:
     """What ``step()`` exchanges, and the bytes of the second moments that it works on."""
-    make, settings = CASES["fast"]
     model = sharded(make().double())
-    optimizer = lnb.LNB(model, LR, **settings)
+    with CommDebugMode() as seen:
+        optimizer = lnb.LNB(model, LR, **settings)
+    assert seen.get_total_counts() == 0
     found = []
-    for x, y in images(torch.float64, STEPS):
+    for x, y in images(torch.float64, steps):
         optimizer.zero_grad()
         F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
         captures = [c for m in model.modules() for c in getattr(m, "_lnb_captures", {}).values()]
-        live = [8 * probe.numel() for capture in captures for probe in capture.live_probes()]
+        live = [tuple(probe.shape) for capture in captures for probe in capture.live_probes()]
         with _reductions() as sizes, CommDebugMode() as seen:
             optimizer.step()
         counts = {str(operator): count for operator, count in seen.get_comm_counts().items() if count}
@@ -274,31 +291,60 @@ def _exchanges(rank: int, ranks: int) -> list[dict[str, Any]]:
     return found
 
 
-def _bytes(rank: int, ranks: int) -> tuple[int, int, int]:
-    """What LNB keeps on this rank, state and memory to work in; AdamW's; and statistics that the plan has of whole layers."""
-    make, settings = CASES["fast"]
-    kept = []
+def watched(model: nn.Module, optimizer: lnb.LNB, folder: Path, rank: int = 0, ranks: int = 1) -> None:
+    """Train under a watch that logs every second step."""
+    with Watch(optimizer, folder, every=2, tensorboard=False):
+        trained(model, optimizer, rank, ranks)
+
+
+def _bytes(rank: int, ranks: int) -> dict[str, int]:
+    """The most that each optimizer has on this rank in the steps 10 to 12, its state included; and what the plan announces.
+
+    Parameters and gradients are the same for both, and so is what forward and backward passes have but for the second moments,
+    which are counted.
+    """
+    found = {}
     for name in ("lnb", "adamw"):
-        model = sharded(make().double())
-        ours = lnb.LNB(model, LR, **settings)
+        torch.manual_seed(0)
+        model = sharded(nn.Sequential(*[nn.Linear(288, 288) for _ in range(4)]))
+        ours = lnb.LNB(model, LR)
         optimizer = ours if name == "lnb" else torch.optim.AdamW(model.parameters())
-        for x, y in images(torch.float64, 3):
+        most = 0
+        for step in range(13):
             optimizer.zero_grad()
-            F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
-            optimizer.step()
-        held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-        local = [value.to_local() if isinstance(value, DTensor) else value for value in held]
-        kept.append(
-            sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in local}.values())
-        )
+            model(torch.randn(32, 288)).square().mean().backward()
+            captures = [c for m in model.modules() for c in getattr(m, "_lnb_captures", {}).values()]
+            gathered = [probe.grad for c in captures for probe in c.live_probes() if name == "lnb"]
+            before = _memory([*_state_of(optimizer), *(gradient for gradient in gathered if gradient is not None)])
+            if step < 10:
+                optimizer.step()
+            else:
+                most = max(most, before + _most_allocated(optimizer.step))
+        found[name] = most
         if name == "lnb":
-            weights = {block.weight: block for block in ours._inventory.layers}
-            kept[0] += sum(
-                8 * p.to_local().numel() for p in model.parameters() if p in weights
-            )  # directions, kept to work in
-            plan = ours.plan()
-            planned = plan.state_bytes - sum(8 * p.numel() for block in weights.values() for p in block.parameters)
-    return kept[0], kept[1], planned
+            found["lnb"] += sum(p.to_local().numel() * 4 for p in model.parameters())  # directions, kept to work in
+            found["planned"] = ours.plan().state_bytes
+    return found
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return [value.to_local() if isinstance(value, DTensor) else value for value in held]
+
+
+def _memory(tensors: list[Tensor]) -> int:
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def _most_allocated(call: Callable[[], Any]) -> int:
+    """The most that ``call`` has allocated at one time, beside what there was before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted(
+        (event.start_ns(), i, event.nbytes()) for i, event in enumerate(events) if event.name() == "[memory]"
+    )
+    return max(itertools.accumulate((change for _, _, change in changes), initial=0))
 
 
 @contextlib.contextmanager
@@ -366,7 +412,7 @@ def _resumed(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
         went_on.append(trained(resumed, other, rank, ranks, steps=(4, 8)))
         found["same"][name] = all(map(torch.equal, *went_on))
         found["state"][name] = before
-        if ranks == 4:
+        if ranks == 4 and name == "fast":  # resume_ranks.py has more pairs, of a smaller model
             fewer = sharded(make().double())
             third = lnb.LNB(fewer, LR, **settings)
             load(folder / f"{name}2", fewer, third, flat)
@@ -397,27 +443,58 @@ def _resumed_whole(rank: int, ranks: int) -> bool:
 
 
 def _failed(rank: int, ranks: int) -> dict[str, Any]:
-    """Steps that one rank cannot make, for a setting and for a gradient that is not finite."""
+    """Steps that one rank cannot make: for a setting, for a gradient that is not finite, and for a layer that is detached there.
+
+    The step after the last of them notes that the layer was attached anew.
+    """
     make, settings = CASES["fast"]
     model = sharded(make().double())
     optimizer = lnb.LNB(model, LR, **settings)
     raised, moved = 0, 0
-    for number, (x, y) in enumerate(images(torch.float64, STEPS)):
+    bad = ("", "setting", "gradient", "detached", "anew", "")
+    for how, (x, y) in zip(bad, images(torch.float64, len(bad)), strict=True):
+        fails = how if rank == 1 else ""
+        if fails == "detached":
+            lnb.detach(model.head)
+        elif fails == "anew":
+            lnb.attach(model.head)
         optimizer.zero_grad()
         F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
         before = whole(model)
-        fails = rank == 1 and number in (1, 2)
-        if fails and number == 1:
+        if fails == "setting":
             optimizer.param_groups[0]["lr"] = -1.0
-        elif fails:
+        elif fails == "gradient":
             model.head.weight.grad.to_local()[0, 0] = float("nan")
         try:
             optimizer.step()
-        except ValueError as error:
-            raised += "lr=-1.0" in str(error)
+        except (ValueError, RuntimeError) as error:
+            told = {"setting": "lr=-1.0", "detached": "layer 'head' was detached", "anew": "'head' was attached anew"}
+            raised += told[how] in str(error)
         optimizer.param_groups[0]["lr"] = LR
-        moved += number in (1, 2) and not all(map(torch.equal, before, whole(model)))
+        moved += bool(how) and not all(map(torch.equal, before, whole(model)))
     return {"raised": raised, "moved": moved, "counts": optimizer.diagnostics(), "parameters": whole(model)}
+
+
+def _deserted(rank: int, ranks: int) -> tuple[str, bool]:
+    """What is said where a rank has ended in the middle of a step, and whether no parameter moved."""
+    model = sharded(Plain().double())
+    optimizer = lnb.LNB(model, LR)
+    ended, before = "", []
+
+    def end(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for number, (x, y) in enumerate(images(torch.float64, 2)):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]).backward()
+        before = [parameter.to_local().clone() for parameter in model.parameters()]
+        if number == 1 and rank == ranks - 1:
+            optimizer._shards.exchange.add_sums = end
+        try:
+            optimizer.step()
+        except (RuntimeError, KeyboardInterrupt) as error:
+            ended = str(error)
+    return ended, all(map(torch.equal, before, (parameter.to_local() for parameter in model.parameters())))
 
 
 @contextlib.contextmanager
@@ -465,11 +542,19 @@ def _complaints(rank: int, ranks: int) -> dict[str, str]:
         "inputs": _refusal(sharded(Plain()), preset="paper", solver="matrix_free"),
         "group": _refusal(sharded(Plain()), process_group=dist.new_group([rank], use_local_synchronization=True)),
         "alone": _refusal(sharded(Plain()), process_group=None),
+        "mesh": _refusal(_on_two_meshes(ranks)),
         "attention": _refusal(packed),
         "unknown": _refusal(parallelize_module(Plain(), part, {"1": ColwiseParallel()})) if ranks > 2 else "",
         "columns later": _later_columns(ranks),
         "settings": _step_refusal(rank, ranks, momentum=0.9 - 0.1 * rank),
     }
+
+
+def _on_two_meshes(ranks: int) -> nn.Module:
+    model = Plain()
+    fully_shard(model[1], mesh=DeviceMesh("cpu", list(range(ranks))))
+    fully_shard(model[3], mesh=DeviceMesh("cpu", list(reversed(range(ranks)))))
+    return model
 
 
 def _refusal(model: nn.Module, **settings: Any) -> str:

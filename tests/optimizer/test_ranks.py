@@ -130,6 +130,8 @@ def test_what_is_said_to_several_ranks(found: Found) -> None:
         assert "solver='matrix_free'" in said["wrapped"]
         assert "max_overhead=0.1" in said["by time"]
         assert "process_group='gloo'" in said["no group"]
+        for name in ("other ranks", "alone"):
+            assert "leave process_group out, or give both the same ranks" in said[name]
         for name in ("unknown", "unknown again"):
             assert f"process_group='auto': torch.distributed runs {len(found)} ranks" in said[name]
             assert "process_group=None" in said[name]

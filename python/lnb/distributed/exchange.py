@@ -12,21 +12,22 @@ knows that the sizes may be others now: it exchanges the digest first, and the m
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lnb.distributed.failures import naming
 from lnb.distributed.identity import Identity, require_alike
 from lnb.distributed.late_flag import LateFlag
 from lnb.distributed.moment_sum import MomentSum, Slot, begun
 from lnb.layers.capture import Capture
 from lnb.layers.claimed import Layer
 
+_WHAT = "second moments"
 _NUMBERS = 4  # by which digests are compared
 _DIGITS = 24  # binary, of whole numbers that float32 adds up exactly
 
@@ -158,14 +159,14 @@ class MomentExchange:
         """
         self._raise_late()
         if (identity.structure, identity.step) != (self._promise.structure, self._promise.step):
-            with _naming(size):
+            with naming(_WHAT, size, "Nothing was changed"):
                 header, _ = self._reduce(groups, size, device, identity, failed, False)
             flag = self._compare(header, groups, size, identity, True)
             if failed is True or not bool(flag.isfinite()):
                 return flag  # the next step compares
             self._captures = {layer: layer.captures for layer in layers}
             self._promise = _Promise(self._kinds(layers), identity.structure, identity.step)
-        with _naming(size):
+        with naming(_WHAT, size, "Nothing was changed"):
             header, sums = self._reduce(groups, size, device, identity, failed, True, counts)
         flag = self._compare(header, groups, size, identity, header.is_cpu)
         if failed is not True:
@@ -208,7 +209,7 @@ class MomentExchange:
             part.start(groups)
         for part in (*apart, *together):
             part.wait()
-        return together[0].header, [*apart, *together]
+        return together[0].header.clone(), [*apart, *together]  # a view would keep the moments beside it
 
     def _compare(self, header: Tensor, groups: list[Any], size: int, identity: Identity, waits: bool) -> Tensor:
         """Raise if ranks differ and this one waits for that; the flag.
@@ -248,17 +249,3 @@ class MomentExchange:
                 "step(): the ranks that train this model together had different models, settings or rates, or were at different "
                 "steps, at the step before, which changed nothing. Set rates alike on every rank, and load states on all of them"
             )
-
-
-@contextlib.contextmanager
-def _naming(ranks: int) -> Iterator[None]:
-    """Say what an exchange that fails was for."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"step(): the exchange of second moments with {ranks} ranks failed: one of them may have ended, or be more than the "
-            f"group's timeout behind. Nothing was changed. ({error})"
-        ) from error

@@ -1,4 +1,8 @@
-"""A flat buffer of second moments that ranks add: which probe lies where in it."""
+"""A flat buffer of second moments that ranks add: which probe lies where in it.
+
+Second moments are symmetric: one triangle of each is sent (:mod:`lnb.distributed.triangles`). Moments of channels come first, as
+they are.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lnb.distributed.triangles import pack_, rectangle, unpacked
 from lnb.layers.capture import Capture
 from lnb.layers.claimed import Layer
 
-_ALIGNED = 32  # entries: every part of the buffer starts where vector loads like it
+_ALIGNED = 32  # entries: moments of channels start where vector loads like it
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,14 @@ class Slot:
         return 0 if self.layer.columns is None else self.layer.columns.index
 
     @property
-    def numel(self) -> int:
-        """Entries of all parts."""
-        return self.parts * math.prod(self.shape)
+    def side(self) -> int:
+        """Rows of a matrix."""
+        return self.shape[-1]
+
+    @property
+    def matrices(self) -> int:
+        """Diagonal blocks of one part."""
+        return math.prod(self.shape[:-2])
 
     @property
     def among(self) -> list[Capture]:
@@ -63,12 +73,23 @@ class MomentSum:
     """
 
     def __init__(self, slots: list[Slot], device: torch.device, dtype: torch.dtype, header: int = 0) -> None:
-        lengths = [-(-slot.numel // _ALIGNED) * _ALIGNED for slot in slots]
-        self._slots = slots
-        self.buffer = torch.zeros(sum(lengths) + header, dtype=dtype, device=device)
-        *parts, self.header = self.buffer.split([*lengths, header])
-        self._totals = [
-            part[: slot.numel].view(slot.parts, *slot.shape)[slot.part] for part, slot in zip(parts, slots, strict=True)
+        vectors = [slot for slot in slots if slot.of_channels]
+        by_side: dict[int, list[Slot]] = {}
+        for slot in slots:
+            if not slot.of_channels:
+                by_side.setdefault(slot.side, []).append(slot)
+        lengths = [-(-slot.parts * math.prod(slot.shape) // _ALIGNED) * _ALIGNED for slot in vectors]
+        counts = [sum(slot.parts * slot.matrices for slot in alike) for alike in by_side.values()]
+        sizes = [count * math.prod(rectangle(side)) for side, count in zip(by_side, counts, strict=True)]
+        self.buffer = torch.zeros(sum(lengths) + sum(sizes) + header, dtype=dtype, device=device)
+        *parts, self.header = self.buffer.split([*lengths, *sizes, header])
+        self._vectors = [
+            (slot, part[: slot.parts * math.prod(slot.shape)].view(slot.parts, *slot.shape)[slot.part])
+            for slot, part in zip(vectors, parts, strict=False)
+        ]
+        self._alike = [
+            _Alike(side, alike, part.view(count, *rectangle(side)))
+            for (side, alike), part, count in zip(by_side.items(), parts[len(vectors) :], counts, strict=True)
         ]
         self._work: Any = None
 
@@ -77,14 +98,12 @@ class MomentSum:
 
         Of ranks with the same samples one ``counts``; what each has of a layer's inputs counts anyway.
         """
-        used = [
-            (total, slot) for total, slot in zip(self._totals, self._slots, strict=True) if counts or slot.parts > 1
-        ]
-        pairs = [(total, slot.probe) for total, slot in used]
-        found = [(total, probe.grad) for total, probe in pairs if probe is not None and probe.grad is not None]
-        found = [(total, gradient) for total, gradient in found if total.shape == gradient.shape]
-        if found:
-            torch._foreach_copy_([total for total, _ in found], [gradient for _, gradient in found])
+        for slot, total in self._vectors:
+            gradient = _gathered(slot) if counts or slot.parts > 1 else None
+            if gradient is not None:
+                total.copy_(gradient)
+        for alike in self._alike:
+            alike.fill(counts)
 
     def start(self, groups: list[Any]) -> None:
         """Add over ``groups``, one after the other; the host does not wait for the last."""
@@ -101,10 +120,57 @@ class MomentSum:
 
     def give(self) -> None:
         """Have the captures hold the sums. A layer without a gradient is left without one."""
-        for total, slot in zip(self._totals, self._slots, strict=True):
-            probe = slot.probe
-            if slot.layer.weight.grad is not None and probe is not None and probe.shape == total.shape:
-                probe.grad = total
+        for slot, total in self._vectors:
+            _give(slot, total)
+        for alike in self._alike:
+            alike.give()
+
+
+class _Alike:
+    """The matrices of one size.
+
+    Args:
+        side: their rows.
+        slots: the probes.
+        rectangles: their places in the buffer, ``[parts and matrices of all slots, ..]``.
+    """
+
+    def __init__(self, side: int, slots: list[Slot], rectangles: Tensor) -> None:
+        self._side, self._slots = side, slots
+        of_slots = rectangles.split([slot.parts * slot.matrices for slot in slots])
+        self._own = [
+            part.narrow(0, slot.part * slot.matrices, slot.matrices) for slot, part in zip(slots, of_slots, strict=True)
+        ]
+        self._all = rectangles if all(slot.parts == 1 for slot in slots) else None
+
+    def fill(self, counts: bool) -> None:
+        """Write what was gathered, by few calls where all of it was."""
+        used = [(slot, own) for slot, own in zip(self._slots, self._own, strict=True) if counts or slot.parts > 1]
+        found = [(own, gradient) for slot, own in used if (gradient := _gathered(slot)) is not None]
+        if self._all is not None and len(found) == len(self._slots):
+            pack_(self._all, [gradient for _, gradient in found])
+        else:
+            for own, gradient in found:
+                pack_(own, [gradient])
+
+    def give(self) -> None:
+        """Have the probes hold the sums."""
+        together = torch.cat(self._own) if self._all is None else self._all
+        totals = unpacked(together, self._side).split([slot.matrices for slot in self._slots])
+        for slot, total in zip(self._slots, totals, strict=True):
+            _give(slot, total.view(slot.shape))
+
+
+def _gathered(slot: Slot) -> Tensor | None:
+    """What this rank has of a slot; None where that is nothing, or of another shape than was promised."""
+    gradient = None if slot.probe is None else slot.probe.grad
+    return gradient if gradient is not None and gradient.shape == slot.shape else None
+
+
+def _give(slot: Slot, total: Tensor) -> None:
+    probe = slot.probe
+    if slot.layer.weight.grad is not None and probe is not None and probe.shape == total.shape:
+        probe.grad = total
 
 
 def begun(kind: tuple[torch.device, torch.dtype], slots: list[Slot], groups: list[Any], fills: bool) -> MomentSum:

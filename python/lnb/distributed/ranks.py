@@ -107,6 +107,7 @@ class Ranks:
         self._config = config
         self._found: tuple[Any, DistributedDataParallel | None] | None = None  # once it is known
         self._joint: Joint | None = None
+        self._fits_wrappers = False  # as far as is known
         named = given is not None and given != "auto"
         if named and not _is_running():
             raise ValueError(f"process_group={given!r} needs torch.distributed.init_process_group() to be called first")
@@ -123,7 +124,15 @@ class Ranks:
         return self._given
 
     def joint(self, model: nn.Module, exchange: MomentExchange) -> Joint | None:
-        """The ranks with which steps are taken, as :meth:`group` finds them, by ``exchange``."""
+        """The ranks with which steps are taken, as :meth:`group` finds them, by ``exchange``.
+
+        Raises:
+            ValueError: a group that was given has other ranks than the wrapper of the model.
+        """
+        if not self._fits_wrappers and _is_running():
+            if not isinstance(self._given, str):
+                _require_ranks_of_wrappers(self._given, model)
+            self._fits_wrappers = True
         group = self.group(model)
         if group is not None and self._joint is None:
             assert self._found is not None
@@ -152,7 +161,7 @@ class Ranks:
     def __getstate__(self) -> dict[str, Any]:
         """Process groups are not copied: a copy finds its own."""
         given = None if self._given is None else "auto"
-        return {"_given": given, "_config": self._config, "_found": None, "_joint": None}
+        return {"_given": given, "_config": self._config, "_found": None, "_joint": None, "_fits_wrappers": False}
 
 
 def _is_running() -> bool:
@@ -166,11 +175,7 @@ def _wrapper(model: nn.Module) -> DistributedDataParallel | None:
     ranks = dist.get_world_size()
     if ranks == 1:
         return None
-    parameters = set(model.parameters())
-    # Trainers build the optimizer first and wrap the model afterwards, perhaps inside another module: the model does not
-    # know its wrapper. This looks through all objects, once.
-    wrappers = [found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel)]
-    holders = [wrapper for wrapper in wrappers if not parameters.isdisjoint(wrapper.parameters())]
+    holders = _holders(model)
     if not holders or any(wrapper.process_group is not holders[0].process_group for wrapper in holders):
         known = "no DistributedDataParallel holds" if not holders else "DistributedDataParallels of several groups hold"
         raise RuntimeError(
@@ -181,6 +186,34 @@ def _wrapper(model: nn.Module) -> DistributedDataParallel | None:
         )
     found: DistributedDataParallel = holders[0]
     return found
+
+
+def _holders(model: nn.Module) -> list[DistributedDataParallel]:
+    """The wrappers that hold parameters of ``model``.
+
+    Trainers build the optimizer first and wrap the model afterwards, perhaps inside another module: the model does not know its
+    wrapper. This looks through all objects.
+    """
+    parameters = set(model.parameters())
+    wrappers = [found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel)]
+    return [wrapper for wrapper in wrappers if not parameters.isdisjoint(wrapper.parameters())]
+
+
+def _require_ranks_of_wrappers(group: Any, model: nn.Module) -> None:
+    """Require that gradients are averaged over the ranks over which second moments are added: others would drift apart.
+
+    Args:
+        group: that was given; None for this process alone.
+        model: what is trained.
+    """
+    own = [dist.get_rank()] if group is None else sorted(dist.get_process_group_ranks(group))
+    for wrapper in _holders(model):
+        others = sorted(dist.get_process_group_ranks(wrapper.process_group))
+        if own != others:
+            raise ValueError(
+                f"process_group={group!r} has the ranks {own}, and the DistributedDataParallel that holds the model averages "
+                f"gradients over {others}: leave process_group out, or give both the same ranks. Nothing was changed"
+            )
 
 
 def require_joint(config: Config, ranks: int) -> None:

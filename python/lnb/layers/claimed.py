@@ -16,6 +16,7 @@ from lnb.layers.kind import LayerKind
 from lnb.layers.probed import ProbedLayer, original_class
 from lnb.layers.registry import kind_of
 from lnb.sharded.columns import Columns
+from lnb.sharded.dtensors import is_dtensor
 from lnb.statistics.factored import block_count, tap_parts
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -39,13 +40,14 @@ class Layer:
     kernel: tuple[int, int] = (1, 1)
     weight_role: str = "weight"
     bias_role: str | None = "bias"
+    transposed: bool = False  # whether the weight is [d_in, d_out]
     shape: tuple[int, int, int] = field(init=False)  # groups, rows, d_in
     columns: Columns | None = field(init=False, default=None)  # where ranks share out the inputs
     is_first: bool = field(init=False, default=True)  # not: further rows, cut off, of a layer that counts once
 
     def __post_init__(self) -> None:
-        d_in = self.weight[0].numel()
-        self.shape = (self.groups, self.weight.shape[0] // self.groups, d_in)
+        d_out, *inputs = reversed(self.weight.shape) if self.transposed else self.weight.shape
+        self.shape = (self.groups, d_out // self.groups, math.prod(inputs))
 
     @property
     def d_out(self) -> int:
@@ -276,6 +278,8 @@ def _reason_against(
         return "shared by layers whose other parameter differs"
     if bias is not None and {m for m, _ in users[weight]} != {m for m, _ in users[bias]}:
         return "shared by layers whose other parameter differs"
+    if kind.transposed and is_dtensor(parameter):
+        return "its weight is [d_in, d_out], so that its shards have all outputs and some of the inputs"
     if any(kind.geometry(module) != kind.geometry(first) for module, _ in uses):
         return f"shared by {kind.words}s of different geometry"
     return None
@@ -313,4 +317,5 @@ def _layer(names: dict[nn.Parameter, str], weight: nn.Parameter, modules: list[n
     if role != "weight":
         name = names[weight]  # one of several of its layer
     name = name or original_class(first).__name__
-    return Layer(name, weight, bias, modules, paths, kind.groups(first, role), kind.kernel(first), role, bias_role)
+    geometry = kind.groups(first, role), kind.kernel(first)
+    return Layer(name, weight, bias, modules, paths, *geometry, role, bias_role, kind.transposed)

@@ -110,7 +110,8 @@ class Conv2dKind(LayerKind):
     def captures(self, module: nn.Module) -> dict[str, Capture]:
         """One, of the patches and of the channels."""
         conv = cast(_Conv, module)
-        return {"weight": Capture(conv.weight[0].numel(), conv.groups, conv.in_channels)}
+        d_in = math.prod(conv.weight.shape[1:])  # not of weight[0], for which a sharded one would be gathered
+        return {"weight": Capture(d_in, conv.groups, conv.in_channels)}
 
     def refusal(self, cls: type[nn.Module]) -> str | None:
         """Also a replaced ``_conv_forward`` is one."""

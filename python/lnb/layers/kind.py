@@ -20,22 +20,33 @@ class LayerKind(ABC):
     A layer has one linear map for each of its weights. A map's gradient is a matrix ``[groups, rows, d_in]``.
 
     Attributes:
-        original: PyTorch's class. Subclasses of it that keep its ``forward`` are of this kind too.
+        original: the class. Subclasses of it that keep its ``forward`` are of this kind too.
         probed: its attached form.
         words: what one of its maps is called.
         group_words: what the groups of a map are called.
         has_patches: whether an input is an image ``[.., C, H, W]`` whose patches are the rows.
         product: the product that its forward pass is, as the planner's rates name it: ``"matmul"`` or ``"conv"``.
         takes_shards: whether the forward pass can work on shards of the rows of the weight (:mod:`lnb.sharded.parallel`).
+        transposed: whether the weight is ``[d_in, d_out]`` (:mod:`lnb.routes.turned`).
     """
 
-    original: ClassVar[type[nn.Module]]
     probed: ClassVar[type[ProbedLayer]]
     words: ClassVar[str]
     group_words: ClassVar[str] = "matrices"
     has_patches: ClassVar[bool] = False
     product: ClassVar[str] = "matmul"
     takes_shards: ClassVar[bool] = False
+    transposed: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def original(self) -> type[nn.Module]:
+        """The class of such layers, as a property or an attribute."""
+
+    @property
+    def title(self) -> str:
+        """What the class is called."""
+        return f"nn.{self.original.__name__}"
 
     # -- attaching ----------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,14 @@ from lnb.layers.attention import AttentionKind
 from lnb.layers.convolution import Conv1dKind, Conv2dKind
 from lnb.layers.kind import LayerKind
 from lnb.layers.linear import LinearKind
+from lnb.layers.transposed import TransposedKind
 
 KINDS: tuple[LayerKind, ...] = (
     LinearKind(),
     Conv1dKind(),
     Conv2dKind(),
     AttentionKind(),
+    TransposedKind(),
 )
 
 
@@ -24,5 +26,5 @@ def kind_of(module: nn.Module) -> LayerKind | None:
 
 def claimed_names() -> str:
     """The classes that are claimed, in words."""
-    names = [f"nn.{kind.original.__name__}" for kind in KINDS]
+    names = [kind.title for kind in KINDS]
     return f"{', '.join(names[:-1])} or {names[-1]}"

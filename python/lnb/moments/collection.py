@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.moments.metadata import write_metadata
-from lnb.moments.naming import unwrapped
+from lnb.moments.naming import is_transposed, unwrapped
 from lnb.moments.record import LayerInfo, LayerMoment, MissingMoment, combined, merged_info, require_moment
 from lnb.moments.tensor_file import write_tensors
 
@@ -168,7 +168,7 @@ class Moments(Mapping[str, LayerMoment]):
                 f"moments are of "
                 f"another model: gather or export them of this one"
             ) from None
-        info.matrix(weight)
+        info.matrix(weight.t() if is_transposed(model, info.parameter) else weight)
         return weight
 
     def to_gptq_hessian(self, name: str, allow_blocks: bool = False) -> Tensor:

@@ -98,7 +98,7 @@ class _OfTraining:
             groups, blocks, ones, _ = raw.shape
             self._tracked[layer] = each
             self.infos[layer] = LayerInfo(
-                layer, owner.kind, names.parameter, names.bias, groups, blocks, ones - 1, owner.weight.shape[0], raw.dtype,
+                layer, owner.kind, names.parameter, names.bias, groups, blocks, ones - 1, owner.d_out, raw.dtype,
                 "training", each.decay, int(each.state["second_moment_step"]),
             )  # fmt: skip
 

@@ -130,7 +130,7 @@ class _Sums:
         blocks = layer.input_blocks(block_size)
         self.tap = tap
         self.info = LayerInfo(
-            tap.name, layer.kind, names.parameter, names.bias, layer.groups, blocks, layer.d_in // blocks, layer.weight.shape[0],
+            tap.name, layer.kind, names.parameter, names.bias, layer.groups, blocks, layer.d_in // blocks, layer.d_out,
             dtype or statistics_dtype(layer.weight.dtype), "data",
         )  # fmt: skip
         self.counts = [0] * layer.groups

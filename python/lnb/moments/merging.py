@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lnb.config import check_number
 from lnb.moments.collection import Moments
-from lnb.moments.naming import unwrapped
+from lnb.moments.naming import require_rows, unwrapped
 from lnb.moments.record import LayerInfo, LayerMoment, MissingMoment, require_moment
 
 _STABILISER = 1e-7
@@ -67,6 +67,7 @@ def regmean(
             )
         for model in inner:
             moments[0].parameter(model, name)
+            require_rows(model, name, info.parameter)
         for parameter, value in _solved(info, states, found, shares, float(shrink), bias).items():
             for alias in aliases[parameter]:
                 merged[alias] = value

@@ -9,6 +9,7 @@ from torch import nn
 
 from lnb.layers.attach import attach_layers, detach_layer, require_module
 from lnb.layers.claimed import Layer, take_inventory
+from lnb.layers.registry import kind_of
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -22,6 +23,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model.get_submodule("_orig_mod")
         else:
             return model
+
+
+def is_transposed(model: nn.Module, parameter: str) -> bool:
+    """Whether the weight of this name is ``[d_in, d_out]``."""
+    kind = kind_of(model.get_submodule(parameter.rpartition(".")[0]))
+    return kind is not None and kind.transposed
+
+
+def require_rows(model: nn.Module, layer: str, parameter: str) -> None:
+    """Require a weight ``[d_out, d_in]``.
+
+    Raises:
+        ValueError: it is transposed.
+    """
+    if is_transposed(model, parameter):
+        raise ValueError(
+            f"layer {layer!r} of model={type(model).__name__} has the weight {parameter!r} as [d_in, d_out], and a new one "
+            f"would be [d_out, d_in]: leave the layer out, or put an nn.Linear of the transposed weight in its place"
+        )
 
 
 def layers_of(model: nn.Module) -> list[Layer]:

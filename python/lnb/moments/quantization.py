@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from lnb.config import check_choice, check_number
 from lnb.moments.collection import Moments
 from lnb.moments.grid import Grid, Quantized, nearest_code, require_weight, round_to_nearest
-from lnb.moments.naming import unwrapped
+from lnb.moments.naming import require_rows, unwrapped
 from lnb.moments.record import LayerMoment, MissingMoment, require_moment
 from lnb.moments.taps import taps_of
 
@@ -137,6 +137,8 @@ def quantize(
             f"quantise: layers=[...]"
         )
     weights = {name: moments.parameter(model, name) for name in names}
+    for name in names:
+        require_rows(unwrapped(model), name, moments.infos[name].parameter)
     found: dict[str, Quantized] = {}
     for name, weight in weights.items():
         if method == "gptq":

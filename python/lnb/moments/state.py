@@ -11,7 +11,7 @@ from lnb.config import Config
 from lnb.layers.claimed import Layer
 from lnb.moments.naming import layers_of
 from lnb.state.portable import with_progress
-from lnb.state.schema import allowed_shapes
+from lnb.state.schema import allowed_shapes, shape_in_state
 from lnb.statistics.tracked import Tracked
 
 _KEYS = ("second_moment", "second_moment_step")
@@ -34,14 +34,16 @@ def tracked_of(model: nn.Module, state_dict: Mapping[str, Any]) -> list[Tracked]
             f"state_dict with the keys {sorted(map(str, state_dict))} is not what LNB.state_dict() returned; {_REMEDY}"
         )
     by_name = _by_name(model, whole)
-    parameters = dict(model.named_parameters())
+    parameters, layers = dict(model.named_parameters()), layers_of(model)
+    owners = {layer.weight: layer for layer in layers}
+    shapes = {name: shape_in_state(parameter, owners.get(parameter)) for name, parameter in parameters.items()}
     for name, entry in by_name.items():
         momentum = entry.get("momentum")
-        if name not in parameters or (isinstance(momentum, Tensor) and momentum.shape != parameters[name].shape):
+        if name not in shapes or (isinstance(momentum, Tensor) and momentum.shape != shapes[name]):
             raise ValueError(f"state_dict: parameter {name!r} is none of the model's, or has another shape; {_REMEDY}")
     plan = whole.get("lnb_plan")
     names = {parameter: name for name, parameter in parameters.items()}
-    return [_tracked(layer, names[layer.weight], by_name, plan) for layer in layers_of(model)]
+    return [_tracked(layer, names[layer.weight], by_name, plan) for layer in layers]
 
 
 def _by_name(model: nn.Module, whole: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

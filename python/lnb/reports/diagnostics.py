@@ -42,6 +42,8 @@ class LayerRecords:
             else:
                 self._still[key] = still.long()
         for i, work in enumerate(works):
+            if not work.layer.is_first:  # its figures are the whole layer's
+                continue
             self._products[work.layer.name] = products, i
             if work.moments is not None or work.inputs:
                 self._refreshed[work.layer.name] = step

@@ -68,14 +68,17 @@ def input_figures(second_moment: Tensor, with_bias: bool) -> InputFigures:
 
 
 def figures_of_inputs(tracked: Tracked) -> dict[str, float]:
-    """The figures of a layer by ``layer/<name>/<figure>``, for :meth:`lnb.LNB.diagnostics`; none before its first refresh."""
+    """The figures of a layer by ``layer/<name>/<figure>``, for :meth:`lnb.LNB.diagnostics`; none before its first refresh.
+
+    Where ranks share out a layer's groups or inputs, the figures describe those that are here.
+    """
     moment = tracked.state.get("second_moment")
     if moment is None or moment.numel() == 0 or float(moment[0, 0, -1, -1]) == 0:  # a shard may have no group
         return {}
     figures = input_figures(moment, tracked.layer.bias is not None)
     place = f"layer/{tracked.layer.name}"
     return {
-        f"{place}/inputs": tracked.layer.groups * tracked.layer.d_in,
+        f"{place}/inputs": math.prod(moment.shape[:2]) * (moment.shape[-1] - 1),
         f"{place}/input_rank": figures.rank,
         f"{place}/input_condition": figures.condition,
         f"{place}/dead_inputs": figures.dead,

@@ -92,7 +92,8 @@ class PreparedShare:
     def _refreshed(self, works: list[LayerWork]) -> list[LayerWork]:
         """Refresh what the tables take; the others."""
         chosen = set(works)
-        return refresh_prepared(self.tables, [(i, work) for i, work in enumerate(self.work.layers) if work in chosen])
+        places = {work: i for i, work in enumerate(self.work.layers) if work in chosen}
+        return refresh_prepared(self.tables, places, self.arenas)
 
     def gain(self) -> Tensor:
         """What a region that all layers share would sum."""

@@ -73,6 +73,23 @@ def require_no_sums(parameters: Iterable[nn.Parameter], names: dict[nn.Parameter
             )
 
 
+def require_own_ranks(entry: dict[str, Any], parameter: nn.Parameter, name: str) -> None:
+    """Require that the shards in a saved state are those of the ranks that have the parameter's.
+
+    Raises:
+        ValueError: they are of others.
+    """
+    for key, value in entry.items():
+        if isinstance(value, DTensor) and isinstance(parameter, DTensor):
+            saved, own = (tensor.device_mesh.mesh.tolist() for tensor in (value, parameter))
+            if saved != own:
+                raise ValueError(
+                    f"state_dict: {key!r} of parameter {name!r} is in shards on the ranks {saved}, and the parameter on {own}; "
+                    f"save and load it by torch.distributed.checkpoint, or gather it first: "
+                    f"get_optimizer_state_dict(..., options=StateDictOptions(full_state_dict=True)). {_UNCHANGED}"
+                )
+
+
 def require_settings(config: Config, ranks: int) -> None:
     """Require settings with which rows of a layer can be solved apart.
 

@@ -23,9 +23,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lnb.distributed.failures import naming
 from lnb.statistics.factored import Factor
 from lnb_kernels.scaling import sum_dtype, unit_scale
 from lnb_kernels.two_sided.reference import agreement_of, mix, row_scale, times_blocks
+
+UNFINISHED = "No parameter was changed; averages may have this step's gradients in them already"
+"""What a step leaves that is broken off while directions are made."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ def add_parts(parts: Sequence[tuple[Columns, Tensor]]) -> list[Tensor]:
     for group in dict.fromkeys(columns.group for columns, _ in parts):
         members = [i for i, (columns, _) in enumerate(parts) if columns.group is group]
         buffer = torch.cat([parts[i][1].flatten() for i in members])
-        dist.all_reduce(buffer, group=group)
+        with naming("sums over the columns of layers", group.size(), UNFINISHED):
+            dist.all_reduce(buffer, group=group)
         for i, total in zip(members, buffer.split([parts[i][1].numel() for i in members]), strict=True):
             totals[i] = total.view(parts[i][1].shape)
     return totals

@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor, Placement, Replicate
 
-from lnb.sharded.columns import Columns
+from lnb.distributed.failures import naming
+from lnb.sharded.columns import UNFINISHED, Columns
 
 
 class Ranks:
@@ -46,8 +47,9 @@ class Ranks:
         for mesh in meshes | data:
             if not set(mesh.mesh.flatten().tolist()) <= ranks or (mesh.ndim == self._mesh.ndim and mesh != self._mesh):
                 raise TypeError(
-                    f"model: parameters are sharded over {self._mesh} and over {mesh}, which is no part of it; use one mesh, and "
-                    f"slices of it, for all parameters that one LNB moves. Nothing was changed"
+                    f"model: parameters are sharded over a mesh of the ranks {self._mesh.mesh.tolist()} and over one of "
+                    f"{mesh.mesh.tolist()}, which is no part of it; use one mesh, and slices of it, for all parameters that one "
+                    f"LNB moves. Nothing was changed"
                 )
         coordinate = self._mesh.get_coordinate()
         if coordinate is None:
@@ -95,10 +97,15 @@ class Ranks:
         return parameter.device_mesh not in self._data
 
     def add(self, values: Tensor) -> None:
-        """Add ``values`` over all ranks, in place."""
+        """Add ``values`` over all ranks, in place.
+
+        Raises:
+            RuntimeError: that failed, as where a rank has ended.
+        """
         there = values if self.runs_on is None else values.to(self.runs_on)
-        for group in self.groups:
-            dist.all_reduce(there, group=group)
+        with naming("sums over the rows of layers", self.size, UNFINISHED):
+            for group in self.groups:
+                dist.all_reduce(there, group=group)
         if there is not values:
             values.copy_(there)
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lnb.layers.attach import detach_layer
 from lnb.sharded.dtensors import is_dtensor, is_sharded
 
 if TYPE_CHECKING:
     from lnb.config import Config
     from lnb.distributed.exchange import MomentExchange
-    from lnb.layers.claimed import Inventory
+    from lnb.layers.claimed import Inventory, Layer
     from lnb.sharded.shards import Shards
 
 _REMEDY = "use fully_shard (FSDP2) or DistributedDataParallel, or another optimizer for this model"
@@ -49,6 +50,15 @@ def register_shards(model: nn.Module) -> None:
 
         for module in data_modules(model):
             module.reshard()
+
+
+def release(former: Iterable[Layer], kept: Iterable[Layer]) -> None:
+    """Detach the layers that were claimed before their parameters were cut up, and cannot be any more."""
+    modules = {id(module) for layer in kept for module in layer.modules}
+    for layer in former:
+        for module in layer.modules:
+            if id(module) not in modules:
+                detach_layer(module)
 
 
 def shards_of(

@@ -21,6 +21,7 @@ from lnb.sharded.checks import (
     require_columns,
     require_known_parallel,
     require_no_sums,
+    require_own_ranks,
     require_rows,
     require_settings,
 )
@@ -183,6 +184,7 @@ class Shards:
             for parameter, number in zip(group["params"], saved["params"], strict=True):
                 parts = self.locals.stand_ins[parameter]
                 if number in states:
+                    require_own_ranks(states[number], parameter, self.names[parts[0].local])
                     entries, restarts = self._form.imported(parameter, states[number])
                     for part, entry in zip(parts, entries, strict=True):
                         local_states[self._numbers[part.local]] = entry

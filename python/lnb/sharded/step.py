@@ -2,8 +2,8 @@
 
 A step has two exchanges, and a third where output moments are refreshed: second moments and whether all gradients are finite,
 before anything is written (:mod:`lnb.distributed.exchange`); the traces of the output moments that are averaged; and the sums
-that step lengths are made of, a few numbers per layer. Their order and sizes depend on the model alone, so that a rank that
-cannot make a step can still take part.
+that step lengths are made of, a few numbers per layer. Each needs what the one before has made (``docs/shards.md``). Their
+order and sizes depend on the model alone, so that a rank that cannot make a step can still take part.
 """
 
 from __future__ import annotations

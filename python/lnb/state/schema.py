@@ -114,7 +114,7 @@ def _block_form(outputs: bool, ones: int) -> Form:
 
 
 _NUMBER = Form(lambda parameter, layer, config: ())
-_AS_PARAMETER = Form(lambda parameter, layer, config: tuple(parameter.shape))
+_AS_PARAMETER = Form(lambda parameter, layer, config: shape_in_state(parameter, layer))
 _PER_ROW = Form(lambda parameter, layer, config: _of_layer(layer).shape[:2])
 _PER_INPUT = Form(lambda parameter, layer, config: _of_layer(layer).shape[::2])
 _MATRIX = Form(
@@ -123,6 +123,12 @@ _MATRIX = Form(
 )
 _INPUT_BLOCKS, _INPUT_BLOCKS_WITH_ONES = _block_form(outputs=False, ones=0), _block_form(outputs=False, ones=1)
 _OUTPUT_BLOCKS = _block_form(outputs=True, ones=0)
+
+
+def shape_in_state(parameter: Tensor, layer: Layer | None) -> Shape:
+    """The shape of what is kept like ``parameter``: its own, or that of a transposed weight's stand-in (:mod:`lnb.routes.turned`)."""
+    turned = layer is not None and layer.transposed and parameter is layer.weight
+    return tuple(reversed(parameter.shape)) if turned else tuple(parameter.shape)
 
 
 def has_bias(layer: Layer) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.layers.claimed import Inventory, Layer
+from lnb.sharded.dtensors import is_dtensor
 from lnb.statistics.factored import block_count
 
 SHARDS = "shards"
@@ -95,7 +96,10 @@ def of_whole(
 ) -> tuple[dict[str, Any], list[nn.Parameter]]:
     """``state_dict`` with the state of whole layers in place of that of shards; and weights whose factors start anew.
 
-    Blocks that start anew are zero. Tensors must have been gathered (``full_state_dict=True``).
+    Blocks that start anew are zero.
+
+    Raises:
+        ValueError: a tensor was not gathered.
     """
     layers = {layer.weight: layer for layer in inventory.layers}
     members = [parameter for group in param_groups for parameter in group["params"]]
@@ -104,6 +108,13 @@ def of_whole(
     restarted: list[nn.Parameter] = []
     for parameter, number in zip(members, numbers, strict=True):
         layer, entry = layers.get(parameter), states.get(number)
+        for key, value in (entry or {}).items():
+            if isinstance(value, Tensor) and is_dtensor(value):
+                raise ValueError(
+                    f"state_dict: {key!r} of parameter {inventory.names.get(parameter, '(added)')!r} is in shards, and the "
+                    f"parameter is whole; gather it first: "
+                    f"get_optimizer_state_dict(..., options=StateDictOptions(full_state_dict=True)). Nothing was changed"
+                )
         shards = None if entry is None else entry.get(SHARDS)
         if layer is not None and isinstance(shards, Tensor) and shards.numel() == 1:
             keeps = keeps_outputs(layer, int(shards), 1, block_size)

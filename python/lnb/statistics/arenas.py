@@ -5,6 +5,8 @@ All numbers of one kind (a radius per layer, a mean square per row) and all diag
 its entries, in the layer's own shape. DASH (Modoranu et al., arXiv:2602.02016) stacks equal blocks for the same reason; here
 they are never stacked anew.
 
+Layers that keep the very same numbers (:mod:`lnb.sharing`) hold views of the same entries.
+
 Other code may replace a view in ``optimizer.state``: ``load_state_dict``, ``model.to(...)``, a trainer that moves states. An
 arena compares identities before it is used, and takes over what it finds.
 """
@@ -35,13 +37,23 @@ _SEGMENTS = ("cpu", "cuda")
 
 @dataclass
 class _Member:
-    """One layer's share of an arena; ``address`` is where the view lay when it was made."""
+    """What one layer, or several that share it, have of an arena; ``address`` is where the views lay when they were made."""
 
-    state: State
-    view: Tensor
+    states: tuple[State, ...]
+    views: tuple[Tensor, ...]
     begin: int
     end: int
     address: int
+
+    def is_held(self, key: str, states: tuple[State, ...], shape: Shape) -> bool:
+        """Whether ``states`` and no others hold the views, of that shape, where they lay."""
+        if len(states) != len(self.states):
+            return False
+        for state, own, view in zip(states, self.states, self.views, strict=True):
+            # ``view.data = ...`` gives it other memory
+            if state is not own or state.get(key) is not view or view.shape != shape or view.data_ptr() != self.address:
+                return False
+        return True
 
 
 class _Arena:
@@ -51,26 +63,21 @@ class _Arena:
         self.key = key
         self.tensor = tensor
         self.members = members
-        self.by_state = {id(member.state): member for member in members}
+        self.by_state = {id(state): member for member in members for state in member.states}
 
-    def holds(self, state: State, shape: Shape) -> bool:
-        """Whether the entry of ``state`` is this arena's view, of that shape."""
-        member = self.by_state.get(id(state))
-        return member is not None and state.get(self.key) is member.view and _is_in_place(member, shape)
+    def holds(self, states: tuple[State, ...], shape: Shape) -> bool:
+        """Whether the entries of ``states`` are this arena's views of one place, of that shape."""
+        member = self.by_state.get(id(states[0]))
+        return member is not None and member.is_held(self.key, states, shape)
 
-    def is_of(self, states: Sequence[State], shapes: Sequence[Shape]) -> bool:
-        """Whether the arena's members are these states in this order, and all hold their views: the usual case."""
-        if len(states) != len(self.members):
+    def is_of(self, holders: Sequence[tuple[State, ...]], shapes: Sequence[Shape]) -> bool:
+        """Whether the arena's members are these in this order, and all hold their views: the usual case."""
+        if len(holders) != len(self.members):
             return False
-        for state, shape, member in zip(states, shapes, self.members, strict=True):
-            if member.state is not state or state.get(self.key) is not member.view or not _is_in_place(member, shape):
+        for states, shape, member in zip(holders, shapes, self.members, strict=True):
+            if not member.is_held(self.key, states, shape):
                 return False
         return True
-
-
-def _is_in_place(member: _Member, shape: Shape) -> bool:
-    """Whether nobody gave the view other memory, as ``view.data = ...`` does."""
-    return member.view.shape == shape and member.view.data_ptr() == member.address
 
 
 class Selection:
@@ -108,6 +115,15 @@ class Arenas:
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, _Arena] = {}
+        self._apart: set[tuple[int, int]] = set()
+
+    def note_apart(self, one: State, other: State) -> None:
+        """Remember that two states differ in what they could share."""
+        self._apart.add((id(one), id(other)))
+
+    def are_apart(self, one: State, other: State) -> bool:
+        """Whether that is known."""
+        return (id(one), id(other)) in self._apart
 
     def select(
         self,
@@ -117,6 +133,7 @@ class Arenas:
         like: Tensor,
         tail: int = 0,
         start: Callable[[], Tensor] | float = 0.0,
+        others: Sequence[Sequence[State]] | None = None,
     ) -> Selection:
         """The entries that ``states`` hold under ``key``, in their order. States that have none get views.
 
@@ -128,55 +145,77 @@ class Arenas:
             tail: number of last dimensions that make up an entry.
             start: the entries of states that have none, or of another shape: a number; or makes them, ``[entries, *tail]``
                 for all of ``states``.
+            others: for each of ``states``, those that are to hold the same entries: they get views of what the first has. None
+                for no others. Whoever else held the same entries gets a copy for itself.
         """
         size = tuple(shapes[0][len(shapes[0]) - tail :]) if tail else ()
         name = (key, size, like.dtype, like.device)
         arena = self._kept.get(name)
-        if arena is not None and arena.is_of(states, shapes):
+        holders = [(s,) for s in states] if others is None else [(s, *o) for s, o in zip(states, others, strict=True)]
+        if arena is not None and arena.is_of(holders, shapes):
             return Selection(arena.tensor, ((0, len(arena.tensor)),))
-        if arena is None or not all(map(arena.holds, states, shapes)):
-            arena = self._kept[name] = _rebuilt(arena, key, states, shapes, like, size, start)
+        if arena is None or not all(map(arena.holds, holders, shapes)):
+            arena = self._kept[name] = _rebuilt(arena, key, holders, shapes, like, size, start)
         return Selection(arena.tensor, _runs([arena.by_state[id(state)] for state in states]))
 
 
 def _rebuilt(
     arena: _Arena | None,
     key: str,
-    states: Sequence[State],
+    holders: Sequence[tuple[State, ...]],
     shapes: Sequence[Shape],
     like: Tensor,
     size: Shape,
     start: Callable[[], Tensor] | float,
 ) -> _Arena:
-    """An arena of ``states`` and of those of the former one that still hold its views."""
-    wanted = dict(zip(map(id, states), shapes, strict=True))
-    former = [m for m in (arena.members if arena is not None else ()) if m.state.get(key) is m.view]
-    members = [(m.state, wanted.get(id(m.state), tuple(m.view.shape))) for m in former]
-    known = {id(m.state) for m in former}
-    members += [(state, shape) for state, shape in zip(states, shapes, strict=True) if id(state) not in known]
+    """An arena of ``holders`` and of the states of the former one that still hold its views."""
+    members = _members(arena, key, holders, shapes)
     counts = [math.prod(shape[: len(shape) - len(size)]) for _, shape in members]
     with torch.inference_mode(False):
         tensor = torch.empty((sum(counts), *size), dtype=like.dtype, device=like.device)
+    wanted = [id(states[0]) for states in holders]
     first: dict[int, Tensor | float] = dict.fromkeys(wanted, start if isinstance(start, float) else 0.0)
     if not isinstance(start, float):
         own = [math.prod(shape[: len(shape) - len(size)]) for shape in shapes]
         first = dict(zip(wanted, start().split(own), strict=True))
     made = []
     begin = 0
-    for (state, shape), count in zip(members, counts, strict=True):
+    for (states, shape), count in zip(members, counts, strict=True):
         entries = tensor[begin : begin + count]
-        found = state.get(key)
+        found = states[0].get(key)
         if isinstance(found, Tensor) and tuple(found.shape) == shape:
             entries.copy_(found.reshape(entries.shape))
         else:
-            value = first[id(state)]
+            value = first[id(states[0])]
             entries.fill_(value) if isinstance(value, float) else entries.copy_(value)
-        view = entries.view(shape)
-        made.append(_Member(state, view, begin, begin + count, view.data_ptr()))
+        views = tuple(entries.view(shape) for _ in states)
+        made.append(_Member(states, views, begin, begin + count, views[0].data_ptr()))
         begin += count
     for member in made:  # last: nothing that fails leaves a part of them
-        member.state[key] = member.view
+        for state, view in zip(member.states, member.views, strict=True):
+            state[key] = view
     return _Arena(key, tensor, made)
+
+
+def _members(
+    arena: _Arena | None, key: str, holders: Sequence[tuple[State, ...]], shapes: Sequence[Shape]
+) -> list[tuple[tuple[State, ...], Shape]]:
+    """Who is to have entries, and of which shape: the former members in their order, then the new ones."""
+    place = {id(state): i for i, states in enumerate(holders) for state in states}
+    members: list[tuple[tuple[State, ...], Shape]] = []
+    placed: set[int] = set()
+    for former in arena.members if arena is not None else ():
+        held = [state for state, view in zip(former.states, former.views, strict=True) if state.get(key) is view]
+        for state in held:
+            i = place.get(id(state))
+            if i is not None and i not in placed:
+                placed.add(i)
+                members.append((holders[i], shapes[i]))
+        left = tuple(state for state in held if id(state) not in place)
+        if left:
+            members.append((left, tuple(former.views[0].shape)))
+    members += [(holders[i], shapes[i]) for i in range(len(holders)) if i not in placed]
+    return members
 
 
 def _runs(members: list[_Member]) -> tuple[tuple[int, int], ...]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lnb.statistics.arenas import Arenas
 from lnb.statistics.orthogonalize import QUINTIC, STEPS
 from lnb.statistics.running import NOISE
+from lnb.statistics.shared_state import Sharing, layers_of
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 from lnb_kernels.refresh import (
@@ -26,33 +27,35 @@ _Averages = Mapping[nn.Parameter, Tensor | AveragedGradient]
 
 
 def refresh_on_device(
-    works: Sequence[LayerWork], averages: _Averages, verdict: Verdict, arenas: Arenas
-) -> list[LayerWork]:
+    sharings: Sequence[Sharing], averages: _Averages, verdict: Verdict, arenas: Arenas
+) -> list[Sharing]:
     """Refresh the layers that the kernels take, all at once; return them.
 
     They take float32 statistics, in blocks of at most 144 inputs and neurons (less where a device has little
     shared memory), of layers that keep ``C^-1``.
 
     Args:
-        works: layers with second moments of this step, of one device, whose states hold views of their arenas.
+        sharings: layers with second moments of this step, of one device, whose states hold views of their arenas.
         averages: ``g~`` of each of their parameters.
         verdict: whether anything may change.
         arenas: where the states live.
     """
-    if not works or not serves(works[0].layer.weight.device):
+    if not sharings or not serves(sharings[0].moments.device):
         return []
-    device = works[0].layer.weight.device
-    largest = largest_side(works[0].layer.weight)
-    taken = [work for work in works if _is_taken(work, averages, largest)]
-    averaged = [work.state for work in taken if work.config.b_s > 0]
+    weight = sharings[0].first.layer.weight
+    largest = largest_side(weight)
+    taken = [sharing for sharing in sharings if all(_is_taken(work, averages, largest) for work in sharing.works)]
+    averaged = [sharing for sharing in taken if sharing.first.config.b_s > 0]
     if averaged:
-        like = torch.empty((), dtype=torch.float32, device=device)
-        arenas.select("second_moment_step", averaged, [()] * len(averaged), like)
+        like = torch.empty((), dtype=torch.float32, device=weight.device)
+        states, others = [sharing.state for sharing in averaged], [sharing.others for sharing in averaged]
+        arenas.select("second_moment_step", states, [()] * len(states), like, others=others)
     noise = NOISE * torch.finfo(torch.float32).eps
-    for work in taken:
+    for work in layers_of(taken):
         if not work.with_bias:
             work.state.pop("factor_mean", None)
-    refresh_metrics([_metric(work, averages) for work in taken], verdict.on(device), noise, QUINTIC, STEPS)
+    metrics = [_metric(sharing, averages) for sharing in taken]
+    refresh_metrics(metrics, verdict.on(weight.device), noise, QUINTIC, STEPS)
     return taken
 
 
@@ -67,18 +70,12 @@ def _is_taken(work: LayerWork, averages: _Averages, largest: int) -> bool:
     return root.shape[-1] <= largest and all(takes(averages[parameter]) for parameter in work.parameters)
 
 
-def _metric(work: LayerWork, averages: _Averages) -> InputMetric:
-    assert work.moments is not None
-    config, state = work.config, work.state
+def _metric(sharing: Sharing, averages: _Averages) -> InputMetric:
+    work, config, state = sharing.first, sharing.first.config, sharing.state
     kept = config.b_s > 0
     relative = config.ridge_mode == "relative"
-    outputs = None
-    if config.region.two_sided:
-        weight, *bias = (averages[parameter] for parameter in work.parameters)
-        average = state["output_moment"] if kept else None
-        outputs = OutputMetric(weight, bias[0] if bias else None, average, state["output_factor"])
     return InputMetric(
-        gathered=work.moments,
+        gathered=sharing.moments,
         squarable=work.squarable,
         average=state["second_moment"] if kept else None,
         steps=state["second_moment_step"] if kept else None,
@@ -89,5 +86,11 @@ def _metric(work: LayerWork, averages: _Averages) -> InputMetric:
         relative=relative,
         sample_ridge=config.sample_ridge if relative else 0.0,
         sample_every=config.sample_every,
-        outputs=outputs,
+        outputs=tuple(_outputs(own, averages) for own in sharing.works) if config.region.two_sided else (),
     )
+
+
+def _outputs(work: LayerWork, averages: _Averages) -> OutputMetric:
+    weight, *bias = (averages[parameter] for parameter in work.parameters)
+    average = work.state["output_moment"] if work.config.b_s > 0 else None
+    return OutputMetric(weight, bias[0] if bias else None, average, work.state["output_factor"])

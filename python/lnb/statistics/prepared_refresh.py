@@ -5,18 +5,21 @@ The arithmetic is that of :mod:`lnb.statistics.refresh`, which takes the layers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
+from lnb.statistics.arenas import Arenas
 from lnb.statistics.orthogonalize import QUINTIC, STEPS
+from lnb.statistics.refresh import reserve
+from lnb.statistics.shared_state import Sharing, shared
 from lnb.work import LayerWork
 from lnb_kernels.step_tables import StepMoment, StepTables
 
 _KEPT = ("second_moment", "second_moment_step", "factor", "output_moment", "output_factor")
 
 
-def refresh_prepared(tables: StepTables, due: Sequence[tuple[int, LayerWork]]) -> list[LayerWork]:
+def refresh_prepared(tables: StepTables, due: Mapping[LayerWork, int], arenas: Arenas) -> list[LayerWork]:
     """Make the factors of the layers anew that the kernels take; return the others.
 
     They take layers whose state is complete, in the blocks of this step's second moments: a layer's first refresh and one in
@@ -24,21 +27,25 @@ def refresh_prepared(tables: StepTables, due: Sequence[tuple[int, LayerWork]]) -
 
     Args:
         tables: of the step, after ``average``.
-        due: layers with second moments of this step, each with its place in the tables.
+        due: layers, each with its place in the tables; those with second moments of this step are refreshed.
+        arenas: where the states live.
     """
-    moments, left = [], []
-    for place, work in due:
-        moment = _moment(place, work)
-        if moment is None or not tables.refreshes(moment):
-            left.append(work)
+    taken: list[Sharing] = []
+    left = [work for work in due if work.moments is None]
+    for sharing in shared(due, arenas):
+        found = [_moment(due[work], work, False) for work in sharing.works]
+        if all(moment is not None and tables.refreshes(moment) for moment in found):
+            taken.append(sharing)
         else:
-            moments.append(moment)
-    if moments:
-        tables.refresh(moments, QUINTIC, STEPS)
+            left += sharing.works
+    if taken:
+        reserve(taken, arenas)  # one memory for those that share, and for no others
+        moments = [_moment(due[work], work, work is not sharing.first) for sharing in taken for work in sharing.works]
+        tables.refresh([moment for moment in moments if moment is not None], QUINTIC, STEPS)
     return left
 
 
-def _moment(place: int, work: LayerWork) -> StepMoment | None:
+def _moment(place: int, work: LayerWork, follows: bool) -> StepMoment | None:
     """What the kernels read and write of a layer; None where its state or settings are not what they take."""
     config, state, gathered = work.config, work.state, work.moments
     assert gathered is not None
@@ -63,4 +70,5 @@ def _moment(place: int, work: LayerWork) -> StepMoment | None:
         work.ridge,
         config.sample_ridge,
         config.sample_every,
+        follows,
     )

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lnb.sharded.columns import Columns, add_parts, partial_output_moment
-from lnb.statistics.arenas import Arenas, Shape, chunked, owners_of
+from lnb.statistics.arenas import Arenas, Selection, Shape, chunked, owners_of
 from lnb.statistics.device_refresh import refresh_on_device
 from lnb.statistics.factored import Factor, block_count, factorize
 from lnb.statistics.orthogonalize import inverse_root
 from lnb.statistics.running import bias_correction, few_samples, ridge_of
+from lnb.statistics.shared_state import Sharing, layers_of, shared
 from lnb.trust_regions.two_sided import output_moment, sized_output_moment
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
@@ -55,20 +56,20 @@ def refresh(
     On NVIDIA GPUs :mod:`lnb.statistics.device_refresh` makes those of whole layers whose blocks its kernels take, in four
     launches.
     """
-    kinds: dict[tuple[object, ...], list[LayerWork]] = {}
+    kinds: dict[tuple[object, ...], list[Sharing]] = {}
     begun: list[_Refresh] = []
-    for work in works:
-        if work.moments is not None:
-            kind = work.moments.shape[-1], work.moments.dtype, work.with_bias, work.config, work.ridge
-            kinds.setdefault(kind, []).append(work)
-    reserve([work for alike in kinds.values() for work in alike], arenas)
-    served: set[LayerWork] = set()
+    sharings = shared(works, arenas)
+    for sharing in sharings:
+        work = sharing.first
+        kind = sharing.moments.shape[-1], sharing.moments.dtype, work.with_bias, work.config, work.ridge
+        kinds.setdefault(kind, []).append(sharing)
+    sharings = [sharing for alike in kinds.values() for sharing in alike]
+    reserve(sharings, arenas)
+    served: set[Sharing] = set()
     if means is None:
-        served.update(
-            refresh_on_device([work for alike in kinds.values() for work in alike], averages, verdict, arenas)
-        )
-    averages = _formed(averages, [work for alike in kinds.values() for work in alike if work not in served])
-    for alike in ([work for work in members if work not in served] for members in kinds.values()):
+        served.update(refresh_on_device(sharings, averages, verdict, arenas))
+    averages = _formed(averages, layers_of(sharing for sharing in sharings if sharing not in served))
+    for alike in ([sharing for sharing in members if sharing not in served] for members in kinds.values()):
         for chunk in chunked(alike, _moment_size, works[0].layer.weight.device):
             part = _Refresh(chunk, verdict, arenas)
             part.begin(averages, means is not None)
@@ -100,72 +101,69 @@ def _formed(averages: Averages, works: list[LayerWork]) -> Averages:
     return {**averages, **dict(zip((p for p, _ in found), averaged_tensors([x for _, x in found]), strict=True))}
 
 
-def reserve(works: list[LayerWork], arenas: Arenas) -> None:
+def reserve(sharings: Sequence[Sharing], arenas: Arenas) -> None:
     """Have arenas for all layers that gathered at once: run by run, they would be made anew, and copied, with every run."""
-    wanted: dict[tuple[str, int, torch.dtype], list[tuple[LayerWork, Shape]]] = {}
-
-    def want(work: LayerWork, key: str, shape: Shape) -> None:
-        assert work.moments is not None
-        wanted.setdefault((key, shape[-1] if len(shape) > 2 else 0, work.moments.dtype), []).append((work, shape))
-
-    for work in works:
-        assert work.moments is not None
-        config = work.config
-        groups, rows, d_in = work.layer.shape
-        _, blocks, ones, _ = work.moments.shape
-        former = work.state.get("second_moment")
-        if former is not None and former.shape != work.moments.shape:  # cut into other blocks: starts anew
-            work.state["second_moment_step"] = torch.zeros_like(work.state["second_moment_step"])
-        want(work, "factor", (groups, blocks, ones - 1, ones - 1))
-        if work.with_bias:
-            want(work, "factor_mean", (groups, d_in))
-        outputs = block_count(rows, config.block_size)
-        output_shape = (groups, outputs, rows // outputs, rows // outputs)
-        if config.region.two_sided:
-            want(work, "output_factor", output_shape)
+    inputs: dict[tuple[str, int, torch.dtype], list[tuple[Sharing, Shape]]] = {}
+    outputs: dict[tuple[str, int, torch.dtype], list[tuple[LayerWork, Shape]]] = {}
+    for sharing in sharings:
+        config, dtype = sharing.first.config, sharing.moments.dtype
+        groups, _, d_in = sharing.first.layer.shape
+        _, blocks, ones, _ = sharing.moments.shape
+        former = sharing.state.get("second_moment")
+        if former is not None and former.shape != sharing.moments.shape:  # cut into other blocks: starts anew
+            for work in sharing.works:
+                work.state["second_moment_step"] = torch.zeros_like(work.state["second_moment_step"])
+        inputs.setdefault(("factor", ones - 1, dtype), []).append((sharing, (groups, blocks, ones - 1, ones - 1)))
+        if sharing.first.with_bias:
+            inputs.setdefault(("factor_mean", 0, dtype), []).append((sharing, (groups, d_in)))
         if config.b_s > 0:
-            want(work, "second_moment", (groups, blocks, ones, ones))
-            if config.region.two_sided:
-                want(work, "output_moment", output_shape)
-    counted = [work.state for work in works if work.config.b_s > 0]
-    if counted:
-        number = torch.empty((), dtype=torch.float32, device=works[0].layer.weight.device)
-        arenas.select("second_moment_step", counted, [()] * len(counted), number)
-    for (key, size, _), members in wanted.items():
-        like = members[0][0].moments
-        assert like is not None
-        states = [work.state for work, _ in members]
-        arenas.select(key, states, [shape for _, shape in members], like, tail=2 if size else 0)
+            inputs.setdefault(("second_moment", ones, dtype), []).append((sharing, (groups, blocks, ones, ones)))
+            inputs.setdefault(("second_moment_step", 0, torch.float32), []).append((sharing, ()))
+        for work in sharing.works if config.region.two_sided else ():
+            groups, rows, _ = work.layer.shape
+            count = block_count(rows, config.block_size)
+            size = rows // count
+            for key in ("output_factor", "output_moment") if config.b_s > 0 else ("output_factor",):
+                outputs.setdefault((key, size, dtype), []).append((work, (groups, count, size, size)))
+    for (key, size, dtype), members in inputs.items():
+        states, others = [sharing.state for sharing, _ in members], [sharing.others for sharing, _ in members]
+        like = torch.empty((), dtype=dtype, device=members[0][0].moments.device)
+        arenas.select(key, states, [shape for _, shape in members], like, tail=2 if size else 0, others=others)
+    for (key, _, dtype), of_layers in outputs.items():
+        like = torch.empty((), dtype=dtype, device=of_layers[0][0].layer.weight.device)
+        states = [work.state for work, _ in of_layers]
+        arenas.select(key, states, [shape for _, shape in of_layers], like, tail=2)
 
 
-def _moment_size(work: LayerWork) -> int:
-    assert work.moments is not None
-    return work.moments.numel()
+def _moment_size(sharing: Sharing) -> int:
+    return sharing.moments.numel()
 
 
 class _Refresh:
     """Layers with blocks of one size, of one setting."""
 
-    def __init__(self, works: list[LayerWork], verdict: Verdict, arenas: Arenas) -> None:
-        self.works = works
-        self.config = works[0].config
+    def __init__(self, sharings: list[Sharing], verdict: Verdict, arenas: Arenas) -> None:
+        self.sharings = sharings
+        self.works = layers_of(sharings)
+        self.sharing_of = [i for i, sharing in enumerate(sharings) for _ in sharing.works]
+        self.config = self.works[0].config
         self.arenas = arenas
-        self.states = [work.state for work in works]
-        moments = [work.moments for work in works if work.moments is not None]
+        moments = [sharing.moments for sharing in sharings]
         self.blocks = [(moment.shape[0], moment.shape[1]) for moment in moments]  # groups, blocks of each
         self.counts = tuple(groups * blocks for groups, blocks in self.blocks)
         self.device = moments[0].device
         flat = [moment.reshape(-1, *moment.shape[-2:]) for moment in moments]
         self.gathered = flat[0] if len(flat) == 1 else torch.cat(flat)  # [entries, size+1, size+1]
-        self.rows = torch.stack([moment[0, 0, -1, -1] for moment in moments])  # [layers]
+        self.rows = torch.stack([moment[0, 0, -1, -1] for moment in moments])  # [sharings]
         self.allowed = self._allowed(verdict)
         self.outputs: list[_Outputs] = []
 
     def _allowed(self, verdict: Verdict) -> Tensor | None:
-        """Whose state may change, ``[layers]``; None for all."""
+        """Whose state may change, ``[sharings]``; None for all."""
         allowed = self.rows > 0
-        flags = {i: work.squarable for i, work in enumerate(self.works) if work.squarable is not None}
-        if len(flags) == len(self.works):
+        squarable = [sharing.first.squarable for sharing in self.sharings]
+        flags = {i: flag for i, flag in enumerate(squarable) if flag is not None}
+        if len(flags) == len(squarable):
             allowed &= torch.stack(list(flags.values()))
         else:
             for i, flag in flags.items():
@@ -185,13 +183,17 @@ class _Refresh:
             few = few_samples(second_moment.shape[-1] - 1, self.rows, self._steps(), config)
             share = self._per_entry(share + config.sample_ridge * few)
         groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))
+        firsts = [sharing.first for sharing in self.sharings]
         columns = [
-            work.layer.columns for work, (count, _) in zip(self.works, self.blocks, strict=True) for _ in range(count)
+            first.layer.columns for first, (count, _) in zip(firsts, self.blocks, strict=True) for _ in range(count)
         ]
         ridge = ridge_of(second_moment, share, relative, work.with_bias, groups, columns)
         self.fresh = factorize(
             second_moment.unsqueeze(1), ridge, work.with_bias, inverse=not config.region.whitens
         )  # [entries, 1, size, size]
+        if self.fresh.mean is not None:  # not a view, which would keep all moments until the end
+            self.fresh = replace(self.fresh, mean=self.fresh.mean.clone())
+        del self.gathered
         if config.region.two_sided:
             self.outputs = self._output_moments(self.fresh, averages, sized)
 
@@ -201,10 +203,10 @@ class _Refresh:
         if self.outputs:
             self._refresh_outputs()
         if fresh.mean is None:
-            for state in self.states:
-                state.pop("factor_mean", None)
+            for work in self.works:
+                work.state.pop("factor_mean", None)
         else:
-            means = [(work.layer.shape[0], work.layer.d_in) for work in self.works]
+            means = [(sharing.first.layer.shape[0], sharing.first.layer.d_in) for sharing in self.sharings]
             self._keep("factor_mean", fresh.mean.flatten(), means, tail=0)
         size = fresh.matrix.shape[-1]
         blocks = [(*count, size, size) for count in self.blocks]
@@ -217,8 +219,8 @@ class _Refresh:
         if decay == 0:
             return mean
         shapes = [(*blocks, *mean.shape[1:]) for blocks in self.blocks]
-        kept = self.arenas.select("second_moment", self.states, shapes, mean, tail=2)
-        counted = self.arenas.select("second_moment_step", self.states, [()] * len(shapes), self.rows.float())
+        kept = self._select("second_moment", shapes, mean, tail=2)
+        counted = self._select("second_moment_step", [()] * len(shapes), self.rows.float())
         counted.write(counted.read() + 1, self.allowed)
         allowed = None if self.allowed is None else self._per_entry(self.allowed).view(-1, 1, 1)
         kept.write(torch.lerp(kept.read(), mean, 1 - decay), allowed)
@@ -226,10 +228,10 @@ class _Refresh:
         return kept.read() / self._per_entry(corrections).view(-1, 1, 1)
 
     def _steps(self) -> Tensor | None:
-        """How many steps the averages count, ``[layers]``; None without averages."""
+        """How many steps the averages count, ``[sharings]``; None without averages."""
         if self.config.b_s == 0:
             return None
-        return torch.stack([state["second_moment_step"] for state in self.states])
+        return torch.stack([sharing.state["second_moment_step"] for sharing in self.sharings])
 
     def _refresh_outputs(self) -> None:
         """``P^(-1/2)`` of the averaged second moments of the neurons' gradients.
@@ -240,7 +242,7 @@ class _Refresh:
         for outputs in self.outputs:
             by_size.setdefault(outputs.moment.shape[-1], []).append(outputs)
         for size, found in by_size.items():
-            states = [self.states[i] for outputs in found for i in outputs.members]
+            states = [self.works[i].state for outputs in found for i in outputs.members]
             shapes = [(*outputs.blocks, size, size) for outputs in found for _ in outputs.members]
             counts = tuple(shape[0] * shape[1] for shape in shapes)
             members = [i for outputs in found for i in outputs.members]
@@ -261,14 +263,15 @@ class _Refresh:
         for i, work in enumerate(self.works):
             alone = work.layer.weight.is_cpu and work.layer.weight.numel() > _STACKED
             alone = alone or work.layer.columns is not None
-            alike.setdefault(i if alone else (work.layer.shape, self.blocks[i]), []).append(i)
+            alike.setdefault(i if alone else (work.layer.shape, self.blocks[self.sharing_of[i]]), []).append(i)
         found = []
         begins = [sum(self.counts[:i]) for i in range(len(self.counts))]
         for members in alike.values():
             groups, rows, d_in = self.works[members[0]].layer.shape
             lead = (groups,) if len(members) == 1 else (len(members), groups)
             weights, biases = zip(*(matrices(self.works[i], averages) for i in members), strict=True)
-            spans = [slice(begins[i], begins[i] + self.counts[i]) for i in members]
+            places = [self.sharing_of[i] for i in members]
+            spans = [slice(begins[i], begins[i] + self.counts[i]) for i in places]
             matrix = _joined([factor.matrix[span] for span in spans], False)
             size = matrix.shape[-1]
             mean = None if factor.mean is None else _joined([factor.mean[span] for span in spans], False)
@@ -290,20 +293,27 @@ class _Refresh:
         return found
 
     def _per_entry(self, values: Tensor) -> Tensor:
-        """A value per layer as one per entry."""
+        """A value per sharing as one per entry."""
         return values if len(self.counts) == sum(self.counts) else values[owners_of(self.counts, self.device)]
 
     def _allowed_entries(self, members: Sequence[int], counts: tuple[int, ...], tail: int) -> Tensor | None:
-        """Whose entries may change, ``[entries, 1, ...]``; None for all."""
+        """Whose outputs' entries may change, ``[entries, 1, ...]``; None for all."""
         if self.allowed is None:
             return None
-        of_members = torch.stack([self.allowed[i] for i in members])
+        of_members = torch.stack([self.allowed[self.sharing_of[i]] for i in members])
         return of_members[owners_of(counts, self.device)].view(-1, *[1] * tail)
 
     def _keep(self, key: str, values: Tensor, shapes: Sequence[Shape], tail: int) -> None:
-        counts = tuple(math.prod(shape[: len(shape) - tail]) for shape in shapes)
-        chosen = self.arenas.select(key, self.states, shapes, values, tail=tail)
-        chosen.write(values, self._allowed_entries(range(len(self.works)), counts, tail))
+        allowed = self.allowed
+        if allowed is not None:
+            counts = tuple(math.prod(shape[: len(shape) - tail]) for shape in shapes)
+            allowed = allowed[owners_of(counts, self.device)].view(-1, *[1] * tail)
+        self._select(key, shapes, values, tail).write(values, allowed)
+
+    def _select(self, key: str, shapes: Sequence[Shape], like: Tensor, tail: int = 0) -> Selection:
+        """What the layers keep of their inputs; those that share it, once."""
+        states, others = [s.state for s in self.sharings], [s.others for s in self.sharings]
+        return self.arenas.select(key, states, shapes, like, tail=tail, others=others)
 
 
 @dataclass

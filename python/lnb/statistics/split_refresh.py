@@ -18,6 +18,7 @@ from torch import Tensor
 from lnb.statistics.arenas import Arenas
 from lnb.statistics.refresh import Averages, refresh, reserve
 from lnb.statistics.schedule import refresh_work
+from lnb.statistics.shared_state import layers_of, shared
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 
@@ -36,14 +37,15 @@ def refresh_over(
 
     ``first`` is given the layers to refresh here, and returns those of them that it has not refreshed itself.
     """
-    due = [work for work in works if work.moments is not None]
-    if group is None or len(due) < 2:
+    due = [] if group is None else shared(works, arenas)
+    if len(due) < 2:
         refresh(first(works), averages, verdict, arenas)
         return
-    shares = shared_out([refresh_work(work.layer, work.config) for work in due], group.size())
+    costs = [sum(refresh_work(work.layer, work.config) for work in sharing.works) for sharing in due]
+    shares = shared_out(costs, group.size())
     reserve(due, arenas)
-    refresh(first([due[i] for i in shares[group.rank()]]), averages, verdict, arenas)
-    made = [[tensor for i in share for tensor in _made(due[i])] for share in shares]
+    refresh(first(layers_of(due[i] for i in shares[group.rank()])), averages, verdict, arenas)
+    made = [[tensor for work in layers_of(due[i] for i in share) for tensor in _made(work)] for share in shares]
     for dtype in sorted({tensor.dtype for tensors in made for tensor in tensors}, key=str):
         _exchange([[tensor for tensor in tensors if tensor.dtype == dtype] for tensors in made], dtype, group)
 
