@@ -48,7 +48,7 @@ class PlanRow:
         sample_every: of how many samples one is read for them.
         solve_flops: floating-point operations of the solution and the trust region, every step.
         refresh_flops: of one refresh, without the product over samples.
-        flops_per_sample: of one input row, on the steps that read inputs.
+        flops_per_sample: of one sample, on the steps that read inputs.
         state_bytes: what the optimizer keeps, gradient averages included.
         input_bytes: inputs kept from the backward pass to the step; 0 until samples are known.
         moment_bytes: the second moment that lives from the backward pass to the step, on steps that gather one.

@@ -34,10 +34,10 @@ class LayerWork:
 
     @property
     def has_samples(self) -> Tensor:
-        """Whether the second moment of this step is of rows, and in range: only then does it count, ``[]``."""
+        """Whether the second moment of this step is that of any sample, and in range: only then does it count, ``[]``."""
         assert self.moments is not None
-        rows = self.moments[0, 0, -1, -1] > 0
-        return rows if self.squarable is None else rows & self.squarable
+        found = self.moments[0, 0, -1, -1] > 0
+        return found if self.squarable is None else found & self.squarable
 
     @property
     def state(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 class Layer:
     """One weight with its bias, and the layers that use them: one metric.
 
-    The gradient and the step are matrices ``[groups, rows, columns]``: ``rows = d_out / groups``, and
+    The gradient and the step are matrices ``[groups, rows, columns]`` with the weight's rows, ``rows = d_out / groups``, and
     ``columns = d_in`` plus one for the bias (convolution: ``d_in = C / groups * kh * kw``, in the weight's own order).
     """
 
@@ -41,7 +41,7 @@ class Layer:
     weight_role: str = "weight"
     bias_role: str | None = "bias"
     transposed: bool = False  # whether the weight is [d_in, d_out]
-    shape: tuple[int, int, int] = field(init=False)  # groups, rows, d_in
+    shape: tuple[int, int, int] = field(init=False)  # groups, rows of the weight in each, d_in
     columns: Columns | None = field(init=False, default=None)  # where ranks share out the inputs
     is_first: bool = field(init=False, default=True)  # not: further rows, cut off, of a layer that counts once
 
@@ -99,7 +99,7 @@ class Layer:
 
     @property
     def is_convolution(self) -> bool:
-        """Whether the rows are patches of images."""
+        """Whether the samples are patches of images."""
         return self.layer_kind.has_patches
 
     @property

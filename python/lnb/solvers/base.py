@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lnb.work import LayerWork
 
 AddRows = Callable[[list["LayerWork"], Tensor], Tensor]
-"""Of sums over the rows of layers that are here, ``[layers, n]``, those over all their rows."""
+"""Takes sums over the rows of the weights that are here, ``[layers, n]``, and returns the sums over all rows of those layers."""
 
 
 class Solver:
@@ -40,7 +40,8 @@ class Solver:
         keeps_feature_moments: whether the state holds the averages of the features' means and mean squares: ``mean``,
             ``mean_square``, ``moment_step``.
         always_fits: whether it is priced for ``"auto"`` whatever memory is left: one has to be.
-        chooses: whether it stands for one of the others, which is chosen for each layer once its rows are known.
+        chooses: whether it stands for one of the others, which is chosen for each layer once it is known how many
+            samples its first step has.
     """
 
     name: ClassVar[str]
@@ -72,7 +73,7 @@ class Solver:
         Args:
             layer: the layer.
             config: its settings.
-            rows: of one step.
+            samples: of one step.
             dual: whether the ridge is positive in every parameter group.
         """
         return None
@@ -108,7 +109,7 @@ class Solver:
             solution.parts[i] = split_direction(work, self.direction(work, gradient, verdict), gradient)
 
     def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
-        """The direction ``h`` of one layer, of the shape of ``gradient``; zero for a batch without rows.
+        """The direction ``h`` of one layer, of the shape of ``gradient``; zero for a batch without samples.
 
         Args:
             work: the layer's statistics, its settings and its state. Of the state a solver may change what it alone keeps.
@@ -124,15 +125,15 @@ class Solver:
         return self.name, ""
 
     def step_flops(self, layer: Layer, config: Config) -> int:
-        """Operations of one step's solution, without those that depend on the number of rows."""
+        """Operations of one step's solution, without those that depend on the number of samples."""
         return 0
 
     def refresh_flops(self, layer: Layer, config: Config) -> int:
-        """Operations of one refresh, without the product over rows."""
+        """Operations of one refresh, without the product over samples."""
         return 0
 
     def sample_flops(self, layer: Layer, config: Config) -> int:
-        """Operations per row of a step, beside those of the second moment."""
+        """Operations per sample of a step, beside those of the second moment."""
         return 0
 
     def seconds(self, price: Pricing) -> tuple[float, float]:

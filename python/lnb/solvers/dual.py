@@ -1,4 +1,4 @@
-"""The solver ``"dual"``: exact, in the space of samples where a batch has fewer rows than inputs."""
+"""The solver ``"dual"``: exact, in the space of samples where a batch has fewer samples than inputs."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ class Dual(Solver):
     def check(self, config: Config) -> None:
         """Require a ridge."""
         if config.ridge == 0:
-            raise ValueError("solver='dual' needs ridge > 0, not 0: with fewer rows than inputs the metric is singular")
+            raise ValueError(
+                "solver='dual' needs ridge > 0, not 0: with fewer samples than inputs the metric is singular"
+            )
 
     def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
-        """It is right where a batch has fewer rows than inputs, and the ridge is positive and needs no second moment."""
+        """It is right where a batch has fewer samples than inputs, and the ridge is positive and needs no second moment."""
         if config.ridge_mode != "absolute" or not dual or samples.count >= layer.d_in:
             return None
-        return f"exact, {samples.count} rows are fewer than {layer.d_in} inputs"
+        return f"exact, {samples.count} samples are fewer than {layer.d_in} inputs"
 
     def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The exact solution of this step's metric."""
@@ -57,10 +59,10 @@ class Dual(Solver):
 
     def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""
-        return self.name, "exact, in the smaller of the spaces of rows and of inputs"
+        return self.name, "exact, in the smaller of the spaces of samples and of inputs"
 
     def sample_flops(self, layer: Layer, config: Config) -> int:
-        """FLOPs per row of the products into the space of rows and back."""
+        """FLOPs per sample of the products into the space of samples and back."""
         return 4 * layer.numbers
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
@@ -72,7 +74,7 @@ class Dual(Solver):
             "matmul", price.wide, (side * side * max(n, d)) ** (1 / 3), 2.0 * groups * side**2 * max(n, d)
         )
         factor = price.rates.seconds("factor", price.wide, side, groups * side**3)
-        products = 2 if n < d else 0  # into the space of rows and back
+        products = 2 if n < d else 0  # into the space of samples and back
         flops = 2.0 * price.numbers * (products * n + 2 * side)
         solve = price.rates.seconds("matmul", price.wide, (n * price.outputs * d) ** (1 / 3), flops)
         unfold = price.passes_over(groups * n * d, 6)
@@ -80,13 +82,13 @@ class Dual(Solver):
 
 
 def solve_dual(layer: Layer, inputs: list[Tensor], gradient: Tensor, ridge: float) -> Tensor:
-    """``h = g~ (X~'X~/N + ridge diag(1..1, 0))^-1`` from the rows ``X`` themselves.
+    """``h = g~ (X~'X~/N + ridge diag(1..1, 0))^-1`` from the samples ``X`` themselves.
 
-    With the rows centred where there is a bias (``Xc = X - mu``, see :mod:`lnb.statistics.factored`) and ``r`` the ridge,
+    With the samples centred where there is a bias (``Xc = X - mu``, see :mod:`lnb.statistics.factored`) and ``r`` the ridge,
 
         ``(Xc'Xc/N + r)^-1 = (I - Xc' (Xc Xc'/N + r)^-1 Xc / N) / r``        (Woodbury)
 
-    so that the matrix factored is ``[N, N]``. With at least as many rows as inputs the ``[d_in, d_in]`` one is taken.
+    so that the matrix factored is ``[N, N]``. With at least as many samples as inputs the ``[d_in, d_in]`` one is taken.
 
     Args:
         layer: the layer.
@@ -95,7 +97,7 @@ def solve_dual(layer: Layer, inputs: list[Tensor], gradient: Tensor, ridge: floa
         ridge: ``r > 0``.
 
     Returns:
-        ``h``, of the shape of ``gradient``; zero without rows.
+        ``h``, of the shape of ``gradient``; zero without samples.
     """
     x = layer.layer_kind.samples(layer.modules[0], inputs, gradient.dtype)  # [groups or 1, N, d_in]
     count = x.shape[-2]

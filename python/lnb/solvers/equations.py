@@ -23,7 +23,7 @@ class Equation:
     ridge: float
     iterations: int
     scope: str
-    has_samples: Tensor  # []: without rows in the batch, h is zero
+    has_samples: Tensor  # []: without samples in the batch, h is zero
 
     @property
     def joins(self) -> bool:

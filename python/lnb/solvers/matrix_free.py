@@ -24,7 +24,7 @@ class MatrixFree(ConjugateGradients):
 
     It keeps the previous direction and the features' averages, ``d_in (d_out + 2)`` numbers, and from the backward pass to
     the step the layer's inputs. Every product costs ``4 N d_in d_out`` operations: less than the second moment of a
-    batch of few rows, or of a layer with few outputs.
+    batch of few samples, or of a layer with few outputs.
     """
 
     name = "matrix_free"
@@ -42,13 +42,15 @@ class MatrixFree(ConjugateGradients):
             return super().operator(work)
         layer, inputs = work.layer, work.inputs
         kind, module = layer.layer_kind, layer.modules[0]
-        rows = [kind.count(module, x) for x in inputs]
-        total = max(1, sum(rows))
+        counts = [kind.count(module, x) for x in inputs]
+        total = max(1, sum(counts))
 
         def matvec(direction: Tensor) -> Tensor:
-            """``(X~'X~/N + ridge) v``: every input's share, weighted by its rows."""
+            """``(X~'X~/N + ridge) v``: every input's share, weighted by its samples."""
             flat = direction.reshape(-1, direction.shape[-1])
-            shares = [kind.matvec(module, x, flat, work.ridge) * (n / total) for x, n in zip(inputs, rows, strict=True)]
+            shares = [
+                kind.matvec(module, x, flat, work.ridge) * (n / total) for x, n in zip(inputs, counts, strict=True)
+            ]
             product = torch.stack(shares).sum(0) if len(shares) > 1 else shares[0]
             return product.reshape(direction.shape)
 
@@ -60,11 +62,11 @@ class MatrixFree(ConjugateGradients):
         return f"{iterations}, matrix-free", "products with the kept inputs, no matrix is formed"
 
     def step_flops(self, layer: Layer, config: Config) -> int:
-        """All of them depend on the number of rows."""
+        """All of them depend on the number of samples."""
         return 0
 
     def sample_flops(self, layer: Layer, config: Config) -> int:
-        """FLOPs per row of the products of one solution."""
+        """FLOPs per sample of the products of one solution."""
         return 4 * layer.numbers * (config.cg_iterations + 1)
 
     def seconds(self, price: Pricing) -> tuple[float, float]:

@@ -38,7 +38,7 @@ def feature_moments(work: LayerWork) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         The averaged mean and the shrunk variance of every feature, ``[groups, d_in]``, and whether this step's batch had
-        rows, or between two refreshes any batch before, ``[]``.
+        samples, or between two refreshes any batch before, ``[]``.
     """
     state, config = work.state, work.config
     steps = state["moment_step"].clamp(min=1)
@@ -54,7 +54,7 @@ def feature_moments(work: LayerWork) -> tuple[Tensor, Tensor, Tensor]:
 def second_moment_of(work: LayerWork) -> Tensor:
     """``E[x~ x~']``, ``[groups, blocks, size+1, size+1]``, each block's last entry 1.
 
-    It is the average where the layer's state keeps one, and otherwise that of this step's rows.
+    It is the average where the layer's state keeps one, and otherwise that of this step's samples.
     """
     state, config = work.state, work.config
     if not config.keeps_second_moment:
@@ -79,17 +79,17 @@ def _average_features(work: LayerWork, dtype: torch.dtype, verdict: Verdict) -> 
         state["mean_square"] = torch.zeros_like(sums.total)
         state["mean"] = torch.zeros_like(sums.total)  # last: a step may break off in between
     has_samples = _has_samples(work)
-    rows = sums.count.clamp(min=1)
+    count = sums.count.clamp(min=1)
     verdict.commit(state["moment_step"], state["moment_step"] + 1, also=has_samples)
     for name, decay, total in (("mean", config.b_mu, sums.total), ("mean_square", config.b_nu, sums.square)):
-        verdict.commit(state[name], torch.lerp(state[name], total / rows, 1 - decay), also=has_samples)
+        verdict.commit(state[name], torch.lerp(state[name], total / count, 1 - decay), also=has_samples)
 
 
 def _has_samples(work: LayerWork) -> Tensor:
-    """Whether this step's features are of rows, and in range, ``[]``."""
+    """Whether this step's features are those of any sample, and in range, ``[]``."""
     if work.moments is None:
-        rows = any(x.numel() > 0 for x in work.inputs)
-        found = torch.full((), rows, dtype=torch.bool, device=work.inputs[0].device)
+        some = any(x.numel() > 0 for x in work.inputs)
+        found = torch.full((), some, dtype=torch.bool, device=work.inputs[0].device)
     else:
         found = (work.moments[0, 0, -1, -1] if work.channels is None else work.channels[2, 0]) > 0
     return found if work.squarable is None else found & work.squarable
@@ -98,7 +98,7 @@ def _has_samples(work: LayerWork) -> Tensor:
 def _average_second_moment(work: LayerWork, verdict: Verdict) -> None:
     """Update ``second_moment``, the raw average of ``E[x~ x~']`` with the decay ``b_s``, and ``second_moment_step``.
 
-    A step without rows that count leaves the average as it is. It starts anew in other blocks.
+    A step without samples that count leaves the average as it is. It starts anew in other blocks.
     """
     state = work.state
     assert work.moments is not None

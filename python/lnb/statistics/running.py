@@ -24,7 +24,7 @@ NOISE = 16
 
 @dataclass(frozen=True)
 class FeatureSums:
-    """Sums over the rows of one step: per feature ``[groups, d_in]``, and the number of rows."""
+    """Sums over the samples of one step: per feature ``[groups, d_in]``, and the number of samples."""
 
     total: Tensor
     square: Tensor
@@ -156,20 +156,20 @@ def _mean_over_columns(values: Tensor, blocks: tuple[int, ...], columns: Sequenc
     return torch.cat(spans, dim=1)
 
 
-def few_samples(size: int, rows: Tensor, steps: Tensor | None, config: Config) -> Tensor:
-    """Inputs of a block per row that its averaged second moment counts: by how much it is uncertain, ``[layers]``.
+def few_samples(size: int, samples: Tensor, steps: Tensor | None, config: Config) -> Tensor:
+    """Inputs of a block per sample that its averaged second moment counts: by how much it is uncertain, ``[layers]``.
 
-    The eigenvalues of ``n`` rows' second moment of ``d`` inputs spread around the true ones by a share of order ``d / n``
-    (Ledoit and Wolf, 2004). An average over steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the rows of one:
+    The eigenvalues of ``n`` samples' second moment of ``d`` inputs spread around the true ones by a share of order ``d / n``
+    (Ledoit and Wolf, 2004). An average over steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the samples of one:
     ``(1 - b^t) / (1 + b^t) (1 + b) / (1 - b)`` after ``t`` steps of decay ``b``.
 
     Args:
         size: inputs of a block.
-        rows: that this step read of each layer, ``[layers]``.
+        samples: that this step read of each layer, ``[layers]``.
         steps: that the average counts, ``[layers]``; None without an average.
         config: the layers' settings.
     """
-    counted = (rows / config.sample_every).clamp(min=1)
+    counted = (samples / config.sample_every).clamp(min=1)
     if steps is not None:
         b = config.b_s
         past = b ** steps.clamp(min=1)
