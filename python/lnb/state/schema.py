@@ -126,7 +126,7 @@ _OUTPUT_BLOCKS = _block_form(outputs=True, ones=0)
 
 
 def shape_in_state(parameter: Tensor, layer: Layer | None) -> Shape:
-    """The shape of what is kept like ``parameter``: its own, or that of a transposed weight's stand-in (:mod:`lnb.routes.turned`)."""
+    """The shape of what is kept like ``parameter``: its own, or that of a turned weight (:mod:`lnb.routes.turned`)."""
     turned = layer is not None and layer.transposed and parameter is layer.weight
     return tuple(reversed(parameter.shape)) if turned else tuple(parameter.shape)
 
