@@ -25,7 +25,7 @@ def serves(device: torch.device) -> bool:
 
 
 def largest_side(tensor: Tensor) -> int:
-    """Of the diagonal blocks that the kernels take on its device: 144, less where there is little shared memory."""
+    """The largest diagonal block that the kernels take on its device: 144 entries, or fewer where shared memory is small."""
     return _cuda.largest_side(tensor)
 
 
