@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from triton.compiler import CompiledKernel
 
 from lnb_kernels._backend import KernelUnavailable
 from lnb_kernels._triton.arch import Arch
@@ -23,6 +24,35 @@ R = TypeVar("R")
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[Any]:
     """Make the device of ``tensor`` current, as Triton launches on the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+class Launches:
+    """The launches of one op, compiled and loaded all before the first of them is made.
+
+    A launch that writes in place cannot be taken back where a later one turns out not to compile: what takes over then would
+    do the work of the first a second time.
+    """
+
+    def __init__(self) -> None:
+        self._launches: list[tuple[Any, int, tuple[Any, ...], dict[str, Any]]] = []
+
+    def add(self, kernel: Any, programs: int, *args: Any, **kwargs: Any) -> None:
+        """One more, of ``programs`` programs."""
+        self._launches.append((kernel, programs, args, kwargs))
+
+    def make(self) -> None:
+        """All of them, in their order."""
+        if len(self._launches) > 1:  # of a single one, Triton does so itself
+            for kernel, _, args, kwargs in self._launches:
+                _load(kernel.warmup(*args, grid=(1,), **kwargs))
+        for kernel, programs, args, kwargs in self._launches:
+            kernel[(programs,)](*args, **kwargs)
+
+
+def _load(compiled: Any) -> None:
+    """Load a kernel onto the current device, where it may turn out to need more than there is."""
+    if isinstance(compiled, CompiledKernel):
+        compiled.run  # noqa: B018 - which loads it
 
 
 def register_limit(registers: int, arch: Arch) -> dict[str, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lnb_kernels import _cuda
 from lnb_kernels.multi_tensor.grouping import native_type
-from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, OutputMetric
+from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, averages_of, shape_of
 
 _GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -75,7 +75,7 @@ def refresh_metrics(
 
 
 def _input_table(layers: Sequence[InputMetric], held: list[Tensor]) -> Sequence[tuple[Sequence[int], Sequence[float]]]:
-    averages = _averages(layers)
+    averages = averages_of(layers)
     table = []
     for layer, average in zip(layers, averages, strict=True):
         gathered = layer.gathered
@@ -92,16 +92,9 @@ def _input_table(layers: Sequence[InputMetric], held: list[Tensor]) -> Sequence[
     return table
 
 
-def _averages(layers: Sequence[InputMetric]) -> list[Tensor]:
-    """Where averages go: those that are kept, and memory for this step's of the other layers."""
-    sizes = [0 if layer.average is not None else layer.gathered.numel() for layer in layers]
-    fresh = torch.empty(sum(sizes), dtype=torch.float32, device=layers[0].gathered.device).split(sizes)
-    return [own if layer.average is None else layer.average for layer, own in zip(layers, fresh, strict=True)]
-
-
 def _output_table(native: Any, layers: Sequence[InputMetric], held: list[Tensor]) -> list[tuple[Any, ...]]:
     members = [(i, layer, outputs) for i, layer in enumerate(layers) for outputs in layer.outputs]
-    shapes = [_shape(layer, outputs) for _, layer, outputs in members]
+    shapes = [shape_of(layer, outputs) for _, layer, outputs in members]
     sizes = [native.partial_sizes(*shape) for shape in shapes]
     device = layers[0].gathered.device
     parts = torch.empty((sum(count for count, _ in sizes), 2), dtype=torch.float64, device=device)
@@ -121,13 +114,6 @@ def _output_table(native: Any, layers: Sequence[InputMetric], held: list[Tensor]
         of_parts += 16 * count
         of_partials += 4 * floats
     return table
-
-
-def _shape(layer: InputMetric, outputs: OutputMetric) -> tuple[int, int, int, int, int]:
-    """Groups, rows and inputs of the weight, and the sides of its blocks of neurons and of inputs."""
-    groups, blocks, side, _ = outputs.root.shape
-    input_blocks, input_side = layer.inverse.shape[1:3]
-    return groups, blocks * side, input_blocks * input_side, side, input_side
 
 
 def _gradient(native: Any, gradient: Tensor | AveragedGradient, held: list[Tensor]) -> tuple[int, int, int, Any, Any]:
