@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from lnb_kernels import _autocast, _backend, _cuda  # noqa: E402
 from lnb_kernels._library import kernel_of  # noqa: E402
 from lnb_kernels._triton.arch import ARCHS  # noqa: E402
 from meter.operators import foreach_launches, is_free, require_known  # noqa: E402
-from meter.traffic import ON_TENSOR_CORES, cuda_traffic, moment_flops, table_traffic  # noqa: E402
+from meter.traffic import ON_TENSOR_CORES, cuda_traffic, moment_flops, refresh_traffic, table_traffic  # noqa: E402
 
 # Where storages of meta tensors are said to lie, for good: code may remember the address of a tensor from step to step.
 _addresses: dict[int, int] = {}
@@ -284,6 +284,7 @@ def counting(autocast: torch.dtype | None = None, cuda_module: bool = True) -> I
     with ExitStack() as stack:
         if cuda_module:
             stack.enter_context(_dry_module(counter))
+        stack.enter_context(mock.patch.dict(_backend.routes()["refresh_metrics"].loaded, triton=_noted_refresh(counter)))
         stack.enter_context(mock.patch.object(_backend, "candidate", as_on_a_gpu))
         stack.enter_context(mock.patch.object(_autocast, "cast_layer", cast))
         for name in ("linear", "conv2d"):  # of layers that gather nothing
@@ -292,6 +293,17 @@ def counting(autocast: torch.dtype | None = None, cuda_module: bool = True) -> I
         stack.enter_context(triton_launches.recording(arch, _TritonLaunches(counter)))
         stack.enter_context(counter)
         yield counter
+
+
+def _noted_refresh(counter: Counter) -> Callable[..., None]:
+    """The refresh by Triton, with an entry without launches of its own for what it reaches through tables."""
+    from lnb_kernels.refresh.triton_kernel import refresh_metrics
+
+    def call(layers: Any, *args: Any) -> None:
+        refresh_metrics(layers, *args)
+        counter.record.launched.append(Launch("refresh_metrics", 0, *refresh_traffic(layers), dtype=None))
+
+    return call
 
 
 @contextmanager

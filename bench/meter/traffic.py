@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lnb.orthogonalize import STEPS
+from lnb_kernels.refresh import AveragedGradient, InputMetric
+from lnb_kernels.refresh.layers import shape_of
+
 _WIDTHS = (8, 4, 2, 2)  # of the module's types, by their numbers
 _SIZES = {"FLOAT64": 8, "FLOAT32": 4, "BFLOAT16": 2, "FLOAT16": 2}
 
@@ -39,6 +43,24 @@ def table_traffic(op: str, args: Sequence[Any]) -> tuple[int, int] | None:
         moved = _bytes(params) + _bytes(alone) + 2 * (_bytes(masters) + _bytes(averages) + _bytes(squares))
         return moved + _bytes(directions) + _bytes(row_scales) + _bytes(gradients), 0
     return None
+
+
+def refresh_traffic(layers: Sequence[InputMetric]) -> tuple[int, int]:
+    """Bytes and FLOPs of a refresh by Triton: its kernels reach the layers through tables, and read gradients twice."""
+    moved = flops = 0
+    for layer in layers:
+        groups, blocks, side, _ = layer.inverse.shape
+        moved += groups * blocks * (16 * (side + 1) ** 2 + 4 * side**2)
+        flops += 2 * groups * blocks * side**3
+        for own in layer.outputs:
+            _, rows, inputs, output_side, size = shape_of(layer, own)
+            entries, count = groups * rows * inputs, groups * rows // output_side
+            averaged = isinstance(own.weight, AveragedGradient)
+            gradient = own.weight.gradient if isinstance(own.weight, AveragedGradient) else own.weight
+            moved += 2 * entries * (gradient.element_size() + (4 if averaged else 0)) + 4 * groups * inputs * size
+            moved += 12 * count * output_side**2
+            flops += entries * (2 * size + output_side) + 2 * count * (4 * STEPS - 2) * output_side**3
+    return moved, flops
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

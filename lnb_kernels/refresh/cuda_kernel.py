@@ -16,49 +16,11 @@ from lnb_kernels import _cuda
 from lnb_kernels.multi_tensor.grouping import native_type
 from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, averages_of, shape_of
 
-_GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def serves(device: torch.device) -> bool:
-    """Whether the kernels run on ``device``, and may: under ``set_backend("auto")`` or ``"native"``, and not traced."""
-    return not torch.compiler.is_compiling() and _cuda.serves(device, "spd_inverse")
-
-
-def largest_side(tensor: Tensor) -> int:
-    """Of the diagonal blocks that the kernels take on its device: 144, less where there is little shared memory."""
-    return _cuda.largest_side(tensor)
-
-
-def takes(gradient: Tensor | AveragedGradient) -> bool:
-    """Whether the kernels read a gradient of its dtype."""
-    if isinstance(gradient, AveragedGradient):
-        return gradient.average.dtype == torch.float32 and gradient.gradient.dtype in _GRADIENTS
-    return gradient.dtype in _GRADIENTS
-
 
 def refresh_metrics(
     layers: Sequence[InputMetric], ok: Tensor | None, noise: float, coefficients: Sequence[float], steps: int
 ) -> None:
-    """Average the second moments, and write ``C^-1``, the means and ``P^(-1/2)``, of layers that had rows.
-
-    A layer changes nothing where its ``gathered`` counts no row, is not ``squarable``, or ``ok`` does not hold: what
-    it keeps, it keeps. A block that has no inverse in float32 gets a ridge that is larger by its mean diagonal, and if that
-    does not help, the inverse of its diagonal; a moment without a root gets a multiple of the identity.
-
-    Args:
-        layers: all on one device, with blocks of at most :func:`largest_side` entries.
-        ok: ``[]``, bool, whether anything may change; None for yes.
-        noise: the variance, in units of the mean square, below which inputs do not vary: their ridge is then relative
-            to the mean square.
-        coefficients: ``(a, b, c)`` of the Newton-Schulz steps for the root.
-        steps: their number, at least 1.
-
-    Raises:
-        ValueError: sizes do not fit; nothing was written.
-        RuntimeError: CUDA refused a launch; the message names it.
-    """
-    if not layers:
-        return
+    """As :meth:`lnb_kernels.refresh.Refresher.refresh`."""
     device = layers[0].gathered.device
     native, where = _cuda.module(device), _cuda.where(layers[0].gathered)
     held: list[Tensor] = []  # alive until the launches are queued

@@ -101,6 +101,16 @@ class InputMetric:
     outputs: tuple[OutputMetric, ...]
 
 
+_GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def takes(gradient: Tensor | AveragedGradient) -> bool:
+    """Whether the kernels read a gradient of its dtype."""
+    if isinstance(gradient, AveragedGradient):
+        return gradient.average.dtype == torch.float32 and gradient.gradient.dtype in _GRADIENTS
+    return gradient.dtype in _GRADIENTS
+
+
 def averages_of(layers: Sequence[InputMetric]) -> list[Tensor]:
     """Where averages go: those that are kept, and memory for this step's of the other layers."""
     sizes = [0 if layer.average is not None else layer.gathered.numel() for layer in layers]

@@ -1,9 +1,9 @@
 """The inputs' side of a refresh for all layers: averages of second moments, and the blocks of ``C^-1``; two launches.
 
-A program takes one diagonal block. It inverts ``C = E[x x'] - mean mean' + ridge`` by sweeps: the sweep of one pivot ``p`` puts
-``a_ij - a_ik a_kj / p`` in place of ``a_ij``, ``a_kj / p`` in that of row and column ``k``, and ``-1 / p`` in that of ``p``; after
-all of them there is ``-C^-1`` (A. P. Dempster, Elements of Continuous Multivariate Analysis, 1969). Sixteen pivots are swept
-together: the block of them in registers, all other entries by one product. The matrix lies in memory of the program's own,
+A program takes one diagonal block. It inverts ``C = E[x x'] - mean mean' + ridge`` by sweeps: that of a pivot ``p`` puts
+``a_ij - a_ik a_kj / p`` in place of ``a_ij``, ``a_kj / p`` in that of row and column ``k``, and ``-1 / p`` in that of ``p``.
+After all of them there is ``-C^-1`` (A. P. Dempster, Elements of Continuous Multivariate Analysis, 1969). Sixteen pivots are
+swept together: the block of them in registers, all other entries by one product. The matrix lies in memory of the program's own,
 which the caches hold. A block of ``n`` inputs takes ``2 n^3`` FLOPs.
 """
 

@@ -13,7 +13,7 @@ from lnb_kernels._triton.crossover import power_of_two
 from lnb_kernels._triton.launch import Launches, compiles_or_unavailable, on_device, register_limit
 from lnb_kernels._triton.tables import MOST_ITEMS, bits_of, table_of
 from lnb_kernels._writes import require_aligned
-from lnb_kernels.fused_step.triton_direct import TYPES
+from lnb_kernels.fused_step.triton_direct import MOST_SCRATCH, TYPES
 from lnb_kernels.refresh import triton_inputs as inputs
 from lnb_kernels.refresh import triton_outputs as outputs
 from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, OutputMetric, averages_of, shape_of
@@ -70,7 +70,7 @@ def refresh_metrics(
         members = [_Output(i, x, own, shape_of(x, own)) for i, x in enumerate(layers) for own in x.outputs]
         if members:
             _add_outputs(made, members, facts, coefficients, steps, arch, held)
-        made.make()
+        made.make(device)
 
 
 def _add_inputs(
@@ -103,13 +103,14 @@ def _add_inputs(
     pivots = inputs.PIVOTS.value
     padded = -(-side // pivots) * pivots
     for table in tables:
-        scratch, programs = _scratch(table.programs, padded * (padded + 2 * pivots), "metric", arch, facts.device)
+        each = padded * (padded + 2 * pivots)
+        programs = _programs(table.programs, each, "metric", arch)
         made.add(
-            inputs.metric_kernel, programs, table.numbers, sums, facts, scratch, table.programs, scratch.shape[1], noise,
+            inputs.metric_kernel, programs, table.numbers, sums, facts, made.scratch(programs, each), table.programs, each,
+            noise,
             ITEMS=table.items, WIDE=power_of_two(side), TILE=min(_TILE, power_of_two(side)), num_warps=4, num_stages=1,
             **register_limit(224, arch),
         )  # fmt: skip
-        held.append(scratch)
 
 
 def _add_outputs(
@@ -125,7 +126,9 @@ def _add_outputs(
     counts = [x.row_blocks * x.parts for x in members]
     parts = torch.empty((sum(counts), 2), dtype=torch.float64, device=device)
     partials = torch.empty(
-        sum(count * x.shape[3] ** 2 for count, x in zip(counts, members, strict=True)), dtype=torch.float32, device=device
+        sum(count * x.shape[3] ** 2 for count, x in zip(counts, members, strict=True)),
+        dtype=torch.float32,
+        device=device,
     )
     fields, part, entry = [], 0, 0
     for count, member in zip(counts, members, strict=True):
@@ -140,34 +143,34 @@ def _add_outputs(
             table = table_of([fields[i] for i in few], [counts[i] for i in few], device)
             side, size = (max(members[i].shape[k] for i in few) for k in (3, 4))
             block = min(_BLOCK, power_of_two(max(side, size)))
-            scratch, programs = _scratch(table.programs, 2 * side * size, "moment", arch, device)
+            each = 2 * side * size
+            programs = _programs(table.programs, each, "moment", arch)
             made.add(
-                outputs.moment_kernel, programs, table.numbers, facts, parts, partials, scratch, table.programs,
-                scratch.shape[1], float(kind.take),
+                outputs.moment_kernel, programs, table.numbers, facts, parts, partials, made.scratch(programs, each),
+                table.programs, each, float(kind.take),
                 G=TYPES[kind.gradient], B=TYPES[kind.bias], S=outputs.SHARES[kind.share], ITEMS=table.items,
-                AVERAGED=kind.share is not None, ALIGNED=kind.aligned, WIDE=power_of_two(size), BLOCK=block, BLOCK_K=min(_BLOCK_K, block),
-                num_warps=8, num_stages=1,
+                AVERAGED=kind.share is not None, ALIGNED=kind.aligned, WIDE=power_of_two(size), BLOCK=block,
+                BLOCK_K=min(_BLOCK_K, block), num_warps=8, num_stages=1,
             )  # fmt: skip
-            held.append(scratch)
     a, b, c = map(float, coefficients)
     for few in _runs(range(len(members))):
         table = table_of([fields[i] for i in few], [members[i].row_blocks for i in few], device)
         side = max(members[i].shape[3] for i in few)
         block = min(_BLOCK, power_of_two(side))
-        scratch, programs = _scratch(table.programs, 4 * side * side, "root", arch, device)
+        each = 4 * side * side
+        programs = _programs(table.programs, each, "root", arch)
         made.add(
-            outputs.root_kernel, programs, table.numbers, facts, parts, partials, scratch, table.programs, scratch.shape[1],
+            outputs.root_kernel, programs, table.numbers, facts, parts, partials, made.scratch(programs, each),
+            table.programs, each,
             4 * steps - 2, a, b, c,
             ITEMS=table.items, WIDE=256, BLOCK=block, BLOCK_K=min(_BLOCK_K, block), num_warps=8, num_stages=1,
         )  # fmt: skip
-        held.append(scratch)
     held += [parts, partials]
 
 
-def _scratch(items: int, size: int, kernel: str, arch: Arch, device: torch.device) -> tuple[Tensor, int]:
-    """Memory of each program, ``[programs, size]``, and their number."""
-    programs = min(items, _PER_MULTIPROCESSOR[kernel] * arch.multiprocessors)
-    return torch.empty((programs, size), dtype=torch.float32, device=device), programs
+def _programs(items: int, size: int, kernel: str, arch: Arch) -> int:
+    """How many there are, each with ``size`` numbers of memory."""
+    return min(items, _PER_MULTIPROCESSOR[kernel] * arch.multiprocessors, max(1, MOST_SCRATCH // size))
 
 
 def _runs(items: Sequence[T]) -> Iterable[Sequence[T]]:

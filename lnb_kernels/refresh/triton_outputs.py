@@ -44,8 +44,9 @@ def moment_kernel(
     G: tl.constexpr, B: tl.constexpr, S: tl.constexpr, ITEMS: tl.constexpr, AVERAGED: tl.constexpr,
     ALIGNED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """What some blocks of inputs add to blocks of ``P``: the lower tiles of ``scale P``, and in ``parts`` ``[parts, 2]`` their trace
-    without the scale, and ``1 / scale``. ``take``, float32, is one of all layers."""
+    """What some blocks of inputs add to blocks of ``P``: the lower tiles of ``scale P``, and in ``parts`` ``[parts, 2]`` their
+    trace without the scale, and ``1 / scale``. ``take`` is one of all layers.
+    """
     tile_ptr = scratch_ptr + offset64(tl.program_id(0), scratch_size)
     lane = tl.arange(0, BLOCK)
     deep = tl.arange(0, BLOCK_K)
@@ -93,9 +94,7 @@ def moment_kernel(
         largest_inverse = tl.zeros((WIDE,), tl.float32)
         for row in range(0, side, BLOCK):
             r = row + lane
-            of_bias = averaged(
-                bias_ptr, bias_average_ptr, bias_share, momentum, take, r, (r < side) & biased, AVERAGED
-            )
+            of_bias = averaged(bias_ptr, bias_average_ptr, bias_share, momentum, take, r, (r < side) & biased, AVERAGED)
             largest = tl.maximum(largest, tl.abs(of_bias))
             for column in range(begin * size, end * size, BLOCK):
                 c = column + lane
@@ -117,9 +116,10 @@ def moment_kernel(
             first_column = block * size
             for row in range(0, side, BLOCK):
                 r = row + lane
-                of_bias = averaged(
-                    bias_ptr, bias_average_ptr, bias_share, momentum, take, r, (r < side) & biased, AVERAGED
-                ) * unit
+                of_bias = (
+                    averaged(bias_ptr, bias_average_ptr, bias_share, momentum, take, r, (r < side) & biased, AVERAGED)
+                    * unit
+                )
                 for column in range(0, size, BLOCK):
                     c = column + lane
                     mask = (r < side)[:, None] & (c < size)[None, :]
@@ -186,7 +186,9 @@ def moment_kernel(
 
 
 @triton.jit
-def multiply(left_ptr, right_ptr, out_ptr, n, of_identity, of_left, of_product, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+def multiply(
+    left_ptr, right_ptr, out_ptr, n, of_identity, of_left, of_product, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
+):
     """``out = of_identity I + of_left left + of_product left right`` of matrices ``[n, n]``."""
     lane = tl.arange(0, BLOCK)
     deep = tl.arange(0, BLOCK_K)
@@ -256,9 +258,11 @@ def root_kernel(
                 mask = (i < side) & (j < side)
                 lower = tl.maximum(i, j) * side + tl.minimum(i, j)
                 value = tl.zeros((BLOCK, BLOCK), tl.float32)
-                for part in range(0, of_block):
+                for part in range(of_block):
                     own = offset64(number, of_block) + part
-                    scale = tl.where(mean > 0, tl.load(parts_ptr + 2 * (first_part + own) + 1) / mean, 0.0).to(tl.float32)
+                    scale = tl.where(mean > 0, tl.load(parts_ptr + 2 * (first_part + own) + 1) / mean, 0.0).to(
+                        tl.float32
+                    )
                     partial_ptr = partials_ptr + field(table_ptr, item, FIRST_ENTRY, ITEMS, FIELDS) + own * entries
                     found = tl.load(partial_ptr + lower, mask=mask, other=0.0)
                     value += tl.where(mean > 0, scale * found, 0.0)
@@ -280,7 +284,7 @@ def root_kernel(
                 tl.store(memory_ptr + 2 * entries + i * side + j, tl.where(i == j, 1.0, 0.0), mask=mask)
         tl.debug_barrier()
 
-        for product in range(0, products):
+        for product in range(products):
             kind = product % 4
             turned = product // 4 % 2  # the root is in the third matrix and the fourth by turns
             r_ptr = memory_ptr + (2 + turned) * entries

@@ -53,7 +53,7 @@ def refresh(
         means: where the layers here are rows of layers: makes of sums over the rows here, ``[groups]`` of each layer, means over
             all rows. None for whole layers.
 
-    On NVIDIA GPUs the whole layers whose blocks the CUDA kernels take are done in four launches (:mod:`lnb.device_refresh`).
+    On GPUs the whole layers whose blocks the kernels take are done in four launches (:mod:`lnb.device_refresh`).
     """
     kinds: dict[tuple[object, ...], list[Sharing]] = {}
     begun: list[_Refresh] = []
