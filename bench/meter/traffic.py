@@ -29,11 +29,7 @@ def table_traffic(op: str, args: Sequence[Any]) -> tuple[int, int] | None:
     """Bytes and FLOPs of an op whose Triton kernels reach its tensors through tables; None for other ops."""
     if op == "direct_layers_":
         directions, momentum, _, _, gradients, _, _, inverses, _, roots = args[:10]
-        flops = sum(
-            2 * m.numel() * (c.shape[-1] + p.shape[-1]) for m, c, p in zip(momentum, inverses, roots, strict=True)
-        )
-        moved = _bytes(directions) + 2 * _bytes(momentum) + _bytes(gradients) + _bytes(inverses) + _bytes(roots)
-        return moved, flops * (3 if args[-1] == "tf32x3" else 1)
+        return direct_traffic(directions, momentum, gradients, inverses, roots, args[-1])
     if op == "finish_layers_":
         momentum, directions, *_ = args
         return 2 * _bytes(momentum) + _bytes(directions), 0
@@ -43,6 +39,21 @@ def table_traffic(op: str, args: Sequence[Any]) -> tuple[int, int] | None:
         moved = _bytes(params) + _bytes(alone) + 2 * (_bytes(masters) + _bytes(averages) + _bytes(squares))
         return moved + _bytes(directions) + _bytes(row_scales) + _bytes(gradients), 0
     return None
+
+
+def direct_traffic(
+    directions: Sequence[Tensor],
+    momentum: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    inverses: Sequence[Tensor],
+    roots: Sequence[Tensor],
+    precision: str,
+) -> tuple[int, int]:
+    """Bytes and FLOPs of directions by Triton."""
+    sides = [c.shape[-1] + p.shape[-1] for c, p in zip(inverses, roots, strict=True)]
+    flops = sum(2 * m.numel() * side for m, side in zip(momentum, sides, strict=True))
+    moved = _bytes(directions) + 2 * _bytes(momentum) + _bytes(gradients) + _bytes(inverses) + _bytes(roots)
+    return moved, flops * (3 if precision == "tf32x3" else 1)
 
 
 def refresh_traffic(layers: Sequence[InputMetric]) -> tuple[int, int]:

@@ -103,7 +103,7 @@ def _add_inputs(
     pivots = inputs.PIVOTS.value
     padded = -(-side // pivots) * pivots
     for table in tables:
-        each = padded * (padded + 2 * pivots)
+        each = _whole(padded * (padded + 2 * pivots))
         programs = _programs(table.programs, each, "metric", arch)
         made.add(
             inputs.metric_kernel, programs, table.numbers, sums, facts, made.scratch(programs, each), table.programs, each,
@@ -142,8 +142,10 @@ def _add_outputs(
         for few in _runs(places):
             table = table_of([fields[i] for i in few], [counts[i] for i in few], device)
             side, size = (max(members[i].shape[k] for i in few) for k in (3, 4))
-            block = min(_BLOCK, power_of_two(max(side, size)))
-            each = 2 * side * size
+            # Wide numbers, and those that are loaded one by one, wait in registers: a smaller tile.
+            large = kind.aligned and kind.gradient != torch.float32
+            block = min(_BLOCK if large else _BLOCK // 2, power_of_two(max(side, size)))
+            each = _whole(2 * side * size)
             programs = _programs(table.programs, each, "moment", arch)
             made.add(
                 outputs.moment_kernel, programs, table.numbers, facts, parts, partials, made.scratch(programs, each),
@@ -156,16 +158,21 @@ def _add_outputs(
     for few in _runs(range(len(members))):
         table = table_of([fields[i] for i in few], [members[i].row_blocks for i in few], device)
         side = max(members[i].shape[3] for i in few)
-        block = min(_BLOCK, power_of_two(side))
-        each = 4 * side * side
+        block = min(_BLOCK // 2, power_of_two(side))
+        each = _whole(4 * side * side)
         programs = _programs(table.programs, each, "root", arch)
         made.add(
             outputs.root_kernel, programs, table.numbers, facts, parts, partials, made.scratch(programs, each),
             table.programs, each,
             4 * steps - 2, a, b, c,
-            ITEMS=table.items, WIDE=256, BLOCK=block, BLOCK_K=min(_BLOCK_K, block), num_warps=8, num_stages=1,
+            ITEMS=table.items, WIDE=256, BLOCK=block, BLOCK_K=block, num_warps=8, num_stages=1,
         )  # fmt: skip
     held += [parts, partials]
+
+
+def _whole(size: int) -> int:
+    """``size`` numbers, rounded up so that what follows them begins at 64 bytes."""
+    return -(-size // 16) * 16
 
 
 def _programs(items: int, size: int, kernel: str, arch: Arch) -> int:

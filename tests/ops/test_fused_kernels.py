@@ -19,10 +19,10 @@ from triton_support import DEVICE
 
 import lnb
 import lnb_kernels as lk
-from lnb_kernels import _captured
+from lnb_kernels import _backend, _captured
 from lnb_kernels._backend import KernelUnavailable
 from lnb_kernels._triton import tables
-from lnb_kernels.fused_step import triton_apply, triton_direct, triton_finish, triton_kernel
+from lnb_kernels.fused_step import left_over, triton_apply, triton_direct, triton_finish, triton_kernel
 from lnb_kernels.multi_tensor import triton_kernel as triton_flags
 from lnb_kernels.refresh import triton_kernel as triton_refresh
 
@@ -238,6 +238,33 @@ def test_tables_are_copied_once_and_written_by_kernels_into_graphs(
     monkeypatch.setattr(tables, "is_capturing", lambda: True)
     written = tables.on_device(numbers, torch.device("cpu"))
     assert written[: len(numbers)].tolist() == list(numbers) == kept.tolist()
+
+
+def test_larger_blocks_than_the_cuda_module_takes_go_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directions and refreshes of a layer with 149 inputs, a prime, beside one that the module takes."""
+
+    def fails(*_: Any) -> None:
+        raise AssertionError("this is for what no kernel takes")
+
+    monkeypatch.setattr(_backend, "serves_beside", lambda *_: lk.get_backend() == "native")
+    monkeypatch.setattr(left_over, "direct_layer_", fails)
+    monkeypatch.setattr("lnb.refresh._Refresh.begin", fails)
+    found = []
+    for simulated in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(149, 3), nn.Tanh(), nn.Linear(3, 2, bias=False))
+        x, y = torch.randn(300, 149), torch.randn(300, 2)
+        optimizer = lnb.LNB(net, lr=0.05, products="tf32x3")
+        nn.functional.mse_loss(net(x), y).backward()
+        if simulated:
+            with cuda_kernels_on_cpu(), triton_sanitizer.through_tables(triton_direct, triton_refresh):
+                optimizer.step()
+        else:
+            monkeypatch.undo()
+            optimizer.step()
+        found.append([parameter.detach() for parameter in net.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).abs().max()) <= 1e-3 * float(other.abs().max())
 
 
 def test_whole_steps_by_triton_are_those_of_the_cpu(triton: None) -> None:
