@@ -4,7 +4,9 @@ from __future__ import annotations
 
 FEW_NEURONS = 32  # above, partial results and tf32 arithmetic cost more than the second reading of X that fusing saves
 MOST_TAPS = 49  # of a depthwise kernel: above, tiles of tensor cores are faster although a group fills little of them
-MOST_PLACES = 1 << 20  # taps times cells of the image: the host makes a table of them, of a 31 x 31 kernel in a tenth of a second
+MOST_PLACES = (
+    1 << 20
+)  # taps times cells of the image: the host makes a table of them, of a 31 x 31 kernel in a tenth of a second
 WIDEST_FUSED = 2048  # features: above, the rows in flight no longer fit L2 for their second use
 
 

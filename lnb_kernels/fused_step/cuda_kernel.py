@@ -45,8 +45,9 @@ def direct_layers_(
     numbers = [tensor.resolve_neg() for tensor in (shares, *([] if bias_shares is None else [bias_shares]))]
     if not all(served):
         _require_memory(layers, served)
-        others = partials, mixed_biases, *numbers, *([] if bias_shares is not None else [None]), decay, take, ok
-        direct_left_over_(layers, direct_by_triton_(layers, served, *others, precision), *others)
+        of_biases = None if bias_shares is None else numbers[1]
+        arguments = partials, mixed_biases, numbers[0], of_biases, decay, take, ok
+        direct_left_over_(layers, direct_by_triton_(layers, served, *arguments, precision), *arguments)
     if not fields:
         return
     first = layers[served.index(True)]

@@ -50,7 +50,8 @@ class _Output(NamedTuple):
     def parts(self) -> int:
         """Programs of one of them."""
         _, _, columns, _, size = self.shape
-        return -(-(columns // size) // outputs.CHUNK.value)
+        chunk: int = outputs.CHUNK.value
+        return -(-(columns // size) // chunk)
 
 
 @compiles_or_unavailable("refresh_metrics")
