@@ -52,17 +52,13 @@ void without_gil(F f) {
     f();
 }
 
-std::vector<double> ema(const Addresses& averages, lnb::Type average_type, const Addresses& values,
-                        lnb::Type value_type, const Sizes& sizes, double beta, bool with_norms, int threads) {
+void ema(const Addresses& averages, lnb::Type average_type, const Addresses& values, lnb::Type value_type,
+         const Sizes& sizes, double beta, int threads) {
     const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes);
     require_disjoint_writes({{"averages", averages, bytes(sizes, average_type), true},
                              {"values", values, bytes(sizes, value_type), false}});
-    std::vector<double> norms(with_norms ? work.size() : 0);
-    without_gil([&] {
-        lnb::ema(work.data(), static_cast<int64_t>(work.size()), average_type, value_type, beta,
-                 with_norms ? norms.data() : nullptr, threads);
-    });
-    return norms;
+    without_gil(
+        [&] { lnb::ema(work.data(), static_cast<int64_t>(work.size()), average_type, value_type, beta, threads); });
 }
 
 void ema_combined(const Addresses& averages, lnb::Type average_type, const Addresses& values, lnb::Type value_type,

@@ -63,14 +63,13 @@ int64_t some(const Sizes& sizes) {
 }
 
 void ema(const Addresses& averages, Type average_type, const Addresses& values, Type value_type, const Sizes& sizes,
-         const Sizes& slots, double beta, uintptr_t ok, uintptr_t partials, const Where& where) {
-    const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes, slots);
+         double beta, uintptr_t ok, const Where& where) {
+    const auto work =
+        pairs("averages", averages, average_type, "values", values, value_type, sizes, Sizes(sizes.size(), 0));
     require_disjoint_writes({{"averages", averages, bytes(sizes, average_type), true},
                              {"values", values, bytes(sizes, value_type), false}});
-    if (partials != 0) check_memory("partials", partials, some(sizes), Type::kFloat64);
     on(where, [&](void* stream) {
-        lnb::cuda::ema(work.data(), count(work), average_type, value_type, beta, pointer<const bool>(ok),
-                       pointer<double>(partials), stream);
+        lnb::cuda::ema(work.data(), count(work), average_type, value_type, beta, pointer<const bool>(ok), stream);
     });
 }
 

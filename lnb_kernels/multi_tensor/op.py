@@ -79,11 +79,6 @@ _ema = _define(
     lambda averages, values, beta, ok: None,
     writes=1,
 )
-_ema_squared_norms = _define(
-    "ema_squared_norms_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor? ok) -> Tensor",
-    lambda averages, values, beta, ok: _dot_like(averages, averages),
-    writes=1,
-)
 _ema_combined = _define(
     "ema_combined_(Tensor(a!)[] averages, Tensor(b!)[] out, Tensor[] values, float beta, Tensor shares, float take, "
     "Tensor? ok) -> ()",
@@ -178,26 +173,6 @@ def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: 
     require_one_kind(op, {"averages": averages}, values=values, ok=ok)
     if averages:
         _ema(averages, values, beta, ok)
-
-
-def ema_squared_norms_(
-    averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None = None
-) -> Tensor:
-    """:func:`ema_` followed by ``dot(averages, averages)``, reading each tensor once.
-
-    A parameter whose direction is its averaged gradient needs just this number for the step's norm.
-
-    Returns:
-        ``[n]``, squared Euclidean norms of the averages as they are after the call; dtype as for :func:`dot`.
-    """
-    op = "multi_tensor.ema_squared_norms_"
-    _check_ema(op, averages, values, ok)
-    beta = checks.share(op, "beta", beta)
-    require_one_kind(op, {"averages": averages}, values=values, ok=ok)
-    if not averages:
-        return torch.empty(0)
-    norms: Tensor = _ema_squared_norms(averages, values, beta, ok)
-    return norms
 
 
 def ema_combined_(

@@ -68,7 +68,7 @@ class Agreement:
     """What the agreement of this step's gradients with those before is judged by, of layers of one device.
 
     Attributes:
-        rows: ``v``, the mean square of each row's gradients, at least this step's, ``[groups, d_out]`` of every layer.
+        rows: ``v``, the mean square of each row's gradients, at least this step's, ``[groups, rows]`` of every layer.
         fresh: ``||g||^2`` of every layer's gradient of this step, ``[layers]``.
         counts: the steps that every layer has made, with this one, ``[layers]``.
         noise: ``a_0``.
@@ -96,7 +96,7 @@ def noise_level(config: Config) -> float:
 def observe_agreement(works: list[LayerWork], verdict: Verdict, config: Config, arenas: Arenas) -> Agreement:
     """Update what agreement is judged by with this step's gradients, after the averages of the gradients were.
 
-    State of a layer's weight: ``row_square`` ``[groups, d_out]``, the average of ``||g_i||^2`` of decay ``b_rows``, weight and
+    State of a layer's weight: ``row_square`` ``[groups, rows]``, the average of ``||g_i||^2`` of decay ``b_rows``, weight and
     bias together.
     """
     states = [work.state for work in works]
