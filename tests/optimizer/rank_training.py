@@ -147,6 +147,8 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
     found["complaints"] = _complaints()
     found["moments"] = _moments(rank, ranks)
     found["differences"] = _differences(rank, ranks)
+    if ranks == 2:
+        found["closure"] = _raising_closure(rank)
     if rank < ranks - 1:
         found["deserted"] = _deserted()
     torch.save(found, folder / f"rank{rank}.pt")  # the last rank ends; then the others do
@@ -325,6 +327,29 @@ def _differences(rank: int, ranks: int) -> dict[str, tuple[str, bool]]:
     except RuntimeError as error:
         found["model"] = str(error), True
     return found
+
+
+def _raising_closure(rank: int) -> tuple[str, bool]:
+    """What each rank is told where rank 1's closure raises after its backward pass, and whether nothing moved."""
+    impatient = dist.new_group(timeout=datetime.timedelta(seconds=2))
+    wrapped = DistributedDataParallel(Plain())
+    optimizer = lnb.LNB(wrapped, process_group=impatient)
+    before = parameters_of(wrapped)
+    said = ""
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = wrapped(images(torch.float32)[0][0]).square().sum()
+        loss.backward()
+        if rank == 1:
+            raise ArithmeticError("the loss of rank 1 is not what it should be")
+        return float(loss.detach())
+
+    try:
+        optimizer.step(closure)
+    except (ArithmeticError, RuntimeError) as error:
+        said = str(error)
+    return said, torch.equal(parameters_of(wrapped), before)
 
 
 def _deserted() -> tuple[str, bool]:

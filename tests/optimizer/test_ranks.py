@@ -112,6 +112,16 @@ def test_ranks_that_are_left_alone_are_told_so(found: Found) -> None:
         assert unmoved
 
 
+def test_a_closure_that_raises_on_one_rank_is_told_to_all(found: Found) -> None:
+    """It raises there, and on the others within the group's timeout: the closure's own exchanges may be under way."""
+    if len(found) == 2:
+        waiting, raising = (rank["closure"] for rank in found)
+        assert waiting[0].startswith("step(): the exchange of second moments with 2 ranks failed")
+        assert raising[0] == "the loss of rank 1 is not what it should be"
+        assert waiting[1]
+        assert raising[1]
+
+
 def test_strict_raises_on_every_rank(found: Found) -> None:
     assert all(len(rank["strict"]) == 2 and "NaN or inf" in rank["strict"][0] for rank in found)
 
