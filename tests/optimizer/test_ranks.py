@@ -56,6 +56,14 @@ def test_refreshes_that_are_shared_out_make_the_same(found: Found) -> None:
     assert len(found) > 2 or max(shares) < everything
 
 
+def test_transposed_weights_do_as_in_one_process(found: Found) -> None:
+    for rank in found:
+        *ways, alone = rank["transposed"]
+        for way in ways:
+            for got, expected in zip(way, alone, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
 def test_ranks_whose_batches_reach_different_layers_stay_equal(found: Found) -> None:
     first, *others = (rank["branches"] for rank in found)
     for other in others:
