@@ -90,9 +90,9 @@ peers: $(VENV)/.test $(VENV)/.wheel
 	$(PIP) install --quiet -r requirements/trainers.txt
 	$(RUN) LNB_TEST_INSTALLED=1 LNB_PEERS_TABLE=docs/peers.md $(BIN)/pytest tests/peers $(ARGS)
 
-# Reads the sources without importing them: neither torch nor a compiler is needed.
+# Reads the sources without importing them: neither torch nor a compiler is needed. With --quiet, a warning would not fail it.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-test: docs
 	LNB_SITE=build/site $(BIN)/pytest --confcutdir tests/docs/site tests/docs/site $(ARGS)

@@ -4,8 +4,10 @@
 
 The model of ``bench/moments_study.py`` is trained on upright digits and frozen. Adapters of all three layers then learn from
 200 changed images, in the layout of PEFT's LoRA with ``lora_alpha = r = 4``, by LNB and by AdamW, 60 steps of 64. Accuracy is
-that on 500 changed test images. The usual start has a random ``A``, as ``nn.Linear`` makes it, and ``B = 0`` (Hu et al., "LoRA",
-arXiv:2106.09685). Moments are of the 200 images: ``gather_moments`` runs the model over them once.
+that on 500 changed test images, and "upright" that on the same images as they were: what is left of the knowledge before.
+The usual start has a random ``A``, as ``nn.Linear`` makes it, and ``B = 0`` (Hu et al., "LoRA", arXiv:2106.09685). "ipm" has
+moments of the inputs to learn: ``gather_moments`` runs the model over the 200 images once. "kpm" has moments of the inputs to
+spare: those that LNB's state has of the model's own training, without data.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from moments_study import Results, build, digits, judge, run, table, train
+from moments_study import Results, build, digits, judge, run, spread, train
 from torch import Tensor, nn
 
 import lnb
@@ -67,44 +69,49 @@ def learn(model: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimiz
 def measure(seed: int, results: Results) -> None:
     (x, y), (test_x, test_y) = digits(seed)
     base = build(seed)
-    train(base, (x, y), seed)
+    own = lnb.export_moments(train(base, (x, y), seed))
     lnb.detach(base)
     for change, apply in CHANGES.items():
-        few, test = apply(x[:IMAGES]), (apply(test_x), test_y)
-        results.setdefault(f"{change}: not adapted", {}).setdefault("accuracy", []).append(judge(base, test)[0])
-        moments = lnb.gather_moments(base, [few])
+        few = apply(x[:IMAGES])
+
+        def note(row: str, model: nn.Module, apply: Callable[[Tensor], Tensor] = apply) -> None:
+            entry = results.setdefault(row, {"accuracy": [], "upright": []})
+            entry["accuracy"].append(judge(model, (apply(test_x), test_y))[0])
+            entry["upright"].append(judge(model, (test_x, test_y))[0])
+
+        note(f"{change}: not adapted", base)
+        gathered = lnb.gather_moments(base, [few])
         for name, start, rate in ((n, s, r) for n, rates in RATES.items() for s in STARTS for r in rates):
             torch.manual_seed(seed)
-            layers = base.named_children()
+            layers, moments = base.named_children(), own if start == "kpm" else gathered
             model = nn.Sequential(*(Adapted(m, moments[n], start) if n in moments else m for n, m in layers))
             moving = [p for p in model.parameters() if p.requires_grad]
             made = lnb.LNB(model, lr=rate) if name == "LNB" else torch.optim.AdamW(moving, lr=rate)
             learn(model, few, y[:IMAGES], made, seed)
-            row = f"{change}, {name} {rate:g}: {start}"
-            results.setdefault(row, {}).setdefault("accuracy", []).append(judge(model, test)[0])
-
-
-def best(results: Results) -> Results:
-    """Of every optimizer and start the rate whose mean is best, named; the same grid for all starts."""
-    found: dict[str, tuple[str, float]] = {}
-    for row, entry in results.items():
-        place, _, start = row.rpartition(": ")
-        words = place.rsplit(" ", 1)
-        key = row if start == "not adapted" else f"{words[0]}: {start}"
-        mean = sum(entry["accuracy"]) / len(entry["accuracy"])
-        if key not in found or mean > found[key][1]:
-            found[key] = row, mean
-    return {key: results[row] for key, (row, _) in found.items()}
+            note(f"{change}, {name} {rate:g}: {start}", model)
 
 
 def tables(kept: dict[str, Any]) -> str:
-    rows = best(kept["results"])
-    seeds = len(next(iter(rows.values()))["accuracy"])
-    title = (
-        f"Means and standard deviations of {seeds} seeds at the best rate of a grid, the same for all starts; "
-        f"torch {kept['torch']}, {kept['date']}."
-    )
-    return "\n".join([title, "", *table("adapters", rows, {"accuracy": 1})])
+    """A row for every optimizer and rate, a column for every start: what was learnt, and what is left of the knowledge before."""
+    results: Results = kept["results"]
+
+    def cell(row: str) -> str:
+        return " / ".join(spread(results[row][part], 1) for part in ("accuracy", "upright"))
+
+    seeds = len(next(iter(results.values()))["accuracy"])
+    made = f"torch {kept['torch']}, {kept['date']}"
+    lines = [
+        f"Accuracy on changed / on upright images, means and standard deviations of {seeds} seeds; {made}.",
+        "",
+        f"| adapters | {' | '.join(STARTS)} |",
+        "| --- " * (len(STARTS) + 1) + "|",
+    ]
+    for change in CHANGES:
+        lines.append(f"| {change}: not adapted | {cell(f'{change}: not adapted')} |" + " |" * (len(STARTS) - 1))
+        for name, rate in ((name, rate) for name, rates in RATES.items() for rate in rates):
+            place = f"{change}, {name} {rate:g}"
+            lines.append(f"| {place} | {' | '.join(cell(f'{place}: {start}') for start in STARTS)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

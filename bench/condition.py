@@ -17,6 +17,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
+import lnb_kernels
 from lnb_bench.training import OptimizerConfig, TaskOptions, make_task
 from lnb_bench.training.data.splits import VectorSplit
 from lnb_bench.training.optimizers import build_optimizer
@@ -200,7 +202,7 @@ def page(data: dict[str, Any]) -> str:
             f"{', '.join(f'{c:.0e}' for c in FIRST_ORDER_CONDITIONS)}, the others with {data['seeds']} seeds at all. "
             "Medians, with the least and the most in brackets. Levenberg-Marquardt solves for all weights jointly, which the 60 "
             "residuals of this problem allow, and counts a solution of that kind as one pass; LNB solves layer by layer. "
-            f"torch {data['torch']}, one thread."
+            f"lnb {data['lnb']}, torch {data['torch']}, one thread, {data['date']}."
         ),
     ]
     names = [name for name in NAMES if name in data["runs"]]
@@ -247,6 +249,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = read(arguments.out) if arguments.out.exists() else {"rates": {}, "runs": {}}
     data |= {"seeds": arguments.seeds, "torch": torch.__version__, "limit": LIMIT}
+    data |= {"lnb": lnb_kernels.__version__, "date": date.today().isoformat()}
     for name in arguments.optimizer or NAMES:
         first_order = name in GRIDS
         rate = data["rates"][name] = tune(name) if first_order else None

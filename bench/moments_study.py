@@ -164,30 +164,43 @@ def transforms(seed: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     }
 
 
+def alarms(
+    model: nn.Module, sources: dict[str, Moments], seen: Tensor, usual: Tensor, unusual: Tensor
+) -> dict[str, float]:
+    """Areas under the ROC curve of every score that may tell ``unusual`` inputs from ``usual`` ones.
+
+    Args:
+        model: a classifier.
+        sources: moments of its layers, by where they are from.
+        seen: the training inputs; "either side" is the distance of a score's logarithm from their median.
+        usual, unusual: as many inputs each.
+    """
+    both, truth = torch.cat([usual, unusual]), np.r_[np.zeros(len(usual)), np.ones(len(unusual))]
+    with torch.no_grad():
+        confidence = model(both).softmax(1).amax(1)
+    areas = {"max softmax": float(roc_auc_score(truth, -confidence.numpy()))}
+    for source, moments in sources.items():
+        with DriftMonitor(model, moments) as monitor:
+            model(both)
+            score, of_layers = monitor.score(), monitor.scores()
+            monitor.reset()
+            model(seen)
+        middle = monitor.score().log().median()
+        found = {"all layers": score, "either side": (score.log() - middle).abs()}
+        found |= {f"layer {layer}": scores for layer, scores in of_layers.items()}
+        areas |= {f"{name}, {source}": float(roc_auc_score(truth, scores)) for name, scores in found.items()}
+    return areas
+
+
 def drift(seed: int, results: Results) -> None:
     data, test = digits(seed)
     model = build(seed)
     own = lnb.export_moments(train(model, data, seed))
-    gathered = lnb.gather_moments(model, [data[0]])
+    sources = {"gathered": lnb.gather_moments(model, [data[0]]), "LNB's state": own}
     for name, transform in transforms(seed).items():
         moved = torch.tensor(transform(test[0].view(-1, 8, 8).numpy()).reshape(-1, 64), dtype=torch.float32)
-        both = torch.cat([test[0], moved])
-        unusual = np.r_[np.zeros(len(test[0])), np.ones(len(moved))]
-        entry = results.setdefault(name, {})
-        with torch.no_grad():
-            confidence = model(both).softmax(1).amax(1)
-        entry.setdefault("max softmax", []).append(float(roc_auc_score(unusual, -confidence.numpy())))
-        for source, moments in (("gathered", gathered), ("LNB's state", own)):
-            with DriftMonitor(model, moments) as monitor:
-                model(both)
-                score, of_layers = monitor.score(), monitor.scores()
-                monitor.reset()
-                model(data[0])
-            usual = monitor.score().log().median()
-            found = {"all layers": score, "either side": (score.log() - usual).abs()}
-            found |= {f"layer {layer}": scores for layer, scores in of_layers.items()}
-            for column, scores in found.items():
-                entry.setdefault(f"{column}, {source}", []).append(float(roc_auc_score(unusual, scores)))
+        for column, area in alarms(model, sources, data[0], test[0], moved).items():
+            results.setdefault(name, {}).setdefault(column, []).append(area)
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from models import MODELS
 from torch import Tensor, nn
 
 import lnb
+import lnb_kernels
 
 STEPS = 12  # a refresh every tenth step: the first and the eleventh
 TOLERANCE = 1.02
@@ -214,7 +215,8 @@ def main() -> None:
                 blame = ", ".join(f"{o} {size / 1e6:.1f}" for o, size in row["at_peak"].items())
                 print(f"{'':4}over the bound of {TOLERANCE}; allocated in the step: {blame}", flush=True)
     if arguments.json:
-        facts = {"date": date.today().isoformat(), "torch": torch.__version__, "machine": platform.machine()}
+        facts = {"date": date.today().isoformat(), "lnb": lnb_kernels.__version__, "torch": torch.__version__}
+        facts["machine"] = platform.machine()
         text = json.dumps({**facts, "steps": STEPS, "scale": arguments.scale, "results": results}, indent=1)
         arguments.json.write_text(text + "\n")
 

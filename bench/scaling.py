@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "python")]
 
-from lnb.factored import block_count  # noqa: E402
+from lnb.statistics.factored import block_count  # noqa: E402
 
 NVLINK, NETWORK, NODE = 450e9, 50e9, 8
 BLOCK, REFRESH_EVERY = 144, 10

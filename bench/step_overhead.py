@@ -251,6 +251,7 @@ def main() -> None:
     if arguments.json:
         facts = {
             "date": date.today().isoformat(),
+            "lnb": lk.__version__,
             "torch": torch.__version__,
             "cpu": platform.processor() or platform.machine(),
         }

@@ -2,8 +2,8 @@
 
 All optimizers of a model take turns, one step each; a part's time is the median over refresh cycles of its mean over the ten
 steps of a cycle. *Statistics* is what forward and backward take longer than AdamW's of the same cycle, *solve* the time of
-``lnb.solve``, *update* the rest of the step. ``--clock cpu`` counts processor time of one thread, which other processes do not
-disturb. `lnb-bench report --profile FILE` shows the JSON files.
+``lnb.solvers.solve``, *update* the rest of the step. ``--clock cpu`` counts the processor time of one thread, which other
+processes do not disturb. `lnb-bench report --profile FILE` shows the JSON files.
 
     python bench/step_profile.py [--model mlp ...] [--cycles 3] [--threads 2] [--clock cpu] [--json FILE]
     python bench/step_profile.py --memory [--batches 64 1024] [--json FILE]      # peak memory against batch size

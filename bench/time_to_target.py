@@ -25,6 +25,7 @@ from typing import Any
 import timing
 import torch
 
+import lnb_kernels
 from lnb_bench.training import LoopConfig, OptimizerConfig, Task, TaskOptions, TrainingError, make_task
 from lnb_bench.training.loop import Trainer
 
@@ -178,6 +179,7 @@ def main() -> None:
     arguments, clock = timing.parse(parser)
     facts = {
         "date": date.today().isoformat(),
+        "lnb": lnb_kernels.__version__,
         "torch": torch.__version__,
         "threads": arguments.threads,
         "clock": arguments.clock,

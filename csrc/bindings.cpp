@@ -389,9 +389,10 @@ void step_average(lnb::StepTables& tables, const Addresses& gradients, const Add
     without_gil([&] { tables.average(read, written, threads); });
 }
 
-// Of each layer that is refreshed its place, input_block and output_block; the addresses of gathered, second_moment,
-// counted, inverse, mean (0 without a bias), output_moment and root; and decay, ridge, sample_ridge, sample_every.
-void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<int64_t, 3>>& places,
+// Of each layer that is refreshed its place, input_block, output_block, and whether it follows another one of them; the
+// addresses of gathered, second_moment, counted, inverse, mean (0 without a bias), output_moment and root; and decay,
+// ridge, sample_ridge, sample_every.
+void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<int64_t, 4>>& places,
                   const std::vector<std::array<uintptr_t, 7>>& addresses,
                   const std::vector<std::array<double, 4>>& numbers, const std::array<float, 3>& coefficients,
                   int64_t steps, int threads) {
@@ -402,7 +403,7 @@ void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<in
     const auto at = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
     std::vector<lnb::StepMoments> due;
     for (size_t i = 0; i < places.size(); ++i) {
-        const auto& [place, block, side] = places[i];
+        const auto& [place, block, side, follows] = places[i];
         if (place < 0 || place >= tables.layers()) throw std::invalid_argument("places: no such layer");
         const lnb::StepLayer& layer = tables.layer(place);
         if (block < 1 || side < 1 || layer.inputs % block != 0 || layer.rows % side != 0) {
@@ -424,7 +425,7 @@ void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<in
         const auto& [gathered, second_moment, counted, inverse, mean, output_moment, root] = addresses[i];
         const auto& [decay, ridge, sample_ridge, sample_every] = numbers[i];
         due.push_back({place, at(gathered), at(second_moment), at(counted), at(inverse), at(mean), at(output_moment),
-                       at(root), block, side, decay, ridge, sample_ridge, sample_every});
+                       at(root), block, side, decay, ridge, sample_ridge, sample_every, follows != 0});
     }
     const lnb::Quintic quintic{coefficients[0], coefficients[1], coefficients[2]};
     without_gil([&] { tables.refresh(due, quintic, steps, threads); });

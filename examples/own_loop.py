@@ -25,7 +25,7 @@ def main(steps: int = 150) -> float:
     train, test = slice(0, 1437), slice(1437, None)
 
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
-    optimizer = lnb.LNB(model, lr=0.02)  # the model, not its parameters
+    optimizer = lnb.LNB(model)  # the model, not its parameters
     schedule = CosineAnnealingLR(optimizer, steps)
     print(optimizer.coverage())
 

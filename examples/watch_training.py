@@ -20,7 +20,7 @@ from torch import nn
 
 import lnb
 from lnb.integrations.watch import Watch
-from lnb.watch_file import NAME, Tail
+from lnb.reports.watch_file import NAME, Tail
 
 
 def main(steps: int = 200, folder: Path | None = None) -> float:

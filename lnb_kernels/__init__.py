@@ -10,7 +10,6 @@ from lnb_kernels import fused_step as fused_step  # for report(), which lists it
 from lnb_kernels import multi_tensor
 from lnb_kernels._backend import get_backend, set_backend
 from lnb_kernels._report import report
-from lnb_kernels._triton.autotune import set_autotune_cache
 from lnb_kernels._triton.precision import set_input_precision
 
 # Functions share names with the packages they live in: these imports bind the functions over the packages, which
@@ -24,7 +23,7 @@ from lnb_kernels.moment_stream import set_moment_stream
 from lnb_kernels.newton_schulz.op import newton_schulz, newton_schulz_root
 from lnb_kernels.pcg.layers import pcg_layers
 from lnb_kernels.pcg.op import pcg
-from lnb_kernels.second_moment.op import second_moment, second_moment_ema_
+from lnb_kernels.second_moment.op import second_moment
 from lnb_kernels.spd_inverse.op import spd_inverse
 from lnb_kernels.two_sided.op import two_sided_directions_
 
@@ -45,8 +44,6 @@ __all__ = [
     "pcg_layers",
     "report",
     "second_moment",
-    "second_moment_ema_",
-    "set_autotune_cache",
     "set_backend",
     "set_input_precision",
     "set_moment_stream",

@@ -103,6 +103,7 @@ class StepMoment:
         ridge: relative to the mean variance of the inputs.
         sample_ridge: what that grows by, times inputs of a block per sample that the average counts.
         sample_every: one of how many samples was read.
+        follows: whether it shares all that is kept of its inputs, up to ``mean``, with another layer of the same call.
     """
 
     layer: int
@@ -117,6 +118,7 @@ class StepMoment:
     ridge: float
     sample_ridge: float
     sample_every: int
+    follows: bool = False
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -208,7 +210,7 @@ class StepTables:
         """Make the factors of some layers anew, from the averaged gradients.
 
         Args:
-            moments: of layers that the kernels take.
+            moments: of layers that the kernels take; of layers that share one memory, all but one follow.
             coefficients: of the Newton-Schulz steps that take roots (:func:`lnb_kernels.newton_schulz_root`).
             steps: their number.
         """
@@ -217,7 +219,7 @@ class StepTables:
             if moment.mean is None:
                 of_layer.insert(4, 0)
         self._native.refresh(
-            [(moment.layer, moment.inverse.shape[-1], moment.root.shape[-1]) for moment in moments],
+            [(x.layer, x.inverse.shape[-1], x.root.shape[-1], int(x.follows)) for x in moments],
             addresses,
             [(moment.decay, moment.ridge, moment.sample_ridge, float(moment.sample_every)) for moment in moments],
             tuple(coefficients),

@@ -75,11 +75,6 @@ def shape() -> dict[str, Any]:
 
 CALLS: dict[str, Call] = {
     "second_moment": Call(lk.second_moment, lambda: {"x": torch.randn(5, 4), "weights": torch.rand(5), "blocks": 2}),
-    "second_moment_ema_": Call(
-        lk.second_moment_ema_,
-        lambda: {"s": moment(3), "x": torch.randn(5, 3), "decay": 0.5, "weights": torch.rand(5)},
-        ("s",),
-    ),
     "linear": Call(
         _probed(lk.linear),
         lambda: {
@@ -191,7 +186,7 @@ CALLS: dict[str, Call] = {
     ),
 }
 
-SETTINGS = ("get_backend", "set_backend", "set_autotune_cache", "set_input_precision", "set_moment_stream", "report")
+SETTINGS = ("get_backend", "set_backend", "set_input_precision", "set_moment_stream", "report")
 """Public functions that compute nothing."""
 
 

@@ -205,6 +205,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 HOST_ONLY = {
+    "conv_sizes",
     "supported",
     "combines",
     "directs",
@@ -240,7 +241,7 @@ class _DryModule:
                         len(made),
                         moved,
                         flops,
-                        torch.float32 if name in ON_TENSOR_CORES else None,
+                        ON_TENSOR_CORES.get(name),
                     )
                 )
             return result

@@ -12,8 +12,8 @@ _WIDTHS = (8, 4, 2, 2)  # of the module's types, by their numbers
 _SIZES = {"FLOAT64": 8, "FLOAT32": 4, "BFLOAT16": 2, "FLOAT16": 2}
 
 
-ON_TENSOR_CORES = {"fused_direct"}
-"""Functions of the module whose products are made by tensor cores; the others' are plain float32."""
+ON_TENSOR_CORES = {"fused_direct": torch.float32, "conv_moments": torch.bfloat16}
+"""Functions of the module whose products are made by tensor cores, and of what; the others' are plain float32."""
 
 
 def cuda_traffic(function: str, args: Sequence[Any]) -> tuple[int, int]:
@@ -103,6 +103,17 @@ def _moment_flags(args: Sequence[Any]) -> tuple[int, int]:
     return sum(8 * count * side for count, side in zip(counts, sides, strict=True)), 0
 
 
+def _conv_moments(args: Sequence[Any]) -> tuple[int, int]:
+    """The image is read once, what the thread blocks find written and read, the moments written; half a product is made."""
+    _, _, fields, blocks, *_ = args
+    _, _, _, _, batch, groups, channels, height, width, out_height, out_width, kernel_height, kernel_width, *_ = fields
+    entries = channels * kernel_height * kernel_width
+    moments = 4 * groups * (entries + 1) ** 2
+    splits = max(1, blocks // groups)
+    moved = 2 * batch * groups * channels * height * width + moments * (splits + 1)
+    return moved, batch * out_height * out_width * groups * entries**2
+
+
 def _fused_direct(args: Sequence[Any]) -> tuple[int, int]:
     """Gradients and averages are read once, averages and directions written; the blocks of a layer come from memory once."""
     layers, gradient, direction, precision, _, partials, *_ = args
@@ -183,6 +194,7 @@ _TRAFFIC: dict[str, Callable[[Sequence[Any]], tuple[int, int]]] = {
     "apply_master": _apply_master,
     "all_finite": _all_finite,
     "moment_flags": _moment_flags,
+    "conv_moments": _conv_moments,
     "fused_direct": _fused_direct,
     "fused_finish": _fused_finish,
     "fused_apply": _fused_apply,

@@ -45,17 +45,6 @@ def second_moment(device: str, dtype: torch.dtype, n: int, d: int) -> Case:
     return Case(lambda: lk.second_moment(x), plain, 2e-2 if dtype == torch.bfloat16 else 1e-3)
 
 
-def second_moment_ema_(device: str, dtype: torch.dtype, n: int, d: int) -> Case:
-    """Each side averages into a matrix of its own."""
-    x, ours, plains = rows(device, dtype, n, d), *torch.zeros(2, d + 1, d + 1, device=device)
-
-    def plain() -> Tensor:
-        full = F.pad(x, (0, 1), value=1.0)
-        return plains.lerp_(full.t() @ full, 0.1)
-
-    return Case(lambda: lk.second_moment_ema_(ours, x, 0.9), plain)
-
-
 def linear(device: str, dtype: torch.dtype, n: int, d: int) -> Case:
     """Forward and backward pass with a probe, against the layer and a product on its input."""
     x, weight = rows(device, dtype, n, d), rows(device, dtype, d, d).requires_grad_()
@@ -252,7 +241,6 @@ CASES: dict[str, tuple[Callable[..., Case], torch.dtype, tuple[int, ...]]] = {
     "second_moment-8192x512-bf16": (second_moment, BF16, (8192, 512)),
     "second_moment-1000x784": (second_moment, FLOAT, (1000, 784)),
     "second_moment-1000x784-bf16": (second_moment, BF16, (1000, 784)),
-    "second_moment_ema_-8192x512": (second_moment_ema_, FLOAT, (8192, 512)),
     "linear-2048x512": (linear, FLOAT, (2048, 512)),
     "linear-2048x512-bf16": (linear, BF16, (2048, 512)),
     "conv2d_second_moment-16x64x32x32": (conv2d_second_moment, FLOAT, (16, 64, 32)),

@@ -235,7 +235,7 @@ void root_of_average(const Block& block, const Scaled& scaled, double mean_diago
 }
 
 // Blocks of inputs, or of outputs, the largest first: what is left for the end is small, so that threads finish
-// together.
+// together. Blocks of inputs that several layers share stand for the one that does not follow.
 std::vector<Block> blocks_of(const RefreshedLayer* layers, int64_t count, bool inputs) {
     std::vector<Block> blocks;
     int64_t matrices = 0;
@@ -243,6 +243,7 @@ std::vector<Block> blocks_of(const RefreshedLayer* layers, int64_t count, bool i
         const int64_t size = inputs ? layer->input_block : layer->output_block;
         const int64_t of_matrix = (inputs ? layer->inputs : layer->rows) / size;
         for (int64_t matrix = 0; matrix < layer->matrices && samples(*layer) > 0; ++matrix, ++matrices) {
+            if (inputs && layer->follows) continue;
             for (int64_t i = 0; i < of_matrix; ++i) blocks.push_back({layer, matrix, i, matrices, size});
         }
     }
@@ -271,7 +272,7 @@ void refresh(const RefreshedLayer* layers, int64_t count, const Quintic& quintic
     const std::vector<Block> inputs = blocks_of(layers, count, true), outputs = blocks_of(layers, count, false);
     if (inputs.empty()) return;
     for (const RefreshedLayer* layer = layers; layer != layers + count; ++layer) {
-        if (samples(*layer) > 0) *layer->counted += 1;
+        if (samples(*layer) > 0 && !layer->follows) *layer->counted += 1;
     }
 
     std::vector<Totals> of_inputs(inputs.size());

@@ -1,6 +1,6 @@
 // The refresh of layers of the trust region "two_sided": from the second moments that a step gathered, and its averaged
-// gradients, to the blocks of C^-1 and P^(-1/2), for many layers in one call. Derivations: python/lnb/factored.py,
-// python/lnb/statistics.py and python/lnb/trust_regions/two_sided.py, whose general form python/lnb/refresh.py calls.
+// gradients, to the blocks of C^-1 and P^(-1/2), for many layers in one call. Derivations: python/lnb/statistics/factored.py,
+// python/lnb/statistics/running.py and python/lnb/trust_regions/two_sided.py, whose general form python/lnb/statistics/refresh.py calls.
 //
 // Blocks are handed out to threads in four rounds: averages of second moments; inverses; output moments; roots. What a
 // round needs of all blocks of a matrix, a mean of diagonals, is formed between them, so that the result does not
@@ -33,6 +33,7 @@ struct RefreshedLayer {
     double ridge;         // relative to the mean variance of the inputs
     double sample_ridge;  // what the ridge grows by, per input of a block and sample that the average counts
     double sample_every;  // one of how many samples was read
+    bool follows;         // another of the layers has the same gathered, second_moment, counted, inverse and mean
 };
 
 // A layer that gathered no samples keeps what it has.

@@ -94,7 +94,7 @@ void StepTables::refresh(const std::vector<StepMoments>& due, const Quintic& qui
         refreshed.push_back({of.gathered, of.second_moment, of.counted, of.inverse, bias == nullptr ? nullptr : of.mean,
                              of.output_moment, of.root, outputs_[layer.weight], bias, layer.matrices, layer.rows,
                              layer.inputs, of.input_block, of.output_block, of.decay, of.ridge, of.sample_ridge,
-                             of.sample_every});
+                             of.sample_every, of.follows});
     }
     lnb::refresh(refreshed.data(), static_cast<int64_t>(refreshed.size()), quintic, steps, threads);
 }

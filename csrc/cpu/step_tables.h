@@ -48,6 +48,7 @@ struct StepMoments {
     float *second_moment, *counted, *inverse, *mean, *output_moment, *root;
     int64_t input_block, output_block;
     double decay, ridge, sample_ridge, sample_every;
+    bool follows;
 };
 
 // The numbers of all layers, each [layers], and of all parameters.

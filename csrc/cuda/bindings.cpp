@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "address_checks.h"
+#include "cuda/conv_bindings.h"
 #include "cuda/device.h"
 #include "cuda/fused_apply_bindings.h"
 #include "cuda/fused_step.h"
@@ -491,4 +492,5 @@ PYBIND11_MODULE(_cuda_module, m) {
     m.def("pcg_rows", &pcg_rows);
     m.def("pcg_phase", &pcg_phase);
     lnb::cuda::define_refresh(m);
+    lnb::cuda::define_conv(m);
 }

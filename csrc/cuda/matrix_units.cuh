@@ -3,11 +3,43 @@
 
 #include <mma.h>  // CUDA's, or that of the tests' simulator
 
+#include <type_traits>
+
 #include "element.cuh"
 
 namespace lnb::cuda {
 
 constexpr int kUnit = 16;  // rows and columns of a tile of sums
+
+// fragment <- a tile in shared memory. For bfloat16 CUDA's own function does not see that it is shared, and makes four
+// loads of it where there is one instruction for all.
+template <typename Use, typename T, typename Layout>
+__device__ __forceinline__ void load_shared(nvcuda::wmma::fragment<Use, kUnit, kUnit, kUnit, T, Layout>& fragment,
+                                            const T* tile, int pitch) {
+#ifndef LNB_CUSIM
+    if constexpr (std::is_same_v<T, BFloat16>) {
+        static_assert(sizeof fragment.x == 16);
+        uint32_t words[4];
+        const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(tile));
+        if constexpr (std::is_same_v<Use, nvcuda::wmma::matrix_a>) {
+            static_assert(std::is_same_v<Layout, nvcuda::wmma::row_major>);
+            asm volatile("wmma.load.a.sync.aligned.row.m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"
+                         : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                         : "r"(address), "r"(pitch)
+                         : "memory");
+        } else {
+            static_assert(std::is_same_v<Layout, nvcuda::wmma::col_major>);
+            asm volatile("wmma.load.b.sync.aligned.col.m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"
+                         : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                         : "r"(address), "r"(pitch)
+                         : "memory");
+        }
+        memcpy(&fragment.x, words, sizeof words);
+        return;
+    }
+#endif
+    nvcuda::wmma::load_matrix_sync(fragment, tile, pitch);
+}
 
 // What the three have in common: fragments [16, kDepth] on the left and [kDepth, 16] on the right, in shared memory as
 // Element, to which `narrow` rounds.

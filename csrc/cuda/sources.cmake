@@ -17,6 +17,8 @@ else()
 
   add_library(lnb_cuda STATIC
     csrc/cuda/average_moments.cu
+    csrc/cuda/conv_moments.cu
+    csrc/cuda/conv_plan.cu
     csrc/cuda/device.cu
     csrc/cuda/fused_apply.cu
     csrc/cuda/fused_direct.cu
@@ -37,7 +39,8 @@ else()
     target_compile_options(lnb_cuda PRIVATE -Werror=all-warnings)
   endif()
 
-  pybind11_add_module(_cuda_module MODULE NO_EXTRAS csrc/cuda/bindings.cpp csrc/cuda/refresh_bindings.cpp)
+  pybind11_add_module(_cuda_module MODULE NO_EXTRAS csrc/cuda/bindings.cpp csrc/cuda/conv_bindings.cpp
+    csrc/cuda/refresh_bindings.cpp)
   target_include_directories(_cuda_module PRIVATE csrc)
   target_link_libraries(_cuda_module PRIVATE lnb_warnings lnb_cuda)
   # Symbols of the static runtime must not meet those of another one in the process.

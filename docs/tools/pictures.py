@@ -136,7 +136,52 @@ def proofs(ink: Ink) -> Any:
     return figure
 
 
-PICTURES: dict[str, Callable[[Ink], Any]] = {made.__name__: made for made in (metric, step_time, refreshes, proofs)}
+def quantisation(ink: Ink) -> Any:
+    """What 2, 3 and 4 bits leave of three models, from ``bench/results/gptq.json``."""
+    cells = json.loads((ROOT / "bench" / "results" / "gptq.json").read_text())["cells"]
+    titles = {"gpt": "GPT: loss", "vit": "ViT: accuracy in %", "unet": "UNet: pixel accuracy in %"}
+    ways = {
+        "rounding": (ink.second, "s", ":"),
+        "GPTQ, 512 samples": (ink.text, "o", "--"),
+        "GPTQ, LNB's state": (ink.first, "D", "-"),
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.9))
+    bits = np.array([2, 3, 4])
+    for place, (cell, title) in zip(axes, titles.items(), strict=True):
+        place.axhline(np.mean(cells[cell]["not quantised"]), color=ink.faint, linewidth=1)
+        for shift, (way, (colour, marker, line)) in enumerate(ways.items()):
+            found = np.array([cells[cell][f"{b} bits: {way}"] for b in bits])
+            label = way if way == "rounding" else f"{way.replace('state', 'state, no data')}"
+            place.errorbar(
+                bits + 0.06 * (shift - 1), found.mean(1), found.std(1, ddof=1), color=colour, marker=marker, linestyle=line,
+                markersize=4, linewidth=1.4, label=label,
+            )  # fmt: skip
+        place.set(title=title, xticks=bits, xlabel="bits")
+    axes[0].legend(fontsize=7.5, frameon=False, labelcolor=ink.text)
+    return figure
+
+
+def adapters(ink: Ink) -> Any:
+    """What LNB's adapters learn and leave, by their start and rate, from ``bench/results/adapters.json``."""
+    found = json.loads((ROOT / "bench" / "results" / "adapters.json").read_text())["results"]
+    starts = {"usual": ("usual start", ink.text, "o"), "ipm": ("CorDA, to learn", ink.second, "s")}
+    starts["kpm"] = ("CorDA, to keep: LNB's state", ink.first, "D")
+    figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.1), sharey=True)
+    for place, change in zip(axes, ("inverted", "turned"), strict=True):
+        for start, (label, colour, marker) in starts.items():
+            rows = [found[f"{change}, LNB {rate}: {start}"] for rate in ("0.1", "0.3", "1")]
+            new, old = (np.array([row[part] for row in rows]).mean(1) for part in ("accuracy", "upright"))
+            place.plot(new, old, color=colour, marker=marker, markersize=5, linewidth=1, label=label)
+            if start == "kpm":
+                place.annotate("lr=0.1", (new[0], old[0]), (4, 4), textcoords="offset points", fontsize=7.5)
+        place.set(title=f"{change} digits", xlabel="accuracy on them, %", ylim=(0, 100))
+    axes[0].set_ylabel("left of that on upright digits, %")
+    axes[0].legend(fontsize=7.5, frameon=False, labelcolor=ink.text, loc="upper right")
+    return figure
+
+
+DRAWN = (metric, step_time, refreshes, proofs, quantisation, adapters)
+PICTURES: dict[str, Callable[[Ink], Any]] = {made.__name__: made for made in DRAWN}
 
 
 def draw(folder: Path) -> None:

@@ -23,12 +23,18 @@ def shown() -> dict[str, str]:
     return found
 
 
+def without_members() -> set[str]:
+    """The blocks that show a module's docstring alone."""
+    text = "\n".join(page.read_text() for page in sorted(PAGES.glob("*.md")))
+    return set(re.findall(r"^::: (\S+)\n.*members: false", text, re.M))
+
+
 class Roles(griffe.Extension):
     """Rewrites every docstring as it is read."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown = shown()
+        self._shown, self._alone = shown(), without_members()
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """A module, class, function or attribute with its docstring."""
@@ -48,7 +54,7 @@ class Roles(griffe.Extension):
     def _member(self, obj: griffe.Object, name: str) -> str | None:
         """``step`` in a docstring of LNB, ``lnb.LNB.plan`` anywhere, or a neighbour in the same module."""
         owner, _, last = name.rpartition(".")
-        if owner in self._shown:
+        if owner in self._shown and owner not in self._alone:
             return f"{self._shown[owner]}.{last}"
         scope: griffe.Object | None = obj
         while scope is not None:

@@ -27,16 +27,22 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def made(found: dict[str, Any]) -> str:
+    """When, and with which versions; data without one of lnb are of 0.1.0."""
+    return f"\nlnb {found.get('lnb', '0.1.0')}, torch {found['torch']}, {found['date']}.\n"
+
+
 def step_overhead() -> str:
     """Times of whole steps, with the quartiles that were measured."""
-    found = data("step_overhead")["results"]
+    kept = data("step_overhead")
+    found = kept["results"]
     models = ("transformer", "unet", "mlp")
 
     def cell(row: dict[str, float]) -> str:
         return f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
     rows = [[name, *(cell(found[model][name]) for model in models)] for name in found["mlp"] if name != "AdamW fused"]
-    return table(["", "transformer", "UNet", "MLP"], rows)
+    return table(["", "transformer", "UNet", "MLP"], rows) + made(kept)
 
 
 def time_to_target() -> str:
@@ -48,22 +54,24 @@ def time_to_target() -> str:
         "cifar10": "CIFAR-10, small ViT (accuracy)",
         "shakespeare": "Shakespeare, small GPT (loss)",
     }
-    found = data("time_to_target")["results"]
+    kept = data("time_to_target")
+    found = kept["results"]
     rows = []
     for task, name in names.items():
         optimizers = found[task]["optimizers"]
         rows.append([name, *(f"{optimizers[each]['ratio']:.2f}" for each in ("lnb", "muon"))])
-    return table(["", "LNB", "Muon"], rows)
+    return table(["", "LNB", "Muon"], rows) + made(kept)
 
 
 def peak_memory() -> str:
     """Peaks of every model and setting."""
+    kept = data("peak_memory")
     rows = [
         [f"{model}, {name}", f"{row['peak'] / 1e6:.1f}", f"{row['over_planned']:.2f}"]
-        for model, settings in data("peak_memory")["results"].items()
+        for model, settings in kept["results"].items()
         for name, row in settings.items()
     ]
-    return table(["", "peak, MB", "over AdamW's peak and the planned state"], rows)
+    return table(["", "peak, MB", "over AdamW's peak and the planned state"], rows) + made(kept)
 
 
 def physics() -> str:
@@ -78,7 +86,7 @@ def physics() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (step_overhead, time_to_target, peak_memory, physics)
+    each.__name__: each for each in (step_overhead, time_to_target, peak_memory, physics)
 }
 
 

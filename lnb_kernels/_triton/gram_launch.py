@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from lnb_kernels._triton import autotune
 from lnb_kernels._triton.arch import Arch, arch_of
 from lnb_kernels._triton.arrival import arrival_counters, fan_of
 from lnb_kernels._triton.descriptors import (
@@ -102,21 +101,6 @@ def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tupl
     stage_bytes = (block_i + block_j) * block_n * itemsize
     budget = arch.shared_bytes // programs_per_multiprocessor(block_i, block_j, itemsize, True, True, arch)
     return block_i, block_j, block_n, num_warps, max(2, min(4, budget // stage_bytes))
-
-
-def tile_candidates(d: int, itemsize: int, arch: Arch) -> list[tuple[int, ...]]:
-    """What an autotune cache may choose from: the heuristics' tile first, then others that fit shared memory."""
-    first = tile_config(d, itemsize, arch)
-    block_j, block_n, num_warps = first[1:4]
-    others = [
-        (block_i, block_j, rows, warps, stages)
-        for block_i in {block_j, 2 * block_j if block_j == 128 else block_j}
-        for rows in (block_n, block_n // 2)
-        for warps in {num_warps, max(1, num_warps // 2) if block_i == block_j else num_warps}
-        for stages in (2, 3, 4)
-        if (block_i + block_j) * rows * itemsize * stages <= arch.shared_bytes - 4096
-    ]
-    return [first, *sorted(set(others) - {first})]
 
 
 def _even(n: int, splits: int, block_n: int) -> tuple[int, int]:
@@ -265,7 +249,7 @@ def launch_gram(
         be ``s``.
         other: same shape and strides as ``x``; then ``s <- alpha other' X + beta c``, a product known to be symmetric.
         grad_weight, grad_bias: contiguous ``[m, d]`` and ``[m]``, needed with ``g``.
-        plan: the launch geometry; None takes :func:`gram_plan`'s, or the fastest where an autotune cache is in use.
+        plan: the launch geometry; None takes :func:`gram_plan`'s.
     """
     from lnb_kernels._triton.gram import gram_kernel
 
@@ -283,31 +267,8 @@ def launch_gram(
     descriptors = copied and copies_in_blocks(x) and copies_in_blocks(g_rows)
     aligned = loads_take_few_registers(unit == 0 and loads_in_vectors(x), descriptors, arch)
     tail = weights is None  # weighted operands take the registers that a share of the tail needs
-    in_place = c is not None and c.data_ptr() == s.data_ptr()
     if plan is None:
-        tile = None
-        if autotune.enabled() and not in_place:
-            flags = (
-                x.dtype,
-                d,
-                m,
-                batch,
-                x.stride(-2) == 1,
-                unit,
-                other is not None,
-                weights is not None,
-                c is not None,
-                ones,
-            )
-            tile = autotune.fastest(
-                autotune.key("gram", x.device, autotune.bucket(n), *flags),
-                tile_candidates(d, itemsize, arch),
-                lambda tile: launch_gram(
-                    x, s, g=g, other=other, weights=weights, c=c, grad_weight=grad_weight, grad_bias=grad_bias, ones=ones,
-                    alpha=alpha, beta=beta, plan=gram_plan(n, d, m, itemsize, arch, batch, tail, tile, aligned),
-                ),
-            )  # fmt: skip
-        plan = gram_plan(n, d, m, itemsize, arch, batch, tail, tile, aligned)
+        plan = gram_plan(n, d, m, itemsize, arch, batch, tail, aligned=aligned)
     sum_blocks = plan.sum_blocks if ones else 0
     cut = plan.tail
     one_tile = plan.tiles == 1 and g is None and other is None

@@ -34,7 +34,7 @@ def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[
     """Turn a failure to compile or load ``kernel`` into :class:`KernelUnavailable`, which lets the reference take over.
 
     Triton reports such failures by many types, plain ``RuntimeError`` among them: what counts is that it was raised inside
-    Triton (:func:`raised_by_triton`). What the user's call or the device caused passes unchanged: wrong arguments, memory, and
+    Triton (:func:`_raised_by_triton`). What the user's call or the device caused passes unchanged: wrong arguments, memory, and
     errors of the CUDA driver (after which no kernel can be trusted). So does a fault of this package's own code.
     """
 
@@ -44,7 +44,7 @@ def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                if not raised_by_triton(error):
+                if not _raised_by_triton(error):
                     raise
                 text = str(error)
                 raise KernelUnavailable(
@@ -58,7 +58,7 @@ def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[
     return decorate
 
 
-def raised_by_triton(error: Exception) -> bool:
+def _raised_by_triton(error: Exception) -> bool:
     """Whether ``error`` says that Triton cannot compile or load a kernel.
 
     The innermost call from this package must be one into Triton, be it that Triton then called someone else, as a compiler or

@@ -17,6 +17,7 @@ _backend.register(
     reference.conv2d_second_moment,
     triton="lnb_kernels.conv2d.triton_kernel:conv2d_second_moment",
     native="lnb_kernels.conv2d.native_kernel:conv2d_second_moment",
+    native_cuda="lnb_kernels.conv2d.cuda_kernel:conv2d_second_moment",
     native_dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
 )
 _backend.register(

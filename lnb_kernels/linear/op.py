@@ -200,7 +200,7 @@ class _SharedLinear(torch.autograd.Function):
             if not alone:
                 ctx.shared.offer(ctx.member, moment)
         if not alone and ctx.memory is not None:
-            moment = ctx.memory.view_of(moment)
+            moment = ctx.memory.view_of(moment, ctx.shared)
         return (*gradients, moment, *[None] * 4)
 
 

@@ -1,7 +1,7 @@
 """The refresh by the CUDA kernels: tables of addresses in, four launches for all layers, whatever their sizes.
 
-The mathematics is that of :func:`lnb.factored.factorize`, :func:`lnb.trust_regions.two_sided.output_moment` and
-:func:`lnb.orthogonalize.inverse_root`, which the tests compare with.
+The mathematics is that of :func:`lnb.statistics.factored.factorize`, :func:`lnb.trust_regions.two_sided.output_moment` and
+:func:`lnb.statistics.orthogonalize.inverse_root`, which the tests compare with.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _averages(layers: Sequence[InputMetric]) -> list[Tensor]:
 
 
 def _output_table(native: Any, layers: Sequence[InputMetric], held: list[Tensor]) -> list[tuple[Any, ...]]:
-    members = [(i, layer, layer.outputs) for i, layer in enumerate(layers) if layer.outputs is not None]
+    members = [(i, layer, outputs) for i, layer in enumerate(layers) for outputs in layer.outputs]
     shapes = [_shape(layer, outputs) for _, layer, outputs in members]
     sizes = [native.partial_sizes(*shape) for shape in shapes]
     device = layers[0].gathered.device

@@ -68,7 +68,8 @@ class OutputMetric:
 
 @dataclass(frozen=True)
 class InputMetric:
-    """The inputs' side of one layer, and the outputs' where its trust region needs it. All tensors are float32.
+    """The inputs' side of one layer, or of several that share it, and the outputs' where the trust region needs it. All tensors
+    are float32.
 
     Attributes:
         gathered: this step's ``[X 1]'[X 1]``, ``[groups, blocks, side + 1, side + 1]``, its last entries the number of rows;
@@ -83,7 +84,7 @@ class InputMetric:
         relative: whether it is a multiple of the metric's mean diagonal.
         sample_ridge: what a relative ridge grows by, times inputs of a block per row that the average counts.
         sample_every: of how many rows ``gathered`` has one.
-        outputs: the neurons' side, or None.
+        outputs: the neurons' side of each layer; empty where there is none.
     """
 
     gathered: Tensor
@@ -97,4 +98,4 @@ class InputMetric:
     relative: bool
     sample_ridge: float
     sample_every: int
-    outputs: OutputMetric | None
+    outputs: tuple[OutputMetric, ...]

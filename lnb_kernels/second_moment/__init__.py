@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lnb_kernels.second_moment.op import second_moment, second_moment_ema_
+from lnb_kernels.second_moment.op import second_moment
 
-__all__ = ["second_moment", "second_moment_ema_"]
+__all__ = ["second_moment"]

@@ -1,4 +1,4 @@
-"""The ops ``lnb_kernels::second_moment`` and ``second_moment_ema_``: schemas, fakes, derivative and dispatch."""
+"""The op ``lnb_kernels::second_moment``: schema, fake, derivative and dispatch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from lnb_kernels import _autocast, _backend, _checks
-from lnb_kernels._library import take_negated_views
 from lnb_kernels._rows import as_rows
-from lnb_kernels._writes import require_one_kind, require_writable
 from lnb_kernels.second_moment import reference
 
-_KERNELS = "lnb_kernels.second_moment.triton_kernel"
 _backend.register(
     "second_moment",
     reference.second_moment,
-    triton=f"{_KERNELS}:second_moment",
+    triton="lnb_kernels.second_moment.triton_kernel:second_moment",
     native="lnb_kernels.second_moment.native_kernel:second_moment",
     native_dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
 )
-_backend.register("second_moment_ema_", reference.second_moment_ema_, triton=f"{_KERNELS}:second_moment_ema_")
 
 
 @torch.library.custom_op("lnb_kernels::second_moment", mutates_args=())
@@ -111,63 +107,3 @@ def _check_rows(op: str, x: torch.Tensor, weights: torch.Tensor | None) -> None:
         _checks.floating_tensor(op, "weights", weights)
         _checks.shape_is(op, "weights", weights, x.shape[:-1], "the leading dimensions of x")
         _checks.same_device(op, "weights", weights, "x", x)
-
-
-@torch.library.custom_op("lnb_kernels::second_moment_ema_", mutates_args=("s",))
-def _second_moment_ema_(s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None) -> None:
-    require_writable({"s": s, "x": x, "weights": weights}, {"s"})
-    rows, factors = x.resolve_neg(), None if weights is None else weights.resolve_neg()
-    if s.is_neg():  # kernels would write the other sign
-        with _autocast.disabled(x.device):
-            reference.second_moment_ema_(s, rows, decay, factors)
-    else:
-        _autocast.call("second_moment_ema_", rows, s, rows, decay, factors)
-
-
-take_negated_views("second_moment_ema_")
-
-
-@_second_moment_ema_.register_fake
-def _(s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None) -> None:
-    return None
-
-
-def second_moment_ema_(
-    s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """``S <- decay S + (1 - decay) sum_i w_i [x_i 1]' [x_i 1]`` in place: an exponential average over batches.
-
-    On GPUs the average is taken as the product is stored, so ``S`` is read and written once.
-
-    Args:
-        s: the average ``[d+1, d+1]``, symmetric, float32 (float64 for float64 ``x``), last dimension contiguous.
-        x, weights: as of :func:`second_moment`.
-        decay: number in ``[0, 1]``; 0 replaces ``S``, finite entries supposed.
-
-    Returns:
-        ``s`` itself. No derivative.
-
-    Raises:
-        TypeError: an argument is no dense floating tensor, or ``decay`` no number.
-        ValueError: shapes, dtypes or devices do not fit, ``decay`` is out of range, or ``s`` requires a gradient or shares
-            its memory with another argument.
-        RuntimeError: ``s`` is an inference tensor, outside ``torch.inference_mode()``.
-    """
-    op = "second_moment_ema_"
-    _check_rows(op, x, weights)
-    _checks.floating_tensor(op, "s", s)
-    size = x.shape[-1] + 1
-    _checks.shape_is(op, "s", s, (size, size), "d + 1 twice, for x of d features")
-    _checks.same_device(op, "s", s, "x", x)
-    accumulate = _checks.accumulation_dtype(x.dtype)
-    if s.dtype != accumulate:
-        raise ValueError(f"{op}: s has dtype {s.dtype}; it must be {accumulate} for x of {x.dtype}")
-    if s.stride(1) != 1 or s.stride(0) < size:
-        raise ValueError(f"{op}: s has strides {s.stride()}; its last dimension must be contiguous, its rows apart")
-    if s.requires_grad:
-        raise ValueError(f"{op}: s requires a gradient; it is changed in place, so pass s.detach()")
-    if _checks.non_negative(op, "decay", decay) > 1.0:
-        raise ValueError(f"{op}: decay={decay!r} is not allowed; it must be in [0, 1]")
-    require_one_kind(op, {"s": s}, x=x, weights=weights)
-    _second_moment_ema_(s, x.detach(), float(decay), None if weights is None else weights.detach())
-    return s

@@ -45,8 +45,3 @@ def second_moment(
     mirror_(s[:d, :d], edges)
     s[d, :d] = s[:d, d] = weighted.sum(0)
     return s
-
-
-def second_moment_ema_(s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None = None) -> None:
-    """``S <- decay S + (1 - decay) sum_i w_i [x_i 1]' [x_i 1]`` in place."""
-    s.mul_(decay).add_(second_moment(x, weights), alpha=1.0 - decay)

@@ -1,4 +1,4 @@
-"""Second moment of rows on the GPU: the Gram kernel with a ones column, row weights and an exponential average.
+"""Second moment of rows on the GPU: the Gram kernel with a ones column and row weights.
 
 Equation, tile scheme, bytes and FLOPs: :mod:`lnb_kernels._triton.gram`.
 """
@@ -28,18 +28,19 @@ def second_moment(
     d = x.shape[-1]
     if blocks is not None:
         return _of_blocks(x, weights, blocks)
+    n = x.shape[:-1].numel()
     s = x.new_empty((d + 1, d + 1), dtype=torch.float32)
-    _accumulate(x, weights, s, None, 1.0, 0.0)
+    rows, w = x.reshape(n, d), None if weights is None else weights.reshape(n)
+    if n == 0 or d == 0:  # no products: only the count can be other than zero
+        s.zero_()[-1, -1] = float(n) if w is None else w.sum(dtype=torch.float32)
+        return s
+    for start in range(0, n, gram_launch.MAX_ROWS):
+        part = slice(start, start + gram_launch.MAX_ROWS)
+        gram_launch.launch_gram(
+            rows[part].unsqueeze(0), s.unsqueeze(0), weights=None if w is None else w[part],
+            c=s.unsqueeze(0) if start else None, beta=float(start > 0),
+        )  # fmt: skip
     return s
-
-
-@compiles_or_unavailable("second_moment")
-def second_moment_ema_(s: torch.Tensor, x: torch.Tensor, decay: float, weights: torch.Tensor | None = None) -> None:
-    """``S <- decay S + (1 - decay) sum_i w_i [x_i 1]' [x_i 1]`` in place, in the epilogue: ``S`` is read and written once."""
-    if x.shape[:-1].numel() > gram_launch.MAX_ROWS:  # several launches: if a later one failed, S would be half done
-        s.mul_(decay).add_(second_moment(x, weights), alpha=1.0 - decay)
-        return
-    _accumulate(x, weights, s, s, 1.0 - decay, decay)
 
 
 def _of_blocks(x: torch.Tensor, weights: torch.Tensor | None, blocks: int) -> torch.Tensor:
@@ -49,34 +50,3 @@ def _of_blocks(x: torch.Tensor, weights: torch.Tensor | None, blocks: int) -> to
     s = x.new_empty((blocks, size + 1, size + 1), dtype=torch.float32)
     gram_launch.launch_gram(x.reshape(n, blocks, size).transpose(0, 1), s)
     return s
-
-
-def _accumulate(
-    x: torch.Tensor, weights: torch.Tensor | None, s: torch.Tensor, c: torch.Tensor | None, alpha: float, beta: float
-) -> None:
-    d = x.shape[-1]
-    n = x.shape[:-1].numel()
-    rows = x.reshape(n, d)
-    w = None if weights is None else weights.reshape(n)
-    if n == 0 or d == 0:
-        _without_products(x, w, s, c, alpha, beta)
-        return
-    for start in range(0, n, gram_launch.MAX_ROWS):
-        part = slice(start, start + gram_launch.MAX_ROWS)
-        gram_launch.launch_gram(
-            rows[part].unsqueeze(0), s.unsqueeze(0), weights=None if w is None else w[part],
-            c=None if c is None else c.unsqueeze(0), alpha=alpha, beta=beta,
-        )  # fmt: skip
-        c, beta = s, 1.0
-
-
-def _without_products(
-    x: torch.Tensor, w: torch.Tensor | None, s: torch.Tensor, c: torch.Tensor | None, alpha: float, beta: float
-) -> None:
-    """No rows or no features: only the count can be other than zero."""
-    if c is None:
-        s.zero_()
-    else:
-        s.mul_(beta)
-    count = float(x.shape[:-1].numel()) if w is None else w.sum(dtype=torch.float32)
-    s[-1, -1] += alpha * count

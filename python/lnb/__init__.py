@@ -12,6 +12,7 @@ from lnb.groups import param_groups
 from lnb.layers.attach import attach, detach
 from lnb.optimizer import LNB
 from lnb.solvers import built_in as _built_in  # registers them  # noqa: F401
+from lnb_kernels import __version__ as __version__
 
 if TYPE_CHECKING:
     from lnb import moments

@@ -7,9 +7,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lnb.arenas import constant
 from lnb.config import Config
 from lnb.master import has_master, masters_of, remember
+from lnb.statistics.arenas import constant
 from lnb.verdict import Verdict
 from lnb.work import Work, rate_like
 from lnb_kernels import multi_tensor

@@ -62,7 +62,7 @@ class Config:
         staggered: spread the refreshes of the layers over the steps between two of one layer, after the first
             ``refresh_every`` steps, in slices that are worth their fixed costs: small models have one.
         split_refresh: where several ranks have whole copies of the model, each makes the factors of some of the layers, and
-            all get the results (:mod:`lnb.split_refresh`).
+            all get the results (:mod:`lnb.statistics.split_refresh`).
         b_s: decay of the average of the second moment, in [0, 1).
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
         sample_ridge: what a relative ridge grows by where a block has more inputs than the averaged second moment has

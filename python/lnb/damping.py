@@ -35,11 +35,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lnb.arenas import Arenas, owners_of, sums_of
-from lnb.averages import state_like
-from lnb.columns import add_parts
 from lnb.config import Config
-from lnb.statistics import bias_correction
+from lnb.momentum import state_like
+from lnb.sharded.columns import add_parts
+from lnb.statistics.arenas import Arenas, owners_of, sums_of
+from lnb.statistics.running import bias_correction
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 from lnb_kernels import multi_tensor

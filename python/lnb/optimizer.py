@@ -10,27 +10,28 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo  # as torch.optim's: torch.compiler.disable imports the compiler at once
 from torch.optim import Optimizer
 
-from lnb.arenas import compact
-from lnb.claimed import Layer, take_inventory
 from lnb.config import DEFAULT_LR, Config, check_group, resolve_config
 from lnb.coverage import Coverage, CoverageRow
-from lnb.diagnostics import LayerRecords
-from lnb.exchange import MomentExchange
+from lnb.distributed.exchange import MomentExchange
+from lnb.distributed.identity import Identifier, Identity
+from lnb.distributed.ranks import Joint, Ranks
 from lnb.groups import check_keys, check_switches
 from lnb.guard import StepGuard
-from lnb.identity import Identifier, Identity
-from lnb.input_figures import figures_of_inputs
 from lnb.layers.attach import attach_layers, detach_layer, require_module
+from lnb.layers.claimed import Layer, take_inventory
 from lnb.layers.registry import claimed_names
-from lnb.overhead import OverheadMeter
 from lnb.plan import Plan, plan_layer
 from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
 from lnb.planning.planner import Planner
-from lnb.portable_state import PROGRESS, asks_for_state, make_up_inputs, with_progress, write_progress
-from lnb.ranks import Joint, Ranks
-from lnb.schedule import is_refresh_step, refresh_phases, sample_start
-from lnb.serialization import (
+from lnb.reports.diagnostics import LayerRecords
+from lnb.reports.input_figures import figures_of_inputs
+from lnb.reports.overhead import OverheadMeter
+from lnb.routes.turned import Turned
+from lnb.sharded.sharding import adopt_shards, refuse_flat, register_shards, release, shards_of
+from lnb.state.portable import PROGRESS, asks_for_state, make_up_inputs, with_progress, write_progress
+from lnb.state.schema import saved_settings
+from lnb.state.serialization import (
     FORMAT,
     check_state,
     fits_groups,
@@ -38,13 +39,12 @@ from lnb.serialization import (
     restored_groups,
     restored_state,
 )
-from lnb.sharding import adopt_shards, refuse_flat, register_shards, release, shards_of
-from lnb.state_schema import saved_settings
+from lnb.state.whole import of_whole, restart
+from lnb.statistics.arenas import compact
+from lnb.statistics.schedule import is_refresh_step, refresh_phases, sample_start
+from lnb.statistics.tracked import Tracked
 from lnb.step import Memory, Outcome, make_step
-from lnb.tracked import Tracked
-from lnb.turned import Turned
 from lnb.verdict import Verdict
-from lnb.whole_state import of_whole, restart
 from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
 from lnb_kernels.moment_stream import join_moments
 
@@ -70,7 +70,8 @@ class LNB(Optimizer):
     numbers were chosen on small image and text tasks; ``docs/results.md`` and ``docs/robustness.md`` show how they do.
 
     ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`), and
-    Transformers' ``Conv1D``, whose weight ``[d_in, d_out]`` is laid out by columns in memory, or copied (:mod:`lnb.turned`).
+    Transformers' ``Conv1D``, whose weight ``[d_in, d_out]`` is laid out by columns in memory, or copied
+    (:mod:`lnb.routes.turned`).
 
     What happens in the cases that training loops meet:
 
@@ -587,8 +588,8 @@ class LNB(Optimizer):
                 ``step_norm``, its root, the size of the direction in the metric; ``residual`` of the conjugate gradients;
                 ``condition``, a lower bound of the condition number of the cached factor's matrix; ``refresh_age`` in steps.
             inputs: add what every layer's averaged second moment says of its inputs: ``inputs``, how many a neuron has (of all
-                groups); ``input_rank``, ``input_condition`` and ``dead_inputs`` (:mod:`lnb.input_figures`). It computes the
-                eigenvalues of every block on the CPU: about 1 ms for one of 144 inputs.
+                groups); ``input_rank``, ``input_condition`` and ``dead_inputs`` (:mod:`lnb.reports.input_figures`). That takes
+                the eigenvalues of every block, on the CPU: about 1 ms for one of 144 inputs.
 
         Returns:
             Counters since construction: ``steps``, and ``skipped_steps`` that met NaN or inf; ``stood_still/<name>`` of each

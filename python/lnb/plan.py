@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lnb.claimed import Layer
 from lnb.config import Config
-from lnb.factored import block_count
 from lnb.layers.capture import Rows, statistics_dtype
-from lnb.orthogonalize import orthogonalize_flops
+from lnb.layers.claimed import Layer
 from lnb.planning.choice import Choice
 from lnb.planning.cost import Cost, layer_cost
 from lnb.planning.memory import input_bytes, moment_bytes, scratch_bytes, state_bytes
 from lnb.planning.rates import Rates
-from lnb.split_refresh import shared_out
+from lnb.statistics.factored import block_count
+from lnb.statistics.orthogonalize import orthogonalize_flops
+from lnb.statistics.split_refresh import shared_out
 from lnb.work import gathered_moments, moment_blocks
 
 _HEADINGS = (

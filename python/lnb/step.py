@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from lnb.apply import apply
-from lnb.arenas import Arenas
-from lnb.averages import adam_directions, average_gradients
 from lnb.config import Config
 from lnb.damping import Agreement, observe_agreement
-from lnb.fused import Fused, FusedShare, prepare_fused
-from lnb.prepared import Prepared, PreparedShare, prepare
-from lnb.region import Lengths, in_region, measure_lengths, products_of, region_scales, shortened
+from lnb.momentum import adam_directions, average_gradients
+from lnb.routes.fused import Fused, FusedShare, prepare_fused
+from lnb.routes.prepared import Prepared, PreparedShare, prepare
 from lnb.scratch import Scratch
-from lnb.solve import Solution, solve
-from lnb.split_refresh import refresh_over
+from lnb.solvers.solve import Solution, solve
+from lnb.statistics.arenas import Arenas
+from lnb.statistics.split_refresh import refresh_over
+from lnb.trust_regions.lengths import Lengths, in_region, measure_lengths, products_of, region_scales, shortened
 from lnb.verdict import Verdict
 from lnb.work import Work
 
@@ -48,7 +48,7 @@ class Memory:
 
 @dataclass
 class Outcome:
-    """What a step did to the parameters of one device, for :class:`lnb.diagnostics.LayerRecords`.
+    """What a step did to the parameters of one device, for :class:`lnb.reports.diagnostics.LayerRecords`.
 
     Attributes:
         work: the layers and other parameters.

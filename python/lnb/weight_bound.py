@@ -26,8 +26,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from lnb.arenas import Arenas, Selection, constant
-from lnb.claimed import Layer
+from lnb.layers.claimed import Layer
+from lnb.statistics.arenas import Arenas, Selection, constant
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 

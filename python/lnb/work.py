@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.layers.capture import statistics_dtype
+from lnb.layers.claimed import Layer
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
 

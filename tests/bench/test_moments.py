@@ -7,6 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 import adapter_study
+import defaults_study
+import drift_study
+import full_batch_study
 import gptq_study
 import last_layer_study
 import moments_study as moments
@@ -16,14 +19,22 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-STUDIES = {"moments": moments, "adapters": adapter_study, "last_layer": last_layer_study, "gptq": gptq_study}
+STUDIES = {
+    "moments": (moments, "moments.md"),
+    "adapters": (adapter_study, "moments.md"),
+    "last_layer": (last_layer_study, "moments.md"),
+    "drift": (drift_study, "moments.md"),
+    "gptq": (gptq_study, "moments.md"),
+    "defaults": (defaults_study, "presets.md"),
+    "full_batch": (full_batch_study, "presets.md"),
+}
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_page_has_the_kept_results(name: str) -> None:
-    study: ModuleType = STUDIES[name]
+    study: ModuleType = STUDIES[name][0]
     kept = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
-    page = (ROOT / "docs" / "moments.md").read_text()
+    page = (ROOT / "docs" / STUDIES[name][1]).read_text()
     marks = study.BEGIN, study.END
     assert moments.filled(page, study.tables(kept), *marks) == page
     assert moments.filled(page, "new", *marks).count("new\n") == 1
@@ -40,14 +51,12 @@ def test_a_model_is_trained_and_quantised_in_every_way() -> None:
     assert found["2 bits: rounding"] < found["not quantised"]
 
 
-def test_adapters_start_from_the_layer_and_the_best_rate_is_kept() -> None:
+def test_adapters_start_from_the_layer() -> None:
     (x, _), _ = moments.digits(0)
     layer = torch.nn.Linear(64, 16)
     moment = moments.lnb.gather_moments(torch.nn.Sequential(layer), [x])["0"]
     for start in adapter_study.STARTS:
         torch.testing.assert_close(adapter_study.Adapted(layer, moment, start)(x), layer(x), rtol=1e-4, atol=1e-4)
-    rows = {f"turned, LNB {rate}: ipm": {"accuracy": [value, value]} for rate, value in ((0.1, 5.0), (1, 7.0))}
-    assert adapter_study.best(rows) == {"turned, LNB: ipm": {"accuracy": [7.0, 7.0]}}
 
 
 def test_calibration_errors_that_are_known() -> None:
@@ -58,10 +67,13 @@ def test_calibration_errors_that_are_known() -> None:
     assert last_layer_study.calibration_error(apt, y) == pytest.approx(0)
 
 
-def test_every_transform_changes_images_and_keeps_their_shape() -> None:
+@pytest.mark.parametrize("study", [moments, drift_study])
+def test_every_transform_changes_images_and_keeps_their_shape(study: ModuleType) -> None:
     (_, _), (x, _) = moments.digits(0)
     images = x.view(-1, 8, 8).numpy()
-    for name, transform in moments.transforms(0).items():
+    if study is drift_study:
+        images = images[:20].repeat(4, 1).repeat(4, 2)[:, 2:-2, 2:-2]
+    for name, transform in study.transforms(0).items():
         moved = transform(images)
         assert moved.shape == images.shape, name
         assert abs(moved - images).mean() > 0.01, name
@@ -76,3 +88,19 @@ def test_halves_are_merged_and_judged() -> None:
     exported = moments.lnb.export_moments(own)
     merged = moments.regmean([model, model], [exported, exported])
     assert all(torch.allclose(value, merged[name], atol=1e-5) for name, value in model.state_dict().items())
+
+
+def test_differences_are_paired_and_an_alarm_has_a_known_area() -> None:
+    """A loss that is 10 % or 30 % higher than that of the same seed; inputs that are all unusual, and all usual."""
+    assert defaults_study.difference([1.1, 2.6], [1.0, 2.0]) == pytest.approx((20, 10))
+    assert defaults_study.shown([1.0], [1.0]) == "no effect"
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(6, 3)), torch.randn(200, 6)
+    areas = moments.alarms(model, {"gathered": moments.lnb.gather_moments(model, [x])}, x, x, 9 * x)
+    assert areas["all layers, gathered"] > 0.99
+    assert moments.alarms(model, {}, x, x, x)["max softmax"] == pytest.approx(0.5)
+
+
+def test_the_preset_for_full_batches_meets_its_target() -> None:
+    assert full_batch_study.steps({}, 10.0, 0) < 30
+    assert full_batch_study.shown([3, 4, full_batch_study.LIMIT + 1]) == "4 (3 to never)"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lnb.config import Config
-from lnb.factored import Factor, factorize
-from lnb.orthogonalize import QUINTIC, STEPS, inverse_root
-from lnb.statistics import NOISE, bias_correction, few_samples, ridge_of
+from lnb.statistics.factored import Factor, factorize
+from lnb.statistics.orthogonalize import QUINTIC, STEPS, inverse_root
+from lnb.statistics.running import NOISE, bias_correction, few_samples, ridge_of
 from lnb.trust_regions.two_sided import output_moment
 from lnb_kernels.refresh import InputMetric, OutputMetric, refresh_metrics
 
@@ -77,29 +77,28 @@ def layer(shape: Shape, seed: int = 0) -> InputMetric:
         shape.relative,
         1.0 if shape.relative else 0.0,
         2,
-        outputs,
+        (outputs,),
     )
 
 
 def written(of: InputMetric) -> dict[str, Tensor]:
     """What a refresh writes of a layer."""
-    assert of.outputs is not None
-    found = (of.average, of.steps, of.inverse, of.mean, of.outputs.average, of.outputs.root)
+    (outputs,) = of.outputs
+    found = (of.average, of.steps, of.inverse, of.mean, outputs.average, outputs.root)
     return {name: tensor for name, tensor in zip(WRITTEN, found, strict=True) if tensor is not None}
 
 
 def copy(of: InputMetric) -> InputMetric:
     """The same layer with memory of its own for what is written."""
-    assert of.outputs is not None
     new = {name: tensor.clone() for name, tensor in written(of).items()}
-    outputs = replace(of.outputs, average=new.get("output_moment"), root=new["root"])
+    outputs = replace(of.outputs[0], average=new.get("output_moment"), root=new["root"])
     return replace(
         of,
         average=new.get("second_moment"),
         steps=new.get("steps"),
         inverse=new["inverse"],
         mean=new.get("mean"),
-        outputs=outputs,
+        outputs=(outputs,),
     )
 
 
@@ -110,8 +109,8 @@ def moved(of: InputMetric, device: str) -> InputMetric:
         found = {field.name: getattr(holder, field.name) for field in fields(holder)}
         return {name: value.to(device) for name, value in found.items() if isinstance(value, Tensor)}
 
-    assert of.outputs is not None
-    return replace(of, **on_device(of), outputs=replace(of.outputs, **on_device(of.outputs)))  # type: ignore[arg-type]
+    outputs = tuple(replace(own, **on_device(own)) for own in of.outputs)  # type: ignore[arg-type]
+    return replace(of, **on_device(of), outputs=outputs)  # type: ignore[arg-type]
 
 
 def run(layers: list[InputMetric], ok: Tensor | None = None) -> list[dict[str, Tensor]]:
@@ -123,8 +122,7 @@ def run(layers: list[InputMetric], ok: Tensor | None = None) -> list[dict[str, T
 
 def plain(of: InputMetric, dtype: torch.dtype) -> dict[str, Tensor]:
     """What plain PyTorch makes of a layer, by the functions that refreshes elsewhere are made of."""
-    assert of.outputs is not None
-    outputs = of.outputs
+    (outputs,) = of.outputs
     assert isinstance(outputs.weight, Tensor)
     groups, blocks, ones, _ = of.gathered.shape
     rows = of.gathered[0, 0, -1, -1].to(dtype)

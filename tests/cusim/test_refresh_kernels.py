@@ -14,8 +14,8 @@ from support import assert_close_to_reference
 from torch import Tensor
 
 import lnb_kernels as lk
-from lnb.factored import factorize
-from lnb.orthogonalize import QUINTIC, STEPS, inverse_root
+from lnb.statistics.factored import factorize
+from lnb.statistics.orthogonalize import QUINTIC, STEPS, inverse_root
 from lnb_kernels.newton_schulz import reference as newton_schulz
 from lnb_kernels.refresh import AveragedGradient, refresh_metrics
 from lnb_kernels.spd_inverse import reference as spd_inverse

@@ -117,10 +117,11 @@ NOT_TO_MISS = (
     "test_random_lists", "test_master_weights", "test_small_problems_in_one_launch", "test_vector_phases",
     "test_refresh_of_layers_of_all_shapes", "test_gradients_are_averaged_where_they_are_read",
     "test_directions_of_all_shapes", "test_all_that_is_written", "test_random_models",
+    "test_any_convolution_and_view",
 )  # fmt: skip
 KERNELS = (
     "test_multi_tensor_kernels.py", "test_pcg_kernels.py", "test_refresh_kernels.py", "test_fused_apply.py",
-    "test_fused_direct.py", "test_fused_finish.py",
+    "test_fused_direct.py", "test_fused_finish.py", "test_conv_moments.py",
 )  # fmt: skip
 
 

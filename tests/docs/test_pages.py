@@ -99,3 +99,13 @@ def test_every_page_is_in_the_navigation() -> None:
     listed = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
     written = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     assert listed == written, "mkdocs.yml: nav"
+
+
+def test_relative_links_lead_to_files() -> None:
+    """Of pages as they are read in the repository; anchors are checked in the built site."""
+    broken = []
+    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))):
+        text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(), flags=re.M | re.S)
+        targets = re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", text)
+        broken += [(page.name, each) for each in targets if "://" not in each and not (page.parent / each).exists()]
+    assert not broken

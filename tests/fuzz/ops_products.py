@@ -9,7 +9,7 @@ import torch
 from fuzz.bounds import allowed, quantum, wide
 from fuzz.case import Case, Values
 from fuzz.corrupt import corrupted
-from fuzz.draw import DTYPES, Draw, is_wide
+from fuzz.draw import DTYPES, Draw
 from torch import Tensor
 
 
@@ -70,41 +70,6 @@ def truth_second_moment(before: Values, after: Values) -> dict[str, tuple[Any, A
     lost = 0.0 if weights is None else float(x.double().nan_to_num(0, 0, 0).abs().max()) if x.numel() else 0.0
     accumulate = wide(x)
     return {"result": (want, allowed(want, size, rows, accumulate, accumulate, lost))}
-
-
-def second_moment_ema(draw: Draw) -> Case:
-    rows, d = draw.size(), draw.size()
-    dtype = draw.dtype(*DTYPES)
-    accumulate = "torch.float64" if is_wide(dtype) else "torch.float32"
-    s = f"moment({draw.seed()}, (), {d}, {accumulate})"
-    if not draw.plain and draw.chance(0.3):
-        s = f"{draw.pick('padded', 'sliced', 'transposed', 'negated', 'inference', 'subclass')}({s})"
-    arguments = {
-        "s": s,
-        "x": draw.tensor((rows, d), dtype),
-        "decay": repr(draw.number(0.0, 1.0, 0.9, 0.99)),
-        "weights": draw.tensor((rows,), draw.dtype(*DTYPES), scale=1.0) if draw.chance(0.3) else "None",
-    }
-    kinds = {"s": "tensor", "x": "tensor", "decay": "share"}
-    case = Case("second_moment_ema_", arguments, truth_second_moment_ema, ("s",))
-    if any(name in s for name in ("transposed", "negated", "inference")):
-        case.may_refuse.add("layout of s")
-    if d and draw.chance(0.04):
-        case.arguments = {"s": s, "x": "s[:, :-1]", **{k: v for k, v in arguments.items() if k not in ("s", "x")}}
-        case.arguments["weights"] = "None"
-        case.may_refuse.add("shares memory")
-        return case
-    return finish(draw, case, kinds)
-
-
-def truth_second_moment_ema(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
-    s, x, decay, weights = (before[name] for name in ("s", "x", "decay", "weights"))
-    new, size = moments_of(x, weights, None)
-    want = decay * s.double() + (1.0 - decay) * new
-    size = torch.where(size < torch.finfo(s.dtype).max / 4, decay * s.double().abs() + (1.0 - decay) * size, math.inf)
-    lost = 0.0 if weights is None or not x.numel() else float(x.double().nan_to_num(0, 0, 0).abs().max())
-    bound = allowed(want, size, x.shape[0] + 2, wide(x), s.dtype, lost)
-    return {"s": (want, bound), "result": (want, bound)}
 
 
 def cov_matvec(draw: Draw) -> Case:
@@ -191,7 +156,6 @@ def truth_arrow_solve(before: Values, after: Values) -> dict[str, tuple[Any, Any
 
 GENERATORS = {
     "second_moment": second_moment,
-    "second_moment_ema_": second_moment_ema,
     "cov_matvec": cov_matvec,
     "arrow_solve": arrow_solve,
 }

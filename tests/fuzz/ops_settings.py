@@ -35,15 +35,6 @@ def set_input_precision(draw: Draw) -> Case:
     return _setter("set_input_precision", draw)
 
 
-def set_autotune_cache(draw: Draw) -> Case:
-    case = Case("set_autotune_cache", {"path": "None"}, truth_setting)
-    case.call = "result = lk.set_autotune_cache(path) is None"
-    if draw.chance(0.5):
-        case.arguments["path"] = case.fault = draw.random.choice(("3", "2.5", "[1]", "object()"))
-        case.bad = "path"
-    return case
-
-
 def set_moment_stream(draw: Draw) -> Case:
     case = Case("set_moment_stream", {"stream": draw.random.choice(("'same'", "'side'"))}, truth_setting)
     case.call = "lk.set_moment_stream(stream)\nlk.set_moment_stream('same')\nresult = True"
@@ -72,7 +63,6 @@ def truth_setting(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
 GENERATORS = {
     "set_backend": set_backend,
     "set_input_precision": set_input_precision,
-    "set_autotune_cache": set_autotune_cache,
     "set_moment_stream": set_moment_stream,
     "get_backend": get_backend,
     "report": report,

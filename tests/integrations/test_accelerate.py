@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 import lnb
 from lnb.integrations.accelerate import prepare
 from lnb.integrations.watch import Watch
-from lnb.watch_file import NAME, Tail
+from lnb.reports.watch_file import NAME, Tail
 
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 import lnb
 from lnb.integrations.lightning import optimizers_of
 from lnb.integrations.watch import Watch
-from lnb.watch_file import NAME, Tail
+from lnb.reports.watch_file import NAME, Tail
 
 lightning = pytest.importorskip("lightning", reason="lightning is not installed")
 

@@ -74,3 +74,22 @@ def test_adapters_of_moments_go_into_peft() -> None:
         layer.lora_A["default"].weight.copy_(adapter.A)
         layer.lora_B["default"].weight.copy_(adapter.B)
     torch.testing.assert_close(wrapped(x), before)
+
+
+@pytest.mark.parametrize("method", ["ipm", "kpm"])
+def test_adapters_of_moments_are_those_of_peft_s_own_corda(method: str) -> None:
+    """Both halves of the split weight, by whole moments of one batch: PEFT scales every batch by its largest number."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    corda = pytest.importorskip("peft.tuners.lora.corda")
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 5)), torch.randn(40, 6) + 0.5
+    ours = lnb.moments.corda(model[0].weight, lnb.gather_moments(model, [x])["0"], rank=2, method=method)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=2, target_modules=["0"], init_lora_weights="corda",
+        corda_config=peft.tuners.lora.config.CordaConfig(corda_method=method),
+    )  # fmt: skip
+    corda.preprocess_corda(model, config, run_model=lambda: model(x))
+    theirs = peft.get_peft_model(model, config).base_model.model[0]
+    product = theirs.lora_B["default"].weight @ theirs.lora_A["default"].weight
+    torch.testing.assert_close(ours.B @ ours.A, product.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.residual, theirs.base_layer.weight.detach(), rtol=1e-4, atol=1e-5)

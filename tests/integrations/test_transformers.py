@@ -17,7 +17,7 @@ from torch import nn
 import lnb
 from lnb.integrations.transformers import create_optimizer, optimizer_cls_and_kwargs
 from lnb.integrations.watch import Watch
-from lnb.watch_file import NAME, Tail
+from lnb.reports.watch_file import NAME, Tail
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

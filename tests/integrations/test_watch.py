@@ -18,7 +18,7 @@ import lnb
 from lnb.cli.app import app
 from lnb.cli.watch import run_watch
 from lnb.integrations.watch import Watch
-from lnb.watch_file import NAME, Record, Tail, WatchFile
+from lnb.reports.watch_file import NAME, Record, Tail, WatchFile
 
 FIGURES = {"gain", "input_condition", "input_rank", "dead_inputs", "inputs", "refresh_age"}
 

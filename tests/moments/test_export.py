@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import lnb
 from lnb.moments import LayerMoment, Moments
-from lnb.schedule import is_refresh_step
+from lnb.statistics.schedule import is_refresh_step
 
 
 def same(a: Mapping[str, LayerMoment], b: Mapping[str, LayerMoment]) -> bool:

@@ -16,7 +16,6 @@ from lnb_kernels import multi_tensor
 
 OPTIONAL = {
     "second_moment": {"weights", "blocks"},
-    "second_moment_ema_": {"weights"},
     "linear": {"bias", "probe", "sample", "moment_dtype", "shared"},
     "conv2d": {"bias", "probe", "channel_probe", "sample", "moment_dtype"},
     "pcg": {"h0", "arrow", "bias"},
@@ -165,7 +164,6 @@ def test_a_ridge_is_within_the_range_of_the_sums(op: str) -> None:
     [
         (lk.set_backend, "name"),
         (lk.set_input_precision, "name"),
-        (lk.set_autotune_cache, "path"),
         (lk.set_moment_stream, "stream"),
     ],
 )

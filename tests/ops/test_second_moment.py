@@ -195,32 +195,3 @@ def test_bad_arguments_are_named() -> None:
         lk.second_moment(torch.ones(4, 2), torch.ones(3))
     with pytest.raises(ValueError, match=r"weights is on meta but x is on cpu"):
         lk.second_moment(torch.ones(4, 2), torch.ones(4, device="meta"))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_average_in_place(dtype: torch.dtype) -> None:
-    x, weights = torch.randn(5, 6, 7).to(dtype), torch.rand(5, 6).to(dtype)
-    s = lk.second_moment(torch.randn(9, 7).to(dtype))
-    expected = 0.75 * s + 0.25 * lk.second_moment(x, weights)
-    assert lk.second_moment_ema_(s, x, 0.75, weights) is s
-    torch.testing.assert_close(s, expected)
-    opcheck(torch.ops.lnb_kernels.second_moment_ema_, (s, x, 0.5, None))
-
-
-@pytest.mark.parametrize(
-    ("s", "decay", "kind", "message"),
-    [
-        (torch.zeros(3, 3), 0.5, ValueError, r"s has shape \(3, 3\)"),
-        (torch.zeros(4, 4, dtype=torch.float64), 0.5, ValueError, "s has dtype torch.float64"),
-        (torch.zeros(4, 8)[:, ::2], 0.5, ValueError, "s has strides"),
-        (torch.zeros(1, 4).expand(4, 4), 0.5, ValueError, "s has strides"),
-        (torch.zeros(4, 4, requires_grad=True), 0.5, ValueError, "s requires a gradient"),
-        (torch.zeros(4, 4), 1.5, ValueError, r"decay=1.5"),
-        (torch.zeros(4, 4), "1", TypeError, "decay must be a number"),
-    ],
-)
-def test_bad_averages_are_named(s: torch.Tensor, decay: float, kind: type[Exception], message: str) -> None:
-    before = s.detach().clone()
-    with pytest.raises(kind, match=message):
-        lk.second_moment_ema_(s, torch.ones(5, 3), decay)
-    assert torch.equal(s, before)

@@ -39,7 +39,6 @@ def moment() -> torch.Tensor:
 # The arguments of each op, the first of which decides on the backend.
 ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "second_moment": lambda: (rand(700, 20), None),
-    "second_moment_ema_": lambda: (torch.eye(21, device=DEVICE), rand(700, 20), 0.75, None),
     "linear_backward": lambda: (rand(700, 7), rand(700, 20), rand(7, 20), [True] * 4),
     "cov_matvec": lambda: (rand(50, 20), rand(3, 21), 0.1),
     "conv2d_second_moment": lambda: (rand(2, 3, 6, 5), CONV),
@@ -49,7 +48,7 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "newton_schulz_root": lambda: (torch.eye(20, device=DEVICE).expand(2, 20, 20) / 5, QUINTIC, 2),
 }
 KERNELS: list[tuple[str, Any, str]] = [
-    *((op, gram, kernel) for op in ("second_moment", "second_moment_ema_", "linear_backward") for kernel in GRAM),
+    *((op, gram, kernel) for op in ("second_moment", "linear_backward") for kernel in GRAM),
     ("cov_matvec", cov_kernel, "cov_matvec_kernel"),
     ("cov_matvec", cov_kernel, "finish_kernel"),
     ("conv2d_second_moment", triton_patches, "patch_gram_kernel"),

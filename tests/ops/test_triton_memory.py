@@ -35,12 +35,6 @@ DEPTHWISE = Geometry((2, 3), (1, 2), (1, 0, 0, 1), (1, 1), 34)
 rand = torch.randn
 
 
-def average() -> torch.Tensor:
-    s = torch.eye(20)
-    moment_kernel.second_moment_ema_(s, rand(9, 19), 0.5)
-    return s
-
-
 def pcg(scope: str) -> Sequence[torch.Tensor]:
     x = rand(2, 30, 9)
     s = x.mT @ x
@@ -51,7 +45,6 @@ CALLS: dict[str, Callable[[], Any]] = {
     "second_moment": lambda: moment_kernel.second_moment(rand(130, 35), rand(130)),
     "second_moment of blocks": lambda: moment_kernel.second_moment(rand(130, 36), None, None, 3),
     "second_moment_of_one_row": lambda: moment_kernel.second_moment(rand(1, 140)),
-    "second_moment_ema_": average,
     "linear_backward": lambda: linear_kernel.linear_backward(
         rand(150, 20), rand(150, 37), rand(20, 37), [False, *[True] * 3]
     ),

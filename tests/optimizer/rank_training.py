@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lnb
-import lnb.refresh
+import lnb.statistics.refresh
 
 CASES: dict[str, dict[str, Any]] = {
     "fast": {"preset": "fast"},
@@ -201,7 +201,7 @@ def _split(rank: int, ranks: int) -> dict[str, Any]:
     for name in ("alone", "split"):
         wrapped = DistributedDataParallel(Network())
         optimizer = lnb.LNB(wrapped, 0.02, block_size=4, split_refresh=name == "split")
-        with mock.patch("lnb.refresh.factorize", wraps=lnb.refresh.factorize) as factorized:
+        with mock.patch("lnb.statistics.refresh.factorize", wraps=lnb.statistics.refresh.factorize) as factorized:
             moved = trained(wrapped, optimizer, rank, ranks)
         count = sum(len(call.args[0]) for call in factorized.call_args_list)
         found[name] = moved, optimizer.state_dict()["state"], count

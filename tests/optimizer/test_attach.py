@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lnb
 import lnb_kernels as lk
-from lnb.state_schema import SCHEMA, Kind
+from lnb.state.schema import SCHEMA, Kind
 
 
 class KeepsForward(nn.Linear):
@@ -115,7 +115,7 @@ def test_padding_modes_count_the_padded_pixels(mode: str) -> None:
     padded = F.pad(x, (2, 2, 1, 1), mode="constant" if mode == "zeros" else mode)
     patches = F.unfold(padded, 3).movedim(1, -1).reshape(-1, 27)
     torch.testing.assert_close(
-        optimizer._inventory.blocks[0].captures[0].moments.reshape(28, 28),
+        optimizer._inventory.layers[0].captures[0].moments.reshape(28, 28),
         lk.second_moment(patches),
         rtol=1e-12,
         atol=1e-12,
@@ -314,7 +314,7 @@ def test_moving_between_micro_batches_loses_no_rows() -> None:
     model(torch.ones(3, 4)).sum().backward()
     model.double()
     model(torch.ones(5, 4, dtype=torch.float64)).sum().backward()
-    assert optimizer._inventory.blocks[0].captures[0].moments[0, 0, -1, -1] == 8
+    assert optimizer._inventory.layers[0].captures[0].moments[0, 0, -1, -1] == 8
 
 
 def assert_kept_in_float32(optimizer: lnb.LNB) -> None:

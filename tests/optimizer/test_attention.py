@@ -172,7 +172,7 @@ def test_inference_takes_the_fast_path() -> None:
 
 
 def moments(optimizer: lnb.LNB, name: str) -> Tensor:
-    block = next(block for block in optimizer._inventory.blocks if block.name == name)
+    block = next(block for block in optimizer._inventory.layers if block.name == name)
     found = block.captures[0].moments
     assert found is not None
     return found.squeeze(1)

@@ -120,9 +120,9 @@ def test_layers_refresh_and_sample_as_planned() -> None:
     assert any(row.sample_every > 1 for row in plan.values())
     for _ in range(8):
         seen = optimizer._step_index
-        live = {block.name: block.captures[0].moments_on for block in optimizer._inventory.blocks}
+        live = {block.name: block.captures[0].moments_on for block in optimizer._inventory.layers}
         assert live == {name: seen % n == 0 or (seen < n and seen & (seen - 1) == 0) for name, n in every.items()}
-        for block in optimizer._inventory.blocks:
+        for block in optimizer._inventory.layers:
             config = optimizer._config_of(block)
             if live[block.name]:
                 assert block.captures[0].sample_every == plan[block.name].sample_every
@@ -208,7 +208,7 @@ def test_measured_overhead_is_reported_where_it_is_watched() -> None:
 
 
 def test_overhead_is_the_step_and_what_gathering_adds_to_the_passes() -> None:
-    from lnb.overhead import OverheadMeter
+    from lnb.reports.overhead import OverheadMeter
 
     meter = OverheadMeter(torch.device("cpu"))
     clock = {"now": 0.0}
@@ -301,15 +301,15 @@ def test_a_group_added_between_backward_and_step_leaves_what_was_gathered() -> N
     optimizers = [lnb.LNB(twin, 0.01), lnb.LNB(model, 0.01, max_state_bytes=limit)]
     for optimizer in optimizers:
         optimizer._model(torch.ones(20, 48).cumsum(0)).square().mean().backward()
-    gathered = [capture.moments for block in optimizers[1]._inventory.blocks for capture in block.captures]
+    gathered = [capture.moments for block in optimizers[1]._inventory.layers for capture in block.captures]
     optimizers[1].add_param_group({"params": [nn.Parameter(torch.zeros(5_000))]})
     assert optimizers[1].plan().state_bytes < optimizers[0].plan().state_bytes
-    kept = [capture.moments for block in optimizers[1]._inventory.blocks for capture in block.captures]
+    kept = [capture.moments for block in optimizers[1]._inventory.layers for capture in block.captures]
     assert same(copied(kept), copied(gathered))
     for optimizer in optimizers:
         optimizer.step()
     factors = [
-        [optimizer.state[block.weight]["factor"] for block in optimizer._inventory.blocks] for optimizer in optimizers
+        [optimizer.state[block.weight]["factor"] for block in optimizer._inventory.layers] for optimizer in optimizers
     ]
     assert same(copied(factors[0]), copied(factors[1]))
     run(optimizers[1], 1)
@@ -339,7 +339,7 @@ AUTO = {"preset": "paper", "solver": "auto"}
 
 
 def solvers(optimizer: lnb.LNB) -> dict[str, str]:
-    return {block.name: optimizer._config_of(block).solver for block in optimizer._inventory.blocks}
+    return {block.name: optimizer._config_of(block).solver for block in optimizer._inventory.layers}
 
 
 def test_auto_takes_the_cheapest_of_what_is_right() -> None:
@@ -371,7 +371,7 @@ def test_auto_keeps_a_factor_where_moments_are_remembered_or_the_region_needs_it
 
 def test_auto_takes_nothing_that_has_no_room() -> None:
     optimizer = lnb.LNB(nn.Linear(48, 64), 0.01, "paper", solver="auto")
-    (block,) = optimizer._inventory.blocks
+    (block,) = optimizer._inventory.layers
     for room, solver in ((1e9, "dual"), (0.0, "pcg")):
         chosen = choose_solver(block, first_choice(optimizer.config), Rows(10), rates(), room, dual=True)
         assert chosen.config.solver == solver

@@ -57,7 +57,7 @@ def test_passes_and_second_moment(options: dict[str, Any], layout: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     rows = patches(conv, x.double())
     expected = torch.stack([lk.second_moment(group) for group in rows])
-    capture = optimizer._inventory.blocks[0].captures[0]
+    capture = optimizer._inventory.layers[0].captures[0]
     torch.testing.assert_close(capture.moments.squeeze(1).double(), expected, rtol=1e-5, atol=1e-4)
     optimizer.step()
 
@@ -233,7 +233,7 @@ def test_shared_weights_need_one_geometry() -> None:
     optimizer = lnb.LNB(lnb.detach(model), preset="paper")
     x = torch.randn(3, 2, 6)
     (model[0](x) + model[1](x)).sum().backward()
-    assert optimizer._inventory.blocks[0].captures[0].moments[0, 0, -1, -1] == 12
+    assert optimizer._inventory.layers[0].captures[0].moments[0, 0, -1, -1] == 12
     optimizer.step()
 
 

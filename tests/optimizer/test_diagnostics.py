@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lnb
-from lnb import input_figures
+from lnb.reports import input_figures
 
 
 def stepped(steps: int = 3, **settings: object) -> tuple[nn.Sequential, lnb.LNB]:

@@ -7,9 +7,9 @@ import torch
 
 import lnb
 import lnb_kernels as lk
-from lnb.claimed import take_inventory
-from lnb.factored import Factor, block_count, factorize
-from lnb.statistics import ridge_of
+from lnb.layers.claimed import take_inventory
+from lnb.statistics.factored import Factor, block_count, factorize
+from lnb.statistics.running import ridge_of
 
 D, ROWS, N = 12, 5, 40
 

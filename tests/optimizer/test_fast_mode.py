@@ -12,7 +12,7 @@ from torch import nn
 
 import lnb
 import lnb_kernels as lk
-from lnb.schedule import is_refresh_step
+from lnb.statistics.schedule import is_refresh_step
 
 
 def model() -> nn.Sequential:
@@ -56,7 +56,7 @@ def test_only_the_blocks_of_the_factor_are_gathered() -> None:
     for name, layer in (("conv", net[0]), ("linear", net[2])):
         layer.register_forward_hook(lambda module, args, out, name=name: seen.update({name: args[0].detach()}))
     net(torch.randn(5, 8, 4, 4)).square().sum().backward()
-    gathered = [block.captures[0].moments for block in optimizer._inventory.blocks]
+    gathered = [block.captures[0].moments for block in optimizer._inventory.layers]
     torch.testing.assert_close(gathered[0], lk.conv2d_second_moment(seen["conv"], 3, groups=2).unsqueeze(0))
     torch.testing.assert_close(gathered[1], lk.second_moment(seen["linear"], blocks=1).unsqueeze(0))
     optimizer.step()
@@ -88,7 +88,7 @@ def test_second_moments_are_gathered_on_refresh_steps_only() -> None:
     optimizer = lnb.LNB(net, refresh_every=4)
     on = []
     for data in batches(9):
-        on.append(optimizer._inventory.blocks[1].captures[0].moments_on)
+        on.append(optimizer._inventory.layers[1].captures[0].moments_on)
         train(net, optimizer, [data])
     assert on == [True, True, True, False, True, False, False, False, True]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lnb
 import lnb_kernels as lk
-from lnb.equations import Equation, solve_equation, solve_joined
+from lnb.solvers.equations import Equation, solve_equation, solve_joined
 
 WIDE = 140  # features, with a bias more than one launch takes
 NEURONS = {"preset": "paper", "cg_scope": "neuron", "lr": 0.1}

@@ -148,7 +148,7 @@ def test_the_host_never_waits(mode: str, options: dict[str, Any], lr: Any) -> No
             loss_of(model, batch).backward()
             optimizer.step()
     # On the CPU alone, a factorisation looks at its own success.
-    assert [name for name in reads.found if name != "lnb.factored.factorize"] == []
+    assert [name for name in reads.found if name != "lnb.statistics.factored.factorize"] == []
     assert optimizer.diagnostics() == {"steps": 5, "skipped_steps": 1}
 
 

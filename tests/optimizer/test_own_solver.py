@@ -12,7 +12,7 @@ import lnb
 from lnb import solvers
 from lnb.config import Config, resolve_config
 from lnb.solvers import Solver
-from lnb.statistics import average_second_moment
+from lnb.statistics.running import average_second_moment
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 

@@ -377,7 +377,7 @@ def test_a_layers_matrix_splits_into_contiguous_tensors() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Flatten(), nn.LazyLinear(3))
     model(torch.randn(1, 4, 5, 5))
     optimizer = lnb.LNB(model, 0.1, "paper")
-    for block in optimizer._inventory.blocks:
+    for block in optimizer._inventory.layers:
         groups, rows, d_in = block.shape
         matrix = torch.randn(groups, rows, d_in + 1)
         parts = block.split(matrix)

@@ -8,9 +8,9 @@ from flops import count_flops
 from torch import Tensor, nn
 
 import lnb
-from lnb.claimed import Layer
 from lnb.config import resolve_config
 from lnb.layers.capture import Rows
+from lnb.layers.claimed import Layer
 from lnb.planning.cost import layer_cost
 from lnb.planning.rates import default_rates
 from lnb_kernels._triton.crossover import FEW_NEURONS, fused_matvec_pays

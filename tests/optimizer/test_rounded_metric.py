@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import lnb
 import lnb_kernels as lk
-from lnb import rounded_metric
 from lnb.planning.rates import default_rates
-from lnb.rounded_metric import RoundedMetric
+from lnb.solvers import rounded_metric
+from lnb.solvers.rounded_metric import RoundedMetric
 
 
 def dense(x: Tensor, ridge: float, bias: bool) -> Tensor:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 import lnb
 from lnb.layers.probed import ProbedLayer
-from lnb.watch_file import NAME, Tail
+from lnb.reports.watch_file import NAME, Tail
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import lnb
-from lnb import schedule
-from lnb.schedule import is_refresh_step, refresh_phases
+from lnb.statistics.running import schedule
+from lnb.statistics.schedule import is_refresh_step, refresh_phases
 
 
 def deep(layers: int = 7) -> nn.Sequential:
@@ -31,7 +31,7 @@ def train(model: nn.Module, optimizer: lnb.LNB, steps: range) -> list[set[str]]:
     for step in steps:
         optimizer.zero_grad()
         model(torch.randn(12, 6, generator=torch.Generator().manual_seed(step))).square().mean().backward()
-        due = {b.name for b in optimizer._inventory.blocks if any(c.moments is not None for c in b.captures)}
+        due = {b.name for b in optimizer._inventory.layers if any(c.moments is not None for c in b.captures)}
         refreshed.append(due)
         optimizer.step()
     return refreshed
@@ -71,7 +71,7 @@ def test_without_it_all_come_together() -> None:
 def test_slices_are_of_about_equal_work() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 96), nn.Linear(96, 96), nn.Linear(96, 6), nn.Linear(6, 6))
     optimizer = lnb.LNB(model)
-    layers = [(block, optimizer.config) for block in optimizer._inventory.blocks]
+    layers = [(block, optimizer.config) for block in optimizer._inventory.layers]
     phases = refresh_phases(layers)
     assert phases == sorted(phases)
     assert len(set(phases[1:4])) == 3  # the large ones do not share a step
@@ -81,7 +81,7 @@ def test_slices_are_of_about_equal_work() -> None:
 def test_small_models_have_one_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(schedule.LEAST_SLICE, "cpu", 2**27)
     optimizer = lnb.LNB(deep())
-    assert refresh_phases([(block, optimizer.config) for block in optimizer._inventory.blocks]) == [0] * 7
+    assert refresh_phases([(block, optimizer.config) for block in optimizer._inventory.layers]) == [0] * 7
 
 
 def test_steps_of_a_phase() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 import lnb
 from lnb.planning.memory import other_bytes, state_bytes
-from lnb.state_schema import (
+from lnb.state.schema import (
     OPTIMIZER_ENTRIES,
     SCHEMA,
     Kind,
@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def split(model: nn.Module, optimizer: lnb.LNB) -> list[tuple[nn.Parameter, Any, bool]]:
     """Every parameter with the layer that it moves with, and whether it is that layer's weight."""
-    layers = {p: block for block in optimizer._inventory.blocks for p in block.parameters}
+    layers = {p: block for block in optimizer._inventory.layers for p in block.parameters}
     return [(p, layers.get(p), p in layers and layers[p].weight is p) for p in model.parameters()]
 
 
@@ -68,7 +68,7 @@ def test_the_plans_bytes_are_the_schemas(case: str) -> None:
     train(model, optimizer, batches(1))
     plan = optimizer.plan()
     of_layers = {row.layer: row.state_bytes for row in plan}
-    for block in optimizer._inventory.blocks:
+    for block in optimizer._inventory.layers:
         held = sum(v.numel() * v.element_size() for p in block.parameters for v in optimizer.state[p].values())
         assert of_layers[block.name] == state_bytes(block, optimizer.config) == held
     norm = model[4].weight

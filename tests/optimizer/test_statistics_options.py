@@ -12,14 +12,14 @@ from torch import nn
 
 import lnb
 import lnb_kernels as lk
-from lnb.schedule import sample_start
+from lnb.statistics.schedule import sample_start
 
 
 def moments_of(model: nn.Module, optimizer: lnb.LNB, index: int) -> list[torch.Tensor]:
     """What the layers gathered in the forward and backward pass of step ``index``."""
     optimizer.zero_grad()
     loss_of(model, batches(index + 1)[index]).backward()
-    found = [block.captures[0].moments for block in optimizer._inventory.blocks]
+    found = [block.captures[0].moments for block in optimizer._inventory.layers]
     assert all(s is not None for s in found)
     return [s.clone() for s in found if s is not None]
 
@@ -89,7 +89,7 @@ def test_attention_reads_what_was_asked_for(settings: dict[str, object]) -> None
     optimizer = lnb.LNB(attention, 0.01, **settings)
     x = torch.randn(3, 6, 8)
     attention(x, x, x)[0].square().sum().backward()
-    s = optimizer._inventory.blocks[0].captures[0].moments
+    s = optimizer._inventory.layers[0].captures[0].moments
     assert s is not None
     rows = x.transpose(0, 1)  # [L, N, E], as the projections see it
     if "sample_every" in settings:

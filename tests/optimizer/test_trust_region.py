@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import lnb
-from lnb.factored import factorize
-from lnb.orthogonalize import orthogonalize
+from lnb.statistics.factored import factorize
+from lnb.statistics.orthogonalize import orthogonalize
 from lnb.trust_regions.rms import ADAMW_RMS, rms_scale
 from lnb.trust_regions.spectral import spectral_direction
 

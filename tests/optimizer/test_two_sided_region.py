@@ -11,8 +11,8 @@ from torch import nn
 
 import lnb
 import lnb_kernels as lk
-from lnb.factored import Factor, factorize
-from lnb.orthogonalize import INVERSE_ROOT_FLOPS, inverse_root, orthogonalize
+from lnb.statistics.factored import Factor, factorize
+from lnb.statistics.orthogonalize import INVERSE_ROOT_FLOPS, inverse_root, orthogonalize
 from lnb.trust_regions.spectral import spectral_direction
 from lnb.trust_regions.two_sided import output_moment
 from lnb_kernels.two_sided.reference import row_scale

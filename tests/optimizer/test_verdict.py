@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lnb.late_flag import LateFlag
+from lnb.distributed.late_flag import LateFlag
 from lnb.verdict import Verdict
 
 

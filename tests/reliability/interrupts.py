@@ -19,7 +19,7 @@ from optimizer.small_models import MODES, batches, copied, loss_of, mixed, same,
 from torch import nn
 
 import lnb
-from lnb.portable_state import PROGRESS
+from lnb.state.portable import PROGRESS
 
 
 def throw() -> None:

@@ -187,7 +187,7 @@ def test_in_another_thread_and_on_errors_before_writing() -> None:
 @pytest.mark.parametrize(("mode", "steps"), [("fast", 0), ("paper", 0)])
 def test_a_first_step_that_broke_off_in_its_statistics(mode: str, steps: int) -> None:
     scene = Scene(mode, steps)
-    lines = scene.lines_of("statistics.py", "solve.py", "feature_moments.py", "conjugate_gradients.py", "refresh.py")
+    lines = scene.lines_of("running.py", "solve.py", "feature_moments.py", "conjugate_gradients.py", "refresh.py")
     assert len(lines) > 20
     for line in lines[::9]:
         assert scene.throw_at(line) in ("refused to repeat", "repeated")
@@ -198,7 +198,7 @@ def test_the_state_of_a_refused_first_step_stays(monkeypatch: pytest.MonkeyPatch
     scene = Scene("fast", 0)
     model, optimizer = scene.ready()
     with monkeypatch.context() as patched:
-        patched.setattr("lnb.diagnostics.LayerRecords.record", lambda *_: throw())
+        patched.setattr("lnb.reports.diagnostics.LayerRecords.record", lambda *_: throw())
         with pytest.raises(KeyboardInterrupt):
             optimizer.step()
     found = scene.content(model, optimizer)

@@ -25,6 +25,7 @@ from lnb_bench.study.words import (
     TIE,
     WIN,
     caution,
+    days,
     duels,
     headers,
     machines,
@@ -81,7 +82,7 @@ def sections(findings: Findings) -> list[Section]:
     comparisons = findings.comparisons
     protocol = SEARCHED if findings.searched else PROTOCOL
     every = [duel for comparison in comparisons for duel in duels(comparison)]
-    where = tuple(f"Machine: {machine}." for machine in machines(comparisons))
+    where = tuple(f"Machine: {machine}; {days(comparisons)}." for machine in machines(comparisons))
     return [
         *([Section("What this is", (findings.note,))] if findings.note else []),
         Section("Who is ahead", (summary(comparisons),), tables=(_table(OVERVIEW, overview(comparisons)),)),

@@ -17,7 +17,8 @@ from lnb_bench.training.files import write_atomically
 
 def markdown(findings: Findings, folder: str) -> str:
     """The whole document; the pictures that it shows are in ``folder``."""
-    lines = ["# Results", "", "Made from the data by `lnb-bench report`; do not edit.", ""]
+    title = folder.replace("-", ": ", 1).replace("-", " ").capitalize()  # of docs/results-peers.md: "Results: peers"
+    lines = [f"# {title}", "", "Made from the data by `lnb-bench report`; do not edit.", ""]
     for section in sections(findings):
         lines += _section(section, folder)
     return "\n".join(lines)

@@ -244,6 +244,12 @@ def machines(comparisons: Sequence[Comparison]) -> list[str]:
     return list(found)
 
 
+def days(comparisons: Sequence[Comparison]) -> str:
+    """The day on which the runs were made, or the first and the last."""
+    found = sorted({run.environment["date"][:10] for each in comparisons for row in each.rows for run in row.runs})
+    return " to ".join(dict.fromkeys((found[0], found[-1]))) if found else "no day"
+
+
 def caution(comparisons: Sequence[Comparison]) -> str:
     """What a reader must know where runs of several machines stand side by side; else empty."""
     count = len(machines(comparisons))

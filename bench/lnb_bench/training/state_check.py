@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnb.portable_state import PROGRESS
+from lnb.state.portable import PROGRESS
 from lnb_bench.training.errors import CheckpointError
 from lnb_bench.training.records import is_count, is_number, shortened
 from lnb_bench.training.structure import require_entries, require_equal, require_like

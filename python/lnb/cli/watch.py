@@ -12,7 +12,7 @@ from rich.live import Live
 
 from lnb.cli.errors import CommandError
 from lnb.cli.watch_table import SORTS, History, screen
-from lnb.watch_file import NAME, Tail
+from lnb.reports.watch_file import NAME, Tail
 
 
 def run_watch(

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lnb.watch_file import Figures, Record
+from lnb.reports.watch_file import Figures, Record
 
 _KEPT = 24  # records of which the trend is drawn
 _BARS = "▁▂▃▄▅▆▇█"

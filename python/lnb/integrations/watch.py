@@ -35,7 +35,7 @@ from torch import Tensor
 
 from lnb.config import check_count
 from lnb.optimizer import LNB
-from lnb.watch_file import NAME, Record, WatchFile
+from lnb.reports.watch_file import NAME, Record, WatchFile
 
 
 class ScalarWriter(Protocol):

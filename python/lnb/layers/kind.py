@@ -27,7 +27,7 @@ class LayerKind(ABC):
         has_patches: whether an input is an image ``[.., C, H, W]`` whose patches are the rows.
         product: the product that its forward pass is, as the planner's rates name it: ``"matmul"`` or ``"conv"``.
         takes_shards: whether the forward pass can work on shards of the rows of the weight (:mod:`lnb.sharded.parallel`).
-        transposed: whether the weight is ``[d_in, d_out]`` (:mod:`lnb.turned`).
+        transposed: whether the weight is ``[d_in, d_out]`` (:mod:`lnb.routes.turned`).
     """
 
     probed: ClassVar[type[ProbedLayer]]

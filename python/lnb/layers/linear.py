@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lnb_kernels as lk
-from lnb.dtensors import is_sharded
 from lnb.layers.capture import Capture
 from lnb.layers.kind import LayerKind
 from lnb.layers.probed import ProbedLayer
 from lnb.layers.sharing import moment_of
+from lnb.sharded.dtensors import is_sharded
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -1,7 +1,7 @@
 """Transformers' ``Conv1D``, the linear layer of GPT-2: ``y = x W + b`` with the weight ``[d_in, d_out]``.
 
 It is claimed where Transformers is imported, which this module does not do itself. What a step makes of the weight is said in
-:mod:`lnb.turned`.
+:mod:`lnb.routes.turned`.
 """
 
 from __future__ import annotations

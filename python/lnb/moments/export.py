@@ -17,7 +17,7 @@ from lnb.moments.record import LayerInfo, LayerMoment, MissingMoment
 from lnb.moments.state import tracked_of
 from lnb.moments.tensor_file import REMEDY, TensorFile
 from lnb.optimizer import LNB
-from lnb.tracked import Tracked
+from lnb.statistics.tracked import Tracked
 
 
 def export_moments(
@@ -122,7 +122,7 @@ def _reason(each: Tracked) -> str:
 
 
 def effective_rows(each: Tracked) -> float:
-    """Rows of an unweighted average as certain as the decayed one, as :func:`lnb.statistics.few_samples` counts them.
+    """Rows of an unweighted average as certain as the decayed one, as :func:`lnb.statistics.running.few_samples` counts them.
 
     NaN where the rows of a step or the decay are unknown.
     """

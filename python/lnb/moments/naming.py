@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lnb.claimed import Layer, take_inventory
 from lnb.layers.attach import attach_layers, detach_layer, require_module
+from lnb.layers.claimed import Layer, take_inventory
 from lnb.layers.registry import kind_of
 
 

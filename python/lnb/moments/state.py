@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lnb.claimed import Layer
 from lnb.config import Config
+from lnb.layers.claimed import Layer
 from lnb.moments.naming import layers_of
-from lnb.portable_state import with_progress
-from lnb.state_schema import allowed_shapes, shape_in_state
-from lnb.tracked import Tracked
+from lnb.state.portable import with_progress
+from lnb.state.schema import allowed_shapes, shape_in_state
+from lnb.statistics.tracked import Tracked
 
 _KEYS = ("second_moment", "second_moment_step")
 _REMEDY = "pass the optimizer itself, or the model and the state dict that belong together"

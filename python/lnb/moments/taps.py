@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnb.claimed import Layer
 from lnb.layers.attention_forward import attend, is_regular
+from lnb.layers.claimed import Layer
 from lnb.layers.registry import kind_of
 from lnb.moments.naming import Names, layers_of, names_in
 

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from lnb.claimed import Layer
 from lnb.config import Config
-from lnb.factored import block_count
 from lnb.layers.capture import Rows
+from lnb.layers.claimed import Layer
 from lnb.planning.memory import input_bytes, state_bytes
 from lnb.solvers.arrow import Arrow
+from lnb.statistics.factored import block_count
 
 SMALLEST_BLOCK = 64
 """Inputs of a block down to which blocks are cut for memory before averages are given up; then down to an eighth of it."""

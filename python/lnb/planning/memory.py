@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.layers.capture import Rows, statistics_dtype
-from lnb.state_schema import planned_bytes
+from lnb.layers.claimed import Layer
+from lnb.state.schema import planned_bytes
 from lnb.work import gathered_moments, moment_blocks
 from lnb_kernels import fused_step
 

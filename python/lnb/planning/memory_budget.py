@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lnb.claimed import Layer
+from lnb.layers.claimed import Layer
 from lnb.planning.choice import SMALLEST_BLOCK, Change, Choice, Choices, Option, as_arrow, descend, halve_blocks
 from lnb.planning.memory import state_bytes
 

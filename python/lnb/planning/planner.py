@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lnb.claimed import Layer
 from lnb.config import Config, current_name
 from lnb.layers.capture import Rows
+from lnb.layers.claimed import Layer
 from lnb.planning.choice import Choice, bytes_kept, first_choice
 from lnb.planning.measured import rates_for
 from lnb.planning.memory_budget import fit_memory

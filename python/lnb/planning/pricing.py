@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from lnb.claimed import Layer
 from lnb.config import Config
 from lnb.layers.capture import Rows, statistics_dtype
+from lnb.layers.claimed import Layer
 from lnb.planning.rates import Rates
 from lnb.work import moment_blocks
 

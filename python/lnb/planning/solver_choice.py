@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from lnb.claimed import Layer
 from lnb.layers.capture import Rows
+from lnb.layers.claimed import Layer
 from lnb.planning.choice import Choice, bytes_kept
 from lnb.planning.cost import layer_cost
 from lnb.planning.rates import Rates

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lnb.claimed import Layer
 from lnb.layers.capture import Rows
+from lnb.layers.claimed import Layer
 from lnb.planning.choice import (
     SMALLEST_BLOCK,
     Change,

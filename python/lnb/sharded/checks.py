@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lnb.claimed import Layer
 from lnb.config import Config
-from lnb.ranks import require_joint
+from lnb.distributed.ranks import require_joint
+from lnb.layers.claimed import Layer
 from lnb.sharded.mesh import Ranks, row_placements, sharded_dims
 
 _UNCHANGED = "Nothing was changed"

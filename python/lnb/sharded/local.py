@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lnb.claimed import Layer
+from lnb.layers.claimed import Layer
 from lnb.sharded.mesh import sharded_dims
 from lnb.work import LayerWork, Work
 

@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor, Placement, Replicate
 
-from lnb.columns import UNFINISHED, Columns
-from lnb.failures import naming
+from lnb.distributed.failures import naming
+from lnb.sharded.columns import UNFINISHED, Columns
 
 
 class Ranks:

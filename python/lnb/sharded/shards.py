@@ -12,11 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lnb.arenas import Arenas
-from lnb.claimed import Inventory, Layer
 from lnb.config import Config
-from lnb.exchange import MomentExchange
-from lnb.identity import Identity
+from lnb.distributed.exchange import MomentExchange
+from lnb.distributed.identity import Identity
+from lnb.layers.claimed import Inventory, Layer
 from lnb.scratch import Scratch
 from lnb.sharded.checks import (
     require_columns,
@@ -30,9 +29,10 @@ from lnb.sharded.local import Locals, PartState
 from lnb.sharded.mesh import Ranks, columns_of, data_modules
 from lnb.sharded.state import StateForm
 from lnb.sharded.step import Exchange, ShardedShare
+from lnb.state.whole import restart
+from lnb.statistics.arenas import Arenas
 from lnb.step import Share, Stages
 from lnb.verdict import Verdict
-from lnb.whole_state import restart
 from lnb.work import Work
 from lnb_kernels import multi_tensor
 

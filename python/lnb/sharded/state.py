@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Placement, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from lnb.arenas import compact
-from lnb.factored import block_count
 from lnb.sharded.local import LocalLayer, Locals, StandIn, first_part, local_of
 from lnb.sharded.mesh import row_placements, sharded_dims
-from lnb.whole_state import OF_OUTPUTS, SHARDS, as_blocks, has_column_cuts, keeps_outputs, row_cuts, shards_code
+from lnb.state.whole import OF_OUTPUTS, SHARDS, as_blocks, has_column_cuts, keeps_outputs, row_cuts, shards_code
+from lnb.statistics.arenas import compact
+from lnb.statistics.factored import block_count
 
 _LIKE_PARAMETER = ("momentum", "gradient_square", "master", "last_step")
 _OF_ROWS = ("row_square", "direction")

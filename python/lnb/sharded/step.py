@@ -1,7 +1,7 @@
 """The stages of a step on shards: those of :mod:`lnb.step`, with every sum over a layer taken over all ranks.
 
 A step has two exchanges, and a third where output moments are refreshed: second moments and whether all gradients are finite,
-before anything is written (:mod:`lnb.exchange`); the traces of the output moments that are averaged; and the sums
+before anything is written (:mod:`lnb.distributed.exchange`); the traces of the output moments that are averaged; and the sums
 that step lengths are made of, a few numbers per layer. Each needs what the one before has made (``docs/shards.md``). Their
 order and sizes depend on the model alone, so that a rank that cannot make a step can still take part.
 """
@@ -14,16 +14,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lnb.arenas import Arenas, constant
-from lnb.claimed import Layer
 from lnb.config import Config
-from lnb.refresh import refresh
-from lnb.region import Lengths, in_region, measure_lengths
+from lnb.layers.claimed import Layer
 from lnb.scratch import Scratch
 from lnb.sharded.local import LocalLayer, Locals
 from lnb.sharded.mesh import Ranks
-from lnb.solve import Solution, solve
+from lnb.solvers.solve import Solution, solve
+from lnb.statistics.arenas import Arenas, constant
+from lnb.statistics.refresh import refresh
 from lnb.step import Share
+from lnb.trust_regions.lengths import Lengths, in_region, measure_lengths
 from lnb.verdict import Verdict
 from lnb.weight_bound import is_measured
 from lnb.work import LayerWork, Work

@@ -12,8 +12,8 @@ from lnb.solvers.base import Solver
 from lnb.solvers.feature_moments import preconditioner
 
 if TYPE_CHECKING:
-    from lnb.claimed import Layer
     from lnb.config import Config
+    from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
     from lnb.work import LayerWork

@@ -10,8 +10,8 @@ from lnb.solvers.cholesky import Cholesky
 from lnb.solvers.conjugate_gradients import ConjugateGradients
 
 if TYPE_CHECKING:
-    from lnb.claimed import Layer
     from lnb.config import Config
+    from lnb.layers.claimed import Layer
 
 
 class Automatic(Solver):

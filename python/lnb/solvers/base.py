@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from lnb.solvers.solution import Solution
 
 if TYPE_CHECKING:
-    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.damping import Agreement
     from lnb.layers.capture import Rows
+    from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
     from lnb.work import LayerWork
@@ -25,7 +25,7 @@ AddRows = Callable[[list["LayerWork"], Tensor], Tensor]
 class Solver:
     """A way to solve ``metric h = g~`` for the layers of a step.
 
-    The traits tell what a step gathers and what the state holds; :mod:`lnb.state_schema` has the shapes. A subclass implements
+    The traits tell what a step gathers and what the state holds; :mod:`lnb.state.schema` has the shapes. A subclass implements
     :meth:`direction`, which solves one layer; or :meth:`solve`, where solving several layers in one call is faster.
 
     Attributes:

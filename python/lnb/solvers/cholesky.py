@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 import lnb_kernels as lk
-from lnb.arenas import sums_of
-from lnb.columns import ColumnProblem, column_directions_
-from lnb.factored import Factor, block_count
-from lnb.orthogonalize import INVERSE_ROOT_FLOPS
-from lnb.refresh import matrices
+from lnb.sharded.columns import ColumnProblem, column_directions_
 from lnb.solvers.base import AddRows, Solver
+from lnb.statistics.arenas import sums_of
+from lnb.statistics.factored import Factor, block_count
+from lnb.statistics.orthogonalize import INVERSE_ROOT_FLOPS
+from lnb.statistics.refresh import matrices
 from lnb.work import LayerWork, moment_blocks
 
 if TYPE_CHECKING:
-    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.damping import Agreement
     from lnb.layers.capture import Rows
+    from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.solvers.solution import Solution
     from lnb.trust_regions import TrustRegion
@@ -38,12 +38,13 @@ _CALLS_OUTPUT_REFRESH = 100
 
 
 class Cholesky(Solver):
-    """``h = g~ S^-1`` from diagonal blocks of ``C^-1``, or of ``L^-1`` where the trust region whitens (:mod:`lnb.factored`).
+    """``h = g~ S^-1`` from diagonal blocks of ``C^-1``, or of ``L^-1`` where the trust region whitens.
 
-    The factors are made by the refresh stage (:mod:`lnb.refresh`), before solvers are called. It keeps blocks of
-    ``block_size`` inputs, ``d_in block_size`` numbers, as many for their average where one is remembered, and the mean of
-    the inputs; with the two-sided region as much for the outputs. A refresh costs ``d_in block_size^2`` operations, a
-    solution one product of the gradient with the blocks, or what the trust region makes of them.
+    :mod:`lnb.statistics.factored` derives them, and the refresh stage (:mod:`lnb.statistics.refresh`) makes them before solvers
+    are called. It keeps blocks of ``block_size`` inputs, ``d_in block_size`` numbers, as many for their average where one is
+    remembered, and the mean of the inputs; with the two-sided region as much for the outputs. A refresh costs
+    ``d_in block_size^2`` operations, a solution one product of the gradient with the blocks, or what the trust region makes of
+    them.
     """
 
     name = "cholesky"

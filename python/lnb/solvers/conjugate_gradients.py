@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lnb.equations import Equation, solve_equation, solve_joined
-from lnb.rounded_metric import RoundedMetric, rounds_products
-from lnb.shared_iterations import solve_shared
 from lnb.solvers.base import AddRows, Solver, joined_gradient, split_direction
+from lnb.solvers.equations import Equation, solve_equation, solve_joined
 from lnb.solvers.feature_moments import preconditioner
-from lnb.statistics import average_second_moment, ridge_of
+from lnb.solvers.rounded_metric import RoundedMetric, rounds_products
+from lnb.solvers.shared_iterations import solve_shared
+from lnb.statistics.running import average_second_moment, ridge_of
 
 if TYPE_CHECKING:
-    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.damping import Agreement
     from lnb.layers.capture import Rows
+    from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.solvers.solution import Solution
     from lnb.verdict import Verdict

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lnb.factored import factorize
 from lnb.solvers.base import Solver
-from lnb.statistics import average_second_moment
+from lnb.statistics.factored import factorize
+from lnb.statistics.running import average_second_moment
 from lnb_kernels.cholesky import cholesky_solve
 
 if TYPE_CHECKING:
-    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.layers.capture import Rows
+    from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
     from lnb.work import LayerWork
@@ -82,7 +82,7 @@ class Dual(Solver):
 def solve_dual(layer: Layer, inputs: list[Tensor], gradient: Tensor, ridge: float) -> Tensor:
     """``h = g~ (X~'X~/N + ridge diag(1..1, 0))^-1`` from the rows ``X`` themselves.
 
-    With the rows centred where there is a bias (``Xc = X - mu``, see :mod:`lnb.factored` for the bias) and ``r`` the ridge,
+    With the rows centred where there is a bias (``Xc = X - mu``, see :mod:`lnb.statistics.factored`) and ``r`` the ridge,
 
         ``(Xc'Xc/N + r)^-1 = (I - Xc' (Xc Xc'/N + r)^-1 Xc / N) / r``        (Woodbury)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lnb.statistics import bias_correction, shrunk_variance, sums_from_inputs, sums_from_moments
+from lnb.statistics.running import bias_correction, shrunk_variance, sums_from_inputs, sums_from_moments
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 

@@ -12,9 +12,9 @@ from lnb.solvers.conjugate_gradients import ConjugateGradients, iteration_second
 from lnb_kernels._triton.crossover import fused_matvec_pays
 
 if TYPE_CHECKING:
-    from lnb.claimed import Layer
     from lnb.config import Config
     from lnb.layers.capture import Rows
+    from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
     from lnb.work import LayerWork

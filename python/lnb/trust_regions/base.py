@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lnb.factored import Factor
+from lnb.statistics.factored import Factor
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TrustRegion:
     Attributes:
         name: the value of the setting ``trust_region``.
         needs_factor: whether directions are made of a cached factor of the metric, never by iteration.
-        whitens: whether that factor is ``L^-1``; otherwise it is ``C^-1`` (:mod:`lnb.factored`).
+        whitens: whether that factor is ``L^-1``; otherwise it is ``C^-1`` (:mod:`lnb.statistics.factored`).
         two_sided: whether the second moment of the neurons' gradients is kept, and directions are those of
             :func:`lnb_kernels.two_sided_directions_`.
         joint: whether all layers share one bound.

@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor
 
-from lnb.factored import Factor
+from lnb.statistics.factored import Factor
 from lnb.trust_regions.base import TrustRegion
 from lnb_kernels.scaling import sum_dtype
 from lnb_kernels.two_sided.reference import row_scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lnb.arenas import constant
+from lnb.statistics.arenas import constant
 from lnb.trust_regions.base import Steps, TrustRegion
 
 ADAMW_RMS = 0.2

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from lnb.factored import Factor
-from lnb.orthogonalize import orthogonalize
+from lnb.statistics.factored import Factor
+from lnb.statistics.orthogonalize import orthogonalize
 from lnb.trust_regions.base import TrustRegion
 
 
@@ -43,7 +43,7 @@ def spectral_direction(gradient: Tensor, factor: Factor) -> Tensor:
 
     Args:
         gradient: ``g~``, ``[..., rows, columns]``.
-        factor: ``L^-1`` (:mod:`lnb.factored`).
+        factor: ``L^-1`` (:mod:`lnb.statistics.factored`).
     """
     rows, columns = gradient.shape[-2:]
     white = orthogonalize(factor.whiten(gradient))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lnb.factored import Factor
+from lnb.statistics.factored import Factor
 from lnb.trust_regions.base import TrustRegion
 from lnb_kernels.scaling import sum_dtype, unit_scale
 

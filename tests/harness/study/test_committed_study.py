@@ -38,8 +38,8 @@ def found(name: str, suite: Suite) -> Findings:
 
 def _note(name: str) -> str:
     """What the document says that it is, where the command that makes it says so."""
-    text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
-    return text.split('--note "')[1].split('"')[0] if name in SHORT_FORMS else ""
+    page = ROOT / "docs" / "protocol.md" if name in SHORT_FORMS else ROOT / "bench" / "suites" / f"{name}.toml"
+    return page.read_text(encoding="utf-8").split('--note "')[1].split('"')[0]
 
 
 def test_every_task_is_finished_with_every_seed(suite: Suite, found: Findings) -> None:

@@ -1,0 +1,171 @@
+"""What the default preset's numbers are worth: each changed alone, beside the default, on three small tasks.
+
+    python bench/defaults_study.py --data DIR [--seeds 4] [--json bench/results/defaults.json] [--page docs/presets.md]
+
+Each run trains at ``lr=0.1`` with a cosine schedule and is judged by the loss on test examples. A change and the default share
+a seed's start and batches, so the table has the mean of their differences, with its standard error. Changes are not tuned:
+another rate could suit them better. Results are kept after every run, and a run that was broken off goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from gptq_study import keep
+from moments_study import filled
+
+import lnb_kernels
+from lnb_bench.training.data.splits import FirstExamples
+from lnb_bench.training.loop import LoopConfig, Trainer
+from lnb_bench.training.optimizers import OptimizerConfig
+from lnb_bench.training.tasks import Task, TaskOptions, make_task
+
+BEGIN, END = "<!-- table of bench/defaults_study.py -->", "<!-- end of table of bench/defaults_study.py -->"
+LR = 0.1
+CHANGES: dict[str, tuple[Any, ...]] = {
+    "lr": (0.05, 0.2),
+    "momentum": (0.8, 0.95),
+    "nesterov": (False,),
+    "damping": ("none",),
+    "b_rows": (0.8, 0.99),
+    "max_relative_change": (1.0, None),
+    "ridge": (0.05, 0.8),
+    "sample_ridge": (0.0, 4.0),
+    "block_size": (48, None),
+    "refresh_every": (3, 30),
+    "b_s": (0.6, 0.97),
+    "others_lr": (0.05, 0.5),
+    "b_others": (0.9, 0.999),
+}
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model with its task and budget.
+
+    Attributes:
+        title: in the table.
+        task: of lnb-bench.
+        options: of the task.
+        steps, batch_size: of the training.
+        tested: how many examples of the test split count.
+    """
+
+    title: str
+    task: str
+    steps: int
+    batch_size: int
+    tested: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, data: Path | None) -> Task:
+        """The task."""
+        return make_task(self.task, TaskOptions(data=data, **self.options))
+
+
+CELLS = {
+    "mlp": Cell("MLP 784-128-128-10, MNIST", "mnist", 150, 128, 2000, {"width": 128, "depth": 2}),
+    "unet": Cell("UNet, 8 base channels, CamVid", "camvid", 100, 8, 100, {"width": 8, "depth": 2, "size": 32}),
+    "gpt": Cell(
+        "GPT, 2 blocks of width 64, Shakespeare", "shakespeare", 150, 16, 128, {"width": 64, "depth": 2, "context": 64}
+    ),
+}
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """The settings of every row, by its name; the default comes first."""
+    changed = {f"{name}={value}": {name: value} for name, values in CHANGES.items() for value in values}
+    return {DEFAULT: {}, **changed}
+
+
+def final_loss(cell: Cell, task: Task, settings: dict[str, Any], seed: int) -> float:
+    """Of one training."""
+    settings = dict(settings)
+    config = LoopConfig(cell.steps, cell.batch_size, seed, "cosine")
+    trainer = Trainer(task, OptimizerConfig("lnb", lr=settings.pop("lr", LR), settings=settings), config)
+    for _ in range(cell.steps):
+        trainer.train_step()
+    trainer.model.eval()
+    split, sums = FirstExamples(task.test, cell.tested), []
+    with torch.no_grad():
+        for indices in torch.arange(len(split)).split(64):
+            inputs, targets = split.batch(indices, torch.device("cpu"))
+            sums.append(task.objective.sums(trainer.model(inputs), targets))
+    return float(task.objective.summary(torch.stack(sums).sum(0))["loss"])
+
+
+def difference(changed: list[float], default: list[float]) -> tuple[float, float]:
+    """Mean of the paired differences in per cent of the default's loss, and its standard error."""
+    pairs = [100 * (c / d - 1) for c, d in zip(changed, default, strict=True)]
+    error = statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.nan
+    return statistics.fmean(pairs), error
+
+
+def shown(changed: list[float], default: list[float]) -> str:
+    """A cell of the table; a change that a model does not have changes no bit."""
+    if changed == default:
+        return "no effect"
+    mean, error = difference(changed, default)
+    return f"{mean:+.1f} ± {error:.1f}"
+
+
+def tables(kept: dict[str, Any]) -> str:
+    """The page's table: a row for every change, a column for every model."""
+    found = kept["losses"]
+    seeds = min(len(losses) for rows in found.values() for losses in rows.values())
+    said = f"Changes of the test loss in per cent: below zero, the change is better. Means of {seeds} paired differences ± their"
+    lines = [
+        f"{said} standard error; lnb {kept['lnb']}, torch {kept['torch']}, {kept['date']}.",
+        "",
+        f"| changed | {' | '.join(CELLS[name].title for name in found)} |",
+        "| --- " * (len(found) + 1) + "|",
+        f"| the default's loss | {' | '.join(f'{statistics.fmean(rows[DEFAULT]):.3f}' for rows in found.values())} |",
+    ]
+    for row in variants():
+        if row != DEFAULT:
+            cells = (shown(rows[row], rows[DEFAULT]) for rows in found.values())
+            lines.append(f"| `{row}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the data; else $LNB_DATA")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--json", type=Path, help="where to keep the results; a file that is there is gone on with")
+    parser.add_argument("--page", type=Path, help="a page with the marks between which the table goes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    made = {"date": date.today().isoformat(), "torch": torch.__version__, "lnb": lnb_kernels.__version__}
+    kept: dict[str, Any] = {**made, "losses": {}}
+    if arguments.json and arguments.json.exists():
+        kept = json.loads(arguments.json.read_text())
+    tasks = {name: CELLS[name].make(arguments.data) for name in arguments.cells}
+    started = time.process_time()
+    for seed in range(arguments.seeds):
+        for name, task in tasks.items():
+            losses = kept["losses"].setdefault(name, {})
+            for row, settings in variants().items():
+                own = losses.setdefault(row, [])
+                if len(own) <= seed:
+                    own.append(final_loss(CELLS[name], task, settings, seed))
+                    keep(arguments.json, kept)
+            print(f"seed {seed}, {name}: {time.process_time() - started:.0f} s", flush=True)
+    print(tables(kept))
+    if arguments.page:
+        arguments.page.write_text(filled(arguments.page.read_text(), tables(kept), BEGIN, END))
+
+
+if __name__ == "__main__":
+    main()

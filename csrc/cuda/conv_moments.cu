@@ -1,0 +1,190 @@
+// Two launches for all groups: products of patches on tensor cores, then the sum of what the thread blocks found.
+//
+// A thread block copies rows of the image to shared memory once for each column of the kernel, shifted by it: row
+// (image row, channel, kernel column) holds that entry of the patch for all positions of a row of outputs. With the
+// entries of a patch in the order (kernel row, channel, kernel column), the patches of output row y are the rows from
+// y * step * channels * kernel columns on: a matrix [entries, positions] with one pitch, of which tensor cores read
+// tiles in place. Only the moment's lower triangle is formed, and a column of products with ones for the sums.
+//
+// Bytes from memory: the image, about once, in 16-byte accesses; FLOPs on tensor cores: tiles (tiles + 3) * 256 per
+// position.
+#include <type_traits>
+
+#include "conv_rows.cuh"
+#include "launch.h"
+#include "matrix_units.cuh"
+#include "reduce.cuh"
+
+namespace lnb::cuda {
+namespace {
+
+constexpr int kFinishThreads = 1024;
+
+static_assert(kConvTile == kUnit);
+
+struct Place {
+    int row, column;  // column == row + 1: ones
+};
+
+__device__ __forceinline__ Place place_of(int tile) {
+    int row = 0;
+    while (tile > row + 1) tile -= row++ + 2;
+    return {row, tile};
+}
+
+template <typename T>
+struct Products {
+    using Left = nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, kUnit, kUnit, kUnit, T, nvcuda::wmma::row_major>;
+    using Right = nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, kUnit, kUnit, kUnit, T, nvcuda::wmma::col_major>;
+    using Sums = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, kUnit, kUnit, kUnit, float>;
+};
+
+// partials [groups, splits, tiles of sums, 16, 16] <- the products of the thread block's stages.
+template <typename T, bool kInterleaved>
+__global__ void __launch_bounds__(kConvWarps* kWarp, 2)
+    conv_moments_kernel(const T* x, LNB_PARAMETER(ConvShape) shape, LNB_PARAMETER(ConvPlan) plan, float* partials) {
+    using Left = typename Products<T>::Left;
+    using Right = typename Products<T>::Right;
+    using Sums = typename Products<T>::Sums;
+    LNB_DYNAMIC_SHARED(T, rows);
+    const int group = static_cast<int>(blockIdx.x) / plan.splits, split = static_cast<int>(blockIdx.x) % plan.splits;
+    const int warp = static_cast<int>(threadIdx.x) / kWarp, slice = warp / plan.parts;
+    const int first_tile = warp % plan.parts * kConvWarpTiles;
+    const int own_tiles = plan.sums - first_tile < kConvWarpTiles ? plan.sums - first_tile : kConvWarpTiles;
+
+    Sums sums[kConvWarpTiles];
+    int left_row[kConvWarpTiles], right_row[kConvWarpTiles];  // in shared memory; -1 for ones
+    LNB_UNROLL
+    for (int t = 0; t < kConvWarpTiles; ++t) {
+        nvcuda::wmma::fill_fragment(sums[t], 0.0f);
+        const Place place = place_of(first_tile + t);
+        left_row[t] = place.row * kUnit * plan.pitch;
+        right_row[t] = place.column > place.row ? -1 : place.column * kUnit * plan.pitch;
+    }
+    T one;
+    narrow(1.0f, one);
+    Right ones;
+    nvcuda::wmma::fill_fragment(ones, one);
+
+    const int64_t stages = static_cast<int64_t>(plan.groups_of_images) * plan.strips * plan.chunks;
+    const int64_t begin = stages * split / plan.splits, end = stages * (split + 1) / plan.splits;
+    const int from_row_to_row = plan.image_rows * shape.channels * shape.kernel_width * plan.pitch;
+    for (int64_t number = begin; number < end; ++number) {
+        const Stage stage = stage_of(shape, plan, number);
+        stage_rows<T, kInterleaved>(x, {shape, plan, stage, group, reach_of(shape, stage)}, rows);
+        for (int step = slice; step < stage.rows * plan.steps; step += plan.slices) {
+            const T* patches = rows + step / plan.steps * from_row_to_row + step % plan.steps * kUnit;
+            Left left;
+            LNB_UNROLL
+            for (int t = 0; t < kConvWarpTiles; ++t) {
+                if (t >= own_tiles) break;
+                if (t == 0 || right_row[t - 1] < 0) {
+                    load_shared(left, patches + left_row[t], plan.pitch);
+                }
+                if (right_row[t] < 0) {
+                    nvcuda::wmma::mma_sync(sums[t], left, ones, sums[t]);
+                } else {
+                    Right right;
+                    load_shared(right, patches + right_row[t], plan.pitch);
+                    nvcuda::wmma::mma_sync(sums[t], left, right, sums[t]);
+                }
+            }
+        }
+        __syncthreads();
+    }
+
+    // The slices one after another add their sums in shared memory.
+    float* const found = reinterpret_cast<float*>(rows);  // [plan.sums, 16, 16]
+    float* const scratch = found + (plan.sums + warp) * kConvTileFloats;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    for (int turn = 0; turn < plan.slices; ++turn) {
+        if (turn == slice) {
+            LNB_UNROLL
+            for (int t = 0; t < kConvWarpTiles; ++t) {
+                if (t >= own_tiles) break;
+                nvcuda::wmma::store_matrix_sync(scratch, sums[t], kUnit, nvcuda::wmma::mem_row_major);
+                __syncwarp();
+                float* const to = found + (first_tile + t) * kConvTileFloats;
+                LNB_UNROLL
+                for (int i = lane; i < kConvTileFloats; i += kWarp) to[i] = turn == 0 ? scratch[i] : to[i] + scratch[i];
+                __syncwarp();
+            }
+        }
+        __syncthreads();
+    }
+    float* const out = partials + static_cast<int64_t>(blockIdx.x) * plan.sums * kConvTileFloats;
+    for (int i = threadIdx.x * 4; i < plan.sums * kConvTileFloats; i += blockDim.x * 4) {
+        Pack<float, 4> pack;
+        LNB_UNROLL
+        for (int e = 0; e < 4; ++e) pack.value[e] = found[i + e];
+        write_pack(out + i, pack);
+    }
+}
+
+// An entry of the patch in the weight's order, of one in the order of the rows.
+__device__ __forceinline__ int entry_of(const ConvShape& shape, int row) {
+    const int column = row % shape.kernel_width, rest = row / shape.kernel_width;
+    const int channel = rest % shape.channels, line = rest / shape.channels;
+    return (channel * shape.kernel_height + line) * shape.kernel_width + column;
+}
+
+// One thread block per tile of sums of each group.
+__global__ void __launch_bounds__(kFinishThreads)
+    conv_sums_kernel(LNB_PARAMETER(ConvShape) shape, LNB_PARAMETER(ConvPlan) plan, const float* partials, float* s) {
+    constexpr int kParts = kFinishThreads / kConvTileFloats;
+    LNB_SHARED(float, shared, kFinishThreads);
+    const int group = static_cast<int>(blockIdx.x) / plan.sums, tile = static_cast<int>(blockIdx.x) % plan.sums;
+    const int place = static_cast<int>(threadIdx.x) % kConvTileFloats,
+              part = static_cast<int>(threadIdx.x) / kConvTileFloats;
+    const float* from =
+        partials + (static_cast<int64_t>(group) * plan.splits * plan.sums + tile) * kConvTileFloats + place;
+    float sum = 0;
+    LNB_UNROLL
+    for (int split = part; split < plan.splits; split += kParts) {
+        sum += read(from + static_cast<int64_t>(split) * plan.sums * kConvTileFloats);
+    }
+    shared[threadIdx.x] = sum;
+    __syncthreads();
+    if (part != 0) return;
+    for (int k = 1; k < kParts; ++k) sum += shared[k * kConvTileFloats + place];
+    const Place at = place_of(tile);
+    const int d = plan.entries, row = at.row * kUnit + place / kUnit, column = at.column * kUnit + place % kUnit;
+    float* const out = s + static_cast<int64_t>(group) * (d + 1) * (d + 1);
+    if (blockIdx.x == static_cast<unsigned>(group) * plan.sums && threadIdx.x == 0) {
+        write(out + static_cast<int64_t>(d + 1) * (d + 1) - 1,
+              static_cast<float>(static_cast<double>(shape.batch) * shape.out_height * shape.out_width));
+    }
+    if (row >= d) return;
+    const int of_row = entry_of(shape, row);
+    if (at.column > at.row) {  // products with ones: all columns are one
+        if (place % kUnit != 0) return;
+        write(out + of_row * (d + 1) + d, sum);
+        write(out + d * (d + 1) + of_row, sum);
+    } else if (column <= row) {
+        const int of_column = entry_of(shape, column);
+        write(out + of_row * (d + 1) + of_column, sum);
+        if (column < row) write(out + of_column * (d + 1) + of_row, sum);
+    }
+}
+
+}  // namespace
+
+void conv_moments(const void* x, Type type, const ConvShape& shape, const ConvPlan& plan, float* partials, float* s,
+                  void* stream) {
+    const Geometry geometry{static_cast<int64_t>(shape.groups) * plan.splits, plan.parts * plan.slices * kWarp,
+                            static_cast<size_t>(plan.shared_bytes)};
+    const auto multiply = [&](const auto* image) {
+        using T = std::decay_t<decltype(*image)>;
+        launch("conv_moments", shape.pixel_stride == 1 ? conv_moments_kernel<T, false> : conv_moments_kernel<T, true>,
+               geometry, stream, image, shape, plan, partials);
+    };
+    if (type == Type::kBFloat16) {
+        multiply(static_cast<const BFloat16*>(x));
+    } else {
+        multiply(static_cast<const Half*>(x));
+    }
+    launch("conv_sums", conv_sums_kernel, {int64_t{1} * shape.groups * plan.sums, kFinishThreads}, stream, shape, plan,
+           static_cast<const float*>(partials), s);
+}
+
+}  // namespace lnb::cuda

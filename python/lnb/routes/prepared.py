@@ -1,0 +1,216 @@
+"""Ordinary steps of the default preset on the CPU, from tables made once (:mod:`lnb_kernels.step_tables`).
+
+The stages are those of :mod:`lnb.step`, with the same results. The tables stand as long as the same parameters move under the
+same settings and all state lies where it lay; otherwise they are made anew, or the stages take their general form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lnb.apply import joined_decay
+from lnb.config import Config
+from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise_level
+from lnb.momentum import ADAM_EPSILON
+from lnb.routes.standing import Standing
+from lnb.scratch import Scratch
+from lnb.solvers.solve import Solution
+from lnb.statistics.arenas import Arenas, State
+from lnb.statistics.prepared_refresh import refresh_prepared
+from lnb.statistics.split_refresh import refresh_over
+from lnb.trust_regions.two_sided import TwoSided
+from lnb.verdict import Verdict
+from lnb.weight_bound import LARGEST_CHANGE, WeightBound, usual_norm
+from lnb.work import LayerWork, Work
+from lnb_kernels.scaling import largest_squarable
+from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
+
+_KEPT = ("momentum", "row_square", "independent_square", "weight_norm", "growth", "radius", "step", "gradient_square")
+
+
+@dataclass
+class Prepared:
+    """The tables of one set of parameters, and what they were made for."""
+
+    tables: StepTables
+    standing: Standing
+    averages: dict[nn.Parameter, Tensor]
+    factors: list[StepFactor]
+    addresses: list[int]
+
+    def fits(self, work: Work) -> bool:
+        """Whether the tables serve this step."""
+        if not self.standing.holds(work) or not all(map(_is_usual, work.layers)):
+            return False
+        if not self._are_known(work.layers):
+            self.factors = _factors(work.layers)
+            self.addresses = _addresses(self.factors)
+            if not _solves(work.layers, self.factors):
+                return False
+        return self.tables.holds([cast(Tensor, parameter.grad) for parameter in self.standing.parameters])
+
+    def _are_known(self, works: list[LayerWork]) -> bool:
+        """Whether the states hold the factors that were looked at last, where they lay: the usual case."""
+        for work, factor in zip(works, self.factors, strict=True):
+            state = work.state
+            same = state["factor"] is factor.inverse and state["output_factor"] is factor.root
+            if not same or state.get("factor_mean") is not factor.mean:
+                return False
+        return _addresses(self.factors) == self.addresses
+
+
+class PreparedShare:
+    """The stages of one step, as :func:`lnb.step.make_step` runs them."""
+
+    products: Tensor
+
+    def __init__(self, prepared: Prepared, work: Work, verdict: Verdict, config: Config, arenas: Arenas) -> None:
+        self.prepared, self.work, self.verdict, self.config, self.arenas = prepared, work, verdict, config, arenas
+        self.tables = prepared.tables
+        self.solution = Solution([])
+        self.shorter: dict[nn.Parameter, Tensor] = {}
+        self.due = [layer for layer in work.layers if layer.moments is not None]
+
+    def direct(self) -> None:
+        """Momentum, statistics, solve."""
+        others = self.work.others
+        sizes = [parameter.numel() for parameter in others]
+        fresh = torch.empty(sum(sizes)).split(sizes) if sizes else ()
+        averages = {**self.prepared.averages, **{p: x.view(p.shape) for p, x in zip(others, fresh, strict=True)}}
+        self.outputs = [averages[parameter] for parameter in self.prepared.standing.parameters]
+        self.tables.average([cast(Tensor, p.grad) for p in self.prepared.standing.parameters], self.outputs)
+        self.tables.observe()
+        if self.due:
+            refresh_over(self.work.sharers, self.due, averages, self.verdict, self.arenas, self._refreshed)
+        # A refresh may have made factors that are no longer those that were looked at.
+        self.tables.direct(_factors(self.work.layers) if self.due else self.prepared.factors)
+
+    def _refreshed(self, works: list[LayerWork]) -> list[LayerWork]:
+        """Refresh what the tables take; the others."""
+        chosen = set(works)
+        places = {work: i for i, work in enumerate(self.work.layers) if work in chosen}
+        return refresh_prepared(self.tables, places, self.arenas)
+
+    def gain(self) -> Tensor:
+        """What a region that all layers share would sum."""
+        products = torch.tensor(self.tables.sums()[::4], dtype=torch.float64)
+        return torch.where(products.isfinite(), products, 0.0).sum()
+
+    def bound(self, total: Tensor | None) -> None:
+        """Trust region."""
+        layers = self.work.layers
+        rates = [float(self.work.groups[layer.layer.weight]["lr"]) for layer in layers]
+        if self.due:
+            change = cast(float, self.config.max_relative_change)
+            sums = torch.tensor(self.tables.sums(), dtype=torch.float64).view(-1, 4)
+            bound = WeightBound(layers, change, torch.tensor(rates, dtype=torch.float64), self.verdict, self.arenas)
+            moving = sums[:, 0].isfinite().to(sums.dtype)
+            self.shorter = bound.measure(moving, torch.where(sums[:, 2].isfinite(), sums[:, 2], 0.0))
+        self.products = torch.tensor(self.tables.bound(rates), dtype=torch.float64)
+
+    def apply(self) -> None:
+        """Move the parameters."""
+        parameters = self.prepared.standing.parameters
+        for group, places in self.prepared.standing.places:
+            lr, decay = float(group["lr"]), float(group["weight_decay"])
+            decays = [decay] * len(places)
+            if self.shorter:
+                factors = [self.shorter.get(parameters[i]) for i in places]
+                decays = [decay if f is None else joined_decay(decay, float(f), lr) for f in factors]
+            self.tables.apply(places, lr, decays)
+
+
+def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Prepared | None:
+    """Tables for ``work``, whose layers all have made a step; None where they do not serve it."""
+    if not serves(config) or not all(_ready(x.config, x.state) and _is_usual(x) for x in work.layers):
+        return None
+    if any("gradient_square" not in work.states[p] for p in work.others) or not work.layers:
+        return None
+    parameters = list(work.parameters)
+    momentum = [work.states[parameter]["momentum"] for parameter in parameters]
+    squares = [work.states[p]["gradient_square"] for p in work.others]
+    gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+    factors = _factors(work.layers)
+    if not StepTables.serves([*parameters, *momentum, *squares, *gradients]) or not _solves(work.layers, factors):
+        return None
+    states = [work.states[parameter] for parameter in parameters]
+    of_layers = [layer.state for layer in work.layers]
+    place = {parameter: i for i, parameter in enumerate(parameters)}
+    layers = []
+    for layer, state in zip(work.layers, of_layers, strict=True):
+        bias = place[layer.parameters[1]] if layer.with_bias else None
+        weight = layer.layer.weight
+        layers.append(StepLayer(place[weight], bias, layer.layer.d_in, state["row_square"], usual_norm(layer.layer)))
+    wide = torch.empty((), dtype=torch.float64)
+    keys = ("independent_square", "weight_norm", "growth", "radius")
+    found = [arenas.select(key, of_layers, [()] * len(layers), wide) for key in keys]
+    counted = arenas.select("step", states, [()] * len(states), wide.float())
+    numbers = [chosen.memory() for chosen in (counted, *found)]
+    if any(memory is None for memory in numbers):
+        return None
+    claimed = {p: momentum[place[p]] for layer in work.layers for p in layer.parameters}
+    averages = scratch.take(claimed)
+    tables = StepTables(parameters, momentum, layers, squares, cast("list[Tensor]", numbers), settings_of(config))
+    return Prepared(tables, Standing.of(work, _KEPT), averages, factors, _addresses(factors))
+
+
+def _factors(works: list[LayerWork]) -> list[StepFactor]:
+    """What the states hold of each layer."""
+    return [StepFactor(s["factor"], s.get("factor_mean"), s["output_factor"]) for s in (work.state for work in works)]
+
+
+def _addresses(factors: list[StepFactor]) -> list[int]:
+    """Where they lie."""
+    return [tensor.data_ptr() for factor in factors for tensor in factor.tensors]
+
+
+def _solves(works: list[LayerWork], factors: list[StepFactor]) -> bool:
+    """Whether the tables serve these factors of ``works``."""
+    if any(work.with_bias != (factor.mean is not None) for work, factor in zip(works, factors, strict=True)):
+        return False  # a bias was frozen or thawed since the last refresh
+    return StepTables.solves(factors)
+
+
+def serves(config: Config) -> bool:
+    """Whether the settings are those for which a step has tables: the default's rules."""
+    return (
+        type(config.region) is TwoSided  # not one that has other scales
+        and config.damping == "agreement"
+        and config.max_relative_change is not None
+        and config.others == "adamw"
+    )
+
+
+def _ready(config: Config, state: State) -> bool:
+    needed = ("factor", "output_factor", "row_square", "independent_square", "weight_norm", "growth", "radius")
+    return config.factored and config.region.two_sided and all(key in state for key in needed)
+
+
+def _is_usual(work: LayerWork) -> bool:
+    """Whether this step's statistics are in range, and in the blocks of the factor."""
+    moments, factor = work.moments, work.state["factor"]
+    return work.squarable is None and (moments is None or moments.shape[:2] == factor.shape[:2])
+
+
+def settings_of(config: Config) -> StepSettings:
+    """What the rules of a step need of the optimizer's settings."""
+    return StepSettings(
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        b_rows=config.b_rows,
+        noise=noise_level(config),
+        change=cast(float, config.max_relative_change),
+        largest=LARGEST_CHANGE,
+        opposed=OPPOSED**2,
+        shrink=RADIUS_SHRINK,
+        grow=RADIUS_GROW,
+        least=LEAST_RADIUS,
+        b_others=config.b_others,
+        epsilon=ADAM_EPSILON,
+        most=largest_squarable(torch.float32),
+        others_scale=config.others_lr,
+    )

@@ -1,0 +1,69 @@
+"""What tables of addresses were made for, and whether a step still works on that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lnb.config import Config
+from lnb.layers.claimed import Layer
+from lnb.statistics.arenas import State
+from lnb.work import Work
+
+
+@dataclass
+class Standing:
+    """The parameters, layers, groups and states of a step, by identity.
+
+    Attributes:
+        parameters: in the order of the step.
+        layers: each with its settings, and whether its bias takes part.
+        kept: states, keys, and what these held.
+        addresses: where that lay.
+        places: every group, and the places of its parameters.
+    """
+
+    parameters: list[nn.Parameter]
+    layers: list[tuple[Layer, Config, bool]]
+    kept: list[tuple[State, str, Any]]
+    addresses: list[int]
+    places: list[tuple[dict[str, Any], list[int]]]
+
+    @classmethod
+    def of(cls, work: Work, keys: tuple[str, ...]) -> Standing:
+        """As ``work`` is now, with what its states hold under ``keys``."""
+        parameters = list(work.parameters)
+        states = [work.states[parameter] for parameter in parameters]
+        members: dict[int, tuple[dict[str, Any], list[int]]] = {}
+        for i, parameter in enumerate(parameters):
+            group = work.groups[parameter]
+            members.setdefault(id(group), (group, []))[1].append(i)
+        kept = [(state, key, state[key]) for state in states for key in keys if key in state]
+        return cls(
+            parameters,
+            [(layer.layer, layer.config, layer.with_bias) for layer in work.layers],
+            kept,
+            [value.data_ptr() for _, _, value in kept],
+            list(members.values()),
+        )
+
+    def holds(self, work: Work) -> bool:
+        """Whether ``work`` is of the same parameters and layers, under the same settings, with the same tensors in its states."""
+        if len(work.parameters) != len(self.parameters) or len(work.layers) != len(self.layers):
+            return False
+        for parameter, other in zip(work.parameters, self.parameters, strict=True):
+            if parameter is not other:
+                return False
+        for layer, (owner, config, with_bias) in zip(work.layers, self.layers, strict=True):
+            if layer.layer is not owner or layer.config is not config or layer.with_bias != with_bias:
+                return False
+        for state, key, value in self.kept:
+            if state.get(key) is not value:
+                return False
+        return all(work.groups[self.parameters[places[0]]] is group for group, places in self.places)
+
+    def lies_where_it_lay(self) -> bool:
+        """Whether nobody gave a kept tensor other memory, as ``value.data = ...`` does."""
+        return [value.data_ptr() for _, _, value in self.kept] == self.addresses

@@ -1,0 +1,96 @@
+"""The refresh on NVIDIA GPUs: tables for the kernels that serve all layers at once (:mod:`lnb_kernels.refresh`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lnb.statistics.arenas import Arenas
+from lnb.statistics.orthogonalize import QUINTIC, STEPS
+from lnb.statistics.running import NOISE
+from lnb.statistics.shared_state import Sharing, layers_of
+from lnb.verdict import Verdict
+from lnb.work import LayerWork
+from lnb_kernels.refresh import (
+    AveragedGradient,
+    InputMetric,
+    OutputMetric,
+    largest_side,
+    refresh_metrics,
+    serves,
+    takes,
+)
+
+_Averages = Mapping[nn.Parameter, Tensor | AveragedGradient]
+
+
+def refresh_on_device(
+    sharings: Sequence[Sharing], averages: _Averages, verdict: Verdict, arenas: Arenas
+) -> list[Sharing]:
+    """Refresh the layers that the kernels take, all at once; return them.
+
+    They take float32 statistics, in blocks of at most 144 inputs and neurons (less where a device has little
+    shared memory), of layers that keep ``C^-1``.
+
+    Args:
+        sharings: layers with second moments of this step, of one device, whose states hold views of their arenas.
+        averages: ``g~`` of each of their parameters.
+        verdict: whether anything may change.
+        arenas: where the states live.
+    """
+    if not sharings or not serves(sharings[0].moments.device):
+        return []
+    weight = sharings[0].first.layer.weight
+    largest = largest_side(weight)
+    taken = [sharing for sharing in sharings if all(_is_taken(work, averages, largest) for work in sharing.works)]
+    averaged = [sharing for sharing in taken if sharing.first.config.b_s > 0]
+    if averaged:
+        like = torch.empty((), dtype=torch.float32, device=weight.device)
+        states, others = [sharing.state for sharing in averaged], [sharing.others for sharing in averaged]
+        arenas.select("second_moment_step", states, [()] * len(states), like, others=others)
+    noise = NOISE * torch.finfo(torch.float32).eps
+    for work in layers_of(taken):
+        if not work.with_bias:
+            work.state.pop("factor_mean", None)
+    metrics = [_metric(sharing, averages) for sharing in taken]
+    refresh_metrics(metrics, verdict.on(weight.device), noise, QUINTIC, STEPS)
+    return taken
+
+
+def _is_taken(work: LayerWork, averages: _Averages, largest: int) -> bool:
+    assert work.moments is not None
+    factor, root = work.state["factor"], work.state.get("output_factor")
+    if work.moments.dtype != torch.float32 or work.config.region.whitens or factor.shape[-1] > largest:
+        return False
+    if not work.config.region.two_sided:
+        return True
+    assert root is not None
+    return root.shape[-1] <= largest and all(takes(averages[parameter]) for parameter in work.parameters)
+
+
+def _metric(sharing: Sharing, averages: _Averages) -> InputMetric:
+    work, config, state = sharing.first, sharing.first.config, sharing.state
+    kept = config.b_s > 0
+    relative = config.ridge_mode == "relative"
+    return InputMetric(
+        gathered=sharing.moments,
+        squarable=work.squarable,
+        average=state["second_moment"] if kept else None,
+        steps=state["second_moment_step"] if kept else None,
+        inverse=state["factor"],
+        mean=state["factor_mean"] if work.with_bias else None,
+        decay=config.b_s,
+        ridge=work.ridge,
+        relative=relative,
+        sample_ridge=config.sample_ridge if relative else 0.0,
+        sample_every=config.sample_every,
+        outputs=tuple(_outputs(own, averages) for own in sharing.works) if config.region.two_sided else (),
+    )
+
+
+def _outputs(work: LayerWork, averages: _Averages) -> OutputMetric:
+    weight, *bias = (averages[parameter] for parameter in work.parameters)
+    average = work.state["output_moment"] if work.config.b_s > 0 else None
+    return OutputMetric(weight, bias[0] if bias else None, average, work.state["output_factor"])
