@@ -6,7 +6,6 @@ import contextlib
 import sys
 import types
 from collections.abc import Iterator
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +30,15 @@ def imported() -> Iterator[None]:
     """Within it Transformers is imported, as far as anyone can see, and this is its class."""
     module = types.ModuleType("transformers.pytorch_utils")
     module.Conv1D = Conv1D  # type: ignore[attr-defined]
-    with mock.patch.dict(sys.modules, {"transformers.pytorch_utils": module}):
+    name = module.__name__
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
         yield
+    finally:  # of this name alone: what was imported meanwhile stays
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
 
 
 def twin(linear: nn.Linear) -> Conv1D:
