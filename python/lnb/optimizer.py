@@ -70,7 +70,8 @@ class LNB(Optimizer):
     numbers were chosen on small image and text tasks; ``docs/results.md`` and ``docs/robustness.md`` show how they do.
 
     ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`), and
-    Transformers' ``Conv1D``, whose weight ``[d_in, d_out]`` is laid out by columns at the first step (:mod:`lnb.routes.turned`).
+    Transformers' ``Conv1D``, whose weight ``[d_in, d_out]`` is laid out by columns in memory, or copied
+    (:mod:`lnb.routes.turned`).
 
     What happens in the cases that training loops meet:
 
@@ -320,6 +321,7 @@ class LNB(Optimizer):
                 former = self._inventory.layers
                 self._inventory = take_inventory(self._model, self._exclude)
                 release(former, self._inventory.layers)
+                self._require_layers()
                 self._find_shards()
             if asks_for_state(self.param_groups, self.state, self._optimized_layers()):
                 self._make_state()

@@ -1,12 +1,16 @@
 """Weights ``[d_in, d_out]``, as Transformers' ``Conv1D`` has them, in steps that work on ``[d_out, d_in]``.
 
-Every such weight has a *stand-in*, a parameter ``[d_out, d_in]`` that the stages of a step work on as on any other. Nothing is
-copied: at its first step a weight is laid out in memory by columns, so that its transpose is contiguous, and is what the
-stand-in is. Its shape, its values and its name stay. Autograd gives it gradients of the same layout, and forward passes
+Every such weight has a *stand-in*, a parameter ``[d_out, d_in]`` that the stages of a step work on as on any other. In a process
+that trains alone nothing is copied: when the optimizer is made, a weight is laid out in memory by columns, so that its
+transpose is contiguous, and is what the stand-in is. Its shape, its values and its name stay; as with ``channels_last`` images,
+``view(-1)`` of it is an error, and ``reshape(-1)`` is not. Autograd gives it gradients of the same layout, and forward passes
 multiply by the transpose, which libraries do as fast. All kernels serve such a layer as they serve ``nn.Linear``.
 
-Copies are made where the layout cannot be changed or does not last: of a weight whose memory is part of something larger, to the
-stand-in and back, and of a gradient that something else than autograd has laid out.
+Elsewhere the stand-in has memory of its own, to which a step copies the weight and the gradient, and from which it copies the
+weight back: 32 bytes of traffic for each float32 parameter. So it is where ``torch.distributed`` runs, because
+``DistributedDataParallel`` takes strides from parameters when it is made and again later, and mixes up gradients where they
+have changed in between, and ``fully_shard`` takes contiguous parameters alone; and for a weight that is a part of something
+larger.
 
 State of the weight that is like it is ``[d_out, d_in]``: it is the stand-in's.
 """
@@ -18,6 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lnb.layers.claimed import Layer
@@ -39,7 +44,10 @@ class Turned:
     def __init__(self, layers: Iterable[Layer], names: dict[nn.Parameter, str], states: Any) -> None:
         self.names = dict(names)
         self._owners: dict[nn.Parameter, nn.Parameter] = {}
-        self._layers: dict[Layer, _TurnedLayer | None] = {layer: None for layer in layers if layer.transposed}
+        self._layers: dict[Layer, _TurnedLayer] = {}
+        for layer in layers:
+            if layer.transposed:
+                self._layers[layer] = self._made(layer)
         self._states = _States(states, self._owners)
 
     def __bool__(self) -> bool:
@@ -55,19 +63,23 @@ class Turned:
     def finish(self) -> None:
         """After a step: write to weights what only their stand-ins have."""
         for layer, turned in self._layers.items():
-            if turned is not None and turned.is_copy:
+            if turned.moved:
+                turned.moved = False
                 with torch.no_grad():
                     layer.weight.copy_(turned.weight.t())
+
+    def _made(self, layer: Layer) -> _TurnedLayer:
+        turned = _TurnedLayer(layer)
+        self._owners[turned.weight] = layer.weight
+        self.names[turned.weight] = self.names.get(layer.weight, "(added)")
+        return turned
 
     def _turned(self, one: LayerWork, groups: dict[nn.Parameter, dict[str, Any]]) -> LayerWork:
         layer = one.layer
         turned = self._layers[layer]
-        if turned is None or not turned.stands_for(layer.weight):
-            if turned is not None:
-                del self._owners[turned.weight], self.names[turned.weight]
-            turned = self._layers[layer] = _TurnedLayer(layer)
-            self._owners[turned.weight] = layer.weight
-            self.names[turned.weight] = self.names.get(layer.weight, "(added)")
+        if not turned.stands_for(layer.weight):
+            del self._owners[turned.weight], self.names[turned.weight]
+            turned = self._layers[layer] = self._made(layer)
         turned.follow(layer.weight)
         groups[turned.weight] = groups[layer.weight]
         parameters = [turned.weight if parameter is layer.weight else parameter for parameter in one.parameters]
@@ -79,11 +91,13 @@ class _TurnedLayer(Layer):
 
     Attributes:
         is_copy: whether the stand-in has memory of its own.
+        moved: whether that may have to be copied back.
     """
 
     def __init__(self, layer: Layer) -> None:
         weight = layer.weight
         self.is_copy = not _lay_out_by_columns(weight)
+        self.moved = False
         turned = weight.detach().t()
         super().__init__(
             layer.name,
@@ -107,6 +121,7 @@ class _TurnedLayer(Layer):
     def follow(self, weight: nn.Parameter) -> None:
         """Take over the gradient; of a weight elsewhere its values."""
         if self.is_copy:
+            self.moved = True
             with torch.no_grad():
                 self.weight.copy_(weight.t())
         self.weight.requires_grad_(weight.requires_grad)
@@ -114,10 +129,11 @@ class _TurnedLayer(Layer):
 
 
 def _lay_out_by_columns(weight: nn.Parameter) -> bool:
-    """Have ``weight`` lie in memory like its transpose; False where its memory is not its own."""
+    """Have ``weight`` lie in memory like its transpose; False where others rely on how it lies."""
     if weight.t().is_contiguous():
         return True
-    if weight.untyped_storage().nbytes() != weight.numel() * weight.element_size():
+    is_alone = weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
+    if not is_alone or (dist.is_available() and dist.is_initialized()):
         return False
     weight.data = _by_columns(weight)
     if weight.grad is not None:  # autograd adds to it, or not: what it makes anew has the weight's layout
