@@ -39,7 +39,7 @@ def drawn(folder: Path, theme: TerminalTheme) -> str:
     """The screen of ``lnb watch``, as a picture without fonts of a network."""
     history, place = History(), Path("runs") / "watched"
     history.add(Tail(folder / place / NAME).read())
-    console = Console(record=True, width=112, file=io.StringIO(), color_system="truecolor", force_terminal=True)
+    console = Console(record=True, width=88, file=io.StringIO(), color_system="truecolor", force_terminal=True)
     console.print(screen(history, place / NAME, "model", None))
     svg = console.export_svg(title=f"lnb watch {place}", theme=theme, unique_id="watch")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)
