@@ -48,12 +48,13 @@ def drawn(folder: Path, theme: TerminalTheme) -> str:
 
 def main() -> None:
     """Run, draw and write."""
-    text = PAGE.read_text()
+    text, outputs = PAGE.read_text(), {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        outputs = {name: printed(name, folder) for _, name, _ in OUTPUT.findall(text)}
-        for suffix, theme in THEMES.items():
-            (ROOT / "docs" / "pictures" / f"watch{suffix}.svg").write_text(drawn(folder, theme))
+        for _, name, _ in OUTPUT.findall(text):
+            outputs[name] = printed(name, folder)
+            for suffix, theme in THEMES.items() if name == WATCHED else ():
+                (ROOT / "docs" / "pictures" / f"watch{suffix}.svg").write_text(drawn(folder, theme))
     PAGE.write_text(OUTPUT.sub(lambda match: f"{match[1]}{outputs[match[2]]}{match[3]}", text))
 
 
