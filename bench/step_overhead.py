@@ -182,7 +182,7 @@ def floor(optimizer: torch.optim.Optimizer, flops: int, rows: dict[str, int], sp
     for row in optimizer.plan():
         extra += row.solve_flops
         if optimizer.config.refresh_every == 1:
-            extra += row.refresh_flops + row.flops_per_row * rows[row.layer]
+            extra += row.refresh_flops + row.flops_per_sample * rows[row.layer]
     if optimizer.config.moment_dtype == torch.bfloat16:
         extra /= speedup
     return 1 + extra / flops

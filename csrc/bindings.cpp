@@ -52,17 +52,13 @@ void without_gil(F f) {
     f();
 }
 
-std::vector<double> ema(const Addresses& averages, lnb::Type average_type, const Addresses& values,
-                        lnb::Type value_type, const Sizes& sizes, double beta, bool with_norms, int threads) {
+void ema(const Addresses& averages, lnb::Type average_type, const Addresses& values, lnb::Type value_type,
+         const Sizes& sizes, double beta, int threads) {
     const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes);
     require_disjoint_writes({{"averages", averages, bytes(sizes, average_type), true},
                              {"values", values, bytes(sizes, value_type), false}});
-    std::vector<double> norms(with_norms ? work.size() : 0);
-    without_gil([&] {
-        lnb::ema(work.data(), static_cast<int64_t>(work.size()), average_type, value_type, beta,
-                 with_norms ? norms.data() : nullptr, threads);
-    });
-    return norms;
+    without_gil(
+        [&] { lnb::ema(work.data(), static_cast<int64_t>(work.size()), average_type, value_type, beta, threads); });
 }
 
 void ema_combined(const Addresses& averages, lnb::Type average_type, const Addresses& values, lnb::Type value_type,
@@ -311,12 +307,12 @@ void newton_schulz_roots(uintptr_t matrices, uintptr_t roots, int64_t count, int
 }
 
 // Parameters are (values, momentum, size); layers row_square and (weight, bias, matrices, rows, inputs), weight and
-// bias being places among the parameters; `numbers` steps, independent, weight_norm, growth, radius. `settings` in the
-// order of lnb::StepSettings.
+// bias being places among the parameters; `numbers` steps, independent, weight_norm, growth, radius, coherence.
+// `settings` in the order of lnb::StepSettings.
 lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 2>>& parameters, const Sizes& sizes,
                             const Addresses& row_squares, const std::vector<std::array<int64_t, 5>>& shapes,
                             const std::vector<double>& usual_norms, const Addresses& squares,
-                            const std::array<uintptr_t, 5>& numbers, const std::array<double, 14>& settings) {
+                            const std::array<uintptr_t, 6>& numbers, const std::array<double, 20>& settings) {
     const auto floats = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
     const auto doubles = [](uintptr_t address) { return reinterpret_cast<double*>(address); };
     if (parameters.size() != sizes.size() || row_squares.size() != shapes.size() ||
@@ -356,18 +352,19 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 2>>& paramet
     if (of_squares.size() != squares.size()) throw std::invalid_argument("squares: one per other parameter");
     check_memory("steps", numbers[0], count, lnb::Type::kFloat32);
     for (size_t i = 1; i < numbers.size(); ++i) check_memory("numbers", numbers[i], layers, lnb::Type::kFloat64);
-    const auto& [b, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least, b_others, epsilon, most,
-                 scale] = settings;
+    const auto& [b, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least, b_coherence, quiet, loud,
+                 calm, noisy, opening, b_others, epsilon, most, scale] = settings;
     return {std::move(moved),
             std::move(of_layers),
             std::move(of_squares),
-            {floats(numbers[0]), doubles(numbers[1]), doubles(numbers[2]), doubles(numbers[3]), doubles(numbers[4])},
+            {floats(numbers[0]), doubles(numbers[1]), doubles(numbers[2]), doubles(numbers[3]), doubles(numbers[4]),
+             doubles(numbers[5])},
             {{b, nesterov != 0},
              b_rows,
              noise,
              change,
              largest,
-             {opposed, shrink, grow, least},
+             {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, noisy, opening},
              b_others,
              epsilon,
              most,

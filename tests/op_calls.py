@@ -158,11 +158,6 @@ CALLS: dict[str, Call] = {
         lambda: {"averages": pair(), "values": pair(), "beta": 0.5, "ok": torch.tensor(True)},
         ("averages",),
     ),
-    "multi_tensor.ema_squared_norms_": Call(
-        multi_tensor.ema_squared_norms_,
-        lambda: {"averages": pair(), "values": pair(), "beta": 0.5, "ok": torch.tensor(True)},
-        ("averages",),
-    ),
     "multi_tensor.ema_combined_": Call(
         multi_tensor.ema_combined_,
         lambda: {

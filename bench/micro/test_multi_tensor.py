@@ -11,7 +11,6 @@ by passes:
 | `update` | g, m; h, p | m, z; p | 7 | 1 |
 | `update_with_products` | g, m; h, z; h, p | m, z; p | 9 | 1.29 |
 | `update_without_look_ahead` | g, m; h, m; h, p | m; p | 8 | 1.14 |
-| `update_along_averages` | g, m; m, p | m; p | 6 | 0.86 |
 | `foreach` | m; m, g; m; z, g; h; steps, p; p, steps | m; m; z; z; steps; steps; p | 18 | 2.57 |
 
 Products cannot wait for the pass that applies the step: one that is not finite, of any layer, stops the whole step, so that
@@ -48,7 +47,6 @@ PASSES = {
     "update": 7,
     "update_with_products": 9,
     "update_without_look_ahead": 8,
-    "update_along_averages": 6,
     "adamw": 7,
     "copy": 2,
 }
@@ -85,12 +83,6 @@ class Model:
         products = multi_tensor.dot(self.directions, self.averages)
         self._apply(self.directions)
         return products
-
-    def update_along_averages(self) -> Tensor:
-        """The same where directions are the averages: their norms come with the average."""
-        norms = multi_tensor.ema_squared_norms_(self.averages, self.grads, BETA)
-        self._apply(self.averages)
-        return norms
 
     def _look_ahead(self) -> None:
         multi_tensor.ema_combined_(self.averages, self.grads, BETA, self.shares, 1 - BETA, out=self.ahead)

@@ -59,11 +59,6 @@ def ema_(lists: Lists) -> Case:
     return Case(lambda: multi_tensor.ema_(lists.ours, lists.read, BETA) or lists.ours, lists.foreach_ema)
 
 
-def ema_squared_norms_(lists: Lists) -> Case:
-    plain = lambda: torch.stack(torch._foreach_norm(lists.foreach_ema())).square()  # noqa: E731
-    return Case(lambda: multi_tensor.ema_squared_norms_(lists.ours, lists.read, BETA), plain)
-
-
 def ema_combined_(lists: Lists) -> Case:
     def plain() -> list[Tensor]:
         combined = torch._foreach_mul(lists.foreach_ema(), 0.5)
@@ -132,7 +127,6 @@ CASES: dict[str, Callable[[Lists], Case]] = {
     for make in (
         all_finite,
         ema_,
-        ema_squared_norms_,
         ema_combined_,
         dot,
         moment_flags,

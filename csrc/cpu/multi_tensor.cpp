@@ -82,23 +82,12 @@ bool supported(Type x, Type y) {
     return entry(loops().ema, x, y) != nullptr;
 }
 
-void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, double* norms, int threads) {
-    const Partition work(pairs, count);
-    if (norms == nullptr) {
-        const auto loop = entry(loops().ema, x, y);
-        work.for_each(threads, [=](int64_t, const Run& run) {
-            const Pair& pair = pairs[run.tensor];
-            loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size, beta);
-        });
-        return;
-    }
-    std::vector<double> sums(work.runs.size());
-    const auto loop = entry(loops().ema_norm, x, y);
-    work.for_each(threads, [=, &sums](int64_t i, const Run& run) {
+void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, int threads) {
+    const auto loop = entry(loops().ema, x, y);
+    Partition(pairs, count).for_each(threads, [=](int64_t, const Run& run) {
         const Pair& pair = pairs[run.tensor];
-        sums[i] = loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size, beta);
+        loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size, beta);
     });
-    work.add_up(sums, count, norms);
 }
 
 bool combines(Type x, Type y) {

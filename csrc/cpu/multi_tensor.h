@@ -18,8 +18,8 @@ struct Pair {
 // Whether the functions below take `x` and `y` of these types: both float64, or neither.
 bool supported(Type x, Type y);
 
-// x <- beta x + (1 - beta) y. With `norms` [count], also norms[i] <- sum(x_i * x_i) of the new x.
-void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, double* norms, int threads);
+// x <- beta x + (1 - beta) y.
+void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, int threads);
 
 // The same average, and of the new x also z <- shares[i] x + take y; without the term of y where take is 0. z [count]
 // are as dense as x, of its type, and overlap nothing. Whether a z is read again soon is not known: from kStreamedBytes

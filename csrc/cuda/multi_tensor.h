@@ -40,8 +40,8 @@ struct Scalar {
 // not the two 16-bit types together.
 bool supported(Type x, Type y);
 
-// x <- beta x + (1 - beta) y, if ok is null or *ok. With `partials`, also the partial sums of x * x as x is afterwards.
-void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, const bool* ok, double* partials, void* stream);
+// x <- beta x + (1 - beta) y, if ok is null or *ok.
+void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, const bool* ok, void* stream);
 
 // The same average, and copy <- shares[slot] x + take y of x as it is afterwards; without the term of y where take is
 // 0. x and copy are float32 or float64.

@@ -1,4 +1,4 @@
-// The kernels that add up: averages with their norms, and dot products. Two stages, without atomics: blocks write
+// The kernels that add up dot products. Two stages, without atomics: blocks write
 // partial sums, and one more launch adds those of each tensor, layer or model in the order of their numbers.
 #include "dispatch.h"
 #include "launch.h"
@@ -23,22 +23,6 @@ __device__ __forceinline__ double pack_dot(const Pack<X, N>& xs, const Pack<Y, N
 }
 
 template <typename X, typename Y>
-struct Ema {
-    Real<X, Y> keep, take;
-    bool update, norm;
-    double sum;
-
-    template <int N>
-    __device__ __forceinline__ void operator()(int64_t, Pack<X, N>& xs, const Pack<Y, N>& ys) {
-        if (update) {
-            LNB_UNROLL
-            for (int k = 0; k < N; ++k) narrow(keep * widen(xs.value[k]) + take * widen(ys.value[k]), xs.value[k]);
-        }
-        if (norm) sum += pack_dot(xs, xs);
-    }
-};
-
-template <typename X, typename Y>
 struct Dot {
     double sum;
 
@@ -53,21 +37,6 @@ __device__ __forceinline__ void write_block_sum(double sum, double* partial) {
     double total[1] = {sum};
     block_sums(total, scratch);
     if (threadIdx.x == 0) write(partial, total[0]);
-}
-
-template <typename X, typename Y>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    ema_kernel(LNB_PARAMETER(Table) table, double beta, const bool* ok, double* partials) {
-    const bool update = ok == nullptr || read(ok);
-    const bool norm = partials != nullptr;
-    if (!update && !norm) return;
-    const Piece piece = table.piece(blockIdx.x);
-    X* x = static_cast<X*>(table.x[piece.tensor]) + piece.begin;
-    const Y* y = static_cast<const Y*>(table.y[piece.tensor]) + piece.begin;
-    constexpr int N = kVector<X, Y>;
-    Ema<X, Y> op{static_cast<Real<X, Y>>(beta), static_cast<Real<X, Y>>(1.0 - beta), update, norm, 0.0};
-    sweep(x, y, piece.size, aligned<N>(x) && aligned<N>(y), update, op);
-    if (norm) write_block_sum(op.sum, partials + table.slot[piece.tensor] + piece.number);
 }
 
 template <typename X, typename Y>
@@ -96,16 +65,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 }  // namespace
-
-void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, const bool* ok, double* partials,
-         void* stream) {
-    require_kernel(with_types(x, y, [&](auto x_value, auto y_value) {
-        const auto kernel = ema_kernel<decltype(x_value), decltype(y_value)>;
-        for_each_table(pairs, count, [&](const Table& table, int64_t blocks) {
-            launch("multi_tensor.ema", kernel, {blocks, kThreads}, stream, table, beta, ok, partials);
-        });
-    }));
-}
 
 void dot(const Pair* pairs, int64_t count, Type x, Type y, double* partials, void* stream) {
     require_kernel(with_types(x, y, [&](auto x_value, auto y_value) {

@@ -7,7 +7,6 @@ from lnb_kernels.multi_tensor.op import (
     dot,
     ema_,
     ema_combined_,
-    ema_squared_norms_,
     squared_row_norms,
 )
 from lnb_kernels.multi_tensor.op import moment_flags as moment_flags  # of the optimizer alone
@@ -19,6 +18,5 @@ __all__ = [
     "dot",
     "ema_",
     "ema_combined_",
-    "ema_squared_norms_",
     "squared_row_norms",
 ]

@@ -54,21 +54,7 @@ def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: 
     if rest:
         reference.ema_(at(averages, rest), at(values, rest), beta, ok)
     for group in groups:
-        native.ema(*_operands(group), [0] * len(group.sizes), beta, _address(ok), 0, _cuda.where(averages[0]))
-
-
-def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> Tensor:
-    """As :func:`lnb_kernels.multi_tensor.reference.ema_squared_norms_`."""
-    native = _cuda.module(averages[0].device)
-    groups, rest = separate(native, {"averages": averages, "values": values}, native.supported, {"averages"})
-    sums = _Sums(native, averages, rest, None)
-    if rest:
-        strided = at(averages, rest)
-        reference.ema_(strided, at(values, rest), beta, ok)
-        sums.set(rest, reference.dot(strided, strided))
-    for group in groups:
-        native.ema(*_operands(group), sums.slots(group), beta, _address(ok), sums.address, _cuda.where(averages[0]))
-    return sums.total()
+        native.ema(*_operands(group), beta, _address(ok), _cuda.where(averages[0]))
 
 
 def ema_combined_(

@@ -40,15 +40,14 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
     """As :func:`lnb_kernels.multi_tensor.reference.ema_`."""
-    if ok is None or ok:
-        _ema(averages, values, beta, with_norms=False)
-
-
-def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> Tensor:
-    """As :func:`lnb_kernels.multi_tensor.reference.ema_squared_norms_`."""
-    if ok is None or ok:
-        return torch.tensor(_ema(averages, values, beta, with_norms=True), dtype=torch.float64)
-    return dot(averages, averages)
+    if ok is not None and not ok:
+        return
+    native = _native.module()
+    groups, rest = separate(native, {"averages": averages, "values": values}, native.supported, {"averages"})
+    if rest:
+        reference.ema_(at(averages, rest), at(values, rest), beta, None)
+    for group in groups:
+        native.ema(*_operands(group), beta, torch.get_num_threads())
 
 
 def ema_combined_(
@@ -164,23 +163,6 @@ def apply_master_(
             require_mutable({"params": params})
         apply_(masters, directions, scales, lr, lr_tensor, weight_decay, weight_decay_tensor, None)
         reference.write(params, masters)
-
-
-def _ema(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, with_norms: bool) -> list[float]:
-    """Update the averages; with ``with_norms``, return their squared norms."""
-    native = _native.module()
-    groups, rest = separate(native, {"averages": averages, "values": values}, native.supported, {"averages"})
-    norms = [0.0] * len(averages)
-    if rest:
-        strided = at(averages, rest)
-        reference.ema_(strided, at(values, rest), beta, None)
-        if with_norms:
-            put(norms, rest, reference.dot(strided, strided).tolist())
-    for group in groups:
-        found = native.ema(*_operands(group), beta, with_norms, torch.get_num_threads())
-        if with_norms:
-            put(norms, group.positions, found)
-    return norms
 
 
 def _operands(group: Group) -> tuple[Any, ...]:

@@ -19,17 +19,24 @@ from lnb_kernels.scaling import sum_dtype
 
 
 def _define(
-    schema: str, fake: Callable[..., Any], *, writes: int, cuda: bool = True, native: bool = True
+    schema: str,
+    fake: Callable[..., Any],
+    *,
+    writes: int,
+    cuda: bool = True,
+    native: bool = True,
+    triton: bool = False,
 ) -> Callable[..., Any]:
     """Register ``lnb_kernels::multi_tensor_<schema>`` and its routes; it writes to its first ``writes`` lists of tensors.
 
-    With ``cuda`` there is a CUDA kernel, with ``native`` one for CPUs.
+    With ``cuda`` there is a CUDA kernel, with ``native`` one for CPUs, with ``triton`` one for GPUs without the CUDA module.
     """
     name = "multi_tensor_" + schema.partition("(")[0]
     short = name.removeprefix("multi_tensor_")
     _backend.register(
         name,
         _by_reference(getattr(reference, short), re.findall(r"Tensor[^ ]*\[\] (\w+)", schema), writes),
+        triton=f"lnb_kernels.multi_tensor.triton_kernel:{short}" if triton else None,
         native=f"lnb_kernels.multi_tensor.native_kernel:{short}" if native else None,
         native_cuda=f"lnb_kernels.multi_tensor.cuda_kernel:{short}" if cuda else None,
         native_dtypes=frozenset(DTYPES),
@@ -65,15 +72,11 @@ _moment_flags = _define(
     lambda moments: moments[0].new_empty((2, len(moments)), dtype=torch.bool),
     writes=0,
     native=False,
+    triton=True,
 )
 _ema = _define(
     "ema_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor? ok) -> ()",
     lambda averages, values, beta, ok: None,
-    writes=1,
-)
-_ema_squared_norms = _define(
-    "ema_squared_norms_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor? ok) -> Tensor",
-    lambda averages, values, beta, ok: _dot_like(averages, averages),
     writes=1,
 )
 _ema_combined = _define(
@@ -170,26 +173,6 @@ def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: 
     require_one_kind(op, {"averages": averages}, values=values, ok=ok)
     if averages:
         _ema(averages, values, beta, ok)
-
-
-def ema_squared_norms_(
-    averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None = None
-) -> Tensor:
-    """:func:`ema_` followed by ``dot(averages, averages)``, reading each tensor once.
-
-    A parameter whose direction is its averaged gradient needs just this number for the step's norm.
-
-    Returns:
-        ``[n]``, squared Euclidean norms of the averages as they are after the call; dtype as for :func:`dot`.
-    """
-    op = "multi_tensor.ema_squared_norms_"
-    _check_ema(op, averages, values, ok)
-    beta = checks.share(op, "beta", beta)
-    require_one_kind(op, {"averages": averages}, values=values, ok=ok)
-    if not averages:
-        return torch.empty(0)
-    norms: Tensor = _ema_squared_norms(averages, values, beta, ok)
-    return norms
 
 
 def ema_combined_(

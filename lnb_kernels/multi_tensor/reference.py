@@ -55,15 +55,6 @@ def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: 
 
 
 @torch.no_grad()
-def ema_squared_norms_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> Tensor:
-    """:func:`ema_`, then ``dot(averages, averages)``; all memory that this needs is taken before the first write."""
-    new = _averaged(averages, values, beta, ok)
-    norms = dot(new, new)
-    write(averages, new)
-    return norms
-
-
-@torch.no_grad()
 def ema_combined_(
     averages: Sequence[Tensor],
     outputs: Sequence[Tensor],

@@ -37,7 +37,7 @@ def apply(
     """
     ok = verdict.on(scales.device)
     each = scales
-    if any(len(layer.parameters) > 1 for layer in work.layers):
+    if any(len(each.parameters) > 1 for each in work.layers):
         each = scales[constant(work.owners, scales.device)]
     batches: dict[tuple[int, bool, int], list[int]] = {}
     for i, parameter in enumerate(work.parameters):

@@ -49,9 +49,10 @@ class Config:
             second moment. ``"matrix_free"``: the same from the kept inputs. ``"dual"``: exactly, from the kept inputs, in the
             space of samples where these are fewer than inputs. ``"cholesky"``: a cached factor. ``"arrow"``: the
             preconditioner alone. ``"auto"``: cholesky where second moments are remembered or the trust region needs a
-            factor, else for each layer the cheapest of pcg, matrix_free, and the exact cholesky and dual, once the rows of
-            its first step are known.
-        cg_scope: what shares one CG step length: the whole ``"layer"``, or each ``"neuron"`` (output row) its own.
+            factor, else for each layer the cheapest of pcg, matrix_free, and the exact cholesky and dual, once the samples
+            of its first step are known.
+        cg_scope: which neurons share one CG step length: those of a ``"layer"``; or every ``"neuron"`` (a row of the weight) has
+            its own.
         trust_region: what bounds the length of a step, a name that :func:`lnb.trust_regions.names` has. ``"global"``: the root
             mean square change of all layers' outputs together is ``lr``. ``"layer"``: that of each layer. ``"neuron"``: that of
             each neuron. ``"two_sided"``: that of each neuron, and neurons move independently of each other
@@ -60,31 +61,30 @@ class Config:
         refresh_every: the second moment is gathered on every ``refresh_every``-th step, and before the first of them on
             steps 1, 2, 4, 8, ... too, >= 1.
         staggered: spread the refreshes of the layers over the steps between two of one layer, after the first
-            ``refresh_every`` steps, in slices that are worth their fixed costs: small models have one.
+            ``refresh_every`` steps, in slices large enough to be worth their fixed costs: small models have one slice.
         split_refresh: where several ranks have whole copies of the model, each makes the factors of some of the layers, and
             all get the results (:mod:`lnb.statistics.split_refresh`).
         b_s: decay of the average of the second moment, in [0, 1).
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
-        sample_ridge: what a relative ridge grows by where a block has more inputs than the averaged second moment has
-            rows: times inputs per row, >= 0.
+        sample_ridge: what is added to a relative ridge, times a block's inputs per sample that its averaged second moment
+            counts, >= 0.
         max_relative_change: the longest step of a layer's weights relative to their norm, per unit of ``lr``, > 0; None
-            for any (see :mod:`lnb.weight_bound`).
-        damping: what shortens steps inside the region. ``"none"``; ``"agreement"``: the gradients of a row that do not agree
-            with each other; ``"gain"``: a layer's step before, whose gain fell short of what its gradient promised (see
+            for no bound (see :mod:`lnb.weight_bound`).
+        damping: what shortens steps inside the region. ``"none"``; ``"agreement"``: the gradients of a neuron do not agree
+            with each other; ``"gain"``: the layer's step before gained less than its gradient promised (see
             :mod:`lnb.damping`).
-        b_rows: decay of the mean squares that agreement is judged by, in [0, 1).
+        b_rows: decay of the neurons' mean squares by which agreement is judged, in [0, 1).
         others: the rule for parameters of no claimed layer, ``"identity"`` or ``"adamw"``.
         nesterov: look one step ahead in the gradient average, as Nesterov's momentum does.
         block_size: inputs of one diagonal block of the metric where the solver is ``"cholesky"``, and neurons of one block
             where the trust region is ``"two_sided"``; None for one block. Wider layers are cut into the fewest equal
             blocks, convolutions between channels, or between the rows of a kernel that is larger; only these blocks of the
             second moment are formed. Where no divisor of the width is near (down to a quarter), blocks are up to four times
-            as large, or else much smaller. The mean of the inputs stays
-            exact.
+            as large, or else much smaller. The mean of the inputs stays exact.
         others_lr: what ``lr`` is multiplied by for ``others="adamw"``.
         b_others: decay of the mean square of the gradient for ``others="adamw"``, in [0, 1).
-        sample_every: second moments are estimated, without bias, from one of every ``sample_every`` rows (convolution:
-            images); the rows change from refresh to refresh. >= 1.
+        sample_every: second moments are estimated, without bias, from one of every ``sample_every`` samples
+            (convolution: images); which ones changes from refresh to refresh. >= 1.
         moment_dtype: dtype to which activations are rounded for second-moment products, None (their own), float32 or
             bfloat16; sums are in float32 (float64 for float64 activations). With bfloat16, conjugate gradients of large
             layers on CPUs that multiply it faster also round their operands, the covariance and the directions.
@@ -94,9 +94,9 @@ class Config:
             and directions are kept in bfloat16; with ``"tf32x3"`` products are as exact as in float32, and directions are
             float32. Other steps and devices multiply as PyTorch does.
         max_overhead: the most time that statistics, solutions and trust regions may take, as a fraction of that of the
-            layers' forward and backward passes, > 0; None for any. Where the settings are predicted to take more, layers
-            get smaller blocks, refresh less often, or read fewer rows; see :meth:`lnb.LNB.plan`.
-        max_state_bytes: the most bytes that the optimizer's state may take, >= 1; None for any. Where the settings
+            layers' forward and backward passes, > 0; None for no limit. Where the settings are predicted to take more, layers
+            get smaller blocks, refresh less often, or read fewer samples; see :meth:`lnb.LNB.plan`.
+        max_state_bytes: the most bytes that the optimizer's state may take, >= 1; None for no limit. Where the settings
             take more, layers get smaller blocks, remember no second moment, or are preconditioned by the arrow alone.
     """
 
@@ -351,5 +351,5 @@ PRESETS: dict[str, Callable[..., Config]] = {
         damping="gain",
     ),
 }
-DEFAULT_LR = {"paper": 0.1, "fast": 0.1, "full_batch": 1.0}
+DEFAULT_LR = {"paper": 0.1, "fast": 0.2, "full_batch": 1.0}
 """The learning rate of each preset where none is given."""

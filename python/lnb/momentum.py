@@ -65,7 +65,7 @@ def average_gradients(
 
 def _memory(work: Work, members: list[nn.Parameter], averages: list[Tensor], scratch: Scratch) -> list[Tensor] | None:
     """Where ``g~`` of ``members`` goes; None where none of it is overwritten by its direction."""
-    overwritten = {p for layer in work.layers if layer.config.overwrites_average for p in layer.parameters}
+    overwritten = {p for each in work.layers if each.config.overwrites_average for p in each.parameters}
     kept = scratch.take({p: average for p, average in zip(members, averages, strict=True) if p in overwritten})
     if not kept:
         return None

@@ -75,29 +75,29 @@ class LNB(Optimizer):
 
     What happens in the cases that training loops meet:
 
-    * *Gradient accumulation*: several backward passes before ``step()`` add their rows to one second moment.
-    * *A layer used more than once* in a forward pass, or parameters shared by several layers: the rows of all uses count.
+    * *Gradient accumulation*: several backward passes before ``step()`` add their samples to one second moment.
+    * *A layer used more than once* in a forward pass, or parameters shared by several layers: the samples of all uses count.
     * *One input for several layers*, as the projections of attention or the halves of a gated MLP: its second moment is
       computed once if they are given the same tensor object (not in compiled code, where each computes its own).
     * *Padding of a convolution*: a neuron's inputs are those of the padded image. The second moment counts its zeros like
       all other inputs. The averages of the channels (``b_mu``, ``b_nu``) count the pixels that the padding modes circular,
       reflect and replicate repeat, and leave out the zeros of zero padding, as the paper does.
-    * *No gradient* (``grad is None``: frozen, or not reached): the parameter and its state stay untouched. So they do
-      where ``zero_grad(set_to_none=False)`` of this optimizer left zeros that no backward pass added to.
-    * *Frozen bias*: the metric is that of the weight alone. *Frozen weight*: the bias moves like an other parameter.
+    * *No gradient* (``grad is None``: frozen, or not reached): the parameter and its state stay untouched. The same
+      holds where this optimizer's ``zero_grad(set_to_none=False)`` left zeros to which no backward pass added.
+    * *Frozen bias*: the metric is that of the weight alone. *Frozen weight*: the bias moves like a parameter of no layer.
     * *Eval mode* makes no difference: what counts is whether a backward pass went through the layer.
-    * *A batch without rows*: statistics stay as they are. A layer does not move, except that with a cached factor
+    * *A batch without samples*: statistics stay as they are. A layer does not move, except that with a cached factor
       (``solver="cholesky"``) it goes on along its gradient average; weight decay acts as always.
     * *A model changed after attaching*: ``model.to(...)`` takes probes and state along; a claimed layer that was
       replaced, detached, or got another parameter is an error at the next step.
-    * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the rows of all ranks count, and all ranks take the
+    * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the samples of all ranks count, and all ranks take the
       same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others; where ranks
       differ in model, settings, rates or step, all raise. Settings that keep inputs or choose by measured times are refused.
     * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``, ``RowwiseParallel``): every rank solves the rows or columns
       that it has; blocks end where shards do (:mod:`lnb.sharded`).
     * *NaN or inf in a gradient or an input*: the step changes nothing and is counted in :meth:`diagnostics`. A layer whose
-      direction is not finite though all gradients are stands still alone, and is counted there by its name. So does one
-      on a step that gathered finite inputs whose squares are not, as beyond 1e19 in float32: they enter no average.
+      direction is not finite though all gradients are stands still alone, and is counted there by its name. The same
+      holds for a layer whose inputs are finite but whose squares are not, as beyond 1e19 in float32: they enter no average.
 
     Args:
         model: the model to attach to; its linear and convolution layers are changed in place by :func:`lnb.attach`.
@@ -374,7 +374,7 @@ class LNB(Optimizer):
             if joint is not None:
                 self._promise(joint)
             if meter is not None:
-                meter.leave(any(layer.moments is not None for layer in work.layers))
+                meter.leave(any(each.moments is not None for each in work.layers))
             if parameters:
                 self._count(verdict)
         if rejected and self._strict:
@@ -503,7 +503,7 @@ class LNB(Optimizer):
             moments, channels, inputs = config.needs(due)
             cut = moment_blocks(layer, config)
             for capture in self._exchange.captures_of(layer):
-                capture.count_rows(self._planner.waits_for_rows(layer))
+                capture.count_samples(self._planner.waits_for_samples(layer))
                 capture.switch(layer.weight, moments=moments, channels=channels, inputs=inputs, blocks=cut)
                 if moments:
                     capture.read(layer.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
@@ -530,8 +530,8 @@ class LNB(Optimizer):
         """The claimed layers that it optimizes with their second moments, for :func:`lnb.export_moments`."""
         found = []
         for layer in self._optimized_layers():
-            config, rows = self._config_of(layer), self._planner.rows.get(layer.name)
-            read = None if rows is None else rows.count / config.sample_every
+            config, samples = self._config_of(layer), self._planner.samples.get(layer.name)
+            read = None if samples is None else samples.count / config.sample_every
             found.append(Tracked(layer, config.b_s, read, self.state.get(layer.weight, {})))
         return found
 
@@ -564,17 +564,17 @@ class LNB(Optimizer):
     def plan(self, rates: Rates | None = None) -> Plan:
         """What a step does for every claimed layer, why, and what it costs; print it, or read its rows.
 
-        Times are predicted from the rows of the first step, and missing before it.
+        Times are predicted from the samples of the first step, and missing before it.
 
         Args:
             rates: of the device; None for those given to the optimizer, else measured ones.
         """
         if rates is not None and not isinstance(rates, Rates):
             raise TypeError(f"rates={rates!r} must be a lnb.planning.Rates, not {type(rates).__name__}")
-        layers, rows = self._optimized_layers(), self._planner.rows
-        found = self._planner.rates([layer for layer in layers if layer.name in rows], rates)
+        layers, samples = self._optimized_layers(), self._planner.samples
+        found = self._planner.rates([layer for layer in layers if layer.name in samples], rates)
         planned = [
-            plan_layer(layer, self._planner.choice(layer), rows.get(layer.name), found.get(layer.weight.device))
+            plan_layer(layer, self._planner.choice(layer), samples.get(layer.name), found.get(layer.weight.device))
             for layer in layers
         ]
         sources = dict.fromkeys(rates.source for rates in found.values())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lnb.config import Config
-from lnb.layers.capture import Rows, statistics_dtype
+from lnb.layers.capture import Samples, statistics_dtype
 from lnb.layers.claimed import Layer
 from lnb.planning.choice import Choice
 from lnb.planning.cost import Cost, layer_cost
@@ -20,7 +20,7 @@ from lnb.work import gathered_moments, moment_blocks
 _HEADINGS = (
     "layer",
     "shape",
-    "rows",
+    "samples",
     "statistics",
     "solver",
     "MFLOP/step",
@@ -45,17 +45,17 @@ class PlanRow:
         statistics: where the metric comes from, and how often.
         solver: how it is solved.
         refresh_every: steps from one gathering of statistics to the next.
-        sample_every: of how many rows one is read for them.
+        sample_every: of how many samples one is read for them.
         solve_flops: floating-point operations of the solution and the trust region, every step.
-        refresh_flops: of one refresh, without the product over rows.
-        flops_per_row: of one input row, on the steps that read inputs.
+        refresh_flops: of one refresh, without the product over samples.
+        flops_per_sample: of one sample, on the steps that read inputs.
         state_bytes: what the optimizer keeps, gradient averages included.
-        input_bytes: inputs kept from the backward pass to the step; 0 until rows are known.
+        input_bytes: inputs kept from the backward pass to the step; 0 until samples are known.
         moment_bytes: the second moment that lives from the backward pass to the step, on steps that gather one.
         scratch_bytes: memory that is kept to work in.
         refreshed_bytes: of the state, what a refresh writes: with ``split_refresh=True`` ranks send it to each other.
-        rows: of one step; None until a backward pass was seen.
-        cost: predicted seconds; None until rows are known.
+        samples: of one step; None until a backward pass was seen.
+        cost: predicted seconds; None until samples are known.
         reason: why.
     """
 
@@ -67,19 +67,19 @@ class PlanRow:
     sample_every: int
     solve_flops: int
     refresh_flops: int
-    flops_per_row: int
+    flops_per_sample: int
     state_bytes: int
     input_bytes: int
     moment_bytes: int
     scratch_bytes: int
     refreshed_bytes: int
-    rows: int | None
+    samples: int | None
     cost: Cost | None
     reason: str
 
     def cells(self) -> tuple[str, ...]:
         """The row as :data:`_HEADINGS` has it."""
-        numbers = (self.solve_flops / 1e6, self.refresh_flops / 1e6, self.flops_per_row / 1e3)
+        numbers = (self.solve_flops / 1e6, self.refresh_flops / 1e6, self.flops_per_sample / 1e3)
         cost = self.cost
         times: tuple[str, ...] = ("-",) * 4
         if cost is not None:
@@ -87,7 +87,7 @@ class PlanRow:
         return (
             self.layer,
             "x".join(map(str, self.shape if self.shape[0] > 1 else self.shape[1:])),
-            "-" if self.rows is None else str(self.rows),
+            "-" if self.samples is None else str(self.samples),
             self.statistics,
             self.solver,
             *(f"{n:.3g}" for n in numbers),
@@ -137,7 +137,7 @@ class Plan:
     def refresh_seconds(self, ranks: int, bytes_per_second: float) -> tuple[float, float] | None:
         """Seconds that a refresh of all layers takes each rank: where every rank makes it, and with ``split_refresh=True``.
 
-        The second is lower where factors take longer to make than to send. None until rows are known.
+        The second is lower where factors take longer to make than to send. None until samples are known.
 
         Args:
             ranks: that have whole copies of the model.
@@ -160,7 +160,7 @@ class Plan:
     @property
     def overhead(self) -> float | None:
         """Predicted time of statistics, solutions and trust regions relative to the layers' forward and backward passes;
-        None until the rows of any layer are known."""
+        None until the samples of any layer are known."""
         costs = [row.cost for row in self.rows if row.cost is not None]
         return sum(cost.overhead for cost in costs) / sum(cost.passes for cost in costs) if costs else None
 
@@ -176,7 +176,7 @@ class Plan:
         scratch = f"; to work in: {self.scratch_bytes / 1e6:.3g} MB" if self.scratch_bytes else ""
         lines.append(f"state of all layers: {self.state_bytes / 1e6:.3g} MB{others}{gathered}{scratch}")
         if self.overhead is None:
-            lines.append("times are predicted once a backward pass and a step have shown how many rows there are")
+            lines.append("times are predicted once a backward pass and a step have shown how many samples there are")
         else:
             lines.append(
                 f"predicted overhead of statistics, solutions and trust regions: {self.overhead:.1%} of the layers' forward "
@@ -185,18 +185,18 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_layer(layer: Layer, choice: Choice, rows: Rows | None, rates: Rates | None) -> PlanRow:
+def plan_layer(layer: Layer, choice: Choice, samples: Samples | None, rates: Rates | None) -> PlanRow:
     """The plan of one layer whose weight and bias both move.
 
     Args:
         layer: the layer.
         choice: its settings, and why.
-        rows: of one step, None if not known.
-        rates: of its device; needed where ``rows`` are known.
+        samples: of one step, None if not known.
+        rates: of its device; needed where ``samples`` are known.
     """
     config = choice.config
     solver, reason = config.method.describe(layer, config)
-    solve, refresh, per_row = _flops(layer, config)
+    solve, refresh, per_sample = _flops(layer, config)
     return PlanRow(
         layer=layer.name,
         shape=layer.shape,
@@ -206,14 +206,14 @@ def plan_layer(layer: Layer, choice: Choice, rows: Rows | None, rates: Rates | N
         sample_every=config.sample_every,
         solve_flops=solve,
         refresh_flops=refresh,
-        flops_per_row=per_row,
+        flops_per_sample=per_sample,
         state_bytes=state_bytes(layer, config),
-        input_bytes=0 if rows is None else input_bytes(layer, config, rows),
+        input_bytes=0 if samples is None else input_bytes(layer, config, samples),
         moment_bytes=moment_bytes(layer, config),
         scratch_bytes=scratch_bytes(layer, config),
         refreshed_bytes=_refreshed_bytes(layer, config),
-        rows=None if rows is None else rows.count,
-        cost=None if rows is None or rates is None else layer_cost(layer, config, rows, rates),
+        samples=None if samples is None else samples.count,
+        cost=None if samples is None or rates is None else layer_cost(layer, config, samples, rates),
         reason="; ".join(filter(None, (reason, choice.reason))),
     )
 
@@ -234,18 +234,18 @@ def _refreshed_bytes(layer: Layer, config: Config) -> int:
 def _flops(layer: Layer, config: Config) -> tuple[int, int, int]:
     """FLOPs of one step's solution and trust region, of one refresh, and per row that is read."""
     method = config.method
-    solve, per_row = method.step_flops(layer, config), method.row_flops(layer, config)
+    solve, per_sample = method.step_flops(layer, config), method.sample_flops(layer, config)
     if config.region.whitens:
         solve += layer.groups * orthogonalize_flops(layer.shape[1], layer.matrix_columns)
     if not config.keeps_inputs:
         size = layer.d_in // moment_blocks(layer, config)
-        per_row += gathered_moments(layer, config) * layer.moment_flops(size) // config.sample_every
-    return solve, method.refresh_flops(layer, config), per_row
+        per_sample += gathered_moments(layer, config) * layer.moment_flops(size) // config.sample_every
+    return solve, method.refresh_flops(layer, config), per_sample
 
 
 def _statistics(config: Config) -> str:
     if config.keeps_inputs:
         return "kept inputs"
     every = "every step" if config.refresh_every == 1 else f"every {config.refresh_every} steps"
-    sample = "" if config.sample_every == 1 else f", 1 of {config.sample_every} rows"
+    sample = "" if config.sample_every == 1 else f", 1 of {config.sample_every} samples"
     return every + sample + (f", average {config.b_s:.3g}" if config.b_s > 0 else "")

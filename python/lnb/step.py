@@ -22,6 +22,7 @@ from lnb.routes.prepared import Prepared, PreparedShare, prepare
 from lnb.scratch import Scratch
 from lnb.solvers.solve import Solution, solve
 from lnb.statistics.arenas import Arenas
+from lnb.statistics.averages import average_statistics
 from lnb.statistics.split_refresh import refresh_over
 from lnb.trust_regions.lengths import Lengths, in_region, measure_lengths, products_of, region_scales, shortened
 from lnb.verdict import Verdict
@@ -153,6 +154,7 @@ class Share:
         self.agreement: Agreement | None = None
         if config.damping == "agreement" and work.layers:
             self.agreement = observe_agreement(work.layers, verdict, config, arenas)
+        average_statistics(work.layers, averages, verdict)
         self.refresh(averages)
         self.solution = self.solve(averages)
         if config.others == "adamw":
@@ -168,7 +170,7 @@ class Share:
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""
-        due = [layer for layer in self.work.layers if layer.config.factored]
+        due = [each for each in self.work.layers if each.config.factored]
         refresh_over(self.work.sharers, due, averages, self.verdict, self.arenas)
 
     def gain(self) -> Tensor:

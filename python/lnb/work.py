@@ -33,11 +33,11 @@ class LayerWork:
     squarable: Tensor | None = None  # []: whether the squares of this step's inputs are in range; None for yes
 
     @property
-    def has_rows(self) -> Tensor:
-        """Whether the second moment of this step is of rows, and in range: only then does it count, ``[]``."""
+    def has_samples(self) -> Tensor:
+        """Whether the second moment of this step is that of any sample, and in range: only then does it count, ``[]``."""
         assert self.moments is not None
-        rows = self.moments[0, 0, -1, -1] > 0
-        return rows if self.squarable is None else rows & self.squarable
+        found = self.moments[0, 0, -1, -1] > 0
+        return found if self.squarable is None else found & self.squarable
 
     @property
     def state(self) -> dict[str, Any]:
@@ -79,8 +79,8 @@ class Work:
         if len({parameter.device for parameter in self.parameters}) == 1:
             return [self]
         parts: dict[torch.device, Work] = {}
-        for layer in self.layers:
-            self._part(parts, layer.layer.weight.device).layers.append(layer)
+        for each in self.layers:
+            self._part(parts, each.layer.weight.device).layers.append(each)
         for parameter in self.others:
             self._part(parts, parameter.device).others.append(parameter)
         return list(parts.values())
@@ -93,7 +93,7 @@ class Work:
 
         Numbers are filled in on the device: a copy from the host would stall it.
         """
-        groups = [self.groups[layer.layer.weight] for layer in self.layers]
+        groups = [self.groups[each.layer.weight] for each in self.layers]
         distinct = {id(group): group for group in groups}
         made = {key: rate_like(group["lr"], like) for key, group in distinct.items()}
         if len(made) == 1:
@@ -208,12 +208,12 @@ def check_finite(work: Work, wait: bool) -> Verdict:
     given = () if work.gradients_checked else work.parameters
     read: list[Tensor] = [parameter.grad for parameter in given if parameter.grad is not None]
     flags = [] if wait else _flags_of_moments(work.layers)
-    for layer in work.layers:
-        if layer.moments is not None and not flags:
-            read.append(layer.moments[..., -1, :])
-        if layer.channels is not None:
-            read += [layer.channels[0], layer.channels[2]]
-        read += [torch.linalg.vector_norm(x, math.inf) for x in layer.inputs if x.numel()]
+    for each in work.layers:
+        if each.moments is not None and not flags:
+            read.append(each.moments[..., -1, :])
+        if each.channels is not None:
+            read += [each.channels[0], each.channels[2]]
+        read += [torch.linalg.vector_norm(x, math.inf) for x in each.inputs if x.numel()]
     read += work.flags
     if all(tensor.is_cpu for tensor in read):
         ok = multi_tensor.all_finite(read)
@@ -226,9 +226,9 @@ def check_finite(work: Work, wait: bool) -> Verdict:
         ok = found[0] if len(found) == 1 else torch.stack(found).all()
     verdict = Verdict(ok, wait)
     if flags:
-        for blocks, _, squares in flags:
-            for layer, finite in zip(blocks, squares.unbind(), strict=True):
-                layer.squarable = finite
+        for members, _, squares in flags:
+            for each, finite in zip(members, squares.unbind(), strict=True):
+                each.squarable = finite
     else:
         _note_squarable(work.layers, verdict.known)
     return verdict
@@ -239,12 +239,12 @@ def _flags_of_moments(layers: list[LayerWork]) -> list[tuple[list[LayerWork], Te
 
     Empty where layers gathered anything else, and on CPUs, where both are read in passes that are made anyway.
     """
-    gathered = [layer for layer in layers if layer.moments is not None]
-    if any(layer.inputs or layer.channels is not None for layer in layers):
+    gathered = [each for each in layers if each.moments is not None]
+    if any(each.inputs or each.channels is not None for each in layers):
         return []
     by_device: dict[torch.device, list[LayerWork]] = {}
-    for layer in gathered:
-        by_device.setdefault(layer.layer.weight.device, []).append(layer)
+    for each in gathered:
+        by_device.setdefault(each.layer.weight.device, []).append(each)
     if any(device.type == "cpu" for device in by_device):
         return []
     found = []
@@ -257,20 +257,20 @@ def _flags_of_moments(layers: list[LayerWork]) -> list[tuple[list[LayerWork], Te
 def _note_squarable(layers: list[LayerWork], read: bool) -> None:
     """Set :attr:`LayerWork.squarable`, by few calls for each device; if the host may ``read`` it, only where that is false."""
     by_device: dict[torch.device, list[tuple[LayerWork, Tensor]]] = {}
-    for layer in layers:
-        squares = [_squares(x, layer.layer) for x in layer.inputs]
-        if layer.moments is not None:
-            squares.append(layer.moments.diagonal(dim1=-2, dim2=-1))
-        if layer.channels is not None:
-            squares.append(layer.channels[1])
+    for each in layers:
+        squares = [_squares(x, each.layer) for x in each.inputs]
+        if each.moments is not None:
+            squares.append(each.moments.diagonal(dim1=-2, dim2=-1))
+        if each.channels is not None:
+            squares.append(each.channels[1])
         for square in squares:
-            by_device.setdefault(square.device, []).append((layer, square))
+            by_device.setdefault(square.device, []).append((each, square))
     for found in by_device.values():
         largest = torch.stack(torch._foreach_norm([square for _, square in found], math.inf)).isfinite()
         if read and bool(largest.all()):
             continue
-        for (layer, _), finite in zip(found, largest.unbind(), strict=True):
-            layer.squarable = finite if layer.squarable is None else layer.squarable & finite
+        for (each, _), finite in zip(found, largest.unbind(), strict=True):
+            each.squarable = finite if each.squarable is None else each.squarable & finite
 
 
 def _squares(x: Tensor, layer: Layer) -> Tensor:

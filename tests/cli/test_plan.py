@@ -87,10 +87,10 @@ def invoke(*arguments: str, code: int = 0) -> str:
     return result.output
 
 
-def rows(output: str) -> dict[str, str]:
-    """What the column ``rows`` of the plan says for each layer."""
+def samples(output: str) -> dict[str, str]:
+    """What the column ``samples`` of the plan says for each layer."""
     lines = output.split("\n\n")[1].splitlines()
-    place = lines[0].index("rows")
+    place = lines[0].index("samples")
     return {
         line.split()[0]: line[place:].split()[0] for line in lines[1:] if len(line) > place and line[place - 1] == " "
     }
@@ -118,9 +118,9 @@ def test_without_an_input_it_prints_what_the_optimizer_says() -> None:
         ("half", ("--input", "5,4"), {"Linear": "5"}),
     ],
 )
-def test_an_input_gives_rows_and_times(model: str, arguments: tuple[str, ...], expected: dict[str, str]) -> None:
+def test_an_input_gives_samples_and_times(model: str, arguments: tuple[str, ...], expected: dict[str, str]) -> None:
     output = invoke(f"zoo.models:{model}", *arguments)
-    found = rows(output)
+    found = samples(output)
     assert {layer: found[layer] for layer in expected} == expected
     assert "predicted overhead of statistics" in output
     assert "--input" not in output

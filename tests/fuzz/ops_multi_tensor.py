@@ -118,18 +118,6 @@ def truth_ema(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def truth_ema_squared_norms(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
-    found = truth_ema(before, after)
-    if before["averages"]:
-        ends = [a.double().square().sum() for a in after["averages"]]
-        want = torch.stack(ends)
-        count = max(a.numel() for a in after["averages"])
-        found["result"] = (want, allowed(want, want, count, torch.float64, torch.float64))
-    else:
-        found["result"] = (torch.empty(0), torch.empty(0))
-    return found
-
-
 def truth_ema_combined(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
     found = truth_ema(before, after)
     take, shares = before["take"], before["shares"].double()
@@ -156,11 +144,6 @@ def _ema(draw: Draw, op: str, truth: Any) -> tuple[Case, dict[str, str], int]:
 
 def ema(draw: Draw) -> Case:
     case, kinds, count = _ema(draw, "ema_", truth_ema)
-    return _finish(draw, case, kinds, count)
-
-
-def ema_squared_norms(draw: Draw) -> Case:
-    case, kinds, count = _ema(draw, "ema_squared_norms_", truth_ema_squared_norms)
     return _finish(draw, case, kinds, count)
 
 
@@ -288,7 +271,6 @@ def truth_apply_master(before: Values, after: Values) -> dict[str, tuple[Any, An
 GENERATORS = {
     "multi_tensor.all_finite": all_finite,
     "multi_tensor.ema_": ema,
-    "multi_tensor.ema_squared_norms_": ema_squared_norms,
     "multi_tensor.ema_combined_": ema_combined,
     "multi_tensor.dot": dot,
     "multi_tensor.squared_row_norms": squared_row_norms,

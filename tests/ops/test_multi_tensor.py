@@ -61,15 +61,6 @@ def test_values(backend: str, x_dtype: torch.dtype, y_dtype: torch.dtype) -> Non
     average = [0.9 * x.to(wide) + (1 - 0.9) * y.to(wide) for x, y in zip(xs, ys, strict=True)]
     assert_lists_close(averages, truth, average)
 
-    again = copies(xs)
-    norms = multi_tensor.ema_squared_norms_(again, ys, 0.9)
-    assert_lists_close(again, truth, average)
-    assert_close_to_reference(
-        norms,
-        torch.stack([a.double().square().sum() for a in again]),
-        torch.stack([a.to(norms.dtype).square().sum() for a in again]),
-    )
-
     for take in (0.0, 0.5):
         updated = copies(xs)
         combined = multi_tensor.ema_combined_(updated, ys, 0.9, scales, take)
@@ -166,11 +157,9 @@ def test_ok_false_writes_nothing_even_from_nan(backend: str) -> None:
     no, yes = torch.tensor(False), torch.tensor(True)
     multi_tensor.ema_(xs, bad, 0.9, no)
     multi_tensor.apply_(xs, bad, torch.ones(len(xs)), 0.1, 0.1, no)
-    norms = multi_tensor.ema_squared_norms_(xs, bad, 0.9, no)
     combined = multi_tensor.ema_combined_(xs, bad, 0.9, torch.full((len(xs),), 2.0), 0.0, no)
     assert all(torch.equal(c, 2 * old) for c, old in zip(combined, before, strict=True))
     assert all(torch.equal(x, old) for x, old in zip(xs, before, strict=True))
-    torch.testing.assert_close(norms, torch.stack([x.double().square().sum() for x in xs]))
     ones = [torch.ones_like(x) for x in xs]
     multi_tensor.ema_(xs, ones, 0.0, yes)
     assert all(torch.equal(x, one) for x, one in zip(xs, ones, strict=True))
@@ -182,7 +171,6 @@ def test_products_of_any_size_are_finite(backend: str) -> None:
         x = [torch.full((1003,), value), torch.full((4, 8), -value)]
         truth = torch.stack([t.double().square().sum() for t in x])
         torch.testing.assert_close(multi_tensor.dot(x, x), truth, rtol=1e-12, atol=0.0)
-        torch.testing.assert_close(multi_tensor.ema_squared_norms_(copies(x), x, 1.0), truth, rtol=1e-12, atol=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -237,10 +225,9 @@ def test_layouts(backend: str, kind: str) -> None:
         atol=1e-5,
     )
     assert multi_tensor.all_finite(xs)
-    norms = multi_tensor.ema_squared_norms_(xs, ys, 0.9)
+    multi_tensor.ema_(xs, ys, 0.9)
     for x, right in zip(xs, truth, strict=True):
         torch.testing.assert_close(x.double(), right, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(norms, torch.stack([x.double().square().sum() for x in xs]))
     multi_tensor.apply_(xs, ys, torch.ones(len(xs)), 0.5, 0.0)
     for x, y, right in zip(xs, ys, truth, strict=True):
         torch.testing.assert_close(x.double(), right - 0.5 * y.double(), rtol=1e-6, atol=1e-6)
@@ -409,15 +396,12 @@ def test_steps_too_small_for_a_parameter_add_up_in_its_master(backend: str, dtyp
         assert torch.equal(param, master.to(dtype))
 
 
-@pytest.mark.parametrize(
-    "name", ["all_finite", "ema_", "ema_squared_norms_", "ema_combined_", "dot", "apply_", "apply_master_"]
-)
+@pytest.mark.parametrize("name", ["all_finite", "ema_", "ema_combined_", "dot", "apply_", "apply_master_"])
 def test_opcheck(backend: str, name: str) -> None:
     xs, ys = fill([(3, 4), (5,), (0,)], torch.float32), fill([(3, 4), (5,), (0,)], torch.bfloat16)
     arguments = {
         "all_finite": (xs,),
         "ema_": (xs, ys, 0.9, torch.tensor(True)),
-        "ema_squared_norms_": (xs, ys, 0.9, None),
         "ema_combined_": (xs, copies(xs), ys, 0.9, torch.ones(3), 0.5, None),
         "dot": (xs, ys),
         "apply_": (xs, ys, torch.ones(3), 0.1, None, 0.0, torch.tensor(0.1), None),
@@ -561,7 +545,7 @@ def test_masters_and_parameters_that_overlap_are_refused_before_any_write() -> N
 
 
 @pytest.mark.parametrize("backend", [WHERE_NATIVE, "cuda"], indirect=True)
-@pytest.mark.parametrize("op", ["ema_", "ema_squared_norms_", "ema_combined_", "apply_", "apply_master_"])
+@pytest.mark.parametrize("op", ["ema_", "ema_combined_", "apply_", "apply_master_"])
 def test_a_bad_tensor_of_a_later_launch_is_refused_before_the_first(backend: str, op: str) -> None:
     """Two dtypes are two launches; the second has memory that is not aligned."""
     crooked = torch.frombuffer(bytearray(40), dtype=torch.float32, offset=1, count=8)
@@ -571,7 +555,6 @@ def test_a_bad_tensor_of_a_later_launch_is_refused_before_the_first(backend: str
     masters = [torch.zeros(8), torch.zeros(8)]
     calls = {
         "ema_": (halves, values, 0.5),
-        "ema_squared_norms_": (halves, values, 0.5),
         "ema_combined_": ([masters[0], wide], [torch.ones(8), torch.ones(8, dtype=torch.float64)], 0.5, factors, 0.0),
         "apply_": (halves, values, factors, 0.5, 0.0),
         "apply_master_": (masters, halves, values, factors, 0.5, 0.0),

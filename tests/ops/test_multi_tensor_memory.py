@@ -19,7 +19,6 @@ from lnb_kernels._writes import require_writable
 # Each op that writes, as a function of what it writes and what it reads.
 WRITERS: dict[str, Callable[[Sequence[Tensor], Sequence[Tensor]], Any]] = {
     "ema_": lambda xs, ys: multi_tensor.ema_(xs, ys, 0.5),
-    "ema_squared_norms_": lambda xs, ys: multi_tensor.ema_squared_norms_(xs, ys, 0.5),
     "ema_combined_": lambda xs, ys: multi_tensor.ema_combined_(xs, ys, 0.5, torch.ones(len(xs)), 0.5),
     "apply_": lambda xs, ys: multi_tensor.apply_(xs, ys, torch.ones(len(xs)), 0.5, 0.5),
     "apply_master_": lambda xs, ys: multi_tensor.apply_master_(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import lnb
-from lnb.layers.capture import Rows
+from lnb.layers.capture import Samples
 from lnb.planning import Rates, time_budget
 from lnb.planning.choice import first_choice
 from lnb.planning.rates import KINDS
@@ -140,16 +140,16 @@ def test_rows_are_counted_over_micro_batches_and_uses_and_under_checkpointing() 
         with torch.no_grad():
             layer(x)
     optimizer.step()
-    assert [row.rows for row in optimizer.plan()] == [3 * 2 * 20]
+    assert [row.samples for row in optimizer.plan()] == [3 * 2 * 20]
     optimizer.zero_grad()
     layer(torch.randn(7, 6)).sum().backward()
     optimizer.step()
-    assert [row.rows for row in optimizer.plan()] == [120]  # those of the first step
+    assert [row.samples for row in optimizer.plan()] == [120]  # those of the first step
 
 
 def test_the_first_layer_has_no_gradient_of_its_input() -> None:
     optimizer = run(lnb.LNB(wide(), 0.01, rates=rates(), max_overhead=9.0), 1)
-    assert {name: rows.input_grad for name, rows in optimizer._planner.rows.items()} == {
+    assert {name: rows.input_grad for name, rows in optimizer._planner.samples.items()} == {
         "0": False,
         "2": True,
         "4": True,
@@ -171,7 +171,7 @@ def test_rows_of_convolutions_and_attention() -> None:
     optimizer = lnb.LNB(net, 0.01, rates=rates())
     net(torch.randn(5, 2, 9, 9)).square().sum().backward()
     optimizer.step()
-    assert {row.layer: row.rows for row in optimizer.plan()} == {
+    assert {row.layer: row.samples for row in optimizer.plan()} == {
         "conv": 80,
         "attention.in_proj_weight": 80,
         "attention.out_proj": 80,
@@ -193,7 +193,7 @@ def test_compiled_layers_count_their_rows_without_another_graph() -> None:
         optimizer.zero_grad()
         compiled(torch.randn(rows, 6)).square().sum().backward()
         optimizer.step()
-    assert [row.rows for row in optimizer.plan()] == [10, 10]
+    assert [row.samples for row in optimizer.plan()] == [10, 10]
     assert graphs == 1
 
 
@@ -373,7 +373,7 @@ def test_auto_takes_nothing_that_has_no_room() -> None:
     optimizer = lnb.LNB(nn.Linear(48, 64), 0.01, "paper", solver="auto")
     (block,) = optimizer._inventory.layers
     for room, solver in ((1e9, "dual"), (0.0, "pcg")):
-        chosen = choose_solver(block, first_choice(optimizer.config), Rows(10), rates(), room, dual=True)
+        chosen = choose_solver(block, first_choice(optimizer.config), Samples(10), rates(), room, dual=True)
         assert chosen.config.solver == solver
 
 

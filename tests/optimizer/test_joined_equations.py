@@ -112,6 +112,6 @@ def test_a_gpu_has_one_launch_for_all_of_them() -> None:
 def test_without_rows_the_solution_is_zero() -> None:
     gradient, s = torch.ones(1, 3, 4), torch.zeros(1, 5, 5)
     arrow = torch.zeros(1, 4), torch.ones(1, 4)
-    equation = Equation(s, gradient, None, arrow, 0.5, 2, "neuron", has_rows=torch.tensor(False))
+    equation = Equation(s, gradient, None, arrow, 0.5, 2, "neuron", has_samples=torch.tensor(False))
     for solution, _ in (solve_equation(equation), *solve_joined([equation])):
         assert torch.equal(solution, torch.zeros(1, 3, 4))

@@ -12,7 +12,7 @@ import lnb
 from lnb import solvers
 from lnb.config import Config, resolve_config
 from lnb.solvers import Solver
-from lnb.statistics.running import average_second_moment
+from lnb.statistics.averages import second_moment_of
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 
@@ -25,7 +25,7 @@ class Exact(Solver):
 
     def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
         """``h = g~ (E[x~ x~'] + ridge)^-1``."""
-        metric = average_second_moment(work, verdict, 0.0, keep=False).squeeze(1).clone()
+        metric = second_moment_of(work).squeeze(1).clone()
         metric.diagonal(dim1=-2, dim2=-1)[:, :-1] += work.ridge
         if not work.with_bias:
             metric = metric[:, :-1, :-1]

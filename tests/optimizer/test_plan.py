@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import lnb
 from lnb.config import resolve_config
-from lnb.layers.capture import Rows
+from lnb.layers.capture import Samples
 from lnb.layers.claimed import Layer
 from lnb.planning.cost import layer_cost
 from lnb.planning.rates import default_rates
@@ -58,7 +58,7 @@ def test_in_self_attention_one_second_moment_serves_query_key_and_value() -> Non
     attention = nn.MultiheadAttention(6, 2)
     row = next(iter(lnb.LNB(attention, 0.01, "paper").plan()))
     assert row.layer == "in_proj_weight"
-    assert row.flops_per_row == 7**2
+    assert row.flops_per_sample == 7**2
     assert row.moment_bytes == 4 * 7**2
 
 
@@ -138,7 +138,7 @@ def test_a_fused_product_reads_its_inputs_once() -> None:
     def per_neuron(outputs: int, device: str) -> float:
         layer = nn.Linear(64, outputs, device=device)
         cost = layer_cost(
-            Layer("layer", layer.weight, layer.bias, [layer], ["layer"]), config, Rows(1 << 22, True), rates
+            Layer("layer", layer.weight, layer.bias, [layer], ["layer"]), config, Samples(1 << 22, True), rates
         )
         return (cost.solve - 3 * rates.calls(12)) / outputs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch import nn
 
 import lnb
 import lnb_kernels as lk
+from lnb.solvers.solve import Solution, solve
 from lnb.statistics.schedule import sample_start
+from lnb.work import LayerWork
 
 
 def moments_of(model: nn.Module, optimizer: lnb.LNB, index: int) -> list[torch.Tensor]:
@@ -98,3 +101,37 @@ def test_attention_reads_what_was_asked_for(settings: dict[str, object]) -> None
         assert not torch.allclose(s[0, 0], everything)
     else:
         torch.testing.assert_close(s[0, 0], lk.second_moment(rows.bfloat16()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"solver": "arrow"},
+        {"solver": "matrix_free"},
+        {"solver": "dual"},
+        {"b_s": 0.5, "refresh_every": 2},
+        {"preset": "fast", "trust_region": "layer"},
+    ],
+    ids=str,
+)
+def test_solvers_only_read_statistics(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage before them has updated all averages: a solver changes its own direction, and nothing else."""
+    model = mixed()
+    optimizer = lnb.LNB(model, **({"preset": "paper"} | settings))
+    solved = []
+
+    def watched(works: list[LayerWork], *others: Any) -> Solution:
+        kept = {work.layer: {k: v.clone() for k, v in work.state.items() if k != "direction"} for work in works}
+        found = solve(works, *others)
+        for work in works:
+            assert set(work.state) - {"direction"} == set(kept[work.layer])
+            assert all(torch.equal(work.state[key], value) for key, value in kept[work.layer].items())
+        solved.append(max(map(len, kept.values())))
+        return found
+
+    monkeypatch.setattr("lnb.step.prepare", lambda *_: None)  # whose calls solve by themselves
+    monkeypatch.setattr("lnb.step.solve", watched)
+    train(model, optimizer, batches(3))
+    assert len(solved) == 3
+    assert settings.get("solver") == "dual" or solved[0] > 0, "there were statistics to change"

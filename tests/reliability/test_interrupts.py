@@ -187,7 +187,7 @@ def test_in_another_thread_and_on_errors_before_writing() -> None:
 @pytest.mark.parametrize(("mode", "steps"), [("fast", 0), ("paper", 0)])
 def test_a_first_step_that_broke_off_in_its_statistics(mode: str, steps: int) -> None:
     scene = Scene(mode, steps)
-    lines = scene.lines_of("running.py", "solve.py", "feature_moments.py", "conjugate_gradients.py", "refresh.py")
+    lines = scene.lines_of("averages.py", "running.py", "solve.py", "conjugate_gradients.py", "refresh.py")
     assert len(lines) > 20
     for line in lines[::9]:
         assert scene.throw_at(line) in ("refused to repeat", "repeated")

@@ -16,11 +16,11 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Samples:
     """What a layer's forward and backward passes worked on in one step.
 
     Attributes:
-        count: rows, of all micro-batches and uses: samples times positions.
+        count: rows of the inputs, of all micro-batches and uses: examples of the batch times positions.
         input_grad: whether the backward pass went on to the layer's input.
     """
 
@@ -53,8 +53,8 @@ class Capture:
         self.moments_on = False
         self.channels_on = False
         self.inputs_on = False
-        self.rows_on = False
-        self.rows = 0
+        self.samples_on = False
+        self.samples = 0
         self.input_grad = False
         self.inputs: list[Tensor] = []
         self.start: Tensor | None = None
@@ -88,7 +88,7 @@ class Capture:
             self.d_in, self.probe = d_in, None
 
     def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
-        """Choose what second moments are taken of: one of ``sample_every`` rows (images) from ``start``, and their dtype."""
+        """Choose what second moments are taken of: one of ``sample_every`` samples (images) from ``start``, and their dtype."""
         self.first, self.sample_every, self.moment_dtype = start, sample_every, moment_dtype
         if sample_every == 1:
             self.start = None
@@ -101,11 +101,11 @@ class Capture:
     @property
     def idle(self) -> bool:
         """Whether backward passes leave nothing: the layer is then as it would be without a capture."""
-        return not (self.moments_on or self.channels_on or self.inputs_on or self.rows_on)
+        return not (self.moments_on or self.channels_on or self.inputs_on or self.samples_on)
 
     @property
     def reads(self) -> tuple[float, int, torch.dtype | None]:
-        """What second moments are taken of, as values to compare: the first row's place, 1 of how many rows, the dtype."""
+        """What second moments are taken of, as values to compare: the first one's place, 1 of how many, the dtype."""
         return self.first if self.sample_every > 1 else 0.0, self.sample_every, self.moment_dtype
 
     @property
@@ -163,25 +163,25 @@ class Capture:
             kept = input.detach()
             output.register_hook(lambda gradient: self.inputs.append(kept))
 
-    def count_rows(self, on: bool) -> None:
-        """Choose whether backward passes count their rows. A compiled forward leaves those of its last call anyway."""
-        self.rows_on = on
+    def count_samples(self, on: bool) -> None:
+        """Choose whether backward passes count their samples. A compiled forward leaves those of its last call anyway."""
+        self.samples_on = on
 
-    def count(self, weight: Tensor, input: Tensor, output: Tensor, rows: int) -> None:
-        """Count ``rows``, on the host, if a backward pass reaches ``output``."""
+    def count(self, weight: Tensor, input: Tensor, output: Tensor, samples: int) -> None:
+        """Count ``samples``, on the host, if a backward pass reaches ``output``."""
         if torch.compiler.is_compiling():  # reads nothing that changes: no new graph for another count
             if torch.is_grad_enabled():
-                self.rows, self.input_grad = rows, input.requires_grad
-        elif self.rows_on and weight.requires_grad and output.requires_grad and not _transformed():
+                self.samples, self.input_grad = samples, input.requires_grad
+        elif self.samples_on and weight.requires_grad and output.requires_grad and not _transformed():
             self.input_grad |= input.requires_grad
-            output.register_hook(lambda gradient: self._add_rows(rows))
+            output.register_hook(lambda gradient: self._add_samples(samples))
 
-    def counted(self) -> Rows:
-        """The rows counted since the last :meth:`clear`."""
-        return Rows(self.rows, self.input_grad)
+    def counted(self) -> Samples:
+        """The samples counted since the last :meth:`clear`."""
+        return Samples(self.samples, self.input_grad)
 
-    def _add_rows(self, rows: int) -> None:
-        self.rows += rows
+    def _add_samples(self, samples: int) -> None:
+        self.samples += samples
 
     @property
     def moments(self) -> Tensor | None:
@@ -206,7 +206,7 @@ class Capture:
             if probe is not None:
                 probe.grad = None
         self.inputs.clear()
-        self.rows = 0
+        self.samples = 0
 
 
 def _probe_like(probe: Tensor | None, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lnb.layers.attach import unsupported_reason
-from lnb.layers.capture import Capture, Rows
+from lnb.layers.capture import Capture, Samples
 from lnb.layers.kind import LayerKind
 from lnb.layers.probed import ProbedLayer, original_class
 from lnb.layers.registry import kind_of
@@ -27,7 +27,7 @@ _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 class Layer:
     """One weight with its bias, and the layers that use them: one metric.
 
-    The gradient and the step are matrices ``[groups, rows, columns]``: ``rows = d_out / groups``, and
+    The gradient and the step are matrices ``[groups, rows, columns]`` with the weight's rows, ``rows = d_out / groups``, and
     ``columns = d_in`` plus one for the bias (convolution: ``d_in = C / groups * kh * kw``, in the weight's own order).
     """
 
@@ -41,7 +41,7 @@ class Layer:
     weight_role: str = "weight"
     bias_role: str | None = "bias"
     transposed: bool = False  # whether the weight is [d_in, d_out]
-    shape: tuple[int, int, int] = field(init=False)  # groups, rows, d_in
+    shape: tuple[int, int, int] = field(init=False)  # groups, rows of the weight in each, d_in
     columns: Columns | None = field(init=False, default=None)  # where ranks share out the inputs
     is_first: bool = field(init=False, default=True)  # not: further rows, cut off, of a layer that counts once
 
@@ -99,7 +99,7 @@ class Layer:
 
     @property
     def is_convolution(self) -> bool:
-        """Whether the rows are patches of images."""
+        """Whether the samples are patches of images."""
         return self.layer_kind.has_patches
 
     @property
@@ -128,17 +128,17 @@ class Layer:
         return self.taps > 1 and self.stride_area == 1
 
     def moment_flops(self, size: int) -> int:
-        """Operations of one row's share in the second moment of ``size`` inputs."""
+        """Operations of one sample's share in the second moment of ``size`` inputs."""
         if self.by_shifts:
             channels = max(1, size // self.taps)
             return 2 * math.ceil(self.shifts * size / (channels * self.taps)) * channels**2
         return (size + 1) ** 2  # one half of the symmetric product, two operations each
 
     @property
-    def rows(self) -> Rows:
+    def samples(self) -> Samples:
         """What the layer's passes worked on since the captures were cleared, known without asking the device."""
         found = [capture.counted() for capture in self.captures]
-        return Rows(sum(rows.count for rows in found), any(rows.input_grad for rows in found))
+        return Samples(sum(each.count for each in found), any(each.input_grad for each in found))
 
     @property
     def kind(self) -> str:

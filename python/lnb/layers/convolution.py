@@ -144,18 +144,18 @@ class Conv2dKind(LayerKind):
         """Images, padded where the padding is not of zeros."""
         return _images(cast(_Conv, module), x)
 
-    def rows(self, module: nn.Module, x: Tensor) -> int:
+    def count(self, module: nn.Module, x: Tensor) -> int:
         """The positions of the outputs of images ``[.., C, H, W]``."""
         conv = cast(_Conv, module)
         padding, stride, dilation = _padding(conv), _pair(conv.stride), _pair(conv.dilation)
-        rows = x.shape[0] if x.dim() == 4 else 1
+        samples = x.shape[0] if x.dim() == 4 else 1
         for axis, (size, kernel) in enumerate(zip(x.shape[-2:], _pair(conv.kernel_size), strict=True)):
             if padding == "same":
-                rows *= size
+                samples *= size
                 continue
             padded = 0 if isinstance(padding, str) else padding[axis]
-            rows *= (size + 2 * padded - dilation[axis] * (kernel - 1) - 1) // stride[axis] + 1
-        return rows
+            samples *= (size + 2 * padded - dilation[axis] * (kernel - 1) - 1) // stride[axis] + 1
+        return samples
 
     def samples(self, module: nn.Module, inputs: list[Tensor], dtype: torch.dtype) -> Tensor:
         """The patches of the images."""
@@ -191,7 +191,7 @@ class Conv2dKind(LayerKind):
         )
         return cast(Tensor, moments.unflatten(0, (conv.groups, blocks)))
 
-    def product_size(self, rows: int, d_in: int, d_out: int, groups: int) -> float:
+    def product_size(self, samples: int, d_in: int, d_out: int, groups: int) -> float:
         """The root of the size of the weight's matrices."""
         return float((d_in * d_out) ** 0.5)
 

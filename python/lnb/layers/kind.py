@@ -15,7 +15,7 @@ from lnb.layers.probed import ProbedLayer
 
 
 class LayerKind(ABC):
-    """One kind of layer. The methods here are those of layers whose inputs are rows ``[..., d_in]``.
+    """One kind of layer. The methods here are those of layers whose inputs are samples ``[..., d_in]``.
 
     A layer has one linear map for each of its weights. A map's gradient is a matrix ``[groups, rows, d_in]``.
 
@@ -24,7 +24,7 @@ class LayerKind(ABC):
         probed: its attached form.
         words: what one of its maps is called.
         group_words: what the groups of a map are called.
-        has_patches: whether an input is an image ``[.., C, H, W]`` whose patches are the rows.
+        has_patches: whether an input is an image ``[.., C, H, W]`` whose patches are the samples.
         product: the product that its forward pass is, as the planner's rates name it: ``"matmul"`` or ``"conv"``.
         takes_shards: whether the forward pass can work on shards of the rows of the weight (:mod:`lnb.sharded.parallel`).
         transposed: whether the weight is ``[d_in, d_out]`` (:mod:`lnb.routes.turned`).
@@ -99,12 +99,12 @@ class LayerKind(ABC):
         """What is kept of an input of the layer: what its op is given. The methods below are given the same."""
         return x
 
-    def rows(self, module: nn.Module, x: Tensor) -> int:
-        """How many rows an input has."""
+    def count(self, module: nn.Module, x: Tensor) -> int:
+        """How many samples an input has."""
         return x.numel() // max(1, x.shape[-1])
 
     def samples(self, module: nn.Module, inputs: list[Tensor], dtype: torch.dtype) -> Tensor:
-        """All rows of ``inputs``, ``[groups or 1, N, d_in]``."""
+        """All samples of ``inputs``, ``[groups or 1, N, d_in]``."""
         return torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs]).to(dtype).unsqueeze(0)
 
     def matvec(self, module: nn.Module, x: Tensor, direction: Tensor, ridge: float) -> Tensor:
@@ -113,7 +113,7 @@ class LayerKind(ABC):
         return product
 
     def second_moment(self, module: nn.Module, x: Tensor, blocks: int) -> Tensor:
-        """Sums ``[X 1]'[X 1]`` over the rows of an input, in diagonal blocks, ``[groups, blocks, size+1, size+1]``.
+        """Sums ``[X 1]'[X 1]`` over the samples of an input, in diagonal blocks, ``[groups, blocks, size+1, size+1]``.
 
         That of a layer whose groups are maps of their own is of one of them, ``[1, ...]``.
         """
@@ -121,6 +121,6 @@ class LayerKind(ABC):
 
     # -- cost ---------------------------------------------------------------------------------------------------------
 
-    def product_size(self, rows: int, d_in: int, d_out: int, groups: int) -> float:
+    def product_size(self, samples: int, d_in: int, d_out: int, groups: int) -> float:
         """The size at which the planner's rates of :attr:`product` are read."""
-        return float((max(1, rows) * d_in * d_out * groups) ** (1 / 3))
+        return float((max(1, samples) * d_in * d_out * groups) ** (1 / 3))

@@ -73,7 +73,7 @@ class ProbedLinear(ProbedLayer, nn.Linear):
 
 
 class LinearKind(LayerKind):
-    """``nn.Linear``: every leading dimension of its input counts rows."""
+    """``nn.Linear``: every leading dimension of its input counts samples."""
 
     original = nn.Linear
     probed = ProbedLinear

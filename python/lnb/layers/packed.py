@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnb.layers.capture import Capture, Rows
+from lnb.layers.capture import Capture, Samples
 
 # which of the rows of query, key and value an in-projection's second moment belongs to
 SERVES = {"qkv": (0, 1, 2), "q": (0,), "k": (1,), "v": (2,), "kv": (1, 2)}
@@ -37,15 +37,15 @@ class PackedCapture(Capture):
         for part in self.parts.values():
             part.follow(weight)
 
-    def count_rows(self, on: bool) -> None:
+    def count_samples(self, on: bool) -> None:
         """Use the same setting for all parts."""
         for part in self.parts.values():
-            part.count_rows(on)
+            part.count_samples(on)
 
-    def counted(self) -> Rows:
-        """The rows of the queries."""
+    def counted(self) -> Samples:
+        """The samples of the queries."""
         query = [self.parts[name] for name in ("qkv", "q")]
-        return Rows(sum(part.rows for part in query), any(part.input_grad for part in query))
+        return Samples(sum(part.samples for part in query), any(part.input_grad for part in query))
 
     def live_captures(self) -> Iterator[Capture]:
         """All parts."""

@@ -42,7 +42,7 @@ class Absent(nn.Module):
 
 
 class TransposedKind(LayerKind):
-    """``Conv1D``: every leading dimension of its input counts rows."""
+    """``Conv1D``: every leading dimension of its input counts samples."""
 
     probed = ProbedTransposed
     words = "linear layer of a transposed weight"

@@ -154,7 +154,7 @@ class _Sums:
         else:
             self.total[list(groups)] += moment
         for group in groups:
-            self.counts[group] += kind.rows(module, x)
+            self.counts[group] += kind.count(module, x)
 
     def moment(self) -> LayerMoment:
         """The averages, on the CPU. The sums are used up."""

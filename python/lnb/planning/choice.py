@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lnb.config import Config
-from lnb.layers.capture import Rows
+from lnb.layers.capture import Samples
 from lnb.layers.claimed import Layer
 from lnb.planning.memory import input_bytes, state_bytes
 from lnb.solvers.arrow import Arrow
@@ -40,9 +40,9 @@ def first_choice(config: Config) -> Choice:
     return Choice(dataclasses.replace(config, max_overhead=None, max_state_bytes=None))
 
 
-def bytes_kept(layer: Layer, config: Config, rows: Rows | None) -> int:
+def bytes_kept(layer: Layer, config: Config, samples: Samples | None) -> int:
     """State of the layer, and the inputs it keeps from the backward pass to the step."""
-    return state_bytes(layer, config) + (0 if rows is None else input_bytes(layer, config, rows))
+    return state_bytes(layer, config) + (0 if samples is None else input_bytes(layer, config, samples))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lnb.config import Config
-from lnb.layers.capture import Rows
+from lnb.layers.capture import Samples
 from lnb.layers.claimed import Layer
 from lnb.planning.pricing import Pricing
 from lnb.planning.rates import Rates
@@ -55,16 +55,16 @@ class Cost:
         return self.statistics + self.solve + self.region
 
 
-def layer_cost(layer: Layer, config: Config, rows: Rows, rates: Rates) -> Cost:
-    """The cost of a layer, for the number of rows that one step sees.
+def layer_cost(layer: Layer, config: Config, samples: Samples, rates: Rates) -> Cost:
+    """The cost of a layer, for the number of samples that one step sees.
 
     Args:
         layer: the layer.
         config: its own settings, with a solver other than ``"auto"``.
-        rows: of one step.
+        samples: of one step.
         rates: of its device.
     """
-    price = Pricing(layer, config, rows, rates)
+    price = Pricing(layer, config, samples, rates)
     refresh, solve = config.method.seconds(price)
     return Cost(
         gather=0.0 if config.keeps_inputs else _gather(price),
@@ -72,33 +72,33 @@ def layer_cost(layer: Layer, config: Config, rows: Rows, rates: Rates) -> Cost:
         solve=solve,
         region=_region(price),
         update=price.passes_over(price.numbers, 12) + rates.calls(_CALLS_UPDATE),
-        passes=_forward_and_backward(price, rows.input_grad),
+        passes=_forward_and_backward(price, samples.input_grad),
         refresh_every=config.refresh_every,
     )
 
 
 def _forward_and_backward(price: Pricing, input_grad: bool) -> float:
     dtype = price.layer.weight.dtype
-    outputs = price.rows * price.groups * price.outputs
+    outputs = price.samples * price.groups * price.outputs
     flops = (3 if input_grad else 2) * 2.0 * price.inputs * outputs
-    inputs = price.rows * price.groups * price.inputs / price.layer.taps
+    inputs = price.samples * price.groups * price.inputs / price.layer.taps
     traffic = dtype.itemsize * (8 * outputs + 3 * inputs)
     return price.layer_product(dtype, flops) + price.rates.traffic(traffic) + price.rates.calls(16)
 
 
 def _gather(price: Pricing) -> float:
-    """The second moment of the rows that are read, and the pass over them."""
+    """The second moment of the samples that are read, and the pass over them."""
     layer, config, rates = price.layer, price.config, price.rates
-    rows = price.rows / config.sample_every
+    samples = price.samples / config.sample_every
     dtype = config.moment_dtype or layer.weight.dtype
     matrices = gathered_moments(layer, config)
     d, taps = price.inputs // price.blocks, layer.taps
     if layer.by_shifts:
-        flops = layer.moment_flops(d) * rows * matrices
+        flops = layer.moment_flops(d) * samples * matrices
         return rates.seconds("conv_gram", dtype, max(1, d // taps), flops) + rates.calls(30)
-    time = rates.seconds("gram", dtype, d, matrices * rows * d**2)
+    time = rates.seconds("gram", dtype, d, matrices * samples * d**2)
     if taps > 1:  # patches are made
-        return time + price.passes_over(rows * d * matrices, 3) + rates.calls(30)
+        return time + price.passes_over(samples * d * matrices, 3) + rates.calls(30)
     return time + price.passes_over(matrices * (d + 1) ** 2, 2) + rates.calls(10)
 
 

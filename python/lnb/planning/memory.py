@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.config import Config
-from lnb.layers.capture import Rows, statistics_dtype
+from lnb.layers.capture import Samples, statistics_dtype
 from lnb.layers.claimed import Layer
 from lnb.state.schema import planned_bytes
 from lnb.work import gathered_moments, moment_blocks
@@ -36,12 +36,12 @@ def scratch_bytes(layer: Layer, config: Config) -> int:
     return sum(p.numel() * statistics_dtype(p.dtype).itemsize for p in layer.parameters)
 
 
-def input_bytes(layer: Layer, config: Config, rows: Rows) -> int:
+def input_bytes(layer: Layer, config: Config, samples: Samples) -> int:
     """Inputs that are kept until the step, for solvers that use them."""
     if not config.keeps_inputs or layer.packed:
         return 0
     groups, _, d_in = layer.shape
-    return rows.count * layer.stride_area * groups * d_in // layer.taps * layer.weight.dtype.itemsize
+    return samples.count * layer.stride_area * groups * d_in // layer.taps * layer.weight.dtype.itemsize
 
 
 def other_bytes(parameter: Tensor, config: Config) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lnb.config import Config, current_name
-from lnb.layers.capture import Rows
+from lnb.layers.capture import Samples
 from lnb.layers.claimed import Layer
 from lnb.planning.choice import Choice, bytes_kept, first_choice
 from lnb.planning.measured import rates_for
@@ -22,21 +22,21 @@ _CHOSEN = ("solver", "trust_region", "refresh_every", "sample_every", "block_siz
 
 
 class Planner:
-    """Decides once for every layer, when the rows of its first step are known, and remembers it.
+    """Decides once for every layer, when the samples of its first step are known, and remembers it.
 
     Everything is by the layer's name: so it goes into a state dict, and with copies of the optimizer.
 
     Attributes:
         choices: the layers decided on, with the reasons.
-        rows: what their first steps worked on.
+        samples: what their first steps worked on.
     """
 
     def __init__(self, config: Config, rates: Rates | None) -> None:
         self.config = config
         self.choices: dict[str, Choice] = {}
-        self.rows: dict[str, Rows] = {}
+        self.samples: dict[str, Samples] = {}
         self._first = first_choice(config)
-        self._fitted: dict[str, Choice] = {}  # to the budget of memory, before rows are known
+        self._fitted: dict[str, Choice] = {}  # to the budget of memory, before samples are known
         self._given = rates
 
     @property
@@ -48,9 +48,9 @@ class Planner:
         """The settings of a layer at present."""
         return self.choices.get(layer.name) or self._fitted.get(layer.name) or self._first
 
-    def waits_for_rows(self, layer: Layer) -> bool:
-        """Whether the next step is the one whose rows are counted."""
-        return layer.name not in self.rows
+    def waits_for_samples(self, layer: Layer) -> bool:
+        """Whether the next step is the one whose samples are counted."""
+        return layer.name not in self.samples
 
     def is_open(self, layer: Layer) -> bool:
         """Whether the layer's settings are still to be decided."""
@@ -65,34 +65,36 @@ class Planner:
         if self.config.max_state_bytes is None:
             return
         decided = [layer for layer in layers if layer.name in self.choices]
-        taken = sum(bytes_kept(layer, self.choices[layer.name].config, self.rows.get(layer.name)) for layer in decided)
+        taken = sum(
+            bytes_kept(layer, self.choices[layer.name].config, self.samples.get(layer.name)) for layer in decided
+        )
         undecided = {layer: self._first for layer in layers if layer.name not in self.choices}
         fitted = fit_memory(undecided, self.config.max_state_bytes, other_bytes() + taken)
         self._fitted = {layer.name: choice for layer, choice in fitted.items()}
 
     def observe(self, layers: list[Layer], other_bytes: Callable[[], int], dual: bool) -> None:
-        """Note how many rows the layers saw, and decide on those that had none before.
+        """Note how many samples the layers saw, and decide on those that had none before.
 
         Args:
             layers: all layers.
             other_bytes: tells the bytes of state of parameters of no layer.
             dual: whether the ridge allows the dual solver.
         """
-        waiting = {layer: layer.rows for layer in layers if self.waits_for_rows(layer)}
-        seen = [layer for layer, rows in waiting.items() if rows.count > 0]
-        before = self.rows
+        waiting = {layer: layer.samples for layer in layers if self.waits_for_samples(layer)}
+        seen = [layer for layer, samples in waiting.items() if samples.count > 0]
+        before = self.samples
         try:
-            self.rows = before | {layer.name: waiting[layer] for layer in seen}
+            self.samples = before | {layer.name: waiting[layer] for layer in seen}
             if not self._decides:
                 self.choices |= {layer.name: self.choice(layer) for layer in seen}
             elif seen:
                 self._decide(layers, seen, other_bytes, dual)
-        except BaseException:  # rows without a decision would never be decided on
-            self.rows = before
+        except BaseException:  # samples without a decision would never be decided on
+            self.samples = before
             raise
 
     def _decide(self, layers: list[Layer], seen: list[Layer], other_bytes: Callable[[], int], dual: bool) -> None:
-        known = {layer: self.rows[layer.name] for layer in layers if layer.name in self.rows}
+        known = {layer: self.samples[layer.name] for layer in layers if layer.name in self.samples}
         fixed = {layer: self.choices[layer.name] for layer in known if layer.name in self.choices}
         asked = {layer: self.choice(layer) for layer in seen if layer not in fixed}
         unseen = sum(bytes_kept(layer, self.choice(layer).config, None) for layer in layers if layer not in known)
@@ -117,7 +119,7 @@ class Planner:
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What was decided, and from how many rows, as plain values."""
+        """What was decided, and from how many samples, as plain values."""
         layers = {}
         for name, choice in {**self._fitted, **self.choices}.items():
             own, asked = (
@@ -127,11 +129,11 @@ class Planner:
                 **{field: own[field] for field in _CHOSEN if own[field] != asked[field]},
                 "reason": choice.reason,
             }
-        rows = {name: [rows.count, rows.input_grad] for name, rows in self.rows.items()}
+        samples = {name: [samples.count, samples.input_grad] for name, samples in self.samples.items()}
         asked = {
             field: getattr(self._first.config, field) for field in _CHOSEN
         }  # for who reads a state without an optimizer
-        return {"layers": layers, "rows": rows, "decided": sorted(self.choices), "asked": asked}
+        return {"layers": layers, "rows": samples, "decided": sorted(self.choices), "asked": asked}
 
     def restored(self, saved: Any) -> Planner:
         """A planner that goes on from :meth:`state_dict`'s result; from None as from the start.
@@ -157,7 +159,7 @@ class Planner:
                 raise ValueError(
                     f"rows of layer {name!r} are {[count, input_grad]!r}, not a count and whether it has a gradient"
                 )
-            self.rows[name] = Rows(count, input_grad)
+            self.samples[name] = Samples(count, input_grad)
         decided = set(saved["decided"])
         for name, values in saved["layers"].items():
             settings = {field: current_name(value) for field, value in values.items() if field != "reason"}

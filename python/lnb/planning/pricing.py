@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lnb.config import Config
-from lnb.layers.capture import Rows, statistics_dtype
+from lnb.layers.capture import Samples, statistics_dtype
 from lnb.layers.claimed import Layer
 from lnb.planning.rates import Rates
 from lnb.work import moment_blocks
@@ -18,7 +18,7 @@ class Pricing:
         layer: the layer.
         config: its settings.
         rates: of its device.
-        rows: of one step.
+        samples: of one step.
         groups, outputs, inputs: of the layer: matrices, rows of each, and their inputs without the bias.
         columns: inputs, and one for the bias.
         numbers: in the matrices of the gradient.
@@ -26,9 +26,9 @@ class Pricing:
         blocks: diagonal blocks of the metric of each group.
     """
 
-    def __init__(self, layer: Layer, config: Config, rows: Rows, rates: Rates) -> None:
+    def __init__(self, layer: Layer, config: Config, samples: Samples, rates: Rates) -> None:
         self.layer, self.config, self.rates = layer, config, rates
-        self.rows = rows.count
+        self.samples = samples.count
         self.groups, self.outputs, self.inputs = layer.shape
         self.columns, self.numbers = layer.matrix_columns, layer.numbers
         self.wide = statistics_dtype(layer.weight.dtype)
@@ -41,7 +41,7 @@ class Pricing:
     def layer_product(self, dtype: torch.dtype, flops: float) -> float:
         """Time of this many operations of the layer's own product."""
         kind = self.layer.layer_kind
-        size = kind.product_size(self.rows, self.inputs, self.outputs, self.groups)
+        size = kind.product_size(self.samples, self.inputs, self.outputs, self.groups)
         return self.rates.seconds(kind.product, dtype, size, flops)
 
     def block_product(self, size: int) -> float:

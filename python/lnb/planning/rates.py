@@ -14,7 +14,7 @@ KINDS = ("matmul", "gram", "batched", "factor", "conv", "conv_gram")
 """What has a rate of its own, in FLOP/s as a function of size:
 
 * ``matmul``: a product ``[m, k] [k, n]``; its size is ``(m k n)^(1/3)``.
-* ``gram``: the second moment of rows, counted as ``N d^2``; its size is ``d``.
+* ``gram``: the second moment of samples, counted as ``N d^2``; its size is ``d``.
 * ``batched``: many small products, counted as ``2 n^3`` each; its size is ``n``.
 * ``factor``: Cholesky factor and inverse of ``[n, n]``, counted as ``n^3``.
 * ``conv``: forward, or either half of the backward, of a 3x3 convolution, counted as ``2 N d m``; its size is ``sqrt(d m)``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lnb.layers.capture import Rows
+from lnb.layers.capture import Samples
 from lnb.layers.claimed import Layer
 from lnb.planning.choice import Choice, bytes_kept
 from lnb.planning.cost import layer_cost
@@ -12,7 +12,7 @@ from lnb.planning.rates import Rates
 from lnb.solvers import names, solver_named
 
 
-def choose_solver(layer: Layer, choice: Choice, rows: Rows, rates: Rates, room: float, dual: bool) -> Choice:
+def choose_solver(layer: Layer, choice: Choice, samples: Samples, rates: Rates, room: float, dual: bool) -> Choice:
     """The cheapest solver for ``"auto"`` of those right for the settings; any other choice as it is.
 
     Remembered second moments, and trust regions that need a factor, are served by a factor. Otherwise conjugate gradients
@@ -22,7 +22,7 @@ def choose_solver(layer: Layer, choice: Choice, rows: Rows, rates: Rates, room: 
     Args:
         layer: the layer.
         choice: its settings so far.
-        rows: of one step.
+        samples: of one step.
         rates: of its device.
         dual: whether the ridge is positive, which the dual needs.
         room: bytes that its state and kept inputs may take, where another solver needs fewer.
@@ -36,12 +36,12 @@ def choose_solver(layer: Layer, choice: Choice, rows: Rows, rates: Rates, room: 
     reasons: dict[str, str] = {}
     for name in names():
         solver = solver_named(name)
-        reason = solver.suits(layer, config, rows, dual)
+        reason = solver.suits(layer, config, samples, dual)
         if reason is None:
             continue
         changed = dataclasses.replace(config, solver=name)
-        if solver.always_fits or bytes_kept(layer, changed, rows) <= room:
-            priced[name], reasons[name] = layer_cost(layer, changed, rows, rates).overhead, reason
+        if solver.always_fits or bytes_kept(layer, changed, samples) <= room:
+            priced[name], reasons[name] = layer_cost(layer, changed, samples, rates).overhead, reason
     best = min(priced, key=priced.__getitem__)
     slower = min((time for name, time in priced.items() if name != best), default=None)
     against = "" if slower is None else f", {1e3 * priced[best]:.3g} ms against {1e3 * slower:.3g}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lnb.layers.capture import Rows
+from lnb.layers.capture import Samples
 from lnb.layers.claimed import Layer
 from lnb.planning.choice import (
     SMALLEST_BLOCK,
@@ -27,8 +27,8 @@ from lnb.solvers import solver_named
 
 LONGEST_REFRESH = 100
 """Steps: no budget makes statistics older than this."""
-ROWS_PER_INPUT = 16
-"""The least number of rows per input of the layer that a sample keeps."""
+SAMPLES_PER_INPUT = 16
+"""How many samples per input of the layer are read at the least."""
 STEADY_SHARE = 0.7
 """The share of the time budget that solutions and trust regions may take; the rest pays for statistics."""
 
@@ -54,7 +54,7 @@ class TimeBudget:
     """Chooses solvers, and cheaper settings until the limits are met, or no cheaper ones are left.
 
     First blocks are cut until what every step does takes at most :data:`STEADY_SHARE` of the budget; then statistics are
-    taken from fewer rows, where these are many and the estimate stays good; then less often; last, layers whose solver is
+    taken from fewer samples, where these are many and the estimate stays good; then less often; last, layers whose solver is
     ``"auto"`` get the arrow preconditioner alone. Of the layers always the one is changed that saves most time.
     """
 
@@ -62,7 +62,7 @@ class TimeBudget:
         self,
         choices: Choices,
         fixed: Choices,
-        rows: Mapping[Layer, Rows],
+        samples: Mapping[Layer, Samples],
         rates: Mapping[torch.device, Rates],
         limits: Limits,
     ) -> None:
@@ -71,11 +71,17 @@ class TimeBudget:
         Args:
             choices: the layers to decide on, as they were asked for.
             fixed: layers decided on earlier, whose cost counts too.
-            rows: of one step, of all of these.
+            samples: of one step, of all of these.
             rates: of every device.
             limits: the budgets.
         """
-        self._asked, self._fixed, self._rows, self._rates, self._limits = dict(choices), fixed, rows, rates, limits
+        self._asked, self._fixed, self._samples, self._rates, self._limits = (
+            dict(choices),
+            fixed,
+            samples,
+            rates,
+            limits,
+        )
         self._solved: Choices = dict(choices)
         self._kept = sum(self._bytes(layer, choice) for layer, choice in {**fixed, **choices}.items())
         for layer, choice in choices.items():
@@ -98,10 +104,10 @@ class TimeBudget:
         return sum(map(part, costs)) / sum(cost.passes for cost in costs)
 
     def _cost(self, layer: Layer, choice: Choice) -> Cost:
-        return layer_cost(layer, choice.config, self._rows[layer], self._rates[layer.weight.device])
+        return layer_cost(layer, choice.config, self._samples[layer], self._rates[layer.weight.device])
 
     def _bytes(self, layer: Layer, choice: Choice) -> int:
-        return bytes_kept(layer, choice.config, self._rows[layer])
+        return bytes_kept(layer, choice.config, self._samples[layer])
 
     def _cut(self, changes: list[Change], part: Callable[[Cost], float], limit: float) -> None:
         """Make changes until ``part`` of the predicted overhead is at most ``limit``, or none saves any of it."""
@@ -122,7 +128,7 @@ class TimeBudget:
         solved = choose_solver(
             layer,
             asked,
-            self._rows[layer],
+            self._samples[layer],
             self._rates[layer.weight.device],
             room=self._room(layer),
             dual=self._limits.dual,
@@ -148,9 +154,9 @@ class TimeBudget:
         return option.growth <= max(0.0, self._free)
 
     def _sample_less(self, layer: Layer, choice: Choice) -> Choice | None:
-        """From half the rows, as long as they are many, and the product over them is most of a refresh."""
+        """From half the samples, as long as they are many, and the product over them is most of a refresh."""
         sample_every = 2 * choice.config.sample_every
-        if self._rows[layer].count < ROWS_PER_INPUT * sample_every * layer.d_in:
+        if self._samples[layer].count < SAMPLES_PER_INPUT * sample_every * layer.d_in:
             return None
         cost = self._cost(layer, self._solved[layer])
         return choice.change("max_overhead", sample_every=sample_every) if cost.gather > cost.refresh else None

@@ -67,16 +67,16 @@ def input_figures(second_moment: Tensor, with_bias: bool) -> InputFigures:
     return InputFigures(int(counts.sum()), float(ratios.max()) if len(ratios) else math.nan, dead)
 
 
-def figures_of_inputs(layer: Tracked) -> dict[str, float]:
+def figures_of_inputs(tracked: Tracked) -> dict[str, float]:
     """The figures of a layer by ``layer/<name>/<figure>``, for :meth:`lnb.LNB.diagnostics`; none before its first refresh.
 
-    Of a layer whose groups, or inputs, ranks share out they are of those that are here.
+    Where ranks share out a layer's groups or inputs, the figures describe those that are here.
     """
-    moment = layer.state.get("second_moment")
+    moment = tracked.state.get("second_moment")
     if moment is None or moment.numel() == 0 or float(moment[0, 0, -1, -1]) == 0:  # a shard may have no group
         return {}
-    figures = input_figures(moment, layer.layer.bias is not None)
-    place = f"layer/{layer.layer.name}"
+    figures = input_figures(moment, tracked.layer.bias is not None)
+    place = f"layer/{tracked.layer.name}"
     return {
         f"{place}/inputs": math.prod(moment.shape[:2]) * (moment.shape[-1] - 1),
         f"{place}/input_rank": figures.rank,

@@ -37,7 +37,7 @@ from lnb_kernels.refresh import AveragedGradient
 from lnb_kernels.scaling import sum_dtype
 from lnb_kernels.step_tables import StepSettings
 
-_LAYER_NUMBERS = ("independent_square", "weight_norm", "growth", "radius")
+_LAYER_NUMBERS = ("independent_square", "weight_norm", "growth", "radius", "coherence")
 _KEPT = ("momentum", "row_square", *_LAYER_NUMBERS, "step", "gradient_square")
 _PARAMETERS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,7 +50,7 @@ class Fused:
         standing: what it was found for.
         steps: the counts of all parameters, ``[parameters]``: weights, biases of layers, others.
         places: of the counts: of each layer's weight, of its bias (or again its weight), and of the others.
-        row_square, independent, weight_norm, growth, radius: of all layers, side by side.
+        row_square, independent, weight_norm, growth, radius, coherence: of all layers, side by side.
         row_scales: of all rows of all layers; a step's own, as the four sums of every layer.
         directions: of each layer's weight, and of its bias.
         scales: of all layers, then of all others, ``[layers + others]``; and products likewise.
@@ -65,6 +65,7 @@ class Fused:
     weight_norm: Tensor
     growth: Tensor
     radius: Tensor
+    coherence: Tensor
     row_scales: Tensor
     sums: Tensor
     directions: list[Tensor]
@@ -79,23 +80,23 @@ def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) 
     device = work.parameters[0].device
     if not work.layers or not serves(config) or not fused_step.available(device):
         return None
-    if not all(map(_is_served, work.parameters)) or not all(_is_ready(layer) for layer in work.layers):
+    if not all(map(_is_served, work.parameters)) or not all(_is_ready(each) for each in work.layers):
         return None
-    if any(len({_gradient(parameter).dtype for parameter in layer.parameters}) > 1 for layer in work.layers):
+    if any(len({_gradient(parameter).dtype for parameter in each.parameters}) > 1 for each in work.layers):
         return None  # one launch reads gradients of one dtype
-    weights = [layer.layer.weight for layer in work.layers]
-    biases = [layer.parameters[1] if layer.with_bias else None for layer in work.layers]
+    weights = [each.layer.weight for each in work.layers]
+    biases = [each.parameters[1] if each.with_bias else None for each in work.layers]
     ordered = [*weights, *(bias for bias in biases if bias is not None), *work.others]
     for parameter in ordered:
         if "momentum" not in work.states[parameter]:
             work.states[parameter]["momentum"] = state_like(parameter)
     wide = torch.empty((), dtype=sum_dtype(device), device=device)
-    states = [layer.state for layer in work.layers]
-    rows = [layer.layer.shape[:2] for layer in work.layers]
+    states = [each.state for each in work.layers]
+    rows = [each.layer.shape[:2] for each in work.layers]
     counted = arenas.select("step", [work.states[p] for p in ordered], [()] * len(ordered), wide.float())
     found = [arenas.select("row_square", states, rows, wide)]
     for key in _LAYER_NUMBERS:
-        start = first_radius(sum(layer.layer.is_first for layer in work.layers)) if key == "radius" else 0.0
+        start = first_radius(sum(each.layer.is_first for each in work.layers)) if key == "radius" else 0.0
         found.append(arenas.select(key, states, [()] * len(states), wide, start=start))
     numbers = [selection.memory() for selection in (counted, *found)]
     if any(number is None for number in numbers):
@@ -114,10 +115,10 @@ def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) 
             tuple(place[weight if bias is None else bias] for weight, bias in zip(weights, biases, strict=True)),
             tuple(place[parameter] for parameter in work.others),
         ),
-        *cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor]", tuple(numbers[1:])),
+        *cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]", tuple(numbers[1:])),
         torch.zeros(sum(groups * count for groups, count in rows), device=device),
         wide.new_zeros(len(weights), 4),
-        [kept[weight].view(layer.layer.shape) for weight, layer in zip(weights, work.layers, strict=True)],
+        [kept[weight].view(each.layer.shape) for weight, each in zip(weights, work.layers, strict=True)],
         cast(
             "list[Tensor | None]", [None if b is None else torch.empty_like(work.states[b]["momentum"]) for b in biases]
         ),
@@ -136,11 +137,11 @@ class FusedShare:
         self.fused, self.work, self.verdict, self.config, self.arenas = fused, work, verdict, config, arenas
         self.ok = verdict.on(fused.steps.device)
         self.solution = Solution([])
-        self.weights = [layer.layer.weight for layer in work.layers]
-        self.biases = [layer.parameters[1] if layer.with_bias else None for layer in work.layers]
+        self.weights = [each.layer.weight for each in work.layers]
+        self.biases = [each.parameters[1] if each.with_bias else None for each in work.layers]
         self.gradients = [_gradient(weight).contiguous() for weight in self.weights]
         self.due = [i for i, layer in enumerate(work.layers) if layer.moments is not None]
-        self.rows = [layer.layer.shape[0] * layer.layer.shape[1] for layer in work.layers]
+        self.rows = [each.layer.shape[0] * each.layer.shape[1] for each in work.layers]
         self.runs = _runs([gradient.dtype for gradient in self.gradients])
 
     def direct(self) -> None:
@@ -154,7 +155,7 @@ class FusedShare:
         if self.due:
             due, averages = [work.layers[i] for i in self.due], self._averages(of_weights, of_biases)
             refresh_over(work.sharers, due, averages, self.verdict, self.arenas)
-        states = [layer.state for layer in work.layers]
+        states = [each.state for each in work.layers]
         blocks = [state["factor"].shape[1] for state in states]
         device = fused.steps.device
         wide = fused.scales.dtype
@@ -167,7 +168,7 @@ class FusedShare:
     def _direct(self, run: slice, of_weights: Tensor) -> None:
         """The directions of some layers, whose gradients have one dtype."""
         fused, settings, layers = self.fused, self.fused.settings, self.work.layers[run]
-        matrices, states = [layer.layer.shape for layer in layers], [layer.state for layer in layers]
+        matrices, states = [each.layer.shape for each in layers], [each.state for each in layers]
         biases = self.biases[run]
         fused_step.direct_layers_(
             fused.directions[run],
@@ -224,6 +225,7 @@ class FusedShare:
             fused.independent[run],
             fused.growth[run],
             fused.radius[run],
+            fused.coherence[run],
             fused.sums[run],
             fused.scales[run],
             fused.products[run],
@@ -237,7 +239,7 @@ class FusedShare:
             fused.steps,
             fused.places[0][run],
             None if norms is None else norms[run],
-            [usual_norm(layer.layer) for layer in self.work.layers[run]],
+            [usual_norm(each.layer) for each in self.work.layers[run]],
             [_rate(self.work.groups[weight]["lr"], fused.steps.device) for weight in self.weights[run]],
             self.bias_shares[run],
             fused.settings,

@@ -43,7 +43,7 @@ class Standing:
         kept = [(state, key, state[key]) for state in states for key in keys if key in state]
         return cls(
             parameters,
-            [(layer.layer, layer.config, layer.with_bias) for layer in work.layers],
+            [(each.layer, each.config, each.with_bias) for each in work.layers],
             kept,
             [value.data_ptr() for _, _, value in kept],
             list(members.values()),
@@ -56,8 +56,8 @@ class Standing:
         for parameter, other in zip(work.parameters, self.parameters, strict=True):
             if parameter is not other:
                 return False
-        for layer, (owner, config, with_bias) in zip(work.layers, self.layers, strict=True):
-            if layer.layer is not owner or layer.config is not config or layer.with_bias != with_bias:
+        for each, (owner, config, with_bias) in zip(work.layers, self.layers, strict=True):
+            if each.layer is not owner or each.config is not config or each.with_bias != with_bias:
                 return False
         for state, key, value in self.kept:
             if state.get(key) is not value:

@@ -162,7 +162,7 @@ class ShardedShare(Share):
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""
-        works = [layer for layer in self.work.layers if layer.config.factored]
+        works = [each for each in self.work.layers if each.config.factored]
         refresh(works, averages, self.verdict, self.arenas, self._exchange.add_means)
 
     def gain(self) -> Tensor:

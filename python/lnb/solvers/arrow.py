@@ -9,7 +9,7 @@ from torch import Tensor
 
 import lnb_kernels as lk
 from lnb.solvers.base import Solver
-from lnb.solvers.feature_moments import preconditioner
+from lnb.statistics.averages import feature_moments
 
 if TYPE_CHECKING:
     from lnb.config import Config
@@ -33,8 +33,8 @@ class Arrow(Solver):
 
     def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The arrow matrix's solution."""
-        mean, variance, has_rows = preconditioner(work, gradient, verdict)
-        return torch.where(has_rows, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0)
+        mean, variance, has_samples = feature_moments(work)
+        return torch.where(has_samples, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0)
 
     def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""

@@ -12,14 +12,14 @@ from lnb.solvers.solution import Solution
 if TYPE_CHECKING:
     from lnb.config import Config
     from lnb.damping import Agreement
-    from lnb.layers.capture import Rows
+    from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
     from lnb.work import LayerWork
 
 AddRows = Callable[[list["LayerWork"], Tensor], Tensor]
-"""Of sums over the rows of layers that are here, ``[layers, n]``, those over all their rows."""
+"""Takes sums over the rows of the weights that are here, ``[layers, n]``, and returns the sums over all rows of those layers."""
 
 
 class Solver:
@@ -40,7 +40,8 @@ class Solver:
         keeps_feature_moments: whether the state holds the averages of the features' means and mean squares: ``mean``,
             ``mean_square``, ``moment_step``.
         always_fits: whether it is priced for ``"auto"`` whatever memory is left: one has to be.
-        chooses: whether it stands for one of the others, which is chosen for each layer once its rows are known.
+        chooses: whether it stands for one of the others, which is chosen for each layer once it is known how many
+            samples its first step has.
     """
 
     name: ClassVar[str]
@@ -65,14 +66,14 @@ class Solver:
         """Whether the solution of some rows of a layer does not depend on the others: then shards can be solved apart."""
         return True
 
-    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
         """Why it is right for a layer whose solver is still to be chosen, in words; None where it is not, as for solvers
         that the package does not bring.
 
         Args:
             layer: the layer.
             config: its settings.
-            rows: of one step.
+            samples: of one step.
             dual: whether the ridge is positive in every parameter group.
         """
         return None
@@ -95,7 +96,7 @@ class Solver:
         Args:
             solution: of all layers.
             members: the places of the layers to solve.
-            works: all layers of one device; state of those to solve is updated.
+            works: all layers of one device. Their statistics are up to date and only read.
             averages: ``g~`` of every parameter. The directions may take their place.
             verdict: whether state may change.
             agreement: of the layers' gradients, where it shortens steps.
@@ -108,10 +109,10 @@ class Solver:
             solution.parts[i] = split_direction(work, self.direction(work, gradient, verdict), gradient)
 
     def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
-        """The direction ``h`` of one layer, of the shape of ``gradient``; zero for a batch without rows.
+        """The direction ``h`` of one layer, of the shape of ``gradient``; zero for a batch without samples.
 
         Args:
-            work: the layer's statistics of this step, its settings and its state, which is updated.
+            work: the layer's statistics, its settings and its state. Of the state a solver may change what it alone keeps.
             gradient: ``g~``, ``[groups, rows, columns]``: the bias, where it moves, is the last column.
             verdict: whether state may change.
         """
@@ -124,15 +125,15 @@ class Solver:
         return self.name, ""
 
     def step_flops(self, layer: Layer, config: Config) -> int:
-        """Operations of one step's solution, without those that depend on the number of rows."""
+        """Operations of one step's solution, without those that depend on the number of samples."""
         return 0
 
     def refresh_flops(self, layer: Layer, config: Config) -> int:
-        """Operations of one refresh, without the product over rows."""
+        """Operations of one refresh, without the product over samples."""
         return 0
 
-    def row_flops(self, layer: Layer, config: Config) -> int:
-        """Operations per row of a step, beside those of the second moment."""
+    def sample_flops(self, layer: Layer, config: Config) -> int:
+        """Operations per sample of a step, beside those of the second moment."""
         return 0
 
     def seconds(self, price: Pricing) -> tuple[float, float]:

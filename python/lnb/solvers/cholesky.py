@@ -21,7 +21,7 @@ from lnb.work import LayerWork, moment_blocks
 if TYPE_CHECKING:
     from lnb.config import Config
     from lnb.damping import Agreement
-    from lnb.layers.capture import Rows
+    from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.solvers.solution import Solution
@@ -51,7 +51,7 @@ class Cholesky(Solver):
     factored = True
     keeps_feature_moments = False
 
-    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
         """It is right for every layer."""
         return "exact, a factor of each second moment"
 

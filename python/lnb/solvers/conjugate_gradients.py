@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from lnb.solvers.base import AddRows, Solver, joined_gradient, split_direction
 from lnb.solvers.equations import Equation, solve_equation, solve_joined
-from lnb.solvers.feature_moments import preconditioner
 from lnb.solvers.rounded_metric import RoundedMetric, rounds_products
 from lnb.solvers.shared_iterations import solve_shared
-from lnb.statistics.running import average_second_moment, ridge_of
+from lnb.statistics.averages import feature_moments, second_moment_of
+from lnb.statistics.running import ridge_of
 
 if TYPE_CHECKING:
     from lnb.config import Config
     from lnb.damping import Agreement
-    from lnb.layers.capture import Rows
+    from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.solvers.solution import Solution
@@ -43,7 +43,7 @@ class ConjugateGradients(Solver):
     keeps_direction = True
     always_fits = True
 
-    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
         """It is right for every layer."""
         return "conjugate gradients on the second moment"
 
@@ -65,7 +65,7 @@ class ConjugateGradients(Solver):
         shared: dict[int, Equation] = {}
         for i in members:
             work = works[i]
-            equation = self.equation(work, joined_gradient(work, averages), verdict)
+            equation = self.equation(work, joined_gradient(work, averages))
             if add is not None and equation.scope == "layer":
                 shared[i] = equation
             elif equation.joins:
@@ -80,22 +80,22 @@ class ConjugateGradients(Solver):
         for i, solved in zip(waiting, solve_joined(list(waiting.values())), strict=True):
             _finish(solution, i, works[i], waiting[i], solved, verdict)
 
-    def equation(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Equation:
+    def equation(self, work: LayerWork, gradient: Tensor) -> Equation:
         """What conjugate gradients have to solve for one layer."""
-        mean, variance, has_rows = preconditioner(work, gradient, verdict)
-        operator, ridge = self.operator(work, verdict)
+        mean, variance, has_samples = feature_moments(work)
+        operator, ridge = self.operator(work)
         start = _previous_direction(work, gradient)
         config = work.config
         return Equation(
-            operator, gradient, start, (mean, variance), ridge, config.cg_iterations, config.cg_scope, has_rows
+            operator, gradient, start, (mean, variance), ridge, config.cg_iterations, config.cg_scope, has_samples
         )
 
-    def operator(self, work: LayerWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+    def operator(self, work: LayerWork) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
         """The metric, as a matrix ``[groups, size, size]`` or as a product with it; and the ridge still to be added to it."""
         config = work.config
         relative = config.ridge_mode == "relative"
         if config.averaged or relative:
-            average = average_second_moment(work, verdict, config.b_s, keep=config.averaged)
+            average = second_moment_of(work)
         else:
             assert work.moments is not None
             average = work.moments
@@ -141,7 +141,7 @@ def _finish(
     verdict: Verdict,
 ) -> None:
     found, solution.residuals[i] = solved
-    _keep_direction(work, found, equation.has_rows, verdict)
+    _keep_direction(work, found, equation.has_samples, verdict)
     solution.parts[i] = split_direction(work, found, equation.gradient)
 
 
@@ -154,9 +154,9 @@ def _previous_direction(work: LayerWork, gradient: Tensor) -> Tensor | None:
     return previous[..., :columns] if columns < 0 else nn.functional.pad(previous, (0, columns))
 
 
-def _keep_direction(work: LayerWork, solution: Tensor, has_rows: Tensor, verdict: Verdict) -> None:
+def _keep_direction(work: LayerWork, solution: Tensor, has_samples: Tensor, verdict: Verdict) -> None:
     """Remember the solution of an equation, for the next step to start from."""
     previous = work.state.get("direction")
     if previous is None or previous.shape != solution.shape:
         previous = work.state["direction"] = torch.zeros_like(solution)
-    verdict.commit(previous, solution, also=has_rows & torch.linalg.vector_norm(solution, math.inf).isfinite())
+    verdict.commit(previous, solution, also=has_samples & torch.linalg.vector_norm(solution, math.inf).isfinite())

@@ -1,4 +1,4 @@
-"""The solver ``"dual"``: exact, in the space of samples where a batch has fewer rows than inputs."""
+"""The solver ``"dual"``: exact, in the space of samples where a batch has fewer samples than inputs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from lnb.solvers.base import Solver
+from lnb.statistics.averages import second_moment_of
 from lnb.statistics.factored import factorize
-from lnb.statistics.running import average_second_moment
 from lnb_kernels.cholesky import cholesky_solve
 
 if TYPE_CHECKING:
     from lnb.config import Config
-    from lnb.layers.capture import Rows
+    from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
@@ -38,41 +38,43 @@ class Dual(Solver):
     def check(self, config: Config) -> None:
         """Require a ridge."""
         if config.ridge == 0:
-            raise ValueError("solver='dual' needs ridge > 0, not 0: with fewer rows than inputs the metric is singular")
+            raise ValueError(
+                "solver='dual' needs ridge > 0, not 0: with fewer samples than inputs the metric is singular"
+            )
 
-    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
-        """It is right where a batch has fewer rows than inputs, and the ridge is positive and needs no second moment."""
-        if config.ridge_mode != "absolute" or not dual or rows.count >= layer.d_in:
+    def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
+        """It is right where a batch has fewer samples than inputs, and the ridge is positive and needs no second moment."""
+        if config.ridge_mode != "absolute" or not dual or samples.count >= layer.d_in:
             return None
-        return f"exact, {rows.count} rows are fewer than {layer.d_in} inputs"
+        return f"exact, {samples.count} samples are fewer than {layer.d_in} inputs"
 
     def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The exact solution of this step's metric."""
         if work.inputs:
             return solve_dual(work.layer, work.inputs, gradient, work.ridge)
-        second_moment = average_second_moment(work, verdict, 0.0, keep=False)  # of a packed in-projection
+        second_moment = second_moment_of(work)  # of a packed in-projection
         factor = factorize(second_moment, work.ridge, work.with_bias, inverse=True)
         solved, bias = factor.solve(gradient[..., : work.layer.d_in], gradient[..., -1:] if work.with_bias else None)
         return solved if bias is None else torch.cat([solved, bias], dim=-1)
 
     def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""
-        return self.name, "exact, in the smaller of the spaces of rows and of inputs"
+        return self.name, "exact, in the smaller of the spaces of samples and of inputs"
 
-    def row_flops(self, layer: Layer, config: Config) -> int:
-        """FLOPs per row of the products into the space of rows and back."""
+    def sample_flops(self, layer: Layer, config: Config) -> int:
+        """FLOPs per sample of the products into the space of samples and back."""
         return 4 * layer.numbers
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
         """Times of a refresh, which it does not need, and of a solution."""
-        n, d = max(1, price.rows), price.inputs
+        n, d = max(1, price.samples), price.inputs
         side = min(n, d)
         groups = price.groups
         gram = price.rates.seconds(
             "matmul", price.wide, (side * side * max(n, d)) ** (1 / 3), 2.0 * groups * side**2 * max(n, d)
         )
         factor = price.rates.seconds("factor", price.wide, side, groups * side**3)
-        products = 2 if n < d else 0  # into the space of rows and back
+        products = 2 if n < d else 0  # into the space of samples and back
         flops = 2.0 * price.numbers * (products * n + 2 * side)
         solve = price.rates.seconds("matmul", price.wide, (n * price.outputs * d) ** (1 / 3), flops)
         unfold = price.passes_over(groups * n * d, 6)
@@ -80,13 +82,13 @@ class Dual(Solver):
 
 
 def solve_dual(layer: Layer, inputs: list[Tensor], gradient: Tensor, ridge: float) -> Tensor:
-    """``h = g~ (X~'X~/N + ridge diag(1..1, 0))^-1`` from the rows ``X`` themselves.
+    """``h = g~ (X~'X~/N + ridge diag(1..1, 0))^-1`` from the samples ``X`` themselves.
 
-    With the rows centred where there is a bias (``Xc = X - mu``, see :mod:`lnb.statistics.factored`) and ``r`` the ridge,
+    With the samples centred where there is a bias (``Xc = X - mu``, see :mod:`lnb.statistics.factored`) and ``r`` the ridge,
 
         ``(Xc'Xc/N + r)^-1 = (I - Xc' (Xc Xc'/N + r)^-1 Xc / N) / r``        (Woodbury)
 
-    so that the matrix factored is ``[N, N]``. With at least as many rows as inputs the ``[d_in, d_in]`` one is taken.
+    so that the matrix factored is ``[N, N]``. With at least as many samples as inputs the ``[d_in, d_in]`` one is taken.
 
     Args:
         layer: the layer.
@@ -95,7 +97,7 @@ def solve_dual(layer: Layer, inputs: list[Tensor], gradient: Tensor, ridge: floa
         ridge: ``r > 0``.
 
     Returns:
-        ``h``, of the shape of ``gradient``; zero without rows.
+        ``h``, of the shape of ``gradient``; zero without samples.
     """
     x = layer.layer_kind.samples(layer.modules[0], inputs, gradient.dtype)  # [groups or 1, N, d_in]
     count = x.shape[-2]

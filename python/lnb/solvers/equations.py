@@ -23,7 +23,7 @@ class Equation:
     ridge: float
     iterations: int
     scope: str
-    has_rows: Tensor  # []: without rows in the batch, h is zero
+    has_samples: Tensor  # []: without samples in the batch, h is zero
 
     @property
     def joins(self) -> bool:
@@ -48,7 +48,7 @@ def solve_equation(equation: Equation) -> tuple[Tensor, Tensor]:
         scope=equation.scope,
         layer_dims=3,
     )
-    return solution.masked_fill_(~equation.has_rows, 0.0), norms[-1]
+    return solution.masked_fill_(~equation.has_samples, 0.0), norms[-1]
 
 
 def solve_joined(equations: Sequence[Equation]) -> list[tuple[Tensor, Tensor]]:
@@ -69,5 +69,5 @@ def solve_joined(equations: Sequence[Equation]) -> list[tuple[Tensor, Tensor]]:
             ridge=chosen[0].ridge,
         )
         for i, equation, solution, of_layer in zip(members, chosen, solutions, norms, strict=True):
-            found[i] = solution.masked_fill_(~equation.has_rows, 0.0), of_layer[-1]
+            found[i] = solution.masked_fill_(~equation.has_samples, 0.0), of_layer[-1]
     return [found[i] for i in range(len(equations))]

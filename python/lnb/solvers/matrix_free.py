@@ -13,10 +13,9 @@ from lnb_kernels._triton.crossover import fused_matvec_pays
 
 if TYPE_CHECKING:
     from lnb.config import Config
-    from lnb.layers.capture import Rows
+    from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
-    from lnb.verdict import Verdict
     from lnb.work import LayerWork
 
 
@@ -25,7 +24,7 @@ class MatrixFree(ConjugateGradients):
 
     It keeps the previous direction and the features' averages, ``d_in (d_out + 2)`` numbers, and from the backward pass to
     the step the layer's inputs. Every product costs ``4 N d_in d_out`` operations: less than the second moment of a
-    batch of few rows, or of a layer with few outputs.
+    batch of few samples, or of a layer with few outputs.
     """
 
     name = "matrix_free"
@@ -33,23 +32,25 @@ class MatrixFree(ConjugateGradients):
     averages_moments = False
     always_fits = False
 
-    def suits(self, layer: Layer, config: Config, rows: Rows, dual: bool) -> str | None:
+    def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
         """It is right where the ridge does not depend on a second moment."""
         return "conjugate gradients on the kept inputs" if config.ridge_mode == "absolute" else None
 
-    def operator(self, work: LayerWork, verdict: Verdict) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+    def operator(self, work: LayerWork) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
         """A product with the kept inputs; of a packed in-projection, whose second moment is gathered all the same, that."""
         if not work.inputs:
-            return super().operator(work, verdict)
+            return super().operator(work)
         layer, inputs = work.layer, work.inputs
         kind, module = layer.layer_kind, layer.modules[0]
-        rows = [kind.rows(module, x) for x in inputs]
-        total = max(1, sum(rows))
+        counts = [kind.count(module, x) for x in inputs]
+        total = max(1, sum(counts))
 
         def matvec(direction: Tensor) -> Tensor:
-            """``(X~'X~/N + ridge) v``: every input's share, weighted by its rows."""
+            """``(X~'X~/N + ridge) v``: every input's share, weighted by its samples."""
             flat = direction.reshape(-1, direction.shape[-1])
-            shares = [kind.matvec(module, x, flat, work.ridge) * (n / total) for x, n in zip(inputs, rows, strict=True)]
+            shares = [
+                kind.matvec(module, x, flat, work.ridge) * (n / total) for x, n in zip(inputs, counts, strict=True)
+            ]
             product = torch.stack(shares).sum(0) if len(shares) > 1 else shares[0]
             return product.reshape(direction.shape)
 
@@ -61,24 +62,26 @@ class MatrixFree(ConjugateGradients):
         return f"{iterations}, matrix-free", "products with the kept inputs, no matrix is formed"
 
     def step_flops(self, layer: Layer, config: Config) -> int:
-        """All of them depend on the number of rows."""
+        """All of them depend on the number of samples."""
         return 0
 
-    def row_flops(self, layer: Layer, config: Config) -> int:
-        """FLOPs per row of the products of one solution."""
+    def sample_flops(self, layer: Layer, config: Config) -> int:
+        """FLOPs per sample of the products of one solution."""
         return 4 * layer.numbers * (config.cg_iterations + 1)
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
         """Times of a refresh and of a solution."""
         products = (price.config.cg_iterations + 1) * _product_seconds(price)
-        return 0.0, iteration_seconds(price) + products + price.passes_over(price.rows * price.groups * price.inputs, 2)
+        return 0.0, iteration_seconds(price) + products + price.passes_over(
+            price.samples * price.groups * price.inputs, 2
+        )
 
 
 def _product_seconds(price: Pricing) -> float:
     """One product with the kept inputs: ``4 N d m``, in one reading of them where the GPU's fused kernel takes it."""
-    flops = 4.0 * price.rows * price.numbers
-    outputs = price.rows * price.groups * price.outputs
-    inputs = price.rows * price.groups * price.inputs / price.layer.taps
+    flops = 4.0 * price.samples * price.numbers
+    outputs = price.samples * price.groups * price.outputs
+    inputs = price.samples * price.groups * price.inputs / price.layer.taps
     time = price.layer_product(price.wide, flops)
     fused = price.layer.weight.device.type != "cpu" and fused_matvec_pays(price.inputs, price.outputs)
     traffic = price.passes_over(inputs, 1) if fused else price.passes_over(2 * inputs + 4 * outputs, 1)

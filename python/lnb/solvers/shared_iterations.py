@@ -45,7 +45,7 @@ def solve_shared(equations: Sequence[Equation], add: AddProducts) -> list[tuple[
             for one, turn in zip(layers, beta.unbind(), strict=True):
                 one.turn(turn)
     return [
-        (one.h.to(equation.gradient.dtype).masked_fill_(~equation.has_rows, 0.0), norm)
+        (one.h.to(equation.gradient.dtype).masked_fill_(~equation.has_samples, 0.0), norm)
         for one, equation, norm in zip(layers, equations, norms.unbind(), strict=True)
     ]
 

@@ -16,8 +16,6 @@ from lnb.config import Config
 from lnb.layers.claimed import Layer
 from lnb.sharded.columns import Columns, add_parts
 from lnb.statistics.arenas import constant, owners_of, sums_of
-from lnb.verdict import Verdict
-from lnb.work import LayerWork
 from lnb_kernels.scaling import sum_dtype
 
 # In units of the precision: what rounding leaves of the variance of a feature that does not vary, relative to its mean square.
@@ -26,7 +24,7 @@ NOISE = 16
 
 @dataclass(frozen=True)
 class FeatureSums:
-    """Sums over the rows of one step: per feature ``[groups, d_in]``, and the number of rows."""
+    """Sums over the samples of one step: per feature ``[groups, d_in]``, and the number of samples."""
 
     total: Tensor
     square: Tensor
@@ -97,36 +95,6 @@ def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tens
     return shrunk.maximum(NOISE * limits.eps * mean_square).clamp(min=limits.tiny)
 
 
-def average_second_moment(work: LayerWork, verdict: Verdict, decay: float, keep: bool) -> Tensor:
-    """Update the average of ``E[x~ x~']`` with this step's rows; return it, ``[groups, blocks, size+1, size+1]``, each
-    block's last entry 1.
-
-    A step without rows that count, and one that gathered nothing, leaves the average as it is. It starts anew in other blocks.
-
-    Args:
-        work: the layer, its state and its second moment of this step.
-        verdict: whether state may change.
-        decay: of the average.
-        keep: remember the average for later steps; without it (and ``decay`` 0) this step's rows are all there is.
-    """
-    state = work.state
-    if work.moments is None:
-        kept: Tensor = state["second_moment"]
-        return kept / bias_correction(decay, state["second_moment_step"].clamp(min=1)).to(kept.dtype)
-    rows = work.moments[0, 0, -1, -1]
-    mean = work.moments / rows.clamp(min=1)
-    if not keep:
-        return mean
-    if "second_moment" not in state or state["second_moment"].shape != mean.shape:
-        state["second_moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
-        state["second_moment"] = torch.zeros_like(mean)  # last: a step may break off in between
-    counts = work.has_rows
-    verdict.commit(state["second_moment_step"], state["second_moment_step"] + 1, also=counts)
-    verdict.commit(state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - decay), also=counts)
-    average: Tensor = state["second_moment"]
-    return average / bias_correction(decay, state["second_moment_step"].clamp(min=1)).to(mean.dtype)
-
-
 def ridge_of(
     second_moment: Tensor,
     ridge: float | Tensor,
@@ -188,20 +156,20 @@ def _mean_over_columns(values: Tensor, blocks: tuple[int, ...], columns: Sequenc
     return torch.cat(spans, dim=1)
 
 
-def few_samples(size: int, rows: Tensor, steps: Tensor | None, config: Config) -> Tensor:
-    """Inputs of a block per row that its averaged second moment counts: by how much it is uncertain, ``[layers]``.
+def few_samples(size: int, samples: Tensor, steps: Tensor | None, config: Config) -> Tensor:
+    """Inputs of a block per sample that its averaged second moment counts: by how much it is uncertain, ``[layers]``.
 
-    The eigenvalues of ``n`` rows' second moment of ``d`` inputs spread around the true ones by a share of order ``d / n``
-    (Ledoit and Wolf, 2004). An average over steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the rows of one:
+    The eigenvalues of ``n`` samples' second moment of ``d`` inputs spread around the true ones by a share of order ``d / n``
+    (Ledoit and Wolf, 2004). An average over steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the samples of one:
     ``(1 - b^t) / (1 + b^t) (1 + b) / (1 - b)`` after ``t`` steps of decay ``b``.
 
     Args:
         size: inputs of a block.
-        rows: that this step read of each layer, ``[layers]``.
+        samples: that this step read of each layer, ``[layers]``.
         steps: that the average counts, ``[layers]``; None without an average.
         config: the layers' settings.
     """
-    counted = (rows / config.sample_every).clamp(min=1)
+    counted = (samples / config.sample_every).clamp(min=1)
     if steps is not None:
         b = config.b_s
         past = b ** steps.clamp(min=1)

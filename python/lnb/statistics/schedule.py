@@ -1,4 +1,4 @@
-"""On which steps second moments are gathered, of which layers, and from which rows."""
+"""On which steps second moments are gathered, of which layers, and from which samples."""
 
 from __future__ import annotations
 
@@ -73,6 +73,6 @@ def sample_start(index: int) -> float:
     """Where row sampling starts on step ``index``, in [0, 1).
 
     Multiples of the golden ratio modulo 1 fill the interval as evenly as any sequence does: over the steps every row counts
-    equally often, and a run that is resumed reads the same rows.
+    equally often, and a run that is resumed reads the same samples.
     """
     return index * _GOLDEN % 1.0

@@ -128,9 +128,9 @@ def _squares(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
 
 def _damp(i: int, work: Work, solution: Solution, averages: dict[nn.Parameter, Tensor], agreement: Agreement) -> Tensor:
     """Multiply the rows of a layer's direction by their agreement; returns ``||g~||^2``, ``[]``."""
-    layer = work.layers[i]
-    shape = layer.layer.shape[:2]
-    given = [averages[parameter].view(*shape, -1) for parameter in layer.parameters]
+    each = work.layers[i]
+    shape = each.layer.shape[:2]
+    given = [averages[parameter].view(*shape, -1) for parameter in each.parameters]
     factor = row_agreement(agreement.rows[i], agreement.noise, *given)
     solution.parts[i] = [(part.view(*shape, -1) * factor.to(part.dtype)).view_as(part) for part in solution.parts[i]]
     return torch.stack([part.to(factor.dtype).square().sum() for part in given]).sum()
@@ -165,7 +165,7 @@ def shortened(
         own = own * bound.factors(own, lengths.free)
     if agreement is not None and lengths.averages is not None:
         expected = expected_squares(work.layers, agreement, verdict, config, arenas)
-        own = own * radii(work.layers, lengths.averages, expected, verdict, arenas)
+        own = own * radii(work.layers, lengths.averages, expected, agreement.counts, verdict, config, arenas)
     if bound is not None:
         bound.note_growth(own, lengths.damped)
     if gain is not None:
