@@ -204,7 +204,7 @@ class LNB(Optimizer):
         model, given, exchange = self._model, self._ranks.given, self._exchange
         self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given, exchange)
         self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
-        self._turned = Turned(self._inventory.layers, self._inventory.names, self.state)
+        self._turned = Turned(self._inventory.layers, self._inventory.names)
         if self._shards is not None:
             self._switch_captures(self._optimized_layers())
 

@@ -111,6 +111,21 @@ def test_layouts_that_cost_copies(how: str) -> None:
         assert torch.equal(flat, nn.utils.parameters_to_vector(model.parameters()))
 
 
+def test_frozen_weights_stay_as_they_lie_until_they_move() -> None:
+    model, expected = Net(True).double(), Net(False).double()
+    optimizers = []
+    for net in (model, expected):
+        net.fc.weight.requires_grad_(False)
+        optimizers.append(lnb.LNB(net, 0.05, block_size=6))
+        trained(net, optimizers[-1], range(2))
+    assert model.fc.weight.is_contiguous()
+    for net, optimizer in zip((model, expected), optimizers, strict=True):
+        net.fc.weight.requires_grad_(True)
+        trained(net, optimizer, range(2, 5))
+    assert model.fc.weight.t().is_contiguous()
+    assert difference(expected, model) <= 1e-11
+
+
 def test_masters_and_frozen_weights() -> None:
     models, optimizers = pair(torch.bfloat16, master_weights=True)
     for model, optimizer in zip(models, optimizers, strict=True):

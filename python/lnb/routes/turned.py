@@ -17,7 +17,7 @@ State of the weight that is like it is ``[d_out, d_in]``: it is the stand-in's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,32 +33,32 @@ class Turned:
     """The stand-ins of one optimizer.
 
     Args:
-        layers: of the model.
+        layers: of the model. What is frozen is left as it is until it moves.
         names: of its parameters.
-        states: of the optimizer, by parameter.
 
     Attributes:
         names: of parameters, and of stand-ins like those that they stand for.
     """
 
-    def __init__(self, layers: Iterable[Layer], names: dict[nn.Parameter, str], states: Any) -> None:
+    def __init__(self, layers: Sequence[Layer], names: dict[nn.Parameter, str]) -> None:
         self.names = dict(names)
         self._owners: dict[nn.Parameter, nn.Parameter] = {}
         self._layers: dict[Layer, _TurnedLayer] = {}
+        self._any = any(layer.transposed for layer in layers)
         for layer in layers:
-            if layer.transposed:
+            if layer.transposed and layer.weight.requires_grad:
                 self._layers[layer] = self._made(layer)
-        self._states = _States(states, self._owners)
 
     def __bool__(self) -> bool:
         """Whether there are any."""
-        return bool(self._layers)
+        return self._any
 
     def work(self, work: Work) -> Work:
         """``work`` on the model's parameters as work on the stand-ins of those that have one."""
         groups = dict(work.groups)
-        layers = [self._turned(one, groups) if one.layer.transposed else one for one in work.layers]
-        return replace(work, layers=layers, groups=groups, states=self._states)
+        states = _States(work.states, self._owners)
+        layers = [self._turned(one, groups, states) if one.layer.transposed else one for one in work.layers]
+        return replace(work, layers=layers, groups=groups, states=states)
 
     def finish(self) -> None:
         """After a step: write to weights what only their stand-ins have."""
@@ -74,16 +74,18 @@ class Turned:
         self.names[turned.weight] = self.names.get(layer.weight, "(added)")
         return turned
 
-    def _turned(self, one: LayerWork, groups: dict[nn.Parameter, dict[str, Any]]) -> LayerWork:
+    def _turned(self, one: LayerWork, groups: dict[nn.Parameter, dict[str, Any]], states: _States) -> LayerWork:
         layer = one.layer
-        turned = self._layers[layer]
-        if not turned.stands_for(layer.weight):
+        turned = self._layers.get(layer)
+        if turned is not None and not turned.stands_for(layer.weight):
             del self._owners[turned.weight], self.names[turned.weight]
+            turned = None
+        if turned is None:
             turned = self._layers[layer] = self._made(layer)
         turned.follow(layer.weight)
         groups[turned.weight] = groups[layer.weight]
         parameters = [turned.weight if parameter is layer.weight else parameter for parameter in one.parameters]
-        return replace(one, layer=turned, parameters=parameters, states=self._states)
+        return replace(one, layer=turned, parameters=parameters, states=states)
 
 
 class _TurnedLayer(Layer):
