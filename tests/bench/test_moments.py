@@ -15,6 +15,7 @@ import last_layer_study
 import moments_study as moments
 import pytest
 import torch
+import wide_layer_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +26,7 @@ STUDIES = {
     "last_layer": (last_layer_study, "moments.md"),
     "drift": (drift_study, "moments.md"),
     "gptq": (gptq_study, "moments.md"),
+    "wide_layer": (wide_layer_study, "moments.md"),
     "defaults": (defaults_study, "presets.md"),
     "full_batch": (full_batch_study, "presets.md"),
 }
