@@ -131,6 +131,30 @@ def _fused_direct(
     return call
 
 
+def _refresh(*sizes: tuple[int, int, torch.dtype]) -> Callable[[], Any]:
+    """Layers with a bias, averages and gradients that are averaged where they are read."""
+    from lnb_kernels.refresh import AveragedGradient, InputMetric, OutputMetric
+    from lnb_kernels.refresh.triton_kernel import refresh_metrics
+
+    def averaged(dtype: torch.dtype, *shape: int) -> AveragedGradient:
+        share = torch.ones((), dtype=torch.float64)
+        return AveragedGradient(torch.zeros(shape, dtype=dtype), torch.zeros(shape), share, 0.95, 0.05)
+
+    def blocks(n: int) -> torch.Tensor:
+        return torch.zeros(1, 1, n, n)
+
+    def layer(side: int, size: int, dtype: torch.dtype) -> InputMetric:
+        outputs = OutputMetric(averaged(dtype, side, size), averaged(dtype, side), blocks(side), blocks(side))
+        return InputMetric(
+            blocks(size + 1), None, blocks(size + 1), torch.zeros(()), blocks(size), torch.zeros(1, size), 0.9, 0.2, True,
+            1.0, 1, (outputs,),
+        )  # fmt: skip
+
+    return lambda: refresh_metrics(
+        [layer(*size) for size in sizes], torch.tensor(True), 2e-6, (3.4, -4.8, 2.0), 5
+    )  # fmt: skip
+
+
 def _fused_finish() -> Callable[[], Any]:
     from lnb_kernels.fused_step.layers import SUMS, FinishLayer
     from lnb_kernels.fused_step.reference import Numbers
@@ -214,6 +238,7 @@ def cases() -> dict[str, Callable[[], Any]]:
     table["pcg/layer/d2048/m2048"] = _pcg(2048, 2048, 1, "layer")
     table["pcg/layer/d512/m10"] = _pcg(10, 512, 1, "layer", warm=False)
     table["fused_step/direct/bf16/tf32"] = _fused_direct(128, 144, BF16, BF16, "tf32")
+    table["refresh"] = _refresh(*[(128, 144, BF16), (151, 257, FP32)] * 2)
     table["fused_step/direct/bf16/bf16"] = _fused_direct(128, 144, BF16, BF16, "bf16")
     table["fused_step/direct/fp32/tf32x3"] = _fused_direct(128, 144, FP32, FP32, "tf32x3")
     table["fused_step/direct/fp32/tf32/odd"] = _fused_direct(64, 49, FP32, BF16, "tf32")

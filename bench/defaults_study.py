@@ -2,7 +2,7 @@
 
     python bench/defaults_study.py --data DIR [--seeds 4] [--json bench/results/defaults.json] [--page docs/presets.md]
 
-Each run trains at ``lr=0.1`` with a cosine schedule and is judged by the loss on test examples. A change and the default share
+Each run trains at ``lr=0.2`` with a cosine schedule and is judged by the loss on test examples. A change and the default share
 a seed's start and batches, so the table has the mean of their differences, with its standard error. Changes are not tuned:
 another rate could suit them better. Results are kept after every run, and a run that was broken off goes on where it stood.
 """
@@ -30,9 +30,9 @@ from lnb_bench.training.optimizers import OptimizerConfig
 from lnb_bench.training.tasks import Task, TaskOptions, make_task
 
 BEGIN, END = "<!-- table of bench/defaults_study.py -->", "<!-- end of table of bench/defaults_study.py -->"
-LR = 0.1
+LR = 0.2
 CHANGES: dict[str, tuple[Any, ...]] = {
-    "lr": (0.05, 0.2),
+    "lr": (0.1, 0.4),
     "momentum": (0.8, 0.95),
     "nesterov": (False,),
     "damping": ("none",),

@@ -80,7 +80,8 @@ def recording(arch: arches.Arch, launches: list[Launch]) -> Iterator[None]:
     run, interpreted = JITFunction.run, arches.INTERPRETED
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        launches.append(_describe(self, grid, args, kwargs))
+        if not warmup:
+            launches.append(_describe(self, grid, args, kwargs))
 
     JITFunction.run, arches.INTERPRETED = record, arch
     try:

@@ -298,12 +298,12 @@ void newton_schulz_roots(uintptr_t matrices, uintptr_t roots, int64_t count, int
 }
 
 // Parameters are (values, momentum, size); layers row_square and (weight, bias, matrices, rows, inputs), weight and
-// bias being places among the parameters; `numbers` steps, independent, weight_norm, growth, radius. `settings` in the
-// order of lnb::StepSettings.
+// bias being places among the parameters; `numbers` steps, independent, weight_norm, growth, radius, coherence.
+// `settings` in the order of lnb::StepSettings.
 lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 2>>& parameters, const Sizes& sizes,
                             const Addresses& row_squares, const std::vector<std::array<int64_t, 5>>& shapes,
                             const std::vector<double>& usual_norms, const Addresses& squares,
-                            const std::array<uintptr_t, 5>& numbers, const std::array<double, 14>& settings) {
+                            const std::array<uintptr_t, 6>& numbers, const std::array<double, 20>& settings) {
     const auto floats = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
     const auto doubles = [](uintptr_t address) { return reinterpret_cast<double*>(address); };
     if (parameters.size() != sizes.size() || row_squares.size() != shapes.size() ||
@@ -343,18 +343,19 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 2>>& paramet
     if (of_squares.size() != squares.size()) throw std::invalid_argument("squares: one per other parameter");
     check_memory("steps", numbers[0], count, lnb::Type::kFloat32);
     for (size_t i = 1; i < numbers.size(); ++i) check_memory("numbers", numbers[i], layers, lnb::Type::kFloat64);
-    const auto& [b, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least, b_others, epsilon, most,
-                 scale] = settings;
+    const auto& [b, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least, b_coherence, quiet, loud,
+                 calm, noisy, opening, b_others, epsilon, most, scale] = settings;
     return {std::move(moved),
             std::move(of_layers),
             std::move(of_squares),
-            {floats(numbers[0]), doubles(numbers[1]), doubles(numbers[2]), doubles(numbers[3]), doubles(numbers[4])},
+            {floats(numbers[0]), doubles(numbers[1]), doubles(numbers[2]), doubles(numbers[3]), doubles(numbers[4]),
+             doubles(numbers[5])},
             {{b, nesterov != 0},
              b_rows,
              noise,
              change,
              largest,
-             {opposed, shrink, grow, least},
+             {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, noisy, opening},
              b_others,
              epsilon,
              most,

@@ -82,11 +82,37 @@ LNB_EVERYWHERE double expect_independent(double& independent, double fresh, doub
     return share * share * past + own * own * fresh;
 }
 
-// The radius, the share of its region that a layer uses, is multiplied by `shrink` where |g~|^2 is below
-// `opposed` times what independent gradients would make it, else by `grow`; it stays in [least, 1].
+// How the radius, the share of its region that a layer uses, changes. It is multiplied by `shrink` where |g~|^2 is
+// below `opposed` times what independent gradients would make it; it stays in [least, 1]. Else it grows in the first
+// `opening` steps. After them coherence, the average of decay b_coherence of that ratio, decides: between `quiet` and
+// `loud` gradients are noise, and the radius goes to `noisy`, shrinking by `calm`; above, it grows the faster the more
+// gradients agree, and below by `grow`.
 struct RadiusRule {
     double opposed, shrink, grow, least;
+    double b_coherence, quiet, loud, calm, noisy, opening;
 };
+
+// One step's ratio counts as at most this in coherence; the radius grows by all of `grow` where coherence is above
+// kPlain.
+constexpr double kMostCoherence = 4, kPlainCoherence = 2;
+
+// The new radius after step t, whose |g~|^2 is `gradient`; updates coherence.
+LNB_EVERYWHERE double next_radius(double radius, double gradient, double expected, double t, const RadiusRule& rule,
+                                  double& coherence) {
+    const double ratio = expected > 0 ? least(finite_or_zero(gradient) / expected, kMostCoherence) : 0;
+    coherence += (1 - rule.b_coherence) * (ratio - coherence);
+    const double mean = coherence / (1 - std::pow(rule.b_coherence, t));
+    double next = radius * rule.grow;
+    if (finite_or_zero(gradient) < rule.opposed * expected) {
+        next = radius * rule.shrink;
+    } else if (t > rule.opening && mean > rule.quiet && mean < rule.loud) {
+        next = most(radius * rule.calm, least(next, rule.noisy));
+    } else if (t > rule.opening && mean >= rule.loud) {
+        const double agreed = least(1.0, (mean - rule.loud) / (kPlainCoherence - rule.loud));
+        next = radius * (1 + (rule.grow - 1) * agreed);
+    }
+    return least(most(next, rule.least), 1.0);
+}
 
 // A layer's <h, g~>, |h|^2, |h|^2 before agreement, and |g~|^2.
 struct LayerSums {
@@ -106,15 +132,15 @@ LNB_EVERYWHERE double take_back(double measured, const LayerSums& sums, double r
 
 // What a layer's direction is multiplied by beside lr, `rate`, so that its step is at most the share
 // min(change, largest / rate) of the weights' norm per unit of lr, times its radius. 0 where the product is not finite.
-LNB_EVERYWHERE double bounded_scale(const LayerSums& sums, double expected, double weight_norm, double usual_norm,
-                                    double rate, double change, double largest, const RadiusRule& rule, double& growth,
-                                    double& radius) {
+// `t` counts the layer's steps with this one.
+LNB_EVERYWHERE double bounded_scale(const LayerSums& sums, double expected, double t, double weight_norm,
+                                    double usual_norm, double rate, double change, double largest,
+                                    const RadiusRule& rule, double& growth, double& radius, double& coherence) {
     const double norm = most(weight_norm, usual_norm);
     double scale = std::isfinite(sums.product) ? 1 : 0;
     const double length = most(scale * std::sqrt(finite_or_zero(sums.free_norm)), DBL_MIN);
     scale *= least(1.0, least(change, largest / rate) * norm / length);
-    const double factor = finite_or_zero(sums.gradient) < rule.opposed * expected ? rule.shrink : rule.grow;
-    radius = least(most(radius * factor, rule.least), 1.0);
+    radius = next_radius(radius, sums.gradient, expected, t, rule, coherence);
     scale *= radius;
     const double relative = rate * scale / norm;
     growth += finite_or_zero(0.5 * finite_or_zero(sums.norm) * relative * relative);

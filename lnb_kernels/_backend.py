@@ -10,7 +10,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -114,6 +114,22 @@ def candidate(route: OpRoutes, device: torch.device, dtype: torch.dtype, backend
         if name in route.kernels and name not in route.broken and sees[name]:
             return name
     return "reference"
+
+
+def serves_beside(op: str, device: torch.device) -> bool:
+    """Whether Triton's kernel of ``op`` may take on ``device`` what the CUDA module's, which serves it, does not."""
+    if get_backend() != "auto":
+        return False
+    route = _routes[op]
+    alone = replace(route, kernels={kind: where for kind, where in route.kernels.items() if kind == "triton"})
+    if candidate(alone, device, torch.float32, "auto") != "triton":
+        return False
+    try:
+        load(route, "triton")
+    except KernelUnavailable as error:
+        give_up(route, "triton", error, lambda: "reference")
+        return False
+    return True
 
 
 def load(route: OpRoutes, backend: str) -> Callable[..., Any]:

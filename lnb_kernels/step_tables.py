@@ -18,6 +18,9 @@ from lnb_kernels import _backend, _native
 from lnb_kernels._checks import PLAIN
 from lnb_kernels.two_sided.native_kernel import LARGEST_BLOCK
 
+MOST_COHERENCE, PLAIN_COHERENCE = 4.0, 2.0
+"""What one step counts as at most in coherence; and that above which the radius grows by all of ``grow``."""
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -32,6 +35,10 @@ class StepSettings:
         largest: the largest of all.
         opposed: share of the squared norm to be expected below which a layer's average shrinks its radius.
         shrink, grow, least: of the radius.
+        b_coherence: decay of the average of the squared norm over that to be expected.
+        quiet, loud: coherence between which gradients are noise.
+        calm, noisy: by what the radius shrinks then, and where to.
+        opening: the first steps, in which the radius grows where gradients do not oppose.
         b_others: decay of the mean squares of other parameters' gradients.
         epsilon: of Adam's rule.
         most: what larger entries count as there.
@@ -48,6 +55,12 @@ class StepSettings:
     shrink: float
     grow: float
     least: float
+    b_coherence: float
+    quiet: float
+    loud: float
+    calm: float
+    noisy: float
+    opening: float
     b_others: float
     epsilon: float
     most: float
@@ -135,8 +148,8 @@ class StepTables:
         momentum: their averages.
         layers: of some of the parameters.
         squares: the averages of squared gradients of the parameters that belong to no layer, in their order.
-        numbers: ``steps``, ``[parameters]`` float32; and ``independent``, ``weight_norm``, ``growth``, ``radius``, ``[layers]``
-            float64.
+        numbers: ``steps``, ``[parameters]`` float32; and ``independent``, ``weight_norm``, ``growth``, ``radius``,
+            ``coherence``, ``[layers]`` float64.
         settings: of every step.
     """
 

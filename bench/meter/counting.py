@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,11 +39,12 @@ from lnb_kernels import _autocast, _backend, _cuda  # noqa: E402
 from lnb_kernels._library import kernel_of  # noqa: E402
 from lnb_kernels._triton.arch import ARCHS  # noqa: E402
 from meter.operators import foreach_launches, is_free, require_known  # noqa: E402
-from meter.traffic import ON_TENSOR_CORES, cuda_traffic, moment_flops, table_traffic  # noqa: E402
+from meter.traffic import ON_TENSOR_CORES, cuda_traffic, direct_traffic, moment_flops, refresh_traffic, table_traffic  # noqa: E402
 
 # Where storages of meta tensors are said to lie, for good: code may remember the address of a tensor from step to step.
 _addresses: dict[int, int] = {}
 _free = itertools.count(1)
+_TRITON = "lnb_kernels.fused_step.triton_kernel"
 
 
 @dataclass
@@ -285,6 +286,10 @@ def counting(autocast: torch.dtype | None = None, cuda_module: bool = True) -> I
     with ExitStack() as stack:
         if cuda_module:
             stack.enter_context(_dry_module(counter))
+            stack.enter_context(mock.patch(f"{_TRITON}.direct_some_", _noted_direct(counter)))
+        stack.enter_context(
+            mock.patch.dict(_backend.routes()["refresh_metrics"].loaded, triton=_noted_refresh(counter))
+        )
         stack.enter_context(mock.patch.object(_backend, "candidate", as_on_a_gpu))
         stack.enter_context(mock.patch.object(_autocast, "cast_layer", cast))
         for name in ("linear", "conv2d"):  # of layers that gather nothing
@@ -293,6 +298,35 @@ def counting(autocast: torch.dtype | None = None, cuda_module: bool = True) -> I
         stack.enter_context(triton_launches.recording(arch, _TritonLaunches(counter)))
         stack.enter_context(counter)
         yield counter
+
+
+def _noted_direct(counter: Counter) -> Callable[..., None]:
+    """Directions by Triton of what the CUDA module does not take, with such an entry."""
+    from lnb_kernels.fused_step import triton_kernel
+
+    usual = triton_kernel.direct_some_
+
+    def call(layers: Any, chosen: Any, *args: Any) -> None:
+        usual(layers, chosen, *args)
+        mine = [layer for layer, own in zip(layers, chosen, strict=True) if own]
+        columns = [
+            [getattr(layer, name) for layer in mine]
+            for name in ("direction", "momentum", "gradient", "inverse", "root")
+        ]
+        counter.record.launched.append(Launch("direct_layers_", 0, *direct_traffic(*columns, args[-1])))
+
+    return call
+
+
+def _noted_refresh(counter: Counter) -> Callable[..., None]:
+    """The refresh by Triton, with an entry without launches of its own for what it reaches through tables."""
+    from lnb_kernels.refresh.triton_kernel import refresh_metrics
+
+    def call(layers: Any, *args: Any) -> None:
+        refresh_metrics(layers, *args)
+        counter.record.launched.append(Launch("refresh_metrics", 0, *refresh_traffic(layers), dtype=None))
+
+    return call
 
 
 @contextmanager

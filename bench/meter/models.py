@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -126,6 +127,17 @@ def _unet() -> nn.Module:
     return UNet(3, 11, width=64)
 
 
+def _odd() -> nn.Module:
+    """Widths that are primes above 144, or multiples of one: their diagonal blocks are larger than usual."""
+    widths = (257, 514, 151, 1028, 257)
+    layers = [(nn.Linear(*pair), nn.GELU()) for pair in itertools.pairwise(widths)]
+    return nn.Sequential(*(part for pair in layers for part in pair))
+
+
+def _regression(model: nn.Module) -> Tensor:
+    return model(torch.zeros(4096, 257, device=_where(model))).float().square().mean()
+
+
 def _where(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
@@ -156,4 +168,5 @@ CASES = {
     "ViT-B/16": Case(ViT, _classes(128, 224)),
     "ResNet-50": Case(resnet50, _classes(256, 224)),
     "UNet 64": Case(_unet, _segmentation),
+    "Odd widths": Case(_odd, _regression),
 }

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lnb.statistics.orthogonalize import STEPS
+from lnb_kernels.refresh import AveragedGradient, InputMetric
+from lnb_kernels.refresh.layers import shape_of
+
 _WIDTHS = (8, 4, 2, 2)  # of the module's types, by their numbers
 _SIZES = {"FLOAT64": 8, "FLOAT32": 4, "BFLOAT16": 2, "FLOAT16": 2}
 
@@ -25,11 +29,7 @@ def table_traffic(op: str, args: Sequence[Any]) -> tuple[int, int] | None:
     """Bytes and FLOPs of an op whose Triton kernels reach its tensors through tables; None for other ops."""
     if op == "direct_layers_":
         directions, momentum, _, _, gradients, _, _, inverses, _, roots = args[:10]
-        flops = sum(
-            2 * m.numel() * (c.shape[-1] + p.shape[-1]) for m, c, p in zip(momentum, inverses, roots, strict=True)
-        )
-        moved = _bytes(directions) + 2 * _bytes(momentum) + _bytes(gradients) + _bytes(inverses) + _bytes(roots)
-        return moved, flops * (3 if args[-1] == "tf32x3" else 1)
+        return direct_traffic(directions, momentum, gradients, inverses, roots, args[-1])
     if op == "finish_layers_":
         momentum, directions, *_ = args
         return 2 * _bytes(momentum) + _bytes(directions), 0
@@ -39,6 +39,39 @@ def table_traffic(op: str, args: Sequence[Any]) -> tuple[int, int] | None:
         moved = _bytes(params) + _bytes(alone) + 2 * (_bytes(masters) + _bytes(averages) + _bytes(squares))
         return moved + _bytes(directions) + _bytes(row_scales) + _bytes(gradients), 0
     return None
+
+
+def direct_traffic(
+    directions: Sequence[Tensor],
+    momentum: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    inverses: Sequence[Tensor],
+    roots: Sequence[Tensor],
+    precision: str,
+) -> tuple[int, int]:
+    """Bytes and FLOPs of directions by Triton."""
+    sides = [c.shape[-1] + p.shape[-1] for c, p in zip(inverses, roots, strict=True)]
+    flops = sum(2 * m.numel() * side for m, side in zip(momentum, sides, strict=True))
+    moved = _bytes(directions) + 2 * _bytes(momentum) + _bytes(gradients) + _bytes(inverses) + _bytes(roots)
+    return moved, flops * (3 if precision == "tf32x3" else 1)
+
+
+def refresh_traffic(layers: Sequence[InputMetric]) -> tuple[int, int]:
+    """Bytes and FLOPs of a refresh by Triton: its kernels reach the layers through tables, and read gradients twice."""
+    moved = flops = 0
+    for layer in layers:
+        groups, blocks, side, _ = layer.inverse.shape
+        moved += groups * blocks * (16 * (side + 1) ** 2 + 4 * side**2)
+        flops += 2 * groups * blocks * side**3
+        for own in layer.outputs:
+            _, rows, inputs, output_side, size = shape_of(layer, own)
+            entries, count = groups * rows * inputs, groups * rows // output_side
+            averaged = isinstance(own.weight, AveragedGradient)
+            gradient = own.weight.gradient if isinstance(own.weight, AveragedGradient) else own.weight
+            moved += 2 * entries * (gradient.element_size() + (4 if averaged else 0)) + 4 * groups * inputs * size
+            moved += 12 * count * output_side**2
+            flops += entries * (2 * size + output_side) + 2 * count * (4 * STEPS - 2) * output_side**3
+    return moved, flops
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

@@ -16,7 +16,8 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 LAYERS, BLOCK, DECAY = 8, 128, 0.95
 SETTINGS = StepSettings(
     momentum=DECAY, nesterov=False, b_rows=0.5, noise=1.0, change=1e9, largest=1e9, opposed=0.0, shrink=0.9, grow=1.0,
-    least=1e-4, b_others=0.99, epsilon=1e-8, most=1e18, others_scale=1.0,
+    least=1e-4, b_coherence=0.9, quiet=0.8, loud=1.2, calm=0.95, noisy=0.2, opening=3,
+    b_others=0.99, epsilon=1e-8, most=1e18, others_scale=1.0,
 )  # fmt: skip
 
 
@@ -68,16 +69,17 @@ def finish_layers(device: str, d: int, m: int) -> Case:
     wide = {"dtype": torch.float64, "device": device}
     columns = d // BLOCK
     partials = torch.rand(LAYERS, columns, m, 6, **wide)  # type: ignore[arg-type]
-    numbers = [torch.ones(LAYERS, **wide) for _ in range(7)]  # type: ignore[arg-type]
+    numbers = [torch.ones(LAYERS, **wide) for _ in range(8)]  # type: ignore[arg-type]
     sums, row_square = torch.empty(LAYERS, 4, **wide), torch.zeros(LAYERS * m, **wide)  # type: ignore[arg-type]
     steps, scales = torch.ones(LAYERS, device=device), torch.empty(LAYERS * m, device=device)
     none = [None] * LAYERS
     places = list(range(LAYERS))
 
     def ours() -> list[Tensor]:
-        independent, growth, radius, of_layers, products, norms, shorter = numbers
+        independent, growth, radius, coherence, of_layers, products, norms, shorter = numbers
         finish_layers_(
-            none, none, scales, row_square.zero_(), independent, growth, radius, sums, of_layers, products, norms, shorter,
+            none, none, scales, row_square.zero_(), independent, growth, radius, coherence, sums, of_layers,
+            products, norms, shorter,
             partials.flatten(), row_square.new_zeros(LAYERS * m), none, [m] * LAYERS, [columns] * LAYERS, steps, places,
             None, [1.0] * LAYERS, [0.1] * LAYERS, None, SETTINGS,
         )  # fmt: skip

@@ -31,6 +31,8 @@ struct BoundedLayer {
     const double* weight_norm;  // measured last
     double* growth;             // of the weights since
     double* radius;
+    double* coherence;
+    const float* step;  // t, which counts this step
     double usual_norm;  // the least norm that a weight counts as having
     double rate;        // lr
 };

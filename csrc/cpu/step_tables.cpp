@@ -142,7 +142,8 @@ std::vector<double> StepTables::bound(const std::vector<double>& rates) {
     const std::vector<double> totals = sums();
     for (size_t i = 0; i < layers_.size(); ++i) {
         bounded.push_back({&totals[4 * i], &expected_[i], numbers_.weight_norm + i, numbers_.growth + i,
-                           numbers_.radius + i, layers_[i].usual_norm, rates[i]});
+                           numbers_.radius + i, numbers_.coherence + i, numbers_.steps + layers_[i].weight,
+                           layers_[i].usual_norm, rates[i]});
     }
     std::vector<double> products(layers_.size()), of_layers(layers_.size());
     bound_steps(bounded.data(), layers(), settings_.change, settings_.largest, settings_.radius, products.data(),

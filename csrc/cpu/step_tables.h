@@ -54,7 +54,7 @@ struct StepMoments {
 // The numbers of all layers, each [layers], and of all parameters.
 struct StepNumbers {
     float* steps;  // [parameters]
-    double *independent, *weight_norm, *growth, *radius;
+    double *independent, *weight_norm, *growth, *radius, *coherence;
 };
 
 class StepTables {

@@ -356,20 +356,20 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
 using FinishLayer = std::tuple<Fields<9>, double, Scalar>;
 
 // The addresses of what all layers have in common, in the order of FinishNumbers.
-void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, const std::array<uintptr_t, 15>& numbers,
+void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, const std::array<uintptr_t, 16>& numbers,
                   int64_t partial_count, int64_t rows_of_all, int64_t slots, int64_t steps,
-                  const std::array<double, 10>& settings, uintptr_t ok, const Where& where) {
-    constexpr std::array<const char*, 15> kNames{"row_scales", "row_square",   "independent", "growth",      "radius",
-                                                 "sums",       "scales",       "products",    "weight_norm", "shorter",
-                                                 "partials",   "mixed_biases", "steps",       "bias_shares", "norms"};
-    const std::array<int64_t, 15> counts{rows_of_all,   rows_of_all, slots, slots, slots,
-                                         4 * slots,     slots,       slots, slots, slots,
-                                         partial_count, rows_of_all, steps, 0,     numbers[14] == 0 ? 0 : slots};
+                  const std::array<double, 16>& settings, uintptr_t ok, const Where& where) {
+    constexpr std::array<const char*, 16> kNames{
+        "row_scales", "row_square",  "independent", "growth",   "radius",       "coherence", "sums",        "scales",
+        "products",   "weight_norm", "shorter",     "partials", "mixed_biases", "steps",     "bias_shares", "norms"};
+    const std::array<int64_t, 16> counts{
+        rows_of_all, rows_of_all, slots, slots,         slots,       slots, 4 * slots, slots,
+        slots,       slots,       slots, partial_count, rows_of_all, steps, 0,         numbers[15] == 0 ? 0 : slots};
     for (size_t k = 0; k < kNames.size(); ++k) {
-        const bool narrow = k == 0 || k == 12;
+        const bool narrow = k == 0 || k == 13;
         check_memory(kNames[k], numbers[k], counts[k], narrow ? Type::kFloat32 : Type::kFloat64);
     }
-    if (numbers[10] % 16 != 0) {
+    if (numbers[11] % 16 != 0) {
         throw std::invalid_argument("partials is not aligned to 16 bytes; use .clone() to get one that is");
     }
     std::vector<lnb::cuda::FinishLayer> work;
@@ -390,7 +390,7 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
         if (biased) {
             check_operands(layer, {{"bias_momentum", bias_momentum, rows}, {"bias_direction", bias_direction, rows}});
             check_memory(layer + ": bias_gradient", static_cast<uintptr_t>(bias_gradient), rows, gradient_type);
-            check_memory("bias_shares", numbers[13], slots, Type::kFloat64);
+            check_memory("bias_shares", numbers[14], slots, Type::kFloat64);
         }
         work.push_back({pointer<float>(bias_momentum), pointer<float>(bias_direction),
                         pointer<const void>(bias_gradient), first_row, first_entry, rows,
@@ -410,13 +410,20 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
                                        wide(9),
                                        wide(10),
                                        wide(11),
-                                       pointer<const float>(numbers[12]),
-                                       wide(13),
+                                       wide(12),
+                                       pointer<const float>(numbers[13]),
                                        wide(14),
+                                       wide(15),
                                        pointer<const bool>(ok)};
-    const auto& [decay, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least] = settings;
-    const lnb::cuda::FinishSettings rules{{decay, nesterov != 0},        b_rows, noise, change, largest,
-                                          {opposed, shrink, grow, least}};
+    const auto& [decay, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least, b_coherence, quiet,
+                 loud, calm, noisy, opening] = settings;
+    const lnb::cuda::FinishSettings rules{
+        {decay, nesterov != 0},
+        b_rows,
+        noise,
+        change,
+        largest,
+        {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, noisy, opening}};
     on(where, [&](void* stream) {
         lnb::cuda::finish_layers(work.data(), static_cast<int64_t>(work.size()), gradient_type, all, rules, stream);
     });

@@ -87,19 +87,20 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
     block_sums(total, scratch);
     if (threadIdx.x != 0) return;
     double independent = read(numbers.independent + slot), growth = read(numbers.growth + slot),
-           radius = read(numbers.radius + slot);
+           radius = read(numbers.radius + slot), coherence = read(numbers.coherence + slot);
     const double expected = expect_independent(independent, total[4], t, settings.momentum);
     const LayerSums sums{total[0], total[1], total[2], total[3]};
     const double rate = load(layer.rate), measured = numbers.norms == nullptr ? -1 : read(numbers.norms + slot);
     double norm = read(numbers.weight_norm + slot);
     const double shorter = measured >= 0 ? take_back(measured, sums, rate, norm, growth) : 1;
-    const double scale = bounded_scale(sums, expected, norm, layer.usual_norm, rate, settings.change, settings.largest,
-                                       settings.radius, growth, radius);
+    const double scale = bounded_scale(sums, expected, t, norm, layer.usual_norm, rate, settings.change,
+                                       settings.largest, settings.radius, growth, radius, coherence);
     if (measured >= 0) write(numbers.weight_norm + slot, norm);
     write(numbers.shorter + slot, shorter);
     write(numbers.independent + slot, independent);
     write(numbers.growth + slot, growth);
     write(numbers.radius + slot, radius);
+    write(numbers.coherence + slot, coherence);
     write(numbers.scales + slot, scale);
     write(numbers.products + slot, total[0]);
     LNB_UNROLL

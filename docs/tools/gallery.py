@@ -39,7 +39,7 @@ def drawn(folder: Path, theme: TerminalTheme) -> str:
     """The screen of ``lnb watch``, as a picture without fonts of a network."""
     history, place = History(), Path("runs") / "watched"
     history.add(Tail(folder / place / NAME).read())
-    console = Console(record=True, width=112, file=io.StringIO(), color_system="truecolor", force_terminal=True)
+    console = Console(record=True, width=88, file=io.StringIO(), color_system="truecolor", force_terminal=True)
     console.print(screen(history, place / NAME, "model", None))
     svg = console.export_svg(title=f"lnb watch {place}", theme=theme, unique_id="watch")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)
@@ -48,12 +48,13 @@ def drawn(folder: Path, theme: TerminalTheme) -> str:
 
 def main() -> None:
     """Run, draw and write."""
-    text = PAGE.read_text()
+    text, outputs = PAGE.read_text(), {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        outputs = {name: printed(name, folder) for _, name, _ in OUTPUT.findall(text)}
-        for suffix, theme in THEMES.items():
-            (ROOT / "docs" / "pictures" / f"watch{suffix}.svg").write_text(drawn(folder, theme))
+        for _, name, _ in OUTPUT.findall(text):
+            outputs[name] = printed(name, folder)
+            for suffix, theme in THEMES.items() if name == WATCHED else ():
+                (ROOT / "docs" / "pictures" / f"watch{suffix}.svg").write_text(drawn(folder, theme))
     PAGE.write_text(OUTPUT.sub(lambda match: f"{match[1]}{outputs[match[2]]}{match[3]}", text))
 
 

@@ -28,7 +28,9 @@ UNCLAIMED = (
 WAYS = {
     "several ranks (`DistributedDataParallel`, gloo)": "tests/optimizer/test_ranks.py",
     "shards (`fully_shard`, `ColwiseParallel`, gloo)": "tests/optimizer/test_shards.py",
+    "checkpoints of 1, 2, 4 and 8 ranks (gloo)": "tests/optimizer/test_resume_ranks.py",
     "`torch.distributed.checkpoint`": "tests/optimizer/test_distributed_checkpoint.py",
+    "`Conv1D` of Transformers": "tests/optimizer/test_transposed.py",
     "CUDA graphs, replayed on a CPU": "tests/optimizer/test_graphed_step.py",
     "export, tracing and compilation": "tests/optimizer/test_export.py",
     "bfloat16 and float16 parameters with masters": "tests/optimizer/test_master_weights.py",
@@ -36,7 +38,7 @@ WAYS = {
 
 TRAINERS = {
     "accelerate": "accelerate", "Lightning": "lightning", "Transformers": "transformers", "timm": "timm", "peft": "peft",
-    "torchtitan": "torchtitan",
+    "torchtitan": "torchtitan", "Ray Train": "ray",
 }  # fmt: skip
 
 HEAD = """# Support
@@ -127,7 +129,9 @@ def ways() -> str:
 
 def trainers() -> str:
     """Trainers of others, by the names of their tests, at the version that is pinned."""
-    pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements" / "trainers.txt").read_text(), re.M))
+    pinned = dict(
+        re.findall(r"^([\w-]+)(?:\[\w+\])?==(\S+)", (ROOT / "requirements" / "trainers.txt").read_text(), re.M)
+    )
     rows = [
         [name, pinned[package], "; ".join(tests_of(ROOT / "tests" / "integrations" / f"test_{package}.py"))]
         for name, package in TRAINERS.items()

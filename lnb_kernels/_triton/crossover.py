@@ -4,6 +4,9 @@ from __future__ import annotations
 
 FEW_NEURONS = 32  # above, partial results and tf32 arithmetic cost more than the second reading of X that fusing saves
 MOST_TAPS = 49  # of a depthwise kernel: above, tiles of tensor cores are faster although a group fills little of them
+MOST_PLACES = (
+    1 << 20
+)  # taps times cells of the image: the host makes a table of them, of a 31 x 31 kernel in a tenth of a second
 WIDEST_FUSED = 2048  # features: above, the rows in flight no longer fit L2 for their second use
 
 
@@ -34,8 +37,8 @@ def shifts_pay(channels: int, kernel: tuple[int, int], cells: int) -> bool:
 
     Shifts issue ``((2 kh - 1)(2 kw - 1) + 1) / 2`` products of ``channels^2``, patches about
     ``(kh kw channels)^2 / 2``. Shifts need 16 channels to fill a tile, more than one tap, and workspace for every
-    border cell that stays below 8 results.
+    border cell that stays below 8 results. The host lists which taps reach which cells.
     """
     taps = kernel[0] * kernel[1]
     shifts = ((2 * kernel[0] - 1) * (2 * kernel[1] - 1) + 1) // 2
-    return channels >= 16 and taps > 1 and cells * shifts <= 8 * taps * taps
+    return channels >= 16 and taps > 1 and cells * taps <= MOST_PLACES and cells * shifts <= 8 * taps * taps

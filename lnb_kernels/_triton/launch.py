@@ -6,9 +6,10 @@ import functools
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
+from triton.compiler import CompiledKernel
 
 from lnb_kernels._backend import KernelUnavailable
 from lnb_kernels._triton.arch import Arch
@@ -23,6 +24,56 @@ R = TypeVar("R")
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[Any]:
     """Make the device of ``tensor`` current, as Triton launches on the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+class Launches:
+    """The launches of one op, compiled and loaded all before the first of them is made.
+
+    A launch that writes in place cannot be taken back where a later one turns out not to compile: what takes over then would
+    do the work of the first a second time.
+    """
+
+    def __init__(self) -> None:
+        self._launches: list[tuple[Any, int, tuple[Any, ...], dict[str, Any]]] = []
+        self._scratch = 0
+
+    def add(self, kernel: Any, programs: int, *args: Any, **kwargs: Any) -> None:
+        """One more, of ``programs`` programs."""
+        self._launches.append((kernel, programs, args, kwargs))
+
+    def scratch(self, programs: int, size: int) -> Scratch:
+        """A place in a launch's arguments for ``size`` float32 numbers of each program: one memory, which a launch after the
+        other uses."""
+        self._scratch = max(self._scratch, programs * size)
+        return Scratch(programs, size)
+
+    def make(self, device: torch.device) -> None:
+        """All of them, in their order, on ``device``."""
+        memory = torch.empty(self._scratch, dtype=torch.float32, device=device)
+        for i, (kernel, programs, args, kwargs) in enumerate(self._launches):
+            self._launches[i] = (kernel, programs, tuple(_filled(value, memory) for value in args), kwargs)
+        if len(self._launches) > 1:  # of a single one, Triton does so itself
+            for kernel, _, args, kwargs in self._launches:
+                _load(kernel.warmup(*args, grid=(1,), **kwargs))
+        for kernel, programs, args, kwargs in self._launches:
+            kernel[(programs,)](*args, **kwargs)
+
+
+class Scratch(NamedTuple):
+    """Memory of the programs of a launch."""
+
+    programs: int
+    size: int
+
+
+def _filled(value: Any, memory: torch.Tensor) -> Any:
+    return memory[: value.programs * value.size].view(value) if isinstance(value, Scratch) else value
+
+
+def _load(compiled: Any) -> None:
+    """Load a kernel onto the current device, where it may turn out to need more than there is."""
+    if isinstance(compiled, CompiledKernel):
+        compiled.run  # noqa: B018 - which loads it
 
 
 def register_limit(registers: int, arch: Arch) -> dict[str, int]:

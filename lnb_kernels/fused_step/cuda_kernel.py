@@ -1,7 +1,7 @@
 """The two ops by the CUDA kernels: a launch each for up to 256 layers, however many tiles these have.
 
 The host reads nothing back and copies nothing to the device, so every call can be captured in a CUDA graph. Layers that a
-kernel does not take go to the reference, in the same call and first, since it needs memory and may fail
+kernel does not take go elsewhere, in the same call and first, since that needs memory and may fail
 (:mod:`lnb_kernels.fused_step.left_over`).
 """
 
@@ -17,7 +17,7 @@ from lnb_kernels import _cuda
 from lnb_kernels._writes import require_aligned
 from lnb_kernels.fused_step import reference
 from lnb_kernels.fused_step.layers import DirectLayer, FinishLayer, is_finished, is_served, offsets
-from lnb_kernels.fused_step.left_over import direct_left_over_
+from lnb_kernels.fused_step.left_over import direct_by_triton_, direct_left_over_
 from lnb_kernels.multi_tensor.grouping import native_type
 from lnb_kernels.step_tables import StepSettings
 
@@ -45,7 +45,9 @@ def direct_layers_(
     numbers = [tensor.resolve_neg() for tensor in (shares, *([] if bias_shares is None else [bias_shares]))]
     if not all(served):
         _require_memory(layers, served)
-        direct_left_over_(layers, served, partials, mixed_biases, shares, bias_shares, decay, take, ok)
+        of_biases = None if bias_shares is None else numbers[1]
+        arguments = partials, mixed_biases, numbers[0], of_biases, decay, take, ok
+        direct_left_over_(layers, direct_by_triton_(layers, served, *arguments, precision), *arguments)
     if not fields:
         return
     first = layers[served.index(True)]
@@ -99,7 +101,7 @@ def finish_layers_(
     native.fused_finish(
         [_finish_fields(native, layer, *place) for layer, place in zip(layers, enumerate(places), strict=True)],
         native_type(native, gradients.pop() if gradients else torch.float32), (*addresses, *map(_address, optional)),
-        partials.numel(), mixed_biases.numel(), len(layers), steps.numel(), list(map(float, vars(settings).values()))[:10],
+        partials.numel(), mixed_biases.numel(), len(layers), steps.numel(), list(map(float, vars(settings).values()))[:16],
         _address(ok), _cuda.where(partials),
     )  # fmt: skip
 

@@ -13,6 +13,9 @@ from lnb_kernels._checks import PLAIN
 LARGEST_BLOCK = 144
 """Side of a block up to which the CUDA kernel keeps a tile in a multiprocessor's shared memory."""
 
+LARGEST_TRITON = 576
+"""Side of a block that Triton's kernel takes: its tiles are in caches."""
+
 SUMS = 6
 """Partial sums of a row in a tile: ``<H, M>``, ``||H||^2``, ``H mu``, ``<H, g~>``, ``||g~||^2``, ``||g||^2``."""
 
@@ -89,11 +92,11 @@ def serves(
     return all(is_served(DirectLayer(*entries)) for entries in zip(*columns, strict=True))
 
 
-def is_served(layer: DirectLayer) -> bool:
-    """:func:`serves` of one layer."""
+def is_served(layer: DirectLayer, largest: int = LARGEST_BLOCK) -> bool:
+    """:func:`serves` of one layer, with blocks of sides up to ``largest``."""
     tensors = [tensor for tensor in vars(layer).values() if tensor is not None]
     return (
-        max(layer.inverse.shape[-1], layer.root.shape[-1]) <= LARGEST_BLOCK
+        max(layer.inverse.shape[-1], layer.root.shape[-1]) <= largest
         and set(map(type, tensors)) <= PLAIN
         and all(map(Tensor.is_contiguous, tensors))
         and True not in map(Tensor.is_neg, tensors)

@@ -50,6 +50,7 @@ def _finish_kernel(
     independent: Tensor,
     growth: Tensor,
     radius: Tensor,
+    coherence: Tensor,
     sums: Tensor,
     scales: Tensor,
     products: Tensor,
@@ -81,7 +82,7 @@ def _finish_kernel(
         for n, blocks, bias, gradient, place, usual, rate, tensor in of_layers
     ]
     numbers = reference.Numbers(
-        row_scales, row_square, independent, growth, radius, sums, scales, products, weight_norm, shorter
+        row_scales, row_square, independent, growth, radius, coherence, sums, scales, products, weight_norm, shorter
     )
     with _autocast.disabled(partials.device):
         _backend.call(
@@ -104,14 +105,15 @@ _direct_layers_ = define_in_place(
 )
 _finish_layers_ = define_in_place(
     "finish_layers_(Tensor(a!)[] bias_momentum, Tensor(b!)[] bias_directions, Tensor(c!) row_scales, Tensor(d!) row_square, "
-    "Tensor(e!) independent, Tensor(f!) growth, Tensor(g!) radius, Tensor(h!) sums, Tensor(i!) scales, Tensor(j!) products, "
-    "Tensor(k!) weight_norm, Tensor(l!) shorter, Tensor partials, Tensor mixed_biases, Tensor?[] bias_gradients, "
+    "Tensor(e!) independent, Tensor(f!) growth, Tensor(g!) radius, Tensor(h!) coherence, Tensor(i!) sums, Tensor(j!) scales, "
+    "Tensor(k!) products, Tensor(l!) weight_norm, Tensor(m!) shorter, Tensor partials, Tensor mixed_biases, "
+    "Tensor?[] bias_gradients, "
     "int[] rows, int[] column_blocks, Tensor steps, "
     "int[] step_places, Tensor? norms, float[] usual_norms, float[] rates, Tensor?[] rate_tensors, Tensor? bias_shares, "
     "float[] settings, Tensor? ok) -> ()",
     _finish_kernel,
     _fake,
-    writes=12,
+    writes=13,
 )
 
 
@@ -207,6 +209,7 @@ def finish_layers_(
     independent: Tensor,
     growth: Tensor,
     radius: Tensor,
+    coherence: Tensor,
     sums: Tensor,
     scales: Tensor,
     products: Tensor,
@@ -233,9 +236,9 @@ def finish_layers_(
 
         ``row_scale = a min(1, a / noise) / sqrt(<H, M> + c^2)``,  ``h = row_scale (c - H mu)``
 
-    0 where that is not positive. Layers: their sums, the independent square, radius and growth, and what the direction is
-    multiplied by beside ``lr``: the rules of :mod:`lnb.damping` and :mod:`lnb.weight_bound`, as on the CPU. A direction is then
-    ``scale row_scale H`` of the weight and ``scale h`` of the bias. All sums are the same bits in every run.
+    0 where that is not positive. Layers: their sums, the independent square, radius, coherence and growth, and what the
+    direction is multiplied by beside ``lr``: the rules of :mod:`lnb.damping` and :mod:`lnb.weight_bound`, as on the CPU. A
+    direction is then ``scale row_scale H`` of the weight and ``scale h`` of the bias. All sums are the same bits in every run.
 
     Numbers of layers, of rows of all layers and of all steps are ``[layers]``, ``[rows]`` and ``[steps]``, side by side in the
     layers' order. "wide" is float64 (float32 on devices without it).
@@ -248,6 +251,8 @@ def finish_layers_(
         independent: sum of the ``||g_s||^2`` times the squared weights of ``g_s`` in ``m``, ``[layers]``, wide; written.
         growth: of the weights since their norm was measured, ``[layers]``, wide; written.
         radius: the share of its region that a layer uses, ``[layers]``, wide; written.
+        coherence: the average of ``||g~||^2`` over what independent gradients would make it, from zero, ``[layers]``, wide;
+            written.
         sums: ``<H, g~> + <h, b~>``, ``||H||^2``, the same were every agreement 1, and ``||g~||^2 + ||b~||^2``, with rows
             scaled, ``[layers, 4]``, wide; written.
         scales: ``[layers]``, wide; written. 0 where the layer's product is not finite.
@@ -279,7 +284,8 @@ def finish_layers_(
     op = "finish_layers_"
     written = {
         "row_scales": row_scales, "row_square": row_square, "independent": independent, "growth": growth, "radius": radius,
-        "sums": sums, "scales": scales, "products": products, "weight_norm": weight_norm, "shorter": shorter,
+        "coherence": coherence, "sums": sums, "scales": scales, "products": products, "weight_norm": weight_norm,
+        "shorter": shorter,
     }  # fmt: skip
     biases = {"bias_momentum": bias_momentum, "bias_directions": bias_directions, "bias_gradients": bias_gradients}
     read = {"partials": partials, "mixed_biases": mixed_biases, "steps": steps}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lnb_kernels.fused_step.layers import SUMS, DirectLayer, FinishLayer, offsets
 from lnb_kernels.scaling import sum_dtype, unit_scale
-from lnb_kernels.step_tables import StepSettings
+from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Numbers:
     independent: Tensor
     growth: Tensor
     radius: Tensor
+    coherence: Tensor
     sums: Tensor
     scales: Tensor
     products: Tensor
@@ -222,13 +223,14 @@ def finish_layer_(
     norm, growth, shorter = own.weight_norm, own.growth, torch.ones_like(own.growth)
     if measured is not None:
         norm, growth, shorter = taken_back(measured, norm, growth, sums, rate)
-    scale, growth, radius = bounded(sums, expected, norm, growth, own.radius, layer.usual_norm, rate, settings)
+    coherence, radius = next_radius(own.radius, own.coherence, sums[3], expected, t, settings)
+    scale, growth = bounded(sums, norm, growth, radius, layer.usual_norm, rate, settings)
     if bias is not None and layer.bias_momentum is not None:
         _keep(bias[0], bias_direction, ok)
         _keep(layer.bias_momentum, bias[1], ok)
     for target, value in (
         (own.row_scales, row_scale), (own.row_square, row_square), (own.independent, independent), (own.growth, growth),
-        (own.radius, radius), (own.sums, sums), (own.scales, scale), (own.products, total),
+        (own.radius, radius), (own.coherence, coherence), (own.sums, sums), (own.scales, scale), (own.products, total),
         (own.weight_norm, norm), (own.shorter, shorter),
     ):  # fmt: skip
         _keep(target, value, ok)
@@ -244,28 +246,42 @@ def taken_back(
     return torch.where(is_measured, measured * shorter, norm), torch.where(moving, 0.0, growth), shorter
 
 
+def next_radius(
+    radius: Tensor, coherence: Tensor, average: Tensor, expected: Tensor, t: Tensor, settings: StepSettings
+) -> tuple[Tensor, Tensor]:
+    """The coherence and the radius of a layer after its step ``t``, ``[]`` each: :func:`lnb.damping.radii`."""
+    average = torch.where(average.isfinite(), average, 0.0)
+    ratio = torch.where(expected > 0, average / expected, 0.0).clamp(max=MOST_COHERENCE)
+    coherence = coherence + (1 - settings.b_coherence) * (ratio - coherence)
+    mean = coherence / (1 - settings.b_coherence**t)
+    agreed = ((mean - settings.loud) / (PLAIN_COHERENCE - settings.loud)).clamp(0, 1)
+    grown = radius * settings.grow
+    after = torch.where(mean >= settings.loud, radius * (1 + (settings.grow - 1) * agreed), grown)
+    calmed = torch.maximum(radius * settings.calm, grown.clamp(max=settings.noisy))
+    after = torch.where((mean > settings.quiet) & (mean < settings.loud), calmed, after)
+    after = torch.where(t > settings.opening, after, grown)
+    after = torch.where(average < settings.opposed * expected, radius * settings.shrink, after)
+    return coherence, after.clamp(settings.least, 1.0)
+
+
 def bounded(
     sums: Tensor,
-    expected: Tensor,
     weight_norm: Tensor,
     growth: Tensor,
     radius: Tensor,
     usual_norm: float,
     rate: Tensor,
     settings: StepSettings,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What a layer's direction is multiplied by beside ``lr``, and its new growth and radius, ``[]`` each.
+) -> tuple[Tensor, Tensor]:
+    """What a layer's direction is multiplied by beside ``lr``, and its new growth, ``[]`` each.
 
     The step is at most the share ``min(change, largest / rate)`` of the weights' norm per unit of ``lr``, times the radius.
     """
-    damped, free, average = torch.where(sums.isfinite(), sums, 0.0)[1:]
+    damped, free = torch.where(sums.isfinite(), sums, 0.0)[1:3]
     norm = weight_norm.clamp(min=usual_norm)
     scale = sums[0].isfinite().to(sums.dtype)
     length = (scale * free.sqrt()).clamp(min=torch.finfo(sums.dtype).tiny)
     scale = scale * ((settings.largest / rate).clamp(max=settings.change) * norm / length).clamp(max=1)
-    shrink, grow = torch.full_like(radius, settings.shrink), torch.full_like(radius, settings.grow)
-    factor = torch.where(average < settings.opposed * expected, shrink, grow)
-    radius = (radius * factor).clamp(settings.least, 1.0)
     scale = scale * radius
     grown = 0.5 * damped * (rate * scale / norm).square()
-    return scale, growth + torch.where(grown.isfinite(), grown, 0.0), radius
+    return scale, growth + torch.where(grown.isfinite(), grown, 0.0)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lnb_kernels._triton.launch import Launches
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.tables import MOST_ITEMS, address, field, item_of, table_of
 from lnb_kernels._writes import require_aligned
@@ -177,12 +178,14 @@ def launch_moves(
             continue
         kind, fields = _described(entry, of_lr[entry.group], of_decay[entry.group])
         kinds.setdefault(kind, []).append(fields)
+    made = Launches()
     for kind, rows in kinds.items():
         for first in range(0, len(rows), MOST_ITEMS):
-            _launch(kind, rows[first : first + MOST_ITEMS], numbers, rule)
+            _add(made, kind, rows[first : first + MOST_ITEMS], numbers, rule)
+    made.make(numbers.scales.device)
 
 
-def _launch(kind: Kind, rows: Sequence[tuple[int, ...]], numbers: Numbers, rule: Sequence[float]) -> None:
+def _add(made: Launches, kind: Kind, rows: Sequence[tuple[int, ...]], numbers: Numbers, rule: Sequence[float]) -> None:
     device = numbers.scales.device
     table = table_of(rows, [-(-row[ENTRIES.value] // PIECE) for row in rows], device)
     ok = table.numbers if numbers.ok is None else numbers.ok.view(torch.uint8)
@@ -196,14 +199,16 @@ def _launch(kind: Kind, rows: Sequence[tuple[int, ...]], numbers: Numbers, rule:
         assert numbers.corrections is not None
         beta, take, b_others, epsilon = map(float, rule)
         finite = ok if numbers.finite is None else numbers.finite.view(torch.uint8)
-        move_others_kernel[(table.programs,)](
+        made.add(
+            move_others_kernel, table.programs,
             table.numbers, numbers.rates, numbers.scales, numbers.shares, numbers.corrections, finite, ok, beta, 1.0 - beta,
             take, 1.0 - b_others, b_others, epsilon,
             HAS_FINITE=numbers.finite is not None, TAKES=take != 0, LIGHT=1.0 - b_others < 0.5, **common,
         )  # fmt: skip
         return
     shortens = kind.has_rows and numbers.shorter is not None
-    move_layers_kernel[(table.programs,)](
+    made.add(
+        move_layers_kernel, table.programs,
         table.numbers, numbers.rates, numbers.scales, numbers.scales if numbers.shorter is None else numbers.shorter, ok,
         HAS_ROWS=kind.has_rows, SHORTENS=shortens, **common,
     )  # fmt: skip

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from lnb_kernels._triton.arch import Arch
 from lnb_kernels._triton.crossover import power_of_two
+from lnb_kernels._triton.launch import Launches
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.tables import MOST_ITEMS, address, field, item_of, table_of
 from lnb_kernels._writes import require_aligned
-from lnb_kernels.fused_step.layers import DirectLayer
+from lnb_kernels.fused_step.layers import LARGEST_BLOCK, DirectLayer
 
 FIELDS = tl.constexpr(16)
 GRADIENT, MOMENTUM, DIRECTION, BIAS_GRADIENT, BIAS_MOMENTUM, INVERSE, MEAN, ROOT = map(tl.constexpr, range(8))
@@ -28,6 +29,8 @@ FIRST_ROW, FIRST_ENTRY, ALL_ROWS, ROWS, INPUTS, SIZE, SIDE, SLOT = map(tl.conste
 SUMS = tl.constexpr(6)
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 WARPS, PER_MULTIPROCESSOR = 8, 2
+MOST_SCRATCH = 1 << 24
+"""Numbers that tiles of all programs of a launch may take."""
 
 
 @triton.jit
@@ -255,16 +258,20 @@ def launch_direct(
         places: of each layer, its first row among those of all layers, its first entry of ``partials``, and its place in the
             shares.
     """
-    groups: dict[bool, list[tuple[DirectLayer, tuple[int, int, int]]]] = {}
+    groups: dict[tuple[bool, bool], list[tuple[DirectLayer, tuple[int, int, int]]]] = {}
     for layer, place in zip(layers, places, strict=True):
-        groups.setdefault(_in_packs(layer), []).append((layer, place))
-    for aligned, members in groups.items():
+        large = max(layer.inverse.shape[-1], layer.root.shape[-1]) > LARGEST_BLOCK
+        groups.setdefault((_in_packs(layer), large), []).append((layer, place))
+    made = Launches()
+    for (aligned, _), members in groups.items():
         for first in range(0, len(members), MOST_ITEMS):
-            _launch(members[first : first + MOST_ITEMS], aligned, partials, mixed_biases, shares, bias_shares, decay, take, ok,
-                    precision, arch)  # fmt: skip
+            _add(made, members[first : first + MOST_ITEMS], aligned, partials, mixed_biases, shares, bias_shares, decay, take,
+                 ok, precision, arch)  # fmt: skip
+    made.make(partials.device)
 
 
-def _launch(
+def _add(
+    made: Launches,
     members: Sequence[tuple[DirectLayer, tuple[int, int, int]]],
     aligned: bool,
     partials: Tensor,
@@ -282,14 +289,15 @@ def _launch(
     table = table_of(rows, tiles, partials.device)
     side, size = (max(x[name.value] for x in rows) for name in (SIDE, SIZE))
     pitch = -(-size // 16) * 16
-    programs = min(table.programs, PER_MULTIPROCESSOR * arch.multiprocessors)
-    scratch = torch.empty((programs, side * pitch), dtype=torch.float32, device=partials.device)
+    programs = min(table.programs, PER_MULTIPROCESSOR * arch.multiprocessors, max(1, MOST_SCRATCH // (side * pitch)))
     first = members[0][0]
     block = min(64, max(power_of_two(side), power_of_two(size)))
     # Operands in two parts each take twice the registers; numbers that are loaded one by one wait in them, too.
     deep = min(16 if precision == "tf32x3" or not aligned else 32, block)
-    direct_kernel[(programs,)](
-        table.numbers, shares, shares if bias_shares is None else bias_shares, partials, mixed_biases, scratch,
+    made.add(
+        direct_kernel, programs,
+        table.numbers, shares, shares if bias_shares is None else bias_shares, partials, mixed_biases,
+        made.scratch(programs, side * pitch),
         table.numbers if ok is None else ok.view(torch.uint8), table.programs, pitch, side * pitch,
         float(decay), 1.0 - decay, float(take),
         G=TYPES[first.gradient.dtype], D=TYPES[first.direction.dtype], ITEMS=table.items, HAS_OK=ok is not None,

@@ -21,7 +21,7 @@ from lnb_kernels._writes import require_aligned
 from lnb_kernels.fused_step.layers import FinishLayer
 from lnb_kernels.fused_step.reference import Numbers
 from lnb_kernels.fused_step.triton_direct import SUMS, TYPES, ahead
-from lnb_kernels.step_tables import StepSettings
+from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
 
 FIELDS = tl.constexpr(11)
 BIAS_MOMENTUM, BIAS_DIRECTION, BIAS_GRADIENT, FIRST_ROW, FIRST_ENTRY, ROWS = map(tl.constexpr, range(6))
@@ -34,6 +34,7 @@ LEAST = tl.constexpr(2.0**-1022)
 
 INFINITY = tl.constexpr(math.inf)
 ROWS_AT_ONCE = 512
+MOST_COHERENT, PLAIN_COHERENT = tl.constexpr(MOST_COHERENCE), tl.constexpr(PLAIN_COHERENCE)
 
 
 @triton.jit
@@ -44,9 +45,9 @@ def is_finite(value):
 
 @triton.jit
 def finish_kernel(
-    table_ptr, settings_ptr, rates_ptr, row_scales_ptr, row_square_ptr, independent_ptr, growth_ptr, radius_ptr, sums_ptr,
-    scales_ptr, products_ptr, weight_norm_ptr, shorter_ptr, partials_ptr, mixed_ptr, steps_ptr, bias_shares_ptr, norms_ptr,
-    ok_ptr, keep, add, take,
+    table_ptr, settings_ptr, rates_ptr, row_scales_ptr, row_square_ptr, independent_ptr, growth_ptr, radius_ptr, coherence_ptr,
+    sums_ptr, scales_ptr, products_ptr, weight_norm_ptr, shorter_ptr, partials_ptr, mixed_ptr, steps_ptr,
+    bias_shares_ptr, norms_ptr, ok_ptr, keep, add, take,
     G: tl.constexpr, ITEMS: tl.constexpr, HAS_OK: tl.constexpr, HAS_NORMS: tl.constexpr, TAKES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -165,8 +166,30 @@ def finish_kernel(
     limit = tl.load(settings_ptr + 7) / rate
     share_of_norm = tl.where(limit < change, limit, change) * norm / free_length
     scale *= tl.where(share_of_norm < 1.0, share_of_norm, 1.0)
-    opposed = tl.where(is_finite(average_square), average_square, 0.0) < tl.load(settings_ptr + 8) * expected
-    radius = tl.load(radius_ptr + slot) * tl.where(opposed, tl.load(settings_ptr + 9), tl.load(settings_ptr + 10))
+    average_square = tl.where(is_finite(average_square), average_square, 0.0)
+    former = tl.load(radius_ptr + slot)
+    radius = former * tl.load(settings_ptr + 10)
+
+    # Coherence.
+    coherent = tl.where(expected > 0.0, average_square / tl.where(expected > 0.0, expected, 1.0), 0.0)
+    coherent = tl.where(coherent > MOST_COHERENT, MOST_COHERENT, coherent)
+    coherence = tl.load(coherence_ptr + slot)
+    coherence += (1.0 - tl.load(settings_ptr + 12)) * (coherent - coherence)
+    tl.store(coherence_ptr + slot, coherence)
+    mean = coherence / (1.0 - tl.exp(t * tl.load(settings_ptr + 13)))
+    quiet = tl.load(settings_ptr + 14)
+    loud = tl.load(settings_ptr + 15)
+    noisy = tl.load(settings_ptr + 17)
+    agreed = (mean - loud) / (PLAIN_COHERENT - loud)
+    after = former * (1.0 + (tl.load(settings_ptr + 10) - 1.0) * tl.where(agreed > 1.0, 1.0, agreed))
+    after = tl.where(mean < loud, radius, after)
+    calmed = former * tl.load(settings_ptr + 16)
+    towards = tl.where(radius < noisy, radius, noisy)
+    calmed = tl.where(calmed < towards, towards, calmed)
+    after = tl.where((mean > quiet) & (mean < loud), calmed, after)
+    radius = tl.where(t > tl.load(settings_ptr + 18), after, radius)
+    opposed = average_square < tl.load(settings_ptr + 8) * expected
+    radius = tl.where(opposed, former * tl.load(settings_ptr + 9), radius)
     least = tl.load(settings_ptr + 11)
     radius = tl.where(radius < least, least, radius)
     radius = tl.where(radius > 1.0, 1.0, radius)
@@ -252,6 +275,7 @@ def _settings(settings: StepSettings, device: torch.device) -> Tensor:
     values = (
         settings.b_rows, log(settings.b_rows), settings.noise, settings.momentum, log(settings.momentum),
         1 - settings.momentum if settings.nesterov else 0.0, settings.change, settings.largest, settings.opposed,
-        settings.shrink, settings.grow, settings.least,
+        settings.shrink, settings.grow, settings.least, settings.b_coherence, log(settings.b_coherence), settings.quiet,
+        settings.loud, settings.calm, settings.noisy, settings.opening,
     )  # fmt: skip
     return torch.tensor(values, dtype=torch.float64, device=device)

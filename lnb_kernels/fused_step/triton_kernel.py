@@ -24,7 +24,7 @@ from lnb_kernels.fused_step.apply_entries import (
     is_kernel_memory,
     takes_memory,
 )
-from lnb_kernels.fused_step.layers import DirectLayer, FinishLayer, is_finished, is_served, offsets
+from lnb_kernels.fused_step.layers import LARGEST_TRITON, DirectLayer, FinishLayer, is_finished, is_served, offsets
 from lnb_kernels.fused_step.left_over import direct_left_over_
 from lnb_kernels.fused_step.triton_apply import Numbers, launch_moves
 from lnb_kernels.fused_step.triton_direct import launch_direct
@@ -46,19 +46,36 @@ def direct_layers_(
     precision: str,
 ) -> None:
     """As :func:`lnb_kernels.fused_step.direct_layers_`."""
+    served = [is_served(layer, LARGEST_TRITON) for layer in layers]
+    shares, bias_shares = shares.resolve_neg(), None if bias_shares is None else bias_shares.resolve_neg()
+    direct_some_(layers, served, partials, mixed_biases, shares, bias_shares, decay, take, ok, precision)
+    # After the kernel: where that does not compile, the reference takes all layers, of which none may have moved already.
+    direct_left_over_(layers, served, partials, mixed_biases, shares, bias_shares, decay, take, ok)
+
+
+@compiles_or_unavailable("direct_layers_")
+def direct_some_(
+    layers: Sequence[DirectLayer],
+    chosen: Sequence[bool],
+    partials: Tensor,
+    mixed_biases: Tensor,
+    shares: Tensor,
+    bias_shares: Tensor | None,
+    decay: float,
+    take: float,
+    ok: Tensor | None,
+    precision: str,
+) -> None:
+    """The directions of the layers that are ``chosen``, all of which the kernel takes."""
     places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
     of_layers = [(*place, slot) for slot, place in enumerate(places)]
-    served = list(map(is_served, layers))
-    shares, bias_shares = shares.resolve_neg(), None if bias_shares is None else bias_shares.resolve_neg()
     arch = arch_of(partials.device)
     with on_device(partials):
         launch_direct(
-            [layer for layer, mine in zip(layers, served, strict=True) if mine],
-            [place for place, mine in zip(of_layers, served, strict=True) if mine],
+            [layer for layer, mine in zip(layers, chosen, strict=True) if mine],
+            [place for place, mine in zip(of_layers, chosen, strict=True) if mine],
             partials, mixed_biases, shares, bias_shares, decay, take, ok, _precision(precision, arch), arch,
         )  # fmt: skip
-    # After the kernel: where that does not compile, the reference takes all layers, of which none may have moved already.
-    direct_left_over_(layers, served, partials, mixed_biases, shares, bias_shares, decay, take, ok)
 
 
 def _precision(name: str, arch: Arch) -> str:

@@ -82,7 +82,8 @@ class SharedMoment:
 
 def _are_one(one: Tensor, other: Tensor) -> bool:
     """Whether both are all of one memory."""
-    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    same: bool = one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return same
 
 
 class GradientMemory:

@@ -19,17 +19,24 @@ from lnb_kernels.scaling import sum_dtype
 
 
 def _define(
-    schema: str, fake: Callable[..., Any], *, writes: int, cuda: bool = True, native: bool = True
+    schema: str,
+    fake: Callable[..., Any],
+    *,
+    writes: int,
+    cuda: bool = True,
+    native: bool = True,
+    triton: bool = False,
 ) -> Callable[..., Any]:
     """Register ``lnb_kernels::multi_tensor_<schema>`` and its routes; it writes to its first ``writes`` lists of tensors.
 
-    With ``cuda`` there is a CUDA kernel, with ``native`` one for CPUs.
+    With ``cuda`` there is a CUDA kernel, with ``native`` one for CPUs, with ``triton`` one for GPUs without the CUDA module.
     """
     name = "multi_tensor_" + schema.partition("(")[0]
     short = name.removeprefix("multi_tensor_")
     _backend.register(
         name,
         _by_reference(getattr(reference, short), re.findall(r"Tensor[^ ]*\[\] (\w+)", schema), writes),
+        triton=f"lnb_kernels.multi_tensor.triton_kernel:{short}" if triton else None,
         native=f"lnb_kernels.multi_tensor.native_kernel:{short}" if native else None,
         native_cuda=f"lnb_kernels.multi_tensor.cuda_kernel:{short}" if cuda else None,
         native_dtypes=frozenset(DTYPES),
@@ -65,6 +72,7 @@ _moment_flags = _define(
     lambda moments: moments[0].new_empty((2, len(moments)), dtype=torch.bool),
     writes=0,
     native=False,
+    triton=True,
 )
 _ema_combined = _define(
     "ema_combined_(Tensor(a!)[] averages, Tensor(b!)[] out, Tensor[] values, float beta, Tensor shares, float take, "

@@ -1,17 +1,16 @@
-"""The refresh of the two-sided metric on NVIDIA GPUs: four launches for all layers, and no wait for the device."""
+"""The refresh of the two-sided metric on GPUs: four launches for all layers, and no wait for the device."""
 
 from __future__ import annotations
 
-from lnb_kernels.refresh.cuda_kernel import largest_side, refresh_metrics, serves, takes
-from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, OutputMetric, averaged_tensors
+from lnb_kernels.refresh.dispatch import Refresher, refreshers
+from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, OutputMetric, averaged_tensors, takes
 
 __all__ = [
     "AveragedGradient",
     "InputMetric",
     "OutputMetric",
+    "Refresher",
     "averaged_tensors",
-    "largest_side",
-    "refresh_metrics",
-    "serves",
+    "refreshers",
     "takes",
 ]

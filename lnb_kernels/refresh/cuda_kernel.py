@@ -14,51 +14,13 @@ from torch import Tensor
 
 from lnb_kernels import _cuda
 from lnb_kernels.multi_tensor.grouping import native_type
-from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, OutputMetric
-
-_GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def serves(device: torch.device) -> bool:
-    """Whether the kernels run on ``device``, and may: under ``set_backend("auto")`` or ``"native"``, and not traced."""
-    return not torch.compiler.is_compiling() and _cuda.serves(device, "spd_inverse")
-
-
-def largest_side(tensor: Tensor) -> int:
-    """The largest diagonal block that the kernels take on its device: 144 entries, or fewer where shared memory is small."""
-    return _cuda.largest_side(tensor)
-
-
-def takes(gradient: Tensor | AveragedGradient) -> bool:
-    """Whether the kernels read a gradient of its dtype."""
-    if isinstance(gradient, AveragedGradient):
-        return gradient.average.dtype == torch.float32 and gradient.gradient.dtype in _GRADIENTS
-    return gradient.dtype in _GRADIENTS
+from lnb_kernels.refresh.layers import AveragedGradient, InputMetric, averages_of, shape_of
 
 
 def refresh_metrics(
     layers: Sequence[InputMetric], ok: Tensor | None, noise: float, coefficients: Sequence[float], steps: int
 ) -> None:
-    """Average the second moments, and write ``C^-1``, the means and ``P^(-1/2)``, of layers that had rows.
-
-    A layer changes nothing where its ``gathered`` counts no row, is not ``squarable``, or ``ok`` does not hold: what
-    it keeps, it keeps. A block that has no inverse in float32 gets a ridge that is larger by its mean diagonal, and if that
-    does not help, the inverse of its diagonal; a moment without a root gets a multiple of the identity.
-
-    Args:
-        layers: all on one device, with blocks of at most :func:`largest_side` entries.
-        ok: ``[]``, bool, whether anything may change; None for yes.
-        noise: the variance, in units of the mean square, below which inputs do not vary: their ridge is then relative
-            to the mean square.
-        coefficients: ``(a, b, c)`` of the Newton-Schulz steps for the root.
-        steps: their number, at least 1.
-
-    Raises:
-        ValueError: sizes do not fit; nothing was written.
-        RuntimeError: CUDA refused a launch; the message names it.
-    """
-    if not layers:
-        return
+    """As :meth:`lnb_kernels.refresh.Refresher.refresh`."""
     device = layers[0].gathered.device
     native, where = _cuda.module(device), _cuda.where(layers[0].gathered)
     held: list[Tensor] = []  # alive until the launches are queued
@@ -75,7 +37,7 @@ def refresh_metrics(
 
 
 def _input_table(layers: Sequence[InputMetric], held: list[Tensor]) -> Sequence[tuple[Sequence[int], Sequence[float]]]:
-    averages = _averages(layers)
+    averages = averages_of(layers)
     table = []
     for layer, average in zip(layers, averages, strict=True):
         gathered = layer.gathered
@@ -92,16 +54,9 @@ def _input_table(layers: Sequence[InputMetric], held: list[Tensor]) -> Sequence[
     return table
 
 
-def _averages(layers: Sequence[InputMetric]) -> list[Tensor]:
-    """Where averages go: those that are kept, and memory for this step's of the other layers."""
-    sizes = [0 if layer.average is not None else layer.gathered.numel() for layer in layers]
-    fresh = torch.empty(sum(sizes), dtype=torch.float32, device=layers[0].gathered.device).split(sizes)
-    return [own if layer.average is None else layer.average for layer, own in zip(layers, fresh, strict=True)]
-
-
 def _output_table(native: Any, layers: Sequence[InputMetric], held: list[Tensor]) -> list[tuple[Any, ...]]:
     members = [(i, layer, outputs) for i, layer in enumerate(layers) for outputs in layer.outputs]
-    shapes = [_shape(layer, outputs) for _, layer, outputs in members]
+    shapes = [shape_of(layer, outputs) for _, layer, outputs in members]
     sizes = [native.partial_sizes(*shape) for shape in shapes]
     device = layers[0].gathered.device
     parts = torch.empty((sum(count for count, _ in sizes), 2), dtype=torch.float64, device=device)
@@ -121,13 +76,6 @@ def _output_table(native: Any, layers: Sequence[InputMetric], held: list[Tensor]
         of_parts += 16 * count
         of_partials += 4 * floats
     return table
-
-
-def _shape(layer: InputMetric, outputs: OutputMetric) -> tuple[int, int, int, int, int]:
-    """Groups, rows and inputs of the weight, and the sides of its blocks of neurons and of inputs."""
-    groups, blocks, side, _ = outputs.root.shape
-    input_blocks, input_side = layer.inverse.shape[1:3]
-    return groups, blocks * side, input_blocks * input_side, side, input_side
 
 
 def _gradient(native: Any, gradient: Tensor | AveragedGradient, held: list[Tensor]) -> tuple[int, int, int, Any, Any]:

@@ -99,3 +99,27 @@ class InputMetric:
     sample_ridge: float
     sample_every: int
     outputs: tuple[OutputMetric, ...]
+
+
+_GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def takes(gradient: Tensor | AveragedGradient) -> bool:
+    """Whether the kernels read a gradient of its dtype."""
+    if isinstance(gradient, AveragedGradient):
+        return gradient.average.dtype == torch.float32 and gradient.gradient.dtype in _GRADIENTS
+    return gradient.dtype in _GRADIENTS
+
+
+def averages_of(layers: Sequence[InputMetric]) -> list[Tensor]:
+    """Where averages go: those that are kept, and memory for this step's of the other layers."""
+    sizes = [0 if layer.average is not None else layer.gathered.numel() for layer in layers]
+    fresh = torch.empty(sum(sizes), dtype=torch.float32, device=layers[0].gathered.device).split(sizes)
+    return [own if layer.average is None else layer.average for layer, own in zip(layers, fresh, strict=True)]
+
+
+def shape_of(layer: InputMetric, outputs: OutputMetric) -> tuple[int, int, int, int, int]:
+    """Groups, rows and inputs of the weight, and the sides of its blocks of neurons and of inputs."""
+    groups, blocks, side, _ = outputs.root.shape
+    input_blocks, input_side = layer.inverse.shape[1:3]
+    return groups, blocks * side, input_blocks * input_side, side, input_side

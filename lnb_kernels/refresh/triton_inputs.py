@@ -1,9 +1,9 @@
 """The inputs' side of a refresh for all layers: averages of second moments, and the blocks of ``C^-1``; two launches.
 
-A program takes one diagonal block. It inverts ``C = E[x x'] - mean mean' + ridge`` by sweeps: the sweep of one pivot ``p`` puts
-``a_ij - a_ik a_kj / p`` in place of ``a_ij``, ``a_kj / p`` in that of row and column ``k``, and ``-1 / p`` in that of ``p``; after
-all of them there is ``-C^-1`` (A. P. Dempster, Elements of Continuous Multivariate Analysis, 1969). Sixteen pivots are swept
-together: the block of them in registers, all other entries by one product. The matrix lies in memory of the program's own,
+A program takes one diagonal block. It inverts ``C = E[x x'] - mean mean' + ridge`` by sweeps: that of a pivot ``p`` puts
+``a_ij - a_ik a_kj / p`` in place of ``a_ij``, ``a_kj / p`` in that of row and column ``k``, and ``-1 / p`` in that of ``p``.
+After all of them there is ``-C^-1`` (A. P. Dempster, Elements of Continuous Multivariate Analysis, 1969). Sixteen pivots are
+swept together: the block of them in registers, all other entries by one product. The matrix lies in memory of the program's own,
 which the caches hold. A block of ``n`` inputs takes ``2 n^3`` FLOPs.
 """
 
@@ -38,7 +38,7 @@ def power(base, exponent):
     left = exponent.to(tl.int32)
     result = base * 0.0 + 1.0
     for _ in range(25):
-        result = tl.where(left & 1 == 1, result * base, result)
+        result = tl.where((left & 1) == 1, result * base, result)
         base = base * base
         left = left >> 1
     return result
@@ -62,7 +62,7 @@ def average_kernel(
     gathered_ptr += offset64(entry % blocks, size)
     average_ptr = address(table_ptr, item, AVERAGE, ITEMS, FIELDS, tl.float32, False) + offset64(entry, size)
     decay = number(table_ptr, item, DECAY, ITEMS)
-    keeps = decay > 0
+    keeps = field(table_ptr, item, DECAY, ITEMS, FIELDS) != 0
     rows = tl.load(first_ptr + (size - 1))
     squarable = field(table_ptr, item, SQUARABLE, ITEMS, FIELDS)
     allowed = (rows > 0) & (tl.load(squarable.to(tl.pointer_type(tl.uint8)), mask=squarable != 0, other=1) != 0)
@@ -192,7 +192,7 @@ def metric_kernel(
         side = field(table_ptr, item, SIDE, ITEMS, FIELDS).to(tl.int32)
         blocks = field(table_ptr, item, BLOCKS, ITEMS, FIELDS).to(tl.int32)
         own_facts = facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS)
-        allowed = tl.load(own_facts) != 0
+        allowed = tl.load(own_facts).to(tl.int32) != 0
         correction = tl.load(own_facts + 1).to(tl.float32)
         average_ptr = address(table_ptr, item, AVERAGE, ITEMS, FIELDS, tl.float32, False)
         average_ptr += offset64(entry, (side + 1) * (side + 1))

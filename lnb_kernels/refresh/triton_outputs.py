@@ -8,6 +8,7 @@ caches hold. Products are those of float32: ``2 side size (size + side)`` FLOPs 
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -23,6 +24,8 @@ NUMBER, FIRST_PART, FIRST_ENTRY, PARTS, ROWS, INPUTS, SIDE, SIZE = map(tl.conste
 MOMENTUM, DECAY = map(tl.constexpr, range(18, 20))
 CHUNK = tl.constexpr(8)
 """Blocks of inputs that one program takes."""
+SHARES = {None: tl.float32, torch.float32: tl.float32, torch.float64: tl.float64}
+"""Triton's types of what averages are multiplied by."""
 
 
 @triton.jit
@@ -38,22 +41,28 @@ def averaged(gradient_ptr, average_ptr, share, momentum, take, at, mask, AVERAGE
 @triton.jit
 def moment_kernel(
     table_ptr, facts_ptr, parts_ptr, partials_ptr, scratch_ptr, parts, scratch_size, take,
-    G: tl.constexpr, B: tl.constexpr, S: tl.constexpr, ITEMS: tl.constexpr, AVERAGED: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    G: tl.constexpr, B: tl.constexpr, S: tl.constexpr, ITEMS: tl.constexpr, AVERAGED: tl.constexpr,
+    ALIGNED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """What some blocks of inputs add to blocks of ``P``: the lower tiles of ``scale P``, and in ``parts`` ``[parts, 2]`` their trace
-    without the scale, and ``1 / scale``. ``take``, float32, is one of all layers."""
+    """What some blocks of inputs add to blocks of ``P``: the lower tiles of ``scale P``, and in ``parts`` ``[parts, 2]`` their
+    trace without the scale, and ``1 / scale``. ``take`` is one of all layers.
+    """
     tile_ptr = scratch_ptr + offset64(tl.program_id(0), scratch_size)
     lane = tl.arange(0, BLOCK)
     deep = tl.arange(0, BLOCK_K)
     wide = tl.arange(0, WIDE)
     for program in range(tl.program_id(0), parts, tl.num_programs(0)):
         item, number = item_of(table_ptr, program, ITEMS)
-        allowed = tl.load(facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS)) != 0
+        facts = tl.load(facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS))
+        allowed = facts.to(tl.int32) != 0
         rows = field(table_ptr, item, ROWS, ITEMS, FIELDS).to(tl.int32)
         inputs = field(table_ptr, item, INPUTS, ITEMS, FIELDS).to(tl.int32)
         side = tl.where(allowed, field(table_ptr, item, SIDE, ITEMS, FIELDS).to(tl.int32), 0)
         size = field(table_ptr, item, SIZE, ITEMS, FIELDS).to(tl.int32)
+        if ALIGNED:
+            inputs = tl.multiple_of(inputs, 8)
+            side = tl.multiple_of(side, 8)
+            size = tl.multiple_of(size, 8)
         of_layer = field(table_ptr, item, PARTS, ITEMS, FIELDS).to(tl.int32)
         row_block = number // of_layer  # among those of all matrices
         part = number % of_layer
@@ -63,14 +72,14 @@ def moment_kernel(
         begin = part * CHUNK
         end = tl.minimum(begin + CHUNK, column_blocks)
         corner = offset64(first_row, inputs)
-        gradient_ptr = address(table_ptr, item, WEIGHT, ITEMS, FIELDS, G, False) + corner
-        average_ptr = address(table_ptr, item, WEIGHT_AVERAGE, ITEMS, FIELDS, tl.float32, False) + corner
+        gradient_ptr = address(table_ptr, item, WEIGHT, ITEMS, FIELDS, G, ALIGNED) + corner
+        average_ptr = address(table_ptr, item, WEIGHT_AVERAGE, ITEMS, FIELDS, tl.float32, ALIGNED) + corner
         bias = field(table_ptr, item, BIAS, ITEMS, FIELDS)
         biased = bias != 0
         bias_ptr = bias.to(tl.pointer_type(B)) + first_row
         bias_average_ptr = address(table_ptr, item, BIAS_AVERAGE, ITEMS, FIELDS, tl.float32, False) + first_row
         mean_ptr = address(table_ptr, item, MEAN, ITEMS, FIELDS, tl.float32, False) + offset64(matrix, inputs)
-        inverse_ptr = address(table_ptr, item, INVERSE, ITEMS, FIELDS, tl.float32, False)
+        inverse_ptr = address(table_ptr, item, INVERSE, ITEMS, FIELDS, tl.float32, ALIGNED)
         inverse_ptr += offset64(matrix * column_blocks, size * size)
         share, bias_share, momentum = 0.0, 0.0, 0.0
         if AVERAGED:
@@ -81,18 +90,18 @@ def moment_kernel(
             ).to(tl.float32)
 
         # Powers of two that bring gradients and inverses to unit size: no product leaves the range of float32.
-        largest = tl.zeros((WIDE,), tl.float32)
+        largest = tl.zeros((BLOCK,), tl.float32)
         largest_inverse = tl.zeros((WIDE,), tl.float32)
-        for row in range(side):
-            for column in range(begin * size, end * size, WIDE):
-                c = column + wide
-                value = averaged(
-                    gradient_ptr + row * inputs, average_ptr + row * inputs, share, momentum, take, c, c < end * size, AVERAGED
-                )  # fmt: skip
-                largest = tl.maximum(largest, tl.abs(value))
-        r = wide
-        of_bias = averaged(bias_ptr, bias_average_ptr, bias_share, momentum, take, r, (r < side) & biased, AVERAGED)
-        largest = tl.maximum(largest, tl.abs(of_bias))
+        for row in range(0, side, BLOCK):
+            r = row + lane
+            of_bias = averaged(bias_ptr, bias_average_ptr, bias_share, momentum, take, r, (r < side) & biased, AVERAGED)
+            largest = tl.maximum(largest, tl.abs(of_bias))
+            for column in range(begin * size, end * size, BLOCK):
+                c = column + lane
+                mask = (r < side)[:, None] & (c < end * size)[None, :]
+                at = r[:, None] * inputs + c[None, :]
+                value = averaged(gradient_ptr, average_ptr, share, momentum, take, at, mask, AVERAGED)
+                largest = tl.maximum(largest, tl.max(tl.abs(value), 1))
         for block in range(begin, end):
             diagonal_ptr = inverse_ptr + offset64(block, size * size) + wide * (size + 1)
             largest_inverse = tl.maximum(largest_inverse, tl.abs(tl.load(diagonal_ptr, mask=wide < size, other=0.0)))
@@ -198,7 +207,7 @@ def multiply(
                     right_ptr + k[:, None] * n + c[None, :], mask=(k < n)[:, None] & (c < n)[None, :], other=0.0
                 )
                 sums = tl.dot(left, right, sums, input_precision="ieee")
-            own = tl.load(left_ptr + r[:, None] * n + c[None, :], mask=mask & (of_left != 0.0), other=0.0)
+            own = tl.load(left_ptr + r[:, None] * n + c[None, :], mask=mask, other=0.0)
             value = of_product * sums + of_left * own + tl.where(r[:, None] == c[None, :], of_identity, 0.0)
             tl.store(out_ptr + r[:, None] * n + c[None, :], value, mask=mask)
 
@@ -217,7 +226,8 @@ def root_kernel(
     memory_ptr = scratch_ptr + offset64(tl.program_id(0), scratch_size)
     for program in range(tl.program_id(0), blocks, tl.num_programs(0)):
         item, number = item_of(table_ptr, program, ITEMS)
-        allowed = tl.load(facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS)) != 0
+        facts = tl.load(facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS))
+        allowed = facts.to(tl.int32) != 0
         rows = field(table_ptr, item, ROWS, ITEMS, FIELDS).to(tl.int32)
         whole = field(table_ptr, item, SIDE, ITEMS, FIELDS).to(tl.int32)
         side = tl.where(allowed, whole, 0)

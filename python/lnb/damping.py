@@ -15,11 +15,18 @@ gradients point back: the average cancels and ``a`` falls below ``a_0``. Near a 
 compound, this makes steps as short as needed; with noise alone they are a quarter of the region. It is the ratio of Adam
 (Kingma and Ba, 2015), taken over a neuron's row instead of one entry.
 
-Each layer also has a radius, the share of its region that it uses: it shrinks while the layer's gradients oppose each other and
-grows otherwise (:func:`radii`), so that a step length that was too long is not tried again at once. It starts at one over the
+Each layer also has a radius, the share of its region that it uses (:func:`radii`). It shrinks while the layer's gradients oppose
+each other, so that a step length that was too long is not tried again at once, and grows otherwise. It starts at one over the
 number of layers, but at least at a fifth (:func:`first_radius`). That is a warm-up, which every deep network needs: at first the
 gradients of all layers agree, so that each layer would go to its bounds as if the others stood still; in plain networks these
 moves compound before any gradient can show it.
+
+The radius also shrinks, slowly and down to a tenth, while the layer's gradients are noise: while ``||g~||^2`` is what
+independent gradients would make it, on average over about 50 steps. This average, relative to that, is the layer's
+**coherence**. Where steps are too long for the curvature, gradients oppose each other and coherence is about a third. Where
+steps are short, gradients repeat each other, and it is above one. At one there is no sign of either: the direction of a step
+is chance, and steps add a random walk to the weights, the shorter the better. Pflug (1990) ends a constant step length by this
+test, with a sign in place of a band.
 
 **Gain**, for gradients without noise: Levenberg and Marquardt's rule, per layer. Along the last step ``D`` of a layer, the
 slope of the loss was ``<g, D>`` and is now ``<g', D>``; were it a parabola, the best length would have been
@@ -43,12 +50,16 @@ from lnb.statistics.running import bias_correction
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
 from lnb_kernels import multi_tensor
+from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE
 
 _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.25, 1.3
 OPPOSED = 0.5
 RADIUS_SHRINK, RADIUS_GROW, LEAST_RADIUS = 0.8, 1.1, 1e-4
+COHERENCE_DECAY, QUIET, LOUD = 0.98, 0.8, 1.2
+NOISE_SHRINK, NOISE_RADIUS = 0.98, 0.1
+OPENING = 20
 LEAST_FIRST_RADIUS = 0.2
 
 
@@ -136,26 +147,58 @@ def first_radius(layers: int) -> float:
     return max(1 / max(1, layers), LEAST_FIRST_RADIUS)
 
 
-def radii(works: list[LayerWork], averages: Tensor, expected: Tensor, verdict: Verdict, arenas: Arenas) -> Tensor:
+def noise_band(config: Config) -> tuple[float, float]:
+    """The coherence between which gradients are noise. Without momentum there is no average to tell it by: the band is empty."""
+    return (QUIET, LOUD) if config.momentum > 0 else (0.0, 0.0)
+
+
+def radii(
+    works: list[LayerWork],
+    averages: Tensor,
+    expected: Tensor,
+    counts: Tensor,
+    verdict: Verdict,
+    config: Config,
+    arenas: Arenas,
+) -> Tensor:
     """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
 
     It shrinks by a fifth while the layer's average is shorter than half of what independent gradients would make it, which
-    only gradients that point against each other do, and else grows by a tenth. State of a layer's weight: ``radius``,
-    which starts at :func:`first_radius`.
+    only gradients that point against each other do. Else it grows by a tenth in the first :data:`OPENING` steps. After them,
+    coherence decides: in the band of noise the radius shrinks by 2 % a step, down to :data:`NOISE_RADIUS` (up to it, it grows);
+    below, it grows by a tenth; and above, by so much where coherence is two, and less between.
+
+    State of a layer's weight: ``radius``, which starts at :func:`first_radius`, and ``coherence``, the average of decay
+    :data:`COHERENCE_DECAY`, from zero, of ``||g~||^2`` over what is expected of independent gradients, cut at four.
 
     Args:
         works: the layers.
         averages: ``||g~||^2`` of each, ``[layers]``.
         expected: the same, of independent gradients.
+        counts: the steps that every layer has made, with this one, ``[layers]``.
         verdict: whether state may change.
+        config: the settings.
         arenas: where the state lives.
     """
     states = [work.state for work in works]
     start = first_radius(sum(work.layer.is_first for work in works))
     kept = arenas.select("radius", states, [()] * len(works), averages, start=start)
-    opposed = averages < OPPOSED**2 * expected
-    radius = (kept.read() * torch.where(opposed, RADIUS_SHRINK, RADIUS_GROW)).clamp(LEAST_RADIUS, 1.0)
-    kept.write(radius, verdict.on(averages.device))
+    coherences = arenas.select("coherence", states, [()] * len(works), averages)
+    ok = verdict.on(averages.device)
+    averages = averages.nan_to_num(0.0, 0.0, 0.0)
+    ratios = torch.where(expected > 0, averages / expected, 0.0).clamp(max=MOST_COHERENCE)
+    coherences.write(torch.lerp(coherences.read(), ratios, 1 - COHERENCE_DECAY), ok)
+    coherence = coherences.read() / bias_correction(COHERENCE_DECAY, counts).to(averages.dtype)
+    quiet, loud = noise_band(config)
+    former = kept.read()
+    grown = former * RADIUS_GROW
+    agreed = ((coherence - loud) / (PLAIN_COHERENCE - loud)).clamp(0, 1)
+    radius = torch.where(coherence >= loud, former * (1 + (RADIUS_GROW - 1) * agreed), grown)
+    calmed = torch.maximum(former * NOISE_SHRINK, grown.clamp(max=NOISE_RADIUS))
+    radius = torch.where((coherence > quiet) & (coherence < loud), calmed, radius)
+    radius = torch.where(counts > OPENING, radius, grown)
+    radius = torch.where(averages < OPPOSED**2 * expected, former * RADIUS_SHRINK, radius)
+    kept.write(radius.clamp(LEAST_RADIUS, 1.0), ok)
     return kept.read()
 
 

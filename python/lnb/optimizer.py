@@ -62,15 +62,16 @@ class LNB(Optimizer):
 
     The default preset, ``"fast"``, also divides by the root of the second moment of the neurons' gradients, and brings every
     neuron's row to unit size (:mod:`lnb.trust_regions.two_sided`): so ``lr`` is the most by which a step changes a neuron's
-    output, root mean square over the inputs. A second bound holds the change of the weights
-    (:mod:`lnb.weight_bound`), and steps get shorter where gradients do not agree (:mod:`lnb.damping`). Both moments are averages
-    that every tenth step refreshes, in diagonal blocks of at most 144 entries: the 9 taps of 16 channels, and few enough for a
+    output, root mean square over the inputs. A second bound holds the change of the weights (:mod:`lnb.weight_bound`), and
+    steps get shorter where gradients oppose each other or are noise (:mod:`lnb.damping`). Both moments are averages that
+    every tenth step refreshes, in diagonal blocks of at most 144 entries: the 9 taps of 16 channels, and few enough for a
     block's inverse to stay in a cache and for the state to be about AdamW's. The ridge is 0.2 of the mean variance of the
     inputs. Parameters of no layer - norms, embeddings - follow Adam's rule (Kingma and Ba, 2015) at 0.15 ``lr``. These
     numbers were chosen on small image and text tasks; ``docs/results.md`` and ``docs/robustness.md`` show how they do.
 
     ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`), and
-    Transformers' ``Conv1D``, whose weight ``[d_in, d_out]`` is laid out by columns at the first step (:mod:`lnb.routes.turned`).
+    Transformers' ``Conv1D``, whose weight ``[d_in, d_out]`` is laid out by columns in memory, or copied
+    (:mod:`lnb.routes.turned`).
 
     What happens in the cases that training loops meet:
 
@@ -102,7 +103,8 @@ class LNB(Optimizer):
         model: the model to attach to; its linear and convolution layers are changed in place by :func:`lnb.attach`.
         lr: learning rate, a number or a 0-dim tensor; None for the preset's (:data:`lnb.DEFAULT_LR`). With ``"fast"``, the most
             by which a step changes the output of any neuron, root mean square over the inputs; steps are shorter where
-            weights would change by more than ``2.5 lr``, or a quarter, of their norm, and where gradients do not agree.
+            weights would change by more than ``2.5 lr``, or a quarter, of their norm, and where gradients oppose each other
+            or are noise.
             Other parameters follow Adam's rule at ``0.15 lr``. With the trust region ``"global"``, of the other presets, it
             is the root mean square change of all layers' outputs together.
         preset: ``"fast"``; ``"paper"``, arXiv:2502.01131 step by step; or ``"full_batch"``, for losses without noise.
@@ -203,7 +205,7 @@ class LNB(Optimizer):
         model, given, exchange = self._model, self._ranks.given, self._exchange
         self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given, exchange)
         self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
-        self._turned = Turned(self._inventory.layers, self._inventory.names, self.state)
+        self._turned = Turned(self._inventory.layers, self._inventory.names)
         if self._shards is not None:
             self._switch_captures(self._optimized_layers())
 
@@ -320,6 +322,7 @@ class LNB(Optimizer):
                 former = self._inventory.layers
                 self._inventory = take_inventory(self._model, self._exclude)
                 release(former, self._inventory.layers)
+                self._require_layers()
                 self._find_shards()
             if asks_for_state(self.param_groups, self.state, self._optimized_layers()):
                 self._make_state()

@@ -15,6 +15,7 @@ import last_layer_study
 import moments_study as moments
 import pytest
 import torch
+import wide_layer_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +26,7 @@ STUDIES = {
     "last_layer": (last_layer_study, "moments.md"),
     "drift": (drift_study, "moments.md"),
     "gptq": (gptq_study, "moments.md"),
+    "wide_layer": (wide_layer_study, "moments.md"),
     "defaults": (defaults_study, "presets.md"),
     "full_batch": (full_batch_study, "presets.md"),
 }
@@ -104,3 +106,13 @@ def test_differences_are_paired_and_an_alarm_has_a_known_area() -> None:
 def test_the_preset_for_full_batches_meets_its_target() -> None:
     assert full_batch_study.steps({}, 10.0, 0) < 30
     assert full_batch_study.shown([3, 4, full_batch_study.LIMIT + 1]) == "4 (3 to never)"
+
+
+def test_a_changed_number_changes_the_loss() -> None:
+    cell = defaults_study.Cell("a small MLP", "digits", 20, 32, 100, {"width": 16, "depth": 1})
+    task = cell.make(None)
+    default, short = (defaults_study.final_loss(cell, task, settings, 0) for settings in ({}, {"lr": 1e-6}))
+    assert default < short
+    assert defaults_study.final_loss(cell, task, {"lr": defaults_study.LR}, 0) == default
+    for study in (defaults_study, full_batch_study):
+        assert next(iter(study.variants())) == study.DEFAULT

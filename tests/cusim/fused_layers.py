@@ -14,7 +14,8 @@ from lnb_kernels.step_tables import StepSettings
 DECAY, TAKE = 0.95, 0.05
 SETTINGS = StepSettings(
     momentum=DECAY, nesterov=True, b_rows=0.99, noise=0.3, change=0.1, largest=0.25, opposed=0.25, shrink=0.9, grow=1.02,
-    least=1e-4, b_others=0.99, epsilon=1e-8, most=1e18, others_scale=0.01,
+    least=1e-4, b_coherence=0.9, quiet=0.8, loud=1.2, calm=0.95, noisy=0.2, opening=3,
+    b_others=0.99, epsilon=1e-8, most=1e18, others_scale=0.01,
 )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ class Layers:
 
         steps = torch.randint(1, 9, (count,)).float()
         shares = DECAY / (1 - DECAY ** steps.double())
-        own = {name: wide(count) for name in ("independent", "growth", "radius", "scales", "products")}
+        own = {name: wide(count) for name in ("independent", "growth", "radius", "coherence", "scales", "products")}
         return cls(
             shapes,
             [torch.full((s.groups, s.m, s.d), 7.0, dtype=direction_dtype) for s in shapes],
@@ -137,8 +138,8 @@ class Layers:
     def finish(self, rates: list[float | Tensor] | None = None, ok: Tensor | None = None) -> None:
         """The second op."""
         names = (
-            "row_scales", "row_square", "independent", "growth", "radius", "sums", "scales", "products",
-            "weight_norm", "shorter",
+            "row_scales", "row_square", "independent", "growth", "radius", "coherence", "sums", "scales",
+            "products", "weight_norm", "shorter",
         )  # fmt: skip
         finish_layers_(
             self.bias_momentum, self.bias_directions, *(self.numbers[name] for name in names), self.partials,

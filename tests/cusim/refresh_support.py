@@ -13,7 +13,7 @@ from lnb.statistics.factored import Factor, factorize
 from lnb.statistics.orthogonalize import QUINTIC, STEPS, inverse_root
 from lnb.statistics.running import NOISE, bias_correction, few_samples, ridge_of
 from lnb.trust_regions.two_sided import output_moment
-from lnb_kernels.refresh import InputMetric, OutputMetric, refresh_metrics
+from lnb_kernels.refresh import InputMetric, OutputMetric, refreshers
 
 NOISE_LEVEL = NOISE * torch.finfo(torch.float32).eps
 WRITTEN = ("second_moment", "steps", "inverse", "mean", "output_moment", "root")
@@ -116,7 +116,8 @@ def moved(of: InputMetric, device: str) -> InputMetric:
 def run(layers: list[InputMetric], ok: Tensor | None = None) -> list[dict[str, Tensor]]:
     """What the kernels write."""
     own = [copy(of) for of in layers]
-    refresh_metrics(own, ok, NOISE_LEVEL, QUINTIC, STEPS)
+    [kernels] = refreshers(own[0].gathered)
+    assert kernels.refresh(own, ok, NOISE_LEVEL, QUINTIC, STEPS)
     return [written(of) for of in own]
 
 

@@ -73,6 +73,7 @@ def test_all_that_is_written(simulated: Simulator, gradient_dtype: torch.dtype) 
 
 def test_opposed_gradients_shrink_the_radius_and_others_grow_it(simulated: Simulator) -> None:
     layers = random([Shape(6, 4, 2, 2), Shape(6, 4, 2, 2)])
+    layers.steps.fill_(2)  # of the opening
     layers.numbers["radius"].fill_(0.5)
     half = len(layers.partials) // 2
     layers.partials.view(-1, 6)[: half // 6, 4] = 1e-12
@@ -128,8 +129,8 @@ def test_traffic(simulated: Simulator) -> None:
     rows, threads = 700, 512
     everywhere = threads * (4 + 8)  # the count of steps and the share of the bias, by each thread
     assert simulated.traffic == (
-        rows * (2 * 48 + 8 + 8 + 4 + 4) + everywhere + 4 * 8,
-        rows * (8 + 4 + 4 + 4) + 6 * 8 + 4 * 8,
+        rows * (2 * 48 + 8 + 8 + 4 + 4) + everywhere + 5 * 8,
+        rows * (8 + 4 + 4 + 4) + 7 * 8 + 4 * 8,
     )
 
 
@@ -177,8 +178,8 @@ def test_what_would_crash_is_refused_before_any_launch(simulated: Simulator) -> 
         call_direct(direct, share=shares + 4)
 
     names_of_all = (
-        "row_scales", "row_square", "independent", "growth", "radius", "sums", "scales", "products",
-        "weight_norm", "shorter",
+        "row_scales", "row_square", "independent", "growth", "radius", "coherence", "sums", "scales",
+        "products", "weight_norm", "shorter",
     )  # fmt: skip
     everything = address(
         *(layers.numbers[name] for name in names_of_all), layers.partials, layers.mixed_biases, layers.steps,
@@ -188,10 +189,10 @@ def test_what_would_crash_is_refused_before_any_launch(simulated: Simulator) -> 
 
     def call_finish(numbers: list[int], of_layer: list[int]) -> None:
         layer = (of_layer, 1.0, (0.1, 0, kind))
-        native.fused_finish([layer], kind, numbers, 12, 2, 1, 1, [0.5] * 10, 0, where)
+        native.fused_finish([layer], kind, numbers, 12, 2, 1, 1, [0.5] * 16, 0, where)
 
-    for place in range(15):
-        for value in (0, everything[place] + 2) if place < 14 else (everything[place] + 2,):
+    for place in range(16):
+        for value in (0, everything[place] + 2) if place < 15 else (everything[place] + 2,):
             with pytest.raises(ValueError, match=r"has entries but a null|is not aligned"):
                 call_finish([value if i == place else x for i, x in enumerate(everything)], fields)
     for place, value in ((0, 0), (1, fields[1] + 1), (3, 1), (4, 3), (5, 3), (6, 2), (7, 1), (8, 1)):
@@ -222,7 +223,7 @@ def test_the_chain_is_the_step_of_the_cpu(simulated: Simulator, scale: float) ->
         square = rows[i].clone().view(shape.groups, shape.m)
         of_layers.append(StepLayer(place, place + 1 if shape.bias else None, shape.d, square, 0.5 + shape.m))
     steps = layers.steps[[0, 0, 1]].clone()
-    names = ("independent", "weight_norm", "growth", "radius")
+    names = ("independent", "weight_norm", "growth", "radius", "coherence")
     numbers = [steps, *(layers.numbers[name].clone() for name in names)]
     tables = StepTables(parameters, momentum, of_layers, [], numbers, SETTINGS)
     tables.average(gradients, outputs)

@@ -17,7 +17,7 @@ import lnb_kernels as lk
 from lnb.statistics.factored import factorize
 from lnb.statistics.orthogonalize import QUINTIC, STEPS, inverse_root
 from lnb_kernels.newton_schulz import reference as newton_schulz
-from lnb_kernels.refresh import AveragedGradient, refresh_metrics
+from lnb_kernels.refresh import AveragedGradient, Refresher
 from lnb_kernels.spd_inverse import reference as spd_inverse
 
 KERNELS = ["average_moments", "input_metrics", "output_moments", "output_roots"]
@@ -148,12 +148,12 @@ def test_launches_do_not_depend_on_the_number_of_layers(simulated: Simulator) ->
 @pytest.mark.parametrize("exponent", [-120, 100])
 def test_roots_do_not_depend_on_the_size_of_gradients(simulated: Simulator, exponent: int) -> None:
     of = layer(Shape(1, 7, 3, 2, 4, decay=0.0))
-    assert of.outputs is not None
-    assert isinstance(of.outputs.weight, Tensor)
-    assert isinstance(of.outputs.bias, Tensor)
+    [outputs] = of.outputs
+    assert isinstance(outputs.weight, Tensor)
+    assert isinstance(outputs.bias, Tensor)
     scale = 2.0**exponent
-    scaled = replace(of.outputs, weight=of.outputs.weight * scale, bias=of.outputs.bias * scale)
-    [expected], [found] = run([of]), run([replace(of, outputs=scaled)])
+    scaled = replace(outputs, weight=outputs.weight * scale, bias=outputs.bias * scale)
+    [expected], [found] = run([of]), run([replace(of, outputs=(scaled,))])
     assert torch.equal(found["root"], expected["root"])
 
 
@@ -161,18 +161,18 @@ def test_roots_do_not_depend_on_the_size_of_gradients(simulated: Simulator, expo
 @pytest.mark.parametrize("width", [8, 5])  # rows in whole accesses of 16 bytes, and others
 def test_gradients_are_averaged_where_they_are_read(simulated: Simulator, dtype: torch.dtype, width: int) -> None:
     of = layer(Shape(1, 1, width, 1, 6))
-    assert of.outputs is not None
+    [outputs] = of.outputs
     share = torch.tensor(1.75, dtype=torch.float64 if dtype == torch.float32 else torch.float32)
 
     def averaged(like: Any) -> AveragedGradient:
         return AveragedGradient(torch.randn_like(like).to(dtype), torch.randn_like(like), share, 0.9, 0.1)
 
-    weight, bias = averaged(of.outputs.weight), averaged(of.outputs.bias)
+    weight, bias = averaged(outputs.weight), averaged(outputs.bias)
     expected = 1.75 * (0.9 * weight.average + 0.1 * weight.gradient.float()) + 0.1 * weight.gradient.float()
     torch.testing.assert_close(weight.tensor(), expected)
-    [found] = run([replace(of, outputs=replace(of.outputs, weight=weight, bias=bias))])
-    formed = replace(of.outputs, weight=weight.tensor(), bias=bias.tensor())
-    [right] = run([replace(of, outputs=formed)])
+    [found] = run([replace(of, outputs=(replace(outputs, weight=weight, bias=bias),))])
+    formed = replace(outputs, weight=weight.tensor(), bias=bias.tensor())
+    [right] = run([replace(of, outputs=(formed,))])
     for name, value in found.items():
         near = 1e-3 if name == "root" else 1e-5  # a root magnifies what rounding does
         torch.testing.assert_close(value, right[name], rtol=near, atol=near * float(right[name].abs().max()))
@@ -216,13 +216,13 @@ def test_covariances_without_an_inverse(simulated: Simulator) -> None:
 
 def test_moments_without_a_root_get_a_multiple_of_the_identity(simulated: Simulator) -> None:
     of = layer(Shape(1, 1, 3, 2, 4, decay=0.9))
-    assert of.outputs is not None
-    assert of.outputs.average is not None
-    average = torch.zeros_like(of.outputs.average)
+    [outputs] = of.outputs
+    assert outputs.average is not None
+    average = torch.zeros_like(outputs.average)
     average[0, 0] = torch.eye(4) * 10
     average[0, 0, 0, 1] = average[0, 0, 1, 0] = 1000  # far from positive semi-definite
-    nothing = torch.zeros_like(of.outputs.weight), torch.zeros_like(of.outputs.bias)  # type: ignore[arg-type]
-    [found] = run([replace(of, outputs=replace(of.outputs, weight=nothing[0], bias=nothing[1], average=average))])
+    nothing = torch.zeros_like(outputs.weight), torch.zeros_like(outputs.bias)  # type: ignore[arg-type]
+    [found] = run([replace(of, outputs=(replace(outputs, weight=nothing[0], bias=nothing[1], average=average),))])
     torch.testing.assert_close(found["output_moment"], average * 0.9)
     torch.testing.assert_close(found["root"], inverse_root(average * 0.9))
     assert torch.equal(found["root"][0, 0].count_nonzero(), torch.tensor(4))
@@ -332,5 +332,5 @@ def test_bindings_refuse_matrices_that_would_crash(simulated: Simulator) -> None
         native.newton_schulz_roots(memory, memory, 1, 3, QUINTIC, 0, (0, 0))
     with pytest.raises(ValueError, match="roots has entries but a null pointer"):
         native.newton_schulz_roots(memory, 0, 1, 3, QUINTIC, 1, (0, 0))
-    refresh_metrics([], None, NOISE_LEVEL, QUINTIC, STEPS)
+    assert Refresher("native", 144).refresh([], None, NOISE_LEVEL, QUINTIC, STEPS)
     assert simulated.launches == []

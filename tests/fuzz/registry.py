@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fuzz import ops_conv, ops_layers, ops_multi_tensor, ops_products, ops_settings, ops_solvers
+from fuzz import ops_conv, ops_fused, ops_layers, ops_multi_tensor, ops_products, ops_settings, ops_solvers
 from fuzz.case import Case
 from fuzz.draw import Draw
 
@@ -17,7 +17,10 @@ GENERATORS: dict[str, Callable[[Draw], Case]] = {
     **ops_layers.GENERATORS,
     **ops_solvers.GENERATORS,
     **ops_settings.GENERATORS,
+    **ops_fused.GENERATORS,
 }
+OF_THE_OPTIMIZER = frozenset(ops_fused.GENERATORS)
+"""Ops that only the optimizer calls."""
 RARE = frozenset(ops_settings.GENERATORS)  # there is little to try of them
 
 

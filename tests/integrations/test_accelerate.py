@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from integrations.training import expected, loader
-from optimizer.small_models import equal_parameters, loss_of, mixed, train
+from optimizer.small_models import batches, equal_parameters, loss_of, mixed, train
 from torch.optim.lr_scheduler import ExponentialLR
 
 import lnb
@@ -107,3 +108,39 @@ def test_saved_and_loaded_states_go_on_as_if_nothing_was(tmp_path: Path) -> None
     accelerator.load_state(str(tmp_path))
     run(accelerator, resumed, optimizer, batches)
     assert equal_parameters(resumed, model)
+
+
+@pytest.fixture
+def fsdp2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """An accelerator of one rank that shards models. accelerate does so on GPUs alone: its state is told that this is one."""
+    from accelerate.utils import DistributedType
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    accelerator = accelerate.Accelerator(cpu=True)
+    for state in (accelerate.PartialState(), accelerator.state):
+        state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = accelerate.FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="size_based_wrap", min_num_params=16, reshard_after_forward=True
+    )
+    yield accelerator
+    dist.destroy_process_group()
+
+
+def test_shards_that_accelerate_makes_and_puts_into_the_optimizer(fsdp2: Any, tmp_path: Path) -> None:
+    """Its ``prepare`` exchanges the parameters of the model, and of the optimizer's groups; states are saved and loaded."""
+    model = mixed()
+    model, optimizer = fsdp2.prepare(model, lnb.LNB(model))
+    run(fsdp2, model, optimizer, batches(2))
+    fsdp2.save_state(str(tmp_path / "state"))
+    run(fsdp2, model, optimizer, batches(4)[2:])
+    rows = {row.name: row.metric for row in optimizer.optimizer.coverage().rows}
+    assert [rows[name] for name in ("0.weight", "3.weight", "5.weight")] == ["second moment"] * 3
+    ended = [parameter.full_tensor().clone() for parameter in model.parameters()]
+    for got, parameter in zip(ended, expected(process_group=None).parameters(), strict=True):
+        torch.testing.assert_close(got, parameter, rtol=1e-3, atol=1e-4)
+    fsdp2.load_state(str(tmp_path / "state"))
+    run(fsdp2, model, optimizer, batches(4)[2:])
+    for got, again in zip(ended, model.parameters(), strict=True):
+        assert torch.equal(got, again.full_tensor())

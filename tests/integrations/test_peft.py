@@ -77,7 +77,7 @@ def test_adapters_of_moments_go_into_peft() -> None:
 
 
 @pytest.mark.parametrize("method", ["ipm", "kpm"])
-def test_adapters_of_moments_are_those_of_peft_s_own_corda(method: str) -> None:
+def test_adapters_of_moments_are_as_peft_makes_them(method: str) -> None:
     """Both halves of the split weight, by whole moments of one batch: PEFT scales every batch by its largest number."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
     corda = pytest.importorskip("peft.tuners.lora.corda")

@@ -168,12 +168,29 @@ def test_the_command_shows_the_latest_record(tmp_path: Path) -> None:
         text = shown(path)
         assert "step 3" in text
         assert "loss 1.25" in text
-    row = next(line for line in text.splitlines() if line.startswith("│ 2 "))
-    assert "3 of 5" in row  # the rank
-    assert [cell.strip() for cell in row.split("│")[6:8]] == ["2", "0"]  # dead inputs, and the age: first steps refresh
-    assert text.index("│ 0 ") < text.index("│ 2 ")
+    row = next(line for line in text.splitlines() if line.startswith("  2 "))
+    assert row.split()[-5:] == ["3", "of", "5", "2", "0"]  # rank, dead inputs, and the age: first steps refresh
+    assert text.index("\n  0 ") < text.index("\n  2 ")
     by_dead = shown(tmp_path, "--sort", "dead")
-    assert by_dead.index("│ 2 ") < by_dead.index("│ 0 ")
+    assert by_dead.index("\n  2 ") < by_dead.index("\n  0 ")
+
+
+def test_eighty_columns_show_every_number(tmp_path: Path) -> None:
+    """The names of layers give way, and nothing else."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a_name_that_is_far_too_long_for_the_screen": nn.Linear(300, 4)})
+    optimizer, x = lnb.LNB(model), torch.randn(400, 300)
+    with Watch(optimizer, tmp_path, every=1, tensorboard=False) as watch:
+        for _ in range(12):
+            watch.note(loss=1.0)
+            optimizer.zero_grad()
+            next(iter(model.values()))(x).square().mean().backward()
+            optimizer.step()
+    result = CliRunner().invoke(app, ["watch", str(tmp_path)], env={"COLUMNS": "80"})
+    table = result.output[result.output.index("layer") :]
+    assert max(map(len, table.splitlines())) <= 80
+    assert table.count("…") == 1
+    assert "300 of 300" in table
 
 
 def test_the_screen_follows_the_file_and_fits_the_terminal(tmp_path: Path) -> None:

@@ -14,14 +14,17 @@ from cusim.simulated import cuda_kernels_on_cpu
 from fused_apply_support import Model, model, params_of, stepped, thetas_of
 from support import assert_close_to_reference, relative_errors
 from torch import Tensor, nn
+from triton.runtime.errors import InterpreterError
 from triton_support import DEVICE
 
 import lnb
 import lnb_kernels as lk
-from lnb_kernels import _captured
+from lnb_kernels import _backend, _captured
 from lnb_kernels._backend import KernelUnavailable
 from lnb_kernels._triton import tables
-from lnb_kernels.fused_step import triton_apply, triton_direct, triton_finish, triton_kernel
+from lnb_kernels.fused_step import left_over, triton_apply, triton_direct, triton_finish, triton_kernel
+from lnb_kernels.multi_tensor import triton_kernel as triton_flags
+from lnb_kernels.refresh import triton_kernel as triton_refresh
 
 # Groups; blocks that are whole packs, and some that are not; with a bias and without; several blocks each way.
 SHAPES = [Shape(14, 21, 7, 7, groups=2), Shape(16, 48, 8, 16), Shape(72, 24, 72, 24, bias=False), Shape(1, 1, 1, 1)]
@@ -34,7 +37,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def triton() -> Iterator[None]:
     lk.set_backend("triton")
-    with triton_sanitizer.through_tables(triton_direct, triton_finish, triton_apply):
+    with triton_sanitizer.through_tables(triton_direct, triton_finish, triton_apply, triton_refresh, triton_flags):
         yield
     lk.set_backend("auto")
 
@@ -113,6 +116,31 @@ def test_layers_are_averaged_once_where_the_kernel_does_not_compile(monkeypatch:
     with pytest.raises(Exception, match="a test's kernel"):
         layers.direct()
     assert all(map(torch.equal, layers.momentum, before))
+
+
+@pytest.mark.usefixtures("triton")
+def test_no_launch_is_made_where_a_later_one_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles in whole packs have a launch of their own, as biases have, and others: each is compiled for itself."""
+    for kernel, make in (
+        (triton_direct.direct_kernel, lambda: Layers.random([Shape(16, 8, 8, 8), Shape(4, 6, 2, 3)])),
+        (triton_apply.move_others_kernel, lambda: model(weights=[(9, 7), (8, 8)], biases=[9, 8], others=[(3,)])),
+    ):
+        compiled = []
+
+        def warmup(
+            *_: Any, compiled: list[int] = compiled, last: bool = kernel is triton_direct.direct_kernel, **__: Any
+        ) -> None:
+            compiled.append(0)
+            if len(compiled) == 2 or not last:
+                raise InterpreterError("a test's kernel does not compile")
+
+        monkeypatch.setattr(kernel, "warmup", warmup, raising=False)
+        given = make()
+        written = given.momentum if isinstance(given, Layers) else given.written()
+        before = [tensor.clone() for tensor in written]
+        with pytest.raises(KernelUnavailable, match="does not compile"):
+            given.direct() if isinstance(given, Layers) else given.step()
+        assert all(map(torch.equal, written, before))
 
 
 @pytest.mark.parametrize("measured", [False, True])
@@ -210,6 +238,33 @@ def test_tables_are_copied_once_and_written_by_kernels_into_graphs(
     monkeypatch.setattr(tables, "is_capturing", lambda: True)
     written = tables.on_device(numbers, torch.device("cpu"))
     assert written[: len(numbers)].tolist() == list(numbers) == kept.tolist()
+
+
+def test_larger_blocks_than_the_cuda_module_takes_go_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directions and refreshes of a layer with 149 inputs, a prime, beside one that the module takes."""
+
+    def fails(*_: Any) -> None:
+        raise AssertionError("this is for what no kernel takes")
+
+    monkeypatch.setattr(_backend, "serves_beside", lambda *_: lk.get_backend() == "native")
+    monkeypatch.setattr(left_over, "direct_layer_", fails)
+    monkeypatch.setattr("lnb.statistics.refresh._Refresh.begin", fails)
+    found = []
+    for simulated in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(149, 3), nn.Tanh(), nn.Linear(3, 2, bias=False))
+        x, y = torch.randn(300, 149), torch.randn(300, 2)
+        optimizer = lnb.LNB(net, lr=0.05, products="tf32x3")
+        nn.functional.mse_loss(net(x), y).backward()
+        if simulated:
+            with cuda_kernels_on_cpu(), triton_sanitizer.through_tables(triton_direct, triton_refresh):
+                optimizer.step()
+        else:
+            monkeypatch.undo()
+            optimizer.step()
+        found.append([parameter.detach() for parameter in net.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).abs().max()) <= 1e-3 * float(other.abs().max())
 
 
 def test_whole_steps_by_triton_are_those_of_the_cpu(triton: None) -> None:

@@ -85,8 +85,7 @@ def test_no_layers_are_no_call() -> None:
         nothing, nothing, empty, empty, nothing, nothing, nothing, nothing, nothing, nothing, empty, None, 0.5, 0.5
     )
     finish_layers_(
-        nothing, nothing, empty, empty, empty, empty, empty, empty, empty, empty, empty, empty, empty, empty, nothing, [], [],
-        empty, [], None, [], [], None, SETTINGS,
+        nothing, nothing, *[empty] * 13, nothing, [], [], empty, [], None, [], [], None, SETTINGS,
     )  # fmt: skip
 
 

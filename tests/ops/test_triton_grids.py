@@ -79,7 +79,8 @@ def test_many_groups_and_border_cells_of_a_convolution() -> None:
 
     assert route(MOST_BLOCKS, MOST_BLOCKS, 3, 4) == "depthwise"
     assert route(MOST_BLOCKS + 1, MOST_BLOCKS + 1, 3, 4) == "reference"
-    assert route(16, 1, 127, 300) == "shifts"
+    assert route(16, 1, 31, 300) == "shifts"
+    assert route(16, 1, 127, 300) == "patches"  # whose table of taps and cells the host would make for 25 seconds
     assert route(16, 1, 191, 500) == "patches"
 
 

@@ -13,6 +13,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from optimizer.conv1d_double import Net as Transposed
+from optimizer.conv1d_double import imported
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -138,6 +140,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         )
         found["exchanges"][name] = _exchanges(rank, ranks, settings)
     found["split"] = _split(rank, ranks)
+    found["transposed"] = _transposed(rank, ranks)
     found["branches"] = [_branches(rank, ranks, settings) for settings in CASES.values()]
     found["failed"] = [_failing(rank, ranks, settings) for settings in CASES.values()]
     found["strict"] = _strict(rank)
@@ -147,6 +150,8 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
     found["complaints"] = _complaints()
     found["moments"] = _moments(rank, ranks)
     found["differences"] = _differences(rank, ranks)
+    if ranks == 2:
+        found["closure"] = _raising_closure(rank)
     if rank < ranks - 1:
         found["deserted"] = _deserted()
     torch.save(found, folder / f"rank{rank}.pt")  # the last rank ends; then the others do
@@ -200,6 +205,24 @@ def _split(rank: int, ranks: int) -> dict[str, Any]:
             moved = trained(wrapped, optimizer, rank, ranks)
         count = sum(len(call.args[0]) for call in factorized.call_args_list)
         found[name] = moved, optimizer.state_dict()["state"], count
+    return found
+
+
+def _transposed(rank: int, ranks: int) -> list[list[Tensor]]:
+    """Training of weights ``[d_in, d_out]`` under wrappers that look at strides once, or again; and alone."""
+    found = []
+    with imported():
+        for options in ({}, {"find_unused_parameters": True}, {"gradient_as_bucket_view": True}, None):
+            model = Transposed(True).double()
+            optimizer = lnb.LNB(model, LR, process_group="auto" if options is not None else None)
+            wrapped = model if options is None else DistributedDataParallel(model, **options)
+            share = slice(None) if options is None else slice(rank, None, ranks)
+            for number in range(4):
+                x = torch.rand(8, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+                optimizer.zero_grad()
+                wrapped(x[share]).square().mean().backward()
+                optimizer.step()
+            found.append([parameter.detach() for parameter in model.parameters()])
     return found
 
 
@@ -325,6 +348,29 @@ def _differences(rank: int, ranks: int) -> dict[str, tuple[str, bool]]:
     except RuntimeError as error:
         found["model"] = str(error), True
     return found
+
+
+def _raising_closure(rank: int) -> tuple[str, bool]:
+    """What each rank is told where rank 1's closure raises after its backward pass, and whether nothing moved."""
+    impatient = dist.new_group(timeout=datetime.timedelta(seconds=2))
+    wrapped = DistributedDataParallel(Plain())
+    optimizer = lnb.LNB(wrapped, process_group=impatient)
+    before = parameters_of(wrapped)
+    said = ""
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = wrapped(images(torch.float32)[0][0]).square().sum()
+        loss.backward()
+        if rank == 1:
+            raise ArithmeticError("the loss of rank 1 is not what it should be")
+        return float(loss.detach())
+
+    try:
+        optimizer.step(closure)
+    except (ArithmeticError, RuntimeError) as error:
+        said = str(error)
+    return said, torch.equal(parameters_of(wrapped), before)
 
 
 def _deserted() -> tuple[str, bool]:

@@ -36,7 +36,7 @@ from lnb.verdict import Verdict
 
 LR = 0.02
 STEPS = 6
-RESUMED = ("fast", "uneven", "factored")
+RESUMED = {2: ("fast", "uneven"), 4: ("fast", "factored")}
 Make = Callable[[], nn.Module]
 
 
@@ -395,7 +395,7 @@ def averages(model: nn.Module, optimizer: lnb.LNB) -> dict[str, Tensor]:
 def _resumed(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     """Training that goes on from files, of this number of ranks and of half of it."""
     found: dict[str, Any] = {"same": {}, "state": {}, "other": {}}
-    for name in RESUMED:
+    for name in RESUMED[ranks]:
         make, settings = CASES[name]
         model = sharded(make().double())
         optimizer = lnb.LNB(model, LR, **settings)

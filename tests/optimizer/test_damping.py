@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lnb
 from lnb.config import resolve_config
-from lnb.damping import noise_level
+from lnb.damping import NOISE_RADIUS, NOISE_SHRINK, noise_level
 
 
 def test_the_noise_level_is_the_length_of_an_average_of_independent_gradients() -> None:
@@ -98,10 +98,25 @@ def test_steps_of_gradients_that_alternate_are_short() -> None:
     assert 0 < moved[0] < 0.15 * moved[1]
 
 
-def test_independent_gradients_leave_the_radius() -> None:
+@pytest.mark.parametrize("signal", [0.0, 0.5])
+def test_noise_shrinks_the_radius_to_a_tenth_and_a_signal_in_it_does_not(signal: float) -> None:
     generator = torch.Generator().manual_seed(1)
-    layer, optimizer = linear_loss([torch.randn(30, 5, generator=generator) for _ in range(60)])
-    assert optimizer.state[layer.weight]["radius"].item() > 0.7
+    common = signal * torch.randn(30, 5, generator=generator)
+    radii = []
+    for steps in (40, 300):
+        layer, optimizer = linear_loss([common + torch.randn(30, 5, generator=generator) for _ in range(steps)])
+        radii.append(optimizer.state[layer.weight]["radius"].item())
+    if signal:
+        assert radii == [1.0, 1.0]
+    else:
+        assert radii[0] > 0.5  # at first it opens, whatever the gradients
+        assert NOISE_RADIUS * NOISE_SHRINK <= radii[1] < 0.2
+
+
+def test_without_momentum_nothing_is_taken_for_noise() -> None:
+    generator = torch.Generator().manual_seed(1)
+    layer, optimizer = linear_loss([torch.randn(30, 5, generator=generator) for _ in range(60)], momentum=0.0)
+    assert optimizer.state[layer.weight]["radius"].item() == 1.0
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

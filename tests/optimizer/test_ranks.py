@@ -56,6 +56,14 @@ def test_refreshes_that_are_shared_out_make_the_same(found: Found) -> None:
     assert len(found) > 2 or max(shares) < everything
 
 
+def test_transposed_weights_do_as_in_one_process(found: Found) -> None:
+    for rank in found:
+        *ways, alone = rank["transposed"]
+        for way in ways:
+            for got, expected in zip(way, alone, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
 def test_ranks_whose_batches_reach_different_layers_stay_equal(found: Found) -> None:
     first, *others = (rank["branches"] for rank in found)
     for other in others:
@@ -110,6 +118,16 @@ def test_ranks_that_are_left_alone_are_told_so(found: Found) -> None:
         said, unmoved = rank["deserted"]
         assert said.startswith(f"step(): the exchange of second moments with {len(found)} ranks failed")
         assert unmoved
+
+
+def test_a_closure_that_raises_on_one_rank_is_told_to_all(found: Found) -> None:
+    """It raises there, and on the others within the group's timeout: the closure's own exchanges may be under way."""
+    if len(found) == 2:
+        waiting, raising = (rank["closure"] for rank in found)
+        assert waiting[0].startswith("step(): the exchange of second moments with 2 ranks failed")
+        assert raising[0] == "the loss of rank 1 is not what it should be"
+        assert waiting[1]
+        assert raising[1]
 
 
 def test_strict_raises_on_every_rank(found: Found) -> None:

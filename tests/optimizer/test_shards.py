@@ -158,7 +158,7 @@ def test_a_ranks_peak_is_within_adamws_and_the_plan(folder: Path) -> None:
 
 
 def test_resumes_on_as_many_ranks_bit_for_bit(found: list[dict[str, Any]]) -> None:
-    assert all(all(rank["resumed"]["same"].values()) and len(rank["resumed"]["same"]) == 3 for rank in found)
+    assert all(all(rank["resumed"]["same"].values()) and len(rank["resumed"]["same"]) == 2 for rank in found)
 
 
 def test_resumes_from_gathered_state_bit_for_bit(folder: Path) -> None:
@@ -188,11 +188,15 @@ def test_resumes_on_one_rank(name: str, folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_state_is_made_of_shards_that_came_after_the_optimizer() -> None:
+@pytest.mark.parametrize("put_there", [False, True])
+def test_state_is_made_of_shards_that_came_after_the_optimizer(put_there: bool) -> None:
+    """A trainer may have put them into the optimizer's groups, as accelerate does."""
     make, settings = CASES["fast"]
     model = make().double()
     optimizer = lnb.LNB(model, LR, **settings)
     sharded(model)
+    if put_there:
+        optimizer.param_groups[0]["params"] = list(model.parameters())
     saved = get_optimizer_state_dict(model, optimizer)
     assert saved["state"].keys() == dict(model.named_parameters()).keys()
     assert error(trained(model, optimizer), alone("fast")) <= 1e-10

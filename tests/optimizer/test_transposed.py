@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,57 +11,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from optimizer.conv1d_double import Conv1D, Net, imported
 from optimizer.small_models import same, snapshot
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import lnb
 from lnb_kernels import fused_step
 
 
-class Conv1D(nn.Module):
-    """The same parameters and results as Transformers' class."""
-
-    def __init__(self, nf: int, nx: int) -> None:
-        super().__init__()
-        self.nf, self.nx = nf, nx
-        self.weight = nn.Parameter(torch.empty(nx, nf))
-        self.bias = nn.Parameter(torch.zeros(nf))
-        nn.init.normal_(self.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.size()[:-1], self.nf)
-
-
 @pytest.fixture(autouse=True)
-def transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers is imported, with this class."""
-    module = types.ModuleType("transformers.pytorch_utils")
-    module.Conv1D = Conv1D
-    monkeypatch.setitem(sys.modules, "transformers.pytorch_utils", module)
-
-
-def twin(linear: nn.Linear) -> Conv1D:
-    made = Conv1D(linear.out_features, linear.in_features)
-    with torch.no_grad():
-        made.weight.copy_(linear.weight.t())
-        made.bias.copy_(linear.bias)
-    return made
-
-
-class Net(nn.Module):
-    """The feed-forward half of a GPT-2 block, with a head."""
-
-    def __init__(self, transposed: bool) -> None:
-        torch.manual_seed(0)
-        super().__init__()
-        self.norm = nn.LayerNorm(12)
-        self.fc, self.proj, self.head = nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 3, bias=False)
-        if transposed:
-            self.fc, self.proj = twin(self.fc), twin(self.proj)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x + self.proj(torch.tanh(self.fc(self.norm(x)))))
+def transformers() -> Iterator[None]:
+    """Transformers is imported."""
+    with imported():
+        yield
 
 
 def trained(model: nn.Module, optimizer: lnb.LNB, steps: range = range(6), to_none: bool = True) -> None:
@@ -135,8 +96,10 @@ def test_layouts_that_cost_copies(how: str) -> None:
     trained(models[0], optimizers[0])
     model, optimizer = models[1], optimizers[1]
     if how == "part of a vector":
+        model = models[1] = Net(True).double()
         flat = nn.utils.parameters_to_vector(model.parameters()).detach()
         nn.utils.vector_to_parameters(flat, model.parameters())
+        optimizer = lnb.LNB(model, 0.05, block_size=6)
     trained(model, optimizer, range(3), how != "kept gradients")
     if how == "moved":
         model.fc.weight.data = model.fc.weight.detach().contiguous()
@@ -146,6 +109,21 @@ def test_layouts_that_cost_copies(how: str) -> None:
     assert model.fc.weight.grad.stride() == model.fc.weight.stride()
     if how == "part of a vector":
         assert torch.equal(flat, nn.utils.parameters_to_vector(model.parameters()))
+
+
+def test_frozen_weights_stay_as_they_lie_until_they_move() -> None:
+    model, expected = Net(True).double(), Net(False).double()
+    optimizers = []
+    for net in (model, expected):
+        net.fc.weight.requires_grad_(False)
+        optimizers.append(lnb.LNB(net, 0.05, block_size=6))
+        trained(net, optimizers[-1], range(2))
+    assert model.fc.weight.is_contiguous()
+    for net, optimizer in zip((model, expected), optimizers, strict=True):
+        net.fc.weight.requires_grad_(True)
+        trained(net, optimizer, range(2, 5))
+    assert model.fc.weight.t().is_contiguous()
+    assert difference(expected, model) <= 1e-11
 
 
 def test_masters_and_frozen_weights() -> None:

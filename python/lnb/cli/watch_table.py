@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from lnb.reports.watch_file import Figures, Record
 
-_KEPT = 24  # records of which the trend is drawn
+_KEPT = 12  # records of which the trend is drawn
 _BARS = "▁▂▃▄▅▆▇█"
 _AROUND = 9  # lines of the screen that are no layers
 _BAD_CONDITION = 1e5
@@ -47,9 +48,12 @@ def screen(history: History, path: Path, sort: str, height: int | None) -> Rende
     if not history.records:
         return Text(f"{path}: nothing is logged yet")
     record = history.records[-1]
-    table = Table(title=str(path), title_justify="left", caption=_caption(record), caption_justify="left")
-    table.add_column("layer", overflow="ellipsis", no_wrap=True)
-    for header in ("gain", "trend", "condition", "rank of inputs", "dead inputs", "refresh age"):
+    table = Table(
+        title=str(path), title_justify="left", caption=_caption(record), caption_justify="left", box=box.SIMPLE_HEAD
+    )
+    # On a narrow screen the names give way: only columns that may wrap are cut before the others.
+    table.add_column("layer", overflow="ellipsis", min_width=8)
+    for header in ("gain", "trend", "condition", "rank", "dead", "age"):
         table.add_column(header, justify="left" if header == "trend" else "right", no_wrap=True)
     names = sorted(record.layers, key=lambda name: SORTS[sort](record.layers[name]))
     room = len(names) if height is None else max(1, height - _AROUND)

@@ -222,7 +222,7 @@ def take_inventory(model: nn.Module, exclude: Iterable[nn.Module] = ()) -> Inven
     excluded = {id(inner) for module in exclude for inner in module.modules()}
     users = _users(model)
     paths = {module: path for path, module in model.named_modules()}
-    own = {parameter: _without_wrappers(model, name) for parameter, name in names.items()}
+    own = {parameter: without_wrappers(model, name) for parameter, name in names.items()}
     layers: list[Layer] = []
     reasons: dict[nn.Parameter, str] = {}
     for parameter, uses in users.items():
@@ -285,7 +285,7 @@ def _reason_against(
     return None
 
 
-def _without_wrappers(model: nn.Module, name: str) -> str:
+def without_wrappers(model: nn.Module, name: str) -> str:
     """The name that a parameter has in the model itself: plans are saved by it, and loaded where wrappers are others."""
     parts = name.split(".")
     if isinstance(model, DistributedDataParallel | DataParallel):

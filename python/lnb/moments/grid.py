@@ -37,6 +37,12 @@ class Quantized:
     error: float | None = None
     rounding_error: float | None = None
 
+    def __repr__(self) -> str:
+        """Without the tensors, which fill a screen."""
+        text = f"Quantized: {tuple(self.weight.shape)} in {self.bits} bits, groups of {self.group_size}"
+        errors = (("error", self.error), ("by rounding", self.rounding_error))
+        return text + "".join(f", {name} {value:.3g}" for name, value in errors if value is not None)
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:

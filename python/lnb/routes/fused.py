@@ -37,7 +37,7 @@ from lnb_kernels.refresh import AveragedGradient
 from lnb_kernels.scaling import sum_dtype
 from lnb_kernels.step_tables import StepSettings
 
-_LAYER_NUMBERS = ("independent_square", "weight_norm", "growth", "radius")
+_LAYER_NUMBERS = ("independent_square", "weight_norm", "growth", "radius", "coherence")
 _KEPT = ("momentum", "row_square", *_LAYER_NUMBERS, "step", "gradient_square")
 _PARAMETERS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,7 +50,7 @@ class Fused:
         standing: what it was found for.
         steps: the counts of all parameters, ``[parameters]``: weights, biases of layers, others.
         places: of the counts: of each layer's weight, of its bias (or again its weight), and of the others.
-        row_square, independent, weight_norm, growth, radius: of all layers, side by side.
+        row_square, independent, weight_norm, growth, radius, coherence: of all layers, side by side.
         row_scales: of all rows of all layers; a step's own, as the four sums of every layer.
         directions: of each layer's weight, and of its bias.
         scales: of all layers, then of all others, ``[layers + others]``; and products likewise.
@@ -65,6 +65,7 @@ class Fused:
     weight_norm: Tensor
     growth: Tensor
     radius: Tensor
+    coherence: Tensor
     row_scales: Tensor
     sums: Tensor
     directions: list[Tensor]
@@ -114,7 +115,7 @@ def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) 
             tuple(place[weight if bias is None else bias] for weight, bias in zip(weights, biases, strict=True)),
             tuple(place[parameter] for parameter in work.others),
         ),
-        *cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor]", tuple(numbers[1:])),
+        *cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]", tuple(numbers[1:])),
         torch.zeros(sum(groups * count for groups, count in rows), device=device),
         wide.new_zeros(len(weights), 4),
         [kept[weight].view(each.layer.shape) for weight, each in zip(weights, work.layers, strict=True)],
@@ -224,6 +225,7 @@ class FusedShare:
             fused.independent[run],
             fused.growth[run],
             fused.radius[run],
+            fused.coherence[run],
             fused.sums[run],
             fused.scales[run],
             fused.products[run],

@@ -14,7 +14,18 @@ from torch import Tensor, nn
 
 from lnb.apply import joined_decay
 from lnb.config import Config
-from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise_level
+from lnb.damping import (
+    COHERENCE_DECAY,
+    LEAST_RADIUS,
+    NOISE_RADIUS,
+    NOISE_SHRINK,
+    OPENING,
+    OPPOSED,
+    RADIUS_GROW,
+    RADIUS_SHRINK,
+    noise_band,
+    noise_level,
+)
 from lnb.momentum import ADAM_EPSILON
 from lnb.routes.standing import Standing
 from lnb.scratch import Scratch
@@ -29,7 +40,8 @@ from lnb.work import LayerWork, Work
 from lnb_kernels.scaling import largest_squarable
 from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
 
-_KEPT = ("momentum", "row_square", "independent_square", "weight_norm", "growth", "radius", "step", "gradient_square")
+_NUMBERS = ("independent_square", "weight_norm", "growth", "radius", "coherence")
+_KEPT = ("momentum", "row_square", *_NUMBERS, "step", "gradient_square")
 
 
 @dataclass
@@ -146,8 +158,7 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
         weight = each.layer.weight
         layers.append(StepLayer(place[weight], bias, each.layer.d_in, state["row_square"], usual_norm(each.layer)))
     wide = torch.empty((), dtype=torch.float64)
-    keys = ("independent_square", "weight_norm", "growth", "radius")
-    found = [arenas.select(key, of_layers, [()] * len(layers), wide) for key in keys]
+    found = [arenas.select(key, of_layers, [()] * len(layers), wide) for key in _NUMBERS]
     counted = arenas.select("step", states, [()] * len(states), wide.float())
     numbers = [chosen.memory() for chosen in (counted, *found)]
     if any(memory is None for memory in numbers):
@@ -186,7 +197,7 @@ def serves(config: Config) -> bool:
 
 
 def _ready(config: Config, state: State) -> bool:
-    needed = ("factor", "output_factor", "row_square", "independent_square", "weight_norm", "growth", "radius")
+    needed = ("factor", "output_factor", "row_square", *_NUMBERS)
     return config.factored and config.region.two_sided and all(key in state for key in needed)
 
 
@@ -198,6 +209,7 @@ def _is_usual(work: LayerWork) -> bool:
 
 def settings_of(config: Config) -> StepSettings:
     """What the rules of a step need of the optimizer's settings."""
+    quiet, loud = noise_band(config)
     return StepSettings(
         momentum=config.momentum,
         nesterov=config.nesterov,
@@ -209,6 +221,12 @@ def settings_of(config: Config) -> StepSettings:
         shrink=RADIUS_SHRINK,
         grow=RADIUS_GROW,
         least=LEAST_RADIUS,
+        b_coherence=COHERENCE_DECAY,
+        quiet=quiet,
+        loud=loud,
+        calm=NOISE_SHRINK,
+        noisy=NOISE_RADIUS,
+        opening=OPENING,
         b_others=config.b_others,
         epsilon=ADAM_EPSILON,
         most=largest_squarable(torch.float32),

@@ -1,23 +1,28 @@
 """Weights ``[d_in, d_out]``, as Transformers' ``Conv1D`` has them, in steps that work on ``[d_out, d_in]``.
 
-Every such weight has a *stand-in*, a parameter ``[d_out, d_in]`` that the stages of a step work on as on any other. Nothing is
-copied: at its first step a weight is laid out in memory by columns, so that its transpose is contiguous, and is what the
-stand-in is. Its shape, its values and its name stay. Autograd gives it gradients of the same layout, and forward passes
+Every such weight has a *stand-in*, a parameter ``[d_out, d_in]`` that the stages of a step work on as on any other. In a process
+that trains alone nothing is copied: when the optimizer is made, a weight is laid out in memory by columns, so that its
+transpose is contiguous, and is what the stand-in is. Its shape, its values and its name stay; as with ``channels_last`` images,
+``view(-1)`` of it is an error, and ``reshape(-1)`` is not. Autograd gives it gradients of the same layout, and forward passes
 multiply by the transpose, which libraries do as fast. All kernels serve such a layer as they serve ``nn.Linear``.
 
-Copies are made where the layout cannot be changed or does not last: of a weight whose memory is part of something larger, to the
-stand-in and back, and of a gradient that something else than autograd has laid out.
+Elsewhere the stand-in has memory of its own, to which a step copies the weight and the gradient, and from which it copies the
+weight back: 32 bytes of traffic for each float32 parameter. So it is where ``torch.distributed`` runs, because
+``DistributedDataParallel`` takes strides from parameters when it is made and again later, and mixes up gradients where they
+have changed in between, and ``fully_shard`` takes contiguous parameters alone; and for a weight that is a part of something
+larger.
 
 State of the weight that is like it is ``[d_out, d_in]``: it is the stand-in's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lnb.layers.claimed import Layer
@@ -28,50 +33,59 @@ class Turned:
     """The stand-ins of one optimizer.
 
     Args:
-        layers: of the model.
+        layers: of the model. What is frozen is left as it is until it moves.
         names: of its parameters.
-        states: of the optimizer, by parameter.
 
     Attributes:
         names: of parameters, and of stand-ins like those that they stand for.
     """
 
-    def __init__(self, layers: Iterable[Layer], names: dict[nn.Parameter, str], states: Any) -> None:
+    def __init__(self, layers: Sequence[Layer], names: dict[nn.Parameter, str]) -> None:
         self.names = dict(names)
         self._owners: dict[nn.Parameter, nn.Parameter] = {}
-        self._layers: dict[Layer, _TurnedLayer | None] = {layer: None for layer in layers if layer.transposed}
-        self._states = _States(states, self._owners)
+        self._layers: dict[Layer, _TurnedLayer] = {}
+        self._any = any(layer.transposed for layer in layers)
+        for layer in layers:
+            if layer.transposed and layer.weight.requires_grad:
+                self._layers[layer] = self._made(layer)
 
     def __bool__(self) -> bool:
         """Whether there are any."""
-        return bool(self._layers)
+        return self._any
 
     def work(self, work: Work) -> Work:
         """``work`` on the model's parameters as work on the stand-ins of those that have one."""
         groups = dict(work.groups)
-        layers = [self._turned(one, groups) if one.layer.transposed else one for one in work.layers]
-        return replace(work, layers=layers, groups=groups, states=self._states)
+        states = _States(work.states, self._owners)
+        layers = [self._turned(one, groups, states) if one.layer.transposed else one for one in work.layers]
+        return replace(work, layers=layers, groups=groups, states=states)
 
     def finish(self) -> None:
         """After a step: write to weights what only their stand-ins have."""
         for layer, turned in self._layers.items():
-            if turned is not None and turned.is_copy:
+            if turned.moved:
+                turned.moved = False
                 with torch.no_grad():
                     layer.weight.copy_(turned.weight.t())
 
-    def _turned(self, one: LayerWork, groups: dict[nn.Parameter, dict[str, Any]]) -> LayerWork:
+    def _made(self, layer: Layer) -> _TurnedLayer:
+        turned = _TurnedLayer(layer)
+        self._owners[turned.weight] = layer.weight
+        self.names[turned.weight] = self.names.get(layer.weight, "(added)")
+        return turned
+
+    def _turned(self, one: LayerWork, groups: dict[nn.Parameter, dict[str, Any]], states: _States) -> LayerWork:
         layer = one.layer
-        turned = self._layers[layer]
-        if turned is None or not turned.stands_for(layer.weight):
-            if turned is not None:
-                del self._owners[turned.weight], self.names[turned.weight]
-            turned = self._layers[layer] = _TurnedLayer(layer)
-            self._owners[turned.weight] = layer.weight
-            self.names[turned.weight] = self.names.get(layer.weight, "(added)")
+        turned = self._layers.get(layer)
+        if turned is not None and not turned.stands_for(layer.weight):
+            del self._owners[turned.weight], self.names[turned.weight]
+            turned = None
+        if turned is None:
+            turned = self._layers[layer] = self._made(layer)
         turned.follow(layer.weight)
         groups[turned.weight] = groups[layer.weight]
         parameters = [turned.weight if parameter is layer.weight else parameter for parameter in one.parameters]
-        return replace(one, layer=turned, parameters=parameters, states=self._states)
+        return replace(one, layer=turned, parameters=parameters, states=states)
 
 
 class _TurnedLayer(Layer):
@@ -79,11 +93,13 @@ class _TurnedLayer(Layer):
 
     Attributes:
         is_copy: whether the stand-in has memory of its own.
+        moved: whether that may have to be copied back.
     """
 
     def __init__(self, layer: Layer) -> None:
         weight = layer.weight
         self.is_copy = not _lay_out_by_columns(weight)
+        self.moved = False
         turned = weight.detach().t()
         super().__init__(
             layer.name,
@@ -107,6 +123,7 @@ class _TurnedLayer(Layer):
     def follow(self, weight: nn.Parameter) -> None:
         """Take over the gradient; of a weight elsewhere its values."""
         if self.is_copy:
+            self.moved = True
             with torch.no_grad():
                 self.weight.copy_(weight.t())
         self.weight.requires_grad_(weight.requires_grad)
@@ -114,10 +131,11 @@ class _TurnedLayer(Layer):
 
 
 def _lay_out_by_columns(weight: nn.Parameter) -> bool:
-    """Have ``weight`` lie in memory like its transpose; False where its memory is not its own."""
+    """Have ``weight`` lie in memory like its transpose; False where others rely on how it lies."""
     if weight.t().is_contiguous():
         return True
-    if weight.untyped_storage().nbytes() != weight.numel() * weight.element_size():
+    is_alone = weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
+    if not is_alone or (dist.is_available() and dist.is_initialized()):
         return False
     weight.data = _by_columns(weight)
     if weight.grad is not None:  # autograd adds to it, or not: what it makes anew has the weight's layout

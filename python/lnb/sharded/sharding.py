@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.layers.attach import detach_layer
+from lnb.layers.claimed import without_wrappers
 from lnb.sharded.dtensors import is_dtensor, is_sharded
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def adopt_shards(model: nn.Module, names: dict[nn.Parameter, str], param_groups:
     """Have the optimizer move the shards that took the place of its parameters since it was built; whether there are any.
 
     Trainers that build the optimizer first may give the model other parameters afterwards (``fully_shard``), or the optimizer
-    (DeepSpeed ZeRO stages 1 and 2 put flat partitions into its groups). Then gradients would never reach its layers.
+    (accelerate puts the shards into its groups itself; DeepSpeed ZeRO stages 1 and 2 put flat partitions there). Then gradients
+    would never reach its layers.
 
     Args:
         model: what LNB was attached to.
@@ -94,11 +96,13 @@ def adopt_shards(model: nn.Module, names: dict[nn.Parameter, str], param_groups:
         RuntimeError: none of the optimizer's parameters is one of the model's, as it is or was.
     """
     param_groups = list(param_groups)
-    current = dict(model.named_parameters())
+    current = {without_wrappers(model, name): parameter for name, parameter in model.named_parameters()}
     refuse_flat(current.values())
     given = {parameter for group in param_groups for parameter in group["params"]}
-    shards = {p: current[name] for p, name in names.items() if name in current and current[name] is not p}
-    shards = {p: shard for p, shard in shards.items() if p in given and is_dtensor(shard) and shard.shape == p.shape}
+    own = {p: without_wrappers(model, name) for p, name in names.items() if p in given}
+    shards = {p: current[name] for p, name in own.items() if name in current and current[name] is not p}
+    shards = {p: shard for p, shard in shards.items() if is_dtensor(shard) and shard.shape == p.shape}
+    put_there = any(is_dtensor(parameter) and parameter not in names for parameter in given & set(current.values()))
     if shards:
         for group in param_groups:
             group["params"] = [shards.get(parameter, parameter) for parameter in group["params"]]
@@ -107,7 +111,7 @@ def adopt_shards(model: nn.Module, names: dict[nn.Parameter, str], param_groups:
                 shard.grad = torch.zeros_like(shard)  # asked for state, of the parameters that it had
         given = {parameter for group in param_groups for parameter in group["params"]}
     if not given.isdisjoint(current.values()):
-        return bool(shards)
+        return bool(shards) or put_there
     changed = "the optimizer's groups" if given.isdisjoint(names) else "the model"
     raise RuntimeError(
         f"step(): {changed} got other parameters since LNB was built, as DeepSpeed ZeRO gives to an optimizer: none of the "

@@ -126,7 +126,7 @@ _OUTPUT_BLOCKS = _block_form(outputs=True, ones=0)
 
 
 def shape_in_state(parameter: Tensor, layer: Layer | None) -> Shape:
-    """The shape of what is kept like ``parameter``: its own, or that of a turned weight (:mod:`lnb.routes.turned`)."""
+    """The shape of what is kept like ``parameter``; of a transposed weight, that of its stand-in (:mod:`lnb.routes.turned`)."""
     turned = layer is not None and layer.transposed and parameter is layer.weight
     return tuple(reversed(parameter.shape)) if turned else tuple(parameter.shape)
 
@@ -186,6 +186,7 @@ SCHEMA: dict[str, Entry] = {
     "row_square": Entry(_L, Kind.WIDE, _PER_ROW, _agreement, required=False),
     "independent_square": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
     "radius": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
+    "coherence": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
     "fraction": Entry(_L, Kind.WIDE, _NUMBER, _gain, required=False),
     "last_slope": Entry(_L, Kind.WIDE, _NUMBER, _gain, required=False),
     "weight_norm": Entry(_L, Kind.WIDE, _NUMBER, _bounded, required=False),

@@ -1,4 +1,4 @@
-"""The refresh on NVIDIA GPUs: tables for the kernels that serve all layers at once (:mod:`lnb_kernels.refresh`)."""
+"""The refresh on GPUs: tables for the kernels that serve all layers at once (:mod:`lnb_kernels.refresh`)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,7 @@ from lnb.statistics.running import NOISE
 from lnb.statistics.shared_state import Sharing, layers_of
 from lnb.verdict import Verdict
 from lnb.work import LayerWork
-from lnb_kernels.refresh import (
-    AveragedGradient,
-    InputMetric,
-    OutputMetric,
-    largest_side,
-    refresh_metrics,
-    serves,
-    takes,
-)
+from lnb_kernels.refresh import AveragedGradient, InputMetric, OutputMetric, refreshers, takes
 
 _Averages = Mapping[nn.Parameter, Tensor | AveragedGradient]
 
@@ -31,8 +23,8 @@ def refresh_on_device(
 ) -> list[Sharing]:
     """Refresh the layers that the kernels take, all at once; return them.
 
-    They take float32 statistics, in blocks of at most 144 inputs and neurons (less where a device has little
-    shared memory), of layers that keep ``C^-1``.
+    They take float32 statistics, in blocks of at most 144 inputs and neurons by the CUDA module (less where a device has little
+    shared memory), and of 576 by Triton, of layers that keep ``C^-1``.
 
     Args:
         sharings: layers with second moments of this step, of one device, whose states hold views of their arenas.
@@ -40,23 +32,26 @@ def refresh_on_device(
         verdict: whether anything may change.
         arenas: where the states live.
     """
-    if not sharings or not serves(sharings[0].moments.device):
+    if not sharings:
         return []
     weight = sharings[0].first.layer.weight
-    largest = largest_side(weight)
-    taken = [sharing for sharing in sharings if all(_is_taken(work, averages, largest) for work in sharing.works)]
-    averaged = [sharing for sharing in taken if sharing.first.config.b_s > 0]
-    if averaged:
-        like = torch.empty((), dtype=torch.float32, device=weight.device)
-        states, others = [sharing.state for sharing in averaged], [sharing.others for sharing in averaged]
-        arenas.select("second_moment_step", states, [()] * len(states), like, others=others)
     noise = NOISE * torch.finfo(torch.float32).eps
-    for work in layers_of(taken):
-        if not work.with_bias:
-            work.state.pop("factor_mean", None)
-    metrics = [_metric(sharing, averages) for sharing in taken]
-    refresh_metrics(metrics, verdict.on(weight.device), noise, QUINTIC, STEPS)
-    return taken
+    done: set[Sharing] = set()
+    for kernels in refreshers(weight):
+        left = (sharing for sharing in sharings if sharing not in done)
+        taken = [x for x in left if all(_is_taken(work, averages, kernels.largest) for work in x.works)]
+        averaged = [sharing for sharing in taken if sharing.first.config.b_s > 0]
+        if averaged:
+            like = torch.empty((), dtype=torch.float32, device=weight.device)
+            states, others = [sharing.state for sharing in averaged], [sharing.others for sharing in averaged]
+            arenas.select("second_moment_step", states, [()] * len(states), like, others=others)
+        for work in layers_of(taken):
+            if not work.with_bias:
+                work.state.pop("factor_mean", None)
+        metrics = [_metric(sharing, averages) for sharing in taken]
+        if kernels.refresh(metrics, verdict.on(weight.device), noise, QUINTIC, STEPS):
+            done.update(taken)
+    return [sharing for sharing in sharings if sharing in done]
 
 
 def _is_taken(work: LayerWork, averages: _Averages, largest: int) -> bool:

@@ -53,8 +53,7 @@ def refresh(
         means: where the layers here are rows of layers: makes of sums over the rows here, ``[groups]`` of each layer, means over
             all rows. None for whole layers.
 
-    On NVIDIA GPUs :mod:`lnb.statistics.device_refresh` makes those of whole layers whose blocks its kernels take, in four
-    launches.
+    On GPUs the whole layers whose blocks the kernels take are done in four launches (:mod:`lnb.statistics.device_refresh`).
     """
     kinds: dict[tuple[object, ...], list[Sharing]] = {}
     begun: list[_Refresh] = []

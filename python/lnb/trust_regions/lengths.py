@@ -165,7 +165,7 @@ def shortened(
         own = own * bound.factors(own, lengths.free)
     if agreement is not None and lengths.averages is not None:
         expected = expected_squares(work.layers, agreement, verdict, config, arenas)
-        own = own * radii(work.layers, lengths.averages, expected, verdict, arenas)
+        own = own * radii(work.layers, lengths.averages, expected, agreement.counts, verdict, config, arenas)
     if bound is not None:
         bound.note_growth(own, lengths.damped)
     if gain is not None:

@@ -100,7 +100,7 @@ CONTRAST = """() => {
 def test_palettes(browser: Any, scheme: str) -> None:
     """The palette of the system is taken, text can be read on it, and of each picture one form is shown."""
     visit = Visit(browser, DESK, scheme)
-    for name in ("index.html", "how-it-works.html", "presets.html", "reference/lnb.html"):
+    for name in ("index.html", "gallery.html", "how-it-works.html", "presets.html", "reference/lnb.html"):
         page = visit.open(name)
         page.wait_for_timeout(300)  # colours fade
         shown = page.evaluate("document.body.getAttribute('data-md-color-scheme')")
