@@ -27,7 +27,10 @@ def load(name: str) -> ModuleType:
 def test_every_op_is_measured() -> None:
     measured = {name.partition("-")[0] for name in load("test_ops").CASES}
     measured |= set(load("test_multi_tensor_ops").CASES) | set(load("test_fused_ops").CASES)
-    routes = set(lk._backend.routes()) - {"linear_backward", "refresh_metrics"}  # measured as `linear`, and in whole steps
+    routes = set(lk._backend.routes()) - {
+        "linear_backward",
+        "refresh_metrics",
+    }  # measured as `linear`, and in whole steps
     assert routes <= measured, routes - measured
     public = {
         name for name in lk.__all__ if not name.startswith(("set_", "get_")) and name not in ("report", "multi_tensor")
