@@ -313,8 +313,8 @@ class LNB(Optimizer):
         if is_capturing() and not self._captured:
             raise RuntimeError(
                 "step(): a CUDA graph is being captured. Replayed, this step would never refresh the second moments, whose "
-                "schedule is on the host: let lnb.graphed_step(optimizer, loss, example) capture whole training steps. Nothing was "
-                "changed"
+                "schedule is on the host: let lnb.graphed_step(optimizer, loss, example) capture whole training steps. Nothing "
+                "was changed"
             )
         loss = None
         if closure is not None:
