@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lnb
 from lnb import step as stages
-from lnb.statistics.running import refresh as refreshing
-from lnb.statistics.running import split_refresh
+from lnb.statistics import refresh as refreshing
+from lnb.statistics import split_refresh
 from lnb_kernels.refresh import AveragedGradient
 
 KEPT = {"second_moment", "second_moment_step", "factor", "factor_mean", "output_moment", "output_factor"}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lnb
 import lnb_kernels
-from lnb.statistics.running import arenas
+from lnb.statistics import arenas
 from lnb_kernels import _captured
 from lnb_kernels._captured import device_constants
 from lnb_kernels.conv2d import shifts

@@ -13,8 +13,8 @@ from support import Operators
 from torch import nn
 
 import lnb
+from lnb.statistics import arenas
 from lnb.statistics.arenas import Arenas, chunked, sums_of
-from lnb.statistics.running import arenas
 from lnb_kernels import _native
 
 KEPT = Path(__file__).parent / "data" / "state_before_arenas.pt"

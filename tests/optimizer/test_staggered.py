@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lnb
-from lnb.statistics.running import schedule
+from lnb.statistics import schedule
 from lnb.statistics.schedule import is_refresh_step, refresh_phases
 
 
