@@ -42,6 +42,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "sample_ridge": (0.0, 4.0),
     "block_size": (48, None),
     "refresh_every": (3, 30),
+    "staggered": (False,),
     "b_s": (0.6, 0.97),
     "others_lr": (0.05, 0.5),
     "b_others": (0.9, 0.999),

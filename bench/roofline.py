@@ -51,7 +51,6 @@ PIECE_SIZE, THREADS, TENSORS = 8192, 256, 320  # elements and threads of a block
 # and a scale per tensor
 MULTI_TENSOR = {
     "all_finite": ((1, 0, 0), (0, 0, 0), False, False),
-    "ema_": ((1, 1, 0), (1, 0, 0), False, False),
     "ema_combined_": ((1, 1, 0), (2, 0, 0), False, True),
     "dot": ((1, 1, 0), (0, 0, 0), True, False),
     "apply_": ((1, 1, 0), (1, 0, 0), False, True),

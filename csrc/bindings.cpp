@@ -52,15 +52,6 @@ void without_gil(F f) {
     f();
 }
 
-void ema(const Addresses& averages, lnb::Type average_type, const Addresses& values, lnb::Type value_type,
-         const Sizes& sizes, double beta, int threads) {
-    const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes);
-    require_disjoint_writes({{"averages", averages, bytes(sizes, average_type), true},
-                             {"values", values, bytes(sizes, value_type), false}});
-    without_gil(
-        [&] { lnb::ema(work.data(), static_cast<int64_t>(work.size()), average_type, value_type, beta, threads); });
-}
-
 void ema_combined(const Addresses& averages, lnb::Type average_type, const Addresses& values, lnb::Type value_type,
                   const Addresses& outputs, const Sizes& sizes, double beta, const std::vector<double>& shares,
                   double take, int threads) {
@@ -491,7 +482,6 @@ PYBIND11_MODULE(_native_module, m) {
     py::class_<lnb::Memory>(m, "Memory", py::module_local())
         .def(py::init<std::string, Addresses, Sizes, bool>(), "A list: name, addresses, bytes, whether it is written.");
     m.def("require_disjoint_writes", &require_disjoint_writes);
-    m.def("ema", &ema);
     m.def("combines", &lnb::combines);
     m.def("ema_combined", &ema_combined);
     m.def("dot", &dot);

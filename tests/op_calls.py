@@ -153,11 +153,6 @@ CALLS: dict[str, Call] = {
     "multi_tensor.squared_row_norms": Call(
         multi_tensor.squared_row_norms, lambda: {"tensors": [torch.randn(2, 3), torch.randn(3)], "rows": [2, 1]}
     ),
-    "multi_tensor.ema_": Call(
-        multi_tensor.ema_,
-        lambda: {"averages": pair(), "values": pair(), "beta": 0.5, "ok": torch.tensor(True)},
-        ("averages",),
-    ),
     "multi_tensor.ema_combined_": Call(
         multi_tensor.ema_combined_,
         lambda: {

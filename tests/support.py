@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lnb_kernels import multi_tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -60,6 +62,13 @@ def layouts(x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         yield "column-major", x.mT.contiguous().mT
     if x.dim() >= 3:
         yield "leading dimensions swapped", x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def average_(
+    averages: Sequence[torch.Tensor], values: Sequence[torch.Tensor], beta: Any, ok: torch.Tensor | None = None
+) -> None:
+    """``average <- beta average + (1 - beta) value``: a call that writes one list of tensors and reads another."""
+    multi_tensor.ema_combined_(averages, values, beta, torch.ones(len(averages)), 0.0, ok)
 
 
 def with_ones(x: torch.Tensor) -> torch.Tensor:

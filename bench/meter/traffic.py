@@ -96,11 +96,6 @@ def _size(kind: Any) -> int:
     return _SIZES[kind.name]
 
 
-def _ema(args: Sequence[Any]) -> tuple[int, int]:
-    _, x, _, y, sizes, *_ = args
-    return sum(sizes) * (2 * _size(x) + _size(y)), 0
-
-
 def _ema_combined(args: Sequence[Any]) -> tuple[int, int]:
     _, x, _, y, _, sizes, *_ = args
     return sum(sizes) * (3 * _size(x) + _size(y)), 0
@@ -219,7 +214,6 @@ def _newton_schulz_roots(args: Sequence[Any]) -> tuple[int, int]:
 
 
 _TRAFFIC: dict[str, Callable[[Sequence[Any]], tuple[int, int]]] = {
-    "ema": _ema,
     "ema_combined": _ema_combined,
     "dot": _dot,
     "segment_sums": _segment_sums,

@@ -10,7 +10,6 @@ by passes:
 | fused AdamW | p, g, m, v | p, m, v | 7 | 1 |
 | `update` | g, m; h, p | m, z; p | 7 | 1 |
 | `update_with_products` | g, m; h, z; h, p | m, z; p | 9 | 1.29 |
-| `update_without_look_ahead` | g, m; h, m; h, p | m; p | 8 | 1.14 |
 | `foreach` | m; m, g; m; z, g; h; steps, p; p, steps | m; m; z; z; steps; steps; p | 18 | 2.57 |
 
 Products cannot wait for the pass that applies the step: one that is not finite, of any layer, stops the whole step, so that
@@ -46,7 +45,6 @@ BETA, LR, DECAY = 0.9, 0.01, 1e-4
 PASSES = {
     "update": 7,
     "update_with_products": 9,
-    "update_without_look_ahead": 8,
     "adamw": 7,
     "copy": 2,
 }
@@ -74,13 +72,6 @@ class Model:
         """The same where the solver leaves no products of directions and gradients."""
         self._look_ahead()
         products = multi_tensor.dot(self.directions, self.ahead)
-        self._apply(self.directions)
-        return products
-
-    def update_without_look_ahead(self) -> Tensor:
-        """Average the gradients in place, take the products of directions and averages, apply the step."""
-        multi_tensor.ema_(self.averages, self.grads, BETA)
-        products = multi_tensor.dot(self.directions, self.averages)
         self._apply(self.directions)
         return products
 

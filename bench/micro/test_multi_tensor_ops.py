@@ -55,10 +55,6 @@ def all_finite(lists: Lists) -> Case:
     return Case(lambda: multi_tensor.all_finite(lists.read), plain)
 
 
-def ema_(lists: Lists) -> Case:
-    return Case(lambda: multi_tensor.ema_(lists.ours, lists.read, BETA) or lists.ours, lists.foreach_ema)
-
-
 def ema_combined_(lists: Lists) -> Case:
     def plain() -> list[Tensor]:
         combined = torch._foreach_mul(lists.foreach_ema(), 0.5)
@@ -126,7 +122,6 @@ CASES: dict[str, Callable[[Lists], Case]] = {
     f"multi_tensor_{make.__name__}": make
     for make in (
         all_finite,
-        ema_,
         ema_combined_,
         dot,
         moment_flags,

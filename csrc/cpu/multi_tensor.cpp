@@ -79,15 +79,7 @@ auto entry(const Table& table, Type x, Type y) {
 }  // namespace
 
 bool supported(Type x, Type y) {
-    return entry(loops().ema, x, y) != nullptr;
-}
-
-void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, int threads) {
-    const auto loop = entry(loops().ema, x, y);
-    Partition(pairs, count).for_each(threads, [=](int64_t, const Run& run) {
-        const Pair& pair = pairs[run.tensor];
-        loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size, beta);
-    });
+    return entry(loops().dot, x, y) != nullptr;
 }
 
 bool combines(Type x, Type y) {

@@ -7,8 +7,8 @@
 
 namespace lnb {
 
-// Two dense tensors of one shape and memory order. `x` is written by ema and apply; memory that is written overlaps
-// nothing else of the call.
+// Two dense tensors of one shape and memory order. `x` is written by ema_combined and apply; memory that is written
+// overlaps nothing else of the call.
 struct Pair {
     void* x;
     const void* y;
@@ -18,12 +18,9 @@ struct Pair {
 // Whether the functions below take `x` and `y` of these types: both float64, or neither.
 bool supported(Type x, Type y);
 
-// x <- beta x + (1 - beta) y.
-void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, int threads);
-
-// The same average, and of the new x also z <- shares[i] x + take y; without the term of y where take is 0. z [count]
-// are as dense as x, of its type, and overlap nothing. Whether a z is read again soon is not known: from kStreamedBytes
-// in all on they bypass the caches.
+// x <- beta x + (1 - beta) y, and of the new x also z <- shares[i] x + take y; without the term of y where take is 0. z
+// [count] are as dense as x, of its type, and overlap nothing. Whether a z is read again soon is not known: from
+// kStreamedBytes in all on they bypass the caches.
 void ema_combined(const Pair* pairs, void* const* z, int64_t count, Type x, Type y, double beta, const double* shares,
                   double take, int threads);
 bool combines(Type x, Type y);  // whether it takes these types: x not of 16 bits

@@ -7,7 +7,6 @@ namespace lnb {
 
 struct Loops {
     // Each loop is indexed by the types of x and y. A type pair that is not supported() has a null pointer.
-    void (*ema[kTypes][kTypes])(void* x, const void* y, int64_t size, double beta);
     // z <- share x + take y of the new x; `streamed` past the caches.
     void (*ema_combined[kTypes][kTypes])(void* x, const void* y, void* z, int64_t size, double beta, double share,
                                          double take, bool streamed);

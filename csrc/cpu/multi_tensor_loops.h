@@ -30,13 +30,6 @@ template <typename X, typename Y>
 struct PairLoops {
     using Real = decltype(widen(X{}) + widen(Y{}));
 
-    static void ema(void* x_memory, const void* y_memory, int64_t size, double beta) {
-        auto* x = static_cast<X*>(x_memory);
-        const auto* y = static_cast<const Y*>(y_memory);
-        const auto keep = static_cast<Real>(beta), take = static_cast<Real>(1.0 - beta);
-        by_halves(size, [=](int64_t i) { narrow(keep * widen(x[i]) + take * widen(y[i]), x[i]); });
-    }
-
     static void ema_combined(void* x_memory, const void* y_memory, void* z_memory, int64_t size, double beta,
                              double share, double take, bool streamed) {
         auto* x = static_cast<X*>(x_memory);
@@ -156,10 +149,9 @@ double adam32(float* direction, float* square, const float* gradient, int64_t si
         {nullptr, nullptr, nullptr, nullptr},                                  \
         {nullptr, nullptr, nullptr, nullptr},                                  \
     }
-#define LNB_LOOPS                                                                                                    \
-    {                                                                                                                \
-        LNB_TABLE(ema), LNB_COMBINED, LNB_TABLE(dot), LNB_TABLE(apply), {finite64, finite32, finite_bf16, finite16}, \
-        adam32,                                                                                                      \
+#define LNB_LOOPS                                                                                            \
+    {                                                                                                        \
+        LNB_COMBINED, LNB_TABLE(dot), LNB_TABLE(apply), {finite64, finite32, finite_bf16, finite16}, adam32, \
     }
 
 }  // namespace

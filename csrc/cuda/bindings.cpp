@@ -62,17 +62,6 @@ int64_t some(const Sizes& sizes) {
     return std::any_of(sizes.begin(), sizes.end(), [](int64_t size) { return size > 0; });
 }
 
-void ema(const Addresses& averages, Type average_type, const Addresses& values, Type value_type, const Sizes& sizes,
-         double beta, uintptr_t ok, const Where& where) {
-    const auto work =
-        pairs("averages", averages, average_type, "values", values, value_type, sizes, Sizes(sizes.size(), 0));
-    require_disjoint_writes({{"averages", averages, bytes(sizes, average_type), true},
-                             {"values", values, bytes(sizes, value_type), false}});
-    on(where, [&](void* stream) {
-        lnb::cuda::ema(work.data(), count(work), average_type, value_type, beta, pointer<const bool>(ok), stream);
-    });
-}
-
 void ema_combined(const Addresses& averages, Type average_type, const Addresses& values, Type value_type,
                   const Addresses& outputs, const Sizes& sizes, const Sizes& slots, double beta, uintptr_t shares,
                   Type share_type, double take, uintptr_t ok, const Where& where) {
@@ -471,7 +460,6 @@ PYBIND11_MODULE(_cuda_module, m) {
         .def(py::init<std::string, lnb::Addresses, lnb::Sizes, bool>(),
              "A list: name, addresses, bytes, whether it is written.");
     m.def("require_disjoint_writes", &require_disjoint_writes);
-    m.def("ema", &ema);
     m.def("combines", &lnb::cuda::combines);
     m.def("ema_combined", &ema_combined);
     m.def("dot", &dot);

@@ -55,30 +55,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     sweep(x, y, piece.size, vectors, true, op);
 }
 
-// x <- keep x + add y.
-template <typename X, typename Y>
-struct Average {
-    Real<X, Y> keep, add;
-
-    template <int N>
-    __device__ __forceinline__ void operator()(int64_t, Pack<X, N>& xs, const Pack<Y, N>& ys) const {
-        LNB_UNROLL
-        for (int k = 0; k < N; ++k) narrow(keep * widen(xs.value[k]) + add * widen(ys.value[k]), xs.value[k]);
-    }
-};
-
-template <typename X, typename Y>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    ema_kernel(LNB_PARAMETER(Table) table, double beta, const bool* ok) {
-    if (ok != nullptr && !read(ok)) return;
-    const Piece piece = table.piece(blockIdx.x);
-    X* x = static_cast<X*>(table.x[piece.tensor]) + piece.begin;
-    const Y* y = static_cast<const Y*>(table.y[piece.tensor]) + piece.begin;
-    constexpr int N = kVector<X, Y>;
-    const Average<X, Y> op{static_cast<Real<X, Y>>(beta), static_cast<Real<X, Y>>(1.0 - beta)};
-    sweep(x, y, piece.size, aligned<N>(x) && aligned<N>(y), true, op);
-}
-
 // x <- keep x + add y if `update`, and copy <- share x + take y of that x.
 template <typename X, typename Y>
 struct Combine {
@@ -197,15 +173,6 @@ void apply_master(const Pair* pairs, int64_t count, Type copy_type, Type y, cons
     if (copy_type == Type::kBFloat16 && y == copy_type) return start(BFloat16{}, BFloat16{});
     if (copy_type == Type::kFloat16 && y == copy_type) return start(Half{}, Half{});
     require_kernel(false);
-}
-
-void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, const bool* ok, void* stream) {
-    require_kernel(with_types(x, y, [&](auto x_value, auto y_value) {
-        const auto kernel = ema_kernel<decltype(x_value), decltype(y_value)>;
-        for_each_table(pairs, count, [&](const Table& table, int64_t blocks) {
-            launch("multi_tensor.ema", kernel, {blocks, kThreads}, stream, table, beta, ok);
-        });
-    }));
 }
 
 bool combines(Type x, Type y) {

@@ -19,8 +19,8 @@ constexpr int64_t pieces(int64_t size) {
 }
 
 // Two dense tensors of one shape and memory order, and a third that ema_combined and apply_master write. `x` is written
-// by ema and apply; memory that is written overlaps nothing else of the call. `slot` is the place of what belongs to
-// the pair: of its factor in `scales` or `shares`, or of the first of its pieces(size) partial sums.
+// by ema_combined and apply; memory that is written overlaps nothing else of the call. `slot` is the place of what
+// belongs to the pair: of its factor in `scales` or `shares`, or of the first of its pieces(size) partial sums.
 struct Pair {
     void* x;
     const void* y;
@@ -40,11 +40,8 @@ struct Scalar {
 // not the two 16-bit types together.
 bool supported(Type x, Type y);
 
-// x <- beta x + (1 - beta) y, if ok is null or *ok.
-void ema(const Pair* pairs, int64_t count, Type x, Type y, double beta, const bool* ok, void* stream);
-
-// The same average, and copy <- shares[slot] x + take y of x as it is afterwards; without the term of y where take is
-// 0. x and copy are float32 or float64.
+// x <- beta x + (1 - beta) y, if ok is null or *ok; and copy <- shares[slot] x + take y of x as it is afterwards;
+// without the term of y where take is 0. x and copy are float32 or float64.
 void ema_combined(const Pair* pairs, int64_t count, Type x, Type y, double beta, const void* shares, Type share_type,
                   double take, const bool* ok, void* stream);
 bool combines(Type x, Type y);  // whether it takes these types

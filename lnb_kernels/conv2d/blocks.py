@@ -62,7 +62,7 @@ def block_moments(x: torch.Tensor, conv: Geometry, blocks: int, moment: Moment) 
 
 
 def _part(x: torch.Tensor, conv: Geometry, taps: tuple[int, int], number: int, moment: Moment) -> torch.Tensor:
-    """Of one part of the taps of every channel, ``[C, D+1, D+1]``."""
+    """The moment of one part of the taps of every channel, ``[C, D+1, D+1]``."""
     batch, channels, height, width = x.shape
     outputs = conv.output(height, width)
     left, _, top, _ = conv.padding

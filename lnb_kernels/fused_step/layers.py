@@ -35,7 +35,7 @@ class DirectLayer:
 
     @property
     def rows(self) -> int:
-        """Of all matrices."""
+        """Rows of all the layer's matrices."""
         return self.gradient.shape[:-1].numel()
 
     @property
@@ -46,7 +46,7 @@ class DirectLayer:
 
 @dataclass(frozen=True)
 class FinishLayer:
-    """A layer whose direction there is. Tensors and numbers as :func:`lnb_kernels.fused_step.finish_layers_` takes them."""
+    """A layer whose direction is made. Tensors and numbers as :func:`lnb_kernels.fused_step.finish_layers_` takes them."""
 
     rows: int
     column_blocks: int
@@ -64,7 +64,7 @@ def partial_count(rows: Sequence[int], column_blocks: Sequence[int]) -> int:
 
 
 def offsets(rows: Sequence[int], column_blocks: Sequence[int]) -> list[tuple[int, int]]:
-    """Of each layer, its first row among those of all layers, and its first entry of ``partials``."""
+    """Where each layer begins: its first row among those of all layers, and its first entry of ``partials``."""
     found, row, entry = [], 0, 0
     for n, blocks in zip(rows, column_blocks, strict=True):
         found.append((row, entry))

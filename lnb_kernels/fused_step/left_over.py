@@ -104,6 +104,6 @@ def _direct(members: Sequence[_LeftOver], decay: float, take: float, ok: Tensor 
 
 
 def _stack(tensors: Sequence[Tensor | None], flat: bool = False) -> Tensor | None:
-    """Of layers of one kind: all or none are there."""
+    """The tensors of layers of one kind in one; None if they have none. Either all of them have one or none has."""
     given = [tensor.flatten() if flat else tensor for tensor in tensors if tensor is not None]
     return torch.stack(given) if given else None

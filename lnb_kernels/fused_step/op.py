@@ -158,9 +158,9 @@ def direct_layers_(
     Args:
         directions: per layer ``H``, ``[..., m, d]``, float32 or bfloat16, all of one dtype; written.
         momentum: per layer ``m``, ``[..., m, d]``, float32; written.
-        partials: ``[partial_count(rows, column_blocks)]``, float64 (float32 on devices without it); written. Of each layer in
-            turn ``[d / size, rows, 6]``: ``<H, M>``, ``||H||^2``, ``H mu`` (0 without a bias), ``<H, g~>``, ``||g~||^2`` and
-            ``||g||^2`` of every row of all its matrices in every block of columns.
+        partials: ``[partial_count(rows, column_blocks)]``, float64 (float32 on devices without it); written. It holds
+            ``[d / size, rows, 6]`` of one layer after the other: ``<H, M>``, ``||H||^2``, ``H mu`` (0 without a bias),
+            ``<H, g~>``, ``||g~||^2`` and ``||g||^2`` of every row of all its matrices in every block of columns.
         mixed_biases: ``P^(-1/2) b~`` ``[rows of all layers]``, dtype as ``partials``; written for layers with a bias.
         gradients: per layer ``g``, ``[..., m, d]``, float32, bfloat16 or float16; all of one dtype.
         bias_gradients: per layer as many entries as rows, dtype as ``gradients``; None without a bias.

@@ -15,7 +15,7 @@ from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE, StepSetting
 
 @dataclass(frozen=True)
 class Numbers:
-    """Of all layers: the written tensors of :func:`lnb_kernels.fused_step.finish_layers_`, by its names."""
+    """What :func:`lnb_kernels.fused_step.finish_layers_` writes for all layers, by the names that it uses."""
 
     row_scales: Tensor
     row_square: Tensor
@@ -137,7 +137,7 @@ def _joined(tiles: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Of every pair of rows."""
+    """The dot product of every pair of rows."""
     wide = sum_dtype(x.device)
     return (x.to(wide) * y.to(wide)).sum(-1)
 

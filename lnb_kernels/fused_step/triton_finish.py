@@ -267,7 +267,7 @@ def _fields(layer: FinishLayer, place: tuple[int, int, int], rate: int) -> tuple
 
 @device_constants(maxsize=16)
 def _settings(settings: StepSettings, device: torch.device) -> Tensor:
-    """Of the rules, and logarithms of the decays, whose powers the kernel takes."""
+    """The numbers of the rules as the kernel reads them, with the logarithms of decays, of which it takes powers."""
 
     def log(value: float) -> float:
         return math.log(value) if value > 0 else -math.inf

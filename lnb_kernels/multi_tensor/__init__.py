@@ -5,7 +5,6 @@ from lnb_kernels.multi_tensor.op import (
     apply_,
     apply_master_,
     dot,
-    ema_,
     ema_combined_,
     squared_row_norms,
 )
@@ -16,7 +15,6 @@ __all__ = [
     "apply_",
     "apply_master_",
     "dot",
-    "ema_",
     "ema_combined_",
     "squared_row_norms",
 ]

@@ -47,16 +47,6 @@ def moment_flags(moments: Sequence[Tensor]) -> Tensor:
     return flags
 
 
-def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
-    """As :func:`lnb_kernels.multi_tensor.reference.ema_`."""
-    native = _cuda.module(averages[0].device)
-    groups, rest = separate(native, {"averages": averages, "values": values}, native.supported, {"averages"})
-    if rest:
-        reference.ema_(at(averages, rest), at(values, rest), beta, ok)
-    for group in groups:
-        native.ema(*_operands(group), beta, _address(ok), _cuda.where(averages[0]))
-
-
 def ema_combined_(
     averages: Sequence[Tensor],
     outputs: Sequence[Tensor],

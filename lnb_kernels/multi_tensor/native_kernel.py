@@ -38,18 +38,6 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     return torch.tensor(finite)
 
 
-def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
-    """As :func:`lnb_kernels.multi_tensor.reference.ema_`."""
-    if ok is not None and not ok:
-        return
-    native = _native.module()
-    groups, rest = separate(native, {"averages": averages, "values": values}, native.supported, {"averages"})
-    if rest:
-        reference.ema_(at(averages, rest), at(values, rest), beta, None)
-    for group in groups:
-        native.ema(*_operands(group), beta, torch.get_num_threads())
-
-
 def ema_combined_(
     averages: Sequence[Tensor],
     outputs: Sequence[Tensor],

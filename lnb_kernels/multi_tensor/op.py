@@ -74,11 +74,6 @@ _moment_flags = _define(
     native=False,
     triton=True,
 )
-_ema = _define(
-    "ema_(Tensor(a!)[] averages, Tensor[] values, float beta, Tensor? ok) -> ()",
-    lambda averages, values, beta, ok: None,
-    writes=1,
-)
 _ema_combined = _define(
     "ema_combined_(Tensor(a!)[] averages, Tensor(b!)[] out, Tensor[] values, float beta, Tensor shares, float take, "
     "Tensor? ok) -> ()",
@@ -151,30 +146,6 @@ def moment_flags(moments: Sequence[Tensor]) -> Tensor:
     return flags
 
 
-def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None = None) -> None:
-    """Moving averages, in place: ``average <- beta average + (1 - beta) value``.
-
-    Args:
-        averages: tensors to update; no two may share memory.
-        values: as many tensors of the same shapes, of any dtypes. Arithmetic is in float32, or float64 where one of the
-            pair is float64.
-        beta: share of the old average, in [0, 1].
-        ok: bool tensor ``[]`` on the same device. Nothing is written where it is False; the host does not wait for it.
-
-    Raises:
-        TypeError: not lists of dense floating tensors, or plain tensors are written beside others of a subclass that
-            dispatches by itself, as fake ones.
-        ValueError: lengths, shapes or devices do not fit, written tensors share memory, or ``beta`` is outside [0, 1].
-        RuntimeError: a written tensor requires grad while autograd records.
-    """
-    op = "multi_tensor.ema_"
-    _check_ema(op, averages, values, ok)
-    beta = checks.share(op, "beta", beta)
-    require_one_kind(op, {"averages": averages}, values=values, ok=ok)
-    if averages:
-        _ema(averages, values, beta, ok)
-
-
 def ema_combined_(
     averages: Sequence[Tensor],
     values: Sequence[Tensor],
@@ -184,16 +155,22 @@ def ema_combined_(
     ok: Tensor | None = None,
     out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """:func:`ema_`, and in the same pass ``share average + take value`` of every pair, by the new average.
+    """Moving averages, in place, ``average <- beta average + (1 - beta) value``; and ``share average + take value`` of each.
+
+    Both are made in one pass, the second of the new average.
 
     With ``share = 1 / (1 - beta^t)`` and ``take = 0`` that is the average of ``t`` values, corrected for its start at zero;
     with ``share = beta / (1 - beta^t)`` and ``take = 1 - beta`` Nesterov's look-ahead.
 
     Args:
-        averages, values, beta: as for :func:`ema_`.
+        averages: tensors to update; no two may share memory.
+        values: as many tensors of the same shapes, of any dtypes. Arithmetic is in float32, or float64 where one of the
+            pair is float64.
+        beta: share of the old average, in [0, 1].
         shares: ``[n]``, one factor per average, on the same device.
         take: finite factor of the values. Where it is 0 they count through the averages only.
-        ok: as for :func:`ema_`. Where it is False the averages combined are the old ones.
+        ok: bool tensor ``[]`` on the same device. Where it is False no average changes, and the old ones are combined; the host
+            does not wait for it.
         out: tensors of the averages' shapes and dtypes to write to; None for new ones.
 
     Returns:

@@ -48,13 +48,6 @@ def _each_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], beta: float, ok: Tensor | None) -> None:
-    """``average <- beta average + (1 - beta) value`` where ``ok``."""
-    if averages:
-        write(averages, _averaged(averages, values, beta, ok))
-
-
-@torch.no_grad()
 def ema_combined_(
     averages: Sequence[Tensor],
     outputs: Sequence[Tensor],
@@ -64,7 +57,9 @@ def ema_combined_(
     take: float,
     ok: Tensor | None,
 ) -> None:
-    """:func:`ema_`, then ``output <- share average + take value``, without the second term where ``take`` is 0.
+    """``average <- beta average + (1 - beta) value`` where ``ok``, then ``output <- share average + take value``.
+
+    Where ``take`` is 0 the values count through the averages only.
 
     All memory that this needs is taken before the first write.
     """

@@ -37,7 +37,7 @@ _OF_MOMENTS = ("export_moments", "gather_moments", "load_moments")
 
 
 def __getattr__(name: str) -> object:
-    """What training does not need, imported when it is first used."""
+    """Import what training does not need at its first use."""
     if name == "moments" or name in _OF_MOMENTS:
         found = importlib.import_module("lnb.moments")
         return found if name == "moments" else getattr(found, name)

@@ -25,7 +25,9 @@ def apply(
     verdict: Verdict,
     config: Config,
 ) -> None:
-    """Move the parameters of one device, one call per parameter group, use of masters, and parameter that gets shorter.
+    """Move the parameters of one device.
+
+    One call serves all parameters of a group that have masters, or that have none; each that gets shorter has its own.
 
     Args:
         work: what moves.
@@ -37,7 +39,7 @@ def apply(
     """
     ok = verdict.on(scales.device)
     each = scales
-    if any(len(each.parameters) > 1 for each in work.layers):
+    if any(len(layer.parameters) > 1 for layer in work.layers):
         each = scales[constant(work.owners, scales.device)]
     batches: dict[tuple[int, bool, int], list[int]] = {}
     for i, parameter in enumerate(work.parameters):

@@ -199,7 +199,7 @@ class Config:
 
     @property
     def undecided(self) -> bool:
-        """Whether the solver is chosen for each layer, once its rows are known."""
+        """Whether the solver is chosen for each layer, once the samples of its first step are known."""
         return solver_named(self.solver).chooses and not self.factored
 
     @property
@@ -226,7 +226,7 @@ class Config:
 
     @property
     def direction_dtype(self) -> torch.dtype:
-        """In which the fused step of a GPU keeps directions: in 16 bits, its state is no larger than AdamW's."""
+        """The dtype of the directions that a GPU's fused step keeps: with 16 bits its state is no larger than AdamW's."""
         return torch.float32 if self.products == "tf32x3" else torch.bfloat16
 
     @property

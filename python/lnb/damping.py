@@ -1,16 +1,16 @@
-"""How far steps stay inside the trust region: what shortens them beside its bounds.
+"""Damping: what makes steps shorter than the trust region allows.
 
-A trust region bounds the length of a step; whether so long a step pays is seen from what gradients do after it. Two rules
-read that, each from numbers that a step has anyway, without a look at the loss and without waiting for a device.
+A trust region bounds the length of a step. Whether so long a step pays off shows in the gradients that follow it. Two rules read
+that, each from numbers that a step has anyway, without looking at the loss and without waiting for a device.
 
 **Agreement**, for noisy gradients. With ``g~_i`` the average of the gradients of row ``i`` of a layer, and ``v_i`` the average of
 their squared norms, the row's step is multiplied by
 
     ``a min(1, a / a_0)``,    ``a = min(1, ||g~_i|| / sqrt(v_i))``
 
-``a`` is 1 where all gradients are the same and ``a_0`` where they are independent noise (:func:`noise_level`). ``v_i`` is taken
-to be at least this step's ``||g_i||^2``: a gradient that is far longer than those before it is most of the average, which would
-look like many gradients that agree, and make the longest steps for the rarest samples. After steps that are too long,
+``a`` is 1 where all gradients are the same and ``a_0`` where they are independent noise (:func:`noise_level`). ``v_i`` is at
+least this step's ``||g_i||^2``: otherwise a gradient that is far longer than those before it, and so most of the average, would
+look like many gradients that agree, and the rarest samples would get the longest steps. After steps that are too long,
 gradients point back: the average cancels and ``a`` falls below ``a_0``. Near a minimum, and where the moves of many layers
 compound, this makes steps as short as needed; with noise alone they are a quarter of the region. It is the ratio of Adam
 (Kingma and Ba, 2015), taken over a neuron's row instead of one entry.
@@ -18,8 +18,8 @@ compound, this makes steps as short as needed; with noise alone they are a quart
 Each layer also has a radius, the share of its region that it uses (:func:`radii`). It shrinks while the layer's gradients oppose
 each other, so that a step length that was too long is not tried again at once, and grows otherwise. It starts at one over the
 number of layers, but at least at a fifth (:func:`first_radius`). That is a warm-up, which every deep network needs: at first the
-gradients of all layers agree, each would go to its bounds as if the others stood still, and in plain networks these moves
-compound before the first gradients that could show it.
+gradients of all layers agree, so that each layer would go to its bounds as if the others stood still; in plain networks these
+moves compound before any gradient can show it.
 
 The radius also shrinks, slowly and down to a tenth, while the layer's gradients are noise: while ``||g~||^2`` is what
 independent gradients would make it, on average over about 50 steps. This average, relative to that, is the layer's
@@ -65,7 +65,7 @@ LEAST_FIRST_RADIUS = 0.2
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the agreement of this step's gradients with those before is judged by, of layers of one device.
+    """The numbers by which the agreement of this step's gradients with earlier ones is judged, for the layers of one device.
 
     Attributes:
         rows: ``v``, the mean square of each row's gradients, at least this step's, ``[groups, rows]`` of every layer.
@@ -94,7 +94,7 @@ def noise_level(config: Config) -> float:
 
 
 def observe_agreement(works: list[LayerWork], verdict: Verdict, config: Config, arenas: Arenas) -> Agreement:
-    """Update what agreement is judged by with this step's gradients, after the averages of the gradients were.
+    """Update the numbers by which agreement is judged with this step's gradients, after the averages of the gradients.
 
     State of a layer's weight: ``row_square`` ``[groups, rows]``, the average of ``||g_i||^2`` of decay ``b_rows``, weight and
     bias together.
@@ -107,7 +107,7 @@ def observe_agreement(works: list[LayerWork], verdict: Verdict, config: Config, 
     owners = owners_of(sizes, squares.device)
 
     def start() -> Tensor:
-        """As if all gradients before had been of this size; a step that is not made leaves no NaN."""
+        """The average that it would be had all gradients before been of this size. A step that is not made leaves no NaN."""
         past = bias_correction(config.b_rows, counts - 1).to(squares.dtype)
         return (squares * past[owners]).nan_to_num(0.0, 0.0, 0.0)
 
@@ -143,7 +143,7 @@ def expected_squares(
 
 
 def first_radius(layers: int) -> float:
-    """The radius that each of so many layers starts with: moves of all together are as long as one's whole region."""
+    """The radius with which each of ``layers`` layers starts: all their moves together are as long as the whole region of one."""
     return max(1 / max(1, layers), LEAST_FIRST_RADIUS)
 
 
@@ -203,7 +203,7 @@ def radii(
 
 
 def _row_squares(works: list[LayerWork], counts: tuple[int, ...]) -> Tensor:
-    """``||g_i||^2`` of every row of this step's gradients, ``[rows of all layers]``; what no number can hold is cut."""
+    """``||g_i||^2`` of every row of this step's gradients, ``[rows of all layers]``, limited to the largest number."""
     norms = multi_tensor.squared_row_norms([_gradient(work.parameters[0]) for work in works], list(counts))
     biases = [_gradient(work.parameters[1]).flatten() for work in works if work.with_bias]
     if biases:
@@ -233,7 +233,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 class Gain:
-    """The fractions of one step: of this step's directions, by what the last steps gained.
+    """The fractions of this step's directions that the layers go, from what their last steps gained.
 
     State of a layer's weight: ``fraction`` ``f``, ``last_slope`` ``<g, D>``, and of each parameter of the layer
     ``last_step``, ``D``.

@@ -23,7 +23,7 @@ class Graph(Protocol):
     """What was captured."""
 
     def replay(self) -> None:
-        """Make it again."""
+        """Do the captured work again."""
 
 
 class Graphs(Protocol):
@@ -40,7 +40,7 @@ class Graphs(Protocol):
 
 
 class CudaGraphs:
-    """PyTorch's, whose memory is one pool."""
+    """CUDA graphs of PyTorch, which share one pool of memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -70,8 +70,8 @@ def graphed_step(optimizer: LNB, loss: Loss, example: Sequence[Tensor]) -> Graph
     Steps run as usual until features have settled (``refresh_every`` steps), and so does the first step of every kind after
     that; the second is captured. Every call makes exactly one step, with the results of the usual one.
 
-    Learning rates become tensors on the device, which schedulers of PyTorch write to; weight decay and other settings are
-    captured as they are. Of the host's reports, ``diagnostics()`` counts on; per-layer figures are those of the last step.
+    Learning rates become tensors on the device, to which PyTorch's schedulers write; weight decay and other settings are
+    captured as they are. ``diagnostics()`` goes on counting steps, and its figures of each layer are those of the last step.
 
     Args:
         optimizer: the :class:`lnb.LNB` of the model.

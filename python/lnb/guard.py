@@ -1,4 +1,4 @@
-"""What becomes of a step that is interrupted: Ctrl-C waits for its end, and a step that broke off is not repeated unseen."""
+"""Interrupted steps: Ctrl-C waits until a step has ended, and a step that broke off is not repeated without notice."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class StepGuard:
         )
 
     def forget(self) -> None:
-        """Go on from what there is: the gradients are new, or the state was loaded."""
+        """Forget the broken step: its gradients are gone, or a state was loaded."""
         self._open = None
         self._gradients = None
         self._complete = False

@@ -25,7 +25,7 @@ _HEADINGS = (
     "solver",
     "MFLOP/step",
     "MFLOP/refresh",
-    "kFLOP/row",
+    "kFLOP/sample",
     "stat ms",
     "solve ms",
     "region ms",

@@ -43,7 +43,7 @@ class Memory:
 
     @classmethod
     def empty(cls, stages: StagesOf | None = None) -> Memory:
-        """As a new optimizer, or a copy of one, starts."""
+        """The memory with which a new optimizer, or a copy of one, starts."""
         return cls(Arenas(), {}, {}, {}, stages)
 
 
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def make_step(work: Work, verdict: Verdict, config: Config, memory: Memory) -> list[Outcome]:
-    """Make the step, as far as ``verdict`` allows. What has no finite direction stands still, alone.
+    """Make the step, as far as ``verdict`` allows. A layer without a finite direction stands still; the others move.
 
     All directions are known before a parameter is written.
 

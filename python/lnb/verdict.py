@@ -1,4 +1,4 @@
-"""Whether a step may change anything: decided on the device, without waiting for it."""
+"""The verdict on a step, whether it may change anything. It is reached on the device, and the host does not wait for it."""
 
 from __future__ import annotations
 

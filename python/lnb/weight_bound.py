@@ -1,8 +1,8 @@
-"""The second trust region: no step changes a layer's weights by more than a share of themselves.
+"""The second trust region: no step changes a layer's weights by more than a given share of their norm.
 
 The trust regions of :mod:`lnb.trust_regions` bound what a step does to a layer's outputs, for the inputs seen so far. Where these
-hardly vary - in deep plain networks, after one row, with a dead feature - the metric is nearly singular there, a short
-step in function space is a huge one in weight space, and the next inputs, or the next layer, see all of it. So a layer's
+hardly vary - in deep plain networks, in a batch of one row, with a dead feature - the metric is nearly singular. A short step in
+function space is then a huge one in weight space, and the next inputs, or the next layer, see all of it. So a layer's
 step ``D = (D_W, D_b)`` is shortened as a whole until
 
     ``||D_W||_F <= kappa max(||W||_F, W_0)``,    ``kappa = min(c lr, 1/4)``
@@ -12,9 +12,9 @@ initialisation of the layer, ``sqrt(d_out / 3)``, so that weights that start at 
 scale of inputs, outputs or loss. Relatives bound or fix relative steps alone: LARS and LAMB (You et al.), and normalised
 versions of Muon and Adam.
 
-A step of relative length ``r`` that is orthogonal to the weights, as steps of noise are, makes them longer by ``r^2 / 2`` of
-themselves. Such growth of every layer compounds, and says nothing about the function wanted; it is summed up and taken back
-when the norm is measured, at refreshes: the weights then walk on a sphere, unless gradients point along them. Steps of
+A step of relative length ``r`` that is orthogonal to the weights, as steps of noise are, makes them longer by a share of
+``r^2 / 2``. This growth compounds over the layers and has nothing to do with the function that is learnt. It is summed up, and
+taken back at refreshes, when the norm is measured: the weights then walk on a sphere, unless gradients point along them. Steps of
 lengths ``r_s``, relative to the norm measured last, have made the weights ``sqrt(1 + sum r_s^2)`` times as long.
 """
 
@@ -69,7 +69,7 @@ class WeightBound:
     def measure(
         self, scales: Tensor, squared_norms: Tensor, weight_norms: Tensor | None = None
     ) -> dict[nn.Parameter, Tensor]:
-        """Measure the weights' norms, of the layers that are refreshed or have none yet; the growth of these is taken back.
+        """Measure the weights of the layers that are refreshed or were never measured, and take back their growth.
 
         Args:
             scales: what the direction of each layer is multiplied by beside ``lr``, ``[layers]``.

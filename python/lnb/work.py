@@ -183,7 +183,7 @@ def mark_zeroed(parameter: Tensor) -> tuple[int, int] | None:
 
 
 def _read_captures(layer: Layer) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """What every layer of ``layer`` captured, added up."""
+    """What the modules of one layer captured, added up."""
     moments: Tensor | None = None
     channels: Tensor | None = None
     inputs: list[Tensor] = []
@@ -199,7 +199,7 @@ def _read_captures(layer: Layer) -> tuple[Tensor | None, Tensor | None, list[Ten
 
 
 def check_finite(work: Work, wait: bool) -> Verdict:
-    """Whether every gradient and input of the step is finite; notes of every layer whether its inputs can be squared.
+    """Whether every gradient and input of the step is finite; also note for every layer whether its inputs can be squared.
 
     NaN or inf in an input always reaches the layer's gradient or the sums of inputs, the last rows of its second moment.
     Where those are finite and a square is not, inputs were finite, but are too large for the second moment, whose other

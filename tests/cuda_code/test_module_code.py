@@ -19,7 +19,7 @@ from lnb_kernels import _extension
 ARCHS = {"sm_80", "sm_90a", "sm_100a"}
 # Registers per thread: multi-tensor kernels run 4 blocks of 256 threads on a multiprocessor, the others at least 2.
 REGISTERS = {
-    "ema_kernel": 64, "ema_combined_kernel": 64, "dot_kernel": 64, "apply_kernel": 64, "all_finite_kernel": 64,
+    "ema_combined_kernel": 64, "dot_kernel": 64, "apply_kernel": 64, "all_finite_kernel": 64,
     "segment_sums_kernel": 64, "moment_flags_kernel": 64,
     "direct_kernel": 128, "finish_kernel": 128, "fused_apply_kernel": 64,
     "pcg_rows_kernel": 128, "pcg_phase_kernel": 128, "probe_kernel": 16,
@@ -28,13 +28,12 @@ REGISTERS = {
     "output_moments_kernel": 255, "output_roots_kernel": 255, "newton_schulz_roots_kernel": 255,
 }  # fmt: skip
 READS_BY_16_BYTES = {
-    "ema_kernel", "ema_combined_kernel", "dot_kernel", "apply_kernel", "all_finite_kernel", "pcg_phase_kernel",
+    "ema_combined_kernel", "dot_kernel", "apply_kernel", "all_finite_kernel", "pcg_phase_kernel",
     "average_moments_kernel", "output_moments_kernel",
     "direct_kernel", "finish_kernel",
     "fused_apply_kernel",
 }  # fmt: skip
 WRITES_VECTORS = {
-    "ema_kernel",
     "ema_combined_kernel",
     "apply_kernel",
     "average_moments_kernel",

@@ -13,7 +13,7 @@ import torch
 from cusim.simulated import ORDERS, SANITIZED, Simulator, cuda_kernels_on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DTYPES, assert_close_to_reference
+from support import DTYPES, assert_close_to_reference, average_
 from torch import Tensor
 
 from lnb_kernels import multi_tensor
@@ -66,7 +66,7 @@ def test_random_lists(
     with cuda_kernels_on_cpu() as simulator:
         simulator.set(order, seed)
         cuda_kernel.ema_combined_(start, combined, ys, 0.75, scales, 0.5, ok)
-        cuda_kernel.ema_(xs, ys, 0.75, ok)
+        cuda_kernel.ema_combined_(xs, copies(xs), ys, 0.75, torch.ones(len(xs)), 0.0, ok)
         assert all(torch.equal(*pair) for pair in zip(start, xs, strict=True))
         cuda_kernel.apply_(xs, ys, scales, 0.0, rate, 0.125, None, ok)
         products, sums = cuda_kernel.dot(xs, ys), cuda_kernel.dot(xs, ys, layers)
@@ -129,7 +129,6 @@ def test_launches_do_not_depend_on_the_number_of_tensors(simulated: Simulator, t
 def test_a_launch_that_fails_is_an_exception_with_the_kernel_in_it(simulated: Simulator) -> None:
     xs, ys, halves = [torch.ones(3)], [torch.zeros(3)], [torch.zeros(3, dtype=torch.bfloat16)]
     calls = {
-        "multi_tensor.ema": lambda: multi_tensor.ema_(xs, ys, 0.5),
         "multi_tensor.ema_combined": lambda: multi_tensor.ema_combined_(xs, ys, 0.5, torch.ones(1), 0.5),
         "multi_tensor.dot": lambda: multi_tensor.dot(xs, ys),
         "multi_tensor.apply": lambda: multi_tensor.apply_(xs, ys, torch.ones(1), 0.5, 0.5),
@@ -152,7 +151,7 @@ def test_overlapping_memory_is_refused_before_any_write(simulated: Simulator) ->
     ones, masters = torch.ones(10, dtype=torch.bfloat16), torch.zeros(20)
     scales = torch.ones(1)
     calls = {
-        r"averages\[1\] and averages\[0\]": lambda: multi_tensor.ema_([memory[:10], memory[5:15]], [ones, ones], 0.5),
+        r"averages\[1\] and averages\[0\]": lambda: average_([memory[:10], memory[5:15]], [ones, ones], 0.5),
         r"directions\[0\] and params\[0\]": lambda: multi_tensor.apply_(
             [memory[:10]], [memory[9:19]], scales, 0.5, 0.0
         ),
@@ -202,7 +201,6 @@ def test_bindings_refuse_what_kernels_would_read_or_write_elsewhere(simulated: S
         ("partials is not aligned", lambda: native.dot(a, kind, b, kind, four, slot, to[0] + 4, where)),
         ("slots has a negative size", lambda: native.dot(a, kind, b, kind, four, [-1], *to, where)),
         ("slots: one per tensor", lambda: native.dot(a, kind, b, kind, four, [], *to, where)),
-        ("overlap", lambda: native.ema(a, kind, [a[0] + 12], kind, four, 0.5, 0, where)),
         ("overlap", lambda: native.apply(a, kind, a, kind, four, slot, *c, kind, number, number, 0, where)),
         ("scales has entries but a null", lambda: native.apply(*apply, slot, 0, kind, number, number, 0, where)),
         ("lr is not aligned", lambda: native.apply(*apply, slot, *c, kind, (0.0, 1026, kind), number, 0, where)),

@@ -142,11 +142,6 @@ def _ema(draw: Draw, op: str, truth: Any) -> tuple[Case, dict[str, str], int]:
     return case, {"averages": "tensors", "values": "tensors", "beta": "share", "ok": "flag"}, count
 
 
-def ema(draw: Draw) -> Case:
-    case, kinds, count = _ema(draw, "ema_", truth_ema)
-    return _finish(draw, case, kinds, count)
-
-
 def ema_combined(draw: Draw) -> Case:
     case, kinds, count = _ema(draw, "ema_combined_", truth_ema_combined)
     dtype = draw.dtype(*DTYPES)
@@ -270,7 +265,6 @@ def truth_apply_master(before: Values, after: Values) -> dict[str, tuple[Any, An
 
 GENERATORS = {
     "multi_tensor.all_finite": all_finite,
-    "multi_tensor.ema_": ema,
     "multi_tensor.ema_combined_": ema_combined,
     "multi_tensor.dot": dot,
     "multi_tensor.squared_row_norms": squared_row_norms,

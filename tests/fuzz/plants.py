@@ -82,7 +82,7 @@ def hang(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 PLANTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "permute": ("multi_tensor.dot", permute),
     "lose sign": ("cov_matvec", lose_sign),
-    "drop last": ("multi_tensor.ema_", drop_last),
+    "drop last": ("multi_tensor.ema_combined_", drop_last),
     "write first": ("multi_tensor.apply_", write_first),
     "forget name": ("arrow_solve", forget_name),
     "write beside": ("arrow_solve", write_beside),

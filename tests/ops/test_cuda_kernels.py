@@ -44,11 +44,12 @@ def test_multi_tensor(x_dtype: torch.dtype, y_dtype: torch.dtype) -> None:
     reference.ema_combined_([x.clone() for x in xs], right_combined, ys, 0.75, scales, 0.5, None)
     for x, right in zip(combined, right_combined, strict=True):
         torch.testing.assert_close(x, right, rtol=4 * torch.finfo(x.dtype).eps, atol=10 * torch.finfo(x.dtype).eps)
-    multi_tensor.ema_(xs, ys, 0.75)
+    multi_tensor.ema_combined_(xs, ys, 0.75, torch.ones(len(xs), device="cuda"), 0.0)
     for x, right in zip(start, xs, strict=True):
         torch.testing.assert_close(x, right, rtol=2 * torch.finfo(x.dtype).eps, atol=4 * torch.finfo(x.dtype).eps)
     multi_tensor.apply_(xs, ys, scales, torch.tensor(0.5, device="cuda"), 0.125)
-    reference.ema_(expected, ys, 0.75, None)
+    ones = torch.ones(len(xs), device="cuda")
+    reference.ema_combined_(expected, [x.clone() for x in xs], ys, 0.75, ones, 0.0, None)
     reference.apply_(expected, ys, scales, 0.5, None, 0.125, None, None)
     for x, right in zip(xs, expected, strict=True):
         unit = torch.finfo(x.dtype).eps

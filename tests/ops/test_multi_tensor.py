@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DTYPES, Operators, assert_close_to_reference
+from support import DTYPES, Operators, assert_close_to_reference, average_
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
@@ -43,6 +43,11 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
+def copy_(target: Tensor, source: Tensor) -> None:
+    """``target``, which is zero, becomes ``source``."""
+    multi_tensor.apply_([target], [source], torch.tensor([-1.0]), 1.0, 0.0)
+
+
 def assert_lists_close(actual: Sequence[Tensor], truth: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
     assert_close_to_reference(
         flat(actual), flat(truth), flat([p.to(a.dtype) for a, p in zip(actual, plain, strict=True)])
@@ -56,7 +61,7 @@ def test_values(backend: str, x_dtype: torch.dtype, y_dtype: torch.dtype) -> Non
     wide = torch.promote_types(torch.promote_types(x_dtype, y_dtype), torch.float32)
 
     averages = copies(xs)
-    multi_tensor.ema_(averages, ys, 0.9)
+    average_(averages, ys, 0.9)
     truth = [0.9 * x + (1 - 0.9) * y for x, y in zip(doubles(xs), doubles(ys), strict=True)]
     average = [0.9 * x.to(wide) + (1 - 0.9) * y.to(wide) for x, y in zip(xs, ys, strict=True)]
     assert_lists_close(averages, truth, average)
@@ -104,7 +109,7 @@ def test_mixed_dtypes_in_one_list(backend: str) -> None:
         atol=1e-6,
     )
     before = copies(xs)
-    multi_tensor.ema_(xs, ys, 0.5)
+    average_(xs, ys, 0.5)
     for x, old, y in zip(xs, before, ys, strict=True):
         torch.testing.assert_close(x, (0.5 * old.double() + 0.5 * y.double()).to(x.dtype))
 
@@ -113,7 +118,7 @@ def test_mixed_dtypes_in_one_list(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @needs_native
 def test_every_16_bit_value_is_read_and_written_as_torch_does(dtype: torch.dtype, bits: int) -> None:
-    """beta = 1 copies bit for bit; beta = 0 rounds float32 values around each 16-bit number."""
+    """A step from zero copies bit for bit, and rounds float32 values around each 16-bit number."""
     lk.set_backend("native")
     try:
         every = torch.arange(bits, bits + 4096, dtype=torch.int32).to(torch.int16).view(dtype)
@@ -121,13 +126,13 @@ def test_every_16_bit_value_is_read_and_written_as_torch_does(dtype: torch.dtype
         if finite.numel() == 0:
             finite = torch.zeros(1, dtype=dtype)
         wide = torch.zeros(finite.shape)
-        multi_tensor.ema_([wide], [finite], 0.0)
+        copy_(wide, finite)
         assert torch.equal(wide, finite.float())
         up = torch.nextafter(wide, torch.tensor(float("inf")))
         between = torch.cat((wide, up, wide * (1 + 2.0**-9), wide * (1 + 2.0**-12), wide * 3e4, wide * 1e-6))
         between = between[between.isfinite()]
         narrow = torch.zeros(between.shape, dtype=dtype)
-        multi_tensor.ema_([narrow], [between], 0.0)
+        copy_(narrow, between)
         assert torch.equal(narrow, between.to(dtype))
     finally:
         lk.set_backend("auto")
@@ -155,13 +160,13 @@ def test_ok_false_writes_nothing_even_from_nan(backend: str) -> None:
     before = copies(xs)
     bad = [torch.full_like(x, float("nan")) for x in xs]
     no, yes = torch.tensor(False), torch.tensor(True)
-    multi_tensor.ema_(xs, bad, 0.9, no)
+    average_(xs, bad, 0.9, no)
     multi_tensor.apply_(xs, bad, torch.ones(len(xs)), 0.1, 0.1, no)
     combined = multi_tensor.ema_combined_(xs, bad, 0.9, torch.full((len(xs),), 2.0), 0.0, no)
     assert all(torch.equal(c, 2 * old) for c, old in zip(combined, before, strict=True))
     assert all(torch.equal(x, old) for x, old in zip(xs, before, strict=True))
     ones = [torch.ones_like(x) for x in xs]
-    multi_tensor.ema_(xs, ones, 0.0, yes)
+    average_(xs, ones, 0.0, yes)
     assert all(torch.equal(x, one) for x, one in zip(xs, ones, strict=True))
 
 
@@ -225,7 +230,7 @@ def test_layouts(backend: str, kind: str) -> None:
         atol=1e-5,
     )
     assert multi_tensor.all_finite(xs)
-    multi_tensor.ema_(xs, ys, 0.9)
+    average_(xs, ys, 0.9)
     for x, right in zip(xs, truth, strict=True):
         torch.testing.assert_close(x.double(), right, rtol=1e-6, atol=1e-6)
     multi_tensor.apply_(xs, ys, torch.ones(len(xs)), 0.5, 0.0)
@@ -253,12 +258,13 @@ def test_random_lists_threads_and_instruction_sets(
     xs = [torch.randn(n).to(dtypes[i % 2]) for i, n in enumerate(sizes)]
     ys = [torch.randn(n).to(dtypes[0]) for n in sizes]
     expected, scales = copies(xs), torch.rand(len(xs))
-    reference.ema_(expected, ys, 0.75, None)
+    ones, combined = torch.ones(len(xs)), copies(xs)
+    reference.ema_combined_(expected, combined, ys, 0.75, ones, 0.0, None)
     reference.apply_(expected, ys, scales, 0.5, None, 0.125, None, None)
     try:
         native.select_isa(isa)
         torch.set_num_threads(threads)
-        native_kernel.ema_(xs, ys, 0.75, None)
+        native_kernel.ema_combined_(xs, combined, ys, 0.75, ones, 0.0, None)
         native_kernel.apply_(xs, ys, scales, 0.5, None, 0.125, None, None)
         products = native_kernel.dot(xs, ys)
         assert native_kernel.all_finite(xs)
@@ -330,7 +336,7 @@ def test_updates_have_the_same_bits_when_the_number_of_threads_changes(dtype: to
             torch.set_num_threads(count)
             shares = torch.full((len(shapes),), 0.7, dtype=torch.float64)
             directions = multi_tensor.ema_combined_(averages, gradients, 0.9, shares, 0.1)
-            multi_tensor.ema_(averages, gradients, 0.9)
+            average_(averages, gradients, 0.9)
             multi_tensor.apply_(parameters, directions, torch.rand(4, generator=torch.manual_seed(0)), 0.1, 0.01)
         return [*parameters, *averages]
 
@@ -367,7 +373,7 @@ def test_without_watchers_a_call_spares_the_dispatcher(monkeypatch: pytest.Monke
 def test_version_counters_of_written_tensors_move(backend: str) -> None:
     xs, ys = fill([(3,), (4,)], torch.float32), fill([(3,), (4,)], torch.float32)
     versions = [x._version for x in xs]
-    multi_tensor.ema_(xs, ys, 0.9)
+    average_(xs, ys, 0.9)
     assert all(x._version > version for x, version in zip(xs, versions, strict=True))
     versions, read = [x._version for x in xs], [y._version for y in ys]
     multi_tensor.apply_(xs, ys, torch.ones(2), 0.1, 0.0)
@@ -396,13 +402,12 @@ def test_steps_too_small_for_a_parameter_add_up_in_its_master(backend: str, dtyp
         assert torch.equal(param, master.to(dtype))
 
 
-@pytest.mark.parametrize("name", ["all_finite", "ema_", "ema_combined_", "dot", "apply_", "apply_master_"])
+@pytest.mark.parametrize("name", ["all_finite", "ema_combined_", "dot", "apply_", "apply_master_"])
 def test_opcheck(backend: str, name: str) -> None:
     xs, ys = fill([(3, 4), (5,), (0,)], torch.float32), fill([(3, 4), (5,), (0,)], torch.bfloat16)
     arguments = {
         "all_finite": (xs,),
-        "ema_": (xs, ys, 0.9, torch.tensor(True)),
-        "ema_combined_": (xs, copies(xs), ys, 0.9, torch.ones(3), 0.5, None),
+        "ema_combined_": (xs, copies(xs), ys, 0.9, torch.ones(3), 0.5, torch.tensor(True)),
         "dot": (xs, ys),
         "apply_": (xs, ys, torch.ones(3), 0.1, None, 0.0, torch.tensor(0.1), None),
         "apply_master_": (xs, ys, copies(ys), torch.ones(3), 0.1, None, 0.0, None, None),
@@ -413,7 +418,7 @@ def test_opcheck(backend: str, name: str) -> None:
 def test_compiled_function_updates_in_place() -> None:
     @torch.compile(fullgraph=True, backend="aot_eager")
     def update(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
-        multi_tensor.ema_(xs, ys, 0.5)
+        average_(xs, ys, 0.5)
         return multi_tensor.dot(xs, ys)
 
     xs, ys = fill([(3,), (4,)], torch.float32), fill([(3,), (4,)], torch.float32)
@@ -434,25 +439,25 @@ def combine_into(out: list[Tensor]) -> list[Tensor]:
 
 
 BAD_CALLS = [
-    (lambda: multi_tensor.ema_(A, [B], 0.9), TypeError, "averages must be a list"),
-    (lambda: multi_tensor.ema_([A], [B, B], 0.9), ValueError, "values has 2 tensors"),
-    (lambda: multi_tensor.ema_([A], [torch.ones(4)], 0.9), ValueError, r"values\[0\] has shape \(4,\)"),
-    (lambda: multi_tensor.ema_([A], [B.int()], 0.9), TypeError, r"values\[0\] has dtype torch.int32"),
-    (lambda: multi_tensor.ema_([A], [B.to_sparse()], 0.9), TypeError, "layout"),
-    (lambda: multi_tensor.ema_([A], [B.to("meta")], 0.9), ValueError, "meta"),
-    (lambda: multi_tensor.ema_([A], [B], 1.5), ValueError, "beta=1.5"),
-    (lambda: multi_tensor.ema_([A], [B], "0.9"), TypeError, "beta"),
-    (lambda: multi_tensor.ema_([A], [B], 0.9, torch.ones(())), TypeError, "ok must be"),
-    (lambda: multi_tensor.ema_([A], [B], 0.9, torch.ones(2, dtype=torch.bool)), ValueError, "ok has shape"),
-    (lambda: multi_tensor.ema_([A, A], [B, B], 0.9), ValueError, "twice"),
-    (lambda: multi_tensor.ema_([torch.zeros(1).expand(3)], [B], 0.9), ValueError, "share memory"),
+    (lambda: average_(A, [B], 0.9), TypeError, "averages must be a list"),
+    (lambda: average_([A], [B, B], 0.9), ValueError, "values has 2 tensors"),
+    (lambda: average_([A], [torch.ones(4)], 0.9), ValueError, r"values\[0\] has shape \(4,\)"),
+    (lambda: average_([A], [B.int()], 0.9), TypeError, r"values\[0\] has dtype torch.int32"),
+    (lambda: average_([A], [B.to_sparse()], 0.9), TypeError, "layout"),
+    (lambda: average_([A], [B.to("meta")], 0.9), ValueError, "meta"),
+    (lambda: average_([A], [B], 1.5), ValueError, "beta=1.5"),
+    (lambda: average_([A], [B], "0.9"), TypeError, "beta"),
+    (lambda: average_([A], [B], 0.9, torch.ones(())), TypeError, "ok must be"),
+    (lambda: average_([A], [B], 0.9, torch.ones(2, dtype=torch.bool)), ValueError, "ok has shape"),
+    (lambda: average_([A, A], [B, B], 0.9), ValueError, "twice"),
+    (lambda: average_([torch.zeros(1).expand(3)], [B], 0.9), ValueError, "share memory"),
     (
-        lambda: multi_tensor.ema_([torch.zeros(5).as_strided((3, 3), (1, 1))], [torch.ones(3, 3)], 0.9),
+        lambda: average_([torch.zeros(5).as_strided((3, 3), (1, 1))], [torch.ones(3, 3)], 0.9),
         ValueError,
         "share",
     ),
     (lambda: multi_tensor.dot([A, A.to("meta")], [B, B]), ValueError, r"xs\[1\] is on meta"),
-    (lambda: multi_tensor.ema_([A.clone().requires_grad_()], [B], 0.9), RuntimeError, "no_grad"),
+    (lambda: average_([A.clone().requires_grad_()], [B], 0.9), RuntimeError, "no_grad"),
     (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(2), 0.0), ValueError, "shares has shape"),
     (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(1), float("inf")), ValueError, "take=inf"),
     (lambda: multi_tensor.ema_combined_([A], [B], 0.9, torch.ones(1), B), TypeError, "take must be a number"),
@@ -501,7 +506,7 @@ def test_written_memory_that_overlaps_is_refused_before_any_write(xs, ys, messag
     lk.set_backend("native")
     try:
         with pytest.raises(ValueError, match=message):
-            multi_tensor.ema_(xs(memory), ys(memory), 0.5)
+            average_(xs(memory), ys(memory), 0.5)
     finally:
         lk.set_backend("auto")
     assert torch.equal(memory, torch.zeros(100))
@@ -545,7 +550,7 @@ def test_masters_and_parameters_that_overlap_are_refused_before_any_write() -> N
 
 
 @pytest.mark.parametrize("backend", [WHERE_NATIVE, "cuda"], indirect=True)
-@pytest.mark.parametrize("op", ["ema_", "ema_combined_", "apply_", "apply_master_"])
+@pytest.mark.parametrize("op", ["ema_combined_", "apply_", "apply_master_"])
 def test_a_bad_tensor_of_a_later_launch_is_refused_before_the_first(backend: str, op: str) -> None:
     """Two dtypes are two launches; the second has memory that is not aligned."""
     crooked = torch.frombuffer(bytearray(40), dtype=torch.float32, offset=1, count=8)
@@ -554,7 +559,6 @@ def test_a_bad_tensor_of_a_later_launch_is_refused_before_the_first(backend: str
     values, factors = [torch.ones(8), crooked], torch.ones(2)
     masters = [torch.zeros(8), torch.zeros(8)]
     calls = {
-        "ema_": (halves, values, 0.5),
         "ema_combined_": ([masters[0], wide], [torch.ones(8), torch.ones(8, dtype=torch.float64)], 0.5, factors, 0.0),
         "apply_": (halves, values, factors, 0.5, 0.0),
         "apply_master_": (masters, halves, values, factors, 0.5, 0.0),
@@ -566,7 +570,7 @@ def test_a_bad_tensor_of_a_later_launch_is_refused_before_the_first(backend: str
 
 def test_adjacent_views_of_one_buffer_are_no_overlap(backend: str) -> None:
     memory = torch.zeros(30)
-    multi_tensor.ema_([memory[:10], memory[10:20], memory[20:]], [torch.ones(10)] * 3, 0.0)
+    average_([memory[:10], memory[10:20], memory[20:]], [torch.ones(10)] * 3, 0.0)
     assert torch.equal(memory, torch.ones(30))
 
 
@@ -613,6 +617,6 @@ def test_more_than_two_to_the_31_elements() -> None:
     x = torch.zeros(size, dtype=torch.bfloat16)
     y = torch.zeros(size, dtype=torch.bfloat16)
     y[-1] = 2.0
-    native_kernel.ema_([x], [y], 0.5, None)
+    native_kernel.apply_([x], [y], torch.tensor([-0.5]), 1.0, None, 0.0, None, None)
     assert x[-1] == 1.0
     assert native_kernel.dot([x], [y]) == 2.0

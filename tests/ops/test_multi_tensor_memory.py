@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import average_
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
@@ -18,7 +19,6 @@ from lnb_kernels._writes import require_writable
 
 # Each op that writes, as a function of what it writes and what it reads.
 WRITERS: dict[str, Callable[[Sequence[Tensor], Sequence[Tensor]], Any]] = {
-    "ema_": lambda xs, ys: multi_tensor.ema_(xs, ys, 0.5),
     "ema_combined_": lambda xs, ys: multi_tensor.ema_combined_(xs, ys, 0.5, torch.ones(len(xs)), 0.5),
     "apply_": lambda xs, ys: multi_tensor.apply_(xs, ys, torch.ones(len(xs)), 0.5, 0.5),
     "apply_master_": lambda xs, ys: multi_tensor.apply_master_(
@@ -157,7 +157,7 @@ def test_nothing_is_recorded_for_autograd(backend: str, op: str) -> None:
 def test_subclasses_meet_the_call_at_the_dispatcher(backend: str, op: str) -> None:
     """They may have no memory of their own: PyTorch's example of two tensors in one, and fake tensors outside their mode."""
     parts = torch.zeros(10), torch.full((10,), 2.0)
-    WRITERS["ema_"]([TwoTensor(*parts)], [TwoTensor(ones(10), ones(10))])
+    average_([TwoTensor(*parts)], [TwoTensor(ones(10), ones(10))], 0.5)
     assert torch.equal(parts[0], torch.full((10,), 0.5))
     assert torch.equal(parts[1], torch.full((10,), 1.5))
     assert torch.equal(multi_tensor.dot([TwoTensor(*parts)], [TwoTensor(*parts)]).b, torch.tensor([22.5]))
@@ -180,7 +180,7 @@ def test_rates_without_a_value_are_refused(backend: str, name: str) -> None:
 
 def test_meta_tensors_pass_through() -> None:
     xs, ys = [torch.zeros(3, device="meta"), torch.zeros(3, device="meta")], [torch.ones(3, device="meta")] * 2
-    multi_tensor.ema_(xs, ys, 0.5)
+    multi_tensor.ema_combined_(xs, ys, 0.5, torch.ones(2, device="meta"), 0.0)
     assert multi_tensor.dot(xs, ys).is_meta
 
 

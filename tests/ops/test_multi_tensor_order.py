@@ -29,7 +29,6 @@ def ema_combined(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> list[Tensor]:
 OPS: dict[str, tuple[Callable[[Sequence[Tensor], Sequence[Tensor]], Any], list[float]]] = {
     "dot": (lambda xs, ys: multi_tensor.dot(xs, ys), [2.0, 8.0, 18.0, 32.0]),
     "dot of layers": (lambda xs, ys: multi_tensor.dot(xs, ys, [0, 1, 1, 3]), [2.0, 26.0, 0.0, 32.0]),
-    "ema_": (lambda xs, ys: multi_tensor.ema_(xs, ys, 0.5), [1.0, 2.0, 3.0, 4.0]),
     "ema_combined_": (ema_combined, [1.5, 5.0, 10.5, 18.0]),
     "apply_": (lambda xs, ys: multi_tensor.apply_(xs, ys, FACTORS, 0.5, 0.0), [0.5, 0.0, -1.5, -4.0]),
 }

@@ -348,7 +348,7 @@ def test_auto_takes_the_cheapest_of_what_is_right() -> None:
     assert set(solvers(few).values()) == {"matrix_free"}
     dual = run(lnb.LNB(wide(), 0.01, rates=rates(), **AUTO), 1, 10)
     assert solvers(dual)["2"] == "dual"
-    assert "10 rows are fewer than 64 inputs" in str(dual.plan())
+    assert "10 samples are fewer than 64 inputs" in str(dual.plan())
     exact = run(lnb.LNB(wide(), 0.01, rates=rates(factor=1e12), **AUTO), 1, 2000)
     assert solvers(exact)["0"] == "cholesky"
 

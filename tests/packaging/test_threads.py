@@ -67,7 +67,7 @@ def test_more_threads_than_work() -> None:
     usual = torch.get_num_threads()
     try:
         torch.set_num_threads(8)
-        native_kernel.ema_(x, [torch.zeros(3)], 0.5, None)
+        native_kernel.apply_(x, [torch.ones(3)], torch.ones(1), 0.5, None, 0.0, None, None)
     finally:
         torch.set_num_threads(usual)
     assert torch.equal(x[0], torch.full((3,), 0.5))

@@ -31,7 +31,7 @@ assert _native.failure() is None, _native.failure()
 x, image = torch.randn(700, 33), torch.randn(4, 20, 9, 8)
 def results():
     average = [torch.ones(5000)]
-    lk.multi_tensor.ema_(average, [torch.full((5000,), 3.0)], 0.5)
+    lk.multi_tensor.ema_combined_(average, [torch.full((5000,), 3.0)], 0.5, torch.ones(1), 0.0)
     return [lk.second_moment(x), lk.second_moment(x.bfloat16()), lk.conv2d_second_moment(image, 3, padding=1),
             lk.multi_tensor.dot(average, average), average[0]]
 lk.set_backend("native")

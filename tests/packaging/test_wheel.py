@@ -118,8 +118,8 @@ assert lk.__file__.startswith({str(site)!r}), lk.__file__
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     x = [torch.ones(3)]
-    lk.multi_tensor.ema_(x, [torch.zeros(3)], 0.5)
-    lk.multi_tensor.ema_(x, [torch.zeros(3)], 0.5)
+    lk.multi_tensor.ema_combined_(x, [torch.zeros(3)], 0.5, torch.ones(1), 0.0)
+    lk.multi_tensor.ema_combined_(x, [torch.zeros(3)], 0.5, torch.ones(1), 0.0)
     lk.multi_tensor.dot(x, x)
 assert torch.equal(x[0], torch.full((3,), 0.25))
 print(len([w for w in caught if "lnb_kernels" in str(w.message)]), "warning")

@@ -147,7 +147,7 @@ def calls(count: int) -> dict[str, Any]:
         if kind == 0:
             lk.second_moment(x)
         elif kind == 1:
-            multi_tensor.ema_(average, value, 0.9)
+            multi_tensor.ema_combined_(average, value, 0.9, scales, 0.1)
         elif kind == 2:
             multi_tensor.dot(average, value)
         elif kind == 3:
@@ -160,7 +160,7 @@ def calls(count: int) -> dict[str, Any]:
             multi_tensor.all_finite(average)
         else:
             try:
-                multi_tensor.ema_([average[0], average[0]], value[:1] * 2, 0.9)
+                multi_tensor.ema_combined_([average[0], average[0]], value[:1] * 2, 0.9, scales, 0.1)
             except ValueError:
                 pass
             else:

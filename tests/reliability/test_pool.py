@@ -28,7 +28,8 @@ def averages(threads: int) -> bool:
     native = _native.module()
     kept, value = [torch.ones(70_000) for _ in range(3)], [torch.zeros(70_000) for _ in range(3)]
     kind, sizes = native.Type.FLOAT32, [70_000] * 3
-    native.ema([x.data_ptr() for x in kept], kind, [x.data_ptr() for x in value], kind, sizes, 0.5, threads)
+    both = [x.data_ptr() for x in kept], kind, [x.data_ptr() for x in value], kind, sizes
+    native.apply(*both, [1.0] * 3, 0.5, 1.0, threads)
     return all(torch.equal(x, torch.full_like(x, 0.5)) for x in kept)
 
 

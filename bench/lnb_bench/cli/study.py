@@ -134,7 +134,7 @@ def load(suite_file: Path, modes: tuple[bool, bool]) -> Suite:
 
 
 def duration(seconds: float) -> str:
-    """Such as ``3 h 20 min``, ``12 min`` or ``40 s``."""
+    """A duration in words, such as ``3 h 20 min``, ``12 min`` or ``40 s``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -36,7 +36,7 @@ def _beyond_edges(suite: Suite, task: SuiteTask, outcomes: list[Outcome]) -> lis
 
 
 def tuned_runs(suite: Suite, task: SuiteTask, outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
-    """By optimizer label the trial with the best value at the end, first seed; absent where every trial failed."""
+    """The trial of each optimizer with the best value at the end, of the first seed; none where every trial failed."""
     found: dict[str, Outcome] = {}
     for optimizer in suite.contestants(task):
         tried = [

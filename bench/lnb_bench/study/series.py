@@ -13,7 +13,7 @@ Columns = dict[str, dict[str, list[Any]]]
 
 
 def to_columns(records: Sequence[Record]) -> Columns:
-    """By split, the columns step, epoch, seconds (to the microsecond) and one for each figure."""
+    """The columns of each split: step, epoch, seconds (to the microsecond), and one for each figure."""
     columns: Columns = {}
     for record in records:
         split = columns.setdefault(record.split, {})

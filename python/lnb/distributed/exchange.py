@@ -100,7 +100,7 @@ class MomentExchange:
             self._promise = _Promise(self._kinds(layers), self._promise.structure, step)
 
     def note_pass(self, groups: list[Any] | None) -> None:
-        """A backward pass has ended, which is the last one before the step, as far as anybody knows, if there are ``groups``.
+        """Note that a backward pass has ended. With ``groups`` it is the last one before the step, as far as the wrapper knows.
 
         Then the sums of what is gathered begin.
         """
@@ -112,7 +112,7 @@ class MomentExchange:
         self._launched_after = self._passes
 
     def forget(self) -> None:
-        """Begin anew: gradients are dropped."""
+        """Begin anew after the gradients were dropped."""
         self._drop()
         self._passes, self._launched_after = 0, -1
 
@@ -242,7 +242,7 @@ class MomentExchange:
         return kinds
 
     def _raise_late(self) -> None:
-        """On accelerators the host learns of a difference at the next step: without waiting for this one's gradients."""
+        """Raise, on accelerators, for a difference of the step before: so the host never waits for a step's own gradients."""
         differed, self._differed = self._differed, None
         if differed is not None and differed.read():
             raise RuntimeError(

@@ -40,7 +40,7 @@ class Identity:
 
 
 class Identifier:
-    """Makes the identities of one optimizer; looks through its parameters anew only where they are others than before."""
+    """Makes the identities of one optimizer; looks through its parameters only when they have changed."""
 
     def __init__(self) -> None:
         self._known: list[tuple[nn.Parameter, bool, torch.dtype]] = []
@@ -67,7 +67,7 @@ class Identifier:
 
 
 def require_alike(identity: Identity, groups: Iterable[Any]) -> None:
-    """Find what differs between ranks that are known to.
+    """Find out in what ranks differ that are known to differ, and say so.
 
     Args:
         identity: of this rank.

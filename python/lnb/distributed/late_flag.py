@@ -1,4 +1,4 @@
-"""What a device found, for the host to read a step later."""
+"""A finding of a device, which the host reads one step later."""
 
 from __future__ import annotations
 

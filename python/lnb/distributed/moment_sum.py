@@ -52,13 +52,13 @@ class Slot:
 
     @property
     def among(self) -> list[Capture]:
-        """The captures that the layer has now; those of a detached one, which has none, are said elsewhere to be missing."""
+        """The captures that the layer has now; a detached layer has none, which is reported elsewhere."""
         found = [part for one in self.layer.captures for part in one.live_captures()]
         return found or [self.capture]
 
     @property
     def probe(self) -> Tensor | None:
-        """As it is now."""
+        """The probe that the capture has now."""
         return self.capture.channel_probe if self.of_channels else self.capture.probe
 
 
@@ -113,7 +113,7 @@ class MomentSum:
             self._work = dist.all_reduce(self.buffer, group=group, async_op=True)
 
     def wait(self) -> None:
-        """Have the sums."""
+        """Wait until the sums are there."""
         if self._work is not None:
             self._work.wait()
             self._work = None

@@ -23,7 +23,7 @@ class Source(Protocol):
 
     @property
     def infos(self) -> Mapping[str, LayerInfo]:
-        """By layer."""
+        """What each layer's moment describes, by the layer's name."""
 
     @property
     def absent(self) -> Mapping[str, str]:

@@ -49,7 +49,7 @@ class Distance:
         self.mean = moment.mean.double()
 
     def of(self, rows: Tensor) -> Tensor:
-        """Of rows ``[groups, N, d_in]``: the mean over groups, ``[N]``."""
+        """The distances of rows ``[groups, N, d_in]``, as means over the groups, ``[N]``."""
         centred = rows.to(self.mean) - self.mean.unsqueeze(1)
         parts: Tensor = centred.unflatten(-1, (self.info.blocks, self.info.size)).transpose(
             1, 2

@@ -51,11 +51,11 @@ class Limits:
 
 
 class TimeBudget:
-    """Chooses solvers, and cheaper settings until the limits are met, or no cheaper ones are left.
+    """Chooses solvers, and then cheaper settings until the limits are met or none is left.
 
-    First blocks are cut until what every step does takes at most :data:`STEADY_SHARE` of the budget; then statistics are
-    taken from fewer samples, where these are many and the estimate stays good; then less often; last, layers whose solver is
-    ``"auto"`` get the arrow preconditioner alone. Of the layers always the one is changed that saves most time.
+    First, blocks are cut until what every step does takes at most :data:`STEADY_SHARE` of the budget. Then statistics are
+    taken from fewer samples, where there are so many that the estimate stays good; then they are taken less often. Last, layers
+    whose solver is ``"auto"`` get the arrow preconditioner alone. Each change is made to the layer where it saves most time.
     """
 
     def __init__(

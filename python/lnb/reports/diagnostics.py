@@ -51,7 +51,7 @@ class LayerRecords:
             self._residuals[works[i].layer.name] = residual
 
     def stood_still(self) -> dict[str, int]:
-        """By the names of layers and other parameters, the steps without a finite direction, if there were any."""
+        """How many steps each layer or other parameter had no finite direction, by its name; only those that had such steps."""
         found: dict[str, int] = {}
         for names, counts in self._still.items():
             for name, count in zip(names, counts.tolist(), strict=True):

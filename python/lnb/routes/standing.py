@@ -33,7 +33,7 @@ class Standing:
 
     @classmethod
     def of(cls, work: Work, keys: tuple[str, ...]) -> Standing:
-        """As ``work`` is now, with what its states hold under ``keys``."""
+        """A record of ``work`` as it is now, with what its states hold under ``keys``."""
         parameters = list(work.parameters)
         states = [work.states[parameter] for parameter in parameters]
         members: dict[int, tuple[dict[str, Any], list[int]]] = {}

@@ -112,7 +112,7 @@ class Solver:
         """The direction ``h`` of one layer, of the shape of ``gradient``; zero for a batch without samples.
 
         Args:
-            work: the layer's statistics, its settings and its state. Of the state a solver may change what it alone keeps.
+            work: the layer's statistics, its settings and its state. A solver changes only the state that it keeps for itself.
             gradient: ``g~``, ``[groups, rows, columns]``: the bias, where it moves, is the last column.
             verdict: whether state may change.
         """

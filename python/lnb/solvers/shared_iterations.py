@@ -18,7 +18,7 @@ from lnb_kernels.pcg.reference import STOP, metric
 from lnb_kernels.scaling import sum_dtype
 
 AddProducts = Callable[[Tensor], Tensor]
-"""Of sums over the rows here, ``[layers, n]``, those over all rows of each layer."""
+"""Takes sums over the rows that are here, ``[layers, n]``, and returns the sums over all rows of each layer."""
 
 
 def solve_shared(equations: Sequence[Equation], add: AddProducts) -> list[tuple[Tensor, Tensor]]:

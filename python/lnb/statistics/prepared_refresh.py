@@ -20,7 +20,7 @@ _KEPT = ("second_moment", "second_moment_step", "factor", "output_moment", "outp
 
 
 def refresh_prepared(tables: StepTables, due: Mapping[LayerWork, int], arenas: Arenas) -> list[LayerWork]:
-    """Make the factors of the layers anew that the kernels take; return the others.
+    """Make new factors for the layers that the kernels take, and return the other layers.
 
     They take layers whose state is complete, in the blocks of this step's second moments: a layer's first refresh and one in
     other blocks are left to the general form, as are layers with inputs whose squares are too large.

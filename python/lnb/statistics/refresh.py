@@ -38,7 +38,7 @@ Means = Callable[[list[LayerWork], list[Tensor]], list[Tensor]]
 def refresh(
     works: list[LayerWork], averages: Averages, verdict: Verdict, arenas: Arenas, means: Means | None = None
 ) -> None:
-    """Make the factors of the layers anew whose second moments this step gathered.
+    """Make new factors for the layers whose second moments this step gathered.
 
     State of a layer's weight, in blocks ``[groups, blocks, size, size]`` each: ``second_moment`` and ``output_moment``, averages
     with a decay, ``b_s``; ``second_moment_step``, what they count; ``factor`` and ``output_factor``; and ``factor_mean``
@@ -197,7 +197,7 @@ class _Refresh:
             self.outputs = self._output_moments(self.fresh, averages, sized)
 
     def finish(self) -> None:
-        """Root, and keep."""
+        """Take the roots, and keep them."""
         fresh = self.fresh
         if self.outputs:
             self._refresh_outputs()

@@ -103,7 +103,7 @@ def ridge_of(
     blocks: tuple[int, ...],
     columns: Sequence[Columns | None] = (),
 ) -> float | Tensor:
-    """What is added to the diagonal of the metric: ``ridge``, or ``ridge`` times the mean diagonal.
+    """The number that is added to the diagonal of the metric: ``ridge``, or ``ridge`` times the mean diagonal.
 
     The mean is that of the covariance where there is a bias, so that an offset of the inputs does not change it, and of
     the second moment otherwise. So it is where the inputs do not vary beyond rounding, as in a batch of one row: a
@@ -157,7 +157,7 @@ def _mean_over_columns(values: Tensor, blocks: tuple[int, ...], columns: Sequenc
 
 
 def few_samples(size: int, samples: Tensor, steps: Tensor | None, config: Config) -> Tensor:
-    """Inputs of a block per sample that its averaged second moment counts: by how much it is uncertain, ``[layers]``.
+    """How uncertain averaged second moments are, ``[layers]``: the inputs of a block per sample that the average counts.
 
     The eigenvalues of ``n`` samples' second moment of ``d`` inputs spread around the true ones by a share of order ``d / n``
     (Ledoit and Wolf, 2004). An average over steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the samples of one:

@@ -36,7 +36,7 @@ def is_refresh_step(index: int, refresh_every: int, phase: int = 0) -> bool:
 
 
 def refresh_phases(layers: Sequence[tuple[Layer, Config]]) -> list[int]:
-    """The phase of each layer's refreshes, so that no step has many of them and all together cost a step what they must.
+    """The phase of each layer's refreshes, which spreads them so that no step has many.
 
     Layers that are staggered are cut, in their order, into at most ``refresh_every`` slices of about equal work: it depends
     on the layers alone, and so does a run that is resumed.

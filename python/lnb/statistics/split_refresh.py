@@ -51,7 +51,7 @@ def refresh_over(
 
 
 def shared_out(costs: Sequence[float], ranks: int) -> list[list[int]]:
-    """Which of the layers each rank takes, the costly ones first, each by the rank that has least to do."""
+    """The layers that each rank takes: the costliest come first, and each goes to the rank that has least to do."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0.0] * ranks
     for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):

@@ -1,4 +1,4 @@
-"""How long a step is: what each direction is divided by.
+"""Trust regions: what each direction is divided by, which decides how long a step is.
 
 With the metric ``M = E[x~ x~'] + ridge = L L'`` a step ``D`` of a layer changes its outputs by
 ``E ||D x~||^2 = ||D L||_F^2`` (up to the ridge), and for ``D = h`` that is ``<h, g~>``. A trust region bounds that change, each

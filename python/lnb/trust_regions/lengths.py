@@ -1,4 +1,4 @@
-"""How long the steps of all layers of a device are: the trust region, the weights' bound, and damping, one after the other."""
+"""The lengths of the steps of a device's layers: the trust region bounds them, then the weights' bound, then damping."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def products_of(work: Work, solution: Solution, others: list[Tensor], averages: 
 
 
 def in_region(products: Tensor, work: Work, config: Config) -> Tensor:
-    """What the trust region that all layers share adds up: Adam's directions have no ``<h, g~>`` in a metric."""
+    """The products that the region of all layers adds up. Adam's directions have none: they belong to no metric."""
     finite = torch.where(products.isfinite(), products, 0.0)
     return finite[: len(work.layers)] if config.others == "adamw" else finite
 
@@ -100,7 +100,7 @@ class Lengths:
 def measure_lengths(
     work: Work, solution: Solution, averages: dict[nn.Parameter, Tensor], agreement: Agreement | None
 ) -> Lengths:
-    """The lengths of the directions. Rows that are not multiplied by their agreement yet are, in ``solution``."""
+    """The lengths of the directions. Rows of ``solution`` that still lack their agreement are multiplied by it first."""
     layers = range(len(work.layers))
     rest = [i for i in layers if i not in set(solution.summed)]
     wide = sum_dtype(work.parameters[0].device)
@@ -147,7 +147,7 @@ def shortened(
     arenas: Arenas,
     weight_norms: Tensor | None = None,
 ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
-    """``scales`` of layers and others, those of layers within the weights' bound and damped; what takes growth back.
+    """The ``scales`` after the weights' bound and damping, and the factors by which weights that grew get shorter.
 
     ``weight_norms`` are those of all layers' weights where a layer here is a shard of one, ``[layers]``.
     """
