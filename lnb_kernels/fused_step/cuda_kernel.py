@@ -16,8 +16,9 @@ from torch import Tensor
 from lnb_kernels import _cuda
 from lnb_kernels._writes import require_aligned
 from lnb_kernels.fused_step import reference
+from lnb_kernels.fused_step.beside import direct_by_triton_
 from lnb_kernels.fused_step.layers import DirectLayer, FinishLayer, is_finished, is_served, offsets
-from lnb_kernels.fused_step.left_over import direct_by_triton_, direct_left_over_
+from lnb_kernels.fused_step.left_over import direct_left_over_
 from lnb_kernels.multi_tensor.grouping import native_type
 from lnb_kernels.step_tables import StepSettings
 

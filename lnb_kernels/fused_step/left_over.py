@@ -1,5 +1,4 @@
-"""Directions of the layers that kernels do not take: by Triton's kernel, which takes larger blocks than the CUDA module's, and by
-the reference, small layers of one kind in one call.
+"""Directions of the layers that kernels do not take: by the reference, small layers of one kind in one call.
 
 A model of many odd layers would otherwise start the reference's hundred operations for each of them.
 """
@@ -12,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lnb_kernels import _backend
-from lnb_kernels.fused_step.layers import LARGEST_TRITON, SUMS, DirectLayer, is_served, offsets
+from lnb_kernels.fused_step.layers import SUMS, DirectLayer, offsets
 from lnb_kernels.fused_step.reference import direct_layer_
 
 _STACKED = (
@@ -36,35 +34,6 @@ class _LeftOver:
         """What layers of one call have in common."""
         tensors = vars(self.layer).values()
         return tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in tensors)
-
-
-def direct_by_triton_(
-    layers: Sequence[DirectLayer],
-    served: Sequence[bool],
-    partials: Tensor,
-    mixed_biases: Tensor,
-    shares: Tensor,
-    bias_shares: Tensor | None,
-    decay: float,
-    take: float,
-    ok: Tensor | None,
-    precision: str,
-) -> list[bool]:
-    """Directions by Triton of layers that the CUDA module's kernel has not ``served``; what is served then."""
-    largest = [mine or not is_served(layer, LARGEST_TRITON) for layer, mine in zip(layers, served, strict=True)]
-    if all(largest) or not _backend.serves_beside("direct_layers_", partials.device):
-        return list(served)
-    route = _backend.routes()["direct_layers_"]
-    from lnb_kernels.fused_step.triton_kernel import direct_some_
-
-    try:
-        direct_some_(
-            layers, [not other for other in largest], partials, mixed_biases, shares, bias_shares, decay, take, ok, precision
-        )  # fmt: skip
-    except _backend.KernelUnavailable as error:
-        _backend.give_up(route, "triton", error, lambda: "reference")
-        return list(served)
-    return [mine or not other for mine, other in zip(served, largest, strict=True)]
 
 
 def direct_left_over_(

@@ -92,7 +92,7 @@ class GradientMemory:
     def __init__(self, probe: Tensor) -> None:
         self._probe = weakref.ref(probe)
         self._is_shared = False
-        self._given: list[tuple[weakref.ref[SharedMoment], int]] = []  # moments of this backward pass, and their memory
+        self._given: list[tuple[weakref.ref[SharedMoment], int]] = []  # the last moments, and their memory
         probe.register_hook(self._before_it_is_added)
 
     def view_of(self, moment: Tensor, shared: SharedMoment) -> Tensor:
@@ -100,7 +100,7 @@ class GradientMemory:
         probe = self._probe()
         if probe is not None and probe.grad is None:
             self._is_shared = True
-        self._given.append((weakref.ref(shared), moment.untyped_storage()._cdata))
+        self._given = [*self._given[-1:], (weakref.ref(shared), moment.untyped_storage()._cdata)]
         return moment.detach()
 
     def _before_it_is_added(self, gradient: Tensor) -> Tensor | None:

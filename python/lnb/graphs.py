@@ -128,7 +128,7 @@ class GraphedStep:
                 return self._step()
         if kind not in self._captured:
             graph = self._graphs.new()
-            with self._graphs.capture(graph):
+            with self._graphs.capture(graph), self._optimizer.captured():
                 value = self._step()  # the host counts this step; the device makes it below
             self._captured[kind] = graph, value
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -46,6 +47,7 @@ from lnb.statistics.tracked import Tracked
 from lnb.step import Memory, Outcome, make_step
 from lnb.verdict import Verdict
 from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
+from lnb_kernels._captured import is_capturing
 from lnb_kernels.moment_stream import join_moments
 
 if TYPE_CHECKING:
@@ -167,6 +169,7 @@ class LNB(Optimizer):
         self._memory = Memory.empty()
         self._phases: list[tuple[Layer, Config, int]] = []
         self._guard = StepGuard()
+        self._captured = False
         self._shards: Shards | None = None
         self._exchange = MomentExchange()
         self._identifier = Identifier()
@@ -232,6 +235,15 @@ class LNB(Optimizer):
         layers = self._optimized_layers()
         return tuple(i for i, layer in enumerate(layers) if any(capture.moments_on for capture in layer.captures))
 
+    @contextmanager
+    def captured(self) -> Iterator[None]:
+        """Inside, a CUDA graph may capture steps: :func:`lnb.graphed_step` replays each where the schedule has it."""
+        self._captured = True
+        try:
+            yield
+        finally:
+            self._captured = False
+
     def count_step(self) -> None:
         """Count a step that a replayed CUDA graph makes (:func:`lnb.graphed_step`), and choose what the next one gathers."""
         self._step_index += 1
@@ -293,8 +305,8 @@ class LNB(Optimizer):
 
         Raises:
             RuntimeError: a claimed layer has a gradient but its input was not seen, or an exception broke off the step before and
-                these are still its gradients, or it cannot be known which ranks train the model, or these differ; nothing was
-                changed.
+                these are still its gradients, or it cannot be known which ranks train the model, or these differ, or a CUDA graph
+                is captured without :func:`lnb.graphed_step`; nothing was changed.
             KeyboardInterrupt: after Ctrl-C. The step is complete (``diagnostics()["steps"]`` has counted it, and to call
                 ``step()`` again with the same gradients does nothing) or, where it had not begun to write, not made at all.
             FloatingPointError: NaN or inf was met and ``strict`` is set; nothing was changed.
@@ -303,6 +315,12 @@ class LNB(Optimizer):
         this step's gradients in them then, and if it came while parameters were written, some of them have moved. What a
         closure raises comes before all that.
         """
+        if is_capturing() and not self._captured:
+            raise RuntimeError(
+                "step(): a CUDA graph is being captured. Replayed, this step would never refresh the second moments, whose "
+                "schedule is on the host: let lnb.graphed_step(optimizer, loss, example) capture whole training steps. Nothing "
+                "was changed"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -696,5 +714,6 @@ class LNB(Optimizer):
         self._identifier = self.__dict__.get("_identifier") or Identifier()
         self._phases = []
         self._guard = StepGuard()
+        self._captured = False
         self._find_shards()
         self._switch_captures(self._optimized_layers())

@@ -83,7 +83,7 @@ class Layers:
 
         steps = torch.randint(1, 9, (count,)).float()
         shares = DECAY / (1 - DECAY ** steps.double())
-        own = {name: wide(count) for name in ("independent", "growth", "radius", "coherence", "scales", "products")}
+        own = {name: wide(count) for name in ("independent", "growth", "radius", "scales", "products")}
         return cls(
             shapes,
             [torch.full((s.groups, s.m, s.d), 7.0, dtype=direction_dtype) for s in shapes],
@@ -106,6 +106,7 @@ class Layers:
                 "sums": wide(count, 4),
                 "weight_norm": wide(count),
                 "shorter": wide(count),
+                "coherence": wide(count),
             },
             steps,
         )

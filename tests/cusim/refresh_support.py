@@ -116,7 +116,7 @@ def moved(of: InputMetric, device: str) -> InputMetric:
 def run(layers: list[InputMetric], ok: Tensor | None = None) -> list[dict[str, Tensor]]:
     """What the kernels write."""
     own = [copy(of) for of in layers]
-    [kernels] = refreshers(own[0].gathered)
+    kernels = refreshers(own[0].gathered)[0]
     assert kernels.refresh(own, ok, NOISE_LEVEL, QUINTIC, STEPS)
     return [written(of) for of in own]
 

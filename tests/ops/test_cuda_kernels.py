@@ -115,7 +115,9 @@ def test_pcg(d: int, scope: str) -> None:
             assert_close_to_reference(ours, right, torchs)
 
 
-def test_refresh_of_layers_of_all_shapes() -> None:
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_refresh_of_layers_of_all_shapes(backend: str) -> None:
+    lk.set_backend(backend)
     layers = [moved(layer(shape, seed), "cuda") for seed, shape in enumerate((*SHAPES, Shape(1, 7, 144, 2, 144)))]
     for of, result in zip(layers, run(layers), strict=True):
         truth, same = plain(moved(of, "cpu"), torch.float64), plain(moved(of, "cpu"), torch.float32)
@@ -123,7 +125,9 @@ def test_refresh_of_layers_of_all_shapes() -> None:
             assert_close_to_reference(value.cpu(), truth[name], same[name])
 
 
-def test_refresh_in_a_graph() -> None:
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_refresh_in_a_graph(backend: str) -> None:
+    lk.set_backend(backend)
     layers = [moved(layer(shape, seed), "cuda") for seed, shape in enumerate(SHAPES)]
     expected = run(layers)
     torch.cuda.synchronize()

@@ -44,8 +44,8 @@ def test_refresh_of_layers_of_many_shapes() -> None:
     """One has more blocks of inputs than a program takes, one more pivots than are swept together."""
     shapes = (
         SHAPES[0],
-        SHAPES[3],
-        Shape(2, 1, 17, 1, 20, bias=False, steps=0),
+        Shape(2, 1, 1, 2, 1, shared=True),
+        Shape(1, 1, 17, 1, 20, bias=False, steps=0),
         Shape(1, 9, 2, 2, 3, decay=0.0, relative=False),
     )
     layers = [layer(shape, seed) for seed, shape in enumerate(shapes)]
@@ -61,8 +61,7 @@ def test_refresh_of_layers_of_many_shapes() -> None:
                 assert torch.equal(value, value.mT), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("width", [8, 5])  # rows in whole accesses of 16 bytes, and others
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 5), (torch.bfloat16, 8)])  # 8: whole accesses of 16 bytes
 def test_gradients_are_averaged_where_they_are_read(dtype: torch.dtype, width: int) -> None:
     """Two layers of one input: the second moment is averaged once, and each has neurons of its own."""
     of = layer(Shape(1, 1, width, 1, 8))
@@ -90,19 +89,22 @@ def test_gradients_are_averaged_where_they_are_read(dtype: torch.dtype, width: i
         torch.testing.assert_close(outputs.root.double(), right["root"], rtol=1e-3, atol=near)
 
 
-@pytest.mark.parametrize("exponent", [-120, 100])
-def test_roots_do_not_depend_on_the_size_of_gradients(exponent: int) -> None:
-    of = layer(Shape(1, 3, 3, 2, 4, decay=0.0))
+def test_roots_do_not_depend_on_the_size_of_gradients() -> None:
+    of = layer(Shape(1, 3, 3, 1, 4, decay=0.0))
     [outputs] = of.outputs
-    scale = 2.0**exponent
-    scaled = replace(outputs, weight=outputs.weight * scale, bias=outputs.bias * scale)
-    [expected], [found] = run([of]), run([replace(of, outputs=(scaled,))])
-    assert torch.equal(found["root"], expected["root"])
+    assert isinstance(outputs.weight, Tensor)
+    assert isinstance(outputs.bias, Tensor)
+    scaled = [
+        replace(outputs, weight=outputs.weight * scale, bias=outputs.bias * scale) for scale in (2.0**-120, 2.0**100)
+    ]
+    layers = [of, *(replace(of, outputs=(own,)) for own in scaled)]
+    expected, *found = run(layers)
+    assert all(torch.equal(result["root"], expected["root"]) for result in found)
 
 
 @pytest.mark.parametrize("why", ["no rows", "not squarable", "not ok"])
 def test_layers_that_may_not_change_are_not_written(why: str) -> None:
-    kept, changed = layer(SHAPES[0], 1), layer(SHAPES[3], 2)
+    kept, changed = layer(Shape(1, 1, 3, 1, 2), 1), layer(Shape(1, 1, 2, 1, 2), 2)
     ok = None
     if why == "no rows":
         kept = replace(kept, gathered=torch.zeros_like(kept.gathered))
@@ -150,7 +152,7 @@ def test_covariances_without_an_inverse_and_moments_without_a_root() -> None:
 
 def test_moments_that_are_not_finite_are_told() -> None:
     shapes = [(1, 1, 5, 5), (2, 3, 4, 4), (1, 2, 300, 300), (1, 1)]
-    cases = [(i, place) for i in range(4) for place in ((-1, 0), (-1, -1), (0, 0), (0, -1))]
+    cases = [(i, place) for i in (1, 2) for place in ((-1, 0), (-1, -1), (0, 0), (0, -1))]
     for i, (row, column) in cases:
         given = [torch.ones(shape) for shape in shapes]
         given[i].view(-1, shapes[i][-1], shapes[i][-1])[-1, row, column] = torch.inf if row else torch.nan

@@ -177,3 +177,19 @@ def test_bad_batches_and_settings() -> None:
         step(batch(0)[0], batch(0)[1][1:])
     assert optimizer.step_index == 0
     assert graphs.graphed_step is lnb.graphed_step
+
+
+def test_a_capture_of_ones_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its replays would never refresh the second moments."""
+    net = nn.Linear(4, 3)
+    optimizer = lnb.LNB(net)
+    net(torch.randn(8, 4)).square().mean().backward()
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    monkeypatch.setattr("lnb.optimizer.is_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"lnb\.graphed_step"):
+        optimizer.step()
+    assert all(map(torch.equal, before, net.parameters()))
+    assert optimizer.step_index == 0
+    with optimizer.captured():
+        optimizer.step()
+    assert optimizer.step_index == 1
