@@ -6,6 +6,7 @@ same settings and all state lies where it lay; otherwise they are made anew, or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,6 +18,8 @@ from lnb.arenas import Arenas, State
 from lnb.averages import ADAM_EPSILON
 from lnb.config import Config
 from lnb.damping import LEAST_RADIUS, OPPOSED, RADIUS_GROW, RADIUS_SHRINK, noise_level
+from lnb.layers.capture import statistics_dtype
+from lnb.master import has_master, masters_of, remember
 from lnb.prepared_refresh import refresh_prepared
 from lnb.scratch import Scratch
 from lnb.solve import Solution
@@ -29,7 +32,9 @@ from lnb.work import LayerWork, Work
 from lnb_kernels.scaling import largest_squarable
 from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
 
-_KEPT = ("momentum", "row_square", "independent_square", "weight_norm", "growth", "radius", "step", "gradient_square")
+_KEPT = (
+    "momentum", "master", "row_square", "independent_square", "weight_norm", "growth", "radius", "step", "gradient_square"
+)  # fmt: skip
 
 
 @dataclass
@@ -41,6 +46,7 @@ class Prepared:
     averages: dict[nn.Parameter, Tensor]
     factors: list[StepFactor]
     addresses: list[int]
+    mastered: list[nn.Parameter]
 
     def fits(self, work: Work) -> bool:
         """Whether the tables serve this step."""
@@ -78,9 +84,7 @@ class PreparedShare:
     def direct(self) -> None:
         """Momentum, statistics, solve."""
         others = self.work.others
-        sizes = [parameter.numel() for parameter in others]
-        fresh = torch.empty(sum(sizes)).split(sizes) if sizes else ()
-        averages = {**self.prepared.averages, **{p: x.view(p.shape) for p, x in zip(others, fresh, strict=True)}}
+        averages = {**self.prepared.averages, **_fresh_averages(others)}
         self.outputs = [averages[parameter] for parameter in self.prepared.standing.parameters]
         self.tables.average([cast(Tensor, p.grad) for p in self.prepared.standing.parameters], self.outputs)
         self.tables.observe()
@@ -114,6 +118,8 @@ class PreparedShare:
     def apply(self) -> None:
         """Move the parameters."""
         parameters = self.prepared.standing.parameters
+        mastered = self.prepared.mastered
+        masters_of(mastered, self.work.states)
         for group, places in self.prepared.standing.places:
             lr, decay = float(group["lr"]), float(group["weight_decay"])
             decays = [decay] * len(places)
@@ -121,6 +127,20 @@ class PreparedShare:
                 factors = [self.shorter.get(parameters[i]) for i in places]
                 decays = [decay if f is None else joined_decay(decay, float(f), lr) for f in factors]
             self.tables.apply(places, lr, decays)
+        remember(mastered)
+
+
+def _fresh_averages(parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    """Memory for the averaged gradients of these, one piece of each dtype."""
+    kinds: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault(statistics_dtype(parameter.dtype), []).append(parameter)
+    found: dict[nn.Parameter, Tensor] = {}
+    for dtype, members in kinds.items():
+        sizes = [parameter.numel() for parameter in members]
+        parts = torch.empty(sum(sizes), dtype=dtype).split(sizes)
+        found.update((p, part.view(p.shape)) for p, part in zip(members, parts, strict=True))
+    return found
 
 
 def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Prepared | None:
@@ -133,8 +153,17 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
     momentum = [work.states[parameter]["momentum"] for parameter in parameters]
     squares = [work.states[p]["gradient_square"] for p in work.others]
     gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+    mastered = [parameter for parameter in parameters if has_master(parameter, config)]
+    if any("master" not in work.states[parameter] for parameter in mastered):
+        return None
+    masters = [work.states[p]["master"] if has_master(p, config) else None for p in parameters]
+    kept = [*momentum, *squares]
+    wide = [statistics_dtype(parameter.dtype) for parameter in (*parameters, *work.others)]
+    if [tensor.dtype for tensor in kept] != wide or any(len(set(_wide_of(x))) > 1 for x in work.layers):
+        return None
     factors = _factors(work.layers)
-    if not StepTables.serves([*parameters, *momentum, *squares, *gradients]) or not _solves(work.layers, factors):
+    read = [*parameters, *kept, *gradients, *(master for master in masters if master is not None)]
+    if not StepTables.serves(read) or not _solves(work.layers, factors):
         return None
     states = [work.states[parameter] for parameter in parameters]
     of_layers = [layer.state for layer in work.layers]
@@ -144,17 +173,23 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
         bias = place[layer.parameters[1]] if layer.with_bias else None
         weight = layer.layer.weight
         layers.append(StepLayer(place[weight], bias, layer.layer.d_in, state["row_square"], usual_norm(layer.layer)))
-    wide = torch.empty((), dtype=torch.float64)
+    like = torch.empty((), dtype=torch.float64)
     keys = ("independent_square", "weight_norm", "growth", "radius")
-    found = [arenas.select(key, of_layers, [()] * len(layers), wide) for key in keys]
-    counted = arenas.select("step", states, [()] * len(states), wide.float())
+    found = [arenas.select(key, of_layers, [()] * len(layers), like) for key in keys]
+    counted = arenas.select("step", states, [()] * len(states), like.float())
     numbers = [chosen.memory() for chosen in (counted, *found)]
     if any(memory is None for memory in numbers):
         return None
     claimed = {p: momentum[place[p]] for layer in work.layers for p in layer.parameters}
     averages = scratch.take(claimed)
-    tables = StepTables(parameters, momentum, layers, squares, cast("list[Tensor]", numbers), settings_of(config))
-    return Prepared(tables, Standing.of(work, _KEPT), averages, factors, _addresses(factors))
+    known = cast("list[Tensor]", numbers)
+    tables = StepTables(parameters, momentum, masters, layers, squares, known, settings_of(config))
+    return Prepared(tables, Standing.of(work, _KEPT), averages, factors, _addresses(factors), mastered)
+
+
+def _wide_of(work: LayerWork) -> list[torch.dtype]:
+    """The dtypes of the averages of a layer's parameters."""
+    return [statistics_dtype(parameter.dtype) for parameter in work.parameters]
 
 
 def _factors(works: list[LayerWork]) -> list[StepFactor]:
@@ -171,7 +206,7 @@ def _solves(works: list[LayerWork], factors: list[StepFactor]) -> bool:
     """Whether the tables serve these factors of ``works``."""
     if any(work.with_bias != (factor.mean is not None) for work, factor in zip(works, factors, strict=True)):
         return False  # a bias was frozen or thawed since the last refresh
-    return StepTables.solves(factors)
+    return StepTables.solves(factors, [_wide_of(work)[0] for work in works])
 
 
 def serves(config: Config) -> bool:
