@@ -268,6 +268,22 @@ class StepTables:
         torch.autograd.graph.increment_version([self._tensors[i] for i in places])
 
 
+def known_finite(tensors: Sequence[Tensor]) -> bool | None:
+    """Whether no entry of any is NaN or infinite, as :func:`lnb_kernels.multi_tensor.all_finite` tells it.
+
+    None for tensors that the CPU's kernel does not take as they lie, and where another backend is set: ask that function.
+    """
+    kinds = {tensor.dtype for tensor in tensors}
+    if len(kinds) != 1 or torch.compiler.is_compiling() or not StepTables.serves(tensors):
+        return None
+    native = _native.module()
+    finite: bool = native.all_finite(
+        list(map(Tensor.data_ptr, tensors)), native_type(native, kinds.pop()), list(map(Tensor.numel, tensors)),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return finite
+
+
 def _plain(tensors: Sequence[Tensor]) -> bool:
     return (
         set(map(type, tensors)) <= PLAIN

@@ -94,7 +94,10 @@ def test_accesses_are_of_128_bits_and_none_goes_to_local_memory() -> None:
         assert bool(re.search(r"\bLDG\.E\.(\w+\.)*128", code)) >= (kernel in READS_BY_16_BYTES), symbol
         assert bool(re.search(r"\bHMMA\.", code)) == (kernel in MULTIPLIES_ON_TENSOR_CORES), symbol
         if kernel in READS_NOTHING_NARROWER:
-            assert set(re.findall(r"\bLDG\.[\w.]*", code)) - set(re.findall(r"\bLDG\.E\.(?:\w+\.)*128[\w.]*", code)) == set()
+            assert (
+                set(re.findall(r"\bLDG\.[\w.]*", code)) - set(re.findall(r"\bLDG\.E\.(?:\w+\.)*128[\w.]*", code))
+                == set()
+            )
             assert re.search(r"\bLDSM\.16\.M88\.4\b", code), symbol
             assert not re.search(r"\bLD\.E", code), symbol
         assert bool(re.search(r"\bSTG\.E\.(\w+\.)*(64|128)", code)) >= (kernel in WRITES_VECTORS), symbol

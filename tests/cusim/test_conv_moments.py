@@ -153,7 +153,9 @@ def test_bytes_moved() -> None:
     ],
 )
 def test_bindings_refuse_what_would_crash(changed: dict[str, Any], message: str) -> None:
-    names = "image_stride channel_stride row_stride pixel_stride batch groups channels height width out_height out_width"
+    names = (
+        "image_stride channel_stride row_stride pixel_stride batch groups channels height width out_height out_width"
+    )
     names += " kernel_height kernel_width step_y step_x pad_top pad_left"
     fields = dict(zip(names.split(), (64, 64, 8, 1, 1, 1, 1, 8, 8, 8, 8, 3, 3, 1, 1, 1, 1), strict=True))
     fields |= {name: value for name, value in changed.items() if name in fields}

@@ -178,7 +178,11 @@ def test_every_dtype_has_tables(kind: torch.dtype | str, masters: bool, monkeypa
             assert close(one.double(), two.double(), exact + ulp), (seed, name)
             for key, value in optimizer.state[one].items():
                 assert value.dtype == twin.state[two][key].dtype
-                assert close(value.double(), twin.state[two][key].double(), 1e-9 if ulp < 1e-10 else 2e-3), (seed, name, key)
+                assert close(value.double(), twin.state[two][key].double(), 1e-9 if ulp < 1e-10 else 2e-3), (
+                    seed,
+                    name,
+                    key,
+                )
     assert used >= 9
 
 
