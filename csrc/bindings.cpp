@@ -462,6 +462,16 @@ std::vector<double> step_bound(lnb::StepTables& tables, const std::vector<double
     return tables.bound(rates);
 }
 
+std::vector<double> step_measure(lnb::StepTables& tables, const std::vector<int64_t>& due,
+                                 const std::vector<double>& rates, int threads) {
+    if (due.size() != rates.size()) throw std::invalid_argument("rates: one per layer that is due");
+    for (const int64_t place : due) {
+        if (place < 0 || place >= tables.layers()) throw std::invalid_argument("due: no such layer");
+    }
+    std::vector<double> factors;
+    without_gil([&] { factors = tables.measure(due, rates, threads); });
+    return factors;
+}
 void step_apply(const lnb::StepTables& tables, const std::vector<int64_t>& places, double lr,
                 const std::vector<double>& decays, int threads) {
     if (decays.size() != places.size()) throw std::invalid_argument("decays: one per place");
@@ -522,6 +532,7 @@ PYBIND11_MODULE(_native_module, m) {
         .def("refresh", &step_refresh)
         .def("direct", &step_direct)
         .def("sums", &lnb::StepTables::sums)
+        .def("measure", &step_measure)
         .def("bound", &step_bound)
         .def("apply", &step_apply);
     m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");

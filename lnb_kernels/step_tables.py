@@ -257,6 +257,17 @@ class StepTables:
         sums: list[float] = self._native.sums()
         return sums
 
+    def measure(self, due: Sequence[int], rates: Sequence[float]) -> list[float]:
+        """Measure the weights' norms of layers that are refreshed; returns by what the step multiplies each weight to take
+        its growth back.
+
+        Args:
+            due: the layers' places.
+            rates: their learning rates.
+        """
+        factors: list[float] = self._native.measure(list(due), list(rates), torch.get_num_threads())
+        return factors
+
     def bound(self, rates: Sequence[float]) -> list[float]:
         """Decide how far they go, by each layer's learning rate; returns ``<h, g~>`` of layers, then of other parameters."""
         products: list[float] = self._native.bound(list(rates))

@@ -162,6 +162,32 @@ std::vector<double> StepTables::sums() const {
     return totals;
 }
 
+std::vector<double> StepTables::measure(const std::vector<int64_t>& due, const std::vector<double>& rates,
+                                        int threads) {
+    std::vector<double> factors(due.size());
+    const std::vector<double> totals = sums();
+    for (const Type type : kAllTypes) {
+        std::vector<Pair> weights;
+        std::vector<size_t> of_type;
+        for (size_t k = 0; k < due.size(); ++k) {
+            const StepParameter& weight = parameters_[layers_[due[k]].weight];
+            if (weight.type != type) continue;
+            weights.push_back({weight.values, weight.values, weight.size});
+            of_type.push_back(k);
+        }
+        std::vector<double> squares(weights.size());
+        dot(weights.data(), static_cast<int64_t>(weights.size()), type, type, squares.data(), threads);
+        for (size_t j = 0; j < of_type.size(); ++j) {
+            const size_t k = of_type[j];
+            const int64_t i = due[k];
+            const LayerSums of_layer{totals[4 * i], totals[4 * i + 1], totals[4 * i + 2], totals[4 * i + 3]};
+            factors[k] =
+                take_back(std::sqrt(squares[j]), of_layer, rates[k], numbers_.weight_norm[i], numbers_.growth[i]);
+        }
+    }
+    return factors;
+}
+
 std::vector<double> StepTables::bound(const std::vector<double>& rates) {
     std::vector<BoundedLayer> bounded;
     bounded.reserve(layers_.size());

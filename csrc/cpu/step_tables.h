@@ -85,6 +85,9 @@ class StepTables {
     void direct(const std::vector<StepFactor>& factors, int threads);
     // Of every layer <h, g~>, |h|^2, |h|^2 before agreement, and |g~|^2 [layers, 4].
     std::vector<double> sums() const;
+    // Measures the weights' norms of the layers `due`, of learning rates `rates`, as the weights are; returns by what
+    // the step multiplies each weight to take its growth back. Comes before bound().
+    std::vector<double> measure(const std::vector<int64_t>& due, const std::vector<double>& rates, int threads);
     // How far they go; by layer, then by other parameter: <h, g~>.
     std::vector<double> bound(const std::vector<double>& rates);
     // Moves the parameters at these places.

@@ -27,7 +27,7 @@ from lnb.split_refresh import refresh_over
 from lnb.standing import Standing
 from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
-from lnb.weight_bound import LARGEST_CHANGE, WeightBound, usual_norm
+from lnb.weight_bound import LARGEST_CHANGE, is_measured, usual_norm
 from lnb.work import LayerWork, Work
 from lnb_kernels.scaling import largest_squarable
 from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
@@ -74,11 +74,11 @@ class PreparedShare:
 
     products: Tensor
 
-    def __init__(self, prepared: Prepared, work: Work, verdict: Verdict, config: Config, arenas: Arenas) -> None:
-        self.prepared, self.work, self.verdict, self.config, self.arenas = prepared, work, verdict, config, arenas
+    def __init__(self, prepared: Prepared, work: Work, verdict: Verdict, arenas: Arenas) -> None:
+        self.prepared, self.work, self.verdict, self.arenas = prepared, work, verdict, arenas
         self.tables = prepared.tables
         self.solution = Solution([])
-        self.shorter: dict[nn.Parameter, Tensor] = {}
+        self.shorter: dict[nn.Parameter, float] = {}
         self.due = [layer for layer in work.layers if layer.moments is not None]
 
     def direct(self) -> None:
@@ -107,12 +107,10 @@ class PreparedShare:
         """Trust region."""
         layers = self.work.layers
         rates = [float(self.work.groups[layer.layer.weight]["lr"]) for layer in layers]
-        if self.due:
-            change = cast(float, self.config.max_relative_change)
-            sums = torch.tensor(self.tables.sums(), dtype=torch.float64).view(-1, 4)
-            bound = WeightBound(layers, change, torch.tensor(rates, dtype=torch.float64), self.verdict, self.arenas)
-            moving = sums[:, 0].isfinite().to(sums.dtype)
-            self.shorter = bound.measure(moving, torch.where(sums[:, 2].isfinite(), sums[:, 2], 0.0))
+        due = [i for i, layer in enumerate(layers) if is_measured(layer)]
+        if due:
+            factors = self.tables.measure(due, [rates[i] for i in due])
+            self.shorter = {layers[i].layer.weight: factor for i, factor in zip(due, factors, strict=True)}
         self.products = torch.tensor(self.tables.bound(rates), dtype=torch.float64)
 
     def apply(self) -> None:
@@ -125,7 +123,7 @@ class PreparedShare:
             decays = [decay] * len(places)
             if self.shorter:
                 factors = [self.shorter.get(parameters[i]) for i in places]
-                decays = [decay if f is None else joined_decay(decay, float(f), lr) for f in factors]
+                decays = [decay if f is None else joined_decay(decay, f, lr) for f in factors]
             self.tables.apply(places, lr, decays)
         remember(mastered)
 
