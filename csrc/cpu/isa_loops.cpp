@@ -10,12 +10,12 @@ namespace lnb {
 
 #ifdef __AVX512BF16__
 extern const Tiles LNB_LOOPS;  // else it would be this file's own
-const Tiles LNB_LOOPS =
+constexpr Tiles LNB_LOOPS =
     of_tiles::tiles_of(&of_tiles::multiply<of_tiles::Vectors>, &of_tiles::multiply<of_tiles::PairVectors>);
 #else
 extern const IsaLoops LNB_LOOPS;
-const IsaLoops LNB_LOOPS = {of_pairs::kLoops, of_tiles::tiles_of(&of_tiles::multiply<of_tiles::Vectors>, nullptr),
-                            of_cg::kLoops, of_products::table<float>(), of_products::table<double>()};
+constexpr IsaLoops LNB_LOOPS = {of_pairs::kLoops, of_tiles::tiles_of(&of_tiles::multiply<of_tiles::Vectors>, nullptr),
+                                of_cg::kLoops, of_products::table<float>(), of_products::table<double>()};
 #endif
 
 }  // namespace lnb

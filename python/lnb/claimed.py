@@ -24,7 +24,7 @@ _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 @functools.cache  # asked for every layer in every step
-def _blocks_of(inputs: int, kernel: tuple[int, ...], limit: int | None) -> int:
+def _blocks_of(inputs: int, kernel: tuple[int, int], limit: int | None) -> int:
     taps = math.prod(kernel)
     channels = inputs // taps
     if limit is None or taps <= limit:
