@@ -16,6 +16,8 @@
 # make docs   the documentation site, into build/site: open build/site/index.html
 # make docs-test
 #             links, offline use, search and looks of the site, in headless Chromium where there is one
+# make wheels CUDA_HOMES="/usr/local/cuda-12.4 /usr/local/cuda-13.0"
+#             a wheel with the kernels of each toolkit, into wheels/, and what each needs; no GPU is used
 # make gpu    on a machine with a GPU, offline: build, tests on hardware, times
 # Each makes its environment in .venv first, and again when requirements or sources change.
 
@@ -36,7 +38,7 @@ RUN := PYTHONPATH= OMP_NUM_THREADS=1
 # A wheel without the native module is good enough for the demo, but not for the tests.
 test pytest fuzz bench reliability sanitize trainers peers: export LNB_NATIVE := required
 
-.PHONY: demo test lint types pytest fuzz bench bench-compare reliability sanitize trainers peers docs docs-test gpu clean
+.PHONY: demo test lint types pytest fuzz bench bench-compare reliability sanitize trainers peers docs docs-test wheels gpu clean
 
 demo: $(VENV)/.run $(VENV)/.wheel
 	$(BIN)/lnb demo
@@ -97,12 +99,24 @@ docs: $(VENV)/.docs
 docs-test: docs
 	LNB_SITE=build/site $(BIN)/pytest --confcutdir tests/docs/site tests/docs/site $(ARGS)
 
+# One toolkit's wheel runs with drivers of its major release and later ones. They differ in nothing else, so each has a folder
+# of its own: wheels/cu124, wheels/cu130.
+CUDA_HOMES ?= $(or $(CUDA_HOME),/usr/local/cuda)
+wheels: $(VENV)/.run
+	rm -rf wheels
+	set -e; for home in $(CUDA_HOMES); do \
+	  version=$$($$home/bin/nvcc --version | sed -n 's/.*release \([0-9]*\)\.\([0-9]*\),.*/\1\2/p'); \
+	  CUDA_HOME=$$home LNB_NATIVE=required LNB_CUDA=on LNB_WERROR=1 PATH=$(CURDIR)/$(BIN):$$PATH \
+	    $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir wheels/cu$$version .; \
+	done
+	$(BIN)/python tests/packaging/cuda_wheel.py wheels/*/*.whl
+
 # No environment of its own: it must work offline, with the torch and triton that the machine has.
 gpu:
 	$(PYTHON) bench/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info bench/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist wheels *.egg-info bench/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find lnb_kernels -name '*.so' -delete -o -name '_build_info.json' -delete
 
 $(VENV)/bin/python:

@@ -138,6 +138,14 @@ def kernels(device: str, small: bool) -> list[dict[str, Any]]:
         lambda: lk.conv2d_second_moment(image, 3, padding=1)[0, :-1, :-1],
         lambda: (lambda p: p @ p.t())(F.unfold(image, 3, padding=1).transpose(0, 1).flatten(1)), truth,
     )  # fmt: skip
+    blocks = c // 16  # as the default gathers it: 16 channels to a block
+    of_blocks = patches.unflatten(0, (blocks, -1))
+    row(
+        f"conv2d_second_moment/3x3/c{c}/g{blocks} against unfold and products",
+        lambda: lk.conv2d_second_moment(image, 3, padding=1, groups=blocks)[:, :-1, :-1],
+        lambda: (lambda p: p @ p.mT)(F.unfold(image, 3, padding=1).transpose(0, 1).flatten(1).unflatten(0, (blocks, -1))),
+        of_blocks @ of_blocks.mT,
+    )  # fmt: skip
     v = torch.randn(10, 9 * c, device=device, dtype=torch.bfloat16)
     weight = v.view(10, c, 3, 3)
 

@@ -90,14 +90,14 @@ void squared_row_norms(const Addresses& tensors, lnb::Type type, const Sizes& ro
     int64_t all_rows = 0;
     for (size_t i = 0; i < tensors.size(); ++i) {
         sizes.push_back(entries("tensors", {rows[i], columns[i]}));
-        matrices.push_back({reinterpret_cast<const void*>(tensors[i]), rows[i], columns[i]});
+        matrices.push_back({reinterpret_cast<const void*>(tensors[i]), type, rows[i], columns[i]});
         all_rows += rows[i];
     }
     check_addresses("tensors", tensors, sizes, type);
     check_memory("norms", norms, all_rows, lnb::Type::kFloat64);
     without_gil([&] {
-        lnb::squared_row_norms(matrices.data(), static_cast<int64_t>(matrices.size()), type,
-                               reinterpret_cast<double*>(norms), threads);
+        lnb::squared_row_norms(matrices.data(), static_cast<int64_t>(matrices.size()), reinterpret_cast<double*>(norms),
+                               threads);
     });
 }
 
@@ -222,7 +222,7 @@ std::vector<double> two_sided_directions(const std::vector<std::array<uintptr_t,
                                          const std::vector<std::array<int64_t, 5>>& shapes, double noise, int threads) {
     if (addresses.size() != shapes.size()) throw std::invalid_argument("one shape per layer");
     if (!(noise > 0)) throw std::invalid_argument("noise must be above 0");
-    std::vector<lnb::TwoSidedLayer> layers;
+    std::vector<lnb::TwoSidedLayer<float>> layers;
     constexpr const char* kLists[] = {"weights", "biases", "inverses", "means", "roots", "squares"};
     std::array<Addresses, 6> lists;
     std::array<Sizes, 6> sizes;
@@ -261,7 +261,7 @@ std::vector<double> two_sided_directions(const std::vector<std::array<uintptr_t,
     require_disjoint_writes(memory);
     std::vector<double> sums(4 * static_cast<size_t>(all_matrices));
     double* next = sums.data();
-    for (lnb::TwoSidedLayer& layer : layers) {
+    for (lnb::TwoSidedLayer<float>& layer : layers) {
         layer.sums = next;
         next += 4 * layer.matrices;
     }
@@ -300,23 +300,31 @@ void newton_schulz_roots(uintptr_t matrices, uintptr_t roots, int64_t count, int
 // Parameters are (values, momentum, size); layers row_square and (weight, bias, matrices, rows, inputs), weight and
 // bias being places among the parameters; `numbers` steps, independent, weight_norm, growth, radius, coherence.
 // `settings` in the order of lnb::StepSettings.
-lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 2>>& parameters, const Sizes& sizes,
-                            const Addresses& row_squares, const std::vector<std::array<int64_t, 5>>& shapes,
-                            const std::vector<double>& usual_norms, const Addresses& squares,
-                            const std::array<uintptr_t, 6>& numbers, const std::array<double, 20>& settings) {
+// Of each parameter its address, that of its average, and that of its master, or 0.
+lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 3>>& parameters,
+                            const std::vector<lnb::Type>& types, const Sizes& sizes, const Addresses& row_squares,
+                            const std::vector<std::array<int64_t, 5>>& shapes, const std::vector<double>& usual_norms,
+                            const Addresses& squares, const std::array<uintptr_t, 6>& numbers,
+                            const std::array<double, 19>& settings) {
+    const auto anything = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
     const auto floats = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
     const auto doubles = [](uintptr_t address) { return reinterpret_cast<double*>(address); };
-    if (parameters.size() != sizes.size() || row_squares.size() != shapes.size() ||
+    if (parameters.size() != sizes.size() || types.size() != sizes.size() || row_squares.size() != shapes.size() ||
         usual_norms.size() != shapes.size()) {
-        throw std::invalid_argument("one size per parameter, one shape and usual norm per layer");
+        throw std::invalid_argument("one type and size per parameter, one shape and usual norm per layer");
     }
     const auto count = static_cast<int64_t>(sizes.size()), layers = static_cast<int64_t>(shapes.size());
     std::vector<lnb::StepParameter> moved;
     for (size_t i = 0; i < sizes.size(); ++i) {
-        const auto& [values, momentum] = parameters[i];
-        check_memory("parameters", values, sizes[i], lnb::Type::kFloat32);
-        check_memory("momentum", momentum, sizes[i], lnb::Type::kFloat32);
-        moved.push_back({floats(values), floats(momentum), sizes[i]});
+        const auto& [values, momentum, master] = parameters[i];
+        const lnb::Type type = types[i];
+        check_memory("parameters", values, sizes[i], type);
+        check_memory("momentum", momentum, sizes[i], lnb::wide_type(type));
+        if (master != 0) {
+            check_memory("masters", master, sizes[i], lnb::Type::kFloat32);
+            if (lnb::width(type) != 2) throw std::invalid_argument("masters: of parameters of 16 bits alone");
+        }
+        moved.push_back({anything(values), anything(momentum), floats(master), sizes[i], type});
     }
     std::vector<bool> claimed(sizes.size());
     std::vector<lnb::StepLayer> of_layers;
@@ -328,23 +336,26 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 2>>& paramet
             (bias >= 0 && matrices * rows != sizes[bias]) || claimed[weight] || (bias >= 0 && claimed[bias])) {
             throw std::invalid_argument("layer " + std::to_string(i) + ": no such layer");
         }
+        if (bias >= 0 && lnb::wide_type(types[bias]) != lnb::wide_type(types[weight])) {
+            throw std::invalid_argument("layer " + std::to_string(i) + ": weight and bias differ in precision");
+        }
         claimed[weight] = true;
         if (bias >= 0) claimed[bias] = true;
         check_memory("row_squares", row_squares[i], matrices * rows, lnb::Type::kFloat64);
         of_layers.push_back({weight, bias, doubles(row_squares[i]), usual_norms[i], matrices, rows, inputs});
     }
-    std::vector<float*> of_squares;
+    std::vector<void*> of_squares;
     for (size_t i = 0; i < sizes.size(); ++i) {
         if (claimed[i]) continue;
         if (of_squares.size() == squares.size()) throw std::invalid_argument("squares: one per other parameter");
-        check_memory("squares", squares[of_squares.size()], sizes[i], lnb::Type::kFloat32);
-        of_squares.push_back(floats(squares[of_squares.size()]));
+        check_memory("squares", squares[of_squares.size()], sizes[i], lnb::wide_type(types[i]));
+        of_squares.push_back(anything(squares[of_squares.size()]));
     }
     if (of_squares.size() != squares.size()) throw std::invalid_argument("squares: one per other parameter");
     check_memory("steps", numbers[0], count, lnb::Type::kFloat32);
     for (size_t i = 1; i < numbers.size(); ++i) check_memory("numbers", numbers[i], layers, lnb::Type::kFloat64);
     const auto& [b, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least, b_coherence, quiet, loud,
-                 calm, noisy, opening, b_others, epsilon, most, scale] = settings;
+                 calm, noisy, opening, b_others, epsilon, scale] = settings;
     return {std::move(moved),
             std::move(of_layers),
             std::move(of_squares),
@@ -358,21 +369,20 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 2>>& paramet
              {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, noisy, opening},
              b_others,
              epsilon,
-             most,
              scale}};
 }
 
 void step_average(lnb::StepTables& tables, const Addresses& gradients, const Addresses& outputs, int threads) {
     const auto count = static_cast<size_t>(tables.parameters());
     if (gradients.size() != count || outputs.size() != count) throw std::invalid_argument("one address per parameter");
-    std::vector<const float*> read;
-    std::vector<float*> written;
+    std::vector<const void*> read;
+    std::vector<void*> written;
     for (size_t i = 0; i < count; ++i) {
-        const int64_t size = tables.parameter(static_cast<int64_t>(i)).size;
-        check_memory("gradients", gradients[i], size, lnb::Type::kFloat32);
-        check_memory("outputs", outputs[i], size, lnb::Type::kFloat32);
-        read.push_back(reinterpret_cast<const float*>(gradients[i]));
-        written.push_back(reinterpret_cast<float*>(outputs[i]));
+        const lnb::StepParameter& parameter = tables.parameter(static_cast<int64_t>(i));
+        check_memory("gradients", gradients[i], parameter.size, parameter.type);
+        check_memory("outputs", outputs[i], parameter.size, lnb::wide_type(parameter.type));
+        read.push_back(reinterpret_cast<const void*>(gradients[i]));
+        written.push_back(reinterpret_cast<void*>(outputs[i]));
     }
     without_gil([&] { tables.average(read, written, threads); });
 }
@@ -394,6 +404,9 @@ void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<in
         const auto& [place, block, side, follows] = places[i];
         if (place < 0 || place >= tables.layers()) throw std::invalid_argument("places: no such layer");
         const lnb::StepLayer& layer = tables.layer(place);
+        if (tables.wide_type_of(layer) != lnb::Type::kFloat32) {
+            throw std::invalid_argument("layer " + std::to_string(place) + ": is not of float32");
+        }
         if (block < 1 || side < 1 || layer.inputs % block != 0 || layer.rows % side != 0) {
             throw std::invalid_argument("layer " + std::to_string(place) + ": no such blocks");
         }
@@ -433,12 +446,12 @@ void step_direct(lnb::StepTables& tables, const std::vector<std::array<uintptr_t
         if (block < 1 || side < 1 || layer.inputs % block != 0 || layer.rows % side != 0) {
             throw std::invalid_argument("layer " + std::to_string(i) + ": no such blocks");
         }
-        check_memory("inverses", inverse, entries("inverses", {layer.matrices, layer.inputs, block}),
-                     lnb::Type::kFloat32);
-        check_memory("means", mean, layer.bias < 0 ? 0 : layer.matrices * layer.inputs, lnb::Type::kFloat32);
-        check_memory("roots", root, entries("roots", {layer.matrices, layer.rows, side}), lnb::Type::kFloat32);
-        read.push_back({reinterpret_cast<const float*>(inverse), reinterpret_cast<const float*>(mean),
-                        reinterpret_cast<const float*>(root), block, side});
+        const lnb::Type type = tables.wide_type_of(layer);
+        check_memory("inverses", inverse, entries("inverses", {layer.matrices, layer.inputs, block}), type);
+        check_memory("means", mean, layer.bias < 0 ? 0 : layer.matrices * layer.inputs, type);
+        check_memory("roots", root, entries("roots", {layer.matrices, layer.rows, side}), type);
+        read.push_back({reinterpret_cast<const void*>(inverse), reinterpret_cast<const void*>(mean),
+                        reinterpret_cast<const void*>(root), block, side});
     }
     without_gil([&] { tables.direct(read, threads); });
 }
@@ -448,6 +461,16 @@ std::vector<double> step_bound(lnb::StepTables& tables, const std::vector<double
     return tables.bound(rates);
 }
 
+std::vector<double> step_measure(lnb::StepTables& tables, const std::vector<int64_t>& due,
+                                 const std::vector<double>& rates, int threads) {
+    if (due.size() != rates.size()) throw std::invalid_argument("rates: one per layer that is due");
+    for (const int64_t place : due) {
+        if (place < 0 || place >= tables.layers()) throw std::invalid_argument("due: no such layer");
+    }
+    std::vector<double> factors;
+    without_gil([&] { factors = tables.measure(due, rates, threads); });
+    return factors;
+}
 void step_apply(const lnb::StepTables& tables, const std::vector<int64_t>& places, double lr,
                 const std::vector<double>& decays, int threads) {
     if (decays.size() != places.size()) throw std::invalid_argument("decays: one per place");
@@ -507,6 +530,7 @@ PYBIND11_MODULE(_native_module, m) {
         .def("refresh", &step_refresh)
         .def("direct", &step_direct)
         .def("sums", &lnb::StepTables::sums)
+        .def("measure", &step_measure)
         .def("bound", &step_bound)
         .def("apply", &step_apply);
     m.def("isas", &isas, "Instruction sets that this build has and this CPU runs, best first.");

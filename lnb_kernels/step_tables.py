@@ -16,10 +16,12 @@ from torch import Tensor
 
 from lnb_kernels import _backend, _native
 from lnb_kernels._checks import PLAIN
+from lnb_kernels.multi_tensor.grouping import native_type
 from lnb_kernels.two_sided.native_kernel import LARGEST_BLOCK
 
 MOST_COHERENCE, PLAIN_COHERENCE = 4.0, 2.0
 """What one step counts as at most in coherence; and that above which the radius grows by all of ``grow``."""
+_DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class StepSettings:
         opening: the first steps, in which the radius grows where gradients do not oppose.
         b_others: decay of the mean squares of other parameters' gradients.
         epsilon: of Adam's rule.
-        most: what larger entries count as there.
+        most: what larger entries of float32 count as there.
         others_scale: of other parameters' steps.
     """
 
@@ -143,9 +145,12 @@ class StepMoment:
 class StepTables:
     """Tables of one set of parameters, and the tensors that they point to.
 
+    Averages, directions and factors of parameters in float64 are in float64, those of all others in float32.
+
     Args:
-        parameters: what moves, float32.
+        parameters: what moves.
         momentum: their averages.
+        masters: float32 masters of those that move through one, which are of 16 bits; None for others.
         layers: of some of the parameters.
         squares: the averages of squared gradients of the parameters that belong to no layer, in their order.
         numbers: ``steps``, ``[parameters]`` float32; and ``independent``, ``weight_norm``, ``growth``, ``radius``,
@@ -157,28 +162,36 @@ class StepTables:
         self,
         parameters: Sequence[Tensor],
         momentum: Sequence[Tensor],
+        masters: Sequence[Tensor | None],
         layers: Sequence[StepLayer],
         squares: Sequence[Tensor],
         numbers: Sequence[Tensor],
         settings: StepSettings,
     ) -> None:
-        self._tensors = [*parameters, *momentum, *squares, *numbers, *(layer.row_square for layer in layers)]
+        kept = [master for master in masters if master is not None]
+        self._tensors = [*parameters, *momentum, *kept, *squares, *numbers, *(layer.row_square for layer in layers)]
+        self._dtypes = [parameter.dtype for parameter in parameters]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
         shapes = [(x.weight, -1 if x.bias is None else x.bias, *x.row_square.shape, x.inputs) for x in layers]
-        self._native = _native.module().StepTables(
-            [(p.data_ptr(), m.data_ptr()) for p, m in zip(parameters, momentum, strict=True)],
+        native = _native.module()
+        self._native = native.StepTables(
+            [
+                (p.data_ptr(), m.data_ptr(), 0 if master is None else master.data_ptr())
+                for p, m, master in zip(parameters, momentum, masters, strict=True)
+            ],
+            [native_type(native, dtype) for dtype in self._dtypes],
             [p.numel() for p in parameters],
             [layer.row_square.data_ptr() for layer in layers],
             shapes,
             [layer.usual_norm for layer in layers],
             list(map(Tensor.data_ptr, squares)),
             tuple(map(Tensor.data_ptr, numbers)),
-            tuple(map(float, vars(settings).values())),
+            tuple(float(value) for name, value in vars(settings).items() if name != "most"),
         )
 
     @staticmethod
     def serves(tensors: Sequence[Tensor]) -> bool:
-        """Whether the kernels take such parameters, averages and gradients: on the CPU, dense float32, no subclasses."""
+        """Whether the kernels take such parameters, averages and gradients: on the CPU, dense, no subclasses."""
         return (
             _backend.get_backend() in ("auto", "native")
             and _native.failure() is None
@@ -188,9 +201,12 @@ class StepTables:
         )
 
     @staticmethod
-    def solves(factors: Sequence[StepFactor]) -> bool:
-        """Whether the kernels take such factors: beside that, blocks of moderate size."""
+    def solves(factors: Sequence[StepFactor], dtypes: Sequence[torch.dtype]) -> bool:
+        """Whether the kernels take such factors of layers whose averages are of ``dtypes``: blocks of moderate size."""
         read = [tensor for factor in factors for tensor in factor.tensors]
+        for factor, dtype in zip(factors, dtypes, strict=True):
+            if any(tensor.dtype != dtype for tensor in factor.tensors):
+                return False
         sides = [size for factor in factors for size in (factor.inverse.shape[-1], factor.root.shape[-1])]
         return max(sides, default=1) <= LARGEST_BLOCK and _plain(read) and all(map(Tensor.is_contiguous, read))
 
@@ -198,6 +214,7 @@ class StepTables:
         """Whether all tensors lie where they lay, and the kernels take these gradients."""
         return (
             list(map(Tensor.data_ptr, self._tensors)) == self._addresses
+            and [gradient.dtype for gradient in gradients] == self._dtypes
             and _plain(gradients)
             and all(map(Tensor.is_contiguous, gradients))
             and _backend.get_backend() in ("auto", "native")
@@ -217,7 +234,8 @@ class StepTables:
         """Whether the kernels take such a layer: float32, blocks of moderate size."""
         read = moment.tensors
         sides = moment.inverse.shape[-1], moment.root.shape[-1]
-        return max(sides) <= LARGEST_BLOCK and _plain(read) and all(map(Tensor.is_contiguous, read))
+        narrow = all(tensor.dtype == torch.float32 for tensor in read)
+        return narrow and max(sides) <= LARGEST_BLOCK and _plain(read) and all(map(Tensor.is_contiguous, read))
 
     def refresh(self, moments: Sequence[StepMoment], coefficients: Sequence[float], steps: int) -> None:
         """Make the factors of some layers anew, from the averaged gradients.
@@ -253,6 +271,17 @@ class StepTables:
         sums: list[float] = self._native.sums()
         return sums
 
+    def measure(self, due: Sequence[int], rates: Sequence[float]) -> list[float]:
+        """Measure the weights' norms of layers that are refreshed; returns by what the step multiplies each weight to take
+        its growth back.
+
+        Args:
+            due: the layers' places.
+            rates: their learning rates.
+        """
+        factors: list[float] = self._native.measure(list(due), list(rates), torch.get_num_threads())
+        return factors
+
     def bound(self, rates: Sequence[float]) -> list[float]:
         """Decide how far they go, by each layer's learning rate; returns ``<h, g~>`` of layers, then of other parameters."""
         products: list[float] = self._native.bound(list(rates))
@@ -264,10 +293,26 @@ class StepTables:
         torch.autograd.graph.increment_version([self._tensors[i] for i in places])
 
 
+def known_finite(tensors: Sequence[Tensor]) -> bool | None:
+    """Whether no entry of any is NaN or infinite, as :func:`lnb_kernels.multi_tensor.all_finite` tells it.
+
+    None for tensors that the CPU's kernel does not take as they lie, and where another backend is set: ask that function.
+    """
+    kinds = {tensor.dtype for tensor in tensors}
+    if len(kinds) != 1 or torch.compiler.is_compiling() or not StepTables.serves(tensors):
+        return None
+    native = _native.module()
+    finite: bool = native.all_finite(
+        list(map(Tensor.data_ptr, tensors)), native_type(native, kinds.pop()), list(map(Tensor.numel, tensors)),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return finite
+
+
 def _plain(tensors: Sequence[Tensor]) -> bool:
     return (
         set(map(type, tensors)) <= PLAIN
-        and {tensor.dtype for tensor in tensors} <= {torch.float32}
+        and {tensor.dtype for tensor in tensors} <= _DTYPES
         and all(tensor.is_cpu for tensor in tensors)
         and True not in map(Tensor.is_neg, tensors)
         and {tensor.layout for tensor in tensors} <= {torch.strided}

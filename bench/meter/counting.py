@@ -242,7 +242,7 @@ class _DryModule:
                         len(made),
                         moved,
                         flops,
-                        ON_TENSOR_CORES.get(name),
+                        torch.float32 if name in ON_TENSOR_CORES else None,
                     )
                 )
             return result

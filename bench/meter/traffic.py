@@ -16,8 +16,8 @@ _WIDTHS = (8, 4, 2, 2)  # of the module's types, by their numbers
 _SIZES = {"FLOAT64": 8, "FLOAT32": 4, "BFLOAT16": 2, "FLOAT16": 2}
 
 
-ON_TENSOR_CORES = {"fused_direct": torch.float32, "conv_moments": torch.bfloat16}
-"""Functions of the module whose products are made by tensor cores, and of what; the others' are plain float32."""
+ON_TENSOR_CORES = {"fused_direct"}
+"""Functions of the module whose products are made by tensor cores; the others' are plain float32."""
 
 
 def cuda_traffic(function: str, args: Sequence[Any]) -> tuple[int, int]:
@@ -132,14 +132,11 @@ def _moment_flags(args: Sequence[Any]) -> tuple[int, int]:
 
 
 def _conv_moments(args: Sequence[Any]) -> tuple[int, int]:
-    """The image is read once, what the thread blocks find written and read, the moments written; half a product is made."""
+    """The image is read once, halves of moments of the thread blocks are written and read; :func:`moment_flops` are the op's."""
     _, _, fields, blocks, *_ = args
-    _, _, _, _, batch, groups, channels, height, width, out_height, out_width, kernel_height, kernel_width, *_ = fields
-    entries = channels * kernel_height * kernel_width
-    moments = 4 * groups * (entries + 1) ** 2
-    splits = max(1, blocks // groups)
-    moved = 2 * batch * groups * channels * height * width + moments * (splits + 1)
-    return moved, batch * out_height * out_width * groups * entries**2
+    batch, groups, channels, height, width, _, _, kernel_height, kernel_width, *_ = fields[4:]
+    moments = 4 * groups * (channels * kernel_height * kernel_width + 1) ** 2
+    return 2 * batch * groups * channels * height * width + moments * (1 + max(1, blocks // groups)), 0
 
 
 def _fused_direct(args: Sequence[Any]) -> tuple[int, int]:

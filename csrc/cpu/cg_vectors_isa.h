@@ -1,4 +1,4 @@
-// The loops over one row, one table of them per instruction set.
+// The loops over one row; isa_loops.h has a table of them per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,5 @@ struct CgLoops {
     void (*move)(const CgRow& row, float alpha, double* rr, double* rz);
     void (*direction)(const CgRow& row, float beta);
 };
-
-extern const CgLoops portable_cg_loops;
-#ifdef LNB_X86
-extern const CgLoops avx2_cg_loops;
-extern const CgLoops avx512_cg_loops;
-#endif
 
 }  // namespace lnb

@@ -1,4 +1,4 @@
-// The loops themselves. Included once by each cg_vectors_<isa>.cpp, which is compiled for that instruction set; all
+// Included by isa_loops.cpp, which is compiled for every instruction set; all
 // names are local to the file, so that the linker cannot merge code of different instruction sets. `omp simd` is a
 // promise to the vectoriser only.
 
@@ -7,6 +7,7 @@
 
 namespace lnb {
 namespace {
+namespace of_cg {
 
 // What becomes of P r: nothing, p, or a part of p.
 enum class Then { kNothing, kStore, kAdd };
@@ -90,7 +91,8 @@ void direction(const CgRow& row, float beta) {
     precondition<Then::kAdd>(row, beta);
 }
 
-#define LNB_CG_LOOPS {&start, &product, &move, &direction}
+constexpr CgLoops kLoops{&start, &product, &move, &direction};
 
+}  // namespace of_cg
 }  // namespace
 }  // namespace lnb

@@ -1,5 +1,5 @@
-// A loop that several tables of kernels share. Included by their loops, in files that are compiled for one instruction
-// set each; local to the file, so that the linker cannot merge code of different sets.
+// A loop that several tables of kernels share. Included by their loops, in a file that is compiled for each instruction
+// set; local to the file, so that the linker cannot merge code of different sets.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,8 @@ namespace lnb {
 namespace {
 
 // <x, y>, summed in double.
-double dot(const float* x, const float* y, int64_t size) {
+template <typename Real>
+double dot(const Real* x, const Real* y, int64_t size) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < size; ++j) sum += static_cast<double>(x[j]) * static_cast<double>(y[j]);

@@ -5,10 +5,7 @@
 #include <cstring>
 #include <iterator>
 
-#include "cg_vectors_isa.h"
-#include "multi_tensor_isa.h"
-#include "products_isa.h"
-#include "tiles.h"
+#include "isa_loops.h"
 
 namespace lnb {
 namespace {
@@ -31,15 +28,19 @@ bool has_avx512_bf16() {
 }
 #endif
 
+constexpr Isa isa_of(const char* name, const IsaLoops& loops, const Tiles& tiles, bool (*runs_here)()) {
+    return {name, &loops.pairs, &tiles, &loops.cg, &loops.products, &loops.wide_products, runs_here};
+}
+
 constexpr Isa kIsas[] = {
 #ifdef LNB_AVX512_BF16
-    {"avx512_bf16", &avx512_loops, &avx512_bf16_tiles, &avx512_cg_loops, &avx512_product_loops, has_avx512_bf16},
+    isa_of("avx512_bf16", avx512_loops, avx512_bf16_tiles, has_avx512_bf16),
 #endif
 #ifdef LNB_X86
-    {"avx512", &avx512_loops, &avx512_tiles, &avx512_cg_loops, &avx512_product_loops, has_avx512},
-    {"avx2", &avx2_loops, &avx2_tiles, &avx2_cg_loops, &avx2_product_loops, has_avx2},
+    isa_of("avx512", avx512_loops, avx512_loops.tiles, has_avx512),
+    isa_of("avx2", avx2_loops, avx2_loops.tiles, has_avx2),
 #endif
-    {"portable", &portable_loops, &portable_tiles, &portable_cg_loops, &portable_product_loops, always},
+    isa_of("portable", portable_loops, portable_loops.tiles, always),
 };
 
 const Isa* best() {

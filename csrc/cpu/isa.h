@@ -5,7 +5,8 @@ namespace lnb {
 
 struct CgLoops;
 struct Loops;
-struct ProductLoops;
+template <typename Real>
+struct ProductTable;
 struct Tiles;
 
 struct Isa {
@@ -13,7 +14,8 @@ struct Isa {
     const Loops* loops;
     const Tiles* tiles;
     const CgLoops* cg_loops;
-    const ProductLoops* product_loops;
+    const ProductTable<float>* product_loops;
+    const ProductTable<double>* wide_product_loops;
     bool (*runs_here)();
 };
 

@@ -111,7 +111,7 @@ void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int
     work.add_up(sums, count, products);
 }
 
-void squared_row_norms(const Matrix* matrices, int64_t count, Type x, double* norms, int threads) {
+void squared_row_norms(const Matrix* matrices, int64_t count, double* norms, int threads) {
     struct Rows {
         const Matrix* matrix;
         int64_t begin, end;
@@ -128,9 +128,10 @@ void squared_row_norms(const Matrix* matrices, int64_t count, Type x, double* no
         entries += static_cast<double>(matrix->rows * matrix->columns);
     }
     threads = threads_for(entries * kProductsPerEntry, threads);
-    const auto loop = entry(loops().dot, x, x);
     parallel_for(static_cast<int64_t>(parts.size()), threads, [&](int64_t i) {
         const auto& [matrix, begin, end, of_part] = parts[i];
+        const Type x = matrix->type;
+        const auto loop = entry(loops().dot, x, x);
         for (int64_t row = begin; row < end; ++row) {
             const void* const of_row = at(matrix->x, row * matrix->columns, x);
             of_part[row - begin] = loop(of_row, of_row, matrix->columns);
@@ -148,8 +149,20 @@ void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scale
     });
 }
 
-void adam(const AdamTensor* tensors, int64_t count, double decay, double epsilon, double most, double* products,
-          int threads) {
+void apply_master(const Pair* pairs, void* const* copies, int64_t count, Type copy, const double* scales, double lr,
+                  const double* decays, int threads) {
+    const auto loop = entry(loops().apply, Type::kFloat32, Type::kFloat32);
+    const auto round = loops().round[static_cast<int>(copy)];
+    Partition(pairs, count).for_each(threads, [=](int64_t, const Run& run) {
+        const Pair& pair = pairs[run.tensor];
+        auto* const master = static_cast<float*>(pair.x) + run.begin;
+        loop(master, static_cast<const float*>(pair.y) + run.begin, run.size, lr * scales[run.tensor],
+             lr * decays[run.tensor]);
+        round(at(copies[run.tensor], run.begin, copy), master, run.size);
+    });
+}
+
+void adam(const AdamTensor* tensors, int64_t count, double decay, double epsilon, double* products, int threads) {
     std::vector<Pair> pairs;
     for (const AdamTensor* tensor = tensors; tensor != tensors + count; ++tensor) {
         pairs.push_back({tensor->direction, tensor->gradient, tensor->size});
@@ -158,8 +171,10 @@ void adam(const AdamTensor* tensors, int64_t count, double decay, double epsilon
     std::vector<double> sums(work.runs.size());
     work.for_each(threads, [=, &sums](int64_t i, const Run& run) {
         const AdamTensor& tensor = tensors[run.tensor];
-        sums[i] = loops().adam(tensor.direction + run.begin, tensor.square + run.begin, tensor.gradient + run.begin,
-                               run.size, decay, tensor.correction, epsilon, most);
+        const Type wide = tensor.type == Type::kFloat64 ? Type::kFloat64 : Type::kFloat32;
+        sums[i] = loops().adam[static_cast<int>(tensor.type)](
+            at(tensor.direction, run.begin, wide), at(tensor.square, run.begin, wide),
+            at(tensor.gradient, run.begin, tensor.type), run.size, decay, tensor.correction, epsilon);
     });
     work.add_up(sums, count, products);
 }

@@ -32,29 +32,36 @@ void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int
 // A matrix of contiguous rows.
 struct Matrix {
     const void* x;
+    Type type;
     int64_t rows, columns;
 };
 
 // The squared norms of all rows of all matrices, one after the other, accumulated in float64.
-void squared_row_norms(const Matrix* matrices, int64_t count, Type x, double* norms, int threads);
+void squared_row_norms(const Matrix* matrices, int64_t count, double* norms, int threads);
 
 // x <- x - lr (scales[i] y + decays[i] x).
 void apply(const Pair* pairs, int64_t count, Type x, Type y, const double* scales, double lr, const double* decays,
            int threads);
 
-// One tensor of float32 that moves by Adam's rule, and 1 - decay^t of its average.
+// The same of float32 masters x; then copies[i], of type `copy`, <- x rounded to nearest.
+void apply_master(const Pair* pairs, void* const* copies, int64_t count, Type copy, const double* scales, double lr,
+                  const double* decays, int threads);
+
+// One tensor that moves by Adam's rule, and 1 - decay^t of its average. `direction` and `square` are of float32, of
+// float64 where `gradient` is.
 struct AdamTensor {
-    float* direction;       // the averaged gradient, which becomes the direction
-    float* square;          // the average of decay `decay` of the squared gradient, from zero
-    const float* gradient;  // of this step
+    void* direction;       // the averaged gradient, which becomes the direction
+    void* square;          // the average of decay `decay` of the squared gradient, from zero
+    const void* gradient;  // of this step
+    Type type;             // of the gradient
     int64_t size;
     double correction;
 };
 
 // square <- decay square + (1 - decay) gradient^2, direction <- direction / (sqrt(square / correction) + epsilon).
-// Entries beyond `most` count as that, of either sign. products[i] <- <direction, averaged gradient>.
-void adam(const AdamTensor* tensors, int64_t count, double decay, double epsilon, double most, double* products,
-          int threads);
+// Entries beyond what can be squared count as the largest that can, of either sign. products[i] <- <direction, averaged
+// gradient>.
+void adam(const AdamTensor* tensors, int64_t count, double decay, double epsilon, double* products, int threads);
 
 // Whether no entry of any x is NaN or infinite; y is not read.
 bool all_finite(const Pair* pairs, int64_t count, Type x, int threads);

@@ -1,4 +1,4 @@
-// The loops over one run of elements, one table of them per instruction set.
+// The loops over one run of elements; isa_loops.h has a table of them per instruction set.
 #pragma once
 
 #include "multi_tensor.h"
@@ -13,14 +13,10 @@ struct Loops {
     double (*dot[kTypes][kTypes])(const void* x, const void* y, int64_t size);
     void (*apply[kTypes][kTypes])(void* x, const void* y, int64_t size, double step, double decay);
     bool (*finite[kTypes])(const void* x, int64_t size);
-    double (*adam)(float* direction, float* square, const float* gradient, int64_t size, double decay,
-                   double correction, double epsilon, double most);
+    // By the type of the gradient.
+    double (*adam[kTypes])(void* direction, void* square, const void* gradient, int64_t size, double decay,
+                           double correction, double epsilon);
+    void (*round[kTypes])(void* x, const float* y, int64_t size);  // x <- y; null but for 16 bits
 };
-
-extern const Loops portable_loops;
-#ifdef LNB_X86
-extern const Loops avx2_loops;
-extern const Loops avx512_loops;
-#endif
 
 }  // namespace lnb

@@ -1,4 +1,4 @@
-// The loops themselves. Included once by each multi_tensor_<isa>.cpp, which is compiled for that instruction set; all
+// Included by isa_loops.cpp, which is compiled for every instruction set; all
 // names are local to the file, so that the linker cannot merge code of different instruction sets.
 //
 // `omp simd` is a promise to the vectoriser only (-fopenmp-simd): iterations are independent, and sums may be reordered
@@ -12,6 +12,7 @@
 
 namespace lnb {
 namespace {
+namespace of_pairs {
 
 // Calls f(i) for every i in [0, size), through both halves at once: from twice as many streams, a core gets a tenth
 // more out of memory. (Loops with sums, and those that bypass the caches, gain nothing by it.)
@@ -114,22 +115,34 @@ bool finite16(const void* x, int64_t size) {
     return finite<uint16_t>(x, size, 0x7c00u);
 }
 
-double adam32(float* direction, float* square, const float* gradient, int64_t size, double decay, double correction,
-              double epsilon, double most) {
-    const auto take = static_cast<float>(1 - decay), divisor = static_cast<float>(correction);
-    const auto added = static_cast<float>(epsilon), limit = static_cast<float>(most);
-    const auto clamped = [=](float x) { return x > limit ? limit : x < -limit ? -limit : x; };
+template <typename Real, typename G>
+double adam(void* direction_memory, void* square_memory, const void* gradient_memory, int64_t size, double decay,
+            double correction, double epsilon) {
+    auto* direction = static_cast<Real*>(direction_memory);
+    auto* square = static_cast<Real*>(square_memory);
+    const auto* gradient = static_cast<const G*>(gradient_memory);
+    const auto take = static_cast<Real>(1 - decay), divisor = static_cast<Real>(correction);
+    const auto added = static_cast<Real>(epsilon);
+    constexpr Real kMost = sizeof(Real) == 4 ? Real(0x1p63) : Real(0x1p511);  // of what is squared
+    const auto clamped = [=](Real x) { return x > kMost ? kMost : x < -kMost ? -kMost : x; };
     double product = 0;
 #pragma omp simd reduction(+ : product)
     for (int64_t i = 0; i < size; ++i) {
-        const float g = clamped(gradient[i]), average = clamped(direction[i]);
-        const float v = square[i] + take * (g * g - square[i]);
-        const float step = average / (std::sqrt(v / divisor) + added);
+        const Real g = clamped(widen(gradient[i])), average = clamped(direction[i]);
+        const Real v = square[i] + take * (g * g - square[i]);
+        const Real step = average / (std::sqrt(v / divisor) + added);
         square[i] = v;
         direction[i] = step;
         product += static_cast<double>(step) * static_cast<double>(average);
     }
     return product;
+}
+
+template <typename X>
+void round_to(void* x_memory, const float* y, int64_t size) {
+    auto* x = static_cast<X*>(x_memory);
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) narrow(y[i], x[i]);
 }
 
 // One row of a table: x of type X, y of each type in the order of `Type`.
@@ -149,10 +162,20 @@ double adam32(float* direction, float* square, const float* gradient, int64_t si
         {nullptr, nullptr, nullptr, nullptr},                                  \
         {nullptr, nullptr, nullptr, nullptr},                                  \
     }
-#define LNB_LOOPS                                                                                            \
-    {                                                                                                        \
-        LNB_COMBINED, LNB_TABLE(dot), LNB_TABLE(apply), {finite64, finite32, finite_bf16, finite16}, adam32, \
-    }
 
+constexpr Loops kLoops{
+    LNB_COMBINED,
+    LNB_TABLE(dot),
+    LNB_TABLE(apply),
+    {finite64, finite32, finite_bf16, finite16},
+    {adam<double, double>, adam<float, float>, adam<float, BFloat16>, adam<float, Half>},
+    {nullptr, nullptr, round_to<BFloat16>, round_to<Half>},
+};
+
+#undef LNB_ROW
+#undef LNB_TABLE
+#undef LNB_COMBINED
+
+}  // namespace of_pairs
 }  // namespace
 }  // namespace lnb

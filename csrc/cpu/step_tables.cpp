@@ -5,9 +5,17 @@
 #include <utility>
 
 namespace lnb {
+namespace {
 
-StepTables::StepTables(std::vector<StepParameter> parameters, std::vector<StepLayer> layers,
-                       std::vector<float*> squares, const StepNumbers& numbers, const StepSettings& settings)
+constexpr Type kAllTypes[] = {Type::kFloat64, Type::kFloat32, Type::kBFloat16, Type::kFloat16};
+
+template <typename Real>
+constexpr Type kRealType = sizeof(Real) == 8 ? Type::kFloat64 : Type::kFloat32;
+
+}  // namespace
+
+StepTables::StepTables(std::vector<StepParameter> parameters, std::vector<StepLayer> layers, std::vector<void*> squares,
+                       const StepNumbers& numbers, const StepSettings& settings)
     : parameters_(std::move(parameters)),
       layers_(std::move(layers)),
       squares_(std::move(squares)),
@@ -31,19 +39,25 @@ StepTables::StepTables(std::vector<StepParameter> parameters, std::vector<StepLa
     sums_.resize(4 * matrices);
 }
 
-void StepTables::average(const std::vector<const float*>& gradients, const std::vector<float*>& outputs, int threads) {
+void StepTables::average(const std::vector<const void*>& gradients, const std::vector<void*>& outputs, int threads) {
     gradients_ = gradients;
     outputs_ = outputs;
-    std::vector<Pair> pairs;
-    pairs.reserve(parameters_.size());
-    std::vector<void*> targets(outputs.begin(), outputs.end());
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-        pairs.push_back({parameters_[i].momentum, gradients[i], parameters_[i].size});
-    }
     std::vector<double> shares(parameters_.size());
     advance(numbers_.steps, parameters(), settings_.momentum, shares.data());
-    ema_combined(pairs.data(), targets.data(), parameters(), Type::kFloat32, Type::kFloat32, settings_.momentum.decay,
-                 shares.data(), settings_.momentum.take(), threads);
+    for (const Type type : kAllTypes) {
+        std::vector<Pair> pairs;
+        std::vector<void*> targets;
+        std::vector<double> of_type;
+        for (size_t i = 0; i < parameters_.size(); ++i) {
+            if (parameters_[i].type != type) continue;
+            pairs.push_back({parameters_[i].momentum, gradients[i], parameters_[i].size});
+            targets.push_back(outputs[i]);
+            of_type.push_back(shares[i]);
+        }
+        if (pairs.empty()) continue;
+        ema_combined(pairs.data(), targets.data(), static_cast<int64_t>(pairs.size()), wide_type(type), type,
+                     settings_.momentum.decay, of_type.data(), settings_.momentum.take(), threads);
+    }
 }
 
 void StepTables::require_averages() const {
@@ -56,16 +70,17 @@ void StepTables::observe(int threads) {
     matrices.reserve(2 * layers_.size());
     size_t of_weights = 0, of_biases = 0;
     for (const StepLayer& layer : layers_) {
-        matrices.push_back({gradients_[layer.weight], layer.matrices * layer.rows, layer.inputs});
+        matrices.push_back(
+            {gradients_[layer.weight], parameters_[layer.weight].type, layer.matrices * layer.rows, layer.inputs});
         of_weights += layer.matrices * layer.rows;
     }
     for (const StepLayer& layer : layers_) {
         if (layer.bias < 0) continue;
-        matrices.push_back({gradients_[layer.bias], layer.matrices * layer.rows, 1});
+        matrices.push_back({gradients_[layer.bias], parameters_[layer.bias].type, layer.matrices * layer.rows, 1});
         of_biases += layer.matrices * layer.rows;
     }
     std::vector<double> squares(of_weights + of_biases);
-    squared_row_norms(matrices.data(), static_cast<int64_t>(matrices.size()), Type::kFloat32, squares.data(), threads);
+    squared_row_norms(matrices.data(), static_cast<int64_t>(matrices.size()), squares.data(), threads);
     std::vector<AgreementLayer> observed;
     observed.reserve(layers_.size());
     const double* of_weight = squares.data();
@@ -90,40 +105,51 @@ void StepTables::refresh(const std::vector<StepMoments>& due, const Quintic& qui
     refreshed.reserve(due.size());
     for (const StepMoments& of : due) {
         const StepLayer& layer = layers_[of.layer];
-        const float* const bias = layer.bias < 0 ? nullptr : outputs_[layer.bias];
+        const auto* const bias = layer.bias < 0 ? nullptr : static_cast<const float*>(outputs_[layer.bias]);
         refreshed.push_back({of.gathered, of.second_moment, of.counted, of.inverse, bias == nullptr ? nullptr : of.mean,
-                             of.output_moment, of.root, outputs_[layer.weight], bias, layer.matrices, layer.rows,
-                             layer.inputs, of.input_block, of.output_block, of.decay, of.ridge, of.sample_ridge,
-                             of.sample_every, of.follows});
+                             of.output_moment, of.root, static_cast<const float*>(outputs_[layer.weight]), bias,
+                             layer.matrices, layer.rows, layer.inputs, of.input_block, of.output_block, of.decay,
+                             of.ridge, of.sample_ridge, of.sample_every, of.follows});
     }
     lnb::refresh(refreshed.data(), static_cast<int64_t>(refreshed.size()), quintic, steps, threads);
 }
 
-void StepTables::direct(const std::vector<StepFactor>& factors, int threads) {
-    require_averages();
-    std::vector<TwoSidedLayer> two_sided;
+template <typename Real>
+void StepTables::direct_layers(const std::vector<StepFactor>& factors, int threads) {
+    std::vector<TwoSidedLayer<Real>> two_sided;
     two_sided.reserve(layers_.size());
     const double* mean_square = mean_squares_.data();
     double* sums = sums_.data();
     for (size_t i = 0; i < layers_.size(); ++i) {
         const StepLayer& layer = layers_[i];
         const StepFactor& factor = factors[i];
-        float* const bias = layer.bias < 0 ? nullptr : outputs_[layer.bias];
-        two_sided.push_back({outputs_[layer.weight], bias, factor.inverse, bias == nullptr ? nullptr : factor.mean,
-                             factor.root, mean_square, sums, layer.matrices, layer.rows, layer.inputs,
-                             factor.input_block, factor.output_block});
+        if (wide_type_of(layer) == kRealType<Real>) {
+            auto* const bias = layer.bias < 0 ? nullptr : static_cast<Real*>(outputs_[layer.bias]);
+            two_sided.push_back({static_cast<Real*>(outputs_[layer.weight]), bias,
+                                 static_cast<const Real*>(factor.inverse),
+                                 bias == nullptr ? nullptr : static_cast<const Real*>(factor.mean),
+                                 static_cast<const Real*>(factor.root), mean_square, sums, layer.matrices, layer.rows,
+                                 layer.inputs, factor.input_block, factor.output_block});
+        }
         mean_square += layer.matrices * layer.rows;
         sums += 4 * layer.matrices;
     }
-    two_sided_directions(two_sided.data(), layers(), settings_.noise, threads);
+    two_sided_directions(two_sided.data(), static_cast<int64_t>(two_sided.size()), settings_.noise, threads);
+}
+
+void StepTables::direct(const std::vector<StepFactor>& factors, int threads) {
+    require_averages();
+    direct_layers<float>(factors, threads);
+    direct_layers<double>(factors, threads);
     std::vector<AdamTensor> moved;
     moved.reserve(others_.size());
     for (size_t k = 0; k < others_.size(); ++k) {
         const int64_t i = others_[k];
         const double correction = 1 - std::pow(settings_.b_others, static_cast<double>(numbers_.steps[i]));
-        moved.push_back({outputs_[i], squares_[k], gradients_[i], parameters_[i].size, correction});
+        moved.push_back(
+            {outputs_[i], squares_[k], gradients_[i], parameters_[i].type, parameters_[i].size, correction});
     }
-    adam(moved.data(), static_cast<int64_t>(moved.size()), settings_.b_others, settings_.epsilon, settings_.most,
+    adam(moved.data(), static_cast<int64_t>(moved.size()), settings_.b_others, settings_.epsilon,
          other_products_.data(), threads);
 }
 
@@ -134,6 +160,32 @@ std::vector<double> StepTables::sums() const {
         for (int64_t k = 0; k < 4 * layers_[i].matrices; ++k) totals[4 * i + k % 4] += sums_[next++];
     }
     return totals;
+}
+
+std::vector<double> StepTables::measure(const std::vector<int64_t>& due, const std::vector<double>& rates,
+                                        int threads) {
+    std::vector<double> factors(due.size());
+    const std::vector<double> totals = sums();
+    for (const Type type : kAllTypes) {
+        std::vector<Pair> weights;
+        std::vector<size_t> of_type;
+        for (size_t k = 0; k < due.size(); ++k) {
+            const StepParameter& weight = parameters_[layers_[due[k]].weight];
+            if (weight.type != type) continue;
+            weights.push_back({weight.values, weight.values, weight.size});
+            of_type.push_back(k);
+        }
+        std::vector<double> squares(weights.size());
+        dot(weights.data(), static_cast<int64_t>(weights.size()), type, type, squares.data(), threads);
+        for (size_t j = 0; j < of_type.size(); ++j) {
+            const size_t k = of_type[j];
+            const int64_t i = due[k];
+            const LayerSums of_layer{totals[4 * i], totals[4 * i + 1], totals[4 * i + 2], totals[4 * i + 3]};
+            factors[k] =
+                take_back(std::sqrt(squares[j]), of_layer, rates[k], numbers_.weight_norm[i], numbers_.growth[i]);
+        }
+    }
+    return factors;
 }
 
 std::vector<double> StepTables::bound(const std::vector<double>& rates) {
@@ -162,14 +214,29 @@ std::vector<double> StepTables::bound(const std::vector<double>& rates) {
 void StepTables::apply(const std::vector<int64_t>& places, double lr, const std::vector<double>& decays,
                        int threads) const {
     require_averages();
-    std::vector<Pair> pairs;
-    std::vector<double> scales;
-    for (const int64_t i : places) {
-        pairs.push_back({parameters_[i].values, outputs_[i], parameters_[i].size});
-        scales.push_back(scales_[i]);
+    for (const Type type : kAllTypes) {
+        for (const bool with_master : {false, true}) {
+            std::vector<Pair> pairs;
+            std::vector<void*> copies;
+            std::vector<double> scales, of_type;
+            for (size_t k = 0; k < places.size(); ++k) {
+                const int64_t i = places[k];
+                const StepParameter& moved = parameters_[i];
+                if (moved.type != type || (moved.master != nullptr) != with_master) continue;
+                pairs.push_back({with_master ? moved.master : moved.values, outputs_[i], moved.size});
+                copies.push_back(moved.values);
+                scales.push_back(scales_[i]);
+                of_type.push_back(decays[k]);
+            }
+            const auto count = static_cast<int64_t>(pairs.size());
+            if (count == 0) continue;
+            if (with_master) {
+                lnb::apply_master(pairs.data(), copies.data(), count, type, scales.data(), lr, of_type.data(), threads);
+            } else {
+                lnb::apply(pairs.data(), count, type, wide_type(type), scales.data(), lr, of_type.data(), threads);
+            }
+        }
     }
-    lnb::apply(pairs.data(), static_cast<int64_t>(pairs.size()), Type::kFloat32, Type::kFloat32, scales.data(), lr,
-               decays.data(), threads);
 }
 
 }  // namespace lnb

@@ -17,14 +17,21 @@ struct StepSettings {
     double b_rows, noise;    // of agreement
     double change, largest;  // of the weights' bound
     RadiusRule radius;
-    double b_others, epsilon, most, others_scale;  // of Adam's rule
+    double b_others, epsilon, others_scale;  // of Adam's rule
 };
 
-// A parameter that moves, float32.
+// The type of averages, directions and factors of a parameter.
+constexpr Type wide_type(Type type) {
+    return type == Type::kFloat64 ? Type::kFloat64 : Type::kFloat32;
+}
+
+// A parameter that moves, and its gradient, of type `type`; its average is of the wide type.
 struct StepParameter {
-    float* values;
-    float* momentum;
+    void* values;
+    void* momentum;
+    float* master;  // of 16-bit parameters that move through one; else null
     int64_t size;
+    Type type;
 };
 
 // A layer: its weight and bias (or -1) among the parameters, and its statistics.
@@ -37,11 +44,12 @@ struct StepLayer {
 
 // What a refresh makes of a layer, as two_sided_directions() takes it.
 struct StepFactor {
-    const float *inverse, *mean, *root;
+    const void *inverse, *mean, *root;  // of the wide type
     int64_t input_block, output_block;
 };
 
-// A layer whose second moments this step gathered, as refresh() takes it: its place, and all but what the tables know.
+// A layer of float32 averages whose second moments this step gathered, as refresh() takes it: its place, and all but
+// what the tables know.
 struct StepMoments {
     int64_t layer;
     const float* gathered;
@@ -60,7 +68,7 @@ struct StepNumbers {
 class StepTables {
   public:
     // Parameters that no layer names move by Adam's rule; `squares` [others] are their averages of squared gradients.
-    StepTables(std::vector<StepParameter> parameters, std::vector<StepLayer> layers, std::vector<float*> squares,
+    StepTables(std::vector<StepParameter> parameters, std::vector<StepLayer> layers, std::vector<void*> squares,
                const StepNumbers& numbers, const StepSettings& settings);
 
     int64_t parameters() const { return static_cast<int64_t>(parameters_.size()); }
@@ -69,7 +77,7 @@ class StepTables {
     const StepLayer& layer(int64_t i) const { return layers_[i]; }
 
     // The gradients' averages; the averaged gradients of this step go to `outputs`.
-    void average(const std::vector<const float*>& gradients, const std::vector<float*>& outputs, int threads);
+    void average(const std::vector<const void*>& gradients, const std::vector<void*>& outputs, int threads);
     // The squares that agreement is judged by.
     void observe(int threads);
     // Makes the factors of some layers anew, from the averaged gradients.
@@ -78,22 +86,29 @@ class StepTables {
     void direct(const std::vector<StepFactor>& factors, int threads);
     // Of every layer <h, g~>, |h|^2, |h|^2 before agreement, and |g~|^2 [layers, 4].
     std::vector<double> sums() const;
+    // Measures the weights' norms of the layers `due`, of learning rates `rates`, as the weights are; returns by what
+    // the step multiplies each weight to take its growth back. Comes before bound().
+    std::vector<double> measure(const std::vector<int64_t>& due, const std::vector<double>& rates, int threads);
     // How far they go; by layer, then by other parameter: <h, g~>.
     std::vector<double> bound(const std::vector<double>& rates);
     // Moves the parameters at these places.
     void apply(const std::vector<int64_t>& places, double lr, const std::vector<double>& decays, int threads) const;
 
+    Type wide_type_of(const StepLayer& layer) const { return wide_type(parameters_[layer.weight].type); }
+
   private:
     void require_averages() const;
+    template <typename Real>
+    void direct_layers(const std::vector<StepFactor>& factors, int threads);
 
     std::vector<StepParameter> parameters_;
     std::vector<StepLayer> layers_;
-    std::vector<float*> squares_;
+    std::vector<void*> squares_;
     std::vector<int64_t> others_;
     StepNumbers numbers_;
     StepSettings settings_;
-    std::vector<const float*> gradients_;
-    std::vector<float*> outputs_;
+    std::vector<const void*> gradients_;
+    std::vector<void*> outputs_;
     std::vector<double> mean_squares_, expected_, sums_, other_products_, scales_;
 };
 

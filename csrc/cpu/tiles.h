@@ -47,17 +47,8 @@ struct Tiles {
     void (*sum[kForms])(const char* packed, Steps steps, double* sums);
 };
 
-extern const Tiles portable_tiles;
 // The form in which features of this type are multiplied, on the instruction set in use; with `round`, they count as
 // rounded to bfloat16.
 Form best_form(Type type, bool round);
-
-#ifdef LNB_X86
-extern const Tiles avx2_tiles;
-extern const Tiles avx512_tiles;
-#endif
-#ifdef LNB_AVX512_BF16
-extern const Tiles avx512_bf16_tiles;
-#endif
 
 }  // namespace lnb

@@ -1,12 +1,13 @@
-// The kernels of tiles.h, for the `Vectors` that each tiles_<isa>.cpp gives. Included once by each, which is compiled
-// for that instruction set; all names are local to the file, and no template of the standard library is used, so that
-// the linker cannot merge code of different instruction sets.
+// The kernels of tiles.h, for the `Vectors` of tiles_vectors.h. Included once by isa_loops.cpp, which is compiled for
+// every instruction set; all names are local to the file, and no template of the standard library is used, so that the
+// linker cannot merge code of different instruction sets.
 
 #include "float16.h"
 #include "tiles.h"
 
 namespace lnb {
 namespace {
+namespace of_tiles {
 
 // Where the i-th segment of all planes begins, in steps.
 int64_t segment_begin(Steps steps, int64_t i) {
@@ -187,13 +188,15 @@ void sum(const char* packed, Steps steps, double* sums) {
 }
 
 #define LNB_PACK(form) {nullptr, &pack<float, form>, &pack<BFloat16, form>, &pack<Half, form>}
-#define LNB_TILES(multiply_floats, multiply_pairs)                                        \
-    {                                                                                     \
-        {multiply_floats, multiply_floats, multiply_pairs},                               \
-            {LNB_PACK(Form::kFloat), LNB_PACK(Form::kRounded), LNB_PACK(Form::kPairs)}, { \
-            &sum<false>, &sum<false>, &sum<true>                                          \
-        }                                                                                 \
-    }
 
+constexpr Tiles tiles_of(Tiles::Multiply floats, Tiles::Multiply pairs) {
+    return {{floats, floats, pairs},
+            {LNB_PACK(Form::kFloat), LNB_PACK(Form::kRounded), LNB_PACK(Form::kPairs)},
+            {&sum<false>, &sum<false>, &sum<true>}};
+}
+
+#undef LNB_PACK
+
+}  // namespace of_tiles
 }  // namespace
 }  // namespace lnb

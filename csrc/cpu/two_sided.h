@@ -20,13 +20,14 @@
 
 namespace lnb {
 
-// Contiguous float32 arrays of one layer, which is `matrices` independent matrices.
+// Contiguous arrays of one layer, which is `matrices` independent matrices; Real is float or double.
+template <typename Real>
 struct TwoSidedLayer {
-    float* weight;          // G [matrices, rows, inputs], which becomes H
-    float* bias;            // b [matrices, rows], which becomes h; or null
-    const float* inverse;   // the blocks of C^-1 [matrices, inputs / input_block, input_block, input_block]
-    const float* mean;      // mu [matrices, inputs]; null without a bias
-    const float* root;      // the blocks of P^(-1/2) [matrices, rows / output_block, output_block, output_block]
+    Real* weight;           // G [matrices, rows, inputs], which becomes H
+    Real* bias;             // b [matrices, rows], which becomes h; or null
+    const Real* inverse;    // the blocks of C^-1 [matrices, inputs / input_block, input_block, input_block]
+    const Real* mean;       // mu [matrices, inputs]; null without a bias
+    const Real* root;       // the blocks of P^(-1/2) [matrices, rows / output_block, output_block, output_block]
     const double* squares;  // v [matrices, rows]; or null
     // <H, G> + <h, b>, |H|^2, the same were all agreements 1, and |G|^2 + |b|^2 of every matrix [matrices, 4]
     double* sums;
@@ -34,6 +35,7 @@ struct TwoSidedLayer {
 };
 
 // `noise` is the agreement of gradients that have nothing in common, in (0, 1].
-void two_sided_directions(const TwoSidedLayer* layers, int64_t count, double noise, int threads);
+template <typename Real>
+void two_sided_directions(const TwoSidedLayer<Real>* layers, int64_t count, double noise, int threads);
 
 }  // namespace lnb

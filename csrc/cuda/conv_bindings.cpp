@@ -61,15 +61,16 @@ ConvShape conv_shape(const ShapeFields& fields) {
             small(pad_top),   small(pad_left)};
 }
 
-// Floats between the two kernels; 0 for a shape that they do not take.
-int64_t conv_sizes(const ShapeFields& fields, int64_t blocks) {
+// Floats and counters that the kernel needs beside; 0 of both for a shape that it does not take.
+std::pair<int64_t, int64_t> conv_sizes(const ShapeFields& fields, int64_t blocks) {
     const ConvShape shape = conv_shape(fields);
     const ConvPlan plan = conv_plan(shape, blocks);
-    return plan.splits == 0 ? 0 : conv_partial_floats(shape, plan);
+    if (plan.splits == 0) return {0, 0};
+    return {conv_partial_floats(shape, plan), conv_counters(shape, plan)};
 }
 
-void conv_moments_at(uintptr_t x, Type type, const ShapeFields& fields, int64_t blocks, uintptr_t partials, uintptr_t s,
-                     const Where& where) {
+void conv_moments_at(uintptr_t x, Type type, const ShapeFields& fields, int64_t blocks, uintptr_t partials,
+                     uintptr_t counters, uintptr_t s, const Where& where) {
     const ConvShape shape = conv_shape(fields);
     const ConvPlan plan = conv_plan(shape, blocks);
     if (plan.splits == 0) throw std::invalid_argument("no kernel for a convolution of this shape");
@@ -78,9 +79,11 @@ void conv_moments_at(uintptr_t x, Type type, const ShapeFields& fields, int64_t 
     if (x % 16 != 0) throw std::invalid_argument("x is not aligned to 16 bytes; use .clone() to get one that is");
     check_memory("partials", partials, conv_partial_floats(shape, plan), Type::kFloat32);
     if (partials % 16 != 0) throw std::invalid_argument("partials is not aligned to 16 bytes");
+    check_memory("counters", counters, conv_counters(shape, plan), Type::kFloat32);
     check_memory("s", s, entries("s", {shape.groups, plan.entries + 1, plan.entries + 1}), Type::kFloat32);
     on(where, [&](void* stream) {
-        conv_moments(pointer<const void>(x), type, shape, plan, pointer<float>(partials), pointer<float>(s), stream);
+        conv_moments(pointer<const void>(x), type, shape, plan, pointer<float>(partials), pointer<int>(counters),
+                     pointer<float>(s), stream);
     });
 }
 

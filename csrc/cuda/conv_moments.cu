@@ -1,4 +1,4 @@
-// Two launches for all groups: products of patches on tensor cores, then the sum of what the thread blocks found.
+// One launch for all groups: products of patches on tensor cores, then the sum of what the thread blocks found.
 //
 // A thread block copies rows of the image to shared memory once for each column of the kernel, shifted by it: row
 // (image row, channel, kernel column) holds that entry of the patch for all positions of a row of outputs. With the
@@ -10,6 +10,7 @@
 // position.
 #include <type_traits>
 
+#include "arrival.cuh"
 #include "conv_rows.cuh"
 #include "launch.h"
 #include "matrix_units.cuh"
@@ -17,8 +18,6 @@
 
 namespace lnb::cuda {
 namespace {
-
-constexpr int kFinishThreads = 1024;
 
 static_assert(kConvTile == kUnit);
 
@@ -39,10 +38,74 @@ struct Products {
     using Sums = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, kUnit, kUnit, kUnit, float>;
 };
 
-// partials [groups, splits, tiles of sums, 16, 16] <- the products of the thread block's stages.
+// An entry of the patch in the weight's order, of one in the order of the rows.
+__device__ __forceinline__ int entry_of(const ConvShape& shape, int row) {
+    const int column = row % shape.kernel_width, rest = row / shape.kernel_width;
+    const int channel = rest % shape.channels, line = rest / shape.channels;
+    return (channel * shape.kernel_height + line) * shape.kernel_width + column;
+}
+
+using Four = Pack<float, 4>;
+
+// The sums of `count` splits, `stride` apart: f(index of the first, four of them).
+template <typename F>
+__device__ __forceinline__ void add_splits(const ConvPlan& plan, const float* from, int stride, int count, F f) {
+    const int64_t floats = static_cast<int64_t>(plan.sums) * kConvTileFloats;
+    for (int i = threadIdx.x * 4; i < floats; i += blockDim.x * 4) {
+        Four total{};
+        LNB_UNROLL
+        for (int k = 0; k < count; ++k) {
+            const Four part = read_fresh(reinterpret_cast<const Four*>(from + k * stride * floats + i));
+            LNB_UNROLL
+            for (int e = 0; e < 4; ++e) total.value[e] += part.value[e];
+        }
+        f(i, total);
+    }
+}
+
+// An entry of the moment from place `at` among its tiles of sums, and its mirror image.
+__device__ __forceinline__ void write_entry(const ConvShape& shape, int d, Place tile, int at, float value, float* s) {
+    const int row = tile.row * kUnit + at / kUnit, column = tile.column * kUnit + at % kUnit;
+    const bool is_sum = tile.column > tile.row;  // all its columns are one
+    if (row >= d || (is_sum ? at % kUnit != 0 : column > row)) return;
+    const int of_row = entry_of(shape, row), of_column = is_sum ? d : entry_of(shape, column);
+    write(s + of_row * (d + 1) + of_column, value);
+    write(s + of_column * (d + 1) + of_row, value);
+}
+
+// s [groups, D + 1, D + 1] <- the sums of all splits, by the last of a group's thread blocks to arrive; where there are
+// many, the last of each `fan` of them adds these first, in place. counters [groups, 1 + fans].
+__device__ __forceinline__ void finish(const ConvShape& shape, const ConvPlan& plan, int group, int split,
+                                       float* partials, int* counters, float* s) {
+    const int64_t floats = static_cast<int64_t>(plan.sums) * kConvTileFloats;
+    const int fans = (plan.splits + plan.fan - 1) / plan.fan, own = split / plan.fan, first = own * plan.fan;
+    float* const of_group = partials + static_cast<int64_t>(group) * plan.splits * floats;
+    int* const counter = counters + static_cast<int64_t>(group) * (1 + fans);
+    const int members = plan.splits - first < plan.fan ? plan.splits - first : plan.fan;
+    if (!last_to_arrive(counter + 1 + own, members)) return;
+    if (fans > 1) {
+        float* const to = of_group + first * floats;
+        add_splits(plan, to, 1, members, [&](int i, const Four& total) { write_pack(to + i, total); });
+        if (!last_to_arrive(counter, fans)) return;
+    }
+    const int d = plan.entries;
+    float* const out = s + static_cast<int64_t>(group) * (d + 1) * (d + 1);
+    add_splits(plan, of_group, fans > 1 ? plan.fan : 1, fans > 1 ? fans : members, [&](int i, const Four& total) {
+        const Place tile = place_of(i / kConvTileFloats);
+        LNB_UNROLL
+        for (int e = 0; e < 4; ++e) write_entry(shape, d, tile, i % kConvTileFloats + e, total.value[e], out);
+    });
+    if (threadIdx.x == 0) {
+        write(out + static_cast<int64_t>(d + 1) * (d + 1) - 1,
+              static_cast<float>(static_cast<double>(shape.batch) * shape.out_height * shape.out_width));
+    }
+}
+
+// partials [groups, splits, tiles of sums, 16, 16] <- the products of the thread block's stages, and of these, s.
 template <typename T, bool kInterleaved>
 __global__ void __launch_bounds__(kConvWarps* kWarp, 2)
-    conv_moments_kernel(const T* x, LNB_PARAMETER(ConvShape) shape, LNB_PARAMETER(ConvPlan) plan, float* partials) {
+    conv_moments_kernel(const T* x, LNB_PARAMETER(ConvShape) shape, LNB_PARAMETER(ConvPlan) plan, float* partials,
+                        int* counters, float* s) {
     using Left = typename Products<T>::Left;
     using Right = typename Products<T>::Right;
     using Sums = typename Products<T>::Sums;
@@ -114,77 +177,30 @@ __global__ void __launch_bounds__(kConvWarps* kWarp, 2)
     }
     float* const out = partials + static_cast<int64_t>(blockIdx.x) * plan.sums * kConvTileFloats;
     for (int i = threadIdx.x * 4; i < plan.sums * kConvTileFloats; i += blockDim.x * 4) {
-        Pack<float, 4> pack;
+        Four pack;
         LNB_UNROLL
         for (int e = 0; e < 4; ++e) pack.value[e] = found[i + e];
         write_pack(out + i, pack);
     }
-}
-
-// An entry of the patch in the weight's order, of one in the order of the rows.
-__device__ __forceinline__ int entry_of(const ConvShape& shape, int row) {
-    const int column = row % shape.kernel_width, rest = row / shape.kernel_width;
-    const int channel = rest % shape.channels, line = rest / shape.channels;
-    return (channel * shape.kernel_height + line) * shape.kernel_width + column;
-}
-
-// One thread block per tile of sums of each group.
-__global__ void __launch_bounds__(kFinishThreads)
-    conv_sums_kernel(LNB_PARAMETER(ConvShape) shape, LNB_PARAMETER(ConvPlan) plan, const float* partials, float* s) {
-    constexpr int kParts = kFinishThreads / kConvTileFloats;
-    LNB_SHARED(float, shared, kFinishThreads);
-    const int group = static_cast<int>(blockIdx.x) / plan.sums, tile = static_cast<int>(blockIdx.x) % plan.sums;
-    const int place = static_cast<int>(threadIdx.x) % kConvTileFloats,
-              part = static_cast<int>(threadIdx.x) / kConvTileFloats;
-    const float* from =
-        partials + (static_cast<int64_t>(group) * plan.splits * plan.sums + tile) * kConvTileFloats + place;
-    float sum = 0;
-    LNB_UNROLL
-    for (int split = part; split < plan.splits; split += kParts) {
-        sum += read(from + static_cast<int64_t>(split) * plan.sums * kConvTileFloats);
-    }
-    shared[threadIdx.x] = sum;
-    __syncthreads();
-    if (part != 0) return;
-    for (int k = 1; k < kParts; ++k) sum += shared[k * kConvTileFloats + place];
-    const Place at = place_of(tile);
-    const int d = plan.entries, row = at.row * kUnit + place / kUnit, column = at.column * kUnit + place % kUnit;
-    float* const out = s + static_cast<int64_t>(group) * (d + 1) * (d + 1);
-    if (blockIdx.x == static_cast<unsigned>(group) * plan.sums && threadIdx.x == 0) {
-        write(out + static_cast<int64_t>(d + 1) * (d + 1) - 1,
-              static_cast<float>(static_cast<double>(shape.batch) * shape.out_height * shape.out_width));
-    }
-    if (row >= d) return;
-    const int of_row = entry_of(shape, row);
-    if (at.column > at.row) {  // products with ones: all columns are one
-        if (place % kUnit != 0) return;
-        write(out + of_row * (d + 1) + d, sum);
-        write(out + d * (d + 1) + of_row, sum);
-    } else if (column <= row) {
-        const int of_column = entry_of(shape, column);
-        write(out + of_row * (d + 1) + of_column, sum);
-        if (column < row) write(out + of_column * (d + 1) + of_row, sum);
-    }
+    finish(shape, plan, group, split, partials, counters, s);
 }
 
 }  // namespace
 
-void conv_moments(const void* x, Type type, const ConvShape& shape, const ConvPlan& plan, float* partials, float* s,
-                  void* stream) {
+void conv_moments(const void* x, Type type, const ConvShape& shape, const ConvPlan& plan, float* partials,
+                  int* counters, float* s, void* stream) {
     const Geometry geometry{static_cast<int64_t>(shape.groups) * plan.splits, plan.parts * plan.slices * kWarp,
                             static_cast<size_t>(plan.shared_bytes)};
-    const auto multiply = [&](const auto* image) {
+    const auto start = [&](const auto* image) {
         using T = std::decay_t<decltype(*image)>;
         launch("conv_moments", shape.pixel_stride == 1 ? conv_moments_kernel<T, false> : conv_moments_kernel<T, true>,
-               geometry, stream, image, shape, plan, partials);
+               geometry, stream, image, shape, plan, partials, counters, s);
     };
     if (type == Type::kBFloat16) {
-        multiply(static_cast<const BFloat16*>(x));
+        start(static_cast<const BFloat16*>(x));
     } else {
-        multiply(static_cast<const Half*>(x));
+        start(static_cast<const Half*>(x));
     }
-    launch("conv_sums", conv_sums_kernel, {int64_t{1} * shape.groups * plan.sums, kFinishThreads}, stream, shape, plan,
-           static_cast<const float*>(partials), s);
 }
 
 }  // namespace lnb::cuda

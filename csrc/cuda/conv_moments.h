@@ -37,18 +37,21 @@ struct ConvPlan {
     int32_t pitch;            // of a row in shared memory, in elements
     int32_t groups_of_images, strips, chunks;
     int32_t splits;  // of the stages
+    int32_t fan;     // splits that are added by one thread block at a time
     int32_t shared_bytes;
 };
 
 // For about so many thread blocks in all. `splits` is 0 for a shape that the kernel does not take.
 ConvPlan conv_plan(const ConvShape& shape, int64_t blocks);
 
-// Floats that the kernel leaves for the one that adds them up.
+// Floats that the thread blocks leave for those that add them up, and counters of these, which are zero before and
+// after.
 int64_t conv_partial_floats(const ConvShape& shape, const ConvPlan& plan);
+int64_t conv_counters(const ConvShape& shape, const ConvPlan& plan);
 
 // s [groups, D + 1, D + 1] <- sum over positions of [p 1]'[p 1], p [D] in the weight's order: channel, row, column.
 // x, of bfloat16 or float16, lies at a multiple of 16 bytes, and whole 16 bytes around each of its entries can be read.
-void conv_moments(const void* x, Type type, const ConvShape& shape, const ConvPlan& plan, float* partials, float* s,
-                  void* stream);
+void conv_moments(const void* x, Type type, const ConvShape& shape, const ConvPlan& plan, float* partials,
+                  int* counters, float* s, void* stream);
 
 }  // namespace lnb::cuda

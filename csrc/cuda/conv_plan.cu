@@ -1,5 +1,6 @@
 // How the second moments of a convolution are cut into what thread blocks, warps and their shared memory take.
 #include <algorithm>
+#include <cmath>
 
 #include "conv_moments.h"
 
@@ -50,6 +51,8 @@ ConvPlan conv_plan(const ConvShape& shape, int64_t blocks) {
         plan.shared_bytes = static_cast<int32_t>(std::max(staged, added));
         const int64_t stages = static_cast<int64_t>(plan.groups_of_images) * plan.strips * plan.chunks;
         plan.splits = static_cast<int32_t>(std::clamp<int64_t>(blocks / shape.groups, 1, stages));
+        // Adding few at once, a block adds all; else about twice their square root, in two turns.
+        plan.fan = plan.splits <= 4 ? plan.splits : static_cast<int32_t>(std::ceil(std::sqrt(plan.splits)));
         return plan;
     }
     return plan;
@@ -57,6 +60,10 @@ ConvPlan conv_plan(const ConvShape& shape, int64_t blocks) {
 
 int64_t conv_partial_floats(const ConvShape& shape, const ConvPlan& plan) {
     return static_cast<int64_t>(shape.groups) * plan.splits * plan.sums * kConvTileFloats;
+}
+
+int64_t conv_counters(const ConvShape& shape, const ConvPlan& plan) {
+    return shape.groups * (1 + ceil_div(plan.splits, plan.fan));
 }
 
 }  // namespace lnb::cuda

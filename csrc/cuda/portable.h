@@ -33,6 +33,16 @@ template <typename T>
 __device__ __forceinline__ void write(T* address, const T& value) {
     *address = value;
 }
+// What another block of this launch may have written, of 16 bytes: the first-level cache may hold what was there
+// before.
+template <typename T>
+__device__ __forceinline__ T read_fresh(const T* address) {
+    static_assert(sizeof(T) == 16 && alignof(T) == 16);
+    const uint4 words = __ldcg(reinterpret_cast<const uint4*>(address));
+    T value;
+    memcpy(&value, &words, sizeof value);
+    return value;
+}
 // The same of 16 bytes in one access, where the compiler would take them apart.
 template <typename T>
 __device__ __forceinline__ void write_whole(T* address, const T& value) {

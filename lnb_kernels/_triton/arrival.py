@@ -17,16 +17,13 @@ result behind another barrier. Parts are then read past the first-level cache, w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import torch
 import triton
 import triton.language as tl
 
-_SMALLEST = 4096  # counters of a buffer
+from lnb_kernels._counters import arrival_counters, buffers
 
-_buffers: dict[tuple[torch.device, int], torch.Tensor] = {}
+__all__ = ["arrival_counters", "buffers", "fan_of", "is_last"]
 
 
 @triton.jit
@@ -42,35 +39,3 @@ def is_last(counter_ptr, programs):
 def fan_of(parts: int) -> int:
     """How many of ``parts`` the last program of a group adds: all of a few, else about their square root."""
     return parts if parts <= 4 else math.isqrt(parts - 1) + 1
-
-
-def buffers() -> list[torch.Tensor]:
-    """The counters that are kept, of all devices and streams: all zero between launches."""
-    return list(_buffers.values())
-
-
-@contextmanager
-def arrival_counters(like: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
-    """``count`` int32 counters on the device of ``like``, zero, for one launch on the current stream.
-
-    Launches of one stream follow one another and leave the counters at zero, so they share one buffer, which is zeroed when it
-    is made. A launch that a CUDA graph captures gets counters of the graph's own memory, zeroed by the graph: its replays
-    may run beside any other stream, and nothing outside of the graph must outlive it. After an exception, when nobody knows what
-    the counters hold, the buffer is given up.
-    """
-    device = like.device
-    cuda = device.type == "cuda"
-    if cuda and torch.cuda.is_current_stream_capturing():
-        yield torch.zeros(count, dtype=torch.int32, device=device)
-        return
-    key = device, torch.cuda.current_stream(device).cuda_stream if cuda else 0
-    buffer = _buffers.get(key)
-    if buffer is None or buffer.numel() < count:
-        with torch.inference_mode(False):
-            buffer = torch.zeros(max(_SMALLEST, 1 << (count - 1).bit_length()), dtype=torch.int32, device=device)
-        _buffers[key] = buffer
-    try:
-        yield buffer
-    except BaseException:
-        _buffers.pop(key, None)
-        raise

@@ -11,6 +11,7 @@ import dataclasses
 import torch
 
 from lnb_kernels import _backend, _cuda
+from lnb_kernels._counters import arrival_counters
 from lnb_kernels._triton.arch import arch_of
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry
@@ -28,15 +29,17 @@ def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype 
         x = x.to(product)
     conv = Geometry.decode(code)
     fields, blocks = shape_fields(x, conv), 2 * arch_of(x.device).multiprocessors
-    floats = 0 if fields is None else native.conv_sizes(fields, blocks)
+    floats, count = (0, 0) if fields is None else native.conv_sizes(fields, blocks)
     if floats == 0:
         return _by_others(x, code)
     size = conv.features(x.shape[1]) + 1
     s = torch.empty((conv.groups, size, size), dtype=torch.float32, device=x.device)
     partials = torch.empty(floats, dtype=torch.float32, device=x.device)
-    native.conv_moments(
-        x.data_ptr(), native_type(native, x.dtype), fields, blocks, partials.data_ptr(), s.data_ptr(), _cuda.where(x)
-    )
+    with arrival_counters(x, count) as counters:
+        native.conv_moments(
+            x.data_ptr(), native_type(native, x.dtype), fields, blocks, partials.data_ptr(), counters.data_ptr(), s.data_ptr(),
+            _cuda.where(x),
+        )  # fmt: skip
     return s
 
 

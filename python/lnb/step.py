@@ -123,7 +123,7 @@ def _share(work: Work, verdict: Verdict, config: Config, memory: Memory) -> Stag
             prepared = prepare(work, config, memory.arenas, scratch)
         if prepared is not None:
             memory.prepared[device] = prepared
-            return PreparedShare(prepared, work, verdict, config, memory.arenas)
+            return PreparedShare(prepared, work, verdict, memory.arenas)
     return Share(work, verdict, config, memory.arenas, scratch)
 
 

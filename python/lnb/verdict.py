@@ -13,12 +13,15 @@ class Verdict:
     write of the step is conditional on it (``ok`` in :mod:`lnb_kernels.multi_tensor`, :meth:`commit` elsewhere).
     """
 
-    def __init__(self, ok: Tensor, wait: bool = False) -> None:
-        """Judge by ``ok`` (bool, ``[]``); ``wait`` for the device, to know the answer at once."""
-        self._by_device = {ok.device: ok}
-        self._ok = ok
-        self.known = wait or ok.device.type == "cpu"
+    def __init__(self, ok: Tensor | bool, wait: bool = False) -> None:
+        """Judge by ``ok`` (bool, ``[]``), or by what is known; ``wait`` for the device, to know the answer at once."""
+        self.known = isinstance(ok, bool) or wait or ok.device.type == "cpu"
         self.rejected = self.known and not bool(ok)
+        self._by_device: dict[torch.device, Tensor] = {}
+        if not self.known:
+            assert isinstance(ok, Tensor)
+            self._by_device[ok.device] = ok
+            self._ok = ok
 
     def on(self, device: torch.device) -> Tensor | None:
         """The condition for writes on ``device``; None where it is known to hold."""

@@ -16,6 +16,7 @@ from lnb.layers.capture import statistics_dtype
 from lnb.layers.claimed import Layer
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
+from lnb_kernels.step_tables import known_finite
 
 
 @dataclass(eq=False)
@@ -215,7 +216,10 @@ def check_finite(work: Work, wait: bool) -> Verdict:
             read += [each.channels[0], each.channels[2]]
         read += [torch.linalg.vector_norm(x, math.inf) for x in each.inputs if x.numel()]
     read += work.flags
-    if all(tensor.is_cpu for tensor in read):
+    ok: Tensor | bool | None = known_finite(read)
+    if ok is not None:
+        pass
+    elif all(tensor.is_cpu for tensor in read):
         ok = multi_tensor.all_finite(read)
     else:
         by_device: dict[torch.device, list[Tensor]] = {}

@@ -23,6 +23,7 @@ REGISTERS = {
     "segment_sums_kernel": 64, "moment_flags_kernel": 64,
     "direct_kernel": 128, "finish_kernel": 128, "fused_apply_kernel": 64,
     "pcg_rows_kernel": 128, "pcg_phase_kernel": 128, "probe_kernel": 16,
+    "conv_moments_kernel": 128,
     "average_moments_kernel": 64, "input_metrics_kernel": 128, "spd_inverses_kernel": 128,
     # One thread block has a multiprocessor's shared memory, and so its registers.
     "output_moments_kernel": 255, "output_roots_kernel": 255, "newton_schulz_roots_kernel": 255,
@@ -31,7 +32,7 @@ READS_BY_16_BYTES = {
     "ema_combined_kernel", "dot_kernel", "apply_kernel", "all_finite_kernel", "pcg_phase_kernel",
     "average_moments_kernel", "output_moments_kernel",
     "direct_kernel", "finish_kernel",
-    "fused_apply_kernel",
+    "fused_apply_kernel", "conv_moments_kernel",
 }  # fmt: skip
 WRITES_VECTORS = {
     "ema_combined_kernel",
@@ -39,8 +40,10 @@ WRITES_VECTORS = {
     "average_moments_kernel",
     "direct_kernel",
     "fused_apply_kernel",
+    "conv_moments_kernel",
 }  # of 16 bytes, or of 8 where the written tensor is the narrower
-MULTIPLIES_ON_TENSOR_CORES = {"direct_kernel"}
+MULTIPLIES_ON_TENSOR_CORES = {"direct_kernel", "conv_moments_kernel"}
+READS_NOTHING_NARROWER = {"conv_moments_kernel"}  # than 16 bytes of a tensor, and its fragments whole
 
 CUDA_BUILD = _extension.build_info().get("cuda", {"built": False, "reason": "nothing was built"})
 pytestmark = pytest.mark.skipif(
@@ -89,4 +92,11 @@ def test_accesses_are_of_128_bits_and_none_goes_to_local_memory() -> None:
         assert not re.search(r"\b(STL|LDL)\b", code), symbol
         assert bool(re.search(r"\bLDG\.E\.(\w+\.)*128", code)) >= (kernel in READS_BY_16_BYTES), symbol
         assert bool(re.search(r"\bHMMA\.", code)) == (kernel in MULTIPLIES_ON_TENSOR_CORES), symbol
+        if kernel in READS_NOTHING_NARROWER:
+            assert (
+                set(re.findall(r"\bLDG\.[\w.]*", code)) - set(re.findall(r"\bLDG\.E\.(?:\w+\.)*128[\w.]*", code))
+                == set()
+            )
+            assert re.search(r"\bLDSM\.16\.M88\.4\b", code), symbol
+            assert not re.search(r"\bLD\.E", code), symbol
         assert bool(re.search(r"\bSTG\.E\.(\w+\.)*(64|128)", code)) >= (kernel in WRITES_VECTORS), symbol

@@ -99,6 +99,14 @@ inline void __syncwarp() {
     simulator::exchange(0xffffffffu, 0, threadIdx.x % 32);
 }
 
+// Blocks run one after the other, in an order that tests choose.
+inline void __threadfence() {}
+inline int atomicAdd(int* address, int value) {
+    const int before = *address;
+    *address += value;
+    return before;
+}
+
 // The part of the CUDA runtime that the launchers call.
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
@@ -141,6 +149,10 @@ template <typename T>
 void write(T* address, const T& value) {
     simulator::count_written(sizeof(T));
     *address = value;
+}
+template <typename T>
+T read_fresh(const T* address) {
+    return read(address);
 }
 template <typename T>
 void write_whole(T* address, const T& value) {

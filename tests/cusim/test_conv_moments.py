@@ -36,7 +36,7 @@ def check(simulated: Simulator, x: torch.Tensor, *conv: Any, served: bool = True
     kernel, stride, padding, groups = conv
     before = len(simulated.launches)
     s = lk.conv2d_second_moment(x, kernel, stride, padding, groups=groups)
-    assert simulated.launches[before:] == (["conv_moments", "conv_sums"] if served else [])
+    assert simulated.launches[before:] == (["conv_moments"] if served else [])
     assert not served or torch.equal(s, s.mT)
     assert_close_to_reference(s, moment(x.double(), *conv), moment(x.float(), *conv))
 
@@ -49,6 +49,7 @@ SHAPES: list[tuple[tuple[int, ...], Pair, Pair, Pair, int]] = [
     ((20, 4, 5, 7), (3, 3), (1, 1), (1, 1), 4),  # more images than a stage has
     ((1, 2, 3, 304), (3, 3), (1, 1), (1, 1), 1),  # wider than a stage
     ((2, 128, 4, 4), (1, 1), (2, 2), (0, 0), 1),  # rows that no output reads
+    ((7, 1, 3, 128), (3, 3), (1, 1), (1, 1), 1),  # so many thread blocks that these are added in two turns
     ((2, 4, 5, 6), (2, 4), (1, 3), (0, 5), 2),  # columns of padding alone
 ]  # fmt: skip
 
@@ -71,6 +72,16 @@ def test_matches_patches_in_float64(
         simulated.set(order)
         dtype = torch.float16 if order == "reverse" else torch.bfloat16
         check(simulated, image(shape, dtype), kernel, stride, padding, groups)
+
+
+def test_same_bits_in_every_order() -> None:
+    x = image((7, 1, 3, 128), torch.bfloat16)
+    with cuda_kernels_on_cpu() as simulated:
+        found = []
+        for order in ORDERS:
+            simulated.set(order)
+            found.append(lk.conv2d_second_moment(x, 3, padding=1))
+    assert all(torch.equal(s, found[0]) for s in found)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(3, 1), (3, 3), (15, 5)])
@@ -121,8 +132,9 @@ def test_bytes_moved() -> None:
         x = image((2, 16, 8, 64), torch.bfloat16)
         lk.conv2d_second_moment(x, 3, padding=1)
         image_bytes = 2 * x.numel() * (5 + 5) // 8
-        partials, result = 2 * 4 * 54 * 256, 4 * 145 * 145
-        assert simulated.traffic == (image_bytes + partials, partials + result)
+        partials, result, counter = 2 * 4 * 54 * 256, 4 * 145 * 145, 4
+        # The diagonal is written twice.
+        assert simulated.traffic == (image_bytes + partials, partials + result + 4 * 144 + counter)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +142,7 @@ def test_bytes_moved() -> None:
     [
         ({"x": 8}, "x is not aligned to 16 bytes"),
         ({"x": 0}, "x has entries but a null pointer"),
+        ({"counters": 0}, "counters has entries but a null pointer"),
         ({"s": 0}, "s has entries but a null pointer"),
         ({"type": "FLOAT32"}, "no kernel for this dtype"),
         ({"channels": 0}, "channels is 0; allowed are 1 to 2147483647"),
@@ -146,12 +159,12 @@ def test_bindings_refuse_what_would_crash(changed: dict[str, Any], message: str)
     names += " kernel_height kernel_width step_y step_x pad_top pad_left"
     fields = dict(zip(names.split(), (64, 64, 8, 1, 1, 1, 1, 8, 8, 8, 8, 3, 3, 1, 1, 1, 1), strict=True))
     fields |= {name: value for name, value in changed.items() if name in fields}
-    given = {"x": 16, "type": "BFLOAT16", "partials": 16, "s": 16} | changed
+    given = {"x": 16, "type": "BFLOAT16", "partials": 16, "counters": 16, "s": 16} | changed
     with cuda_kernels_on_cpu() as simulated:
         kind = getattr(simulated.module.Type, given["type"])
         with pytest.raises(ValueError, match=message):
             simulated.module.conv_moments(
-                given["x"], kind, tuple(fields.values()), 4, given["partials"], given["s"], (0, 0)
+                given["x"], kind, tuple(fields.values()), 4, given["partials"], given["counters"], given["s"], (0, 0)
             )
         simulated.set(fail_launch=0)
         with pytest.raises(RuntimeError, match="conv_moments failed"):

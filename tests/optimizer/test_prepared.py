@@ -35,9 +35,30 @@ class Net(nn.Module):
         return y
 
 
-def net() -> Net:
+def net(dtype: torch.dtype = torch.float32) -> Net:
     torch.manual_seed(0)
-    return Net()
+    return Net().to(dtype)
+
+
+class Mixed(nn.Module):
+    """A layer of each dtype, and parameters of none beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8, dtype=torch.float64)
+        self.conv = nn.Conv2d(2, 4, 3, padding=1, dtype=torch.bfloat16)
+        self.norm = nn.LayerNorm(8)
+        self.wide = nn.Linear(8, 20, dtype=torch.float64)
+        self.narrow = nn.Linear(20, 6, bias=False, dtype=torch.float16)
+        self.head = nn.Linear(6 + 64, 3)
+
+    def forward(self, tokens: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """As of :class:`Net`."""
+        x = self.norm(self.embed(tokens).float())
+        x = self.narrow(torch.tanh(self.wide(x.double())).half()).float().mean(1)
+        image = self.conv(images.bfloat16()).float().flatten(1)
+        y: torch.Tensor = self.head(torch.cat([x, image], dim=-1))
+        return y
 
 
 def backward(model: nn.Module, optimizer: lnb.LNB, seed: int) -> None:
@@ -46,7 +67,8 @@ def backward(model: nn.Module, optimizer: lnb.LNB, seed: int) -> None:
     images = torch.randn(32, 2, 4, 4, generator=generator).to(next(model.parameters()).dtype)
     target = torch.randint(0, 3, (32,), generator=generator)
     optimizer.zero_grad()
-    nn.functional.cross_entropy(model(tokens, images), target).backward()
+    output = model(tokens, images)
+    nn.functional.cross_entropy(output if output.dtype == torch.float64 else output.float(), target).backward()
 
 
 def prepared(optimizer: lnb.LNB) -> bool:
@@ -127,6 +149,41 @@ def test_refreshes_are_as_exact_as_general_ones(settings: dict[str, Any], monkey
     assert len(errors) == 5
     for key, (native, general) in errors.items():
         assert native <= 2 * general + 1e-7, key
+
+
+@pytest.mark.parametrize("masters", [True, False])
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16, "mixed"])
+def test_every_dtype_has_tables(kind: torch.dtype | str, masters: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same parameters to rounding; masters take over what someone else wrote."""
+    torch.manual_seed(0)
+    model = Mixed() if isinstance(kind, str) else net(kind)
+    optimizer = optimizer_of(model, master_weights=masters)
+    used = 0
+    for seed in range(12):
+        other, twin = copy.deepcopy((model, optimizer))
+        for one in (model, other):
+            if seed == 6:
+                with torch.no_grad():
+                    one.narrow.weight.mul_(0.5)
+        backward(model, optimizer, seed)
+        optimizer.step()
+        backward(other, twin, seed)
+        with monkeypatch.context() as patched:
+            patched.setattr("lnb.step.prepare", lambda *_: None)
+            twin.step()
+        used += prepared(optimizer)
+        for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+            ulp = torch.finfo(one.dtype).eps
+            exact = 1e-10 if one.dtype == torch.float64 else 2e-3 if seed in (1, 2, 4, 8, 10) else 1e-5
+            assert close(one.double(), two.double(), exact + ulp), (seed, name)
+            for key, value in optimizer.state[one].items():
+                assert value.dtype == twin.state[two][key].dtype
+                assert close(value.double(), twin.state[two][key].double(), 1e-9 if ulp < 1e-10 else 2e-3), (
+                    seed,
+                    name,
+                    key,
+                )
+    assert used >= 9
 
 
 def strided_gradient(model: Net) -> None:

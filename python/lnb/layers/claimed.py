@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,15 @@ from lnb.statistics.factored import block_count, tap_parts
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """What ``torch.compile``, activation checkpointing and FSDP call the module inside; no module of a user's has such a name."""
+
+
+@functools.cache  # asked for every layer in every step
+def _blocks_of(inputs: int, kernel: tuple[int, int], limit: int | None) -> int:
+    taps = math.prod(kernel)
+    channels = inputs // taps
+    if limit is None or taps <= limit:
+        return block_count(channels, None if limit is None else limit // taps)
+    return channels * tap_parts(kernel, limit)
 
 
 @dataclass(eq=False)
@@ -85,10 +95,7 @@ class Layer:
 
         Those of a convolution hold whole channels; where the taps of one are more, equal parts of them.
         """
-        channels = self.d_in_here // self.taps
-        if limit is None or self.taps <= limit:
-            return block_count(channels, None if limit is None else limit // self.taps)
-        return channels * tap_parts(self.kernel, limit)
+        return _blocks_of(self.d_in_here, self.kernel, limit)
 
     @property
     def layer_kind(self) -> LayerKind:

@@ -6,6 +6,7 @@ same settings and all state lies where it lay; otherwise they are made anew, or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,6 +27,8 @@ from lnb.damping import (
     noise_band,
     noise_level,
 )
+from lnb.layers.capture import statistics_dtype
+from lnb.master import has_master, masters_of, remember
 from lnb.momentum import ADAM_EPSILON
 from lnb.routes.standing import Standing
 from lnb.scratch import Scratch
@@ -35,13 +38,13 @@ from lnb.statistics.prepared_refresh import refresh_prepared
 from lnb.statistics.split_refresh import refresh_over
 from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
-from lnb.weight_bound import LARGEST_CHANGE, WeightBound, usual_norm
+from lnb.weight_bound import LARGEST_CHANGE, is_measured, usual_norm
 from lnb.work import LayerWork, Work
 from lnb_kernels.scaling import largest_squarable
 from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
 
 _NUMBERS = ("independent_square", "weight_norm", "growth", "radius", "coherence")
-_KEPT = ("momentum", "row_square", *_NUMBERS, "step", "gradient_square")
+_KEPT = ("momentum", "master", "row_square", *_NUMBERS, "step", "gradient_square")
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Prepared:
     averages: dict[nn.Parameter, Tensor]
     factors: list[StepFactor]
     addresses: list[int]
+    mastered: list[nn.Parameter]
 
     def fits(self, work: Work) -> bool:
         """Whether the tables serve this step."""
@@ -80,19 +84,17 @@ class PreparedShare:
 
     products: Tensor
 
-    def __init__(self, prepared: Prepared, work: Work, verdict: Verdict, config: Config, arenas: Arenas) -> None:
-        self.prepared, self.work, self.verdict, self.config, self.arenas = prepared, work, verdict, config, arenas
+    def __init__(self, prepared: Prepared, work: Work, verdict: Verdict, arenas: Arenas) -> None:
+        self.prepared, self.work, self.verdict, self.arenas = prepared, work, verdict, arenas
         self.tables = prepared.tables
         self.solution = Solution([])
-        self.shorter: dict[nn.Parameter, Tensor] = {}
+        self.shorter: dict[nn.Parameter, float] = {}
         self.due = [each for each in work.layers if each.moments is not None]
 
     def direct(self) -> None:
         """Momentum, statistics, solve."""
         others = self.work.others
-        sizes = [parameter.numel() for parameter in others]
-        fresh = torch.empty(sum(sizes)).split(sizes) if sizes else ()
-        averages = {**self.prepared.averages, **{p: x.view(p.shape) for p, x in zip(others, fresh, strict=True)}}
+        averages = {**self.prepared.averages, **_fresh_averages(others)}
         self.outputs = [averages[parameter] for parameter in self.prepared.standing.parameters]
         self.tables.average([cast(Tensor, p.grad) for p in self.prepared.standing.parameters], self.outputs)
         self.tables.observe()
@@ -116,24 +118,38 @@ class PreparedShare:
         """Trust region."""
         layers = self.work.layers
         rates = [float(self.work.groups[each.layer.weight]["lr"]) for each in layers]
-        if self.due:
-            change = cast(float, self.config.max_relative_change)
-            sums = torch.tensor(self.tables.sums(), dtype=torch.float64).view(-1, 4)
-            bound = WeightBound(layers, change, torch.tensor(rates, dtype=torch.float64), self.verdict, self.arenas)
-            moving = sums[:, 0].isfinite().to(sums.dtype)
-            self.shorter = bound.measure(moving, torch.where(sums[:, 2].isfinite(), sums[:, 2], 0.0))
+        due = [i for i, each in enumerate(layers) if is_measured(each)]
+        if due:
+            factors = self.tables.measure(due, [rates[i] for i in due])
+            self.shorter = {layers[i].layer.weight: factor for i, factor in zip(due, factors, strict=True)}
         self.products = torch.tensor(self.tables.bound(rates), dtype=torch.float64)
 
     def apply(self) -> None:
         """Move the parameters."""
         parameters = self.prepared.standing.parameters
+        mastered = self.prepared.mastered
+        masters_of(mastered, self.work.states)
         for group, places in self.prepared.standing.places:
             lr, decay = float(group["lr"]), float(group["weight_decay"])
             decays = [decay] * len(places)
             if self.shorter:
                 factors = [self.shorter.get(parameters[i]) for i in places]
-                decays = [decay if f is None else joined_decay(decay, float(f), lr) for f in factors]
+                decays = [decay if f is None else joined_decay(decay, f, lr) for f in factors]
             self.tables.apply(places, lr, decays)
+        remember(mastered)
+
+
+def _fresh_averages(parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    """Memory for the averaged gradients of these, one piece of each dtype."""
+    kinds: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault(statistics_dtype(parameter.dtype), []).append(parameter)
+    found: dict[nn.Parameter, Tensor] = {}
+    for dtype, members in kinds.items():
+        sizes = [parameter.numel() for parameter in members]
+        parts = torch.empty(sum(sizes), dtype=dtype).split(sizes)
+        found.update((p, part.view(p.shape)) for p, part in zip(members, parts, strict=True))
+    return found
 
 
 def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Prepared | None:
@@ -146,8 +162,17 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
     momentum = [work.states[parameter]["momentum"] for parameter in parameters]
     squares = [work.states[p]["gradient_square"] for p in work.others]
     gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+    mastered = [parameter for parameter in parameters if has_master(parameter, config)]
+    if any("master" not in work.states[parameter] for parameter in mastered):
+        return None
+    masters = [work.states[p]["master"] if has_master(p, config) else None for p in parameters]
+    kept = [*momentum, *squares]
+    wide = [statistics_dtype(parameter.dtype) for parameter in (*parameters, *work.others)]
+    if [tensor.dtype for tensor in kept] != wide or any(len(set(_wide_of(x))) > 1 for x in work.layers):
+        return None
     factors = _factors(work.layers)
-    if not StepTables.serves([*parameters, *momentum, *squares, *gradients]) or not _solves(work.layers, factors):
+    read = [*parameters, *kept, *gradients, *(master for master in masters if master is not None)]
+    if not StepTables.serves(read) or not _solves(work.layers, factors):
         return None
     states = [work.states[parameter] for parameter in parameters]
     of_layers = [each.state for each in work.layers]
@@ -157,16 +182,22 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
         bias = place[each.parameters[1]] if each.with_bias else None
         weight = each.layer.weight
         layers.append(StepLayer(place[weight], bias, each.layer.d_in, state["row_square"], usual_norm(each.layer)))
-    wide = torch.empty((), dtype=torch.float64)
-    found = [arenas.select(key, of_layers, [()] * len(layers), wide) for key in _NUMBERS]
-    counted = arenas.select("step", states, [()] * len(states), wide.float())
+    like = torch.empty((), dtype=torch.float64)
+    found = [arenas.select(key, of_layers, [()] * len(layers), like) for key in _NUMBERS]
+    counted = arenas.select("step", states, [()] * len(states), like.float())
     numbers = [chosen.memory() for chosen in (counted, *found)]
     if any(memory is None for memory in numbers):
         return None
     claimed = {p: momentum[place[p]] for each in work.layers for p in each.parameters}
     averages = scratch.take(claimed)
-    tables = StepTables(parameters, momentum, layers, squares, cast("list[Tensor]", numbers), settings_of(config))
-    return Prepared(tables, Standing.of(work, _KEPT), averages, factors, _addresses(factors))
+    known = cast("list[Tensor]", numbers)
+    tables = StepTables(parameters, momentum, masters, layers, squares, known, settings_of(config))
+    return Prepared(tables, Standing.of(work, _KEPT), averages, factors, _addresses(factors), mastered)
+
+
+def _wide_of(work: LayerWork) -> list[torch.dtype]:
+    """The dtypes of the averages of a layer's parameters."""
+    return [statistics_dtype(parameter.dtype) for parameter in work.parameters]
 
 
 def _factors(works: list[LayerWork]) -> list[StepFactor]:
@@ -183,7 +214,7 @@ def _solves(works: list[LayerWork], factors: list[StepFactor]) -> bool:
     """Whether the tables serve these factors of ``works``."""
     if any(work.with_bias != (factor.mean is not None) for work, factor in zip(works, factors, strict=True)):
         return False  # a bias was frozen or thawed since the last refresh
-    return StepTables.solves(factors)
+    return StepTables.solves(factors, [_wide_of(work)[0] for work in works])
 
 
 def serves(config: Config) -> bool:
