@@ -86,10 +86,10 @@ LNB_EVERYWHERE double expect_independent(double& independent, double fresh, doub
 // below `opposed` times what independent gradients would make it; it stays in [least, 1]. Else it grows in the first
 // `opening` steps. After them coherence, the average of decay b_coherence of that ratio, decides: between `quiet` and
 // `loud` gradients are noise, and the radius goes to `noisy`, shrinking by `calm`; above, it grows the faster the more
-// gradients agree, and below by `grow`.
+// gradients agree, and below by `recover`.
 struct RadiusRule {
     double opposed, shrink, grow, least;
-    double b_coherence, quiet, loud, calm, noisy, opening;
+    double b_coherence, quiet, loud, calm, noisy, recover, opening;
 };
 
 // One step's ratio counts as at most this in coherence; the radius grows by all of `grow` where coherence is above
@@ -110,6 +110,8 @@ LNB_EVERYWHERE double next_radius(double radius, double gradient, double expecte
     } else if (t > rule.opening && mean >= rule.loud) {
         const double agreed = least(1.0, (mean - rule.loud) / (kPlainCoherence - rule.loud));
         next = radius * (1 + (rule.grow - 1) * agreed);
+    } else if (t > rule.opening) {
+        next = radius * rule.recover;
     }
     return least(most(next, rule.least), 1.0);
 }

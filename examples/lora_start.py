@@ -54,7 +54,7 @@ class Adapted(nn.Module):
 
 def train(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> lnb.LNB:
     """With a falling rate."""
-    optimizer = lnb.LNB(model)
+    optimizer = lnb.LNB(model, lr=0.1)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
     for _ in range(steps):
         rows = torch.randint(len(x), (64,))

@@ -40,6 +40,7 @@ class StepSettings:
         b_coherence: decay of the average of the squared norm over that to be expected.
         quiet, loud: coherence between which gradients are noise.
         calm, noisy: by what the radius shrinks then, and where to.
+        recover: by what it grows below.
         opening: the first steps, in which the radius grows where gradients do not oppose.
         b_others: decay of the mean squares of other parameters' gradients.
         epsilon: of Adam's rule.
@@ -62,6 +63,7 @@ class StepSettings:
     loud: float
     calm: float
     noisy: float
+    recover: float
     opening: float
     b_others: float
     epsilon: float

@@ -102,7 +102,7 @@ def finish_layers_(
     native.fused_finish(
         [_finish_fields(native, layer, *place) for layer, place in zip(layers, enumerate(places), strict=True)],
         native_type(native, gradients.pop() if gradients else torch.float32), (*addresses, *map(_address, optional)),
-        partials.numel(), mixed_biases.numel(), len(layers), steps.numel(), list(map(float, vars(settings).values()))[:16],
+        partials.numel(), mixed_biases.numel(), len(layers), steps.numel(), list(map(float, vars(settings).values()))[:17],
         _address(ok), _cuda.where(partials),
     )  # fmt: skip
 

@@ -256,7 +256,7 @@ def next_radius(
     mean = coherence / (1 - settings.b_coherence**t)
     agreed = ((mean - settings.loud) / (PLAIN_COHERENCE - settings.loud)).clamp(0, 1)
     grown = radius * settings.grow
-    after = torch.where(mean >= settings.loud, radius * (1 + (settings.grow - 1) * agreed), grown)
+    after = torch.where(mean >= settings.loud, radius * (1 + (settings.grow - 1) * agreed), radius * settings.recover)
     calmed = torch.maximum(radius * settings.calm, grown.clamp(max=settings.noisy))
     after = torch.where((mean > settings.quiet) & (mean < settings.loud), calmed, after)
     after = torch.where(t > settings.opening, after, grown)

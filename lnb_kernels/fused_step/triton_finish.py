@@ -182,7 +182,7 @@ def finish_kernel(
     noisy = tl.load(settings_ptr + 17)
     agreed = (mean - loud) / (PLAIN_COHERENT - loud)
     after = former * (1.0 + (tl.load(settings_ptr + 10) - 1.0) * tl.where(agreed > 1.0, 1.0, agreed))
-    after = tl.where(mean < loud, radius, after)
+    after = tl.where(mean < loud, former * tl.load(settings_ptr + 19), after)
     calmed = former * tl.load(settings_ptr + 16)
     towards = tl.where(radius < noisy, radius, noisy)
     calmed = tl.where(calmed < towards, towards, calmed)
@@ -276,6 +276,6 @@ def _settings(settings: StepSettings, device: torch.device) -> Tensor:
         settings.b_rows, log(settings.b_rows), settings.noise, settings.momentum, log(settings.momentum),
         1 - settings.momentum if settings.nesterov else 0.0, settings.change, settings.largest, settings.opposed,
         settings.shrink, settings.grow, settings.least, settings.b_coherence, log(settings.b_coherence), settings.quiet,
-        settings.loud, settings.calm, settings.noisy, settings.opening,
+        settings.loud, settings.calm, settings.noisy, settings.opening, settings.recover,
     )  # fmt: skip
     return torch.tensor(values, dtype=torch.float64, device=device)

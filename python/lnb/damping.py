@@ -26,7 +26,8 @@ independent gradients would make it, on average over about 50 steps. This averag
 **coherence**. Where steps are too long for the curvature, gradients oppose each other and coherence is about a third. Where
 steps are short, gradients repeat each other, and it is above one. At one there is no sign of either: the direction of a step
 is chance, and steps add a random walk to the weights, the shorter the better. Pflug (1990) ends a constant step length by this
-test, with a sign in place of a band.
+test, with a sign in place of a band. Below the band the radius grows again, but by 2 % a step only: steps are near what the
+curvature bears, and in deep networks a loss that rises once can stay high.
 
 **Gain**, for gradients without noise: Levenberg and Marquardt's rule, per layer. Along the last step ``D`` of a layer, the
 slope of the loss was ``<g, D>`` and is now ``<g', D>``; were it a parabola, the best length would have been
@@ -58,7 +59,7 @@ _SHRINK, _GROW = 0.25, 1.3
 OPPOSED = 0.5
 RADIUS_SHRINK, RADIUS_GROW, LEAST_RADIUS = 0.8, 1.1, 1e-4
 COHERENCE_DECAY, QUIET, LOUD = 0.98, 0.8, 1.2
-NOISE_SHRINK, NOISE_RADIUS = 0.98, 0.1
+NOISE_SHRINK, NOISE_RADIUS, RECOVER = 0.98, 0.1, 1.02
 OPENING = 20
 LEAST_FIRST_RADIUS = 0.2
 
@@ -166,7 +167,8 @@ def radii(
     It shrinks by a fifth while the layer's average is shorter than half of what independent gradients would make it, which
     only gradients that point against each other do. Else it grows by a tenth in the first :data:`OPENING` steps. After them,
     coherence decides: in the band of noise the radius shrinks by 2 % a step, down to :data:`NOISE_RADIUS` (up to it, it grows);
-    below, it grows by a tenth; and above, by so much where coherence is two, and less between.
+    below, where steps are near what the curvature bears, it grows by 2 %; and above, by a tenth where coherence is two, and by
+    less between.
 
     State of a layer's weight: ``radius``, which starts at :func:`first_radius`, and ``coherence``, the average of decay
     :data:`COHERENCE_DECAY`, from zero, of ``||g~||^2`` over what is expected of independent gradients, cut at four.
@@ -193,7 +195,7 @@ def radii(
     former = kept.read()
     grown = former * RADIUS_GROW
     agreed = ((coherence - loud) / (PLAIN_COHERENCE - loud)).clamp(0, 1)
-    radius = torch.where(coherence >= loud, former * (1 + (RADIUS_GROW - 1) * agreed), grown)
+    radius = torch.where(coherence >= loud, former * (1 + (RADIUS_GROW - 1) * agreed), former * RECOVER)
     calmed = torch.maximum(former * NOISE_SHRINK, grown.clamp(max=NOISE_RADIUS))
     radius = torch.where((coherence > quiet) & (coherence < loud), calmed, radius)
     radius = torch.where(counts > OPENING, radius, grown)

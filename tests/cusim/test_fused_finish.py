@@ -189,7 +189,7 @@ def test_what_would_crash_is_refused_before_any_launch(simulated: Simulator) -> 
 
     def call_finish(numbers: list[int], of_layer: list[int]) -> None:
         layer = (of_layer, 1.0, (0.1, 0, kind))
-        native.fused_finish([layer], kind, numbers, 12, 2, 1, 1, [0.5] * 16, 0, where)
+        native.fused_finish([layer], kind, numbers, 12, 2, 1, 1, [0.5] * 17, 0, where)
 
     for place in range(16):
         for value in (0, everything[place] + 2) if place < 15 else (everything[place] + 2,):
@@ -225,7 +225,7 @@ def test_the_chain_is_the_step_of_the_cpu(simulated: Simulator, scale: float) ->
     steps = layers.steps[[0, 0, 1]].clone()
     names = ("independent", "weight_norm", "growth", "radius", "coherence")
     numbers = [steps, *(layers.numbers[name].clone() for name in names)]
-    tables = StepTables(parameters, momentum, of_layers, [], numbers, SETTINGS)
+    tables = StepTables(parameters, momentum, [None] * len(parameters), of_layers, [], numbers, SETTINGS)
     tables.average(gradients, outputs)
     tables.observe()
     factors = zip(layers.inverses, layers.means, layers.roots, strict=True)

@@ -75,7 +75,8 @@ def step() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(3 * 36, 4))
     optimizer = lnb.LNB(net, lr=0.01)
     net(torch.randn(2, 2, 6, 6)).square().mean().backward()
-    optimizer.step()
+    with optimizer.captured():
+        optimizer.step()
     shifts.conv2d_second_moment_by_shifts(torch.randn(2, 3, 8, 8), geometry("test", 3, 1, 1, 1, 1))
 
 

@@ -96,9 +96,11 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = lnb.work.Verdict
 
     class Unknown(usual):  # type: ignore[misc, valid-type]
-        def __init__(self, ok: Tensor, wait: bool = False) -> None:
+        def __init__(self, ok: Tensor | bool, wait: bool = False) -> None:
+            ok = torch.as_tensor(ok)
             super().__init__(ok, wait)
             self.known = self.rejected = False
+            self._by_device, self._ok = {ok.device: ok}, ok
 
     monkeypatch.setattr(lnb.work, "Verdict", Unknown)
 

@@ -32,7 +32,8 @@ BAD = [float("nan"), float("inf"), -float("inf")]
 def device_route(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verdicts stay tensors, as they do on an accelerator: every write is then conditional."""
 
-    def on_device(self: Verdict, ok: torch.Tensor, wait: bool = False) -> None:
+    def on_device(self: Verdict, ok: torch.Tensor | bool, wait: bool = False) -> None:
+        ok = torch.as_tensor(ok)
         self._by_device, self._ok = {ok.device: ok}, ok
         self.known = wait
         self.rejected = wait and not bool(ok)

@@ -24,6 +24,7 @@ from lnb.damping import (
     OPPOSED,
     RADIUS_GROW,
     RADIUS_SHRINK,
+    RECOVER,
     noise_band,
     noise_level,
 )
@@ -257,6 +258,7 @@ def settings_of(config: Config) -> StepSettings:
         loud=loud,
         calm=NOISE_SHRINK,
         noisy=NOISE_RADIUS,
+        recover=RECOVER,
         opening=OPENING,
         b_others=config.b_others,
         epsilon=ADAM_EPSILON,
