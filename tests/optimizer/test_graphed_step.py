@@ -96,13 +96,13 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = lnb.work.Verdict
 
     class Unknown(usual):  # type: ignore[misc, valid-type]
-        def __init__(self, ok: Tensor | bool, wait: bool = False) -> None:
-            ok = torch.as_tensor(ok)
+        def __init__(self, ok: Tensor, wait: bool = False) -> None:
             super().__init__(ok, wait)
             self.known = self.rejected = False
-            self._by_device, self._ok = {ok.device: ok}, ok
+            self._ok = ok
 
     monkeypatch.setattr(lnb.work, "Verdict", Unknown)
+    monkeypatch.setattr(lnb.work, "known_finite", lambda _: None)  # what the host knows at once
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
