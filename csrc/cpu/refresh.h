@@ -1,6 +1,7 @@
 // The refresh of layers of the trust region "two_sided": from the second moments that a step gathered, and its averaged
-// gradients, to the blocks of C^-1 and P^(-1/2), for many layers in one call. Derivations: python/lnb/statistics/factored.py,
-// python/lnb/statistics/running.py and python/lnb/trust_regions/two_sided.py, whose general form python/lnb/statistics/refresh.py calls.
+// gradients, to the blocks of C^-1 and P^(-1/2), for many layers in one call. Derivations:
+// python/lnb/statistics/factored.py, python/lnb/statistics/running.py and python/lnb/trust_regions/two_sided.py, whose
+// general form python/lnb/statistics/refresh.py calls.
 //
 // Blocks are handed out to threads in four rounds: averages of second moments; inverses; output moments; roots. What a
 // round needs of all blocks of a matrix, a mean of diagonals, is formed between them, so that the result does not
