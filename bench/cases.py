@@ -164,10 +164,32 @@ def _fused_finish() -> Callable[[], Any]:
     def call() -> Any:
         wide = torch.zeros(768, dtype=torch.float64)
         layer = FinishLayer(768, 6, torch.zeros(768), torch.zeros(768), torch.zeros(768, dtype=BF16), 0, 1.0, 0.1)
-        one = [wide[:1]] * 3
+        one = [wide[:1]] * 4
         numbers = Numbers(torch.zeros(768), wide, *one, wide[:4].view(1, 4), *[wide[:1]] * 4)
         partials = torch.zeros(SUMS * 6 * 768, dtype=torch.float64)
-        settings = StepSettings(0.95, True, 0.99, 0.3, 0.1, 0.25, 0.25, 0.9, 1.02, 1e-4, 0.99, 1e-8, 1e18, 0.01)
+        settings = StepSettings(
+            0.95,
+            True,
+            0.99,
+            0.3,
+            0.1,
+            0.25,
+            0.25,
+            0.9,
+            1.02,
+            1e-4,
+            0.98,
+            0.8,
+            1.2,
+            0.98,
+            0.1,
+            1.02,
+            20,
+            0.99,
+            1e-8,
+            1e18,
+            0.01,
+        )
         finish_layers_(
             [layer], numbers, partials, wide, torch.zeros(1), wide[:1], wide[:1], settings, torch.tensor(True)
         )

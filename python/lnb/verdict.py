@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,8 @@ class Verdict:
         self.rejected = self.known and not bool(ok)
         self._by_device: dict[torch.device, Tensor] = {}
         if not self.known:
-            assert isinstance(ok, Tensor)
-            self._by_device[ok.device] = ok
-            self._ok = ok
+            self._ok = cast(Tensor, ok)
+            self._by_device[self._ok.device] = self._ok
 
     def on(self, device: torch.device) -> Tensor | None:
         """The condition for writes on ``device``; None where it is known to hold."""

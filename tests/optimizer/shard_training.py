@@ -502,9 +502,11 @@ def _unseen_by_host() -> Iterator[None]:
     """Steps as on an accelerator, whose host does not wait to know whether a step is made."""
     made, leave = Verdict.__init__, Shards.leave
 
-    def unknown(self: Verdict, ok: Tensor, wait: bool = False) -> None:
+    def unknown(self: Verdict, ok: Tensor | bool, wait: bool = False) -> None:
+        ok = torch.as_tensor(ok)
         made(self, ok, wait)
         self.known = self.rejected = False
+        self._ok = ok
 
     Verdict.__init__ = unknown
     Shards.leave = lambda self, blocks, device, identity, seen_by_host: leave(self, blocks, device, identity, False)

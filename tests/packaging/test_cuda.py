@@ -198,7 +198,7 @@ def test_without_the_module_the_reference_takes_over_and_the_cause_is_told(
 def test_gpu_tensors_take_the_cuda_kernel_first() -> None:
     device = torch.device("cuda", 0)
     routes = _backend.routes()
-    multi_tensor = ("multi_tensor_ema_", "multi_tensor_apply_", "multi_tensor_dot")
+    multi_tensor = ("multi_tensor_ema_combined_", "multi_tensor_apply_", "multi_tensor_dot")
     for name in (*multi_tensor, "pcg_rows", "pcg_vectors", "spd_inverse", "newton_schulz_root"):
         assert _backend.candidate(routes[name], device, torch.float32, "auto") == "native-cuda", name
         assert _backend.candidate(routes[name], device, torch.float32, "native") == "native-cuda", name

@@ -13,9 +13,10 @@ def text(name: str) -> str:
 
 
 def test_the_workflow_calls_targets_of_the_makefile() -> None:
-    [targets] = re.findall(r"run: make PYTHON=python (.+)", text(".github/workflows/test.yml"))
+    targets, docs = re.findall(r"run: make PYTHON=python ([\w -]+)", text(".github/workflows/test.yml"))
     [known] = re.findall(r"^\.PHONY: (.+)", text("Makefile"), re.MULTILINE)
     assert {"lint", "types", "pytest"} == set(targets.split()) <= set(known.split())
+    assert {"docs-test"} == set(docs.split()) <= set(known.split())
 
 
 def test_the_workflow_begins_with_the_oldest_python_that_is_supported() -> None:
