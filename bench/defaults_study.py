@@ -14,20 +14,19 @@ import json
 import math
 import statistics
 import time
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from gptq_study import keep
+from gptq_study import Cell, keep
 from moments_study import filled
 
 import lnb_kernels
 from lnb_bench.training.data.splits import FirstExamples
 from lnb_bench.training.loop import LoopConfig, Trainer
 from lnb_bench.training.optimizers import OptimizerConfig
-from lnb_bench.training.tasks import Task, TaskOptions, make_task
+from lnb_bench.training.tasks import Task
 
 BEGIN, END = "<!-- table of bench/defaults_study.py -->", "<!-- end of table of bench/defaults_study.py -->"
 LR = 0.2
@@ -48,30 +47,6 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "b_others": (0.9, 0.999),
 }
 DEFAULT = "default"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A model with its task and budget.
-
-    Attributes:
-        title: in the table.
-        task: of lnb-bench.
-        options: of the task.
-        steps, batch_size: of the training.
-        tested: how many examples of the test split count.
-    """
-
-    title: str
-    task: str
-    steps: int
-    batch_size: int
-    tested: int
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def make(self, data: Path | None) -> Task:
-        """The task."""
-        return make_task(self.task, TaskOptions(data=data, **self.options))
 
 
 CELLS = {

@@ -2,15 +2,21 @@
 # Unpacks Debian's nvcc 12.4 into a folder, for `make wheels` on a machine without CUDA 12: nothing is installed, and no other
 # toolkit is touched. Needs apt and dpkg-deb (Debian or Ubuntu), no root, and 1.5 GB.
 #
-#     requirements/cuda12_toolkit.sh FOLDER
+#     requirements/cuda12_toolkit.sh FOLDER [MIRROR]
+#
+# MIRROR is the address of a mirror of Debian, without it the one that this machine's apt uses (on Ubuntu it must be given).
 #
 # PyPI's packages of CUDA 12 have ptxas but no compiler. The files are NVIDIA's own, from the non-free section.
 set -eu
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
+mirror=${2:-$(apt-get indextargets --format '$(SITE)' | grep -m 1 'debian$')} || {
+  echo "no mirror of Debian among apt's sources: name one as MIRROR" >&2
+  exit 1
+}
 cd "$folder"
 mkdir -p apt/state/lists/partial apt/cache/archives/partial debs root bin lib64 nvvm/bin
 keys=/usr/share/keyrings/debian-archive-keyring.gpg  # of the package debian-archive-keyring, on Ubuntu too
-echo "deb [signed-by=$keys] http://deb.debian.org/debian trixie main contrib non-free" > apt/sources.list
+echo "deb [signed-by=$keys] $mirror trixie main contrib non-free" > apt/sources.list
 cat > apt/apt.conf <<END
 Dir::Etc::sourcelist "$folder/apt/sources.list";
 Dir::Etc::sourceparts "-";
