@@ -7,7 +7,7 @@ same settings and all state lies where it lay; otherwise they are made anew, or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -35,7 +35,7 @@ from lnb.routes.standing import Standing
 from lnb.scratch import Scratch
 from lnb.solvers.solve import Solution
 from lnb.statistics.arenas import Arenas, State
-from lnb.statistics.prepared_refresh import refresh_prepared
+from lnb.statistics.prepared_refresh import Refresh, refresh_prepared
 from lnb.statistics.split_refresh import refresh_over
 from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
@@ -58,6 +58,7 @@ class Prepared:
     factors: list[StepFactor]
     addresses: list[int]
     mastered: list[nn.Parameter]
+    refreshes: dict[tuple[int, ...], Refresh] = field(default_factory=dict)
 
     def fits(self, work: Work) -> bool:
         """Whether the tables serve this step."""
@@ -108,7 +109,7 @@ class PreparedShare:
         """Refresh what the tables take; the others."""
         chosen = set(works)
         places = {work: i for i, work in enumerate(self.work.layers) if work in chosen}
-        return refresh_prepared(self.tables, places, self.arenas)
+        return refresh_prepared(self.tables, places, self.arenas, self.prepared.refreshes)
 
     def gain(self) -> Tensor:
         """What a region that all layers share would sum."""

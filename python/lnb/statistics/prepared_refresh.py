@@ -5,11 +5,14 @@ The arithmetic is that of :mod:`lnb.statistics.refresh`, which takes the layers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
-from lnb.statistics.arenas import Arenas
+from lnb.config import Config
+from lnb.statistics.arenas import Arenas, State
 from lnb.statistics.orthogonalize import QUINTIC, STEPS
 from lnb.statistics.refresh import reserve
 from lnb.statistics.shared_state import Sharing, shared
@@ -17,9 +20,56 @@ from lnb.work import LayerWork
 from lnb_kernels.step_tables import StepMoment, StepTables
 
 _KEPT = ("second_moment", "second_moment_step", "factor", "output_moment", "output_factor")
+_STATES = (*_KEPT, "factor_mean")
 
 
-def refresh_prepared(tables: StepTables, due: Mapping[LayerWork, int], arenas: Arenas) -> list[LayerWork]:
+@dataclass(eq=False)
+class Refresh:
+    """A refresh that the kernels made of all layers that were due, to be made again of the same states.
+
+    Attributes:
+        moments: of each layer, as the kernels took them.
+        settings: each layer's config and ridge, and whether its bias takes part.
+        states: of each layer.
+        held: what these held under each of ``_STATES``, None for nothing.
+        addresses: where that lay.
+        first: of each layer, the first one that gathered the same memory.
+    """
+
+    moments: list[StepMoment]
+    settings: list[tuple[Config, float, bool]]
+    states: list[State]
+    held: list[Tensor | None]
+    addresses: list[int]
+    first: list[int]
+
+    @classmethod
+    def of(cls, works: Sequence[LayerWork], moments: list[StepMoment], gathered: Sequence[Tensor]) -> Refresh:
+        """The refresh of ``works`` by ``moments``."""
+        states = [work.state for work in works]
+        held = [state.get(key) for state in states for key in _STATES]
+        settings = [(work.config, work.ridge, work.with_bias) for work in works]
+        return cls(moments, settings, states, held, _addresses(held), _first(gathered))
+
+    def serves(self, works: Sequence[LayerWork], gathered: Sequence[Tensor]) -> bool:
+        """Whether the layers have the settings that they had, their states the tensors that they held, where these lay, and
+        the same ones of them gathered one memory: then the same layers share the same entries of the arenas."""
+        for work, state, (config, ridge, with_bias) in zip(works, self.states, self.settings, strict=True):
+            if work.state is not state or work.config is not config or work.squarable is not None:
+                return False
+            if work.ridge != ridge or work.with_bias != with_bias:
+                return False
+        held = [state.get(key) for state in self.states for key in _STATES]
+        if any(one is not other for one, other in zip(held, self.held, strict=True)):
+            return False
+        if _addresses(held) != self.addresses or _first(gathered) != self.first:
+            return False
+        return all(_is_like(own, x.second_moment) for own, x in zip(gathered, self.moments, strict=True))
+
+
+def refresh_prepared(
+    tables: StepTables, due: Mapping[LayerWork, int], arenas: Arenas, known: dict[tuple[int, ...], Refresh]
+) -> list[LayerWork]:
     """Make new factors for the layers that the kernels take, and return the other layers.
 
     They take layers whose state is complete, in the blocks of this step's second moments: a layer's first refresh and one in
@@ -29,20 +79,43 @@ def refresh_prepared(tables: StepTables, due: Mapping[LayerWork, int], arenas: A
         tables: of the step, after ``average``.
         due: layers, each with its place in the tables; those with second moments of this step are refreshed.
         arenas: where the states live.
+        known: refreshes with these tables before, by the layers' places; this one is added.
     """
+    works, places = list(due), tuple(due.values())
+    gathered = [work.moments for work in works if work.moments is not None and work.moments.is_contiguous()]
+    is_whole = len(gathered) == len(works)
+    former = known.get(places) if is_whole else None
+    if former is not None and former.serves(works, gathered):
+        tables.refresh(former.moments, gathered, QUINTIC, STEPS)
+        return []
+    left, moments = _refresh_anew(tables, due, arenas)
+    if is_whole and not left:
+        known[places] = Refresh.of(works, [moments[work] for work in works], gathered)
+    return left
+
+
+def _refresh_anew(
+    tables: StepTables, due: Mapping[LayerWork, int], arenas: Arenas
+) -> tuple[list[LayerWork], dict[LayerWork, StepMoment]]:
+    """The layers that the kernels do not take; and what they took of the others."""
     taken: list[Sharing] = []
     left = [work for work in due if work.moments is None]
     for sharing in shared(due, arenas):
+        gathered = sharing.moments.contiguous()
         found = [_moment(due[work], work, False) for work in sharing.works]
-        if all(moment is not None and tables.refreshes(moment) for moment in found):
+        if all(moment is not None and tables.refreshes(moment, gathered) for moment in found):
             taken.append(sharing)
         else:
             left += sharing.works
+    moments: dict[LayerWork, StepMoment] = {}
     if taken:
         reserve(taken, arenas)  # one memory for those that share, and for no others
-        moments = [_moment(due[work], work, work is not sharing.first) for sharing in taken for work in sharing.works]
-        tables.refresh([moment for moment in moments if moment is not None], QUINTIC, STEPS)
-    return left
+        for sharing in taken:
+            for work in sharing.works:
+                moments[work] = cast(StepMoment, _moment(due[work], work, work is not sharing.first))
+        gathered_of = [cast(Tensor, work.moments).contiguous() for work in moments]
+        tables.refresh(list(moments.values()), gathered_of, QUINTIC, STEPS)
+    return left, moments
 
 
 def _moment(place: int, work: LayerWork, follows: bool) -> StepMoment | None:
@@ -53,13 +126,12 @@ def _moment(place: int, work: LayerWork, follows: bool) -> StepMoment | None:
         return None
     average, counted, factor, output, root = (state[key] for key in _KEPT)
     mean: Tensor | None = state.get("factor_mean")
-    if average.shape != gathered.shape or work.with_bias != (mean is not None):
+    if average.shape != gathered.shape or average.dtype != gathered.dtype or work.with_bias != (mean is not None):
         return None
     if factor.shape[-1] + 1 != gathered.shape[-1] or output.shape != root.shape:
         return None
     return StepMoment(
         place,
-        gathered if gathered.is_contiguous() else gathered.contiguous(),
         average,
         counted,
         factor,
@@ -72,3 +144,17 @@ def _moment(place: int, work: LayerWork, follows: bool) -> StepMoment | None:
         config.sample_every,
         follows,
     )
+
+
+def _addresses(held: Sequence[Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in held]
+
+
+def _first(gathered: Sequence[Tensor]) -> list[int]:
+    """Of each memory the place of the first that is the same."""
+    places: dict[int, int] = {}
+    return [places.setdefault(tensor.data_ptr(), i) for i, tensor in enumerate(gathered)]
+
+
+def _is_like(gathered: Tensor, average: Tensor) -> bool:
+    return type(gathered) is Tensor and gathered.shape == average.shape and gathered.dtype == average.dtype

@@ -39,7 +39,9 @@ def refresh_over(
     """
     due = [] if group is None else shared(works, arenas)
     if len(due) < 2:
-        refresh(first(works), averages, verdict, arenas)
+        left = first(works)
+        if left:
+            refresh(left, averages, verdict, arenas)
         return
     costs = [sum(refresh_work(work.layer, work.config) for work in sharing.works) for sharing in due]
     shares = shared_out(costs, group.size())
