@@ -21,6 +21,7 @@ from lnb.guard import StepGuard
 from lnb.layers.attach import attach_layers, detach_layer, require_module
 from lnb.layers.claimed import Layer, take_inventory
 from lnb.layers.registry import claimed_names
+from lnb.members import Members
 from lnb.plan import Plan, plan_layer
 from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
@@ -167,6 +168,7 @@ class LNB(Optimizer):
         self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         self._memory = Memory.empty()
+        self._known_members: Members | None = None
         self._phases: list[tuple[Layer, Config, int]] = []
         self._guard = StepGuard()
         self._captured = False
@@ -418,9 +420,7 @@ class LNB(Optimizer):
         self._switch_captures(self._optimized_layers())
 
     def _collect(self) -> Work:
-        return collect(
-            self._model, self._inventory.layers, self._config_of, self.param_groups, self.state, self._zeroed
-        )
+        return collect(self._model, self._members(), self._config_of, self.state, self._zeroed)
 
     def _leave_step(self, joint: Shards | Joint) -> None:
         """Take part in the exchange of a step that this rank cannot make: so no rank makes it, and all stay in step."""
@@ -500,10 +500,16 @@ class LNB(Optimizer):
             for capture in self._exchange.captures_of(layer):
                 capture.clear()
 
+    def _members(self) -> Members:
+        """What the groups hold now."""
+        found = self._known_members
+        if found is None or not found.hold(self._inventory.layers, self.param_groups):
+            found = self._known_members = Members(self._inventory.layers, self.param_groups)
+        return found
+
     def _optimized_layers(self) -> list[Layer]:
-        """The claimed layers whose weight is in a parameter group: another optimizer may own the others."""
-        optimized = {parameter for group in self.param_groups for parameter in group["params"]}
-        return [layer for layer in self._inventory.layers if layer.weight in optimized]
+        """The claimed layers whose weight is in a parameter group."""
+        return self._members().layers
 
     def _other_bytes(self) -> int:
         """State of the parameters of no layer."""
@@ -712,6 +718,7 @@ class LNB(Optimizer):
         self._meter = None
         self._exchange = self.__dict__.get("_exchange") or MomentExchange()
         self._identifier = self.__dict__.get("_identifier") or Identifier()
+        self._known_members = None
         self._phases = []
         self._guard = StepGuard()
         self._captured = False
