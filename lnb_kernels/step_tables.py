@@ -221,10 +221,12 @@ class StepTables:
             and not torch.compiler.is_compiling()
         )
 
-    def average(self, gradients: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Update the averages; the averaged gradients of this step go to ``outputs``."""
-        reads = list(map(Tensor.data_ptr, gradients))
-        self._native.average(reads, list(map(Tensor.data_ptr, outputs)), torch.get_num_threads())
+    def average(self, gradients: Sequence[Tensor], outputs: Sequence[int]) -> None:
+        """Update the averages; the averaged gradients of this step go to the addresses ``outputs``.
+
+        There is memory of each parameter's size, in the precision of its average, that stays until the step is complete.
+        """
+        self._native.average(list(map(Tensor.data_ptr, gradients)), list(outputs), torch.get_num_threads())
 
     def observe(self) -> None:
         """Update what agreement is judged by, from the gradients of :meth:`average`."""

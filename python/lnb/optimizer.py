@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
@@ -169,7 +170,7 @@ class LNB(Optimizer):
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         self._memory = Memory.empty()
         self._known_members: Members | None = None
-        self._phases: list[tuple[Layer, Config, int]] = []
+        self._phases: tuple[list[Layer], list[Config], list[int]] = ([], [], [])
         self._guard = StepGuard()
         self._captured = False
         self._shards: Shards | None = None
@@ -521,28 +522,29 @@ class LNB(Optimizer):
         """Have every layer gather what its next step needs; where backward passes have begun on a step, what that needs."""
         configs = [self._config_of(layer) for layer in layers]
         for layer, config, phase in zip(layers, configs, self._refresh_phases(layers, configs), strict=True):
-            if any(capture.gathered for capture in layer.captures):
+            captures = self._exchange.captures_of(layer)
+            if any(capture.gathered for capture in captures):
                 continue
             due = is_refresh_step(self._step_index, config.refresh_every, phase) or self._planner.is_open(layer)
             due = due or not has_statistics(self.state.get(layer.weight), layer, config)
+            counts = self._planner.waits_for_samples(layer)
+            if not (due or counts or config.keeps_inputs) and all(capture.rests for capture in captures):
+                continue  # the usual case between two refreshes
             moments, channels, inputs = config.needs(due)
             cut = moment_blocks(layer, config)
-            for capture in self._exchange.captures_of(layer):
-                capture.count_samples(self._planner.waits_for_samples(layer))
+            for capture in captures:
+                capture.count_samples(counts)
                 capture.switch(layer.weight, moments=moments, channels=channels, inputs=inputs, blocks=cut)
                 if moments:
                     capture.read(layer.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
 
     def _refresh_phases(self, layers: list[Layer], configs: list[Config]) -> list[int]:
         """The phase of each layer's refreshes; found once for the same layers and settings."""
-        known = self._phases
-        if len(known) != len(layers) or any(
-            layer is not former or config is not setting
-            for layer, config, (former, setting, _) in zip(layers, configs, known, strict=True)
-        ):
+        former_layers, former_configs, phases = self._phases
+        if not (_are_same(layers, former_layers) and _are_same(configs, former_configs)):
             phases = refresh_phases(list(zip(layers, configs, strict=True)))
-            self._phases = list(zip(layers, configs, phases, strict=True))
-        return [phase for _, _, phase in self._phases]
+            self._phases = layers, configs, phases
+        return phases
 
     # -- reports ------------------------------------------------------------------------------------------------------
 
@@ -719,8 +721,12 @@ class LNB(Optimizer):
         self._exchange = self.__dict__.get("_exchange") or MomentExchange()
         self._identifier = self.__dict__.get("_identifier") or Identifier()
         self._known_members = None
-        self._phases = []
+        self._phases = ([], [], [])
         self._guard = StepGuard()
         self._captured = False
         self._find_shards()
         self._switch_captures(self._optimized_layers())
+
+
+def _are_same(these: Sequence[object], those: Sequence[object]) -> bool:
+    return len(these) == len(those) and all(map(operator.is_, these, those))

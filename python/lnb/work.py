@@ -145,6 +145,7 @@ def collect(
             )
         moving[id(parameter)] = parameter
     work = Work(groups=members.groups, states=states)
+    stand = members.stand(model)
     for layer in members.layers:
         captures = layer.captures
         found = _read_captures(layer, captures)
@@ -153,7 +154,7 @@ def collect(
             for parameter in layer.parameters:
                 moving.pop(id(parameter), None)
         reached = id(layer.weight) in moving
-        change = layer.change() or (None if reached and seen else layer.replacement(model))
+        change = None if stand else layer.change() or (None if reached and seen else layer.replacement(model))
         if change is not None:
             raise RuntimeError(f"step(): {change} since LNB attached to it; make a new LNB. Nothing was changed")
         if not reached:
