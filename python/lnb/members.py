@@ -1,4 +1,4 @@
-"""What one optimizer moves: the parameters of its groups and the claimed layers among them, and where these stand in the model."""
+"""What one optimizer moves: the parameters of its groups and the claimed layers among them; and where these stand."""
 
 from __future__ import annotations
 
