@@ -1,5 +1,5 @@
-// The second moment of patches of a convolution whose groups have few channels, as depthwise ones have; and of images of
-// few channels, gray or of three colours.
+// The second moment of patches of a convolution whose groups have few channels, as depthwise ones have; and of images
+// of few channels, gray or of three colours.
 //
 // The sums are those of conv_moment.cpp: products of shifted pixels over the cells of the image. Products between
 // channels are few, so lanes of a vector are groups: 16 of them, each pixel times its shifted ones, without a matrix.
@@ -22,8 +22,8 @@ constexpr double kMostProducts = 1 << 17;  // of 16 lanes: 8 MiB
 void conv_moment_by_lanes(const Images& x, const ConvAxis& rows, const ConvAxis& columns, int64_t groups, bool round,
                           float* s, int threads);
 
-// As conv_moment() for one group: lanes are samples, and their moments are added. It pays for few channels and kernels of
-// moderate size; is_for_samples() tells.
+// As conv_moment() for one group: lanes are samples, and their moments are added. It pays for few channels and kernels
+// of moderate size; is_for_samples() tells.
 void conv_moment_by_samples(const Images& x, const ConvAxis& rows, const ConvAxis& columns, bool round, float* s,
                             int threads);
 bool is_for_samples(const Images& x, const ConvAxis& rows, const ConvAxis& columns);
