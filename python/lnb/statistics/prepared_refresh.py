@@ -9,17 +9,17 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lnb.context import LayerContext
 from lnb.statistics.arenas import Arenas
 from lnb.statistics.orthogonalize import QUINTIC, STEPS
 from lnb.statistics.refresh import reserve
 from lnb.statistics.shared_state import Sharing, shared
-from lnb.work import LayerWork
 from lnb_kernels.step_tables import StepMoment, StepTables
 
 _KEPT = ("second_moment", "second_moment_step", "factor", "output_moment", "output_factor")
 
 
-def refresh_prepared(tables: StepTables, due: Mapping[LayerWork, int], arenas: Arenas) -> list[LayerWork]:
+def refresh_prepared(tables: StepTables, due: Mapping[LayerContext, int], arenas: Arenas) -> list[LayerContext]:
     """Make new factors for the layers that the kernels take, and return the other layers.
 
     They take layers whose state is complete, in the blocks of this step's second moments: a layer's first refresh and one in
@@ -31,29 +31,33 @@ def refresh_prepared(tables: StepTables, due: Mapping[LayerWork, int], arenas: A
         arenas: where the states live.
     """
     taken: list[Sharing] = []
-    left = [work for work in due if work.moments is None]
+    left = [context for context in due if context.moments is None]
     for sharing in shared(due, arenas):
-        found = [_moment(due[work], work, False) for work in sharing.works]
+        found = [_moment(due[context], context, False) for context in sharing.contexts]
         if all(moment is not None and tables.refreshes(moment) for moment in found):
             taken.append(sharing)
         else:
-            left += sharing.works
+            left += sharing.contexts
     if taken:
         reserve(taken, arenas)  # one memory for those that share, and for no others
-        moments = [_moment(due[work], work, work is not sharing.first) for sharing in taken for work in sharing.works]
+        moments = [
+            _moment(due[context], context, context is not sharing.first)
+            for sharing in taken
+            for context in sharing.contexts
+        ]
         tables.refresh([moment for moment in moments if moment is not None], QUINTIC, STEPS)
     return left
 
 
-def _moment(place: int, work: LayerWork, follows: bool) -> StepMoment | None:
+def _moment(place: int, context: LayerContext, follows: bool) -> StepMoment | None:
     """What the kernels read and write of a layer; None where its state or settings are not what they take."""
-    config, state, gathered = work.config, work.state, work.moments
+    config, state, gathered = context.config, context.state, context.moments
     assert gathered is not None
-    if not all(key in state for key in _KEPT) or config.ridge_mode != "relative" or work.squarable is not None:
+    if not all(key in state for key in _KEPT) or config.ridge_mode != "relative" or context.squarable is not None:
         return None
     average, counted, factor, output, root = (state[key] for key in _KEPT)
     mean: Tensor | None = state.get("factor_mean")
-    if average.shape != gathered.shape or work.with_bias != (mean is not None):
+    if average.shape != gathered.shape or context.with_bias != (mean is not None):
         return None
     if factor.shape[-1] + 1 != gathered.shape[-1] or output.shape != root.shape:
         return None
@@ -67,7 +71,7 @@ def _moment(place: int, work: LayerWork, follows: bool) -> StepMoment | None:
         output,
         root,
         config.b_s,
-        work.ridge,
+        context.ridge,
         config.sample_ridge,
         config.sample_every,
         follows,
