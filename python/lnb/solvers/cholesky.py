@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lnb_kernels as lk
 from lnb.context import LayerContext, moment_blocks
-from lnb.sharded.columns import ColumnProblem, column_directions_
+from lnb.sharded.columns import LayerColumns, column_directions_
 from lnb.solvers.base import AddRows, Solver
 from lnb.statistics.arenas import sums_of
 from lnb.statistics.factored import Factor, block_count
@@ -159,17 +159,17 @@ def _solve_two_sided(
         )
         sums.append(sums_of(found, tuple(contexts[i].layer.groups for i in alike)))
     if cut:
-        problems = [_columns(contexts[i], averages, None if agreement is None else agreement.rows[i]) for i in cut]
-        sums.append(column_directions_(problems, 1.0 if agreement is None else agreement.noise))
+        columns = [_columns(contexts[i], averages, None if agreement is None else agreement.rows[i]) for i in cut]
+        sums.append(column_directions_(columns, 1.0 if agreement is None else agreement.noise))
     for i in members:
         solution.parts[i] = [averages[parameter] for parameter in contexts[i].parameters]
     solution.summed = (*(i for alike in by_dtype.values() for i in alike), *cut)
     solution.sums = sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
-def _columns(context: LayerContext, averages: dict[nn.Parameter, Tensor], squares: Tensor | None) -> ColumnProblem:
+def _columns(context: LayerContext, averages: dict[nn.Parameter, Tensor], squares: Tensor | None) -> LayerColumns:
     assert context.layer.columns is not None
-    return ColumnProblem(
+    return LayerColumns(
         *matrices(context, averages), _factor(context), context.state["output_factor"], squares, context.layer.columns
     )
 
