@@ -55,27 +55,28 @@ void without_gil(F f) {
 void ema_combined(const Addresses& averages, lnb::Type average_type, const Addresses& values, lnb::Type value_type,
                   const Addresses& outputs, const Sizes& sizes, double beta, const std::vector<double>& shares,
                   double take, int threads) {
-    const auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes);
+    const auto paired = pairs("averages", averages, average_type, "values", values, value_type, sizes);
     if (!lnb::combines(average_type, value_type)) throw std::invalid_argument("no kernel for this pair of dtypes");
     check_addresses("out", outputs, sizes, average_type);
-    if (shares.size() != work.size()) throw std::invalid_argument("shares: one per tensor");
+    if (shares.size() != paired.size()) throw std::invalid_argument("shares: one per tensor");
     require_disjoint_writes({{"averages", averages, bytes(sizes, average_type), true},
                              {"values", values, bytes(sizes, value_type), false},
                              {"out", outputs, bytes(sizes, average_type), true}});
     std::vector<void*> targets(outputs.size());
     for (size_t i = 0; i < outputs.size(); ++i) targets[i] = reinterpret_cast<void*>(outputs[i]);
     without_gil([&] {
-        lnb::ema_combined(work.data(), targets.data(), static_cast<int64_t>(work.size()), average_type, value_type,
+        lnb::ema_combined(paired.data(), targets.data(), static_cast<int64_t>(paired.size()), average_type, value_type,
                           beta, shares.data(), take, threads);
     });
 }
 
 std::vector<double> dot(const Addresses& xs, lnb::Type x_type, const Addresses& ys, lnb::Type y_type,
                         const Sizes& sizes, int threads) {
-    const auto work = pairs("xs", xs, x_type, "ys", ys, y_type, sizes);
-    std::vector<double> products(work.size());
-    without_gil(
-        [&] { lnb::dot(work.data(), static_cast<int64_t>(work.size()), x_type, y_type, products.data(), threads); });
+    const auto paired = pairs("xs", xs, x_type, "ys", ys, y_type, sizes);
+    std::vector<double> products(paired.size());
+    without_gil([&] {
+        lnb::dot(paired.data(), static_cast<int64_t>(paired.size()), x_type, y_type, products.data(), threads);
+    });
     return products;
 }
 
@@ -103,21 +104,21 @@ void squared_row_norms(const Addresses& tensors, lnb::Type type, const Sizes& ro
 
 void apply(const Addresses& params, lnb::Type param_type, const Addresses& directions, lnb::Type direction_type,
            const Sizes& sizes, const std::vector<double>& scales, double lr, double weight_decay, int threads) {
-    const auto work = pairs("params", params, param_type, "directions", directions, direction_type, sizes);
-    if (scales.size() != work.size()) throw std::invalid_argument("scales: one per tensor");
+    const auto paired = pairs("params", params, param_type, "directions", directions, direction_type, sizes);
+    if (scales.size() != paired.size()) throw std::invalid_argument("scales: one per tensor");
     require_disjoint_writes({{"params", params, bytes(sizes, param_type), true},
                              {"directions", directions, bytes(sizes, direction_type), false}});
-    const std::vector<double> decays(work.size(), weight_decay);
+    const std::vector<double> decays(paired.size(), weight_decay);
     without_gil([&] {
-        lnb::apply(work.data(), static_cast<int64_t>(work.size()), param_type, direction_type, scales.data(), lr,
+        lnb::apply(paired.data(), static_cast<int64_t>(paired.size()), param_type, direction_type, scales.data(), lr,
                    decays.data(), threads);
     });
 }
 
 bool all_finite(const Addresses& tensors, lnb::Type type, const Sizes& sizes, int threads) {
-    const auto work = pairs("tensors", tensors, type, "tensors", tensors, type, sizes);
+    const auto paired = pairs("tensors", tensors, type, "tensors", tensors, type, sizes);
     bool finite = true;
-    without_gil([&] { finite = lnb::all_finite(work.data(), static_cast<int64_t>(work.size()), type, threads); });
+    without_gil([&] { finite = lnb::all_finite(paired.data(), static_cast<int64_t>(paired.size()), type, threads); });
     return finite;
 }
 

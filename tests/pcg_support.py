@@ -1,4 +1,4 @@
-"""Problems for conjugate gradients, and the comparison of a solver with the reference in float64."""
+"""Equations for conjugate gradients, and the comparison of a solver with the reference in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support import assert_close_to_reference
 from lnb_kernels.pcg import reference
 
 
-def problem(batch: tuple[int, ...], m: int, d: int, bias: bool, start: bool, arrow: bool) -> dict[str, Any]:
+def equation(batch: tuple[int, ...], m: int, d: int, bias: bool, start: bool, arrow: bool) -> dict[str, Any]:
     rows = torch.randn(*batch, 2 * d + 40, d) + 0.3
     rows = torch.cat((rows, torch.ones(*rows.shape[:-1], 1)), -1)
     s = rows.mT @ rows

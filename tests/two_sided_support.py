@@ -1,11 +1,11 @@
-"""Problems for the tests of two-sided directions."""
+"""Tensors of layers for the tests of two-sided directions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lnb_kernels.two_sided.reference import Problem
+from lnb_kernels.two_sided.reference import LayerTensors
 
 
 def definite(*shape: int) -> Tensor:
@@ -14,7 +14,9 @@ def definite(*shape: int) -> Tensor:
     return (matrix @ matrix.mT / (2 * shape[-1])).float()
 
 
-def problem(lead: tuple[int, ...], m: int, d: int, side: int, size: int, bias: bool, squares: bool = False) -> Problem:
+def layer_tensors(
+    lead: tuple[int, ...], m: int, d: int, side: int, size: int, bias: bool, squares: bool = False
+) -> LayerTensors:
     """Of the rows' gradients some agree as far as they can, some more than noise does, and some less."""
     weight, of_bias = torch.randn(*lead, m, d), torch.randn(*lead, m, 1) if bias else None
     ratios = torch.tensor([0.5, 1.5, 10.0, 300.0], dtype=torch.float64)[torch.randint(4, (*lead, m))]

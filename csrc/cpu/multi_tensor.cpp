@@ -100,15 +100,15 @@ void ema_combined(const Pair* pairs, void* const* z, int64_t count, Type x, Type
 }
 
 void dot(const Pair* pairs, int64_t count, Type x, Type y, double* products, int threads) {
-    const Partition work(pairs, count);
-    std::vector<double> sums(work.runs.size());
+    const Partition partition(pairs, count);
+    std::vector<double> sums(partition.runs.size());
     const auto loop = entry(loops().dot, x, y);
     const auto sum = [=, &sums](int64_t i, const Run& run) {
         const Pair& pair = pairs[run.tensor];
         sums[i] = loop(at(pair.x, run.begin, x), at(pair.y, run.begin, y), run.size);
     };
-    work.for_each(threads, sum, Order::kBackwards);
-    work.add_up(sums, count, products);
+    partition.for_each(threads, sum, Order::kBackwards);
+    partition.add_up(sums, count, products);
 }
 
 void squared_row_norms(const Matrix* matrices, int64_t count, double* norms, int threads) {
@@ -167,16 +167,16 @@ void adam(const AdamTensor* tensors, int64_t count, double decay, double epsilon
     for (const AdamTensor* tensor = tensors; tensor != tensors + count; ++tensor) {
         pairs.push_back({tensor->direction, tensor->gradient, tensor->size});
     }
-    const Partition work(pairs.data(), count);
-    std::vector<double> sums(work.runs.size());
-    work.for_each(threads, [=, &sums](int64_t i, const Run& run) {
+    const Partition partition(pairs.data(), count);
+    std::vector<double> sums(partition.runs.size());
+    partition.for_each(threads, [=, &sums](int64_t i, const Run& run) {
         const AdamTensor& tensor = tensors[run.tensor];
         const Type wide = tensor.type == Type::kFloat64 ? Type::kFloat64 : Type::kFloat32;
         sums[i] = loops().adam[static_cast<int>(tensor.type)](
             at(tensor.direction, run.begin, wide), at(tensor.square, run.begin, wide),
             at(tensor.gradient, run.begin, tensor.type), run.size, decay, tensor.correction, epsilon);
     });
-    work.add_up(sums, count, products);
+    partition.add_up(sums, count, products);
 }
 
 bool all_finite(const Pair* pairs, int64_t count, Type x, int threads) {

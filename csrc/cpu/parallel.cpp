@@ -57,7 +57,7 @@ struct Loop {
     void* context;
     std::atomic<int64_t> next{0};
 
-    static void work(void* loop) {
+    static void run(void* loop) {
         auto& self = *static_cast<Loop*>(loop);
         for (int64_t part; (part = self.next.fetch_add(1, std::memory_order_relaxed)) < self.parts;) {
             self.body(self.context, part);
@@ -71,11 +71,11 @@ void parallel_for(int64_t parts, int threads, void (*body)(void* context, int64_
     Loop loop{parts, body, context};
     threads = static_cast<int>(std::min<int64_t>(threads, parts));
     if (threads <= 1) {
-        Loop::work(&loop);
+        Loop::run(&loop);
     } else if (const GompParallel parallel = openmp()) {
-        parallel(Loop::work, &loop, static_cast<unsigned>(threads), 0);
+        parallel(Loop::run, &loop, static_cast<unsigned>(threads), 0);
     } else {
-        sleeping_pool().run(Loop::work, &loop, threads - 1);
+        sleeping_pool().run(Loop::run, &loop, threads - 1);
     }
 }
 

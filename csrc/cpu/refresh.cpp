@@ -251,11 +251,11 @@ std::vector<Block> blocks_of(const RefreshedLayer* layers, int64_t count, bool i
     return blocks;
 }
 
-// Calls f(i) for every block, on as many threads as its `work` is worth.
-template <typename W, typename F>
-void for_each(const std::vector<Block>& blocks, int threads, W work, F f) {
+// Calls f(i) for every block, on as many threads as its `cost` is worth.
+template <typename Cost, typename F>
+void for_each(const std::vector<Block>& blocks, int threads, Cost cost, F f) {
     double total = 0;
-    for (const Block& block : blocks) total += work(block);
+    for (const Block& block : blocks) total += cost(block);
     parallel_for(static_cast<int64_t>(blocks.size()), threads_for(total, threads),
                  [&](int64_t i) { f(static_cast<size_t>(i)); });
 }

@@ -5,24 +5,24 @@
 
 namespace lnb {
 
-void SleepingPool::run(void (*work)(void*), void* context, int helpers) {
+void SleepingPool::run(void (*task)(void*), void* context, int helpers) {
     const std::unique_lock<std::mutex> only_caller(callers_, std::try_to_lock);
     if (!only_caller.owns_lock()) {
-        work(context);
+        task(context);
         return;
     }
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         grow(helpers);
-        work_ = work;
+        task_ = task;
         context_ = context;
         wanted_ = helpers;
     }
     wake_.notify_all();
-    work(context);
+    task(context);
     std::unique_lock<std::mutex> lock(mutex_);
     wanted_ = 0;
-    done_.wait(lock, [this] { return working_ == 0; });
+    done_.wait(lock, [this] { return running_ == 0; });
 }
 
 void SleepingPool::grow(int helpers) {
@@ -38,11 +38,11 @@ void SleepingPool::serve() {
     for (;;) {
         wake_.wait(lock, [this] { return wanted_ > 0; });
         --wanted_;
-        ++working_;
+        ++running_;
         lock.unlock();
-        work_(context_);
+        task_(context_);
         lock.lock();
-        if (--working_ == 0) done_.notify_one();
+        if (--running_ == 0) done_.notify_one();
     }
 }
 

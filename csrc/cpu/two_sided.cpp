@@ -37,7 +37,7 @@ struct Part {
     const TwoSidedLayer<Real>* layer;
     int64_t matrix, block;
 
-    double work() const {
+    double cost() const {
         return static_cast<double>(layer->output_block * layer->inputs * (layer->input_block + layer->output_block));
     }
 };
@@ -54,7 +54,7 @@ std::vector<Part<Real>> parts_of(const TwoSidedLayer<Real>* layers, int64_t coun
     }
     // The largest first: what is left for the end is small, so that threads finish together.
     std::stable_sort(parts.begin(), parts.end(),
-                     [](const Part<Real>& a, const Part<Real>& b) { return a.work() > b.work(); });
+                     [](const Part<Real>& a, const Part<Real>& b) { return a.cost() > b.cost(); });
     return parts;
 }
 
@@ -135,9 +135,9 @@ void two_sided_directions(const TwoSidedLayer<Real>* layers, int64_t count, doub
     const ProductTable<Real>& loops = products(Real{});
     const std::vector<Part<Real>> parts = parts_of(layers, count);
     std::vector<Sums> sums(parts.size());
-    double work = 0;
-    for (const Part<Real>& part : parts) work += part.work();
-    parallel_for(static_cast<int64_t>(parts.size()), threads_for(work, threads),
+    double cost = 0;
+    for (const Part<Real>& part : parts) cost += part.cost();
+    parallel_for(static_cast<int64_t>(parts.size()), threads_for(cost, threads),
                  [&](int64_t i) { sums[i] = solve(parts[i], loops, noise); });
     // In an order that depends on the shapes alone: the same bits for any number of threads.
     for (const TwoSidedLayer<Real>* layer = layers; layer != layers + count; ++layer) {

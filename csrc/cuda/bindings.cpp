@@ -53,8 +53,8 @@ std::vector<Pair> pairs(const char* x_name, const Addresses& x, Type x_type, con
     return result;
 }
 
-int64_t count(const std::vector<Pair>& work) {
-    return static_cast<int64_t>(work.size());
+int64_t count(const std::vector<Pair>& paired) {
+    return static_cast<int64_t>(paired.size());
 }
 
 // Whether a call reads or writes what belongs to its tensors: without elements it starts no kernel.
@@ -65,7 +65,7 @@ int64_t some(const Sizes& sizes) {
 void ema_combined(const Addresses& averages, Type average_type, const Addresses& values, Type value_type,
                   const Addresses& outputs, const Sizes& sizes, const Sizes& slots, double beta, uintptr_t shares,
                   Type share_type, double take, uintptr_t ok, const Where& where) {
-    auto work = pairs("averages", averages, average_type, "values", values, value_type, sizes, slots);
+    auto paired = pairs("averages", averages, average_type, "values", values, value_type, sizes, slots);
     if (!lnb::cuda::combines(average_type, value_type))
         throw std::invalid_argument("no kernel for this pair of dtypes");
     check_addresses("out", outputs, sizes, average_type);
@@ -73,19 +73,19 @@ void ema_combined(const Addresses& averages, Type average_type, const Addresses&
     require_disjoint_writes({{"averages", averages, bytes(sizes, average_type), true},
                              {"values", values, bytes(sizes, value_type), false},
                              {"out", outputs, bytes(sizes, average_type), true}});
-    for (size_t i = 0; i < work.size(); ++i) work[i].copy = pointer<void>(outputs[i]);
+    for (size_t i = 0; i < paired.size(); ++i) paired[i].copy = pointer<void>(outputs[i]);
     on(where, [&](void* stream) {
-        lnb::cuda::ema_combined(work.data(), count(work), average_type, value_type, beta, pointer<const void>(shares),
-                                share_type, take, pointer<const bool>(ok), stream);
+        lnb::cuda::ema_combined(paired.data(), count(paired), average_type, value_type, beta,
+                                pointer<const void>(shares), share_type, take, pointer<const bool>(ok), stream);
     });
 }
 
 void dot(const Addresses& xs, Type x_type, const Addresses& ys, Type y_type, const Sizes& sizes, const Sizes& slots,
          uintptr_t partials, const Where& where) {
-    const auto work = pairs("xs", xs, x_type, "ys", ys, y_type, sizes, slots);
+    const auto paired = pairs("xs", xs, x_type, "ys", ys, y_type, sizes, slots);
     check_memory("partials", partials, some(sizes), Type::kFloat64);
     on(where, [&](void* stream) {
-        lnb::cuda::dot(work.data(), count(work), x_type, y_type, pointer<double>(partials), stream);
+        lnb::cuda::dot(paired.data(), count(paired), x_type, y_type, pointer<double>(partials), stream);
     });
 }
 
@@ -112,38 +112,38 @@ lnb::cuda::Scalar scalar(const char* name, const Scalar& scalar) {
 void apply(const Addresses& params, Type param_type, const Addresses& directions, Type direction_type,
            const Sizes& sizes, const Sizes& slots, uintptr_t scales, Type scale_type, const Scalar& lr,
            const Scalar& decay, uintptr_t ok, const Where& where) {
-    const auto work = pairs("params", params, param_type, "directions", directions, direction_type, sizes, slots);
+    const auto paired = pairs("params", params, param_type, "directions", directions, direction_type, sizes, slots);
     require_disjoint_writes({{"params", params, bytes(sizes, param_type), true},
                              {"directions", directions, bytes(sizes, direction_type), false}});
     check_memory("scales", scales, some(sizes), scale_type);
     on(where, [&](void* stream) {
-        lnb::cuda::apply(work.data(), count(work), param_type, direction_type, pointer<const void>(scales), scale_type,
-                         scalar("lr", lr), scalar("weight_decay", decay), pointer<const bool>(ok), stream);
+        lnb::cuda::apply(paired.data(), count(paired), param_type, direction_type, pointer<const void>(scales),
+                         scale_type, scalar("lr", lr), scalar("weight_decay", decay), pointer<const bool>(ok), stream);
     });
 }
 
 void apply_master(const Addresses& masters, const Addresses& params, Type param_type, const Addresses& directions,
                   Type direction_type, const Sizes& sizes, const Sizes& slots, uintptr_t scales, Type scale_type,
                   const Scalar& lr, const Scalar& decay, uintptr_t ok, const Where& where) {
-    auto work = pairs("masters", masters, Type::kFloat32, "directions", directions, direction_type, sizes, slots);
+    auto paired = pairs("masters", masters, Type::kFloat32, "directions", directions, direction_type, sizes, slots);
     check_addresses("params", params, sizes, param_type);
     require_disjoint_writes({{"masters", masters, bytes(sizes, Type::kFloat32), true},
                              {"params", params, bytes(sizes, param_type), true},
                              {"directions", directions, bytes(sizes, direction_type), false}});
     check_memory("scales", scales, some(sizes), scale_type);
-    for (size_t i = 0; i < work.size(); ++i) work[i].copy = pointer<void>(params[i]);
+    for (size_t i = 0; i < paired.size(); ++i) paired[i].copy = pointer<void>(params[i]);
     on(where, [&](void* stream) {
-        lnb::cuda::apply_master(work.data(), count(work), param_type, direction_type, pointer<const void>(scales),
+        lnb::cuda::apply_master(paired.data(), count(paired), param_type, direction_type, pointer<const void>(scales),
                                 scale_type, scalar("lr", lr), scalar("weight_decay", decay), pointer<const bool>(ok),
                                 stream);
     });
 }
 
 void all_finite(const Addresses& tensors, Type type, const Sizes& sizes, uintptr_t finite, const Where& where) {
-    const auto work = pairs("tensors", tensors, type, "tensors", tensors, type, sizes, sizes);
+    const auto paired = pairs("tensors", tensors, type, "tensors", tensors, type, sizes, sizes);
     if (some(sizes) != 0 && finite == 0) throw std::invalid_argument("finite has an entry but a null pointer");
     on(where,
-       [&](void* stream) { lnb::cuda::all_finite(work.data(), count(work), type, pointer<bool>(finite), stream); });
+       [&](void* stream) { lnb::cuda::all_finite(paired.data(), count(paired), type, pointer<bool>(finite), stream); });
 }
 
 void moment_flags(const Addresses& moments, const Sizes& counts, const Sizes& sides, uintptr_t sums, uintptr_t squares,
@@ -172,10 +172,11 @@ void moment_flags(const Addresses& moments, const Sizes& counts, const Sizes& si
 
 void fused_apply(const std::vector<lnb::cuda::MoveFields>& entries, const std::vector<lnb::cuda::RateFields>& lr,
                  const std::vector<lnb::cuda::RateFields>& decay, const lnb::cuda::MoveCall& call, const Where& where) {
-    const auto work = lnb::cuda::move_entries(entries, lr, decay, call);
+    const auto checked = lnb::cuda::move_entries(entries, lr, decay, call);
     const auto numbers = lnb::cuda::move_numbers(call);
-    on(where,
-       [&](void* stream) { lnb::cuda::fused_apply(work.data(), static_cast<int64_t>(work.size()), numbers, stream); });
+    on(where, [&](void* stream) {
+        lnb::cuda::fused_apply(checked.data(), static_cast<int64_t>(checked.size()), numbers, stream);
+    });
 }
 
 // Addresses and sizes of one layer, in the order of the structs' members.
@@ -208,11 +209,11 @@ void check_operands(const std::string& layer, const std::vector<Operand>& operan
     }
 }
 
-void pcg_rows(const std::vector<Fields<11>>& problems, int iterations, double ridge, double stop, const Where& where) {
+void pcg_rows(const std::vector<Fields<11>>& equations, int iterations, double ridge, double stop, const Where& where) {
     if (iterations < 0) throw std::invalid_argument("iterations is negative");
-    std::vector<lnb::cuda::RowProblem> work;
-    for (const auto& [s, g, h0, mu, var, h, norms, norm_stride, m, d, columns] : problems) {
-        const std::string layer = lnb::label("layers", work.size());
+    std::vector<lnb::cuda::RowEquation> checked;
+    for (const auto& [s, g, h0, mu, var, h, norms, norm_stride, m, d, columns] : equations) {
+        const std::string layer = lnb::label("layers", checked.size());
         check_layer(layer, m, d, columns, lnb::cuda::kRowColumns);
         if ((mu == 0) != (var == 0)) throw std::invalid_argument(layer + ": mu and var come together");
         if (norm_stride < m) throw std::invalid_argument(layer + ": norm_stride is less than the rows");
@@ -224,12 +225,13 @@ void pcg_rows(const std::vector<Fields<11>>& problems, int iterations, double ri
                                {"var", var, features, true},
                                {"h", h, size},
                                {"norms", norms, m}});
-        work.push_back({pointer<const float>(s), pointer<const float>(g), pointer<const float>(h0),
-                        pointer<const float>(mu), pointer<const float>(var), pointer<float>(h), pointer<float>(norms),
-                        norm_stride, static_cast<int32_t>(m), static_cast<int32_t>(d), static_cast<int32_t>(columns)});
+        checked.push_back({pointer<const float>(s), pointer<const float>(g), pointer<const float>(h0),
+                           pointer<const float>(mu), pointer<const float>(var), pointer<float>(h),
+                           pointer<float>(norms), norm_stride, static_cast<int32_t>(m), static_cast<int32_t>(d),
+                           static_cast<int32_t>(columns)});
     }
     on(where, [&](void* stream) {
-        lnb::cuda::pcg_rows(work.data(), static_cast<int64_t>(work.size()), iterations, static_cast<float>(ridge),
+        lnb::cuda::pcg_rows(checked.data(), static_cast<int64_t>(checked.size()), iterations, static_cast<float>(ridge),
                             static_cast<float>(stop), stream);
     });
 }
@@ -243,12 +245,12 @@ lnb::CgSums sums(const char* name, const Fields<6>& addresses, int64_t rows) {
             pointer<double>(pap)};
 }
 
-void pcg_phase(lnb::CgPhase phase, const std::vector<Fields<12>>& problems, bool unit_per_row, const Fields<6>& units,
+void pcg_phase(lnb::CgPhase phase, const std::vector<Fields<12>>& equations, bool unit_per_row, const Fields<6>& units,
                const Fields<6>& rows, double stop, const Where& where) {
-    std::vector<lnb::cuda::VectorProblem> work;
+    std::vector<lnb::cuda::VectorEquation> checked;
     int64_t all_rows = 0;
-    for (const auto& [g, mu, var, h, r, p, ap, first_row, unit, m, d, columns] : problems) {
-        const std::string layer = lnb::label("layers", work.size());
+    for (const auto& [g, mu, var, h, r, p, ap, first_row, unit, m, d, columns] : equations) {
+        const std::string layer = lnb::label("layers", checked.size());
         check_layer(layer, m, d, columns, lnb::cuda::kVectorColumns);
         if ((mu == 0) != (var == 0)) throw std::invalid_argument(layer + ": mu and var come together");
         if (first_row < 0 || unit < 0) throw std::invalid_argument(layer + ": first_row or unit is negative");
@@ -261,14 +263,14 @@ void pcg_phase(lnb::CgPhase phase, const std::vector<Fields<12>>& problems, bool
                                {"p", p, size},
                                {"ap", ap, size, phase == lnb::CgPhase::kStart}});
         all_rows += m;
-        work.push_back({pointer<const float>(g), pointer<const float>(mu), pointer<const float>(var), pointer<float>(h),
-                        pointer<float>(r), pointer<float>(p), pointer<float>(ap), first_row, unit,
-                        static_cast<int32_t>(m), static_cast<int32_t>(d), static_cast<int32_t>(columns)});
+        checked.push_back({pointer<const float>(g), pointer<const float>(mu), pointer<const float>(var),
+                           pointer<float>(h), pointer<float>(r), pointer<float>(p), pointer<float>(ap), first_row, unit,
+                           static_cast<int32_t>(m), static_cast<int32_t>(d), static_cast<int32_t>(columns)});
     }
     const auto of_units = sums("units", units, all_rows), of_rows = sums("rows", rows, all_rows);
     on(where, [&](void* stream) {
-        lnb::cuda::pcg_phase(phase, work.data(), static_cast<int64_t>(work.size()), unit_per_row, of_units, of_rows,
-                             stop, stream);
+        lnb::cuda::pcg_phase(phase, checked.data(), static_cast<int64_t>(checked.size()), unit_per_row, of_units,
+                             of_rows, stop, stream);
     });
 }
 
@@ -283,7 +285,7 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
     check_memory("partials", partials, partial_count, Type::kFloat64);
     check_memory("mixed_biases", mixed_biases, rows_of_all, Type::kFloat64);
     check_memory("shares", shares[0], share_count, Type::kFloat64);
-    std::vector<lnb::cuda::DirectLayer> work;
+    std::vector<lnb::cuda::DirectLayer> checked;
     std::vector<lnb::Memory> memory{{"directions", {}, {}, true},
                                     {"momentum", {}, {}, true},
                                     {"gradients", {}, {}, false},
@@ -291,7 +293,7 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
                                     {"mixed_biases", {mixed_biases}, {8 * rows_of_all}, true}};
     for (const auto& [gradient, momentum, direction, bias_gradient, bias_momentum, inverse, mean, root, first_row,
                       first_entry, matrices, rows, inputs, size, side, slot] : layers) {
-        const std::string layer = lnb::label("layers", work.size());
+        const std::string layer = lnb::label("layers", checked.size());
         const auto block = [&](const char* name, int64_t side_of, int64_t of) {
             if (side_of >= 1 && side_of <= lnb::cuda::kLargestBlock && of >= 1 && of <= INT32_MAX &&
                 of % side_of == 0) {
@@ -331,12 +333,12 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
             memory[k].addresses.push_back(static_cast<uintptr_t>(addresses[k]));
             memory[k].bytes.push_back(all * lnb::width(types[k]));
         }
-        work.push_back({pointer<const void>(gradient), pointer<float>(momentum), pointer<void>(direction),
-                        pointer<const void>(bias_gradient), pointer<const float>(bias_momentum),
-                        pointer<const float>(inverse), pointer<const float>(mean), pointer<const float>(root),
-                        first_row, first_entry, static_cast<int32_t>(matrices), static_cast<int32_t>(rows),
-                        static_cast<int32_t>(inputs), static_cast<int32_t>(size), static_cast<int32_t>(side),
-                        static_cast<int32_t>(slot)});
+        checked.push_back({pointer<const void>(gradient), pointer<float>(momentum), pointer<void>(direction),
+                           pointer<const void>(bias_gradient), pointer<const float>(bias_momentum),
+                           pointer<const float>(inverse), pointer<const float>(mean), pointer<const float>(root),
+                           first_row, first_entry, static_cast<int32_t>(matrices), static_cast<int32_t>(rows),
+                           static_cast<int32_t>(inputs), static_cast<int32_t>(size), static_cast<int32_t>(side),
+                           static_cast<int32_t>(slot)});
     }
     require_disjoint_writes(memory);
     const lnb::cuda::DirectNumbers numbers{pointer<double>(partials),
@@ -347,7 +349,7 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
                                            take,
                                            pointer<const bool>(ok)};
     on(where, [&](void* stream) {
-        lnb::cuda::direct_layers(work.data(), static_cast<int64_t>(work.size()), gradient_type, direction_type,
+        lnb::cuda::direct_layers(checked.data(), static_cast<int64_t>(checked.size()), gradient_type, direction_type,
                                  precision, numbers, stream);
     });
 }
@@ -372,11 +374,11 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
     if (numbers[11] % 16 != 0) {
         throw std::invalid_argument("partials is not aligned to 16 bytes; use .clone() to get one that is");
     }
-    std::vector<lnb::cuda::FinishLayer> work;
+    std::vector<lnb::cuda::FinishLayer> checked;
     for (const auto& [fields, usual_norm, rate] : layers) {
         const auto& [bias_momentum, bias_direction, bias_gradient, first_row, first_entry, rows, column_blocks, slot,
                      step] = fields;
-        const std::string layer = lnb::label("layers", work.size());
+        const std::string layer = lnb::label("layers", checked.size());
         const int64_t sums = entries(layer, {rows, column_blocks, lnb::cuda::kSums});
         if (rows < 1 || column_blocks < 1 || column_blocks > INT32_MAX || first_row < 0 ||
             rows > rows_of_all - first_row || first_entry < 0 || first_entry % lnb::cuda::kSums != 0 ||
@@ -392,10 +394,10 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
             check_memory(layer + ": bias_gradient", static_cast<uintptr_t>(bias_gradient), rows, gradient_type);
             check_memory("bias_shares", numbers[14], slots, Type::kFloat64);
         }
-        work.push_back({pointer<float>(bias_momentum), pointer<float>(bias_direction),
-                        pointer<const void>(bias_gradient), first_row, first_entry, rows,
-                        static_cast<int32_t>(column_blocks), static_cast<int32_t>(slot), step, usual_norm,
-                        scalar("rates", rate)});
+        checked.push_back({pointer<float>(bias_momentum), pointer<float>(bias_direction),
+                           pointer<const void>(bias_gradient), first_row, first_entry, rows,
+                           static_cast<int32_t>(column_blocks), static_cast<int32_t>(slot), step, usual_norm,
+                           scalar("rates", rate)});
     }
     const auto wide = [&](size_t k) { return pointer<double>(numbers[k]); };
     const lnb::cuda::FinishNumbers all{pointer<float>(numbers[0]),
@@ -425,7 +427,8 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
         largest,
         {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, noisy, recover, opening}};
     on(where, [&](void* stream) {
-        lnb::cuda::finish_layers(work.data(), static_cast<int64_t>(work.size()), gradient_type, all, rules, stream);
+        lnb::cuda::finish_layers(checked.data(), static_cast<int64_t>(checked.size()), gradient_type, all, rules,
+                                 stream);
     });
 }
 

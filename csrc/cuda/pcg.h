@@ -13,10 +13,10 @@ constexpr int kLayerRows = INT32_MAX - 31;
 
 // --- All iterations in one launch, for an explicit A = S / N + ridge diag(1..1, 0) and a unit per row.
 
-constexpr int kRowColumns = 129;   // of g at most: 128 features and a bias
-constexpr int kRowProblems = 128;  // of one launch
+constexpr int kRowColumns = 129;    // of g at most: 128 features and a bias
+constexpr int kRowEquations = 128;  // of one launch
 
-struct RowProblem {
+struct RowEquation {
     const float* s;    // [d + 1, d + 1] with N last
     const float* g;    // [m, columns], columns = d, or d + 1 with a bias
     const float* h0;   // like g, or null for zero
@@ -28,15 +28,15 @@ struct RowProblem {
     int32_t m, d, columns;
 };
 
-void pcg_rows(const RowProblem* problems, int64_t count, int iterations, float ridge, float stop, void* stream);
+void pcg_rows(const RowEquation* equations, int64_t count, int iterations, float ridge, float stop, void* stream);
 
 // --- The vectors' part of an iteration, between the products with A, which are the caller's.
 
-constexpr int kVectorColumns = 4096;  // of g at most
-constexpr int kVectorProblems = 256;  // of one launch
+constexpr int kVectorColumns = 4096;   // of g at most
+constexpr int kVectorEquations = 256;  // of one launch
 
 // One layer of contiguous float32 tensors; `unit` is that of all its rows, or of its first row where each row is one.
-struct VectorProblem {
+struct VectorEquation {
     const float* g;
     const float* mu;  // [d], or null for P = I
     const float* var;
@@ -46,7 +46,7 @@ struct VectorProblem {
     int32_t m, d, columns;
 };
 
-void pcg_phase(CgPhase phase, const VectorProblem* problems, int64_t count, bool unit_per_row, const CgSums& units,
+void pcg_phase(CgPhase phase, const VectorEquation* equations, int64_t count, bool unit_per_row, const CgSums& units,
                const CgSums& rows, double stop, void* stream);
 
 }  // namespace lnb::cuda

@@ -1,4 +1,4 @@
-// All iterations of small problems in one launch. A block owns 32 rows of one layer and keeps A in shared memory; a
+// All iterations of small equations in one launch. A block owns 32 rows of one layer and keeps A in shared memory; a
 // warp owns 4 of the rows and keeps h, r and z in registers, lane l the columns l, l + 32, ... A product reads each
 // entry of A once for the 4 rows.
 #include <algorithm>
@@ -16,8 +16,8 @@ constexpr int kWarps = 8;
 constexpr int kSlots = (kRowColumns + kWarp - 1) / kWarp;  // columns of a lane
 
 struct RowTable {
-    RowProblem problem[kRowProblems];
-    int32_t first_block[kRowProblems + 1];
+    RowEquation equation[kRowEquations];
+    int32_t first_block[kRowEquations + 1];
     int32_t count;
 };
 static_assert(sizeof(RowTable) <= 32764, "CUDA's limit for kernel parameters");
@@ -119,34 +119,34 @@ struct WarpRows {
 
 __global__ void __launch_bounds__(kWarps* kWarp)
     pcg_rows_kernel(LNB_PARAMETER(RowTable) table, int iterations, float ridge, float stop) {
-    int problem_index = 0;
-    while (static_cast<unsigned>(table.first_block[problem_index + 1]) <= blockIdx.x) ++problem_index;
-    const RowProblem& problem = table.problem[problem_index];
-    const int columns = problem.columns, d = problem.d, stride = rounded(columns);
+    int equation_index = 0;
+    while (static_cast<unsigned>(table.first_block[equation_index + 1]) <= blockIdx.x) ++equation_index;
+    const RowEquation& equation = table.equation[equation_index];
+    const int columns = equation.columns, d = equation.d, stride = rounded(columns);
 
     LNB_DYNAMIC_SHARED(float, shared);
     float* a = shared;
     float* mu = a + stride * stride;
     float* var = mu + stride;
-    const float count = read(problem.s + (d + 1) * (d + 1) - 1);
+    const float count = read(equation.s + (d + 1) * (d + 1) - 1);
     const float n = count == 0 ? 1 : count;
     for (int i = threadIdx.x; i < stride * stride; i += kWarps * kWarp) {
         const int row = i / stride, column = i % stride;
         float entry = 0;
         if (row < columns && column < columns) {
-            entry = read(problem.s + row * (d + 1) + column) / n + (row == column && row < d ? ridge : 0);
+            entry = read(equation.s + row * (d + 1) + column) / n + (row == column && row < d ? ridge : 0);
         }
         a[i] = entry;
     }
-    const bool arrow = problem.mu != nullptr;
+    const bool arrow = equation.mu != nullptr;
     for (int i = threadIdx.x; arrow && i < d; i += kWarps * kWarp) {
-        mu[i] = read(problem.mu + i);
-        var[i] = read(problem.var + i);
+        mu[i] = read(equation.mu + i);
+        var[i] = read(equation.var + i);
     }
     __syncthreads();
 
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const int block_row = static_cast<int>(blockIdx.x) - table.first_block[problem_index];
+    const int block_row = static_cast<int>(blockIdx.x) - table.first_block[equation_index];
     const int first_row = (block_row * kWarps + warp) * kRows;
     const Layer layer{a, mu, var, stride, columns, d, arrow};
     float* p = var + stride + warp * kRows * stride;
@@ -165,14 +165,14 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     for (int row = 0; row < kRows; ++row) {
         LNB_UNROLL
         for (int slot = 0; slot < kSlots; ++slot) {
-            const bool there = first_row + row < problem.m && rows.valid(slot);
-            r[row][slot] = there ? read(problem.g + element(row, slot)) : 0;
-            h[row][slot] = there && problem.h0 != nullptr ? read(problem.h0 + element(row, slot)) : 0;
+            const bool there = first_row + row < equation.m && rows.valid(slot);
+            r[row][slot] = there ? read(equation.g + element(row, slot)) : 0;
+            h[row][slot] = there && equation.h0 != nullptr ? read(equation.h0 + element(row, slot)) : 0;
             put_p(row, slot, h[row][slot]);
         }
         gg[row] = rows.dot(r[row], r[row]);
     }
-    if (problem.h0 != nullptr) {
+    if (equation.h0 != nullptr) {
         rows.product(z);
         LNB_UNROLL
         for (int row = 0; row < kRows; ++row) {
@@ -186,8 +186,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
         for (int row = 0; row < kRows; ++row) {
             const float old_rz = rz[row];
             rr[row] = rows.dot(r[row], r[row]);
-            if (lane == 0 && first_row + row < problem.m) {
-                write(problem.norms + step * problem.norm_stride + first_row + row, sqrtf(rr[row]));
+            if (lane == 0 && first_row + row < equation.m) {
+                write(equation.norms + step * equation.norm_stride + first_row + row, sqrtf(rr[row]));
             }
             if (step == iterations) continue;
             rows.precondition(r[row], z[row]);
@@ -225,14 +225,14 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     for (int row = 0; row < kRows; ++row) {
         LNB_UNROLL
         for (int slot = 0; slot < kSlots; ++slot) {
-            if (first_row + row < problem.m && rows.valid(slot)) write(problem.h + element(row, slot), h[row][slot]);
+            if (first_row + row < equation.m && rows.valid(slot)) write(equation.h + element(row, slot), h[row][slot]);
         }
     }
 }
 
 }  // namespace
 
-void pcg_rows(const RowProblem* problems, int64_t count, int iterations, float ridge, float stop, void* stream) {
+void pcg_rows(const RowEquation* equations, int64_t count, int iterations, float ridge, float stop, void* stream) {
     RowTable table;
     table.count = 0;
     table.first_block[0] = 0;
@@ -243,14 +243,14 @@ void pcg_rows(const RowProblem* problems, int64_t count, int iterations, float r
                table, iterations, ridge, stop);
         table.count = columns = 0;
     };
-    for (const RowProblem* problem = problems; problem != problems + count; ++problem) {
-        if (problem->columns > kRowColumns) throw std::invalid_argument("pcg_rows: g has too many columns");
-        if (table.count == kRowProblems) flush();
-        table.problem[table.count] = *problem;
-        const int32_t blocks = (problem->m + kWarps * kRows - 1) / (kWarps * kRows);
+    for (const RowEquation* equation = equations; equation != equations + count; ++equation) {
+        if (equation->columns > kRowColumns) throw std::invalid_argument("pcg_rows: g has too many columns");
+        if (table.count == kRowEquations) flush();
+        table.equation[table.count] = *equation;
+        const int32_t blocks = (equation->m + kWarps * kRows - 1) / (kWarps * kRows);
         table.first_block[table.count + 1] = table.first_block[table.count] + blocks;
         ++table.count;
-        columns = std::max<int>(columns, problem->columns);
+        columns = std::max<int>(columns, equation->columns);
     }
     flush();
 }

@@ -12,8 +12,8 @@ namespace lnb::cuda {
 namespace {
 
 struct VectorTable {
-    VectorProblem problem[kVectorProblems];
-    int32_t first_block[kVectorProblems + 1];
+    VectorEquation equation[kVectorEquations];
+    int32_t first_block[kVectorEquations + 1];
     int32_t count;
 };
 static_assert(sizeof(VectorTable) <= 32764, "CUDA's limit for kernel parameters");
@@ -78,9 +78,9 @@ struct Row {
     }
 };
 
-__device__ __forceinline__ bool all_aligned(const VectorProblem& problem) {
-    return aligned<kPack>(problem.g) && aligned<kPack>(problem.h) && aligned<kPack>(problem.r) &&
-           aligned<kPack>(problem.p) && aligned<kPack>(problem.ap);
+__device__ __forceinline__ bool all_aligned(const VectorEquation& equation) {
+    return aligned<kPack>(equation.g) && aligned<kPack>(equation.h) && aligned<kPack>(equation.r) &&
+           aligned<kPack>(equation.p) && aligned<kPack>(equation.ap);
 }
 
 template <int kOwn>
@@ -94,15 +94,15 @@ __device__ __forceinline__ double dot(const Part<kOwn>& x, const Part<kOwn>& y) 
 // P r. `scratch` [warps] is shared and may still be read when it is called, by all threads, and when it returns.
 template <int kOwn>
 __device__ __forceinline__ Part<kOwn> precondition(const Row<kOwn>& row, const Part<kOwn>& r,
-                                                   const VectorProblem& problem, double* scratch) {
-    if (problem.mu == nullptr) return r;
+                                                   const VectorEquation& equation, double* scratch) {
+    if (equation.mu == nullptr) return r;
     Part<kOwn> z;
     if (row.columns == row.d) {
         LNB_UNROLL
         for (int i = 0; i < kOwn; ++i) {
             const int column = row.column(i);
-            const float mu = row.has_feature(i) ? read(problem.mu + column) : 0;
-            z.value[i] = row.has_feature(i) ? r.value[i] / (read(problem.var + column) + mu * mu) : 0;
+            const float mu = row.has_feature(i) ? read(equation.mu + column) : 0;
+            z.value[i] = row.has_feature(i) ? r.value[i] / (read(equation.var + column) + mu * mu) : 0;
         }
         return z;
     }
@@ -118,8 +118,8 @@ __device__ __forceinline__ Part<kOwn> precondition(const Row<kOwn>& row, const P
         const int column = row.column(i);
         z.value[i] = 0;
         if (!row.has_feature(i)) continue;
-        const float mu = read(problem.mu + column);
-        z.value[i] = (r.value[i] - mu * bias) / read(problem.var + column);
+        const float mu = read(equation.mu + column);
+        z.value[i] = (r.value[i] - mu * bias) / read(equation.var + column);
         mu_z[0] += static_cast<double>(mu) * z.value[i];
     }
     __syncthreads();
@@ -137,26 +137,26 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
     constexpr bool kStart = kPhase == CgPhase::kStart, kStep = kPhase == CgPhase::kStep;
     int index = 0;
     while (static_cast<unsigned>(table.first_block[index + 1]) <= blockIdx.x) ++index;
-    const VectorProblem& problem = table.problem[index];
+    const VectorEquation& equation = table.equation[index];
     const int in_layer = static_cast<int>(blockIdx.x) - table.first_block[index];
-    const int64_t row_number = problem.first_row + in_layer;
-    const int64_t unit = problem.unit + (unit_per_row ? in_layer : 0);
-    const Row<kOwn> row{static_cast<int64_t>(in_layer) * problem.columns, problem.columns, problem.d,
-                        all_aligned(problem)};
+    const int64_t row_number = equation.first_row + in_layer;
+    const int64_t unit = equation.unit + (unit_per_row ? in_layer : 0);
+    const Row<kOwn> row{static_cast<int64_t>(in_layer) * equation.columns, equation.columns, equation.d,
+                        all_aligned(equation)};
     LNB_SHARED(double, scratch, 3 * kThreadsOfRow / kWarp);
 
     Part<kOwn> r, p, z;
     if constexpr (kStart) {
-        const Part<kOwn> g = row.load(problem.g);
+        const Part<kOwn> g = row.load(equation.g);
         r = g;
-        if (problem.ap != nullptr) {
-            const Part<kOwn> ah = row.load(problem.ap);
+        if (equation.ap != nullptr) {
+            const Part<kOwn> ah = row.load(equation.ap);
             LNB_UNROLL
             for (int i = 0; i < kOwn; ++i) r.value[i] -= ah.value[i];
         }
-        row.store(problem.r, r);
-        z = precondition(row, r, problem, scratch);
-        row.store(problem.p, z);
+        row.store(equation.r, r);
+        z = precondition(row, r, equation, scratch);
+        row.store(equation.p, z);
         double sums[3] = {dot(g, g), dot(r, r), dot(r, z)};
         __syncthreads();
         block_sums(sums, scratch);
@@ -171,8 +171,8 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
     double pap[1], rz = 0;
     bool active = false;
     if constexpr (kPhase != CgPhase::kDirection) {
-        p = row.load(problem.p);
-        const Part<kOwn> ap = row.load(problem.ap);
+        p = row.load(equation.p);
+        const Part<kOwn> ap = row.load(equation.ap);
         if constexpr (kPhase != CgPhase::kMove) {
             pap[0] = dot(p, ap);
             block_sums(pap, scratch);
@@ -183,16 +183,16 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
         if constexpr (kPhase == CgPhase::kProduct) return;
         active = read(units.rr[0] + unit) > stop * stop * read(units.gg + unit) && pap[0] > 0;
         const auto alpha = static_cast<float>(active ? read(units.rz[0] + unit) / pap[0] : 0);
-        Part<kOwn> h = row.load(problem.h);
-        r = row.load(problem.r);
+        Part<kOwn> h = row.load(equation.h);
+        r = row.load(equation.r);
         LNB_UNROLL
         for (int i = 0; i < kOwn; ++i) {
             h.value[i] += alpha * p.value[i];
             r.value[i] -= alpha * ap.value[i];
         }
-        row.store(problem.h, h);
-        row.store(problem.r, r);
-        z = precondition(row, r, problem, scratch);
+        row.store(equation.h, h);
+        row.store(equation.r, r);
+        z = precondition(row, r, equation, scratch);
         double sums[2] = {dot(r, r), dot(r, z)};
         __syncthreads();
         block_sums(sums, scratch);
@@ -205,28 +205,28 @@ __global__ void __launch_bounds__(kThreadsOfRow) pcg_phase_kernel(LNB_PARAMETER(
     if constexpr (kPhase == CgPhase::kDirection) {
         active = read(units.rr[0] + unit) > stop * stop * read(units.gg + unit) && read(units.pap + unit) > 0;
         rz = read(units.rz[1] + unit);
-        p = row.load(problem.p);
-        r = row.load(problem.r);
-        z = precondition(row, r, problem, scratch);
+        p = row.load(equation.p);
+        r = row.load(equation.r);
+        z = precondition(row, r, equation, scratch);
     }
     if constexpr (kPhase == CgPhase::kDirection || kStep) {
         const auto beta = static_cast<float>(active ? rz / read(units.rz[0] + unit) : 0);
         LNB_UNROLL
         for (int i = 0; i < kOwn; ++i) z.value[i] += beta * p.value[i];
-        row.store(problem.p, z);
+        row.store(equation.p, z);
     }
 }
 
 template <CgPhase kPhase, int kOwn, int kThreadsOfRow>
-void start(const char* name, const VectorProblem* problems, int64_t count, bool unit_per_row, const CgSums& units,
+void start(const char* name, const VectorEquation* equations, int64_t count, bool unit_per_row, const CgSums& units,
            const CgSums& rows, double stop, void* stream) {
-    const VectorProblem* next = problems;
-    while (next != problems + count) {
+    const VectorEquation* next = equations;
+    while (next != equations + count) {
         VectorTable table;
         table.count = table.first_block[0] = 0;
         int64_t blocks = 0;
-        for (; next != problems + count && table.count < kVectorProblems && blocks + next->m <= INT32_MAX; ++next) {
-            table.problem[table.count] = *next;
+        for (; next != equations + count && table.count < kVectorEquations && blocks + next->m <= INT32_MAX; ++next) {
+            table.equation[table.count] = *next;
             blocks += next->m;
             table.first_block[++table.count] = static_cast<int32_t>(blocks);
         }
@@ -236,24 +236,24 @@ void start(const char* name, const VectorProblem* problems, int64_t count, bool 
 }
 
 template <CgPhase kPhase>
-void start(const char* name, const VectorProblem* problems, int64_t count, bool unit_per_row, const CgSums& units,
+void start(const char* name, const VectorEquation* equations, int64_t count, bool unit_per_row, const CgSums& units,
            const CgSums& rows, double stop, void* stream) {
     int columns = 0;
-    for (int64_t i = 0; i < count; ++i) columns = std::max<int>(columns, problems[i].columns);
+    for (int64_t i = 0; i < count; ++i) columns = std::max<int>(columns, equations[i].columns);
     if (columns > kVectorColumns) throw std::invalid_argument("pcg_phase: g has too many columns");
     // Entries that a block has room for, less those before the first of a row.
     constexpr int kSmall = 8 * 160 - (kPack - 1), kLarge = 12 * 352 - (kPack - 1);
     static_assert(kVectorColumns <= kLarge);
     const auto of_size = columns <= kSmall ? start<kPhase, 8, 160> : start<kPhase, 12, 352>;
-    of_size(name, problems, count, unit_per_row, units, rows, stop, stream);
+    of_size(name, equations, count, unit_per_row, units, rows, stop, stream);
 }
 
 }  // namespace
 
-void pcg_phase(CgPhase phase, const VectorProblem* problems, int64_t count, bool unit_per_row, const CgSums& units,
+void pcg_phase(CgPhase phase, const VectorEquation* equations, int64_t count, bool unit_per_row, const CgSums& units,
                const CgSums& rows, double stop, void* stream) {
     const auto call = [&](auto of_phase, const char* name) {
-        of_phase(name, problems, count, unit_per_row, units, rows, stop, stream);
+        of_phase(name, equations, count, unit_per_row, units, rows, stop, stream);
     };
     switch (phase) {
         case CgPhase::kStart:

@@ -1,4 +1,4 @@
-"""Conjugate gradients by the CUDA kernels: small problems in one launch, and the vectors' part of any other.
+"""Conjugate gradients by the CUDA kernels: small equations in one launch, and the vectors' part of any other.
 
 Nothing is read back from the device, and nothing is copied to it beforehand.
 """
@@ -33,14 +33,14 @@ def pcg_rows(
 
 
 def pcg_rows_list(
-    problems: Sequence[tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]],
+    equations: Sequence[tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]],
     iterations: int,
     ridge: float,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Problems ``(s, g, h0, mu, var)`` of any shapes up to 129 columns, in one launch for every 128 layers."""
-    native = _cuda.module(problems[0][1].device)
-    held, work, results = [], [], []
-    for s, g, h0, mu, var in problems:
+    """Equations ``(s, g, h0, mu, var)`` of any shapes up to 129 columns, in one launch for every 128 layers."""
+    native = _cuda.module(equations[0][1].device)
+    held, layers, results = [], [], []
+    for s, g, h0, mu, var in equations:
         *batch, m, columns = g.shape
         moments = s.float().contiguous()
         target, start, mean, variance = (None if t is None else t.float().contiguous() for t in (g, h0, mu, var))
@@ -52,11 +52,11 @@ def pcg_rows_list(
             rows, features = 4 * i * m * columns, 4 * i * (size - 1)
             vectors = [_offset(t, rows) for t in (target, start)] + [_offset(t, features) for t in (mean, variance)]
             outputs = [h.data_ptr() + rows, norms.data_ptr() + 4 * i * m]
-            work.append([moment, *vectors, *outputs, units, m, size - 1, columns])
+            layers.append([moment, *vectors, *outputs, units, m, size - 1, columns])
         held.append((moments, target, start, mean, variance))  # alive until the launch
         results.append((h, norms))
-    native.pcg_rows(work, iterations, ridge, reference.STOP, _cuda.where(problems[0][1]))
-    return [(h.to(g.dtype), norms) for (h, norms), (_, g, *_) in zip(results, problems, strict=True)]
+    native.pcg_rows(layers, iterations, ridge, reference.STOP, _cuda.where(equations[0][1]))
+    return [(h.to(g.dtype), norms) for (h, norms), (_, g, *_) in zip(results, equations, strict=True)]
 
 
 def iterate(
@@ -80,16 +80,16 @@ def iterate(
 class _DeviceVectors(Vectors):
     def _launch(self, name: str, product: Tensor | None, units: list[int], rows: list[int]) -> None:
         fixed = [_offset(t, 0) for t in (self.g, *self.arrow, self.h, self.r, self.p, product)]
-        problems = []
+        equations = []
         for i in range(self.layers):
             entries, features = 4 * i * self.m * self.columns, 4 * i * self.d
             shifts = [entries, features, features, entries, entries, entries, entries]
             addresses = [a and a + shift for a, shift in zip(fixed, shifts, strict=True)]
             unit = i * self.m if self.by_row else i * self.units // self.layers
-            problems.append([*addresses, i * self.m, unit, self.m, self.d, self.columns])
+            equations.append([*addresses, i * self.m, unit, self.m, self.d, self.columns])
         native = _cuda.module(self.g.device)
         phase = getattr(native.Phase, name)
-        native.pcg_phase(phase, problems, self.by_row, units, rows, reference.STOP, _cuda.where(self.g))
+        native.pcg_phase(phase, equations, self.by_row, units, rows, reference.STOP, _cuda.where(self.g))
 
     def _add_up(self, rows: Tensor, total: Tensor) -> None:
         per_unit = self.rows // max(self.units, 1)

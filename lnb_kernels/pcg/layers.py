@@ -10,13 +10,13 @@ from torch import Tensor
 from lnb_kernels import _autocast, _backend, _checks
 from lnb_kernels.pcg import checks
 from lnb_kernels.pcg.checks import Arrow
-from lnb_kernels.pcg.op import Problem, is_small
+from lnb_kernels.pcg.op import Equation, is_small
 
 
-def _one_by_one(problems: Sequence[Problem], iterations: int, ridge: float) -> list[tuple[Tensor, Tensor]]:
+def _one_by_one(equations: Sequence[Equation], iterations: int, ridge: float) -> list[tuple[Tensor, Tensor]]:
     """Where no kernel takes lists: each layer by the best kernel for one."""
-    route = "pcg_rows" if all(map(is_small, problems)) else "pcg"
-    return [_backend.call(route, p[1], *p, iterations, ridge, "neuron", 2) for p in problems]
+    route = "pcg_rows" if all(map(is_small, equations)) else "pcg"
+    return [_backend.call(route, p[1], *p, iterations, ridge, "neuron", 2) for p in equations]
 
 
 _backend.register(
@@ -39,14 +39,14 @@ def _pcg_layers(
 ) -> tuple[list[Tensor], list[Tensor]]:
     # PyTorch resolves negated views of an op's arguments, but not in lists with gaps.
     resolved = [[None if t is None else t.resolve_neg() for t in tensors] for tensors in (starts, means, variances)]
-    problems = list(zip(moments, gradients, *resolved, strict=True))
-    solved: list[tuple[Tensor, Tensor]] = [(problem[1], problem[1]) for problem in problems]
+    equations = list(zip(moments, gradients, *resolved, strict=True))
+    solved: list[tuple[Tensor, Tensor]] = [(equation[1], equation[1]) for equation in equations]
     with _autocast.disabled(gradients[0].device):
         for small in (True, False):
-            chosen = [i for i, problem in enumerate(problems) if is_small(problem) == small]
+            chosen = [i for i, equation in enumerate(equations) if is_small(equation) == small]
             if not chosen:
                 continue
-            of_kind = [problems[i] for i in chosen]
+            of_kind = [equations[i] for i in chosen]
             if small:
                 found = _backend.call("pcg_layers", of_kind[0][1], of_kind, iterations, ridge)
             else:
@@ -105,10 +105,10 @@ def pcg_layers(
     _checks.lists_of_layers(op, gradients=gradients, moments=moments, starts=starts, arrows=arrows)
     checks.iterations(op, iterations)
     pairs: list[tuple[Tensor | None, Tensor | None]] = []
-    for i, problem in enumerate(zip(moments, gradients, starts, arrows, strict=True)):
-        pairs.append(_check_layer(f"{op}: layer {i}", *problem))
-        ridge = _checks.ridge(op, ridge, *problem[:2])
-        _checks.same_device(op, f"gradients[{i}]", problem[1], "gradients[0]", gradients[0])
+    for i, equation in enumerate(zip(moments, gradients, starts, arrows, strict=True)):
+        pairs.append(_check_layer(f"{op}: layer {i}", *equation))
+        ridge = _checks.ridge(op, ridge, *equation[:2])
+        _checks.same_device(op, f"gradients[{i}]", equation[1], "gradients[0]", gradients[0])
     ridge = _checks.non_negative(op, "ridge", ridge)
     if not gradients:
         return [], []

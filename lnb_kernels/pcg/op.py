@@ -14,7 +14,7 @@ ROW_COLUMNS = 129  # of g, for the kernel that does all iterations in one launch
 VECTOR_COLUMNS = 4096  # of g, for the kernels that do the vectors' part of an iteration
 LAYER_ROWS = 2**31 - 32  # of one layer, for both: they count in 32 bits
 
-Problem = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+Equation = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 """``s, g, h0, mu, var``"""
 
 _NATIVE = "lnb_kernels.pcg.native_kernel"
@@ -43,10 +43,10 @@ _backend.register(
 )
 
 
-def is_small(problem: Problem) -> bool:
+def is_small(equation: Equation) -> bool:
     """Whether the kernel that does all iterations in one launch takes it."""
-    _, g, *_ = problem
-    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in problem)
+    _, g, *_ = equation
+    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in equation)
     return g.shape[-1] <= ROW_COLUMNS and g.shape[-2] <= LAYER_ROWS and g.numel() > 0 and not wide
 
 
@@ -62,9 +62,9 @@ def _pcg(
     scope: str,
     layer_dims: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    problem = (s, g, h0, mu, var)
-    route = "pcg_rows" if scope == "neuron" and is_small(problem) else "pcg"
-    h, norms = _autocast.call(route, g, *problem, iterations, ridge, scope, layer_dims)
+    equation = (s, g, h0, mu, var)
+    route = "pcg_rows" if scope == "neuron" and is_small(equation) else "pcg"
+    h, norms = _autocast.call(route, g, *equation, iterations, ridge, scope, layer_dims)
     return h, norms
 
 

@@ -1,7 +1,7 @@
 """Preconditioned conjugate gradients on a second moment, on the GPU.
 
 For rows ``g`` of ``[m, size]``, ``A = S / N + ridge diag(1..1, 0)`` and the arrow preconditioner ``P``
-(:func:`lnb_kernels.arrow_solve`), fused into the vector work:
+(:func:`lnb_kernels.arrow_solve`), fused into the vector operations:
 
     ap = p A,  alpha = <r, z> / <p, ap>,  h += alpha p,  r -= alpha ap,
     z = P r,   beta = <r, z> / <r, z>_old,  p = z + beta p
@@ -27,7 +27,7 @@ from lnb_kernels._triton.launch import MOST_BLOCKS, compiles_or_unavailable, on_
 from lnb_kernels.pcg import reference
 from lnb_kernels.pcg.triton_phases import by_phases
 from lnb_kernels.pcg.triton_rows import ROWS, by_rows
-from lnb_kernels.pcg.triton_vectors import Problem
+from lnb_kernels.pcg.triton_vectors import Equation
 from lnb_kernels.scaling import unit_scale
 
 LAUNCH_SECONDS = 4e-6  # of a dependent launch, for the crossover
@@ -83,13 +83,13 @@ def pcg(
     right, start = [None if value is None else (value * unit).view(batch, -1) for value in vectors]
     assert right is not None
     arrow = None if mu is None or var is None else (flat(mu), flat(var))
-    problem = Problem(s3, right, start, arrow, batch, m, d, size, iterations, ridge)
+    equation = Equation(s3, right, start, arrow, batch, m, d, size, iterations, ridge)
     arch = arch_of(g.device)
     with on_device(g):
         if neuron and one_launch_pays(m, size, batch, arch):
-            h, norms = by_rows(problem, arch)
+            h, norms = by_rows(equation, arch)
         else:
-            h, norms = by_phases(problem, arch, neuron, batch * m if neuron else shared)
+            h, norms = by_phases(equation, arch, neuron, batch * m if neuron else shared)
     shape = g.shape[:-1] if neuron else g.shape[: g.dim() - layer_dims]
     h, norms = h.view(shared, -1) / unit, norms.view(iterations + 1, shared, -1) / unit
     return h.view(g.shape).to(g.dtype), norms.view(iterations + 1, *shape).to(accumulation_dtype(g.dtype))

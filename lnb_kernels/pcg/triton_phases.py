@@ -14,7 +14,7 @@ from lnb_kernels._triton.arch import Arch
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.precision import input_precision
 from lnb_kernels.pcg import reference
-from lnb_kernels.pcg.triton_vectors import Problem, inverse_count_of, product_tile, solve_chunk, solve_sums, step_of
+from lnb_kernels.pcg.triton_vectors import Equation, inverse_count_of, product_tile, solve_chunk, solve_sums, step_of
 
 
 @triton.jit
@@ -165,44 +165,44 @@ def pcg_update_kernel(
         tl.store(z_ptr + offsets + cols[None, :], z, mask=mask)
 
 
-def by_phases(problem: Problem, arch: Arch, neuron: bool, units: int) -> tuple[torch.Tensor, torch.Tensor]:
+def by_phases(equation: Equation, arch: Arch, neuron: bool, units: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A product and an update per iteration, either scope; ``units`` equal parts of the batch share a step."""
-    block_p, block_u = (16 if problem.m <= 16 else 64), 16
+    block_p, block_u = (16 if equation.m <= 16 else 64), 16
     block_c = 32 if arch.name == "sm_80" else 64  # wider tiles spill there
-    grid_p = (triton.cdiv(problem.m, block_p), triton.cdiv(problem.size, block_c), problem.batch)
-    grid_u = (triton.cdiv(problem.m, block_u), problem.batch)
-    per_unit = 1 if neuron else problem.batch // units
+    grid_p = (triton.cdiv(equation.m, block_p), triton.cdiv(equation.size, block_c), equation.batch)
+    grid_u = (triton.cdiv(equation.m, block_u), equation.batch)
+    per_unit = 1 if neuron else equation.batch // units
     row_count = 1 if neuron else per_unit * grid_u[0]
     product_count = grid_p[1] if neuron else per_unit * grid_p[0] * grid_p[1]
-    new = problem.g.new_empty
-    rr, rz = new((problem.iterations + 1, units, row_count)), new((problem.iterations + 1, units, row_count))
-    gg, pap = new((units, row_count)), new((max(problem.iterations, 1), units, product_count))
-    h = torch.zeros_like(problem.g) if problem.h0 is None else problem.h0.clone()
-    r = problem.g.clone()
-    z, ap, *p = (torch.empty_like(problem.g) for _ in range(4))
-    sizes = (problem.m, problem.d, problem.size, per_unit, row_count, product_count, problem.batch * problem.m)
+    new = equation.g.new_empty
+    rr, rz = new((equation.iterations + 1, units, row_count)), new((equation.iterations + 1, units, row_count))
+    gg, pap = new((units, row_count)), new((max(equation.iterations, 1), units, product_count))
+    h = torch.zeros_like(equation.g) if equation.h0 is None else equation.h0.clone()
+    r = equation.g.clone()
+    z, ap, *p = (torch.empty_like(equation.g) for _ in range(4))
+    sizes = (equation.m, equation.d, equation.size, per_unit, row_count, product_count, equation.batch * equation.m)
     scope = {"NEURON": neuron, "STOP": reference.STOP}
 
     def product(mode: int, k: int, v: torch.Tensor, old: torch.Tensor, new_p: torch.Tensor, out: torch.Tensor) -> None:
         last = max(k - 1, 0)
         pcg_product_kernel[grid_p](
-            problem.s, v, old, new_p, out, rz[k], rz[last], pap[last], rr[last], gg, pap[min(k, len(pap) - 1)],
-            *sizes, problem.ridge, problem.s.stride(0), problem.s.stride(1), MODE=mode, **scope,
+            equation.s, v, old, new_p, out, rz[k], rz[last], pap[last], rr[last], gg, pap[min(k, len(pap) - 1)],
+            *sizes, equation.ridge, equation.s.stride(0), equation.s.stride(1), MODE=mode, **scope,
             BLOCK_M=block_p, BLOCK_C=block_c, BLOCK_K=32, PRECISION=input_precision(arch), num_warps=4, num_stages=3,
         )  # fmt: skip
 
     def update(k: int, direction: torch.Tensor) -> None:
         last = max(k - 1, 0)
         pcg_update_kernel[grid_u](
-            problem.g, h, r, z, direction, ap, problem.mu, problem.var, rz[last], pap[last], rr[last], gg, rz[k], rr[k], *sizes,
-            FIRST=k == 0, ARROW=problem.arrow, BIAS=problem.size > problem.d, **scope,
+            equation.g, h, r, z, direction, ap, equation.mu, equation.var, rz[last], pap[last], rr[last], gg, rz[k], rr[k],
+            *sizes, FIRST=k == 0, ARROW=equation.arrow, BIAS=equation.size > equation.d, **scope,
             BLOCK_M=block_u, BLOCK_C=64, num_warps=8 if k == 0 else 4,  # with 4 the first spills on sm_100
         )  # fmt: skip
 
-    if problem.h0 is not None:
-        product(0, 0, problem.h0, problem.h0, problem.h0, r)
+    if equation.h0 is not None:
+        product(0, 0, equation.h0, equation.h0, equation.h0, r)
     update(0, z)
-    for k in range(problem.iterations):
+    for k in range(equation.iterations):
         product(1 if k == 0 else 2, k, z, p[k % 2], p[(k + 1) % 2], ap)
         update(k + 1, p[(k + 1) % 2])
     return h, rr.sum(-1).sqrt()

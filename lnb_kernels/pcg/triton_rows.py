@@ -14,7 +14,7 @@ from lnb_kernels._triton.arch import Arch
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.precision import input_precision
 from lnb_kernels.pcg import reference
-from lnb_kernels.pcg.triton_vectors import Problem, inverse_count_of, product_tile, solve_chunk, solve_sums, step_of
+from lnb_kernels.pcg.triton_vectors import Equation, inverse_count_of, product_tile, solve_chunk, solve_sums, step_of
 
 ROWS = 16  # of one program: more of them spill registers
 
@@ -117,15 +117,15 @@ def pcg_rows_kernel(
         beta = tl.where(active, rz / tl.where(active, rz_old, 1.0), 0.0)
 
 
-def by_rows(problem: Problem, arch: Arch) -> tuple[torch.Tensor, torch.Tensor]:
+def by_rows(equation: Equation, arch: Arch) -> tuple[torch.Tensor, torch.Tensor]:
     """All iterations in one launch, scope "neuron"."""
-    h, r, p, ap = (torch.empty_like(problem.g) for _ in range(4))
-    norms = problem.g.new_empty((problem.iterations + 1, problem.batch * problem.m))
-    pcg_rows_kernel[(triton.cdiv(problem.m, ROWS), problem.batch)](
-        problem.s, problem.g, problem.g if problem.h0 is None else problem.h0, problem.mu, problem.var, h, r, p, ap, norms,
-        problem.m, problem.d, problem.size, problem.iterations, problem.batch * problem.m, problem.ridge,
-        problem.s.stride(0), problem.s.stride(1),
-        HAS_H0=problem.h0 is not None, ARROW=problem.arrow, BIAS=problem.size > problem.d, STOP=reference.STOP,
+    h, r, p, ap = (torch.empty_like(equation.g) for _ in range(4))
+    norms = equation.g.new_empty((equation.iterations + 1, equation.batch * equation.m))
+    pcg_rows_kernel[(triton.cdiv(equation.m, ROWS), equation.batch)](
+        equation.s, equation.g, equation.g if equation.h0 is None else equation.h0, equation.mu, equation.var, h, r, p, ap, norms,
+        equation.m, equation.d, equation.size, equation.iterations, equation.batch * equation.m, equation.ridge,
+        equation.s.stride(0), equation.s.stride(1),
+        HAS_H0=equation.h0 is not None, ARROW=equation.arrow, BIAS=equation.size > equation.d, STOP=reference.STOP,
         BLOCK_M=ROWS, BLOCK_C=32, BLOCK_K=32, PRECISION=input_precision(arch), num_warps=4, num_stages=2,
     )  # fmt: skip
     return h, norms

@@ -1,4 +1,4 @@
-"""What both Triton forms of conjugate gradients share: the problem as kernels take it, and the vector work of some rows."""
+"""What both Triton forms of conjugate gradients share: the equation that kernels take, and vector operations on some rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton.language as tl
 from lnb_kernels._triton.offsets import offset64
 
 
-class Problem:
+class Equation:
     """Tensors and sizes of one solve, as the kernels take them."""
 
     def __init__(

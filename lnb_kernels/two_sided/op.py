@@ -33,9 +33,9 @@ def _kernel(
     given = iter(biases)
     of_layers = [None if mean is None else next(given) for mean in means]
     of_rows: Sequence[Tensor | None] = squares or [None] * len(weights)
-    problems = list(zip(weights, of_layers, inverses, means, roots, of_rows, strict=True))
+    layers = list(zip(weights, of_layers, inverses, means, roots, of_rows, strict=True))
     with _autocast.disabled(weights[0].device):
-        sums: Tensor = _backend.call("two_sided_directions_", weights[0], problems, noise)
+        sums: Tensor = _backend.call("two_sided_directions_", weights[0], layers, noise)
     return sums
 
 
@@ -105,8 +105,8 @@ def two_sided_directions_(
         _checks.lists_of_layers(op, weights=weights, squares=squares)
     if not weights:
         return torch.empty(0, 4)
-    for i, problem in enumerate(zip(weights, biases, inverses, means, roots, strict=True)):
-        _check_layer(f"{op}: layer {i}", *problem, weights[0])
+    for i, layer in enumerate(zip(weights, biases, inverses, means, roots, strict=True)):
+        _check_layer(f"{op}: layer {i}", *layer, weights[0])
     for i, (square, weight) in enumerate(zip(squares or (), weights, strict=False)):
         where, wanted = f"{op}: layer {i}", sum_dtype(weight.device)
         _checks.floating_tensor(where, "squares", square)

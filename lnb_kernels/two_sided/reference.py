@@ -11,37 +11,37 @@ from lnb_kernels._writes import require_writable
 from lnb_kernels.scaling import sum_dtype, unit_scale
 
 # weight, bias, inverse, mean, root, squares
-Problem = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]
+LayerTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]
 
 
 LISTS = ("weights", "biases", "inverses", "means", "roots", "squares")
-"""What the public function calls the lists of which a problem holds an entry each."""
+"""The lists that the public function takes, in the order of a :data:`LayerTensors`."""
 
 
 @torch.no_grad()
-def two_sided_directions_(problems: Sequence[Problem], noise: float) -> Tensor:
-    """Overwrite weight and bias of every problem by their directions; see :func:`lnb_kernels.two_sided_directions_`."""
-    require_apart(problems)
-    if not problems:
+def two_sided_directions_(layers: Sequence[LayerTensors], noise: float) -> Tensor:
+    """Overwrite weight and bias of every layer by their directions; see :func:`lnb_kernels.two_sided_directions_`."""
+    require_apart(layers)
+    if not layers:
         return torch.empty(0, 4)
-    if problems[0][0].is_cpu:  # one at a time, so that only one has its copies in memory
-        return torch.cat([two_sided_direction_(*problem, noise) for problem in problems])
-    return by_kind_(problems, noise)
+    if layers[0][0].is_cpu:  # one at a time, so that only one has its copies in memory
+        return torch.cat([two_sided_direction_(*layer, noise) for layer in layers])
+    return by_kind_(layers, noise)
 
 
-def by_kind_(problems: Sequence[Problem], noise: float) -> Tensor:
-    """The same with problems of equal shapes solved together: on an accelerator the calls of each would cost more than the
+def by_kind_(layers: Sequence[LayerTensors], noise: float) -> Tensor:
+    """The same with layers of equal shapes solved together: on an accelerator the calls of each would cost more than the
     stack."""
     kinds: dict[tuple[object, ...], list[int]] = {}
-    for i, problem in enumerate(problems):
-        kind = problem[0].dtype, *(None if tensor is None else tensor.shape for tensor in problem)
+    for i, layer in enumerate(layers):
+        kind = layer[0].dtype, *(None if tensor is None else tensor.shape for tensor in layer)
         kinds.setdefault(kind, []).append(i)
     sums: dict[int, Tensor] = {}
     for members in kinds.values():
         if len(members) == 1:
-            sums[members[0]] = two_sided_direction_(*problems[members[0]], noise)
+            sums[members[0]] = two_sided_direction_(*layers[members[0]], noise)
             continue
-        columns = zip(*(problems[i] for i in members), strict=True)
+        columns = zip(*(layers[i] for i in members), strict=True)
         weight, bias, inverse, mean, root, squares = map(_stacked, columns)
         assert weight is not None
         assert inverse is not None
@@ -49,11 +49,11 @@ def by_kind_(problems: Sequence[Problem], noise: float) -> Tensor:
         found = two_sided_direction_(weight, bias, inverse, mean, root, squares, noise)
         for place, solved in ((0, weight), (1, bias)):
             if solved is not None:
-                written = [tensor for i in members if (tensor := problems[i][place]) is not None]
+                written = [tensor for i in members if (tensor := layers[i][place]) is not None]
                 torch._foreach_copy_(written, list(solved.unbind()))
-        matrices = problems[members[0]][0].shape[:-2].numel()
+        matrices = layers[members[0]][0].shape[:-2].numel()
         sums.update(zip(members, found.split([matrices] * len(members)), strict=True))
-    return torch.cat([sums[i] for i in range(len(problems))])
+    return torch.cat([sums[i] for i in range(len(layers))])
 
 
 def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -61,9 +61,9 @@ def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(given) if given else None
 
 
-def require_apart(problems: Sequence[Problem]) -> None:
+def require_apart(layers: Sequence[LayerTensors]) -> None:
     """Refuse, before anything is written, memory that is written and shared or missing, and inference tensors."""
-    named = {name: [problem[k] for problem in problems] for k, name in enumerate(LISTS)}
+    named = {name: [layer[k] for layer in layers] for k, name in enumerate(LISTS)}
     require_writable(named, LISTS[:2])
 
 

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from lnb.config import Config
+from lnb.context import StepContext, rate_like
 from lnb.master import has_master, masters_of, remember
 from lnb.statistics.arenas import constant
 from lnb.verdict import Verdict
-from lnb.work import Work, rate_like
 from lnb_kernels import multi_tensor
 
 Number = TypeVar("Number", float, Tensor)
 
 
 def apply(
-    work: Work,
+    context: StepContext,
     directions: list[Tensor],
     scales: Tensor,
     shorter: dict[nn.Parameter, Tensor],
@@ -30,7 +30,7 @@ def apply(
     One call serves all parameters of a group that have masters, or that have none; each that gets shorter has its own.
 
     Args:
-        work: what moves.
+        context: what moves.
         directions: of every parameter.
         scales: of every layer and every other parameter, ``[layers + others]``.
         shorter: factors ``[]`` by which parameters are multiplied beside.
@@ -39,19 +39,19 @@ def apply(
     """
     ok = verdict.on(scales.device)
     each = scales
-    if any(len(layer.parameters) > 1 for layer in work.layers):
-        each = scales[constant(work.owners, scales.device)]
+    if any(len(layer.parameters) > 1 for layer in context.layers):
+        each = scales[constant(context.owners, scales.device)]
     batches: dict[tuple[int, bool, int], list[int]] = {}
-    for i, parameter in enumerate(work.parameters):
+    for i, parameter in enumerate(context.parameters):
         alone = i if parameter in shorter else -1
-        key = id(work.groups[parameter]), has_master(parameter, config), alone
+        key = id(context.groups[parameter]), has_master(parameter, config), alone
         batches.setdefault(key, []).append(i)
     typed = {dtype: each.to(dtype) for dtype in {direction.dtype for direction in directions}}
-    joined = _joined_decays(work, shorter)
+    joined = _joined_decays(context, shorter)
     for (_, with_master, _), places in batches.items():
-        parameters = [work.parameters[i] for i in places]
+        parameters = [context.parameters[i] for i in places]
         steps = [directions[i] for i in places]
-        group = work.groups[parameters[0]]
+        group = context.groups[parameters[0]]
         decay = joined.get(parameters[0], group["weight_decay"])
         of_kind = typed[steps[0].dtype]
         if len(places) == 1:
@@ -60,20 +60,20 @@ def apply(
             chosen = of_kind if len(places) == len(each) else of_kind[constant(tuple(places), each.device)]
         rates = chosen, group["lr"], decay, ok
         if with_master:
-            multi_tensor.apply_master_(masters_of(parameters, work.states), parameters, steps, *rates)
+            multi_tensor.apply_master_(masters_of(parameters, context.states), parameters, steps, *rates)
             remember(parameters)
         else:
             multi_tensor.apply_(parameters, steps, *rates)
 
 
-def _joined_decays(work: Work, shorter: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+def _joined_decays(context: StepContext, shorter: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
     """The weight decay of each parameter that gets shorter, ``[]``."""
     by_group: dict[int, list[nn.Parameter]] = {}
     for parameter in shorter:
-        by_group.setdefault(id(work.groups[parameter]), []).append(parameter)
+        by_group.setdefault(id(context.groups[parameter]), []).append(parameter)
     found: dict[nn.Parameter, Tensor] = {}
     for members in by_group.values():
-        group = work.groups[members[0]]
+        group = context.groups[members[0]]
         factors = torch.stack([shorter[parameter] for parameter in members])
         lr, decay = (rate_like(group[name], factors) for name in ("lr", "weight_decay"))
         found.update(zip(members, joined_decay(decay, factors, lr).unbind(), strict=True))

@@ -44,12 +44,12 @@ import torch
 from torch import Tensor, nn
 
 from lnb.config import Config
+from lnb.context import LayerContext
 from lnb.momentum import state_like
 from lnb.sharded.columns import add_parts
 from lnb.statistics.arenas import Arenas, owners_of, sums_of
 from lnb.statistics.running import bias_correction
 from lnb.verdict import Verdict
-from lnb.work import LayerWork
 from lnb_kernels import multi_tensor
 from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE
 
@@ -94,16 +94,16 @@ def noise_level(config: Config) -> float:
     return float(square**0.5)
 
 
-def observe_agreement(works: list[LayerWork], verdict: Verdict, config: Config, arenas: Arenas) -> Agreement:
+def observe_agreement(contexts: list[LayerContext], verdict: Verdict, config: Config, arenas: Arenas) -> Agreement:
     """Update the numbers by which agreement is judged with this step's gradients, after the averages of the gradients.
 
     State of a layer's weight: ``row_square`` ``[groups, rows]``, the average of ``||g_i||^2`` of decay ``b_rows``, weight and
     bias together.
     """
-    states = [work.state for work in works]
-    shapes = [work.layer.shape[:2] for work in works]
+    states = [context.state for context in contexts]
+    shapes = [context.layer.shape[:2] for context in contexts]
     sizes = tuple(groups * rows for groups, rows in shapes)
-    squares = _row_squares(works, sizes)
+    squares = _row_squares(contexts, sizes)
     counts = torch.stack([state["step"] for state in states]).clamp(min=1)
     owners = owners_of(sizes, squares.device)
 
@@ -122,7 +122,7 @@ def observe_agreement(works: list[LayerWork], verdict: Verdict, config: Config, 
 
 
 def expected_squares(
-    works: list[LayerWork], agreement: Agreement, verdict: Verdict, config: Config, arenas: Arenas
+    contexts: list[LayerContext], agreement: Agreement, verdict: Verdict, config: Config, arenas: Arenas
 ) -> Tensor:
     """``||g~||^2`` of every layer, were its gradients independent, ``[layers]``; updates what that is made of.
 
@@ -134,7 +134,7 @@ def expected_squares(
     """
     b = config.momentum
     fresh = agreement.fresh
-    states = [work.state for work in works]
+    states = [context.state for context in contexts]
     independent = arenas.select("independent_square", states, [()] * len(states), fresh)
     past = independent.read() * b**2
     independent.write(past + (1 - b) ** 2 * fresh, verdict.on(fresh.device))
@@ -154,7 +154,7 @@ def noise_band(config: Config) -> tuple[float, float]:
 
 
 def radii(
-    works: list[LayerWork],
+    contexts: list[LayerContext],
     averages: Tensor,
     expected: Tensor,
     counts: Tensor,
@@ -174,7 +174,7 @@ def radii(
     :data:`COHERENCE_DECAY`, from zero, of ``||g~||^2`` over what is expected of independent gradients, cut at four.
 
     Args:
-        works: the layers.
+        contexts: the layers.
         averages: ``||g~||^2`` of each, ``[layers]``.
         expected: the same, of independent gradients.
         counts: the steps that every layer has made, with this one, ``[layers]``.
@@ -182,10 +182,10 @@ def radii(
         config: the settings.
         arenas: where the state lives.
     """
-    states = [work.state for work in works]
-    start = first_radius(sum(work.layer.is_first for work in works))
-    kept = arenas.select("radius", states, [()] * len(works), averages, start=start)
-    coherences = arenas.select("coherence", states, [()] * len(works), averages)
+    states = [context.state for context in contexts]
+    start = first_radius(sum(context.layer.is_first for context in contexts))
+    kept = arenas.select("radius", states, [()] * len(contexts), averages, start=start)
+    coherences = arenas.select("coherence", states, [()] * len(contexts), averages)
     ok = verdict.on(averages.device)
     averages = averages.nan_to_num(0.0, 0.0, 0.0)
     ratios = torch.where(expected > 0, averages / expected, 0.0).clamp(max=MOST_COHERENCE)
@@ -204,23 +204,23 @@ def radii(
     return kept.read()
 
 
-def _row_squares(works: list[LayerWork], counts: tuple[int, ...]) -> Tensor:
+def _row_squares(contexts: list[LayerContext], counts: tuple[int, ...]) -> Tensor:
     """``||g_i||^2`` of every row of this step's gradients, ``[rows of all layers]``, limited to the largest number."""
-    norms = multi_tensor.squared_row_norms([_gradient(work.parameters[0]) for work in works], list(counts))
-    biases = [_gradient(work.parameters[1]).flatten() for work in works if work.with_bias]
+    norms = multi_tensor.squared_row_norms([_gradient(context.parameters[0]) for context in contexts], list(counts))
+    biases = [_gradient(context.parameters[1]).flatten() for context in contexts if context.with_bias]
     if biases:
         squares = (biases[0] if len(biases) == 1 else torch.cat(biases)).to(norms.dtype).square()
-        if len(biases) == len(works):
+        if len(biases) == len(contexts):
             norms = norms + squares
         else:
-            spans = [part for part, work in zip(norms.split(counts), works, strict=True) if work.with_bias]
+            spans = [part for part, context in zip(norms.split(counts), contexts, strict=True) if context.with_bias]
             torch._foreach_add_(spans, list(squares.split([len(span) for span in spans])))
-    cut = [(i, columns) for i, work in enumerate(works) if (columns := work.layer.columns) is not None]
+    cut = [(i, columns) for i, context in enumerate(contexts) if (columns := context.layer.columns) is not None]
     if cut:
         spans = list(norms.split(counts))
         for i, columns in cut:
-            if works[i].with_bias:  # which every rank has
-                of_bias = _gradient(works[i].parameters[1]).flatten().to(norms.dtype).square()
+            if contexts[i].with_bias:  # which every rank has
+                of_bias = _gradient(contexts[i].parameters[1]).flatten().to(norms.dtype).square()
                 spans[i] = spans[i] - (1 - 1 / columns.of) * of_bias
         for (i, _), total in zip(cut, add_parts([(columns, spans[i]) for i, columns in cut]), strict=True):
             spans[i] = total
@@ -241,11 +241,11 @@ class Gain:
     ``last_step``, ``D``.
     """
 
-    def __init__(self, works: list[LayerWork], verdict: Verdict, arenas: Arenas) -> None:
-        self._works = works
-        self._states = [work.state for work in works]
-        self._shapes: list[tuple[int, ...]] = [()] * len(works)
-        self._ok = verdict.on(works[0].layer.weight.device)
+    def __init__(self, contexts: list[LayerContext], verdict: Verdict, arenas: Arenas) -> None:
+        self._contexts = contexts
+        self._states = [context.state for context in contexts]
+        self._shapes: list[tuple[int, ...]] = [()] * len(contexts)
+        self._ok = verdict.on(contexts[0].layer.weight.device)
         self._verdict = verdict
         self._arenas = arenas
 
@@ -253,10 +253,10 @@ class Gain:
         """``f`` of every layer, ``[layers]``, dtype and device as ``like``."""
         fraction = self._arenas.select("fraction", self._states, self._shapes, like, start=_FIRST_FRACTION)
         before = self._arenas.select("last_slope", self._states, self._shapes, like).read()
-        for work in self._works:
-            for parameter in work.parameters:
-                if "last_step" not in work.states[parameter]:
-                    work.states[parameter]["last_step"] = state_like(parameter)
+        for context in self._contexts:
+            for parameter in context.parameters:
+                if "last_step" not in context.states[parameter]:
+                    context.states[parameter]["last_step"] = state_like(parameter)
         change = (_SAFETY / (1 - self._slopes() / before).clamp(min=1e-9)).clamp(_SHRINK, _GROW)
         change = torch.where(before != 0, change, 1.0)  # no step before tells nothing
         fraction.write((fraction.read() * change).clamp(max=1), self._ok)
@@ -269,15 +269,15 @@ class Gain:
             directions: of each layer, one tensor per parameter.
             scales: ``[layers]``.
         """
-        for work, parts, scale in zip(self._works, directions, scales.unbind(), strict=True):
-            for parameter, part in zip(work.parameters, parts, strict=True):
+        for context, parts, scale in zip(self._contexts, directions, scales.unbind(), strict=True):
+            for parameter, part in zip(context.parameters, parts, strict=True):
                 moved = (part * -scale.to(part.dtype)).nan_to_num(0.0, 0.0, 0.0).view_as(parameter)
-                self._verdict.commit(work.states[parameter]["last_step"], moved)
+                self._verdict.commit(context.states[parameter]["last_step"], moved)
         slopes = self._slopes()
         self._arenas.select("last_slope", self._states, self._shapes, slopes).write(slopes, self._ok)
 
     def _slopes(self) -> Tensor:
         """``<g, D>`` of this step's gradients and the steps remembered, ``[layers]``."""
-        parameters = [(i, parameter) for i, work in enumerate(self._works) for parameter in work.parameters]
-        steps = [self._works[i].states[parameter]["last_step"] for i, parameter in parameters]
+        parameters = [(i, parameter) for i, context in enumerate(self._contexts) for parameter in context.parameters]
+        steps = [self._contexts[i].states[parameter]["last_step"] for i, parameter in parameters]
         return multi_tensor.dot([_gradient(p) for _, p in parameters], steps, [i for i, _ in parameters])

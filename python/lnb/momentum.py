@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lnb.config import Config
+from lnb.context import StepContext
 from lnb.layers.capture import statistics_dtype
 from lnb.scratch import Scratch
 from lnb.statistics.arenas import Arenas, chunked
 from lnb.statistics.running import bias_correction
 from lnb.verdict import Verdict
-from lnb.work import Work
 from lnb_kernels import multi_tensor
 from lnb_kernels.scaling import largest_squarable
 
@@ -22,7 +22,7 @@ ADAM_EPSILON = 1e-8
 
 
 def average_gradients(
-    work: Work, verdict: Verdict, config: Config, scratch: Scratch, arenas: Arenas
+    context: StepContext, verdict: Verdict, config: Config, scratch: Scratch, arenas: Arenas
 ) -> dict[nn.Parameter, Tensor]:
     """Update the gradient averages; return ``g~`` per moving parameter, in the statistics' dtype.
 
@@ -32,14 +32,14 @@ def average_gradients(
     State of every parameter: ``momentum``, ``m``, like the parameter; ``step``, ``t``, ``[]``.
 
     Args:
-        work: what moves, all on one device.
+        context: what moves, all on one device.
         verdict: whether anything may change.
         config: the optimizer's settings.
         scratch: memory of the step.
         arenas: where the counts live.
     """
-    members = work.parameters
-    states = [work.states[parameter] for parameter in members]
+    members = context.parameters
+    states = [context.states[parameter] for parameter in members]
     for parameter, state in zip(members, states, strict=True):
         if "momentum" not in state:
             state["momentum"] = state_like(parameter)
@@ -53,7 +53,7 @@ def average_gradients(
     corrections = bias_correction(config.momentum, counted.read())
     shares = (config.momentum if config.nesterov else 1.0) / corrections
     take = 1 - config.momentum if config.nesterov else 0.0
-    out = _memory(work, members, raw, scratch) if device.type == "cpu" else None
+    out = _memory(context, members, raw, scratch) if device.type == "cpu" else None
     return dict(
         zip(
             members,
@@ -63,9 +63,11 @@ def average_gradients(
     )
 
 
-def _memory(work: Work, members: list[nn.Parameter], averages: list[Tensor], scratch: Scratch) -> list[Tensor] | None:
+def _memory(
+    context: StepContext, members: list[nn.Parameter], averages: list[Tensor], scratch: Scratch
+) -> list[Tensor] | None:
     """Where ``g~`` of ``members`` goes; None where none of it is overwritten by its direction."""
-    overwritten = {p for each in work.layers if each.config.overwrites_average for p in each.parameters}
+    overwritten = {p for each in context.layers if each.config.overwrites_average for p in each.parameters}
     kept = scratch.take({p: average for p, average in zip(members, averages, strict=True) if p in overwritten})
     if not kept:
         return None
@@ -73,7 +75,7 @@ def _memory(work: Work, members: list[nn.Parameter], averages: list[Tensor], scr
 
 
 def adam_directions(
-    work: Work, averages: dict[nn.Parameter, Tensor], verdict: Verdict, decay: float, arenas: Arenas
+    context: StepContext, averages: dict[nn.Parameter, Tensor], verdict: Verdict, decay: float, arenas: Arenas
 ) -> list[Tensor]:
     """Adam's direction ``g~ / (sqrt(v / (1 - b^t)) + eps)`` of every other parameter, updating ``v``, the mean square.
 
@@ -83,14 +85,14 @@ def adam_directions(
     State of every other parameter: ``gradient_square``, ``v``, like the parameter.
     """
     kinds: dict[torch.dtype, list[nn.Parameter]] = {}
-    for parameter in work.others:
+    for parameter in context.others:
         kinds.setdefault(averages[parameter].dtype, []).append(parameter)
     directions: dict[nn.Parameter, Tensor] = {}
     for members in kinds.values():
         shapes = [tuple(parameter.shape) for parameter in members]
-        arenas.select("gradient_square", [work.states[p] for p in members], shapes, averages[members[0]])
+        arenas.select("gradient_square", [context.states[p] for p in members], shapes, averages[members[0]])
         for chunk in chunked(members, Tensor.numel, members[0].device):
-            states = [work.states[parameter] for parameter in chunk]
+            states = [context.states[parameter] for parameter in chunk]
             shapes = [tuple(parameter.shape) for parameter in chunk]
             kept = arenas.select("gradient_square", states, shapes, averages[chunk[0]])
             gradient = _joined([cast(Tensor, parameter.grad) for parameter in chunk], averages[chunk[0]].dtype)
@@ -104,7 +106,7 @@ def adam_directions(
             torch._foreach_add_(roots, ADAM_EPSILON)
             torch._foreach_div_(steps, roots)
             directions.update((p, step.view(p.shape)) for p, step in zip(chunk, steps, strict=True))
-    return [directions[parameter] for parameter in work.others]
+    return [directions[parameter] for parameter in context.others]
 
 
 def _joined(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo  # as torch.optim's: torch.compiler.d
 from torch.optim import Optimizer
 
 from lnb.config import DEFAULT_LR, Config, check_group, resolve_config
+from lnb.context import StepContext, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
 from lnb.coverage import Coverage, CoverageRow
 from lnb.distributed.exchange import MomentExchange
 from lnb.distributed.identity import Identifier, Identity
@@ -48,7 +49,6 @@ from lnb.statistics.schedule import is_refresh_step, refresh_phases, sample_star
 from lnb.statistics.tracked import Tracked
 from lnb.step import Memory, Outcome, make_step
 from lnb.verdict import Verdict
-from lnb.work import Work, check_finite, collect, has_statistics, mark_zeroed, moment_blocks
 from lnb_kernels._captured import is_capturing
 from lnb_kernels.moment_stream import join_moments
 
@@ -365,30 +365,30 @@ class LNB(Optimizer):
                 self._exchange.fill_missing(layers)
             dual = all(group["ridge"] > 0 for group in self.param_groups)
             self._planner.observe(layers, self._other_bytes, dual)
-            work = self._collect()
+            context = self._collect()
         except Exception:
             if joint is not None:
                 self._leave_step(joint)
             raise
         if joint is not None:
             flag = joint.add(layers, self._device, self._identity())
-            work = self._collect()
-            work.flags.append(flag)
-            work.sharers = joint.sharers
+            context = self._collect()
+            context.flags.append(flag)
+            context.sharers = joint.sharers
         follow_parameters(self.state)
-        rejected, parameters = False, work.parameters
+        rejected, parameters = False, context.parameters
         names = self._inventory.names
         if shards is not None:
-            work, names = shards.work(work), shards.names
+            context, names = shards.on_shards(context), shards.names
         elif self._turned:
-            work, names = self._turned.work(work), self._turned.names
+            context, names = self._turned.with_stand_ins(context), self._turned.names
         if parameters:
-            verdict = check_finite(work, wait=self._strict or (shards is not None and shards.waits))
+            verdict = check_finite(context, wait=self._strict or (shards is not None and shards.waits))
             rejected = verdict.rejected
         with self._guard.writing(parameters):
             if parameters:
                 if not rejected:
-                    for outcome in self._run(work, verdict):
+                    for outcome in self._run(context, verdict):
                         self._records.record(self._step_index, outcome, names, verdict)
                 self._step_index += 1
             self._clear_captures(layers)
@@ -396,7 +396,7 @@ class LNB(Optimizer):
             if joint is not None:
                 self._promise(joint)
             if meter is not None:
-                meter.leave(any(each.moments is not None for each in work.layers))
+                meter.leave(any(each.moments is not None for each in context.layers))
             if parameters:
                 self._count(verdict)
         if rejected and self._strict:
@@ -410,17 +410,17 @@ class LNB(Optimizer):
         """Make the state that a first step makes, without a step: for checkpoints that are loaded into it."""
         layers = self._optimized_layers()
         make_up_inputs(layers)
-        work = self._collect()
+        context = self._collect()
         verdict = Verdict(torch.ones((), dtype=torch.bool))
         if self._shards is None:
-            self._run(self._turned.work(work) if self._turned else work, verdict)
+            self._run(self._turned.with_stand_ins(context) if self._turned else context, verdict)
         else:
             with self._shards.apart():
-                self._run(self._shards.work(work), verdict)
+                self._run(self._shards.on_shards(context), verdict)
         self._clear_captures(self._optimized_layers())
         self._switch_captures(self._optimized_layers())
 
-    def _collect(self) -> Work:
+    def _collect(self) -> StepContext:
         return collect(self._model, self._members(), self._config_of, self.state, self._zeroed)
 
     def _leave_step(self, joint: Shards | Joint) -> None:
@@ -448,18 +448,18 @@ class LNB(Optimizer):
         device: torch.device = self.param_groups[0]["params"][0].device
         return device
 
-    def _run(self, work: Work, verdict: Verdict) -> list[Outcome]:
+    def _run(self, context: StepContext, verdict: Verdict) -> list[Outcome]:
         """The update. If it is interrupted, no parameter is left with a part of the state that its first step makes."""
-        fresh = [parameter for parameter in work.parameters if not work.states.get(parameter)]
+        fresh = [parameter for parameter in context.parameters if not context.states.get(parameter)]
         try:
-            made = make_step(work, verdict, self._config, self._memory)
+            made = make_step(context, verdict, self._config, self._memory)
             self._turned.finish()
             if self._shards is not None:
                 self._shards.mark(self.state)
             return made
         except BaseException:
             for parameter in fresh:
-                work.states.pop(parameter, None)
+                context.states.pop(parameter, None)
             raise
 
     def _started_meter(self) -> OverheadMeter | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lnb.config import Config
+from lnb.context import gathered_moments, moment_blocks
 from lnb.layers.capture import Samples, statistics_dtype
 from lnb.layers.claimed import Layer
 from lnb.planning.choice import Choice
@@ -15,7 +16,6 @@ from lnb.planning.rates import Rates
 from lnb.statistics.factored import block_count
 from lnb.statistics.orthogonalize import orthogonalize_flops
 from lnb.statistics.split_refresh import shared_out
-from lnb.work import gathered_moments, moment_blocks
 
 _HEADINGS = (
     "layer",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lnb.apply import apply
 from lnb.config import Config
+from lnb.context import StepContext
 from lnb.damping import Agreement, observe_agreement
 from lnb.momentum import adam_directions, average_gradients
 from lnb.routes.fused import Fused, FusedShare, prepare_fused
@@ -26,9 +27,8 @@ from lnb.statistics.averages import average_statistics
 from lnb.statistics.split_refresh import refresh_over
 from lnb.trust_regions.lengths import Lengths, in_region, measure_lengths, products_of, region_scales, shortened
 from lnb.verdict import Verdict
-from lnb.work import Work
 
-StagesOf = Callable[[Work, Verdict, Config, Arenas, Scratch], "Stages"]
+StagesOf = Callable[[StepContext, Verdict, Config, Arenas, Scratch], "Stages"]
 
 
 @dataclass
@@ -52,18 +52,18 @@ class Outcome:
     """What a step did to the parameters of one device, for :class:`lnb.reports.diagnostics.LayerRecords`.
 
     Attributes:
-        work: the layers and other parameters.
+        context: the layers and other parameters.
         solution: the layers' directions.
         products: ``<h, g~>`` of every layer and of every other parameter, ``[layers + others]``: NaN or infinite where there
             is no finite direction.
     """
 
-    work: Work
+    context: StepContext
     solution: Solution
     products: Tensor
 
 
-def make_step(work: Work, verdict: Verdict, config: Config, memory: Memory) -> list[Outcome]:
+def make_step(context: StepContext, verdict: Verdict, config: Config, memory: Memory) -> list[Outcome]:
     """Make the step, as far as ``verdict`` allows. A layer without a finite direction stands still; the others move.
 
     All directions are known before a parameter is written.
@@ -71,7 +71,7 @@ def make_step(work: Work, verdict: Verdict, config: Config, memory: Memory) -> l
     Returns:
         What became of it, for every device.
     """
-    shares = [_share(part, verdict, config, memory) for part in work.by_device()]
+    shares = [_share(part, verdict, config, memory) for part in context.by_device()]
     for share in shares:
         share.direct()
     total = None
@@ -82,13 +82,13 @@ def make_step(work: Work, verdict: Verdict, config: Config, memory: Memory) -> l
         share.bound(total)
     for share in shares:
         share.apply()
-    return [Outcome(share.work, share.solution, share.products) for share in shares]
+    return [Outcome(share.context, share.solution, share.products) for share in shares]
 
 
 class Stages(Protocol):
     """The part of a step that one device makes."""
 
-    work: Work
+    context: StepContext
     solution: Solution
     products: Tensor
 
@@ -105,26 +105,26 @@ class Stages(Protocol):
         """Move the parameters."""
 
 
-def _share(work: Work, verdict: Verdict, config: Config, memory: Memory) -> Stages:
+def _share(context: StepContext, verdict: Verdict, config: Config, memory: Memory) -> Stages:
     """The stages in the form that serves this step."""
-    device = work.parameters[0].device
+    device = context.parameters[0].device
     scratch = memory.scratch.setdefault(device, Scratch())
     if memory.stages is not None:
-        return memory.stages(work, verdict, config, memory.arenas, scratch)
+        return memory.stages(context, verdict, config, memory.arenas, scratch)
     fused = memory.fused.pop(device, None)
-    if fused is None or not fused.standing.holds(work) or not fused.standing.lies_where_it_lay():
-        fused = prepare_fused(work, config, memory.arenas, scratch)
+    if fused is None or not fused.standing.holds(context) or not fused.standing.lies_where_it_lay():
+        fused = prepare_fused(context, config, memory.arenas, scratch)
     if fused is not None:
         memory.fused[device] = fused
-        return FusedShare(fused, work, verdict, config, memory.arenas)
+        return FusedShare(fused, context, verdict, config, memory.arenas)
     prepared = memory.prepared.pop(device, None)
     if device.type == "cpu" and verdict.known:
-        if prepared is None or not prepared.fits(work):
-            prepared = prepare(work, config, memory.arenas, scratch)
+        if prepared is None or not prepared.fits(context):
+            prepared = prepare(context, config, memory.arenas, scratch)
         if prepared is not None:
             memory.prepared[device] = prepared
-            return PreparedShare(prepared, work, verdict, memory.arenas)
-    return Share(work, verdict, config, memory.arenas, scratch)
+            return PreparedShare(prepared, context, verdict, memory.arenas)
+    return Share(context, verdict, config, memory.arenas, scratch)
 
 
 class Share:
@@ -138,58 +138,62 @@ class Share:
     lengths: Lengths | None = None
     weight_norms: Tensor | None = None
 
-    def __init__(self, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch) -> None:
-        self.work, self.verdict, self.config = work, verdict, config
+    def __init__(
+        self, context: StepContext, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch
+    ) -> None:
+        self.context, self.verdict, self.config = context, verdict, config
         self.arenas, self.scratch = arenas, scratch
 
     @property
     def shortens(self) -> bool:
         """Whether anything beside the trust region bounds the steps."""
-        return bool(self.work.layers) and (self.config.damping != "none" or self.config.max_relative_change is not None)
+        return bool(self.context.layers) and (
+            self.config.damping != "none" or self.config.max_relative_change is not None
+        )
 
     def direct(self) -> None:
         """Momentum, statistics, solve."""
-        work, verdict, config, arenas = self.work, self.verdict, self.config, self.arenas
-        averages = average_gradients(work, verdict, config, self.scratch, arenas)
+        context, verdict, config, arenas = self.context, self.verdict, self.config, self.arenas
+        averages = average_gradients(context, verdict, config, self.scratch, arenas)
         self.agreement: Agreement | None = None
-        if config.damping == "agreement" and work.layers:
-            self.agreement = observe_agreement(work.layers, verdict, config, arenas)
-        average_statistics(work.layers, averages, verdict)
+        if config.damping == "agreement" and context.layers:
+            self.agreement = observe_agreement(context.layers, verdict, config, arenas)
+        average_statistics(context.layers, averages, verdict)
         self.refresh(averages)
         self.solution = self.solve(averages)
         if config.others == "adamw":
-            self.others = adam_directions(work, averages, verdict, config.b_others, arenas)
+            self.others = adam_directions(context, averages, verdict, config.b_others, arenas)
         else:
-            self.others = [averages[parameter] for parameter in work.others]
-        self.products = products_of(work, self.solution, self.others, averages)
+            self.others = [averages[parameter] for parameter in context.others]
+        self.products = products_of(context, self.solution, self.others, averages)
         self.averages = averages
 
     def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
         """Where the layers are to go."""
-        return solve(self.work.layers, averages, self.verdict, self.agreement)
+        return solve(self.context.layers, averages, self.verdict, self.agreement)
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""
-        due = [each for each in self.work.layers if each.config.factored]
-        refresh_over(self.work.sharers, due, averages, self.verdict, self.arenas)
+        due = [each for each in self.context.layers if each.config.factored]
+        refresh_over(self.context.sharers, due, averages, self.verdict, self.arenas)
 
     def gain(self) -> Tensor:
         """What the global region sums."""
-        return in_region(self.products, self.work, self.config).sum()
+        return in_region(self.products, self.context, self.config).sum()
 
     def bound(self, total: Tensor | None) -> None:
         """Trust region."""
-        work, config = self.work, self.config
+        context, config = self.context, self.config
         directions = [part for parts in self.solution.parts for part in parts] + self.others
-        self.scales = region_scales(work, directions, self.products, self.verdict, config, total)
+        self.scales = region_scales(context, directions, self.products, self.verdict, config, total)
         self.shorter = {}
         if self.shortens:
             if self.lengths is None:
-                self.lengths = measure_lengths(work, self.solution, self.averages, self.agreement)
+                self.lengths = measure_lengths(context, self.solution, self.averages, self.agreement)
             limits = self.agreement, self.scales, self.verdict, config, self.arenas, self.weight_norms
-            self.scales, self.shorter = shortened(work, self.solution, self.lengths, *limits)
+            self.scales, self.shorter = shortened(context, self.solution, self.lengths, *limits)
 
     def apply(self) -> None:
         """Move the parameters."""
         directions = [part for parts in self.solution.parts for part in parts] + self.others
-        apply(self.work, directions, self.scales, self.shorter, self.verdict, self.config)
+        apply(self.context, directions, self.scales, self.shorter, self.verdict, self.config)

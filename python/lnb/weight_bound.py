@@ -26,10 +26,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lnb.context import LayerContext
 from lnb.layers.claimed import Layer
 from lnb.statistics.arenas import Arenas, Selection, constant
 from lnb.verdict import Verdict
-from lnb.work import LayerWork
 
 LARGEST_CHANGE = 0.25
 
@@ -39,9 +39,9 @@ def usual_norm(layer: Layer) -> float:
     return math.sqrt(layer.d_out / 3)
 
 
-def is_measured(work: LayerWork) -> bool:
+def is_measured(context: LayerContext) -> bool:
     """Whether this step measures the layer's weight: it is refreshed, or has not been measured yet."""
-    return work.moments is not None or bool(work.inputs) or "weight_norm" not in work.state
+    return context.moments is not None or bool(context.inputs) or "weight_norm" not in context.state
 
 
 class WeightBound:
@@ -50,21 +50,23 @@ class WeightBound:
     State of a layer's weight: ``weight_norm`` ``[]``, as measured last, and ``growth`` ``[]``, of the steps since.
 
     Args:
-        works: the layers.
+        contexts: the layers.
         change: ``c``.
         rates: each layer's learning rate, ``[layers]``, in the dtype of sums.
         verdict: whether anything may change.
         arenas: where the states live.
     """
 
-    def __init__(self, works: list[LayerWork], change: float, rates: Tensor, verdict: Verdict, arenas: Arenas) -> None:
-        self._works = works
+    def __init__(
+        self, contexts: list[LayerContext], change: float, rates: Tensor, verdict: Verdict, arenas: Arenas
+    ) -> None:
+        self._contexts = contexts
         self._rates = rates
         self._ok = verdict.on(rates.device)
         self._arenas = arenas
         self._limits = (LARGEST_CHANGE / rates).clamp(max=change)  # kappa / lr
-        self._usual = constant(tuple(usual_norm(work.layer) for work in works), rates.device, rates.dtype)
-        self._growth = self._numbers("growth", range(len(works)))
+        self._usual = constant(tuple(usual_norm(context.layer) for context in contexts), rates.device, rates.dtype)
+        self._growth = self._numbers("growth", range(len(contexts)))
 
     def measure(
         self, scales: Tensor, squared_norms: Tensor, weight_norms: Tensor | None = None
@@ -81,13 +83,13 @@ class WeightBound:
             By what the step multiplies weights to take their growth back, ``[]`` each. Norms are those after it. It is left to
             the step, so that a step that breaks off leaves no weight between two of its values.
         """
-        works = self._works
-        due = [i for i, work in enumerate(works) if is_measured(work)]
+        contexts = self._contexts
+        due = [i for i, context in enumerate(contexts) if is_measured(context)]
         if not due:
             return {}
-        grown = [i for i in due if "weight_norm" in works[i].state]
+        grown = [i for i in due if "weight_norm" in contexts[i].state]
         if weight_norms is None:
-            norms = torch.stack(torch._foreach_norm([works[i].layer.weight for i in due], dtype=self._rates.dtype))
+            norms = torch.stack(torch._foreach_norm([contexts[i].layer.weight for i in due], dtype=self._rates.dtype))
         else:
             norms = weight_norms[constant(tuple(due), self._rates.device)]
         factors: dict[int, Tensor] = {}
@@ -102,7 +104,7 @@ class WeightBound:
             found = constant(tuple(k for k, i in enumerate(due) if i in factors), norms.device)
             norms = norms.index_copy(0, found, norms[found] * factor)
         self._numbers("weight_norm", due).write(norms, self._ok)
-        return {works[i].layer.weight: factor for i, factor in factors.items()}
+        return {contexts[i].layer.weight: factor for i, factor in factors.items()}
 
     def factors(self, scales: Tensor, squared_norms: Tensor) -> Tensor:
         """What shortens each layer's step, in (0, 1], ``[layers]``, from the norms measured last.
@@ -121,8 +123,8 @@ class WeightBound:
         self._growth.write(self._growth.read() + growth, counts if self._ok is None else counts & self._ok)
 
     def _norms(self) -> Tensor:
-        return torch.maximum(self._numbers("weight_norm", range(len(self._works))).read(), self._usual)
+        return torch.maximum(self._numbers("weight_norm", range(len(self._contexts))).read(), self._usual)
 
     def _numbers(self, key: str, layers: Iterable[int]) -> Selection:
-        states = [self._works[i].state for i in layers]
+        states = [self._contexts[i].state for i in layers]
         return self._arenas.select(key, states, [()] * len(states), self._rates)

@@ -29,7 +29,7 @@ def trained(simulated: bool, steps: int, products: str) -> tuple[dict[str, torch
         nn.functional.mse_loss(model(x), y).backward()
         if simulated:
             with cuda_kernels_on_cpu() as simulator, pytest.MonkeyPatch.context() as patched:
-                patched.setattr("lnb.work.known_finite", lambda _: None)  # which asks the CPU's kernels
+                patched.setattr("lnb.context.known_finite", lambda _: None)  # which asks the CPU's kernels
                 optimizer.step()
                 launches.append(list(simulator.launches))
         else:

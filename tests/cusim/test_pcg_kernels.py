@@ -10,7 +10,7 @@ import torch
 from cusim.simulated import ORDERS, SANITIZED, Simulator, cuda_kernels_on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pcg_support import check, problem
+from pcg_support import check, equation
 from torch import Tensor
 
 import lnb_kernels as lk
@@ -38,13 +38,13 @@ COMMON = {"order": st.sampled_from(sorted(ORDERS)), "seed": st.integers(0, 2**31
 
 @given(m=st.integers(1, 40), d=st.integers(1, 128), layers=st.integers(1, 3), **FLAGS, **COMMON)
 @settings(max_examples=6 if SANITIZED else 40, deadline=None)
-def test_small_problems_in_one_launch(
+def test_small_equations_in_one_launch(
     m: int, d: int, layers: int, bias: bool, start: bool, arrow: bool, order: str, seed: int, iterations: int
 ) -> None:
     torch.manual_seed(seed)
     with cuda_kernels_on_cpu() as simulator:
         simulator.set(order, seed)
-        tensors = problem((layers,), m, d, bias, start, arrow)
+        tensors = equation((layers,), m, d, bias, start, arrow)
         check(cuda_kernel.pcg_rows, tensors, iterations, 0.1, "neuron")
         assert simulator.launches == ["pcg_rows"]
 
@@ -67,7 +67,7 @@ def test_vector_phases(
     torch.manual_seed(seed)
     with cuda_kernels_on_cpu() as simulator:
         simulator.set(order, seed)
-        check(by_phases, problem((layers,), m, d, bias, start, arrow), iterations, 0.1, scope)
+        check(by_phases, equation((layers,), m, d, bias, start, arrow), iterations, 0.1, scope)
 
 
 @pytest.mark.parametrize("arrow", [True, False])
@@ -75,12 +75,12 @@ def test_vector_phases(
 def test_rows_begin_anywhere_between_16_byte_boundaries(simulated: Simulator, columns: int, arrow: bool) -> None:
     """Five rows meet every offset; the two widest are those between which blocks grow."""
     bias = columns % 2 == 1 and columns > 1
-    tensors = problem((), 5, columns - bias, bias, True, arrow)
+    tensors = equation((), 5, columns - bias, bias, True, arrow)
     check(by_phases, tensors, 1, 0.1, "neuron")
 
 
 def test_tensors_that_begin_between_boundaries_are_read_entry_by_entry(simulated: Simulator) -> None:
-    tensors = problem((), 5, 12, True, True, True)
+    tensors = equation((), 5, 12, True, True, True)
     for name in ("g", "h0"):
         memory = torch.empty(tensors[name].numel() + 1)
         tensors[name] = memory[1:].view_as(tensors[name]).copy_(tensors[name])
@@ -89,28 +89,28 @@ def test_tensors_that_begin_between_boundaries_are_read_entry_by_entry(simulated
 
 
 def test_rows_that_thread_blocks_share(simulated: Simulator) -> None:
-    check(by_phases, problem((1,), 3, 2000, True, True, True), 2, 0.1, "neuron")
+    check(by_phases, equation((1,), 3, 2000, True, True, True), 2, 0.1, "neuron")
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_groups_of_one_layer_share_their_step(simulated: Simulator, order: str) -> None:
     simulated.set(order)
-    check(by_phases, problem((2, 3), 4, 10, False, True, True), 2, 0.1, "layer", layer_dims=3)
+    check(by_phases, equation((2, 3), 4, 10, False, True, True), 2, 0.1, "layer", layer_dims=3)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_layers_of_different_shapes_in_one_launch(simulated: Simulator, order: str) -> None:
     shapes = [((), 33, 128, True), ((2,), 5, 7, False), ((), 1, 1, True)]
-    problems = [problem(batch, m, d, bias, True, True) for batch, m, d, bias in shapes]
+    equations = [equation(batch, m, d, bias, True, True) for batch, m, d, bias in shapes]
     simulated.set(order)
-    results = cuda_kernel.pcg_rows_list([tuple(tensors.values()) for tensors in problems], 2, 0.1)
+    results = cuda_kernel.pcg_rows_list([tuple(tensors.values()) for tensors in equations], 2, 0.1)
     assert simulated.launches == ["pcg_rows"]
-    for tensors, (h, norms) in zip(problems, results, strict=True):
+    for tensors, (h, norms) in zip(equations, results, strict=True):
         check(lambda *_, h=h, norms=norms: (h, norms), tensors, 2, 0.1, "neuron")
 
 
 def test_many_layers_take_one_launch_for_every_table(simulated: Simulator) -> None:
-    tensors = problem((130,), 1, 2, False, False, False)
+    tensors = equation((130,), 1, 2, False, False, False)
     check(cuda_kernel.pcg_rows, tensors, 1, 0.1, "neuron")
     assert simulated.launches == ["pcg_rows"] * 2
 
@@ -122,20 +122,20 @@ def test_launches_of_a_step_do_not_depend_on_the_number_of_layers(simulated: Sim
             ("layer", ["start", "product", "move", "direction", "product", "move"]),
         ):
             simulated.set()
-            by_phases(*problem((layers,), 2, 4, False, False, False).values(), 2, 0.1, scope, 2)
+            by_phases(*equation((layers,), 2, 4, False, False, False).values(), 2, 0.1, scope, 2)
             phases = [name.removeprefix("pcg_phase.") for name in simulated.launches if "pcg_phase" in name]
             assert phases == expected
 
 
 def test_one_second_moment_for_several_layers(simulated: Simulator) -> None:
-    tensors = problem((3,), 4, 6, True, False, False)
+    tensors = equation((3,), 4, 6, True, False, False)
     tensors["s"] = tensors["s"][1:2]
     check(cuda_kernel.pcg_rows, tensors, 2, 0.1, "neuron")
 
 
 @pytest.mark.parametrize("solve", [cuda_kernel.pcg_rows, by_phases])
 def test_a_finished_row_stays_and_the_others_go_on(simulated: Simulator, solve: Any) -> None:
-    tensors = problem((), 3, 6, True, True, False)
+    tensors = equation((), 3, 6, True, True, False)
     a = reference.metric(tensors["s"].double(), 7, 0.1)
     tensors["h0"][1] = (tensors["g"][1].double() @ a.inverse()).float()  # the solution
     tensors["g"][2] = tensors["h0"][2] = 0
@@ -155,7 +155,7 @@ def test_no_step_along_a_direction_without_curvature(simulated: Simulator, solve
 
 
 def test_pcg_uses_the_kernels(simulated: Simulator) -> None:
-    tensors = problem((), 5, 20, True, True, True)
+    tensors = equation((), 5, 20, True, True, True)
     s, g, h0, mu, var = tensors.values()
     lk.pcg(s, g, h0, (mu, var), 2, 0.1, "neuron")
     assert simulated.launches == ["pcg_rows"]
@@ -170,9 +170,9 @@ def test_pcg_uses_the_kernels(simulated: Simulator) -> None:
 
 
 def test_what_the_kernels_do_not_take_goes_elsewhere(simulated: Simulator) -> None:
-    wide = problem((), 2, 130, False, False, False)
+    wide = equation((), 2, 130, False, False, False)
     lk.pcg(wide["s"], wide["g"], None, None, 1, 0.1, "neuron")
-    small = problem((), 2, 10, False, False, False)
+    small = equation((), 2, 10, False, False, False)
     lk.pcg(small["s"], small["g"], None, None, 1, 0.1, "layer")
     lk.pcg(small["s"], small["g"][:0], None, None, 1, 0.1, "neuron")
     lk.pcg(lambda v: v, small["g"].requires_grad_(), None, None, 1, 0.0, "neuron")
@@ -180,7 +180,7 @@ def test_what_the_kernels_do_not_take_goes_elsewhere(simulated: Simulator) -> No
 
 
 def test_a_launch_that_fails_is_an_exception_with_the_kernel_in_it(simulated: Simulator) -> None:
-    small = problem((), 3, 6, False, False, False)
+    small = equation((), 3, 6, False, False, False)
     for scope, names in (("neuron", ["start", "step"]), ("layer", ["start", "product", "move", "direction"])):
         simulated.set()
         by_phases(*small.values(), 2, 0.1, scope, 2)

@@ -134,10 +134,10 @@ def test_averages_that_are_formed_where_they_are_read() -> None:
     for simulated in (False, True):
         with cuda_kernels_on_cpu() if simulated else contextlib.nullcontext(), pytest.MonkeyPatch.context() as patch:
 
-            def refresh(works: Any, averages: Any, *arguments: Any) -> None:
+            def refresh(contexts: Any, averages: Any, *arguments: Any) -> None:
                 share = torch.tensor(0.5, dtype=torch.float64)
                 refreshing.refresh(
-                    works,
+                    contexts,
                     {p: AveragedGradient(p.grad, value, share, 0.5, 0.25) for p, value in averages.items()},
                     *arguments,
                 )

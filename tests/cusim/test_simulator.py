@@ -114,7 +114,7 @@ COUNTING = ("number_of_tensors", "not_depend_on_tensors", "number_of_layers", "m
 REPEATING = ("order_of_threads", "bits_in_every_order")
 # One per kernel, of random shapes.
 NOT_TO_MISS = (
-    "test_random_lists", "test_master_weights", "test_small_problems_in_one_launch", "test_vector_phases",
+    "test_random_lists", "test_master_weights", "test_small_equations_in_one_launch", "test_vector_phases",
     "test_refresh_of_layers_of_all_shapes", "test_gradients_are_averaged_where_they_are_read",
     "test_directions_of_all_shapes", "test_all_that_is_written", "test_random_models",
     "test_any_convolution_and_view",

@@ -1,6 +1,6 @@
 """Cases of the solvers: conjugate gradients, inverses, Newton-Schulz iterations and two-sided directions.
 
-No short bound holds for an iteration, so problems are well conditioned here, and the error of the same recurrence in plain
+No short bound holds for an iteration, so equations are well conditioned here, and the error of the same recurrence in plain
 PyTorch counts too: at most twice that, plus a floor relative to the largest entry.
 """
 
@@ -20,7 +20,7 @@ STOP = 1e-5
 COEFFICIENTS = ("(3.4445, -4.775, 2.0315)", "(1.5, -0.5, 0.0)", "[2.0, -1.5, 0.5]", "(1, 0, 0)")
 
 
-def _problem(draw: Draw, dtype: str, lead: tuple[int, ...]) -> dict[str, str]:
+def _equation(draw: Draw, dtype: str, lead: tuple[int, ...]) -> dict[str, str]:
     """The text of ``s, g, h0, arrow`` of one layer."""
     d, rows = draw.size(1, 2, 3, 7, 8, 16, 31), draw.size(1, 2, 3, 8, 17)
     columns = d + draw.random.randrange(2)
@@ -51,15 +51,15 @@ def pcg(draw: Draw) -> Case:
     dtype = draw.dtype(*DTYPES)
     lead = draw.shape(draw.random.choice((0, 0, 1, 2)), 4)
     layer_dims = 3 if lead and draw.chance(0.3) else 2
-    problem = _problem(draw, dtype, lead)
-    s = _no_expanded(problem.pop("s"))
+    equation = _equation(draw, dtype, lead)
+    s = _no_expanded(equation.pop("s"))
     ridge = draw.number(0.0, 0.1, 1.0)
-    arguments = {"base": s, "matvec_or_s": "base", **problem}
+    arguments = {"base": s, "matvec_or_s": "base", **equation}
     kinds = {"g": "tensor", "matvec_or_s": "tensor", "iterations": "count", "ridge": "ridge", "scope": "scope"}
     if draw.chance(0.25):
         inner = "torch.float64" if dtype == "torch.float64" else "torch.float32"
-        arguments = {"base": s, "base_metric": f"metric_of(base.to({inner}), ({problem['g']}).shape[-1], {ridge})"}
-        arguments |= {"matvec_or_s": f"lambda v: v.to({inner}) @ base_metric", **problem}
+        arguments = {"base": s, "base_metric": f"metric_of(base.to({inner}), ({equation['g']}).shape[-1], {ridge})"}
+        arguments |= {"matvec_or_s": f"lambda v: v.to({inner}) @ base_metric", **equation}
         ridge = 0.0
         del kinds["matvec_or_s"]
     arguments |= {
@@ -169,12 +169,12 @@ def truth_pcg(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
 def pcg_layers(draw: Draw) -> Case:
     count = draw.random.choice((0, 1, 2, 3))
     one = draw.dtype(*DTYPES)
-    problems = []
+    equations = []
     for _ in range(count):
         dtype = one if draw.chance(0.7) else draw.dtype(*DTYPES)
-        problems.append(_problem(draw, dtype, draw.shape(draw.random.choice((0, 0, 1)), 3)))
+        equations.append(_equation(draw, dtype, draw.shape(draw.random.choice((0, 0, 1)), 3)))
     lists = {
-        name: "[" + ", ".join(problem[key] for problem in problems) + "]"
+        name: "[" + ", ".join(equation[key] for equation in equations) + "]"
         for name, key in (("moments", "s"), ("gradients", "g"), ("starts", "h0"), ("arrows", "arrow"))
     }
     lists["moments"] = _no_expanded(lists["moments"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pcg_support import check, double, problem
+from pcg_support import check, double, equation
 
 import lnb_kernels as lk
 from lnb_kernels import _native
@@ -30,7 +30,7 @@ FLAGS = [(bias, start, arrow) for bias in (True, False) for start in (True, Fals
 def test_follows_the_iteration(isa: str, scope: str, bias: bool, start: bool, arrow: bool) -> None:
     for batch, m, d in (((8,), 40, 33), ((16,), 20, 150), ((60, 2), 9, 3)):  # many units: largest errors compare
         for iterations in (0, 1, 3):
-            check(native_kernel.pcg_moment, problem(batch, m, d, bias, start, arrow), iterations, 0.1, scope)
+            check(native_kernel.pcg_moment, equation(batch, m, d, bias, start, arrow), iterations, 0.1, scope)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -41,7 +41,7 @@ def test_follows_the_iteration(isa: str, scope: str, bias: bool, start: bool, ar
 def test_any_shape(
     m: int, d: int, layers: int, groups: int, bias: bool, start: bool, arrow: bool, scope: str, layer_dims: int
 ) -> None:
-    tensors = problem((layers, groups), m, d, bias, start, arrow)
+    tensors = equation((layers, groups), m, d, bias, start, arrow)
     found = native_kernel.pcg_moment(*tensors.values(), 2, 0.1, scope, layer_dims)
     expected = reference.pcg_moment(*double(tensors).values(), 2, 0.1, scope, layer_dims)
     for ours, right in zip(found, expected, strict=True):
@@ -51,7 +51,7 @@ def test_any_shape(
 @pytest.mark.parametrize("scope", ["layer", "neuron"])
 def test_a_callable_sees_what_it_should(isa: str, scope: str) -> None:
     """With products by the caller, one of which hands back its own argument."""
-    tensors = problem((2,), 9, 20, True, True, True)
+    tensors = equation((2,), 9, 20, True, True, True)
 
     def by_products(
         s: Any, g: Any, h0: Any, mu: Any, var: Any, iterations: int, ridge: float, scope: str, dims: int
@@ -68,7 +68,7 @@ def test_a_callable_sees_what_it_should(isa: str, scope: str) -> None:
 
 
 def test_units_that_are_done_stay(isa: str) -> None:
-    tensors = problem((), 3, 12, True, True, False)
+    tensors = equation((), 3, 12, True, True, False)
     dense = reference.metric(tensors["s"].double(), 13, 0.1)
     exact = torch.linalg.solve(dense, tensors["g"].double(), left=False).float()
     tensors["h0"][0] = exact[0]
@@ -86,7 +86,7 @@ def test_no_rows_is_a_metric_of_the_ridge_alone() -> None:
 
 
 def test_bits_do_not_depend_on_threads_and_arguments_stay() -> None:
-    tensors, usual = problem((), 400, 130, True, True, True), torch.get_num_threads()
+    tensors, usual = equation((), 400, 130, True, True, True), torch.get_num_threads()
     before = {name: value.clone() for name, value in tensors.items()}
     product = torch.randn(400, 131)  # a product of the BLAS may depend on threads
     try:
@@ -105,7 +105,7 @@ def test_bits_do_not_depend_on_threads_and_arguments_stay() -> None:
 
 
 def test_it_serves_the_op() -> None:
-    tensors = problem((), 6, 10, True, True, True)
+    tensors = equation((), 6, 10, True, True, True)
     arrow = tensors["mu"], tensors["var"]
     expected = native_kernel.pcg_moment(*tensors.values(), 2, 0.1, "layer", 2)
     for a, b in zip(lk.pcg(tensors["s"], tensors["g"], tensors["h0"], arrow, ridge=0.1), expected, strict=True):

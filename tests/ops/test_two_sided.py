@@ -12,38 +12,38 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import Operators, assert_close_to_reference
 from torch import Tensor
-from two_sided_support import problem, row_squares
+from two_sided_support import layer_tensors, row_squares
 
 import lnb_kernels as lk
 from lnb_kernels import _native
 from lnb_kernels.two_sided import native_kernel, reference
-from lnb_kernels.two_sided.reference import Problem
+from lnb_kernels.two_sided.reference import LayerTensors
 
 needs_native = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
 
 
-def double(values: Problem) -> Any:
+def double(values: LayerTensors) -> Any:
     return tuple(None if value is None else value.double() for value in values)
 
 
-Backend: TypeAlias = Callable[[list[Problem], float], Tensor]
+Backend: TypeAlias = Callable[[list[LayerTensors], float], Tensor]
 Step: TypeAlias = tuple[Tensor, Tensor | None]  # of the weight and the bias
 
 
-def solved(backend: Backend, problems: list[Problem], noise: float = 1.0) -> tuple[list[Step], Tensor]:
-    """Directions of copies of the problems, and the four sums."""
-    copies = [tuple(None if value is None else value.clone() for value in values) for values in problems]
+def solved(backend: Backend, layers: list[LayerTensors], noise: float = 1.0) -> tuple[list[Step], Tensor]:
+    """Directions of copies of the layers, and the four sums."""
+    copies = [tuple(None if value is None else value.clone() for value in values) for values in layers]
     sums = backend(copies, noise)  # type: ignore[arg-type]
     return [(values[0], values[1]) for values in copies], sums  # type: ignore[misc]
 
 
-def check(problems: list[Problem], noise: float = 1.0) -> None:
+def check(layers: list[LayerTensors], noise: float = 1.0) -> None:
     """At most twice the error of plain PyTorch in float32."""
-    ours, sums = solved(native_kernel.two_sided_directions_, problems, noise)
-    plain, plain_sums = solved(reference.two_sided_directions_, problems, noise)
-    exact, exact_sums = solved(reference.two_sided_directions_, [double(values) for values in problems], noise)
+    ours, sums = solved(native_kernel.two_sided_directions_, layers, noise)
+    plain, plain_sums = solved(reference.two_sided_directions_, layers, noise)
+    exact, exact_sums = solved(reference.two_sided_directions_, [double(values) for values in layers], noise)
     assert sums.shape == exact_sums.shape
-    if problems:
+    if layers:
         assert sums.dtype == torch.float64
         for found, truth, usual in zip(sums.mT, exact_sums.mT, plain_sums.mT, strict=True):
             assert_close_to_reference(found.float(), truth, usual.float())
@@ -70,7 +70,7 @@ SHAPES = [  # rows, inputs, blocks of outputs, blocks of inputs
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("squares", [True, False])
 def test_error_is_that_of_plain_float32(isa: str, bias: bool, squares: bool) -> None:
-    check([problem((2,), m, d, side, size, bias, squares) for m, d, side, size in SHAPES], 0.3)
+    check([layer_tensors((2,), m, d, side, size, bias, squares) for m, d, side, size in SHAPES], 0.3)
 
 
 @needs_native
@@ -86,25 +86,27 @@ def test_error_is_that_of_plain_float32(isa: str, bias: bool, squares: bool) -> 
     st.sampled_from([1.0, 0.3, 0.05]),
 )  # fmt: skip
 def test_any_shapes_together(layers: list[tuple[int, int, int, int, int, bool, bool]], noise: float) -> None:
-    check([problem((n, 1), side * a, size * b, side, size, *kinds) for n, side, a, size, b, *kinds in layers], noise)
+    check(
+        [layer_tensors((n, 1), side * a, size * b, side, size, *kinds) for n, side, a, size, b, *kinds in layers], noise
+    )
 
 
 @needs_native
 def test_layout_threads_and_order_change_nothing() -> None:
     """Strided inputs are what they look like; results do not depend on the number of threads or on the other layers."""
-    problems = [
-        problem((), 130, 64, 65, 32, True, True),
-        problem((), 9, 20, 9, 20, False),
-        problem((3,), 20, 48, 10, 24, True, True),
+    layers = [
+        layer_tensors((), 130, 64, 65, 32, True, True),
+        layer_tensors((), 9, 20, 9, 20, False),
+        layer_tensors((3,), 20, 48, 10, 24, True, True),
     ]
-    alone = [solved(native_kernel.two_sided_directions_, [values], 0.3) for values in problems]
+    alone = [solved(native_kernel.two_sided_directions_, [values], 0.3) for values in layers]
     expected_sums = torch.cat([sums for _, sums in reversed(alone)])
     threads = torch.get_num_threads()
     for count in (1, 2, 3):
         # The constants are strided; what is written is as it was.
-        strided: list[Problem] = [
+        strided: list[LayerTensors] = [
             (weight.clone(), None if bias is None else bias.clone(), *map(with_gaps, constants))
-            for weight, bias, *constants in reversed(problems)
+            for weight, bias, *constants in reversed(layers)
         ]  # type: ignore[misc]
         torch.set_num_threads(count)
         try:
@@ -137,10 +139,10 @@ def test_nothing_beyond_the_layers_is_written() -> None:
         made.append(torch.cat([edge, value.flatten(), edge]))
         return made[-1][guard:-guard].view(value.shape)
 
-    problems = [problem((2,), m, d, a, b, True, True) for m, d, a, b in SHAPES]
-    placed: list[Problem] = [tuple(map(guarded, values)) for values in problems]  # type: ignore[misc]
+    layers = [layer_tensors((2,), m, d, a, b, True, True) for m, d, a, b in SHAPES]
+    placed: list[LayerTensors] = [tuple(map(guarded, values)) for values in layers]  # type: ignore[misc]
     native_kernel.two_sided_directions_(placed, 0.3)
-    for (weight, bias, *constants), (_, _, *before) in zip(placed, problems, strict=True):
+    for (weight, bias, *constants), (_, _, *before) in zip(placed, layers, strict=True):
         assert weight.isfinite().all()
         assert bias is not None
         assert bias.isfinite().all()
@@ -158,7 +160,7 @@ BACKENDS = [reference.two_sided_directions_, pytest.param(native_kernel.two_side
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_without_descent_stand_still_and_nan_stays(backend: Backend) -> None:
-    weight, bias, inverse, mean, root, _ = problem((), 6, 8, 6, 8, True)
+    weight, bias, inverse, mean, root, _ = layer_tensors((), 6, 8, 6, 8, True)
     assert bias is not None
     assert mean is not None
     weight[1], bias[1] = 0, 0
@@ -183,11 +185,11 @@ def test_rows_without_descent_stand_still_and_nan_stays(backend: Backend) -> Non
 @pytest.mark.parametrize("squares", [True, False])
 def test_sums_are_those_of_the_directions(backend: Backend, squares: bool) -> None:
     """``<H, W> + <h, b>``, ``||H||^2``, that without agreement, ``||W||^2 + ||b||^2``, in the order of the layers."""
-    problems = [problem((2, 3), 10, 12, 5, 6, True, squares), problem((), 7, 9, 7, 9, False, squares)]
-    steps, sums = solved(backend, problems, 0.3)
-    free, _ = solved(backend, [(*values[:5], None) for values in problems])
+    layers = [layer_tensors((2, 3), 10, 12, 5, 6, True, squares), layer_tensors((), 7, 9, 7, 9, False, squares)]
+    steps, sums = solved(backend, layers, 0.3)
+    free, _ = solved(backend, [(*values[:5], None) for values in layers])
     expected = []
-    for (step, step_bias), (of_free, _), (weight, bias, *_) in zip(steps, free, problems, strict=True):
+    for (step, step_bias), (of_free, _), (weight, bias, *_) in zip(steps, free, layers, strict=True):
         product = (step.double() * weight.double()).sum((-2, -1))
         if bias is not None and step_bias is not None:
             product = product + (step_bias.double() * bias.double()).sum((-2, -1))
@@ -206,7 +208,7 @@ def test_rows_shrink_by_the_agreement_of_their_gradients(
     backend: Backend, noise: float, scale: float, bias: bool
 ) -> None:
     """``a min(1, a / noise)``, here from numbers of Python, whatever the size of the gradients."""
-    *given, squares = problem((2,), 12, 10, 6, 5, bias, True)
+    *given, squares = layer_tensors((2,), 12, 10, 6, 5, bias, True)
     assert squares is not None
     for value in given[:2]:
         if value is not None:
@@ -231,7 +233,7 @@ def test_rows_shrink_by_the_agreement_of_their_gradients(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_without_a_mean_square_stand_still(backend: Backend) -> None:
-    *given, squares = problem((), 6, 8, 3, 4, True, True)
+    *given, squares = layer_tensors((), 6, 8, 3, 4, True, True)
     assert squares is not None
     squares[:4] = torch.tensor([0.0, -1.0, torch.nan, torch.inf])
     [(step, step_bias)], sums = solved(backend, [(*given, squares)])  # type: ignore[list-item]
@@ -245,11 +247,19 @@ def test_rows_without_a_mean_square_stand_still(backend: Backend) -> None:
 @pytest.mark.parametrize("squares", [True, False])
 def test_what_the_kernel_does_not_take_goes_by_the_reference(squares: bool) -> None:
     """Wide blocks and float64, alone and beside layers for the kernel, in any order."""
-    wide, doubles = problem((2,), 3, 300, 3, 300, True, squares), double(problem((), 4, 6, 4, 3, True, squares))
-    problems = [wide, problem((3,), 8, 10, 4, 5, False, squares), doubles, problem((), 5, 12, 5, 12, True, squares)]
+    wide, doubles = (
+        layer_tensors((2,), 3, 300, 3, 300, True, squares),
+        double(layer_tensors((), 4, 6, 4, 3, True, squares)),
+    )
+    layers = [
+        wide,
+        layer_tensors((3,), 8, 10, 4, 5, False, squares),
+        doubles,
+        layer_tensors((), 5, 12, 5, 12, True, squares),
+    ]
     backends = [reference.two_sided_directions_, native_kernel.two_sided_directions_] * 2
-    alone = [solved(backend, [values], 0.3) for backend, values in zip(backends, problems, strict=True)]
-    steps, sums = solved(native_kernel.two_sided_directions_, problems, 0.3)
+    alone = [solved(backend, [values], 0.3) for backend, values in zip(backends, layers, strict=True)]
+    steps, sums = solved(native_kernel.two_sided_directions_, layers, 0.3)
     assert sums.dtype == torch.float64
     assert torch.equal(sums, torch.cat([own for _, own in alone]))
     for step, ([expected], _) in zip(steps, alone, strict=True):
@@ -258,7 +268,7 @@ def test_what_the_kernel_does_not_take_goes_by_the_reference(squares: bool) -> N
 
 @needs_native
 def test_written_tensors_with_gaps_are_written() -> None:
-    weight, bias, *constants = problem((), 6, 10, 3, 5, True)
+    weight, bias, *constants = layer_tensors((), 6, 10, 3, 5, True)
     [(step, step_bias)], _ = solved(reference.two_sided_directions_, [(weight, bias, *constants)])  # type: ignore[arg-type]
     strided = with_gaps(weight), with_gaps(bias)
     native_kernel.two_sided_directions_([(*strided, *constants)], 1.0)  # type: ignore[list-item]
@@ -268,17 +278,17 @@ def test_written_tensors_with_gaps_are_written() -> None:
 def test_layers_of_equal_shapes_are_solved_together_on_accelerators() -> None:
     """The same directions and sums, in calls that do not grow with the layers."""
     kinds = [((1,), 6, 8, 3, 4, True, True), ((2,), 4, 8, 4, 8, False, True), ((1,), 5, 7, 5, 7, True, False)]
-    problems = [problem(*kind) for kind in (*kinds[:2], *kinds, kinds[0])]
-    apart = [tuple(None if t is None else t.clone() for t in values) for values in problems]
-    sums = reference.by_kind_(problems, 0.3)
+    layers = [layer_tensors(*kind) for kind in (*kinds[:2], *kinds, kinds[0])]
+    apart = [tuple(None if t is None else t.clone() for t in values) for values in layers]
+    sums = reference.by_kind_(layers, 0.3)
     wanted = torch.cat([reference.two_sided_direction_(*values, 0.3) for values in apart])
     torch.testing.assert_close(sums, wanted, rtol=1e-5, atol=1e-6)
-    for mine, theirs in zip(problems, apart, strict=True):
+    for mine, theirs in zip(layers, apart, strict=True):
         for place in (0, 1):
             torch.testing.assert_close(mine[place], theirs[place], rtol=1e-5, atol=1e-6)
     counts = []
-    for layers in (4, 12):
-        alike = [problem(*kinds[0]) for _ in range(layers)]
+    for count in (4, 12):
+        alike = [layer_tensors(*kinds[0]) for _ in range(count)]
         with Operators() as found:
             reference.by_kind_(alike, 0.3)
         counts.append(len(found.launched))
@@ -287,7 +297,7 @@ def test_layers_of_equal_shapes_are_solved_together_on_accelerators() -> None:
 
 @needs_native
 def test_the_op_writes_to_its_arguments() -> None:
-    values = problem((), 12, 10, 4, 5, True, True)
+    values = layer_tensors((), 12, 10, 4, 5, True, True)
     [(step, step_bias)], expected = solved(native_kernel.two_sided_directions_, [values], 0.3)
     weight, bias, *_ = values
     assert bias is not None
@@ -311,8 +321,8 @@ def test_no_layers_and_empty_layers() -> None:
 
 @pytest.mark.parametrize("agree", [True, False])
 def test_opcheck(agree: bool) -> None:
-    problems = problem((2,), 6, 8, 3, 4, True, True), problem((), 5, 7, 5, 7, False, True)
-    weights, biases, *constants, squares = map(list, zip(*problems, strict=True))
+    layers = layer_tensors((2,), 6, 8, 3, 4, True, True), layer_tensors((), 5, 7, 5, 7, False, True)
+    weights, biases, *constants, squares = map(list, zip(*layers, strict=True))
     given = [bias for bias in biases if bias is not None]
     torch.library.opcheck(
         torch.ops.lnb_kernels.two_sided_directions_.default,

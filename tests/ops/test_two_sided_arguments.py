@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from two_sided_support import problem
+from two_sided_support import layer_tensors
 
 import lnb_kernels as lk
 from lnb_kernels import _native
 
 needs_native = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
 
-W, B, C, MU, P, V = problem((), 4, 6, 2, 3, True, True)
+W, B, C, MU, P, V = layer_tensors((), 4, 6, 2, 3, True, True)
 BAD: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     ((W, [B], [C], [MU], [P]), TypeError, "weights must be a list, got Tensor"),
     (([W], B, [C], [MU], [P]), TypeError, "biases must be a list, got Tensor"),
@@ -64,7 +64,7 @@ def test_bad_arguments_are_named(arguments: tuple[Any, ...], error: type[Excepti
 @needs_native
 def test_views_of_one_memory_are_refused() -> None:
     memory = torch.randn(5, 6)
-    values = [problem((), 4, 6, 2, 3, True, True) for _ in range(2)]
+    values = [layer_tensors((), 4, 6, 2, 3, True, True) for _ in range(2)]
     lists = [list(column) for column in zip(*values, strict=True)]
     lists[0] = [memory[:4], memory[1:]]
     with pytest.raises(ValueError, match=r"weights\[1\] and weights\[0\] overlap in memory"):
@@ -89,7 +89,7 @@ def test_views_of_one_memory_are_refused() -> None:
     ],
 )
 def test_the_module_refuses_addresses_that_would_crash(place: int, value: int, message: str) -> None:
-    values = problem((), 4, 6, 2, 3, True, True)
+    values = layer_tensors((), 4, 6, 2, 3, True, True)
     addresses = [tensor.data_ptr() for tensor in values if tensor is not None]
     addresses[place] = value
     with pytest.raises(ValueError, match=message):
@@ -105,7 +105,7 @@ def test_the_module_refuses_addresses_that_would_crash(place: int, value: int, m
     ],
 )
 def test_the_module_refuses_shapes_that_cannot_be(shape: list[int], message: str) -> None:
-    addresses = [tensor.data_ptr() for tensor in problem((), 4, 6, 2, 3, True, True) if tensor is not None]
+    addresses = [tensor.data_ptr() for tensor in layer_tensors((), 4, 6, 2, 3, True, True) if tensor is not None]
     with pytest.raises(ValueError, match=message):
         _native.module().two_sided_directions([addresses], [shape], 1.0, 1)
 

@@ -93,7 +93,7 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are fused, by plain PyTorch, and the verdict stays on the device."""
     monkeypatch.setattr(fused_step, "available", lambda device: True)
-    usual = lnb.work.Verdict
+    usual = lnb.context.Verdict
 
     class Unknown(usual):  # type: ignore[misc, valid-type]
         def __init__(self, ok: Tensor, wait: bool = False) -> None:
@@ -101,8 +101,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             self.known = self.rejected = False
             self._ok = ok
 
-    monkeypatch.setattr(lnb.work, "Verdict", Unknown)
-    monkeypatch.setattr(lnb.work, "known_finite", lambda _: None)  # what the host knows at once
+    monkeypatch.setattr(lnb.context, "Verdict", Unknown)
+    monkeypatch.setattr(lnb.context, "known_finite", lambda _: None)  # what the host knows at once
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import lnb
 from lnb import solvers
 from lnb.config import Config, resolve_config
+from lnb.context import LayerContext
 from lnb.solvers import Solver
 from lnb.statistics.averages import second_moment_of
 from lnb.verdict import Verdict
-from lnb.work import LayerWork
 
 
 class Exact(Solver):
@@ -23,11 +23,11 @@ class Exact(Solver):
     name = "exact, a test's"
     keeps_feature_moments = False
 
-    def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
+    def direction(self, context: LayerContext, gradient: Tensor, verdict: Verdict) -> Tensor:
         """``h = g~ (E[x~ x~'] + ridge)^-1``."""
-        metric = second_moment_of(work).squeeze(1).clone()
-        metric.diagonal(dim1=-2, dim2=-1)[:, :-1] += work.ridge
-        if not work.with_bias:
+        metric = second_moment_of(context).squeeze(1).clone()
+        metric.diagonal(dim1=-2, dim2=-1)[:, :-1] += context.ridge
+        if not context.with_bias:
             metric = metric[:, :-1, :-1]
         return torch.linalg.solve(metric, gradient, left=False)
 

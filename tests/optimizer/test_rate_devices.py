@@ -10,7 +10,7 @@ from support import Operators
 from torch import Tensor
 
 from lnb.apply import joined_decay
-from lnb.work import rate_like
+from lnb.context import rate_like
 from lnb_kernels.multi_tensor.grouping import rate_beside
 
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -13,9 +13,9 @@ from torch import nn
 
 import lnb
 import lnb_kernels as lk
+from lnb.context import LayerContext
 from lnb.solvers.solve import Solution, solve
 from lnb.statistics.schedule import sample_start
-from lnb.work import LayerWork
 
 
 def moments_of(model: nn.Module, optimizer: lnb.LNB, index: int) -> list[torch.Tensor]:
@@ -121,12 +121,14 @@ def test_solvers_only_read_statistics(settings: dict[str, Any], monkeypatch: pyt
     optimizer = lnb.LNB(model, **({"preset": "paper"} | settings))
     solved = []
 
-    def watched(works: list[LayerWork], *others: Any) -> Solution:
-        kept = {work.layer: {k: v.clone() for k, v in work.state.items() if k != "direction"} for work in works}
-        found = solve(works, *others)
-        for work in works:
-            assert set(work.state) - {"direction"} == set(kept[work.layer])
-            assert all(torch.equal(work.state[key], value) for key, value in kept[work.layer].items())
+    def watched(contexts: list[LayerContext], *others: Any) -> Solution:
+        kept = {
+            context.layer: {k: v.clone() for k, v in context.state.items() if k != "direction"} for context in contexts
+        }
+        found = solve(contexts, *others)
+        for context in contexts:
+            assert set(context.state) - {"direction"} == set(kept[context.layer])
+            assert all(torch.equal(context.state[key], value) for key, value in kept[context.layer].items())
         solved.append(max(map(len, kept.values())))
         return found
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lnb.config import Config
+from lnb.context import gathered_moments
 from lnb.layers.capture import Samples
 from lnb.layers.claimed import Layer
 from lnb.planning.pricing import Pricing
 from lnb.planning.rates import Rates
 from lnb.statistics.factored import block_count
 from lnb.statistics.orthogonalize import STEPS, orthogonalize_flops, products_dtype
-from lnb.work import gathered_moments
 
 # Calls of small operations, counted on the CPU: of what every layer needs beside its solution, and of a spectral step.
 _CALLS_UPDATE = 12

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lnb.config import Config
+from lnb.context import gathered_moments, moment_blocks
 from lnb.layers.capture import Samples, statistics_dtype
 from lnb.layers.claimed import Layer
 from lnb.state.schema import planned_bytes
-from lnb.work import gathered_moments, moment_blocks
 from lnb_kernels import fused_step
 
 

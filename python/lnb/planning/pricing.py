@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from lnb.config import Config
+from lnb.context import moment_blocks
 from lnb.layers.capture import Samples, statistics_dtype
 from lnb.layers.claimed import Layer
 from lnb.planning.rates import Rates
-from lnb.work import moment_blocks
 
 
 class Pricing:

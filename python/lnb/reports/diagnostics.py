@@ -30,25 +30,25 @@ class LayerRecords:
             names: of the parameters that belong to no layer.
             verdict: on the step.
         """
-        products, works = outcome.products, outcome.work.layers
+        products, contexts = outcome.products, outcome.context.layers
         allowed = verdict.on(products.device)
         if allowed is not None or not all(map(math.isfinite, products.tolist())):
             still = products - products != 0  # NaN of what is not finite
-            others = [names.get(parameter, "(added)") for parameter in outcome.work.others]
-            key = (*(work.layer.name for work in works), *others)
+            others = [names.get(parameter, "(added)") for parameter in outcome.context.others]
+            key = (*(context.layer.name for context in contexts), *others)
             still = still if allowed is None else still & allowed
             if key in self._still:
                 self._still[key].add_(still)  # in place: a captured CUDA graph counts on
             else:
                 self._still[key] = still.long()
-        for i, work in enumerate(works):
-            if not work.layer.is_first:  # its figures are the whole layer's
+        for i, context in enumerate(contexts):
+            if not context.layer.is_first:  # its figures are the whole layer's
                 continue
-            self._products[work.layer.name] = products, i
-            if work.moments is not None or work.inputs:
-                self._refreshed[work.layer.name] = step
+            self._products[context.layer.name] = products, i
+            if context.moments is not None or context.inputs:
+                self._refreshed[context.layer.name] = step
         for i, residual in outcome.solution.residuals.items():
-            self._residuals[works[i].layer.name] = residual
+            self._residuals[contexts[i].layer.name] = residual
 
     def stood_still(self) -> dict[str, int]:
         """How many steps each layer or other parameter had no finite direction, by its name; only those that had such steps."""

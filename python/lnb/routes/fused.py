@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.config import Config
+from lnb.context import LayerContext, StepContext
 from lnb.damping import first_radius
 from lnb.master import has_master, masters_of, remember
 from lnb.momentum import ADAM_EPSILON, state_like
@@ -29,7 +30,6 @@ from lnb.statistics.running import bias_correction
 from lnb.statistics.split_refresh import refresh_over
 from lnb.verdict import Verdict
 from lnb.weight_bound import usual_norm
-from lnb.work import LayerWork, Work
 from lnb_kernels import fused_step, multi_tensor
 from lnb_kernels._checks import PLAIN
 from lnb_kernels.multi_tensor.grouping import rate_beside
@@ -75,52 +75,53 @@ class Fused:
     settings: StepSettings
 
 
-def prepare_fused(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Fused | None:
+def prepare_fused(context: StepContext, config: Config, arenas: Arenas, scratch: Scratch) -> Fused | None:
     """Find them, with zeros for layers that have made no step; None where the kernels do not serve this step."""
-    device = work.parameters[0].device
-    if not work.layers or not serves(config) or not fused_step.available(device):
+    device = context.parameters[0].device
+    if not context.layers or not serves(config) or not fused_step.available(device):
         return None
-    if not all(map(_is_served, work.parameters)) or not all(_is_ready(each) for each in work.layers):
+    if not all(map(_is_served, context.parameters)) or not all(_is_ready(each) for each in context.layers):
         return None
-    if any(len({_gradient(parameter).dtype for parameter in each.parameters}) > 1 for each in work.layers):
+    if any(len({_gradient(parameter).dtype for parameter in each.parameters}) > 1 for each in context.layers):
         return None  # one launch reads gradients of one dtype
-    weights = [each.layer.weight for each in work.layers]
-    biases = [each.parameters[1] if each.with_bias else None for each in work.layers]
-    ordered = [*weights, *(bias for bias in biases if bias is not None), *work.others]
+    weights = [each.layer.weight for each in context.layers]
+    biases = [each.parameters[1] if each.with_bias else None for each in context.layers]
+    ordered = [*weights, *(bias for bias in biases if bias is not None), *context.others]
     for parameter in ordered:
-        if "momentum" not in work.states[parameter]:
-            work.states[parameter]["momentum"] = state_like(parameter)
+        if "momentum" not in context.states[parameter]:
+            context.states[parameter]["momentum"] = state_like(parameter)
     wide = torch.empty((), dtype=sum_dtype(device), device=device)
-    states = [each.state for each in work.layers]
-    rows = [each.layer.shape[:2] for each in work.layers]
-    counted = arenas.select("step", [work.states[p] for p in ordered], [()] * len(ordered), wide.float())
+    states = [each.state for each in context.layers]
+    rows = [each.layer.shape[:2] for each in context.layers]
+    counted = arenas.select("step", [context.states[p] for p in ordered], [()] * len(ordered), wide.float())
     found = [arenas.select("row_square", states, rows, wide)]
     for key in _LAYER_NUMBERS:
-        start = first_radius(sum(each.layer.is_first for each in work.layers)) if key == "radius" else 0.0
+        start = first_radius(sum(each.layer.is_first for each in context.layers)) if key == "radius" else 0.0
         found.append(arenas.select(key, states, [()] * len(states), wide, start=start))
     numbers = [selection.memory() for selection in (counted, *found)]
     if any(number is None for number in numbers):
         return None  # layers that are frozen for a while lie between: the general form takes such steps
-    if work.others:
-        shapes = [tuple(parameter.shape) for parameter in work.others]
-        arenas.select("gradient_square", [work.states[p] for p in work.others], shapes, wide.float())
+    if context.others:
+        shapes = [tuple(parameter.shape) for parameter in context.others]
+        arenas.select("gradient_square", [context.states[p] for p in context.others], shapes, wide.float())
     place = {parameter: i for i, parameter in enumerate(ordered)}
-    kept = scratch.take({weight: work.states[weight]["momentum"] for weight in weights}, config.direction_dtype)
-    scales = torch.full((len(weights) + len(work.others),), config.others_lr, dtype=wide.dtype, device=device)
+    kept = scratch.take({weight: context.states[weight]["momentum"] for weight in weights}, config.direction_dtype)
+    scales = torch.full((len(weights) + len(context.others),), config.others_lr, dtype=wide.dtype, device=device)
     return Fused(
-        Standing.of(work, _KEPT),
+        Standing.of(context, _KEPT),
         cast(Tensor, numbers[0]),
         (
             tuple(place[weight] for weight in weights),
             tuple(place[weight if bias is None else bias] for weight, bias in zip(weights, biases, strict=True)),
-            tuple(place[parameter] for parameter in work.others),
+            tuple(place[parameter] for parameter in context.others),
         ),
         *cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]", tuple(numbers[1:])),
         torch.zeros(sum(groups * count for groups, count in rows), device=device),
         wide.new_zeros(len(weights), 4),
-        [kept[weight].view(each.layer.shape) for weight, each in zip(weights, work.layers, strict=True)],
+        [kept[weight].view(each.layer.shape) for weight, each in zip(weights, context.layers, strict=True)],
         cast(
-            "list[Tensor | None]", [None if b is None else torch.empty_like(work.states[b]["momentum"]) for b in biases]
+            "list[Tensor | None]",
+            [None if b is None else torch.empty_like(context.states[b]["momentum"]) for b in biases],
         ),
         scales,
         torch.zeros_like(scales),
@@ -133,29 +134,29 @@ class FusedShare:
 
     products: Tensor
 
-    def __init__(self, fused: Fused, work: Work, verdict: Verdict, config: Config, arenas: Arenas) -> None:
-        self.fused, self.work, self.verdict, self.config, self.arenas = fused, work, verdict, config, arenas
+    def __init__(self, fused: Fused, context: StepContext, verdict: Verdict, config: Config, arenas: Arenas) -> None:
+        self.fused, self.context, self.verdict, self.config, self.arenas = fused, context, verdict, config, arenas
         self.ok = verdict.on(fused.steps.device)
         self.solution = Solution([])
-        self.weights = [each.layer.weight for each in work.layers]
-        self.biases = [each.parameters[1] if each.with_bias else None for each in work.layers]
+        self.weights = [each.layer.weight for each in context.layers]
+        self.biases = [each.parameters[1] if each.with_bias else None for each in context.layers]
         self.gradients = [_gradient(weight).contiguous() for weight in self.weights]
-        self.due = [i for i, layer in enumerate(work.layers) if layer.moments is not None]
-        self.rows = [each.layer.shape[0] * each.layer.shape[1] for each in work.layers]
+        self.due = [i for i, layer in enumerate(context.layers) if layer.moments is not None]
+        self.rows = [each.layer.shape[0] * each.layer.shape[1] for each in context.layers]
         self.runs = _runs([gradient.dtype for gradient in self.gradients])
 
     def direct(self) -> None:
         """Momentum, statistics, solve."""
-        work, fused, settings = self.work, self.fused, self.fused.settings
+        context, fused, settings = self.context, self.fused, self.fused.settings
         fused.steps.add_(1.0 if self.ok is None else self.ok)
         corrections = bias_correction(settings.momentum, fused.steps.clamp(min=1))
         shares = (settings.momentum if settings.nesterov else 1.0) / corrections
         of_weights, of_biases, of_others = (_chosen(shares, places) for places in fused.places)
         self.other_shares, self.take = of_others, 1 - settings.momentum if settings.nesterov else 0.0
         if self.due:
-            due, averages = [work.layers[i] for i in self.due], self._averages(of_weights, of_biases)
-            refresh_over(work.sharers, due, averages, self.verdict, self.arenas)
-        states = [each.state for each in work.layers]
+            due, averages = [context.layers[i] for i in self.due], self._averages(of_weights, of_biases)
+            refresh_over(context.sharers, due, averages, self.verdict, self.arenas)
+        states = [each.state for each in context.layers]
         blocks = [state["factor"].shape[1] for state in states]
         device = fused.steps.device
         wide = fused.scales.dtype
@@ -167,7 +168,7 @@ class FusedShare:
 
     def _direct(self, run: slice, of_weights: Tensor) -> None:
         """The directions of some layers, whose gradients have one dtype."""
-        fused, settings, layers = self.fused, self.fused.settings, self.work.layers[run]
+        fused, settings, layers = self.fused, self.fused.settings, self.context.layers[run]
         matrices, states = [each.layer.shape for each in layers], [each.state for each in layers]
         biases = self.biases[run]
         fused_step.direct_layers_(
@@ -239,8 +240,8 @@ class FusedShare:
             fused.steps,
             fused.places[0][run],
             None if norms is None else norms[run],
-            [usual_norm(each.layer) for each in self.work.layers[run]],
-            [_rate(self.work.groups[weight]["lr"], fused.steps.device) for weight in self.weights[run]],
+            [usual_norm(each.layer) for each in self.context.layers[run]],
+            [_rate(self.context.groups[weight]["lr"], fused.steps.device) for weight in self.weights[run]],
             self.bias_shares[run],
             fused.settings,
             self.ok,
@@ -248,7 +249,7 @@ class FusedShare:
 
     def apply(self) -> None:
         """Move the parameters."""
-        work, fused, config = self.work, self.fused, self.config
+        context, fused, config = self.context, self.fused, self.config
         groups = [group for group, _ in fused.standing.places]
         group_of = {
             parameter: k for k, (_, places) in enumerate(fused.standing.places) for parameter in self._at(places)
@@ -275,15 +276,15 @@ class FusedShare:
                 [masters.get(bias) for bias, _ in of_biases],
             ),
             fused_step.Others(
-                work.others,
-                [_gradient(parameter) for parameter in work.others],
-                [self._momentum(parameter) for parameter in work.others],
-                [work.states[parameter]["gradient_square"] for parameter in work.others],
+                context.others,
+                [_gradient(parameter) for parameter in context.others],
+                [self._momentum(parameter) for parameter in context.others],
+                [context.states[parameter]["gradient_square"] for parameter in context.others],
                 self.other_shares,
                 corrections,
                 list(range(len(self.weights), len(fused.scales))),
-                [group_of[parameter] for parameter in work.others],
-                [masters.get(parameter) for parameter in work.others],
+                [group_of[parameter] for parameter in context.others],
+                [masters.get(parameter) for parameter in context.others],
             ),
             fused.scales,
             [group["lr"] for group in groups],
@@ -302,8 +303,8 @@ class FusedShare:
         return [(bias, direction) for bias, direction in pairs if bias is not None and direction is not None]
 
     def _masters(self) -> dict[nn.Parameter, Tensor]:
-        members = [parameter for parameter in self.work.parameters if has_master(parameter, self.config)]
-        return dict(zip(members, masters_of(members, self.work.states), strict=True))
+        members = [parameter for parameter in self.context.parameters if has_master(parameter, self.config)]
+        return dict(zip(members, masters_of(members, self.context.states), strict=True))
 
     def _norms(self) -> Tensor | None:
         """The norms of the weights of layers that are refreshed, ``[layers]``, and -1 of others; None where there are none."""
@@ -319,7 +320,7 @@ class FusedShare:
 
     def _stop_out_of_range(self) -> None:
         """No step of layers whose inputs are too large to be squared: they have no metric, and no product."""
-        flags = [self.work.layers[i].squarable for i in self.due]
+        flags = [self.context.layers[i].squarable for i in self.due]
         found = [flag for flag in flags if flag is not None]
         if not found:
             return
@@ -333,7 +334,7 @@ class FusedShare:
         self.fused.scales[:layers].mul_(squarable)
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor:
-        found: Tensor = self.work.states[parameter]["momentum"]
+        found: Tensor = self.context.states[parameter]["momentum"]
         return found
 
     def _averages(self, of_weights: Tensor, of_biases: Tensor) -> dict[nn.Parameter, Tensor | AveragedGradient]:
@@ -394,7 +395,7 @@ def _is_served(parameter: nn.Parameter) -> bool:
     )
 
 
-def _is_ready(layer: LayerWork) -> bool:
+def _is_ready(layer: LayerContext) -> bool:
     """Whether the layer has made no step, or has all that later steps need."""
     state = layer.state
     if layer.moments is None and ("factor" not in state or layer.with_bias != ("factor_mean" in state)):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lnb.apply import joined_decay
 from lnb.config import Config
+from lnb.context import LayerContext, StepContext
 from lnb.damping import (
     COHERENCE_DECAY,
     LEAST_RADIUS,
@@ -40,7 +41,6 @@ from lnb.statistics.split_refresh import refresh_over
 from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
 from lnb.weight_bound import LARGEST_CHANGE, usual_norm
-from lnb.work import LayerWork, Work
 from lnb_kernels.scaling import largest_squarable
 from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
 
@@ -61,21 +61,21 @@ class Prepared:
     mastered: list[nn.Parameter]
     refreshes: dict[tuple[int, ...], Refresh] = field(default_factory=dict)
 
-    def fits(self, work: Work) -> bool:
+    def fits(self, context: StepContext) -> bool:
         """Whether the tables serve this step."""
-        if not self.standing.holds(work) or not all(map(_is_usual, work.layers)):
+        if not self.standing.holds(context) or not all(map(_is_usual, context.layers)):
             return False
-        if not self._are_known(work.layers):
-            self.factors = _factors(work.layers)
+        if not self._are_known(context.layers):
+            self.factors = _factors(context.layers)
             self.addresses = _addresses(self.factors)
-            if not _solves(work.layers, self.factors):
+            if not _solves(context.layers, self.factors):
                 return False
         return self.tables.holds([cast(Tensor, parameter.grad) for parameter in self.standing.parameters])
 
-    def _are_known(self, works: list[LayerWork]) -> bool:
+    def _are_known(self, contexts: list[LayerContext]) -> bool:
         """Whether the states hold the factors that were looked at last, where they lay: the usual case."""
-        for work, factor in zip(works, self.factors, strict=True):
-            state = work.state
+        for context, factor in zip(contexts, self.factors, strict=True):
+            state = context.state
             same = state["factor"] is factor.inverse and state["output_factor"] is factor.root
             if not same or state.get("factor_mean") is not factor.mean:
                 return False
@@ -87,12 +87,12 @@ class PreparedShare:
 
     products: Tensor
 
-    def __init__(self, prepared: Prepared, work: Work, verdict: Verdict, arenas: Arenas) -> None:
-        self.prepared, self.work, self.verdict, self.arenas = prepared, work, verdict, arenas
+    def __init__(self, prepared: Prepared, context: StepContext, verdict: Verdict, arenas: Arenas) -> None:
+        self.prepared, self.context, self.verdict, self.arenas = prepared, context, verdict, arenas
         self.tables = prepared.tables
         self.solution = Solution([])
         self.shorter: dict[nn.Parameter, float] = {}
-        self.due = [each for each in work.layers if each.moments is not None]
+        self.due = [each for each in context.layers if each.moments is not None]
 
     def direct(self) -> None:
         """Momentum, statistics, solve."""
@@ -101,14 +101,14 @@ class PreparedShare:
         self.tables.average([cast(Tensor, p.grad) for p in prepared.standing.parameters], outputs)
         self.tables.observe()
         if self.due:
-            refresh_over(self.work.sharers, self.due, prepared.averages, self.verdict, self.arenas, self._refreshed)
+            refresh_over(self.context.sharers, self.due, prepared.averages, self.verdict, self.arenas, self._refreshed)
         # A refresh may have made factors that are no longer those that were looked at.
-        self.tables.direct(_factors(self.work.layers) if self.due else prepared.factors)
+        self.tables.direct(_factors(self.context.layers) if self.due else prepared.factors)
 
-    def _refreshed(self, works: list[LayerWork]) -> list[LayerWork]:
+    def _refreshed(self, contexts: list[LayerContext]) -> list[LayerContext]:
         """Refresh what the tables take; the others."""
-        chosen = set(works)
-        places = {work: i for i, work in enumerate(self.work.layers) if work in chosen}
+        chosen = set(contexts)
+        places = {context: i for i, context in enumerate(self.context.layers) if context in chosen}
         return refresh_prepared(self.tables, places, self.arenas, self.prepared.refreshes)
 
     def gain(self) -> Tensor:
@@ -118,7 +118,7 @@ class PreparedShare:
 
     def bound(self, total: Tensor | None) -> None:
         """Trust region."""
-        layers = self.work.layers
+        layers = self.context.layers
         of_groups = {id(group): float(group["lr"]) for group, _ in self.prepared.standing.places}
         rates = [of_groups[group] for group in self.prepared.standing.groups_of_layers]
         due = [i for i, each in enumerate(layers) if each.moments is not None]  # all have been measured before
@@ -131,7 +131,7 @@ class PreparedShare:
         """Move the parameters."""
         parameters = self.prepared.standing.parameters
         mastered = self.prepared.mastered
-        masters_of(mastered, self.work.states)
+        masters_of(mastered, self.context.states)
         for group, places in self.prepared.standing.places:
             lr, decay = float(group["lr"]), float(group["weight_decay"])
             decays = [decay] * len(places)
@@ -142,33 +142,33 @@ class PreparedShare:
         remember(mastered)
 
 
-def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Prepared | None:
-    """Tables for ``work``, whose layers all have made a step; None where they do not serve it."""
-    if not serves(config) or not all(_ready(x.config, x.state) and _is_usual(x) for x in work.layers):
+def prepare(context: StepContext, config: Config, arenas: Arenas, scratch: Scratch) -> Prepared | None:
+    """Tables for ``context``, whose layers all have made a step; None where they do not serve it."""
+    if not serves(config) or not all(_ready(x.config, x.state) and _is_usual(x) for x in context.layers):
         return None
-    if any("gradient_square" not in work.states[p] for p in work.others) or not work.layers:
+    if any("gradient_square" not in context.states[p] for p in context.others) or not context.layers:
         return None
-    parameters = list(work.parameters)
-    momentum = [work.states[parameter]["momentum"] for parameter in parameters]
-    squares = [work.states[p]["gradient_square"] for p in work.others]
+    parameters = list(context.parameters)
+    momentum = [context.states[parameter]["momentum"] for parameter in parameters]
+    squares = [context.states[p]["gradient_square"] for p in context.others]
     gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
     mastered = [parameter for parameter in parameters if has_master(parameter, config)]
-    if any("master" not in work.states[parameter] for parameter in mastered):
+    if any("master" not in context.states[parameter] for parameter in mastered):
         return None
-    masters = [work.states[p]["master"] if has_master(p, config) else None for p in parameters]
+    masters = [context.states[p]["master"] if has_master(p, config) else None for p in parameters]
     kept = [*momentum, *squares]
-    wide = [statistics_dtype(parameter.dtype) for parameter in (*parameters, *work.others)]
-    if [tensor.dtype for tensor in kept] != wide or any(len(set(_wide_of(x))) > 1 for x in work.layers):
+    wide = [statistics_dtype(parameter.dtype) for parameter in (*parameters, *context.others)]
+    if [tensor.dtype for tensor in kept] != wide or any(len(set(_wide_of(x))) > 1 for x in context.layers):
         return None
-    factors = _factors(work.layers)
+    factors = _factors(context.layers)
     read = [*parameters, *kept, *gradients, *(master for master in masters if master is not None)]
-    if not StepTables.serves(read) or not _solves(work.layers, factors):
+    if not StepTables.serves(read) or not _solves(context.layers, factors):
         return None
-    states = [work.states[parameter] for parameter in parameters]
-    of_layers = [each.state for each in work.layers]
+    states = [context.states[parameter] for parameter in parameters]
+    of_layers = [each.state for each in context.layers]
     place = {parameter: i for i, parameter in enumerate(parameters)}
     layers = []
-    for each, state in zip(work.layers, of_layers, strict=True):
+    for each, state in zip(context.layers, of_layers, strict=True):
         bias = place[each.parameters[1]] if each.with_bias else None
         weight = each.layer.weight
         layers.append(StepLayer(place[weight], bias, each.layer.d_in, state["row_square"], usual_norm(each.layer)))
@@ -178,22 +178,25 @@ def prepare(work: Work, config: Config, arenas: Arenas, scratch: Scratch) -> Pre
     numbers = [chosen.memory() for chosen in (counted, *found)]
     if any(memory is None for memory in numbers):
         return None
-    claimed = {p: momentum[place[p]] for each in work.layers for p in each.parameters}
+    claimed = {p: momentum[place[p]] for each in context.layers for p in each.parameters}
     averages = scratch.take(claimed)
     known = cast("list[Tensor]", numbers)
     tables = StepTables(parameters, momentum, masters, layers, squares, known, settings_of(config))
     outputs = Outputs(parameters, averages)
-    return Prepared(tables, Standing.of(work, _KEPT), averages, outputs, factors, _addresses(factors), mastered)
+    return Prepared(tables, Standing.of(context, _KEPT), averages, outputs, factors, _addresses(factors), mastered)
 
 
-def _wide_of(work: LayerWork) -> list[torch.dtype]:
+def _wide_of(context: LayerContext) -> list[torch.dtype]:
     """The dtypes of the averages of a layer's parameters."""
-    return [statistics_dtype(parameter.dtype) for parameter in work.parameters]
+    return [statistics_dtype(parameter.dtype) for parameter in context.parameters]
 
 
-def _factors(works: list[LayerWork]) -> list[StepFactor]:
+def _factors(contexts: list[LayerContext]) -> list[StepFactor]:
     """What the states hold of each layer."""
-    return [StepFactor(s["factor"], s.get("factor_mean"), s["output_factor"]) for s in (work.state for work in works)]
+    return [
+        StepFactor(s["factor"], s.get("factor_mean"), s["output_factor"])
+        for s in (context.state for context in contexts)
+    ]
 
 
 def _addresses(factors: list[StepFactor]) -> list[int]:
@@ -201,11 +204,11 @@ def _addresses(factors: list[StepFactor]) -> list[int]:
     return [tensor.data_ptr() for factor in factors for tensor in factor.tensors]
 
 
-def _solves(works: list[LayerWork], factors: list[StepFactor]) -> bool:
-    """Whether the tables serve these factors of ``works``."""
-    if any(work.with_bias != (factor.mean is not None) for work, factor in zip(works, factors, strict=True)):
+def _solves(contexts: list[LayerContext], factors: list[StepFactor]) -> bool:
+    """Whether the tables serve these factors of ``contexts``."""
+    if any(context.with_bias != (factor.mean is not None) for context, factor in zip(contexts, factors, strict=True)):
         return False  # a bias was frozen or thawed since the last refresh
-    return StepTables.solves(factors, [_wide_of(work)[0] for work in works])
+    return StepTables.solves(factors, [_wide_of(context)[0] for context in contexts])
 
 
 def serves(config: Config) -> bool:
@@ -223,10 +226,10 @@ def _ready(config: Config, state: State) -> bool:
     return config.factored and config.region.two_sided and all(key in state for key in needed)
 
 
-def _is_usual(work: LayerWork) -> bool:
+def _is_usual(context: LayerContext) -> bool:
     """Whether this step's statistics are in range, and in the blocks of the factor."""
-    moments, factor = work.moments, work.state["factor"]
-    return work.squarable is None and (moments is None or moments.shape[:2] == factor.shape[:2])
+    moments, factor = context.moments, context.state["factor"]
+    return context.squarable is None and (moments is None or moments.shape[:2] == factor.shape[:2])
 
 
 def settings_of(config: Config) -> StepSettings:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from lnb.config import Config
+from lnb.context import StepContext
 from lnb.layers.claimed import Layer
 from lnb.statistics.arenas import State
-from lnb.work import Work
 
 
 @dataclass
@@ -34,38 +34,38 @@ class Standing:
     groups_of_layers: list[int]
 
     @classmethod
-    def of(cls, work: Work, keys: tuple[str, ...]) -> Standing:
-        """A record of ``work`` as it is now, with what its states hold under ``keys``."""
-        parameters = list(work.parameters)
-        states = [work.states[parameter] for parameter in parameters]
+    def of(cls, context: StepContext, keys: tuple[str, ...]) -> Standing:
+        """A record of ``context`` as it is now, with what its states hold under ``keys``."""
+        parameters = list(context.parameters)
+        states = [context.states[parameter] for parameter in parameters]
         members: dict[int, tuple[dict[str, Any], list[int]]] = {}
         for i, parameter in enumerate(parameters):
-            group = work.groups[parameter]
+            group = context.groups[parameter]
             members.setdefault(id(group), (group, []))[1].append(i)
         kept = [(state, key, state[key]) for state in states for key in keys if key in state]
         return cls(
             parameters,
-            [(each.layer, each.config, each.with_bias) for each in work.layers],
+            [(each.layer, each.config, each.with_bias) for each in context.layers],
             kept,
             [value.data_ptr() for _, _, value in kept],
             list(members.values()),
-            [id(work.groups[each.layer.weight]) for each in work.layers],
+            [id(context.groups[each.layer.weight]) for each in context.layers],
         )
 
-    def holds(self, work: Work) -> bool:
-        """Whether ``work`` is of the same parameters and layers, under the same settings, with the same tensors in its states."""
-        if len(work.parameters) != len(self.parameters) or len(work.layers) != len(self.layers):
+    def holds(self, context: StepContext) -> bool:
+        """Whether ``context`` has the same parameters, layers and settings, and the same tensors in its states."""
+        if len(context.parameters) != len(self.parameters) or len(context.layers) != len(self.layers):
             return False
-        for parameter, other in zip(work.parameters, self.parameters, strict=True):
+        for parameter, other in zip(context.parameters, self.parameters, strict=True):
             if parameter is not other:
                 return False
-        for each, (owner, config, with_bias) in zip(work.layers, self.layers, strict=True):
+        for each, (owner, config, with_bias) in zip(context.layers, self.layers, strict=True):
             if each.layer is not owner or each.config is not config or each.with_bias != with_bias:
                 return False
         for state, key, value in self.kept:
             if state.get(key) is not value:
                 return False
-        return all(work.groups[self.parameters[places[0]]] is group for group, places in self.places)
+        return all(context.groups[self.parameters[places[0]]] is group for group, places in self.places)
 
     def lies_where_it_lay(self) -> bool:
         """Whether nobody gave a kept tensor other memory, as ``value.data = ...`` does."""

@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lnb.context import LayerContext, StepContext
 from lnb.layers.claimed import Layer
-from lnb.work import LayerWork, Work
 
 
 class Turned:
@@ -53,12 +53,12 @@ class Turned:
         """Whether there are any."""
         return self._any
 
-    def work(self, work: Work) -> Work:
-        """``work`` on the model's parameters as work on the stand-ins of those that have one."""
-        groups = dict(work.groups)
-        states = _States(work.states, self._owners)
-        layers = [self._turned(one, groups, states) if one.layer.transposed else one for one in work.layers]
-        return replace(work, layers=layers, groups=groups, states=states)
+    def with_stand_ins(self, context: StepContext) -> StepContext:
+        """``context`` with every parameter that has a stand-in replaced by it."""
+        groups = dict(context.groups)
+        states = _States(context.states, self._owners)
+        layers = [self._turned(one, groups, states) if one.layer.transposed else one for one in context.layers]
+        return replace(context, layers=layers, groups=groups, states=states)
 
     def finish(self) -> None:
         """After a step: write to weights what only their stand-ins have."""
@@ -74,7 +74,7 @@ class Turned:
         self.names[turned.weight] = self.names.get(layer.weight, "(added)")
         return turned
 
-    def _turned(self, one: LayerWork, groups: dict[nn.Parameter, dict[str, Any]], states: _States) -> LayerWork:
+    def _turned(self, one: LayerContext, groups: dict[nn.Parameter, dict[str, Any]], states: _States) -> LayerContext:
         layer = one.layer
         turned = self._layers.get(layer)
         if turned is not None and not turned.stands_for(layer.weight):

@@ -89,7 +89,7 @@ def partial_output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, b
 
 
 @dataclass
-class ColumnProblem:
+class LayerColumns:
     """The columns of a layer that are here, for :func:`column_directions_`.
 
     Attributes:
@@ -109,25 +109,25 @@ class ColumnProblem:
     columns: Columns
 
 
-def column_directions_(problems: list[ColumnProblem], noise: float) -> Tensor:
+def column_directions_(layers: list[LayerColumns], noise: float) -> Tensor:
     """:func:`lnb_kernels.two_sided_directions_` for columns: the sums over the columns here, ``[layers, 4]``.
 
     Sums of all ranks' results are those of whole layers.
     """
-    begun = [_Begun(problem) for problem in problems]
-    totals = add_parts([(one.problem.columns, one.rows) for one in begun])
+    begun = [_Begun(layer) for layer in layers]
+    totals = add_parts([(one.layer.columns, one.rows) for one in begun])
     return torch.stack([one.finish_(total, noise) for one, total in zip(begun, totals, strict=True)])
 
 
 class _Begun:
     """A layer's columns, before what belongs to whole rows is known. Directions do not depend on the size of ``P``."""
 
-    def __init__(self, problem: ColumnProblem) -> None:
-        self.problem = problem
-        weight, bias, factor = problem.weight, problem.bias, problem.factor
+    def __init__(self, layer: LayerColumns) -> None:
+        self.layer = layer
+        weight, bias, factor = layer.weight, layer.bias, layer.factor
         wide = self.wide = sum_dtype(weight.device)
         scale = unit_scale(weight, bias)
-        root = problem.root * unit_scale(problem.root, matrix_dims=3)
+        root = layer.root * unit_scale(layer.root, matrix_dims=3)
         mixed = mix(root * scale.unsqueeze(-3), weight)
         self.size = scale.to(wide).reciprocal()  # by which what is here is too small
         self.mixed_bias = None if bias is None or factor.mean is None else mix(root, bias)
@@ -138,23 +138,23 @@ class _Begun:
         square = weight.to(wide).square().sum(-1)
         along = torch.zeros_like(product)
         if bias is not None:
-            square = square + bias.to(wide).squeeze(-1).square() / problem.columns.of
+            square = square + bias.to(wide).squeeze(-1).square() / layer.columns.of
         if self.mixed_bias is not None and factor.mean is not None:
-            product = product + self.mixed_bias.to(wide).squeeze(-1).square() / problem.columns.of
+            product = product + self.mixed_bias.to(wide).squeeze(-1).square() / layer.columns.of
             along = (self.step @ factor.mean.unsqueeze(-1)).to(wide).squeeze(-1) * self.size.squeeze(-1)
         self.rows = torch.stack([product, along, square])  # [3, groups, rows]
 
     def finish_(self, total: Tensor, noise: float) -> Tensor:
         """Write the direction; returns the four sums over what is here."""
-        problem, wide = self.problem, self.wide
-        weight, bias, of = problem.weight, problem.bias, problem.columns.of
+        layer, wide = self.layer, self.wide
+        weight, bias, of = layer.weight, layer.bias, layer.columns.of
         product, along, square = (rows.unsqueeze(-1) for rows in total)
         scale = row_scale(product)
         gradient = weight.to(wide).square().sum()
         step = self.step.to(wide) * self.size
         free = (step * scale).square().sum()
-        if problem.squares is not None:
-            scale = scale * agreement_of(square, problem.squares, noise)
+        if layer.squares is not None:
+            scale = scale * agreement_of(square, layer.squares, noise)
         step = (step * scale).to(weight.dtype)
         products = (step.to(wide) * weight.to(wide)).sum()
         if bias is not None and self.mixed_bias is not None:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lnb.context import LayerContext, StepContext
 from lnb.layers.claimed import Layer
 from lnb.sharded.mesh import sharded_dims
-from lnb.work import LayerWork, Work
 
 State = MutableMapping[str, Any]
 
@@ -242,28 +242,28 @@ class Locals:
             for part in parts:
                 part.follow()
 
-    def work(self, work: Work) -> Work:
-        """``work`` on the parameters of the model as work on their stand-ins, which follow them."""
-        layers = [local for one in work.layers for local in self._parts(one)]
+    def with_stand_ins(self, context: StepContext) -> StepContext:
+        """``context`` with the model's parameters replaced by their stand-ins, which follow them."""
+        layers = [local for one in context.layers for local in self._parts(one)]
         groups = {
-            part.local: work.groups[parameter]
+            part.local: context.groups[parameter]
             for parameter, parts in self.stand_ins.items()
-            if parameter in work.groups
+            if parameter in context.groups
             for part in parts
         }
-        others = [part.local for parameter in work.others for part in self.stand_ins[parameter]]
-        return Work(layers, others, groups, self.states, work.flags, work.gradients_checked)
+        others = [part.local for parameter in context.others for part in self.stand_ins[parameter]]
+        return StepContext(layers, others, groups, self.states, context.flags, context.gradients_checked)
 
-    def _parts(self, work: LayerWork) -> Iterator[LayerWork]:
-        whole = work.layer.shape[0]
-        for number, layer in enumerate(self.layers[work.layer]):
+    def _parts(self, context: LayerContext) -> Iterator[LayerContext]:
+        whole = context.layer.shape[0]
+        for number, layer in enumerate(self.layers[context.layer]):
             begin, end = layer.cut.groups
-            moments, channels = work.moments, work.channels
+            moments, channels = context.moments, context.channels
             if end - begin < whole:
                 moments = None if moments is None else moments[begin:end]
                 if channels is not None:
                     each = channels.shape[1] // whole
                     channels = channels[:, begin * each : end * each]
-            parameters = [self.stand_ins[parameter][number].local for parameter in work.parameters]
-            ridge, config = work.ridge, work.config
-            yield LayerWork(layer, parameters, self.states, ridge, moments, channels, work.inputs, config)
+            parameters = [self.stand_ins[parameter][number].local for parameter in context.parameters]
+            ridge, config = context.ridge, context.config
+            yield LayerContext(layer, parameters, self.states, ridge, moments, channels, context.inputs, config)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lnb.config import Config
+from lnb.context import StepContext
 from lnb.distributed.exchange import MomentExchange
 from lnb.distributed.identity import Identity
 from lnb.layers.claimed import Inventory, Layer
@@ -33,7 +34,6 @@ from lnb.state.whole import restart
 from lnb.statistics.arenas import Arenas
 from lnb.step import Share, Stages
 from lnb.verdict import Verdict
-from lnb.work import Work
 from lnb_kernels import multi_tensor
 
 
@@ -139,11 +139,13 @@ class Shards:
         iterates = not self._config.factored and self._config.solver == "pcg" and self._config.cg_scope == "layer"
         return iterates or any(layer.columns is not None for layer in self.locals.layers)
 
-    def stages(self, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch) -> Stages:
+    def stages(
+        self, context: StepContext, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch
+    ) -> Stages:
         """The stages of one step, for :class:`lnb.step.Memory`."""
         if self.ranks.size == 1:
-            return Share(work, verdict, config, arenas, scratch)
-        return ShardedShare(self.exchange, work, verdict, config, arenas, scratch)
+            return Share(context, verdict, config, arenas, scratch)
+        return ShardedShare(self.exchange, context, verdict, config, arenas, scratch)
 
     def register(self) -> None:
         """Have the modules hold their shards, also where they were told to keep whole parameters after a backward pass."""
@@ -160,10 +162,10 @@ class Shards:
         finally:
             self.exchange.on = True
 
-    def work(self, work: Work) -> Work:
-        """``work`` on the model's parameters as work on the shards here. :meth:`add` has looked at the gradients."""
-        work.gradients_checked = True
-        return self.locals.work(work)
+    def on_shards(self, context: StepContext) -> StepContext:
+        """``context`` with the model's parameters replaced by the shards here. :meth:`add` has looked at the gradients."""
+        context.gradients_checked = True
+        return self.locals.with_stand_ins(context)
 
     def mark(self, states: Any) -> None:
         """After a step: note in the states what a state dict has to tell of these shards."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lnb.config import Config
+from lnb.context import LayerContext, StepContext
 from lnb.layers.claimed import Layer
 from lnb.scratch import Scratch
 from lnb.sharded.local import LocalLayer, Locals
@@ -26,7 +27,6 @@ from lnb.step import Share
 from lnb.trust_regions.lengths import Lengths, in_region, measure_lengths
 from lnb.verdict import Verdict
 from lnb.weight_bound import is_measured
-from lnb.work import LayerWork, Work
 from lnb_kernels.scaling import sum_dtype
 
 _SUMS = 6  # of a layer: <h, g~>, three squared lengths, ||g||^2, ||W||^2
@@ -66,13 +66,15 @@ class Exchange:
             self._ranks.add(torch.zeros(self._group_begins[-1], dtype=sum_dtype(device), device=device))
         self._ranks.add(torch.zeros(_SUMS * self._layers + self._count, dtype=sum_dtype(device), device=device))
 
-    def add_sums(self, works: list[LayerWork], columns: Tensor, others: list[nn.Parameter], products: Tensor) -> Tensor:
+    def add_sums(
+        self, contexts: list[LayerContext], columns: Tensor, others: list[nn.Parameter], products: Tensor
+    ) -> Tensor:
         """Add sums of local layers, ``columns`` ``[local layers, 6]``, and of others, ``[others]``, over ranks.
 
         Every local layer gets the sums of its whole layer: ``[6 local layers + others]``.
         """
         device = columns.device
-        layers = [cast(LocalLayer, work.layer) for work in works]
+        layers = [cast(LocalLayer, context.layer) for context in contexts]
         buffer = columns.new_zeros(_SUMS * self._layers + self._count)
         of_layers = buffer[: _SUMS * self._layers].view(self._layers, _SUMS)
         places = constant(tuple(layer.place for layer in layers), device, torch.int64)
@@ -90,9 +92,9 @@ class Exchange:
         both = [of_layers[places].reshape(-1)] if layers else []
         return torch.cat([*both, buffer[other_places]])
 
-    def add_products(self, works: list[LayerWork], values: Tensor) -> Tensor:
-        """Sums over all rows of the layers of ``works``, from those over the rows here, ``[layers, n]``."""
-        layers = [cast(LocalLayer, work.layer) for work in works]
+    def add_products(self, contexts: list[LayerContext], values: Tensor) -> Tensor:
+        """Sums over all rows of the layers of ``contexts``, from those over the rows here, ``[layers, n]``."""
+        layers = [cast(LocalLayer, context.layer) for context in contexts]
         buffer = values.new_zeros(self._layers, values.shape[1])
         places = constant(tuple(layer.place for layer in layers), values.device, torch.int64)
         counts = tuple(not layer.cut.is_empty and self._counts[layer.weight] for layer in layers)
@@ -102,10 +104,10 @@ class Exchange:
             self._ranks.add(buffer)
         return buffer[places]
 
-    def add_means(self, works: list[LayerWork], traces: list[Tensor]) -> list[Tensor]:
+    def add_means(self, contexts: list[LayerContext], traces: list[Tensor]) -> list[Tensor]:
         """Means over all rows of each group, from sums over the rows here, ``[groups]`` of each local layer."""
         buffer = traces[0].new_zeros(self._group_begins[-1])
-        layers = [cast(LocalLayer, work.layer) for work in works]
+        layers = [cast(LocalLayer, context.layer) for context in contexts]
         begins = [self._group_begins[layer.place] + layer.cut.groups[0] for layer in layers]
         for layer, begin, trace in zip(layers, begins, traces, strict=True):
             if not layer.cut.is_empty and self._counts[layer.weight]:
@@ -120,34 +122,40 @@ class ShardedShare(Share):
     """The stages of one device's shards."""
 
     def __init__(
-        self, exchange: Exchange, work: Work, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch
+        self,
+        exchange: Exchange,
+        context: StepContext,
+        verdict: Verdict,
+        config: Config,
+        arenas: Arenas,
+        scratch: Scratch,
     ) -> None:
-        super().__init__(work, verdict, config, arenas, scratch)
+        super().__init__(context, verdict, config, arenas, scratch)
         self._exchange = exchange
 
     def direct(self) -> None:
         """Where to go, and all sums over ranks."""
         super().direct()
-        work, works = self.work, self.work.layers
-        layers = len(works)
+        context, contexts = self.context, self.context.layers
+        layers = len(contexts)
         wide = self.products.dtype
         zeros = torch.zeros(layers, dtype=wide, device=self.products.device)
         free = damped = averages = fresh = norms = zeros
         if self.shortens:
-            lengths = measure_lengths(work, self.solution, self.averages, self.agreement)
+            lengths = measure_lengths(context, self.solution, self.averages, self.agreement)
             free, damped = lengths.free.to(wide), lengths.damped.to(wide)
             averages = zeros if lengths.averages is None else lengths.averages.to(wide)
-            due = [i for i, layer in enumerate(works) if is_measured(layer)]
+            due = [i for i, layer in enumerate(contexts) if is_measured(layer)]
             if due and self.config.max_relative_change is not None:
-                found = torch._foreach_norm([works[i].layer.weight for i in due], dtype=wide)
+                found = torch._foreach_norm([contexts[i].layer.weight for i in due], dtype=wide)
                 norms = zeros.index_copy(
                     0, constant(tuple(due), zeros.device, torch.int64), torch.stack(found).square()
                 )
         if self.agreement is not None:
-            shares = tuple(1.0 if (c := work.layer.columns) is None else 1 / c.of for work in works)
+            shares = tuple(1.0 if (c := context.layer.columns) is None else 1 / c.of for context in contexts)
             fresh = self.agreement.fresh.to(wide) * constant(shares, self.products.device, wide)
         columns = torch.stack([self.products[:layers], free, damped, averages, fresh, norms], dim=1)
-        sums = self._exchange.add_sums(works, columns, work.others, self.products[layers:])
+        sums = self._exchange.add_sums(contexts, columns, context.others, self.products[layers:])
         of_layers = sums[: _SUMS * layers].view(layers, _SUMS).unbind(1)
         self.products = torch.cat([of_layers[0], sums[_SUMS * layers :]])
         if self.agreement is not None:
@@ -158,18 +166,18 @@ class ShardedShare(Share):
 
     def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
         """Where the layers are to go."""
-        return solve(self.work.layers, averages, self.verdict, self.agreement, self._exchange.add_products)
+        return solve(self.context.layers, averages, self.verdict, self.agreement, self._exchange.add_products)
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""
-        works = [each for each in self.work.layers if each.config.factored]
-        refresh(works, averages, self.verdict, self.arenas, self._exchange.add_means)
+        contexts = [each for each in self.context.layers if each.config.factored]
+        refresh(contexts, averages, self.verdict, self.arenas, self._exchange.add_means)
 
     def gain(self) -> Tensor:
         """What the global region sums, of every layer once."""
-        firsts = [cast(LocalLayer, work.layer).is_first for work in self.work.layers]
-        once = (*firsts, *(self._exchange.is_first(local) for local in self.work.others))
-        found = in_region(self.products, self.work, self.config)
+        firsts = [cast(LocalLayer, context.layer).is_first for context in self.context.layers]
+        once = (*firsts, *(self._exchange.is_first(local) for local in self.context.others))
+        found = in_region(self.products, self.context, self.config)
         return torch.where(constant(once[: len(found)], found.device, torch.bool), found, 0.0).sum()
 
     def bound(self, total: Tensor | None) -> None:

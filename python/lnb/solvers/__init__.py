@@ -8,7 +8,7 @@ that the package brings; they are registered as soon as ``lnb`` is imported. A s
         name = "exact"
         keeps_feature_moments = False
 
-        def direction(self, work, gradient, verdict):
+        def direction(self, context, gradient, verdict):
             ...
 
     lnb.solvers.register(Exact())

@@ -13,10 +13,10 @@ from lnb.statistics.averages import feature_moments
 
 if TYPE_CHECKING:
     from lnb.config import Config
+    from lnb.context import LayerContext
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
-    from lnb.work import LayerWork
 
 _CALLS = 60
 """Small operations of one solution, counted on the CPU."""
@@ -31,10 +31,10 @@ class Arrow(Solver):
 
     name = "arrow"
 
-    def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
+    def direction(self, context: LayerContext, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The arrow matrix's solution."""
-        mean, variance, has_samples = feature_moments(work)
-        return torch.where(has_samples, lk.arrow_solve(gradient, mean, variance, bias=work.with_bias), 0.0)
+        mean, variance, has_samples = feature_moments(context)
+        return torch.where(has_samples, lk.arrow_solve(gradient, mean, variance, bias=context.with_bias), 0.0)
 
     def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""

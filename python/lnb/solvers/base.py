@@ -11,14 +11,14 @@ from lnb.solvers.solution import Solution
 
 if TYPE_CHECKING:
     from lnb.config import Config
+    from lnb.context import LayerContext
     from lnb.damping import Agreement
     from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
-    from lnb.work import LayerWork
 
-AddRows = Callable[[list["LayerWork"], Tensor], Tensor]
+AddRows = Callable[[list["LayerContext"], Tensor], Tensor]
 """Takes sums over the rows of the weights that are here, ``[layers, n]``, and returns the sums over all rows of those layers."""
 
 
@@ -84,7 +84,7 @@ class Solver:
         self,
         solution: Solution,
         members: Sequence[int],
-        works: list[LayerWork],
+        contexts: list[LayerContext],
         averages: dict[nn.Parameter, Tensor],
         verdict: Verdict,
         agreement: Agreement | None,
@@ -96,7 +96,7 @@ class Solver:
         Args:
             solution: of all layers.
             members: the places of the layers to solve.
-            works: all layers of one device. Their statistics are up to date and only read.
+            contexts: all layers of one device. Their statistics are up to date and only read.
             averages: ``g~`` of every parameter. The directions may take their place.
             verdict: whether state may change.
             agreement: of the layers' gradients, where it shortens steps.
@@ -104,15 +104,15 @@ class Solver:
                 of some of the layers; else None.
         """
         for i in members:
-            work = works[i]
-            gradient = joined_gradient(work, averages)
-            solution.parts[i] = split_direction(work, self.direction(work, gradient, verdict), gradient)
+            context = contexts[i]
+            gradient = joined_gradient(context, averages)
+            solution.parts[i] = split_direction(context, self.direction(context, gradient, verdict), gradient)
 
-    def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
+    def direction(self, context: LayerContext, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The direction ``h`` of one layer, of the shape of ``gradient``; zero for a batch without samples.
 
         Args:
-            work: the layer's statistics, its settings and its state. A solver changes only the state that it keeps for itself.
+            context: the layer's statistics, its settings and its state. A solver changes only the state that it keeps for itself.
             gradient: ``g~``, ``[groups, rows, columns]``: the bias, where it moves, is the last column.
             verdict: whether state may change.
         """
@@ -141,17 +141,17 @@ class Solver:
         return 0.0, 0.0
 
 
-def joined_gradient(work: LayerWork, averages: dict[nn.Parameter, Tensor]) -> Tensor:
+def joined_gradient(context: LayerContext, averages: dict[nn.Parameter, Tensor]) -> Tensor:
     """``g~`` of a layer as one matrix, ``[groups, rows, columns]``."""
-    return work.layer.join([averages[parameter] for parameter in work.parameters])
+    return context.layer.join([averages[parameter] for parameter in context.parameters])
 
 
-def split_direction(work: LayerWork, solution: Tensor, gradient: Tensor) -> list[Tensor]:
+def split_direction(context: LayerContext, solution: Tensor, gradient: Tensor) -> list[Tensor]:
     """The direction that the trust region makes of a solution, one tensor for each moving parameter.
 
     Args:
-        work: the layer.
+        context: the layer.
         solution: ``h``, ``[groups, rows, columns]``.
         gradient: ``g~``, of the same shape.
     """
-    return work.layer.split(work.config.region.of_solution(solution, gradient))
+    return context.layer.split(context.config.region.of_solution(solution, gradient))

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import lnb_kernels as lk
-from lnb.sharded.columns import ColumnProblem, column_directions_
+from lnb.context import LayerContext, moment_blocks
+from lnb.sharded.columns import LayerColumns, column_directions_
 from lnb.solvers.base import AddRows, Solver
 from lnb.statistics.arenas import sums_of
 from lnb.statistics.factored import Factor, block_count
 from lnb.statistics.orthogonalize import INVERSE_ROOT_FLOPS
 from lnb.statistics.refresh import matrices
-from lnb.work import LayerWork, moment_blocks
 
 if TYPE_CHECKING:
     from lnb.config import Config
@@ -59,22 +59,22 @@ class Cholesky(Solver):
         self,
         solution: Solution,
         members: Sequence[int],
-        works: list[LayerWork],
+        contexts: list[LayerContext],
         averages: dict[nn.Parameter, Tensor],
         verdict: Verdict,
         agreement: Agreement | None,
         add: AddRows | None,
     ) -> None:
         """Layers of the two-sided region in one call per dtype, those of other regions batched by shape."""
-        two_sided = [i for i in members if works[i].config.region.two_sided]
+        two_sided = [i for i in members if contexts[i].config.region.two_sided]
         if two_sided:
-            _solve_two_sided(solution, works, two_sided, averages, agreement)
-        others = [i for i in members if not works[i].config.region.two_sided]
-        for batch in _batched([_Batch.of_layer(i, works[i], averages) for i in others]):
+            _solve_two_sided(solution, contexts, two_sided, averages, agreement)
+        others = [i for i in members if not contexts[i].config.region.two_sided]
+        for batch in _batched([_Batch.of_layer(i, contexts[i], averages) for i in others]):
             weight, bias = batch.region.direction(batch.weight, batch.bias, batch.factor)
             weights, biases = batch.unstacked(weight), batch.unstacked(bias)
             for k, i in enumerate(batch.members):
-                solution.parts[i] = works[i].layer.shaped([weights[k], *biases[k : k + 1]])
+                solution.parts[i] = contexts[i].layer.shaped([weights[k], *biases[k : k + 1]])
 
     def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
         """How a layer is solved, and why so, in words."""
@@ -129,7 +129,7 @@ def _root_flops(layer: Layer, side: int) -> int:
 
 def _solve_two_sided(
     solution: Solution,
-    works: list[LayerWork],
+    contexts: list[LayerContext],
     members: list[int],
     averages: dict[nn.Parameter, Tensor],
     agreement: Agreement | None,
@@ -140,48 +140,48 @@ def _solve_two_sided(
     of small layers.
     """
     by_dtype: dict[torch.dtype, list[int]] = {}
-    cut = [i for i in members if works[i].layer.columns is not None]
+    cut = [i for i in members if contexts[i].layer.columns is not None]
     for i in members:
         if i not in set(cut):
-            by_dtype.setdefault(averages[works[i].parameters[0]].dtype, []).append(i)
+            by_dtype.setdefault(averages[contexts[i].parameters[0]].dtype, []).append(i)
     sums = []
     for alike in by_dtype.values():
-        given = [matrices(works[i], averages) for i in alike]
-        factors = [_factor(works[i]) for i in alike]
+        given = [matrices(contexts[i], averages) for i in alike]
+        factors = [_factor(contexts[i]) for i in alike]
         found = lk.two_sided_directions_(
             [weight for weight, _ in given],
             [bias for _, bias in given],
             [factor.matrix for factor in factors],
             [factor.mean for factor in factors],
-            [works[i].state["output_factor"] for i in alike],
+            [contexts[i].state["output_factor"] for i in alike],
             None if agreement is None else [agreement.rows[i] for i in alike],
             1.0 if agreement is None else agreement.noise,
         )
-        sums.append(sums_of(found, tuple(works[i].layer.groups for i in alike)))
+        sums.append(sums_of(found, tuple(contexts[i].layer.groups for i in alike)))
     if cut:
-        problems = [_columns(works[i], averages, None if agreement is None else agreement.rows[i]) for i in cut]
-        sums.append(column_directions_(problems, 1.0 if agreement is None else agreement.noise))
+        columns = [_columns(contexts[i], averages, None if agreement is None else agreement.rows[i]) for i in cut]
+        sums.append(column_directions_(columns, 1.0 if agreement is None else agreement.noise))
     for i in members:
-        solution.parts[i] = [averages[parameter] for parameter in works[i].parameters]
+        solution.parts[i] = [averages[parameter] for parameter in contexts[i].parameters]
     solution.summed = (*(i for alike in by_dtype.values() for i in alike), *cut)
     solution.sums = sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
-def _columns(work: LayerWork, averages: dict[nn.Parameter, Tensor], squares: Tensor | None) -> ColumnProblem:
-    assert work.layer.columns is not None
-    return ColumnProblem(
-        *matrices(work, averages), _factor(work), work.state["output_factor"], squares, work.layer.columns
+def _columns(context: LayerContext, averages: dict[nn.Parameter, Tensor], squares: Tensor | None) -> LayerColumns:
+    assert context.layer.columns is not None
+    return LayerColumns(
+        *matrices(context, averages), _factor(context), context.state["output_factor"], squares, context.layer.columns
     )
 
 
-def _factor(work: LayerWork) -> Factor:
+def _factor(context: LayerContext) -> Factor:
     """The layer's factor, as far as this step's parameters need it."""
-    state = work.state
+    state = context.state
     mean = state.get("factor_mean")
-    if not work.with_bias:
+    if not context.with_bias:
         mean = None  # the bias was frozen since the last refresh
     elif mean is None:
-        mean = state["factor"].new_zeros(work.layer.shape[0], work.layer.d_in)  # or thawed
+        mean = state["factor"].new_zeros(context.layer.shape[0], context.layer.d_in)  # or thawed
     return Factor(state["factor"], mean)
 
 
@@ -203,10 +203,10 @@ class _Batch:
     region: TrustRegion
 
     @staticmethod
-    def of_layer(i: int, work: LayerWork, averages: dict[nn.Parameter, Tensor]) -> _Batch:
+    def of_layer(i: int, context: LayerContext, averages: dict[nn.Parameter, Tensor]) -> _Batch:
         """The layer in place ``i``."""
-        weight, bias = matrices(work, averages)
-        return _Batch((i,), weight, bias, _factor(work), work.config.region)
+        weight, bias = matrices(context, averages)
+        return _Batch((i,), weight, bias, _factor(context), context.config.region)
 
     @staticmethod
     def stacked(batches: list[_Batch]) -> _Batch:

@@ -18,13 +18,13 @@ from lnb.statistics.running import ridge_of
 
 if TYPE_CHECKING:
     from lnb.config import Config
+    from lnb.context import LayerContext
     from lnb.damping import Agreement
     from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.solvers.solution import Solution
     from lnb.verdict import Verdict
-    from lnb.work import LayerWork
 
 _CALLS = 115
 _CALLS_ITERATION = 14
@@ -51,7 +51,7 @@ class ConjugateGradients(Solver):
         self,
         solution: Solution,
         members: Sequence[int],
-        works: list[LayerWork],
+        contexts: list[LayerContext],
         averages: dict[nn.Parameter, Tensor],
         verdict: Verdict,
         agreement: Agreement | None,
@@ -64,45 +64,45 @@ class ConjugateGradients(Solver):
         waiting: dict[int, Equation] = {}
         shared: dict[int, Equation] = {}
         for i in members:
-            work = works[i]
-            equation = self.equation(work, joined_gradient(work, averages))
+            context = contexts[i]
+            equation = self.equation(context, joined_gradient(context, averages))
             if add is not None and equation.scope == "layer":
                 shared[i] = equation
             elif equation.joins:
                 waiting[i] = equation
             else:
-                _finish(solution, i, work, equation, solve_equation(equation), verdict)
+                _finish(solution, i, context, equation, solve_equation(equation), verdict)
         if shared and add is not None:
-            of_shared, add_all = [works[i] for i in shared], add
+            of_shared, add_all = [contexts[i] for i in shared], add
             found = solve_shared(list(shared.values()), lambda values: add_all(of_shared, values))
             for i, solved in zip(shared, found, strict=True):
-                _finish(solution, i, works[i], shared[i], solved, verdict)
+                _finish(solution, i, contexts[i], shared[i], solved, verdict)
         for i, solved in zip(waiting, solve_joined(list(waiting.values())), strict=True):
-            _finish(solution, i, works[i], waiting[i], solved, verdict)
+            _finish(solution, i, contexts[i], waiting[i], solved, verdict)
 
-    def equation(self, work: LayerWork, gradient: Tensor) -> Equation:
+    def equation(self, context: LayerContext, gradient: Tensor) -> Equation:
         """What conjugate gradients have to solve for one layer."""
-        mean, variance, has_samples = feature_moments(work)
-        operator, ridge = self.operator(work)
-        start = _previous_direction(work, gradient)
-        config = work.config
+        mean, variance, has_samples = feature_moments(context)
+        operator, ridge = self.operator(context)
+        start = _previous_direction(context, gradient)
+        config = context.config
         return Equation(
             operator, gradient, start, (mean, variance), ridge, config.cg_iterations, config.cg_scope, has_samples
         )
 
-    def operator(self, work: LayerWork) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+    def operator(self, context: LayerContext) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
         """The metric, as a matrix ``[groups, size, size]`` or as a product with it; and the ridge still to be added to it."""
-        config = work.config
+        config = context.config
         relative = config.ridge_mode == "relative"
         if config.averaged or relative:
-            average = second_moment_of(work)
+            average = second_moment_of(context)
         else:
-            assert work.moments is not None
-            average = work.moments
+            assert context.moments is not None
+            average = context.moments
         moments = average.squeeze(1)
-        ridge = ridge_of(average.flatten(0, 1), work.ridge, relative, work.with_bias, (1,) * len(average))
+        ridge = ridge_of(average.flatten(0, 1), context.ridge, relative, context.with_bias, (1,) * len(average))
         added = ridge.squeeze(1) if isinstance(ridge, Tensor) else ridge
-        if rounds_products(work.layer, config):
+        if rounds_products(context.layer, config):
             return RoundedMetric(moments, added), 0.0
         if not isinstance(added, Tensor):
             return moments, added
@@ -135,28 +135,28 @@ def iteration_seconds(price: Pricing) -> float:
 def _finish(
     solution: Solution,
     i: int,
-    work: LayerWork,
+    context: LayerContext,
     equation: Equation,
     solved: tuple[Tensor, Tensor],
     verdict: Verdict,
 ) -> None:
     found, solution.residuals[i] = solved
-    _keep_direction(work, found, equation.has_samples, verdict)
-    solution.parts[i] = split_direction(work, found, equation.gradient)
+    _keep_direction(context, found, equation.has_samples, verdict)
+    solution.parts[i] = split_direction(context, found, equation.gradient)
 
 
-def _previous_direction(work: LayerWork, gradient: Tensor) -> Tensor | None:
+def _previous_direction(context: LayerContext, gradient: Tensor) -> Tensor | None:
     """The previous unnormalised ``h``, as far as it has this step's columns; None at first."""
-    previous = work.state.get("direction")
+    previous = context.state.get("direction")
     if previous is None or previous.shape == gradient.shape:
         return previous
     columns = gradient.shape[-1] - previous.shape[-1]  # the bias was frozen or thawed since
     return previous[..., :columns] if columns < 0 else nn.functional.pad(previous, (0, columns))
 
 
-def _keep_direction(work: LayerWork, solution: Tensor, has_samples: Tensor, verdict: Verdict) -> None:
+def _keep_direction(context: LayerContext, solution: Tensor, has_samples: Tensor, verdict: Verdict) -> None:
     """Remember the solution of an equation, for the next step to start from."""
-    previous = work.state.get("direction")
+    previous = context.state.get("direction")
     if previous is None or previous.shape != solution.shape:
-        previous = work.state["direction"] = torch.zeros_like(solution)
+        previous = context.state["direction"] = torch.zeros_like(solution)
     verdict.commit(previous, solution, also=has_samples & torch.linalg.vector_norm(solution, math.inf).isfinite())

@@ -14,11 +14,11 @@ from lnb_kernels.cholesky import cholesky_solve
 
 if TYPE_CHECKING:
     from lnb.config import Config
+    from lnb.context import LayerContext
     from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
-    from lnb.work import LayerWork
 
 _CALLS = 40
 """Small operations of one solution, counted on the CPU."""
@@ -48,13 +48,15 @@ class Dual(Solver):
             return None
         return f"exact, {samples.count} samples are fewer than {layer.d_in} inputs"
 
-    def direction(self, work: LayerWork, gradient: Tensor, verdict: Verdict) -> Tensor:
+    def direction(self, context: LayerContext, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The exact solution of this step's metric."""
-        if work.inputs:
-            return solve_dual(work.layer, work.inputs, gradient, work.ridge)
-        second_moment = second_moment_of(work)  # of a packed in-projection
-        factor = factorize(second_moment, work.ridge, work.with_bias, inverse=True)
-        solved, bias = factor.solve(gradient[..., : work.layer.d_in], gradient[..., -1:] if work.with_bias else None)
+        if context.inputs:
+            return solve_dual(context.layer, context.inputs, gradient, context.ridge)
+        second_moment = second_moment_of(context)  # of a packed in-projection
+        factor = factorize(second_moment, context.ridge, context.with_bias, inverse=True)
+        solved, bias = factor.solve(
+            gradient[..., : context.layer.d_in], gradient[..., -1:] if context.with_bias else None
+        )
         return solved if bias is None else torch.cat([solved, bias], dim=-1)
 
     def describe(self, layer: Layer, config: Config) -> tuple[str, str]:

@@ -13,10 +13,10 @@ from lnb_kernels._triton.crossover import fused_matvec_pays
 
 if TYPE_CHECKING:
     from lnb.config import Config
+    from lnb.context import LayerContext
     from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
-    from lnb.work import LayerWork
 
 
 class MatrixFree(ConjugateGradients):
@@ -36,11 +36,11 @@ class MatrixFree(ConjugateGradients):
         """It is right where the ridge does not depend on a second moment."""
         return "conjugate gradients on the kept inputs" if config.ridge_mode == "absolute" else None
 
-    def operator(self, work: LayerWork) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
+    def operator(self, context: LayerContext) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
         """A product with the kept inputs; of a packed in-projection, whose second moment is gathered all the same, that."""
-        if not work.inputs:
-            return super().operator(work)
-        layer, inputs = work.layer, work.inputs
+        if not context.inputs:
+            return super().operator(context)
+        layer, inputs = context.layer, context.inputs
         kind, module = layer.layer_kind, layer.modules[0]
         counts = [kind.count(module, x) for x in inputs]
         total = max(1, sum(counts))
@@ -49,7 +49,7 @@ class MatrixFree(ConjugateGradients):
             """``(X~'X~/N + ridge) v``: every input's share, weighted by its samples."""
             flat = direction.reshape(-1, direction.shape[-1])
             shares = [
-                kind.matvec(module, x, flat, work.ridge) * (n / total) for x, n in zip(inputs, counts, strict=True)
+                kind.matvec(module, x, flat, context.ridge) * (n / total) for x, n in zip(inputs, counts, strict=True)
             ]
             product = torch.stack(shares).sum(0) if len(shares) > 1 else shares[0]
             return product.reshape(direction.shape)

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lnb.context import LayerContext
 from lnb.damping import Agreement
 from lnb.solvers import Solver
 from lnb.solvers.base import AddRows
 from lnb.solvers.solution import Solution
 from lnb.verdict import Verdict
-from lnb.work import LayerWork
 
 __all__ = ["Solution", "solve"]
 
 
 def solve(
-    works: list[LayerWork],
+    contexts: list[LayerContext],
     averages: dict[nn.Parameter, Tensor],
     verdict: Verdict,
     agreement: Agreement | None = None,
     add: AddRows | None = None,
 ) -> Solution:
-    """The directions of all layers of one device, in the order of ``works``. Layers that keep a factor have it already.
+    """The directions of all layers of one device, in the order of ``contexts``. Layers that keep a factor have it already.
 
     Args:
-        works: the layers; their state is updated.
+        contexts: the layers; their state is updated.
         averages: ``g~`` of every parameter. Directions of the two-sided region take their place.
         verdict: whether state may change.
         agreement: of the layers' gradients, where it shortens steps.
         add: where the layers are rows of layers, makes sums over all rows of those here.
     """
-    solution = Solution([[] for _ in works])
+    solution = Solution([[] for _ in contexts])
     by_solver: dict[Solver, list[int]] = {}
-    for i, work in enumerate(works):
-        by_solver.setdefault(work.config.method, []).append(i)
+    for i, context in enumerate(contexts):
+        by_solver.setdefault(context.config.method, []).append(i)
     for solver, members in by_solver.items():
-        solver.solve(solution, members, works, averages, verdict, agreement, add)
+        solver.solve(solution, members, contexts, averages, verdict, agreement, add)
     return solution

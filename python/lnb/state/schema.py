@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from lnb.config import Config
+from lnb.context import moment_blocks
 from lnb.layers.capture import statistics_dtype
 from lnb.layers.claimed import Layer
 from lnb.master import has_master
 from lnb.statistics.factored import block_count
-from lnb.work import moment_blocks
 from lnb_kernels.scaling import sum_dtype
 
 Shape = tuple[int, ...]

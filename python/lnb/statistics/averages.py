@@ -11,101 +11,105 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lnb.context import LayerContext
 from lnb.statistics.running import bias_correction, shrunk_variance, sums_from_inputs, sums_from_moments
 from lnb.verdict import Verdict
-from lnb.work import LayerWork
 
 
-def average_statistics(works: Sequence[LayerWork], gradients: dict[nn.Parameter, Tensor], verdict: Verdict) -> None:
+def average_statistics(
+    contexts: Sequence[LayerContext], gradients: dict[nn.Parameter, Tensor], verdict: Verdict
+) -> None:
     """Update the averages of all layers by what this step gathered of them.
 
     Args:
-        works: the layers; their state is updated.
+        contexts: the layers; their state is updated.
         gradients: averaged gradients, whose dtype is that of the statistics of kept inputs.
         verdict: whether state may change.
     """
-    for work in works:
-        if work.config.factored:
+    for context in contexts:
+        if context.config.factored:
             continue
-        if work.config.keeps_feature_moments:
-            _average_features(work, gradients[work.parameters[0]].dtype, verdict)
-        if work.config.keeps_second_moment and work.moments is not None:
-            _average_second_moment(work, verdict)
+        if context.config.keeps_feature_moments:
+            _average_features(context, gradients[context.parameters[0]].dtype, verdict)
+        if context.config.keeps_second_moment and context.moments is not None:
+            _average_second_moment(context, verdict)
 
 
-def feature_moments(work: LayerWork) -> tuple[Tensor, Tensor, Tensor]:
+def feature_moments(context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
     """What the arrow preconditioner is made of.
 
     Returns:
         The averaged mean and the shrunk variance of every feature, ``[groups, d_in]``, and whether this step's batch had
         samples, or between two refreshes any batch before, ``[]``.
     """
-    state, config = work.state, work.config
+    state, config = context.state, context.config
     steps = state["moment_step"].clamp(min=1)
     mean, mean_square = (
         state[name] / bias_correction(decay, steps).to(state[name].dtype)
         for name, decay in (("mean", config.b_mu), ("mean_square", config.b_nu))
     )
-    gathered = work.moments is not None or work.inputs
-    has_samples = _has_samples(work) if gathered else state["moment_step"] > 0
+    gathered = context.moments is not None or context.inputs
+    has_samples = _has_samples(context) if gathered else state["moment_step"] > 0
     return mean, shrunk_variance(mean, mean_square, config.shrinkage), has_samples
 
 
-def second_moment_of(work: LayerWork) -> Tensor:
+def second_moment_of(context: LayerContext) -> Tensor:
     """``E[x~ x~']``, ``[groups, blocks, size+1, size+1]``, each block's last entry 1.
 
     It is the average where the layer's state keeps one, and otherwise that of this step's samples.
     """
-    state, config = work.state, work.config
+    state, config = context.state, context.config
     if not config.keeps_second_moment:
-        assert work.moments is not None
-        return work.moments / work.moments[0, 0, -1, -1].clamp(min=1)
+        assert context.moments is not None
+        return context.moments / context.moments[0, 0, -1, -1].clamp(min=1)
     kept: Tensor = state["second_moment"]
     return kept / bias_correction(config.b_s, state["second_moment_step"].clamp(min=1)).to(kept.dtype)
 
 
-def _average_features(work: LayerWork, dtype: torch.dtype, verdict: Verdict) -> None:
+def _average_features(context: LayerContext, dtype: torch.dtype, verdict: Verdict) -> None:
     """Update ``mean`` and ``mean_square``, ``[groups, d_in]``, raw averages with the decays ``b_mu`` and ``b_nu``, and
     ``moment_step``, which counts what they count."""
-    state, config = work.state, work.config
-    if work.moments is not None:
-        sums = sums_from_moments(work.layer, work.moments, work.channels)
-    elif work.inputs:
-        sums = sums_from_inputs(work.layer, work.inputs, dtype)
+    state, config = context.state, context.config
+    if context.moments is not None:
+        sums = sums_from_moments(context.layer, context.moments, context.channels)
+    elif context.inputs:
+        sums = sums_from_inputs(context.layer, context.inputs, dtype)
     else:  # between two refreshes
         return
     if "mean" not in state:
         state["moment_step"] = torch.zeros((), dtype=torch.float32, device=sums.total.device)
         state["mean_square"] = torch.zeros_like(sums.total)
         state["mean"] = torch.zeros_like(sums.total)  # last: a step may break off in between
-    has_samples = _has_samples(work)
+    has_samples = _has_samples(context)
     count = sums.count.clamp(min=1)
     verdict.commit(state["moment_step"], state["moment_step"] + 1, also=has_samples)
     for name, decay, total in (("mean", config.b_mu, sums.total), ("mean_square", config.b_nu, sums.square)):
         verdict.commit(state[name], torch.lerp(state[name], total / count, 1 - decay), also=has_samples)
 
 
-def _has_samples(work: LayerWork) -> Tensor:
+def _has_samples(context: LayerContext) -> Tensor:
     """Whether this step's features are those of any sample, and in range, ``[]``."""
-    if work.moments is None:
-        some = any(x.numel() > 0 for x in work.inputs)
-        found = torch.full((), some, dtype=torch.bool, device=work.inputs[0].device)
+    if context.moments is None:
+        some = any(x.numel() > 0 for x in context.inputs)
+        found = torch.full((), some, dtype=torch.bool, device=context.inputs[0].device)
     else:
-        found = (work.moments[0, 0, -1, -1] if work.channels is None else work.channels[2, 0]) > 0
-    return found if work.squarable is None else found & work.squarable
+        found = (context.moments[0, 0, -1, -1] if context.channels is None else context.channels[2, 0]) > 0
+    return found if context.squarable is None else found & context.squarable
 
 
-def _average_second_moment(work: LayerWork, verdict: Verdict) -> None:
+def _average_second_moment(context: LayerContext, verdict: Verdict) -> None:
     """Update ``second_moment``, the raw average of ``E[x~ x~']`` with the decay ``b_s``, and ``second_moment_step``.
 
     A step without samples that count leaves the average as it is. It starts anew in other blocks.
     """
-    state = work.state
-    assert work.moments is not None
-    mean = work.moments / work.moments[0, 0, -1, -1].clamp(min=1)
+    state = context.state
+    assert context.moments is not None
+    mean = context.moments / context.moments[0, 0, -1, -1].clamp(min=1)
     if "second_moment" not in state or state["second_moment"].shape != mean.shape:
         state["second_moment_step"] = torch.zeros((), dtype=torch.float32, device=mean.device)
         state["second_moment"] = torch.zeros_like(mean)  # last: a step may break off in between
-    counts = work.has_samples
+    counts = context.has_samples
     verdict.commit(state["second_moment_step"], state["second_moment_step"] + 1, also=counts)
-    verdict.commit(state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - work.config.b_s), also=counts)
+    verdict.commit(
+        state["second_moment"], torch.lerp(state["second_moment"], mean, 1 - context.config.b_s), also=counts
+    )

@@ -12,11 +12,11 @@ from typing import cast
 from torch import Tensor
 
 from lnb.config import Config
+from lnb.context import LayerContext
 from lnb.statistics.arenas import Arenas, State
 from lnb.statistics.orthogonalize import QUINTIC, STEPS
 from lnb.statistics.refresh import reserve
 from lnb.statistics.shared_state import Sharing, shared
-from lnb.work import LayerWork
 from lnb_kernels.step_tables import StepMoment, StepTables
 
 _KEPT = ("second_moment", "second_moment_step", "factor", "output_moment", "output_factor")
@@ -34,6 +34,7 @@ class Refresh:
         held: what these held under each of ``_STATES``, None for nothing.
         addresses: where that lay.
         first: of each layer, the first one that gathered the same memory.
+        strides: of what each gathered.
     """
 
     moments: list[StepMoment]
@@ -42,34 +43,38 @@ class Refresh:
     held: list[Tensor | None]
     addresses: list[int]
     first: list[int]
+    strides: list[tuple[int, ...]]
 
     @classmethod
-    def of(cls, works: Sequence[LayerWork], moments: list[StepMoment], gathered: Sequence[Tensor]) -> Refresh:
-        """The refresh of ``works`` by ``moments``."""
-        states = [work.state for work in works]
+    def of(cls, contexts: Sequence[LayerContext], moments: list[StepMoment], gathered: Sequence[Tensor]) -> Refresh:
+        """The refresh of ``contexts`` by ``moments``."""
+        states = [context.state for context in contexts]
         held = [state.get(key) for state in states for key in _STATES]
-        settings = [(work.config, work.ridge, work.with_bias) for work in works]
-        return cls(moments, settings, states, held, _addresses(held), _first(gathered))
+        settings = [(context.config, context.ridge, context.with_bias) for context in contexts]
+        strides = [own.stride() for own in gathered]
+        return cls(moments, settings, states, held, _addresses(held), _first(gathered), strides)
 
-    def serves(self, works: Sequence[LayerWork], gathered: Sequence[Tensor]) -> bool:
+    def serves(self, contexts: Sequence[LayerContext], gathered: Sequence[Tensor]) -> bool:
         """Whether the layers have the settings that they had, their states the tensors that they held, where these lay, and
         the same ones of them gathered one memory: then the same layers share the same entries of the arenas."""
-        for work, state, (config, ridge, with_bias) in zip(works, self.states, self.settings, strict=True):
-            if work.state is not state or work.config is not config or work.squarable is not None:
+        for context, state, (config, ridge, with_bias) in zip(contexts, self.states, self.settings, strict=True):
+            if context.state is not state or context.config is not config or context.squarable is not None:
                 return False
-            if work.ridge != ridge or work.with_bias != with_bias:
+            if context.ridge != ridge or context.with_bias != with_bias:
                 return False
         held = [state.get(key) for state in self.states for key in _STATES]
         if any(one is not other for one, other in zip(held, self.held, strict=True)):
             return False
         if _addresses(held) != self.addresses or _first(gathered) != self.first:
             return False
+        if [own.stride() for own in gathered] != self.strides:
+            return False
         return all(_is_like(own, x.second_moment) for own, x in zip(gathered, self.moments, strict=True))
 
 
 def refresh_prepared(
-    tables: StepTables, due: Mapping[LayerWork, int], arenas: Arenas, known: dict[tuple[int, ...], Refresh]
-) -> list[LayerWork]:
+    tables: StepTables, due: Mapping[LayerContext, int], arenas: Arenas, known: dict[tuple[int, ...], Refresh]
+) -> list[LayerContext]:
     """Make new factors for the layers that the kernels take, and return the other layers.
 
     They take layers whose state is complete, in the blocks of this step's second moments: a layer's first refresh and one in
@@ -81,52 +86,52 @@ def refresh_prepared(
         arenas: where the states live.
         known: refreshes with these tables before, by the layers' places; this one is added.
     """
-    works, places = list(due), tuple(due.values())
-    gathered = [work.moments for work in works if work.moments is not None and work.moments.is_contiguous()]
-    is_whole = len(gathered) == len(works)
+    contexts, places = list(due), tuple(due.values())
+    gathered = [context.moments for context in contexts if context.moments is not None]
+    is_whole = len(gathered) == len(contexts)
     former = known.get(places) if is_whole else None
-    if former is not None and former.serves(works, gathered):
-        tables.refresh(former.moments, gathered, QUINTIC, STEPS)
+    if former is not None and former.serves(contexts, gathered):
+        tables.refresh(former.moments, [own.contiguous() for own in gathered], QUINTIC, STEPS)
         return []
     left, moments = _refresh_anew(tables, due, arenas)
     if is_whole and not left:
-        known[places] = Refresh.of(works, [moments[work] for work in works], gathered)
+        known[places] = Refresh.of(contexts, [moments[context] for context in contexts], gathered)
     return left
 
 
 def _refresh_anew(
-    tables: StepTables, due: Mapping[LayerWork, int], arenas: Arenas
-) -> tuple[list[LayerWork], dict[LayerWork, StepMoment]]:
+    tables: StepTables, due: Mapping[LayerContext, int], arenas: Arenas
+) -> tuple[list[LayerContext], dict[LayerContext, StepMoment]]:
     """The layers that the kernels do not take; and what they took of the others."""
     taken: list[Sharing] = []
-    left = [work for work in due if work.moments is None]
+    left = [context for context in due if context.moments is None]
     for sharing in shared(due, arenas):
         gathered = sharing.moments.contiguous()
-        found = [_moment(due[work], work, False) for work in sharing.works]
+        found = [_moment(due[context], context, False) for context in sharing.contexts]
         if all(moment is not None and tables.refreshes(moment, gathered) for moment in found):
             taken.append(sharing)
         else:
-            left += sharing.works
-    moments: dict[LayerWork, StepMoment] = {}
+            left += sharing.contexts
+    moments: dict[LayerContext, StepMoment] = {}
     if taken:
         reserve(taken, arenas)  # one memory for those that share, and for no others
         for sharing in taken:
-            for work in sharing.works:
-                moments[work] = cast(StepMoment, _moment(due[work], work, work is not sharing.first))
-        gathered_of = [cast(Tensor, work.moments).contiguous() for work in moments]
+            for context in sharing.contexts:
+                moments[context] = cast(StepMoment, _moment(due[context], context, context is not sharing.first))
+        gathered_of = [cast(Tensor, context.moments).contiguous() for context in moments]
         tables.refresh(list(moments.values()), gathered_of, QUINTIC, STEPS)
     return left, moments
 
 
-def _moment(place: int, work: LayerWork, follows: bool) -> StepMoment | None:
+def _moment(place: int, context: LayerContext, follows: bool) -> StepMoment | None:
     """What the kernels read and write of a layer; None where its state or settings are not what they take."""
-    config, state, gathered = work.config, work.state, work.moments
+    config, state, gathered = context.config, context.state, context.moments
     assert gathered is not None
-    if not all(key in state for key in _KEPT) or config.ridge_mode != "relative" or work.squarable is not None:
+    if not all(key in state for key in _KEPT) or config.ridge_mode != "relative" or context.squarable is not None:
         return None
     average, counted, factor, output, root = (state[key] for key in _KEPT)
     mean: Tensor | None = state.get("factor_mean")
-    if average.shape != gathered.shape or average.dtype != gathered.dtype or work.with_bias != (mean is not None):
+    if average.shape != gathered.shape or average.dtype != gathered.dtype or context.with_bias != (mean is not None):
         return None
     if factor.shape[-1] + 1 != gathered.shape[-1] or output.shape != root.shape:
         return None
@@ -139,7 +144,7 @@ def _moment(place: int, work: LayerWork, follows: bool) -> StepMoment | None:
         output,
         root,
         config.b_s,
-        work.ridge,
+        context.ridge,
         config.sample_ridge,
         config.sample_every,
         follows,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lnb.context import LayerContext
 from lnb.sharded.columns import Columns, add_parts, partial_output_moment
 from lnb.statistics.arenas import Arenas, Selection, Shape, chunked, owners_of
 from lnb.statistics.device_refresh import refresh_on_device
@@ -22,7 +23,6 @@ from lnb.statistics.running import bias_correction, few_samples, ridge_of
 from lnb.statistics.shared_state import Sharing, layers_of, shared
 from lnb.trust_regions.two_sided import output_moment, sized_output_moment
 from lnb.verdict import Verdict
-from lnb.work import LayerWork
 from lnb_kernels.refresh import AveragedGradient, averaged_tensors
 
 # On the CPU, output moments of layers of one shape are taken in one call up to this many entries: above, stacking the layers
@@ -32,11 +32,11 @@ _STACKED = 1 << 15
 
 Averages = Mapping[nn.Parameter, Tensor | AveragedGradient]
 """``g~`` by parameter: tensors, or what the refresh forms them from where it reads them."""
-Means = Callable[[list[LayerWork], list[Tensor]], list[Tensor]]
+Means = Callable[[list[LayerContext], list[Tensor]], list[Tensor]]
 
 
 def refresh(
-    works: list[LayerWork], averages: Averages, verdict: Verdict, arenas: Arenas, means: Means | None = None
+    contexts: list[LayerContext], averages: Averages, verdict: Verdict, arenas: Arenas, means: Means | None = None
 ) -> None:
     """Make new factors for the layers whose second moments this step gathered.
 
@@ -46,7 +46,7 @@ def refresh(
     when blocks have changed, that is zero: a layer that stands still.
 
     Args:
-        works: layers that keep a factor, of one device.
+        contexts: layers that keep a factor, of one device.
         averages: ``g~`` of each of their parameters.
         verdict: whether anything may change.
         arenas: where the states live.
@@ -57,10 +57,10 @@ def refresh(
     """
     kinds: dict[tuple[object, ...], list[Sharing]] = {}
     begun: list[_Refresh] = []
-    sharings = shared(works, arenas)
+    sharings = shared(contexts, arenas)
     for sharing in sharings:
-        work = sharing.first
-        kind = sharing.moments.shape[-1], sharing.moments.dtype, work.with_bias, work.config, work.ridge
+        context = sharing.first
+        kind = sharing.moments.shape[-1], sharing.moments.dtype, context.with_bias, context.config, context.ridge
         kinds.setdefault(kind, []).append(sharing)
     sharings = [sharing for alike in kinds.values() for sharing in alike]
     reserve(sharings, arenas)
@@ -69,7 +69,7 @@ def refresh(
         served.update(refresh_on_device(sharings, averages, verdict, arenas))
     averages = _formed(averages, layers_of(sharing for sharing in sharings if sharing not in served))
     for alike in ([sharing for sharing in members if sharing not in served] for members in kinds.values()):
-        for chunk in chunked(alike, _moment_size, works[0].layer.weight.device):
+        for chunk in chunked(alike, _moment_size, contexts[0].layer.weight.device):
             part = _Refresh(chunk, verdict, arenas)
             part.begin(averages, means is not None)
             if means is None:
@@ -82,7 +82,7 @@ def refresh(
         added = add_parts([(columns, outputs.moment) for outputs, columns in parts])
         for (outputs, _), total in zip(parts, added, strict=True):
             outputs.complete(total)
-        members = [part.works[i] for part, outputs in found for i in outputs.members]
+        members = [part.contexts[i] for part, outputs in found for i in outputs.members]
         traces = [trace for _, outputs in found for trace in outputs.traces()]
         over_all = iter(means(members, traces) if traces else ())
         for _, outputs in found:
@@ -91,9 +91,9 @@ def refresh(
             part.finish()
 
 
-def _formed(averages: Averages, works: list[LayerWork]) -> Averages:
+def _formed(averages: Averages, contexts: list[LayerContext]) -> Averages:
     """With tensors where the refresh of these layers reads averages that are not formed yet."""
-    wanted = [p for work in works if work.config.region.two_sided for p in work.parameters]
+    wanted = [p for context in contexts if context.config.region.two_sided for p in context.parameters]
     found = [(p, average) for p in wanted if isinstance(average := averages[p], AveragedGradient)]
     if not found:
         return averages
@@ -103,34 +103,34 @@ def _formed(averages: Averages, works: list[LayerWork]) -> Averages:
 def reserve(sharings: Sequence[Sharing], arenas: Arenas) -> None:
     """Have arenas for all layers that gathered at once: run by run, they would be made anew, and copied, with every run."""
     inputs: dict[tuple[str, int, torch.dtype], list[tuple[Sharing, Shape]]] = {}
-    outputs: dict[tuple[str, int, torch.dtype], list[tuple[LayerWork, Shape]]] = {}
+    outputs: dict[tuple[str, int, torch.dtype], list[tuple[LayerContext, Shape]]] = {}
     for sharing in sharings:
         config, dtype = sharing.first.config, sharing.moments.dtype
         groups, _, d_in = sharing.first.layer.shape
         _, blocks, ones, _ = sharing.moments.shape
         former = sharing.state.get("second_moment")
         if former is not None and former.shape != sharing.moments.shape:  # cut into other blocks: starts anew
-            for work in sharing.works:
-                work.state["second_moment_step"] = torch.zeros_like(work.state["second_moment_step"])
+            for context in sharing.contexts:
+                context.state["second_moment_step"] = torch.zeros_like(context.state["second_moment_step"])
         inputs.setdefault(("factor", ones - 1, dtype), []).append((sharing, (groups, blocks, ones - 1, ones - 1)))
         if sharing.first.with_bias:
             inputs.setdefault(("factor_mean", 0, dtype), []).append((sharing, (groups, d_in)))
         if config.b_s > 0:
             inputs.setdefault(("second_moment", ones, dtype), []).append((sharing, (groups, blocks, ones, ones)))
             inputs.setdefault(("second_moment_step", 0, torch.float32), []).append((sharing, ()))
-        for work in sharing.works if config.region.two_sided else ():
-            groups, rows, _ = work.layer.shape
+        for context in sharing.contexts if config.region.two_sided else ():
+            groups, rows, _ = context.layer.shape
             count = block_count(rows, config.block_size)
             size = rows // count
             for key in ("output_factor", "output_moment") if config.b_s > 0 else ("output_factor",):
-                outputs.setdefault((key, size, dtype), []).append((work, (groups, count, size, size)))
+                outputs.setdefault((key, size, dtype), []).append((context, (groups, count, size, size)))
     for (key, size, dtype), members in inputs.items():
         states, others = [sharing.state for sharing, _ in members], [sharing.others for sharing, _ in members]
         like = torch.empty((), dtype=dtype, device=members[0][0].moments.device)
         arenas.select(key, states, [shape for _, shape in members], like, tail=2 if size else 0, others=others)
     for (key, _, dtype), of_layers in outputs.items():
         like = torch.empty((), dtype=dtype, device=of_layers[0][0].layer.weight.device)
-        states = [work.state for work, _ in of_layers]
+        states = [context.state for context, _ in of_layers]
         arenas.select(key, states, [shape for _, shape in of_layers], like, tail=2)
 
 
@@ -143,9 +143,9 @@ class _Refresh:
 
     def __init__(self, sharings: list[Sharing], verdict: Verdict, arenas: Arenas) -> None:
         self.sharings = sharings
-        self.works = layers_of(sharings)
-        self.sharing_of = [i for i, sharing in enumerate(sharings) for _ in sharing.works]
-        self.config = self.works[0].config
+        self.contexts = layers_of(sharings)
+        self.sharing_of = [i for i, sharing in enumerate(sharings) for _ in sharing.contexts]
+        self.config = self.contexts[0].config
         self.arenas = arenas
         moments = [sharing.moments for sharing in sharings]
         self.blocks = [(moment.shape[0], moment.shape[1]) for moment in moments]  # groups, blocks of each
@@ -175,9 +175,9 @@ class _Refresh:
     def begin(self, averages: Averages, sized: bool) -> None:
         """Average and factor; this step's output moments, ``sized`` with what they were divided by."""
         second_moment = self._averaged()
-        work, config = self.works[0], self.config
+        context, config = self.contexts[0], self.config
         relative = config.ridge_mode == "relative"
-        share: float | Tensor = work.ridge
+        share: float | Tensor = context.ridge
         if relative and config.sample_ridge > 0:
             few = few_samples(second_moment.shape[-1] - 1, self.rows, self._steps(), config)
             share = self._per_entry(share + config.sample_ridge * few)
@@ -186,9 +186,9 @@ class _Refresh:
         columns = [
             first.layer.columns for first, (count, _) in zip(firsts, self.blocks, strict=True) for _ in range(count)
         ]
-        ridge = ridge_of(second_moment, share, relative, work.with_bias, groups, columns)
+        ridge = ridge_of(second_moment, share, relative, context.with_bias, groups, columns)
         self.fresh = factorize(
-            second_moment.unsqueeze(1), ridge, work.with_bias, inverse=not config.region.whitens
+            second_moment.unsqueeze(1), ridge, context.with_bias, inverse=not config.region.whitens
         )  # [entries, 1, size, size]
         if self.fresh.mean is not None:  # not a view, which would keep all moments until the end
             self.fresh = replace(self.fresh, mean=self.fresh.mean.clone())
@@ -202,8 +202,8 @@ class _Refresh:
         if self.outputs:
             self._refresh_outputs()
         if fresh.mean is None:
-            for work in self.works:
-                work.state.pop("factor_mean", None)
+            for context in self.contexts:
+                context.state.pop("factor_mean", None)
         else:
             means = [(sharing.first.layer.shape[0], sharing.first.layer.d_in) for sharing in self.sharings]
             self._keep("factor_mean", fresh.mean.flatten(), means, tail=0)
@@ -241,7 +241,7 @@ class _Refresh:
         for outputs in self.outputs:
             by_size.setdefault(outputs.moment.shape[-1], []).append(outputs)
         for size, found in by_size.items():
-            states = [self.works[i].state for outputs in found for i in outputs.members]
+            states = [self.contexts[i].state for outputs in found for i in outputs.members]
             shapes = [(*outputs.blocks, size, size) for outputs in found for _ in outputs.members]
             counts = tuple(shape[0] * shape[1] for shape in shapes)
             members = [i for outputs in found for i in outputs.members]
@@ -259,16 +259,16 @@ class _Refresh:
     def _output_moments(self, factor: Factor, averages: Averages, sized: bool) -> list[_Outputs]:
         """This step's, of layers of one shape together where that pays."""
         alike: dict[object, list[int]] = {}
-        for i, work in enumerate(self.works):
-            alone = work.layer.weight.is_cpu and work.layer.weight.numel() > _STACKED
-            alone = alone or work.layer.columns is not None
-            alike.setdefault(i if alone else (work.layer.shape, self.blocks[self.sharing_of[i]]), []).append(i)
+        for i, context in enumerate(self.contexts):
+            alone = context.layer.weight.is_cpu and context.layer.weight.numel() > _STACKED
+            alone = alone or context.layer.columns is not None
+            alike.setdefault(i if alone else (context.layer.shape, self.blocks[self.sharing_of[i]]), []).append(i)
         found = []
         begins = [sum(self.counts[:i]) for i in range(len(self.counts))]
         for members in alike.values():
-            groups, rows, d_in = self.works[members[0]].layer.shape
+            groups, rows, d_in = self.contexts[members[0]].layer.shape
             lead = (groups,) if len(members) == 1 else (len(members), groups)
-            weights, biases = zip(*(matrices(self.works[i], averages) for i in members), strict=True)
+            weights, biases = zip(*(matrices(self.contexts[i], averages) for i in members), strict=True)
             places = [self.sharing_of[i] for i in members]
             spans = [slice(begins[i], begins[i] + self.counts[i]) for i in places]
             matrix = _joined([factor.matrix[span] for span in spans], False)
@@ -281,7 +281,7 @@ class _Refresh:
             given = [bias for bias in biases if bias is not None]
             bias = _joined(given, True) if given else None
             given_to = _joined(weights, True), bias, of_members, count
-            columns = self.works[members[0]].layer.columns
+            columns = self.contexts[members[0]].layer.columns
             if columns is not None:
                 partial = partial_output_moment(*given_to, columns)
                 found.append(_Outputs(members, partial, None, (groups, count), columns, matrix.dtype))
@@ -365,9 +365,9 @@ def _joined(tensors: Sequence[Tensor], new_dimension: bool) -> Tensor:
     return torch.stack(list(tensors)) if new_dimension else torch.cat(list(tensors))
 
 
-def matrices(work: LayerWork, averages: Averages) -> tuple[Tensor, Tensor | None]:
+def matrices(context: LayerContext, averages: Averages) -> tuple[Tensor, Tensor | None]:
     """``g~`` of the weight ``[groups, rows, d_in]`` and of the bias ``[groups, rows, 1]``."""
-    groups, rows, d_in = work.layer.shape
-    found = (averages[parameter] for parameter in work.parameters)
+    groups, rows, d_in = context.layer.shape
+    found = (averages[parameter] for parameter in context.parameters)
     weight, *bias = (value if isinstance(value, Tensor) else value.tensor() for value in found)
     return weight.view(groups, rows, d_in), bias[0].view(groups, rows, 1) if bias else None

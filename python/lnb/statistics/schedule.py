@@ -38,8 +38,8 @@ def is_refresh_step(index: int, refresh_every: int, phase: int = 0) -> bool:
 def refresh_phases(layers: Sequence[tuple[Layer, Config]]) -> list[int]:
     """The phase of each layer's refreshes, which spreads them so that no step has many.
 
-    Layers that are staggered are cut, in their order, into at most ``refresh_every`` slices of about equal work: it depends
-    on the layers alone, and so does a run that is resumed.
+    Layers that are staggered are cut, in their order, into at most ``refresh_every`` slices of about equal cost. The
+    phases depend on the layers alone, so a resumed run has the same ones.
     """
     phases = [0] * len(layers)
     cycles: dict[tuple[int, torch.device], list[int]] = {}
@@ -47,26 +47,26 @@ def refresh_phases(layers: Sequence[tuple[Layer, Config]]) -> list[int]:
         if config.staggered and config.refresh_every > 1:
             cycles.setdefault((config.refresh_every, layer.weight.device), []).append(i)
     for (every, device), members in cycles.items():
-        work = [refresh_work(*layers[i]) for i in members]
+        costs = [refresh_cost(*layers[i]) for i in members]
         least = LEAST_SLICE.get(device.type, LEAST_SLICE_ELSEWHERE)
-        slices = max(1, min(every, len(members), int(sum(work) // least)))
+        slices = max(1, min(every, len(members), int(sum(costs) // least)))
         done = 0.0
-        for i, own in zip(members, work, strict=True):
-            place = (done + own / 2) / sum(work)  # the middle of its share of all work
+        for i, own in zip(members, costs, strict=True):
+            place = (done + own / 2) / sum(costs)  # the middle of its share of the total
             phases[i] = int(place * slices) * every // slices
             done += own
     return phases
 
 
-def refresh_work(layer: Layer, config: Config) -> float:
+def refresh_cost(layer: Layer, config: Config) -> float:
     """Operations of a layer's refresh: the factor, and of two-sided regions the outputs' moment and root."""
     groups, rows, d_in = layer.shape
     size = d_in // layer.input_blocks(config.block_size)
-    work = 2.0 * d_in * size**2
+    cost = 2.0 * d_in * size**2
     if config.region.two_sided:
         side = rows // block_count(rows, config.block_size)
-        work += INVERSE_ROOT_FLOPS * rows * side**2 + 2.0 * rows * d_in * (size + side)
-    return groups * work
+        cost += INVERSE_ROOT_FLOPS * rows * side**2 + 2.0 * rows * d_in * (size + side)
+    return groups * cost
 
 
 def sample_start(index: int) -> float:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lnb.context import LayerContext
 from lnb.statistics.arenas import Arenas, State
-from lnb.work import LayerWork
 from lnb_kernels._captured import is_capturing
 
 SHARED = ("second_moment", "second_moment_step", "factor", "factor_mean")
@@ -26,15 +26,15 @@ class Sharing:
     """Layers of a refresh that keep one second moment, and the factor that is made of it; usually one.
 
     Attributes:
-        works: the layers, in their order.
+        contexts: the layers, in their order.
     """
 
-    works: list[LayerWork]
+    contexts: list[LayerContext]
 
     @property
-    def first(self) -> LayerWork:
+    def first(self) -> LayerContext:
         """The one whose moments and settings stand for all."""
-        return self.works[0]
+        return self.contexts[0]
 
     @property
     def moments(self) -> Tensor:
@@ -50,10 +50,10 @@ class Sharing:
     @property
     def others(self) -> list[State]:
         """Those of the others."""
-        return [work.state for work in self.works[1:]]
+        return [context.state for context in self.contexts[1:]]
 
 
-def shared(works: Iterable[LayerWork], arenas: Arenas) -> list[Sharing]:
+def shared(contexts: Iterable[LayerContext], arenas: Arenas) -> list[Sharing]:
     """The layers with second moments of this step, those together that gathered one memory under the same settings.
 
     They must also hold the same so far: nothing, one memory, or, as after a state was loaded or moved, equal numbers. These are
@@ -61,24 +61,24 @@ def shared(works: Iterable[LayerWork], arenas: Arenas) -> list[Sharing]:
     """
     found: list[Sharing] = []
     alike: dict[object, list[Sharing]] = {}
-    for work in works:
-        if work.moments is None:
+    for context in contexts:
+        if context.moments is None:
             continue
-        kind = _place(work.moments), work.config, work.ridge, work.with_bias
-        candidates = alike.setdefault(kind, []) if work.layer.columns is None else []
+        kind = _place(context.moments), context.config, context.ridge, context.with_bias
+        candidates = alike.setdefault(kind, []) if context.layer.columns is None else []
         for sharing in candidates:
-            if hold_the_same(sharing.state, work.state, arenas):
-                sharing.works.append(work)
+            if hold_the_same(sharing.state, context.state, arenas):
+                sharing.contexts.append(context)
                 break
         else:
-            candidates.append(Sharing([work]))
+            candidates.append(Sharing([context]))
             found.append(candidates[-1])
     return found
 
 
-def layers_of(sharings: Iterable[Sharing]) -> list[LayerWork]:
+def layers_of(sharings: Iterable[Sharing]) -> list[LayerContext]:
     """All their layers."""
-    return [work for sharing in sharings for work in sharing.works]
+    return [context for sharing in sharings for context in sharing.contexts]
 
 
 def hold_the_same(one: State, other: State, arenas: Arenas) -> bool:

@@ -15,39 +15,39 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lnb.context import LayerContext
 from lnb.statistics.arenas import Arenas
 from lnb.statistics.refresh import Averages, refresh, reserve
-from lnb.statistics.schedule import refresh_work
+from lnb.statistics.schedule import refresh_cost
 from lnb.statistics.shared_state import layers_of, shared
 from lnb.verdict import Verdict
-from lnb.work import LayerWork
 
 _MADE = ("second_moment", "second_moment_step", "factor", "factor_mean", "output_moment", "output_factor")
 
 
 def refresh_over(
     group: Any,
-    works: list[LayerWork],
+    contexts: list[LayerContext],
     averages: Averages,
     verdict: Verdict,
     arenas: Arenas,
-    first: Callable[[list[LayerWork]], list[LayerWork]] = list,
+    first: Callable[[list[LayerContext]], list[LayerContext]] = list,
 ) -> None:
     """:func:`lnb.statistics.refresh.refresh` of whole layers, shared out over the ranks of ``group``; None to do all here.
 
     ``first`` is given the layers to refresh here, and returns those of them that it has not refreshed itself.
     """
-    due = [] if group is None else shared(works, arenas)
+    due = [] if group is None else shared(contexts, arenas)
     if len(due) < 2:
-        left = first(works)
+        left = first(contexts)
         if left:
             refresh(left, averages, verdict, arenas)
         return
-    costs = [sum(refresh_work(work.layer, work.config) for work in sharing.works) for sharing in due]
+    costs = [sum(refresh_cost(context.layer, context.config) for context in sharing.contexts) for sharing in due]
     shares = shared_out(costs, group.size())
     reserve(due, arenas)
     refresh(first(layers_of(due[i] for i in shares[group.rank()])), averages, verdict, arenas)
-    made = [[tensor for work in layers_of(due[i] for i in share) for tensor in _made(work)] for share in shares]
+    made = [[tensor for context in layers_of(due[i] for i in share) for tensor in _made(context)] for share in shares]
     for dtype in sorted({tensor.dtype for tensors in made for tensor in tensors}, key=str):
         _exchange([[tensor for tensor in tensors if tensor.dtype == dtype] for tensors in made], dtype, group)
 
@@ -63,10 +63,10 @@ def shared_out(costs: Sequence[float], ranks: int) -> list[list[int]]:
     return shares
 
 
-def _made(work: LayerWork) -> list[Tensor]:
+def _made(context: LayerContext) -> list[Tensor]:
     """What a refresh makes of a layer."""
-    state = work.state
-    if not work.with_bias:
+    state = context.state
+    if not context.with_bias:
         state.pop("factor_mean", None)
     return [state[key] for key in _MADE if key in state]
 

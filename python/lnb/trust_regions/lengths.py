@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lnb.config import Config
+from lnb.context import StepContext
 from lnb.damping import Agreement, Gain, expected_squares, radii
 from lnb.solvers.solve import Solution
 from lnb.statistics.arenas import Arenas, constant
 from lnb.trust_regions import Steps
 from lnb.verdict import Verdict
 from lnb.weight_bound import WeightBound
-from lnb.work import Work
 from lnb_kernels import multi_tensor
 from lnb_kernels.scaling import sum_dtype
 from lnb_kernels.two_sided.reference import row_agreement
@@ -23,25 +23,27 @@ from lnb_kernels.two_sided.reference import row_agreement
 _LARGEST_SCALE = 0.875  # power of the largest number
 
 
-def products_of(work: Work, solution: Solution, others: list[Tensor], averages: dict[nn.Parameter, Tensor]) -> Tensor:
+def products_of(
+    context: StepContext, solution: Solution, others: list[Tensor], averages: dict[nn.Parameter, Tensor]
+) -> Tensor:
     """``<h, g~>`` of every layer, then of every other parameter, ``[layers + others]``.
 
     A direction with NaN or inf makes its product NaN or inf: no other check of the directions is needed. It is NaN also for
     a layer whose inputs are too large to be squared, which has no direction.
     """
-    device = work.parameters[0].device
-    total = torch.zeros(len(work.layers) + len(others), dtype=sum_dtype(device), device=device)
+    device = context.parameters[0].device
+    total = torch.zeros(len(context.layers) + len(others), dtype=sum_dtype(device), device=device)
     if solution.sums is not None:
         total.index_copy_(0, constant(solution.summed, device), solution.sums[:, 0].to(total.dtype))
     known = set(solution.summed)
-    rest = [k for k, owner in enumerate(work.owners) if owner not in known]
+    rest = [k for k, owner in enumerate(context.owners) if owner not in known]
     if rest:
         directions = [part for parts in solution.parts for part in parts] + others
-        place = {owner: i for i, owner in enumerate(dict.fromkeys(work.owners[k] for k in rest))}
-        given = [averages[work.parameters[k]] for k in rest]
-        sums = multi_tensor.dot([directions[k] for k in rest], given, [place[work.owners[k]] for k in rest])
+        place = {owner: i for i, owner in enumerate(dict.fromkeys(context.owners[k] for k in rest))}
+        given = [averages[context.parameters[k]] for k in rest]
+        sums = multi_tensor.dot([directions[k] for k in rest], given, [place[context.owners[k]] for k in rest])
         total.index_copy_(0, constant(tuple(place), device), sums.to(total))
-    flags = {i: layer.squarable for i, layer in enumerate(work.layers) if layer.squarable is not None}
+    flags = {i: layer.squarable for i, layer in enumerate(context.layers) if layer.squarable is not None}
     if flags:
         index = constant(tuple(flags), device)
         squarable = torch.stack(list(flags.values()))
@@ -49,19 +51,24 @@ def products_of(work: Work, solution: Solution, others: list[Tensor], averages: 
     return total
 
 
-def in_region(products: Tensor, work: Work, config: Config) -> Tensor:
+def in_region(products: Tensor, context: StepContext, config: Config) -> Tensor:
     """The products that the region of all layers adds up. Adam's directions have none: they belong to no metric."""
     finite = torch.where(products.isfinite(), products, 0.0)
-    return finite[: len(work.layers)] if config.others == "adamw" else finite
+    return finite[: len(context.layers)] if config.others == "adamw" else finite
 
 
 def region_scales(
-    work: Work, directions: list[Tensor], products: Tensor, verdict: Verdict, config: Config, total: Tensor | None
+    context: StepContext,
+    directions: list[Tensor],
+    products: Tensor,
+    verdict: Verdict,
+    config: Config,
+    total: Tensor | None,
 ) -> Tensor:
     """What the directions of every layer and every other parameter are multiplied by; 0 where they are not finite.
 
     Args:
-        work: the layers and other parameters of a device.
+        context: the layers and other parameters of a device.
         directions: of every parameter.
         products: ``<h, g~>`` of every layer and of every other parameter, ``[layers + others]``.
         verdict: whether the host may wait for the device.
@@ -71,12 +78,12 @@ def region_scales(
     finite = products.isfinite()
     own = torch.where(finite, products, 0.0)
     if total is None:
-        total = in_region(products, work, config).sum()
+        total = in_region(products, context, config).sum()
     scales = config.region.scales(
-        Steps(own, len(work.layers), directions, work.owners, total.to(own), config.min_norm, verdict.known)
+        Steps(own, len(context.layers), directions, context.owners, total.to(own), config.min_norm, verdict.known)
     )
     if config.others == "adamw":
-        scales[len(work.layers) :] = config.others_lr
+        scales[len(context.layers) :] = config.others_lr
     # What a direction's dtype cannot hold would turn entries of 0 into NaN; lr has the room of the power.
     most = min(torch.finfo(dtype).max for dtype in {direction.dtype for direction in directions})
     return torch.where(finite, scales, 0.0).clamp(max=most**_LARGEST_SCALE)
@@ -98,17 +105,17 @@ class Lengths:
 
 
 def measure_lengths(
-    work: Work, solution: Solution, averages: dict[nn.Parameter, Tensor], agreement: Agreement | None
+    context: StepContext, solution: Solution, averages: dict[nn.Parameter, Tensor], agreement: Agreement | None
 ) -> Lengths:
     """The lengths of the directions. Rows of ``solution`` that still lack their agreement are multiplied by it first."""
-    layers = range(len(work.layers))
+    layers = range(len(context.layers))
     rest = [i for i in layers if i not in set(solution.summed)]
-    wide = sum_dtype(work.parameters[0].device)
+    wide = sum_dtype(context.parameters[0].device)
     free = damped = average = None
     if rest:
         free = damped = _squares([solution.parts[i][0] for i in rest], wide)
         if agreement is not None:
-            average = torch.stack([_damp(i, work, solution, averages, agreement) for i in rest])
+            average = torch.stack([_damp(i, context, solution, averages, agreement) for i in rest])
             damped = _squares([solution.parts[i][0] for i in rest], wide)
 
     def joined(column: int, late: Tensor | None) -> Tensor:
@@ -126,9 +133,11 @@ def _squares(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors, dtype=dtype)).square()
 
 
-def _damp(i: int, work: Work, solution: Solution, averages: dict[nn.Parameter, Tensor], agreement: Agreement) -> Tensor:
+def _damp(
+    i: int, context: StepContext, solution: Solution, averages: dict[nn.Parameter, Tensor], agreement: Agreement
+) -> Tensor:
     """Multiply the rows of a layer's direction by their agreement; returns ``||g~||^2``, ``[]``."""
-    each = work.layers[i]
+    each = context.layers[i]
     shape = each.layer.shape[:2]
     given = [averages[parameter].view(*shape, -1) for parameter in each.parameters]
     factor = row_agreement(agreement.rows[i], agreement.noise, *given)
@@ -137,7 +146,7 @@ def _damp(i: int, work: Work, solution: Solution, averages: dict[nn.Parameter, T
 
 
 def shortened(
-    work: Work,
+    context: StepContext,
     solution: Solution,
     lengths: Lengths,
     agreement: Agreement | None,
@@ -151,21 +160,21 @@ def shortened(
 
     ``weight_norms`` are those of all layers' weights where a layer here is a shard of one, ``[layers]``.
     """
-    layers = len(work.layers)
+    layers = len(context.layers)
     own = scales[:layers]
-    rates = work.rates(own)
-    gain = Gain(work.layers, verdict, arenas) if config.damping == "gain" else None
+    rates = context.rates(own)
+    gain = Gain(context.layers, verdict, arenas) if config.damping == "gain" else None
     if gain is not None:
         own = torch.minimum(own, gain.fractions(own) / config.min_norm)
     bound = None
     shorter: dict[nn.Parameter, Tensor] = {}
     if config.max_relative_change is not None:
-        bound = WeightBound(work.layers, config.max_relative_change, rates, verdict, arenas)
+        bound = WeightBound(context.layers, config.max_relative_change, rates, verdict, arenas)
         shorter = bound.measure(own, lengths.free, weight_norms)
         own = own * bound.factors(own, lengths.free)
     if agreement is not None and lengths.averages is not None:
-        expected = expected_squares(work.layers, agreement, verdict, config, arenas)
-        own = own * radii(work.layers, lengths.averages, expected, agreement.counts, verdict, config, arenas)
+        expected = expected_squares(context.layers, agreement, verdict, config, arenas)
+        own = own * radii(context.layers, lengths.averages, expected, agreement.counts, verdict, config, arenas)
     if bound is not None:
         bound.note_growth(own, lengths.damped)
     if gain is not None:

@@ -1,4 +1,4 @@
-"""What one step works on: the parameters with gradients, their statistics, and whether all of it is finite."""
+"""The context of one step: the parameters with gradients, their statistics, and whether all of it is finite."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lnb_kernels.step_tables import known_finite
 
 
 @dataclass(eq=False)
-class LayerWork:
-    """One layer's share of a step."""
+class LayerContext:
+    """What a step knows of one layer: its parameters, state and settings, and what the last backward pass gathered."""
 
     layer: Layer
     parameters: list[nn.Parameter]  # the weight, and the bias where it moves with it
@@ -54,10 +54,10 @@ class LayerWork:
 
 
 @dataclass(eq=False)
-class Work:
-    """Everything that one step reads and changes."""
+class StepContext:
+    """Everything that one step reads and changes: its layers, its other parameters, their groups and states."""
 
-    layers: list[LayerWork] = field(default_factory=list)
+    layers: list[LayerContext] = field(default_factory=list)
     others: list[nn.Parameter] = field(default_factory=list)
     groups: dict[nn.Parameter, dict[str, Any]] = field(default_factory=dict)
     states: Any = None
@@ -68,27 +68,27 @@ class Work:
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter that moves: those of the layers, then the others."""
-        return [parameter for work in self.layers for parameter in work.parameters] + self.others
+        return [parameter for context in self.layers for parameter in context.parameters] + self.others
 
     @functools.cached_property
     def owners(self) -> tuple[int, ...]:
         """The number of each parameter's layer; every other parameter counts as a layer of its own."""
-        of_blocks = [i for i, layer in enumerate(self.layers) for _ in layer.parameters]
-        return (*of_blocks, *range(len(self.layers), len(self.layers) + len(self.others)))
+        of_layers = [i for i, layer in enumerate(self.layers) for _ in layer.parameters]
+        return (*of_layers, *range(len(self.layers), len(self.layers) + len(self.others)))
 
-    def by_device(self) -> list[Work]:
+    def by_device(self) -> list[StepContext]:
         """The parts of the step on each device; this one itself where there is only one."""
         if len({parameter.device for parameter in self.parameters}) == 1:
             return [self]
-        parts: dict[torch.device, Work] = {}
+        parts: dict[torch.device, StepContext] = {}
         for each in self.layers:
             self._part(parts, each.layer.weight.device).layers.append(each)
         for parameter in self.others:
             self._part(parts, parameter.device).others.append(parameter)
         return list(parts.values())
 
-    def _part(self, parts: dict[torch.device, Work], device: torch.device) -> Work:
-        return parts.setdefault(device, Work(groups=self.groups, states=self.states, sharers=self.sharers))
+    def _part(self, parts: dict[torch.device, StepContext], device: torch.device) -> StepContext:
+        return parts.setdefault(device, StepContext(groups=self.groups, states=self.states, sharers=self.sharers))
 
     def rates(self, like: Tensor) -> Tensor:
         """The learning rate of every layer, ``[layers]``, dtype and device as ``like``.
@@ -119,7 +119,7 @@ def collect(
     settings: Callable[[Layer], Config],
     states: Any,
     zeroed: dict[Tensor, tuple[int, int]],
-) -> Work:
+) -> StepContext:
     """Find what has a gradient, and read what the captures hold. Nothing is changed.
 
     Args:
@@ -144,7 +144,7 @@ def collect(
                 f"a gradient of shape {tuple(parameter.shape)} is sparse or complex; LNB needs dense, real ones"
             )
         moving[id(parameter)] = parameter
-    work = Work(groups=members.groups, states=states)
+    context = StepContext(groups=members.groups, states=states)
     stand = members.stand(model)
     for layer in members.layers:
         captures = layer.captures
@@ -174,9 +174,9 @@ def collect(
             )
         parameters = [parameter for parameter in layer.parameters if moving.pop(id(parameter), None) is not None]
         ridge = members.groups[layer.weight]["ridge"]
-        work.layers.append(LayerWork(layer, parameters, states, ridge, *found, config))
-    work.others = list(moving.values())
-    return work
+        context.layers.append(LayerContext(layer, parameters, states, ridge, *found, config))
+    context.others = list(moving.values())
+    return context
 
 
 def mark_zeroed(parameter: Tensor) -> tuple[int, int] | None:
@@ -200,25 +200,25 @@ def _read_captures(layer: Layer, captures: list[Capture]) -> tuple[Tensor | None
     return moments, channels, inputs
 
 
-def check_finite(work: Work, wait: bool) -> Verdict:
+def check_finite(context: StepContext, wait: bool) -> Verdict:
     """Whether every gradient and input of the step is finite; also note for every layer whether its inputs can be squared.
 
     NaN or inf in an input always reaches the layer's gradient or the sums of inputs, the last rows of its second moment.
     Where those are finite and a square is not, inputs were finite, but are too large for the second moment, whose other
     entries are bounded by the squares (Cauchy-Schwarz).
     """
-    given = () if work.gradients_checked else work.parameters
+    given = () if context.gradients_checked else context.parameters
     read: list[Tensor] = [parameter.grad for parameter in given if parameter.grad is not None]
-    if _are_all_finite(work, read):
+    if _are_all_finite(context, read):
         return Verdict(True, wait)
-    flags = [] if wait else _flags_of_moments(work.layers)
-    for each in work.layers:
+    flags = [] if wait else _flags_of_moments(context.layers)
+    for each in context.layers:
         if each.moments is not None and not flags:
             read.append(each.moments[..., -1, :])
         if each.channels is not None:
             read += [each.channels[0], each.channels[2]]
         read += [torch.linalg.vector_norm(x, math.inf) for x in each.inputs if x.numel()]
-    read += work.flags
+    read += context.flags
     ok: Tensor | bool | None = known_finite(read)
     if ok is not None:
         pass
@@ -237,19 +237,21 @@ def check_finite(work: Work, wait: bool) -> Verdict:
             for each, finite in zip(members, squares.unbind(), strict=True):
                 each.squarable = finite
     else:
-        _note_squarable(work.layers, verdict.known)
+        _note_squarable(context.layers, verdict.known)
     return verdict
 
 
-def _are_all_finite(work: Work, gradients: list[Tensor]) -> bool:
+def _are_all_finite(context: StepContext, gradients: list[Tensor]) -> bool:
     """Whether one pass on the CPU finds every number finite that the step reads, squares too: the usual case."""
-    if any(each.inputs or each.channels is not None for each in work.layers):
+    if any(each.inputs or each.channels is not None for each in context.layers):
         return False
-    read = [*gradients, *(each.moments for each in work.layers if each.moments is not None), *work.flags]
+    moments = [each.moments for each in context.layers if each.moments is not None]
+    once = [found[:1] if found.stride(0) == 0 else found for found in moments]  # groups of one input have one memory
+    read = [*gradients, *once, *context.flags]
     return bool(read) and read[0].is_cpu and known_finite(read) is True
 
 
-def _flags_of_moments(layers: list[LayerWork]) -> list[tuple[list[LayerWork], Tensor, Tensor]]:
+def _flags_of_moments(layers: list[LayerContext]) -> list[tuple[list[LayerContext], Tensor, Tensor]]:
     """On accelerators, of the layers of each device that gathered moments: whether sums and squares are finite, ``[layers]``.
 
     Empty where layers gathered anything else, and on CPUs, where both are read in passes that are made anyway.
@@ -257,7 +259,7 @@ def _flags_of_moments(layers: list[LayerWork]) -> list[tuple[list[LayerWork], Te
     gathered = [each for each in layers if each.moments is not None]
     if any(each.inputs or each.channels is not None for each in layers):
         return []
-    by_device: dict[torch.device, list[LayerWork]] = {}
+    by_device: dict[torch.device, list[LayerContext]] = {}
     for each in gathered:
         by_device.setdefault(each.layer.weight.device, []).append(each)
     if any(device.type == "cpu" for device in by_device):
@@ -269,9 +271,9 @@ def _flags_of_moments(layers: list[LayerWork]) -> list[tuple[list[LayerWork], Te
     return found
 
 
-def _note_squarable(layers: list[LayerWork], read: bool) -> None:
-    """Set :attr:`LayerWork.squarable`, by few calls for each device; if the host may ``read`` it, only where that is false."""
-    by_device: dict[torch.device, list[tuple[LayerWork, Tensor]]] = {}
+def _note_squarable(layers: list[LayerContext], read: bool) -> None:
+    """Set :attr:`LayerContext.squarable`, by few calls for each device; if the host may ``read`` it, only where that is false."""
+    by_device: dict[torch.device, list[tuple[LayerContext, Tensor]]] = {}
     for each in layers:
         squares = [_squares(x, each.layer) for x in each.inputs]
         if each.moments is not None:
