@@ -159,8 +159,9 @@ class Capture:
     @property
     def gathered(self) -> bool:
         """Whether a backward pass left something since the last :meth:`clear`."""
-        probes = (self.probe, self.channel_probe)
-        return bool(self.inputs) or any(probe is not None and probe.grad is not None for probe in probes)
+        probe, other = self.probe, self.channel_probe
+        found = (probe is not None and probe.grad is not None) or (other is not None and other.grad is not None)
+        return found or bool(self.inputs)
 
     def keep(self, weight: Tensor, input: Tensor, output: Tensor) -> None:
         """Keep ``input`` until the step, if a backward pass reaches ``output`` and inputs are switched on."""
