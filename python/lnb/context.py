@@ -300,9 +300,8 @@ def _squares(x: Tensor, layer: Layer) -> Tensor:
 def has_statistics(state: dict[str, Any] | None, layer: Layer, config: Config) -> bool:
     """Whether a layer's state holds the statistics that its settings work with, so that it can wait for the next refresh."""
     needed = "factor" if config.factored else "second_moment" if config.keeps_second_moment else "mean"
-    if state is None or needed not in state:
-        return False
-    return needed == "mean" or state[needed].shape[1] == moment_blocks(layer, config)
+    kept = None if state is None else state.get(needed)
+    return kept is not None and (needed == "mean" or kept.shape[1] == moment_blocks(layer, config))
 
 
 def moment_blocks(layer: Layer, config: Config) -> int:
