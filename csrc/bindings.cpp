@@ -139,7 +139,7 @@ void second_moment(uintptr_t x, lnb::Type type, int64_t rows, int64_t columns, i
     check_memory("s", s, written, lnb::Type::kFloat32);
     const int64_t last_row = entries("x", {std::max<int64_t>(rows - 1, 0), stride, width});
     require_apart("s", s, written * 4, "x", x, read == 0 ? 0 : last_row + columns * width);
-    const lnb::Rows all{reinterpret_cast<const void*>(x), type, rows, columns, stride * width};
+    const lnb::Samples all{reinterpret_cast<const void*>(x), type, rows, columns, stride * width};
     without_gil([&] { lnb::second_moment(all, round, reinterpret_cast<float*>(s), threads); });
 }
 

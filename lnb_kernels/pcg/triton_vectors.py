@@ -1,4 +1,4 @@
-"""What both Triton forms of conjugate gradients share: the equation as kernels take it, and the vector operations on some rows."""
+"""What both Triton forms of conjugate gradients share: the equation as kernels take it, and operations on vectors of rows."""
 
 from __future__ import annotations
 

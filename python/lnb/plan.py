@@ -232,7 +232,7 @@ def _refreshed_bytes(layer: Layer, config: Config) -> int:
 
 
 def _flops(layer: Layer, config: Config) -> tuple[int, int, int]:
-    """FLOPs of one step's solution and trust region, of one refresh, and per row that is read."""
+    """FLOPs of one step's solution and trust region, of one refresh, and per sample that is read."""
     method = config.method
     solve, per_sample = method.step_flops(layer, config), method.sample_flops(layer, config)
     if config.region.whitens:

@@ -20,7 +20,7 @@ class Samples:
     """What a layer's forward and backward passes worked on in one step.
 
     Attributes:
-        count: rows of the inputs, of all micro-batches and uses: examples of the batch times positions.
+        count: samples in the inputs, of all micro-batches and uses: examples of the batch times positions.
         input_grad: whether the backward pass went on to the layer's input.
     """
 

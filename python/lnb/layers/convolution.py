@@ -95,9 +95,9 @@ class ProbedConv1d(ProbedLayer, nn.Conv1d):
 
 
 class Conv2dKind(LayerKind):
-    """``nn.Conv2d``: every position of the output has a row, the patch of the padded input that it is made of.
+    """``nn.Conv2d``: every position of the output is a sample, the patch of the padded input that it is made of.
 
-    A row has ``d_in = C / groups * kh * kw`` entries, in the order of the weight.
+    A sample has ``d_in = C / groups * kh * kw`` entries, in the order of the weight.
     """
 
     original: ClassVar[type[nn.Module]] = nn.Conv2d

@@ -26,8 +26,8 @@ def export_moments(
     """The input moments that LNB kept while it trained, of every layer that it optimizes.
 
     They are averages over the refreshes of the training (with the default, of decay 0.9 per refresh), in LNB's diagonal
-    blocks; with ``block_size=None`` they are full. No data is needed. ``count`` is the number of rows that an unweighted average
-    of the same certainty would have, from the rows of a layer's first step (of one rank).
+    blocks; with ``block_size=None`` they are full. No data is needed. ``count`` is the number of samples that an unweighted
+    average of the same certainty would have, from the samples of a layer's first step (of one rank).
 
     Args:
         source: the optimizer; or the model with a state dict, as :meth:`lnb.LNB.state_dict` or torch's
@@ -108,7 +108,7 @@ class _OfTraining:
         raw = each.state["second_moment"].detach()
         corrections = raw[..., -1:, -1:]  # 1 - b^t
         mean = (raw[..., -1, :-1] / corrections.squeeze(-1)).flatten(1)
-        count = torch.full((info.groups,), effective_rows(each), dtype=torch.float64)
+        count = torch.full((info.groups,), effective_samples(each), dtype=torch.float64)
         moment = LayerMoment(info, raw[..., :-1, :-1] / corrections, mean, count)
         return moment.check(
             "the optimizer's state is damaged: load another checkpoint, or gather_moments(model, loader)"
@@ -121,15 +121,15 @@ def _reason(each: Tracked) -> str:
     return "its setting keeps no second moment between steps (refresh_every=1 and b_s=0, or a solver without one); gather it"
 
 
-def effective_rows(each: Tracked) -> float:
-    """Rows of an unweighted average as certain as the decayed one, as :func:`lnb.statistics.running.few_samples` counts them.
+def effective_samples(each: Tracked) -> float:
+    """Samples of an unweighted average as certain as the decayed one, as :func:`lnb.statistics.running.few_samples` counts them.
 
-    NaN where the rows of a step or the decay are unknown.
+    NaN where the samples of a step or the decay are unknown.
     """
-    if each.rows is None or each.decay is None:
+    if each.samples is None or each.decay is None:
         return float("nan")
     past: float = each.decay ** max(1.0, float(each.state["second_moment_step"]))
-    return float(each.rows) * (1 - past) / (1 + past) * (1 + each.decay) / (1 - each.decay)
+    return float(each.samples) * (1 - past) / (1 + past) * (1 + each.decay) / (1 - each.decay)
 
 
 class _OfFile:

@@ -42,7 +42,7 @@ def refresh(
 
     State of a layer's weight, in blocks ``[groups, blocks, size, size]`` each: ``second_moment`` and ``output_moment``, averages
     with a decay, ``b_s``; ``second_moment_step``, what they count; ``factor`` and ``output_factor``; and ``factor_mean``
-    ``[groups, d_in]`` where the bias takes part. A layer whose step had no rows that count keeps what it has; at first, and
+    ``[groups, d_in]`` where the bias takes part. A layer whose step had no samples that count keeps what it has; at first, and
     when blocks have changed, that is zero: a layer that stands still.
 
     Args:
@@ -153,13 +153,13 @@ class _Refresh:
         self.device = moments[0].device
         flat = [moment.reshape(-1, *moment.shape[-2:]) for moment in moments]
         self.gathered = flat[0] if len(flat) == 1 else torch.cat(flat)  # [entries, size+1, size+1]
-        self.rows = torch.stack([moment[0, 0, -1, -1] for moment in moments])  # [sharings]
+        self.samples = torch.stack([moment[0, 0, -1, -1] for moment in moments])  # [sharings]
         self.allowed = self._allowed(verdict)
         self.outputs: list[_Outputs] = []
 
     def _allowed(self, verdict: Verdict) -> Tensor | None:
         """Whose state may change, ``[sharings]``; None for all."""
-        allowed = self.rows > 0
+        allowed = self.samples > 0
         squarable = [sharing.first.squarable for sharing in self.sharings]
         flags = {i: flag for i, flag in enumerate(squarable) if flag is not None}
         if len(flags) == len(squarable):
@@ -179,7 +179,7 @@ class _Refresh:
         relative = config.ridge_mode == "relative"
         share: float | Tensor = context.ridge
         if relative and config.sample_ridge > 0:
-            few = few_samples(second_moment.shape[-1] - 1, self.rows, self._steps(), config)
+            few = few_samples(second_moment.shape[-1] - 1, self.samples, self._steps(), config)
             share = self._per_entry(share + config.sample_ridge * few)
         groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))
         firsts = [sharing.first for sharing in self.sharings]
@@ -213,13 +213,13 @@ class _Refresh:
 
     def _averaged(self) -> Tensor:
         """The averages of ``E[x~ x~']``, with this step's."""
-        mean = self.gathered / self._per_entry(self.rows.clamp(min=1)).view(-1, 1, 1)
+        mean = self.gathered / self._per_entry(self.samples.clamp(min=1)).view(-1, 1, 1)
         decay = self.config.b_s
         if decay == 0:
             return mean
         shapes = [(*blocks, *mean.shape[1:]) for blocks in self.blocks]
         kept = self._select("second_moment", shapes, mean, tail=2)
-        counted = self._select("second_moment_step", [()] * len(shapes), self.rows.float())
+        counted = self._select("second_moment_step", [()] * len(shapes), self.samples.float())
         counted.write(counted.read() + 1, self.allowed)
         allowed = None if self.allowed is None else self._per_entry(self.allowed).view(-1, 1, 1)
         kept.write(torch.lerp(kept.read(), mean, 1 - decay), allowed)

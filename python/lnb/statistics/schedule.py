@@ -70,9 +70,9 @@ def refresh_cost(layer: Layer, config: Config) -> float:
 
 
 def sample_start(index: int) -> float:
-    """Where row sampling starts on step ``index``, in [0, 1).
+    """Where sampling starts on step ``index``, in [0, 1).
 
-    Multiples of the golden ratio modulo 1 fill the interval as evenly as any sequence does: over the steps every row counts
+    Multiples of the golden ratio modulo 1 fill the interval as evenly as any sequence does: over the steps every sample counts
     equally often, and a run that is resumed reads the same samples.
     """
     return index * _GOLDEN % 1.0
