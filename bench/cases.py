@@ -112,7 +112,7 @@ def _fused_direct(
     side: int, size: int, gradients: torch.dtype, directions: torch.dtype, precision: str
 ) -> Callable[[], Any]:
     """A layer with a bias; its tensors have memory, whose addresses the tables take."""
-    from lnb_kernels.fused_step.layers import SUMS, DirectLayer
+    from lnb_kernels.fused_step.layers import SUMS, DirectArguments, DirectLayer
     from lnb_kernels.fused_step.triton_kernel import direct_layers_
 
     def call() -> Any:
@@ -126,7 +126,7 @@ def _fused_direct(
         )  # fmt: skip
         wide = torch.float64
         numbers = made(SUMS * side, dtype=wide), made(side, dtype=wide), made(1, dtype=wide), made(1, dtype=wide)
-        direct_layers_([layer], *numbers, 0.95, 0.05, torch.tensor(True), precision)
+        direct_layers_([layer], DirectArguments(*numbers, 0.95, 0.05, torch.tensor(True), precision))
 
     return call
 
@@ -156,8 +156,7 @@ def _refresh(*sizes: tuple[int, int, torch.dtype]) -> Callable[[], Any]:
 
 
 def _fused_finish() -> Callable[[], Any]:
-    from lnb_kernels.fused_step.layers import SUMS, FinishLayer
-    from lnb_kernels.fused_step.reference import Numbers
+    from lnb_kernels.fused_step.layers import SUMS, FinishArguments, FinishLayer, Numbers
     from lnb_kernels.fused_step.triton_kernel import finish_layers_
     from lnb_kernels.step_tables import StepSettings
 
@@ -170,9 +169,9 @@ def _fused_finish() -> Callable[[], Any]:
         settings = StepSettings(
             0.95, True, 0.99, 0.3, 0.1, 0.25, 0.25, 0.9, 1.02, 1e-4, 0.98, 0.8, 1.2, 0.98, 0.1, 1.02, 20, 0.99, 1e-8, 1e18, 0.01
         )  # fmt: skip
-        finish_layers_(
-            [layer], numbers, partials, wide, torch.zeros(1), wide[:1], wide[:1], settings, torch.tensor(True)
-        )
+        ok = torch.tensor(True)
+        given = FinishArguments(numbers, partials, wide, torch.zeros(1), wide[:1], wide[:1], settings, ok)
+        finish_layers_([layer], given)
 
     return call
 

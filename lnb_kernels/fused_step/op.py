@@ -11,7 +11,7 @@ from lnb_kernels import _autocast, _backend
 from lnb_kernels._library import define_in_place
 from lnb_kernels._writes import require_one_kind
 from lnb_kernels.fused_step import checks, reference
-from lnb_kernels.fused_step.layers import DirectLayer, FinishLayer
+from lnb_kernels.fused_step.layers import DirectArguments, DirectLayer, FinishArguments, FinishLayer, Numbers
 from lnb_kernels.step_tables import StepSettings
 
 for _op, _reference in (("direct_layers_", reference.direct_layers_), ("finish_layers_", reference.finish_layers_)):
@@ -39,7 +39,7 @@ def _direct_kernel(
     columns = (directions, momentum, gradients, bias_gradients, bias_momentum, inverses, means, roots)
     layers = [DirectLayer(*entries) for entries in zip(*columns, strict=True)]
     with _autocast.disabled(partials.device):
-        _backend.call("direct_layers_", momentum[0], layers, partials, mixed_biases, *rest)
+        _backend.call("direct_layers_", momentum[0], layers, DirectArguments(partials, mixed_biases, *rest))
 
 
 def _finish_kernel(
@@ -81,14 +81,13 @@ def _finish_kernel(
         FinishLayer(n, blocks, bias[0], bias[1], gradient, place, usual, rate if tensor is None else tensor)
         for n, blocks, bias, gradient, place, usual, rate, tensor in of_layers
     ]
-    numbers = reference.Numbers(
+    numbers = Numbers(
         row_scales, row_square, independent, growth, radius, coherence, sums, scales, products, weight_norm, shorter
     )
+    of_step = checks.settings_of(settings)
+    shared = FinishArguments(numbers, partials, mixed_biases, steps, norms, bias_shares, of_step, ok)
     with _autocast.disabled(partials.device):
-        _backend.call(
-            "finish_layers_", row_scales, layers, numbers, partials, mixed_biases, steps, norms, bias_shares,
-            checks.settings_of(settings), ok,
-        )  # fmt: skip
+        _backend.call("finish_layers_", row_scales, layers, shared)
 
 
 def _fake(*_: object) -> None:

@@ -7,11 +7,12 @@ and may fail.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lnb_kernels._triton.arch import Arch, arch_of
+from lnb_kernels._triton.arch import arch_of
 from lnb_kernels._triton.launch import compiles_or_unavailable, on_device
 from lnb_kernels._writes import require_writable
 from lnb_kernels.fused_step import apply_reference, reference
@@ -24,87 +25,53 @@ from lnb_kernels.fused_step.apply_entries import (
     is_kernel_memory,
     takes_memory,
 )
-from lnb_kernels.fused_step.layers import LARGEST_TRITON, DirectLayer, FinishLayer, is_finished, is_served, offsets
+from lnb_kernels.fused_step.layers import (
+    LARGEST_TRITON,
+    DirectArguments,
+    DirectLayer,
+    FinishArguments,
+    FinishLayer,
+    is_served,
+    places_of,
+)
 from lnb_kernels.fused_step.left_over import direct_left_over_
 from lnb_kernels.fused_step.triton_apply import Numbers, launch_moves
 from lnb_kernels.fused_step.triton_direct import launch_direct
 from lnb_kernels.fused_step.triton_finish import launch_finish, rates_on_device
 from lnb_kernels.multi_tensor.grouping import rate_beside
-from lnb_kernels.step_tables import StepSettings
 
 
 @compiles_or_unavailable("direct_layers_")
-def direct_layers_(
-    layers: Sequence[DirectLayer],
-    partials: Tensor,
-    mixed_biases: Tensor,
-    shares: Tensor,
-    bias_shares: Tensor | None,
-    decay: float,
-    take: float,
-    ok: Tensor | None,
-    precision: str,
-) -> None:
+def direct_layers_(layers: Sequence[DirectLayer], given: DirectArguments) -> None:
     """As :func:`lnb_kernels.fused_step.direct_layers_`."""
     served = [is_served(layer, LARGEST_TRITON) for layer in layers]
-    shares, bias_shares = shares.resolve_neg(), None if bias_shares is None else bias_shares.resolve_neg()
-    direct_some_(layers, served, partials, mixed_biases, shares, bias_shares, decay, take, ok, precision)
+    given = given.resolved()
+    direct_some_(layers, served, given)
     # After the kernel: where that does not compile, the reference takes all layers, of which none may have moved already.
-    direct_left_over_(layers, served, partials, mixed_biases, shares, bias_shares, decay, take, ok)
+    direct_left_over_(layers, served, given)
 
 
 @compiles_or_unavailable("direct_layers_")
-def direct_some_(
-    layers: Sequence[DirectLayer],
-    chosen: Sequence[bool],
-    partials: Tensor,
-    mixed_biases: Tensor,
-    shares: Tensor,
-    bias_shares: Tensor | None,
-    decay: float,
-    take: float,
-    ok: Tensor | None,
-    precision: str,
-) -> None:
+def direct_some_(layers: Sequence[DirectLayer], chosen: Sequence[bool], given: DirectArguments) -> None:
     """The directions of the layers that are ``chosen``, all of which the kernel takes."""
-    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
-    of_layers = [(*place, slot) for slot, place in enumerate(places)]
-    arch = arch_of(partials.device)
-    with on_device(partials):
-        launch_direct(
-            [layer for layer, mine in zip(layers, chosen, strict=True) if mine],
-            [place for place, mine in zip(of_layers, chosen, strict=True) if mine],
-            partials, mixed_biases, shares, bias_shares, decay, take, ok, _precision(precision, arch), arch,
-        )  # fmt: skip
-
-
-def _precision(name: str, arch: Arch) -> str:
-    """As Triton names it. Where matrix units have no tf32, they multiply float32 numbers as they are."""
-    return "ieee" if arch.tf32_rate == 0 and name != "bf16" else name
+    members = [member for member, mine in zip(zip(layers, places_of(layers), strict=True), chosen, strict=True) if mine]
+    arch = arch_of(given.partials.device)
+    if (
+        arch.tf32_rate == 0 and given.precision != "bf16"
+    ):  # matrix units without tf32 multiply float32 numbers as they are
+        given = replace(given, precision="ieee")
+    with on_device(given.partials):
+        launch_direct(members, given, arch)
 
 
 @compiles_or_unavailable("finish_layers_")
-def finish_layers_(
-    layers: Sequence[FinishLayer],
-    numbers: reference.Numbers,
-    partials: Tensor,
-    mixed_biases: Tensor,
-    steps: Tensor,
-    norms: Tensor | None,
-    bias_shares: Tensor | None,
-    settings: StepSettings,
-    ok: Tensor | None,
-) -> None:
+def finish_layers_(layers: Sequence[FinishLayer], given: FinishArguments) -> None:
     """As :func:`lnb_kernels.fused_step.finish_layers_`; all layers by the reference where one has strided or wide biases."""
-    read = (partials, mixed_biases, steps)
-    if not all(map(is_finished, layers)) or any(map(Tensor.is_neg, (*vars(numbers).values(), *read))):
-        reference.finish_layers_(layers, numbers, partials, mixed_biases, steps, norms, bias_shares, settings, ok)
+    if not given.are_served(layers):
+        reference.finish_layers_(layers, given)
         return
-    norms, bias_shares = (None if tensor is None else tensor.resolve_neg() for tensor in (norms, bias_shares))
-    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
-    of_layers = [(*place, slot) for slot, place in enumerate(places)]
-    with on_device(partials):
-        launch_finish(layers, of_layers, numbers, partials, mixed_biases, steps, norms, bias_shares, settings, ok)
+    with on_device(given.partials):
+        launch_finish(layers, given.resolved())
 
 
 @compiles_or_unavailable("fused_step_apply_")
