@@ -178,6 +178,7 @@ def _fused_finish() -> Callable[[], Any]:
 
 def _fused_apply(width: int) -> Callable[[], Any]:
     """Weights and other parameters in bfloat16 with masters, and biases in float32."""
+    from lnb_kernels.fused_step.apply_entries import LISTS, Numbers, entries_of
     from lnb_kernels.fused_step.triton_kernel import apply_
 
     def call() -> Any:
@@ -185,12 +186,16 @@ def _fused_apply(width: int) -> Callable[[], Any]:
             return torch.zeros(shape, dtype=dtype)
 
         wide = made(3, dtype=torch.float64)
-        apply_(
-            [made(32, width, dtype=BF16), made(32), made(9, width, dtype=BF16)], [made(32, width), made(9, width)],
-            [made(9, width)], [made(9, width)], [torch.ones(1, dtype=torch.bool)], [made(32, width, dtype=BF16), made(32)],
-            [made(32)], [made(9, width, dtype=BF16)], [0, -1, 1], [0, 1, 2], [0, 0, 0], wide, wide, wide[:1], wide[:1], [0.1],
-            [None], [0.1], [None], [0.9, 0.1, 0.99, 1e-8], torch.tensor(True),
-        )  # fmt: skip
+        params = [made(32, width, dtype=BF16), made(32), made(9, width, dtype=BF16)]
+        masters, own = [made(32, width), made(9, width)], [made(9, width)]
+        directions, gradients = [made(32, width, dtype=BF16), made(32)], [made(9, width, dtype=BF16)]
+        finite, rates = torch.ones(1, dtype=torch.bool), [(0.1, None)]
+        tensors = (params, masters, own, [made(9, width)], [finite], directions, [made(32)], gradients)
+        lists = dict(zip(LISTS, tensors, strict=True))
+        numbers = Numbers(
+            wide, wide, wide[:1], wide[:1], rates, rates, [0.9, 0.1, 0.99, 1e-8], finite, torch.tensor(True)
+        )
+        apply_(lists, entries_of(lists, [0, -1, 1], [0, 1, 2], [0, 0, 0]), numbers)
 
     return call
 

@@ -24,53 +24,18 @@ for _op, _reference in (("direct_layers_", reference.direct_layers_), ("finish_l
 
 
 def _direct_kernel(
-    directions: Sequence[Tensor],
-    momentum: Sequence[Tensor],
-    partials: Tensor,
-    mixed_biases: Tensor,
-    gradients: Sequence[Tensor],
-    bias_gradients: Sequence[Tensor | None],
-    bias_momentum: Sequence[Tensor | None],
-    inverses: Sequence[Tensor],
-    means: Sequence[Tensor | None],
-    roots: Sequence[Tensor],
-    *rest: Any,
+    directions: Sequence[Tensor], momentum: Sequence[Tensor], partials: Tensor, mixed_biases: Tensor, *args: Any
 ) -> None:
-    columns = (directions, momentum, gradients, bias_gradients, bias_momentum, inverses, means, roots)
-    layers = [DirectLayer(*entries) for entries in zip(*columns, strict=True)]
+    columns, rest = args[:6], args[6:]
+    layers = [DirectLayer(*entries) for entries in zip(directions, momentum, *columns, strict=True)]
     with _autocast.disabled(partials.device):
         _backend.call("direct_layers_", momentum[0], layers, DirectArguments(partials, mixed_biases, *rest))
 
 
-def _finish_kernel(
-    bias_momentum: Sequence[Tensor],
-    bias_directions: Sequence[Tensor],
-    row_scales: Tensor,
-    row_square: Tensor,
-    independent: Tensor,
-    growth: Tensor,
-    radius: Tensor,
-    coherence: Tensor,
-    sums: Tensor,
-    scales: Tensor,
-    products: Tensor,
-    weight_norm: Tensor,
-    shorter: Tensor,
-    partials: Tensor,
-    mixed_biases: Tensor,
-    bias_gradients: Sequence[Tensor | None],
-    rows: Sequence[int],
-    column_blocks: Sequence[int],
-    steps: Tensor,
-    step_places: Sequence[int],
-    norms: Tensor | None,
-    usual_norms: Sequence[float],
-    rates: Sequence[float],
-    rate_tensors: Sequence[Tensor | None],
-    bias_shares: Tensor | None,
-    settings: Sequence[float],
-    ok: Tensor | None,
-) -> None:
+def _finish_kernel(bias_momentum: Sequence[Tensor], bias_directions: Sequence[Tensor], *args: Any) -> None:
+    numbers = Numbers(*args[:11])
+    partials, mixed_biases, bias_gradients, rows, column_blocks, steps, step_places, norms, *rest = args[11:]
+    usual_norms, rates, rate_tensors, bias_shares, settings, ok = rest
     # A schema has no list of optional tensors that are written: these are there where there is a gradient.
     given = iter(zip(bias_momentum, bias_directions, strict=True))
     biases = [(None, None) if gradient is None else next(given) for gradient in bias_gradients]
@@ -81,13 +46,10 @@ def _finish_kernel(
         FinishLayer(n, blocks, bias[0], bias[1], gradient, place, usual, rate if tensor is None else tensor)
         for n, blocks, bias, gradient, place, usual, rate, tensor in of_layers
     ]
-    numbers = Numbers(
-        row_scales, row_square, independent, growth, radius, coherence, sums, scales, products, weight_norm, shorter
-    )
     of_step = checks.settings_of(settings)
     shared = FinishArguments(numbers, partials, mixed_biases, steps, norms, bias_shares, of_step, ok)
     with _autocast.disabled(partials.device):
-        _backend.call("finish_layers_", row_scales, layers, shared)
+        _backend.call("finish_layers_", numbers.row_scales, layers, shared)
 
 
 def _fake(*_: object) -> None:

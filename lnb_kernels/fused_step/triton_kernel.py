@@ -6,7 +6,7 @@ and may fail.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,15 +16,7 @@ from lnb_kernels._triton.arch import arch_of
 from lnb_kernels._triton.launch import compiles_or_unavailable, on_device
 from lnb_kernels._writes import require_writable
 from lnb_kernels.fused_step import apply_reference, reference
-from lnb_kernels.fused_step.apply_entries import (
-    LISTS,
-    WRITTEN,
-    Entry,
-    dense,
-    entries_of,
-    is_kernel_memory,
-    takes_memory,
-)
+from lnb_kernels.fused_step.apply_entries import WRITTEN, Entry, Numbers, is_kernel_memory, takes_memory
 from lnb_kernels.fused_step.layers import (
     LARGEST_TRITON,
     DirectArguments,
@@ -35,10 +27,9 @@ from lnb_kernels.fused_step.layers import (
     places_of,
 )
 from lnb_kernels.fused_step.left_over import direct_left_over_
-from lnb_kernels.fused_step.triton_apply import Numbers, launch_moves
+from lnb_kernels.fused_step.triton_apply import launch_moves
 from lnb_kernels.fused_step.triton_direct import launch_direct
-from lnb_kernels.fused_step.triton_finish import launch_finish, rates_on_device
-from lnb_kernels.multi_tensor.grouping import rate_beside
+from lnb_kernels.fused_step.triton_finish import launch_finish
 
 
 @compiles_or_unavailable("direct_layers_")
@@ -75,59 +66,17 @@ def finish_layers_(layers: Sequence[FinishLayer], given: FinishArguments) -> Non
 
 
 @compiles_or_unavailable("fused_step_apply_")
-def apply_(
-    params: Sequence[Tensor],
-    masters: Sequence[Tensor],
-    averages: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    finite: Sequence[Tensor],
-    directions: Sequence[Tensor],
-    row_scales: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    mastered: Sequence[int],
-    places: Sequence[int],
-    groups: Sequence[int],
-    scales: Tensor,
-    shorter: Tensor | None,
-    shares: Tensor | None,
-    corrections: Tensor | None,
-    lr: Sequence[float],
-    lr_tensors: Sequence[Tensor | None],
-    weight_decay: Sequence[float],
-    weight_decay_tensors: Sequence[Tensor | None],
-    rule: Sequence[float],
-    ok: Tensor | None,
-) -> None:
+def apply_(lists: Mapping[str, Sequence[Tensor]], entries: Sequence[Entry], numbers: Numbers) -> None:
     """As :func:`lnb_kernels.fused_step.apply_reference.apply_`."""
-    lists = (params, masters, averages, squares, finite, directions, row_scales, gradients)
-    require_writable(dict(zip(LISTS, lists, strict=True)), WRITTEN)
-    device = params[0].device
-    entries = entries_of(
-        params, masters, averages, squares, directions, row_scales, gradients, mastered, places, groups
-    )
-    of_lr, of_decay = (
-        apply_reference.rates(rate_beside(pair, device) for pair in zip(numbers, tensors, strict=True))
-        for numbers, tensors in ((lr, lr_tensors), (weight_decay, weight_decay_tensors))
-    )
-    flags = finite[0] if finite else None
-    scales = scales.resolve_neg().contiguous()
-    shorter, shares, corrections = map(dense, (shorter, shares, corrections))
-    taken = [is_kernel_memory(flags) and _takes(entry) for entry in entries]
+    require_writable(lists, WRITTEN)
+    numbers = numbers.on_device()
+    taken = [is_kernel_memory(numbers.finite) and _takes(entry) for entry in entries]
     if any(taken):
-        with on_device(scales):
-            rates, found = rates_on_device([*of_lr, *of_decay], device)
-            launch_moves(
-                [entry for entry, mine in zip(entries, taken, strict=True) if mine],
-                found[: len(of_lr)],
-                found[len(of_lr) :],
-                Numbers(rates, scales, shorter, shares, corrections, flags, ok),
-                rule,
-            )
+        with on_device(numbers.scales):
+            launch_moves([entry for entry, mine in zip(entries, taken, strict=True) if mine], numbers)
     rest = [entry for entry, mine in zip(entries, taken, strict=True) if not mine]
     if rest:  # after the kernels, as the directions above
-        apply_reference.move(
-            rest, apply_reference.Numbers(scales, shorter, shares, corrections, of_lr, of_decay, rule, flags, ok)
-        )
+        apply_reference.apply_(lists, rest, numbers)
 
 
 def _takes(entry: Entry) -> bool:
