@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from cusim.refresh_contract import Contract, Run
 from cusim.refresh_support import NOISE_LEVEL, SHAPES, Shape, layer, plain, run
-from cusim.simulated import ORDERS, Simulator, cuda_kernels_on_cpu
+from cusim.simulated import ORDERS, Simulator
 from support import assert_close_to_reference
 from torch import Tensor
 
@@ -21,12 +20,6 @@ from lnb_kernels.refresh import Refresher
 from lnb_kernels.spd_inverse import reference as spd_inverse
 
 KERNELS = ["average_moments", "input_metrics", "output_moments", "output_roots"]
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulator]:
-    with cuda_kernels_on_cpu() as simulator:
-        yield simulator
 
 
 def symmetric(count: int, n: int, condition: float) -> Tensor:
