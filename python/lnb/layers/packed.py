@@ -1,4 +1,4 @@
-"""The captures of an in-projection whose weight is the query's, the key's and the value's in one."""
+"""The captures of an in-projection whose one weight holds those of query, key and value."""
 
 from __future__ import annotations
 

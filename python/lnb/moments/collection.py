@@ -61,7 +61,7 @@ class _Merged:
 class Moments(Mapping[str, LayerMoment]):
     """The input moments of a model's layers, by the layers' names.
 
-    Reading one of a file reads that layer alone, anew each time: a large model's moments never have to fit in memory.
+    Reading a layer of a file reads that layer alone, anew each time: a large model's moments never have to fit in memory.
 
     Args:
         source: moments of layers, or where they come from.
@@ -72,7 +72,7 @@ class Moments(Mapping[str, LayerMoment]):
 
     @property
     def infos(self) -> Mapping[str, LayerInfo]:
-        """What each layer's moment is of, without reading it."""
+        """What each layer's moment describes, without reading it."""
         return self._source.infos
 
     @property

@@ -181,6 +181,6 @@ class DriftMonitor:
 
 
 def _of_attention(model: nn.Module) -> set[nn.Module]:
-    """Modules inside ``nn.MultiheadAttention``, and these themselves."""
+    """``nn.MultiheadAttention`` modules, and those inside of them."""
     found = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
     return {inner for module in found for inner in module.modules()}

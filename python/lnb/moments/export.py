@@ -1,4 +1,4 @@
-"""Moments out of a training: what an :class:`lnb.LNB` keeps of every layer, and the files that hold moments."""
+"""Moments exported from a training: what an :class:`lnb.LNB` keeps of every layer, and the files that hold moments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def export_moments(
     Args:
         source: the optimizer; or the model with a state dict, as :meth:`lnb.LNB.state_dict` or torch's
             ``get_optimizer_state_dict`` returned it.
-        path: write a safetensors file there, in memory for one layer; None to give all moments in new tensors.
+        path: a safetensors file to write, with one layer in memory at a time; None to return all moments in new tensors.
 
     Returns:
         The moments; those of the file where one was written.
@@ -76,7 +76,7 @@ def load_moments(path: str | os.PathLike[str]) -> Moments:
     Raises:
         ImportError: the package safetensors is not installed (``pip install 'lnb-kernels[moments]'``).
         OSError: the file cannot be opened.
-        ValueError: it is truncated, damaged, or not one of moments; a layer that holds NaN is one when it is read.
+        ValueError: it is truncated, damaged, or no file of moments; or, when a layer is read, that layer holds NaN.
     """
     return Moments(_OfFile(path))
 
@@ -133,7 +133,7 @@ def effective_samples(each: Tracked) -> float:
 
 
 class _OfFile:
-    """Moments in a file. What they are of is read, and checked, at once."""
+    """Moments in a file, whose metadata is read and checked at once."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = TensorFile(path)

@@ -112,7 +112,7 @@ def _run(model: nn.Module, batch: Any) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module gets its own back."""
+    """Evaluation mode; afterwards every module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -61,7 +61,7 @@ def reduce_moments(moments: Moments, group: Any = None) -> Moments:
 
 
 def _read(moments: Moments, name: str) -> tuple[LayerMoment, Exception | None]:
-    """This rank's moment; where it is none, one of NaN with the reason: all ranks must get to the same collective."""
+    """This rank's moment; where there is none, one of NaN, and the reason: all ranks must reach the same collective."""
     info = moments.infos[name]
     try:
         own = moments[name].check("gather or export it anew")

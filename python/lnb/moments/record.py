@@ -29,7 +29,7 @@ class LayerInfo:
     ``blocks`` diagonal blocks of ``size`` inputs each.
 
     Attributes:
-        name: of the layer, its path in the model (of a packed in-projection that of its weight).
+        name: of the layer: its path in the model, or that of its weight for a packed in-projection.
         kind: what the layer is, in words.
         parameter: the name of its weight in the model.
         bias: the name of its bias; None without one.
@@ -131,7 +131,7 @@ class LayerMoment:
         return torch.addcmul(self.second_moment, mean.unsqueeze(-1), mean.unsqueeze(-2), value=-1)
 
     def check(self, remedy: str) -> LayerMoment:
-        """Require that this can be the moment of something.
+        """Require that this can be the moment of some inputs.
 
         Args:
             remedy: ends the message.
@@ -212,7 +212,7 @@ def combined(moments: Sequence[LayerMoment]) -> LayerMoment:
 
 
 def merged_info(infos: Sequence[LayerInfo]) -> LayerInfo:
-    """What the combined moment is of: what its parts agree in."""
+    """What the combined moment describes: what its parts agree in."""
     first = infos[0]
     if len(infos) == 1:
         return first

@@ -105,13 +105,13 @@ class PreparedShare:
         self.tables.direct(_factors(self.context.layers) if self.due else self.prepared.factors)
 
     def _refreshed(self, contexts: list[LayerContext]) -> list[LayerContext]:
-        """Refresh what the tables take; the others."""
+        """Refresh the layers that the tables serve; return the others."""
         chosen = set(contexts)
         places = {context: i for i, context in enumerate(self.context.layers) if context in chosen}
         return refresh_prepared(self.tables, places, self.arenas)
 
     def gain(self) -> Tensor:
-        """What a region that all layers share would sum."""
+        """The sum for a region that all layers share; there is none here."""
         products = torch.tensor(self.tables.sums()[::4], dtype=torch.float64)
         return torch.where(products.isfinite(), products, 0.0).sum()
 
@@ -141,7 +141,7 @@ class PreparedShare:
 
 
 def _fresh_averages(parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
-    """Memory for the averaged gradients of these, one piece of each dtype."""
+    """Memory for the averaged gradients of these parameters, in one piece per dtype."""
     kinds: dict[torch.dtype, list[nn.Parameter]] = {}
     for parameter in parameters:
         kinds.setdefault(statistics_dtype(parameter.dtype), []).append(parameter)
@@ -202,7 +202,7 @@ def _wide_of(context: LayerContext) -> list[torch.dtype]:
 
 
 def _factors(contexts: list[LayerContext]) -> list[StepFactor]:
-    """What the states hold of each layer."""
+    """What the states hold for each layer."""
     return [
         StepFactor(s["factor"], s.get("factor_mean"), s["output_factor"])
         for s in (context.state for context in contexts)
@@ -210,7 +210,7 @@ def _factors(contexts: list[LayerContext]) -> list[StepFactor]:
 
 
 def _addresses(factors: list[StepFactor]) -> list[int]:
-    """Where they lie."""
+    """The addresses of these tensors."""
     return [tensor.data_ptr() for factor in factors for tensor in factor.tensors]
 
 

@@ -91,7 +91,7 @@ def region_scales(
 
 @dataclass
 class Lengths:
-    """Squared norms of every layer's direction, ``[layers]``; 0 where that is not finite, which has no step.
+    """Squared norms of every layer's direction, ``[layers]``; 0 where that is not finite, and the layer makes no step.
 
     Attributes:
         free: ``||h_W||^2`` before rows were multiplied by their agreement.
@@ -156,7 +156,7 @@ def shortened(
     arenas: Arenas,
     weight_norms: Tensor | None = None,
 ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
-    """The ``scales`` after the weights' bound and damping, and the factors by which weights that grew get shorter.
+    """The ``scales`` after the weights' bound and damping, and the factors by which weights that grew are shortened.
 
     ``weight_norms`` are those of all layers' weights where a layer here is a shard of one, ``[layers]``.
     """
