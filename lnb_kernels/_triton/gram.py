@@ -30,7 +30,7 @@ fetched by tensor descriptors, else by pointers.
 Cost with ``nb = ceil(d / BLOCK_I)``, ``mb = ceil(m / BLOCK_I)``, ``T = R nb (nb + 1) / 2 + mb ceil(d / BLOCK_J)``
 tiles: FLOPs ``2 N BLOCK_I BLOCK_J T`` (against ``2 N d^2`` of the full square); bytes from L2
 ``N (BLOCK_I + BLOCK_J) T size``, from memory at least ``N (d + m) size``; workspace ``8 BLOCK_I BLOCK_J`` for each
-partial tile, of which a group of ``t`` tiles in ``h`` shares has at most ``h + t - 1``: so many pieces of tiles.
+partial tile, of which a group of ``t`` tiles in ``h`` shares has at most ``h + t - 1``, one for each piece of a tile.
 """
 
 from __future__ import annotations
@@ -277,7 +277,8 @@ def arrive(
     partial_ptr, counters_ptr, first, step, count, part, fan,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Count part ``part`` of a tile in: ``(last, step, count)``, whether to finish the tile now, and of what parts.
+    """Count part ``part`` of a tile in; returns ``(last, step, count)``: whether to finish the tile now, and from which
+    parts.
 
     The parts lie at slots ``first + k step``. The last of a group of ``fan`` adds these in the first one's slot.
     ``counters``: one of the tile, then one for each group.
@@ -318,7 +319,7 @@ def gram_kernel(
     piece. Who arrives last at ``counters`` ``[batch, tiles tile_counters + sum_blocks]``, all zero, adds and stores them,
     ``ROWS`` rows and ``CHUNK`` parts at a time. With ``SAMPLES_FIRST`` descriptors are ``[n_samples, batch, d]``. A
     ``share`` counts steps of ``BLOCK_N`` samples, at most those of one tile; ``common`` is the least common multiple of
-    the two: after so many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for a ``G``
+    the two: after that many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for a ``G``
     shaped as ``X`` whose product with it is known to be symmetric. ``PLANES``, if not 0, is the unit of planes of
     ``units PLANES`` pixels, and ``stride_xr`` then the stride of images.
     """

@@ -32,7 +32,7 @@ class Tail:
 
     @property
     def pieces(self) -> int:
-        """Into how many the ends of tiles and shares cut a group."""
+        """How many pieces the ends of tiles and shares cut a group into."""
         return self.shares + self.tiles - 1 - (self.tiles * self.steps - 1) // self.common
 
 

@@ -65,7 +65,7 @@ def _fields(native: Any, entry: Entry) -> tuple[int, ...] | None:
 
 
 def _rate(native: Any, number: float, tensor: Tensor | None) -> tuple[float, int, Any]:
-    """A number, or where the kernel finds it."""
+    """A number, or the place where the kernel finds it."""
     if tensor is None:
         return number, 0, native.Type.FLOAT64
     return 0.0, tensor.data_ptr(), native_type(native, tensor.dtype)

@@ -9,7 +9,7 @@ from lnb_kernels.fused_step.layers import LARGEST_TRITON, DirectArguments, Direc
 
 
 def direct_by_triton_(layers: Sequence[DirectLayer], served: Sequence[bool], given: DirectArguments) -> list[bool]:
-    """Directions by Triton of layers that the CUDA module's kernel has not ``served``; what is served then."""
+    """Directions by Triton of layers that the CUDA module's kernel has not ``served``; returns which layers are served then."""
     largest = [mine or not is_served(layer, LARGEST_TRITON) for layer, mine in zip(layers, served, strict=True)]
     if all(largest) or not _backend.serves_beside("direct_layers_", given.partials.device):
         return list(served)

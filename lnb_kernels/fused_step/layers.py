@@ -1,4 +1,4 @@
-"""What the two ops know of a layer, and where its numbers lie among those of all layers."""
+"""The arguments of the two ops for one layer and for all, and where a layer's numbers lie among those of all layers."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class FinishArguments:
     ok: Tensor | None
 
     def resolved(self) -> FinishArguments:
-        """The same with what may be missing as kernels read it."""
+        """The same with norms and shares, if there are any, as kernels read them."""
         return replace(self, norms=_resolved(self.norms), bias_shares=_resolved(self.bias_shares))
 
     def are_served(self, layers: Sequence[FinishLayer]) -> bool:

@@ -105,7 +105,7 @@ def direct_layers_(
     with ``b~``, the same of the bias, whose average is left to :func:`finish_layers_`. ``H`` goes to ``directions`` as it is:
     rows have their scales from :func:`finish_layers_`, so a common factor of a row does not matter. ``P^(-1/2)`` counts at unit
     size: each of its blocks is multiplied by the power of two that brings its largest entry into ``[0.5, 1)``. Each tile is
-    multiplied so too, and its results divided again, so that no product inside a tile overflows or vanishes because of the
+    scaled likewise, and its results are divided again, so that no product inside a tile overflows or vanishes because of the
     size of the gradient. ``H`` must be in the range of float32 as it is.
 
     The sums of the rows of a tile are the same bits in every run. This is :func:`lnb_kernels.multi_tensor.ema_combined_`
@@ -129,10 +129,10 @@ def direct_layers_(
         inverses: the diagonal blocks of ``C^-1``, ``[..., d / size, size, size]``, float32.
         means: ``mu``, ``[..., d]``, float32; None without a bias.
         roots: the diagonal blocks of ``P^(-1/2)``, ``[..., m / side, side, side]``, float32.
-        shares: of ``m`` in ``g~``, ``[layers]``, dtype as ``partials``.
+        shares: the factors of ``m`` in ``g~``, ``[layers]``, dtype as ``partials``.
         bias_shares: the same of the biases; None where no layer has one.
         decay: ``b``, in [0, 1].
-        take: of ``g`` in ``g~``. Where it is 0 gradients count through the averages only.
+        take: the factor of ``g`` in ``g~``. Where it is 0 gradients count through the averages only.
         ok: bool tensor ``[]`` on the same device. Nothing is written where it is False; the host does not wait for it.
         precision: of the products: "tf32", "tf32x3" or "bf16".
 
@@ -190,7 +190,7 @@ def finish_layers_(
     settings: StepSettings,
     ok: Tensor | None = None,
 ) -> None:
-    """What lies between :func:`direct_layers_` and moving the weights, of all layers, in one launch.
+    """The pass between :func:`direct_layers_` and moving the weights, for all layers in one launch.
 
     Rows: the mean square of their gradients ``v <- v + (1 - b_rows) (||g_i||^2 + b_i^2 - v)``, ``a = min(1, sqrt((||g~_i||^2 +
     b~_i^2) / v^))`` with ``v^ = v / (1 - b_rows^t)``, and with ``c`` of ``mixed_biases``
@@ -219,8 +219,8 @@ def finish_layers_(
         scales: ``[layers]``, wide; written. 0 where the layer's product is not finite.
         products: the first of ``sums``, ``[layers]``, wide; written.
         weight_norm: ``||W||`` measured last, 0 for never, ``[layers]``, wide; written where ``norms`` has a measure.
-        shorter: ``[layers]``, wide; written: by what the weights are multiplied beside, so that the growth of those measured
-            since the measure before is taken back (:mod:`lnb.weight_bound`). The norm kept is that after it. It is 1, and the
+        shorter: ``[layers]``, wide; written: the factor by which the step also multiplies the weights, which takes back their
+            growth since the last measurement (:mod:`lnb.weight_bound`). The norm kept is that after it. It is 1, and the
             growth stays, where nothing was measured before, and where the layer stands still.
         partials, mixed_biases: of :func:`direct_layers_`.
         bias_gradients: as for :func:`direct_layers_`.

@@ -142,7 +142,7 @@ def move_others_kernel(
 
 
 class Kind(NamedTuple):
-    """What parameters of one launch have in common."""
+    """The properties that parameters of one launch have in common."""
 
     is_other: bool
     has_rows: bool

@@ -1,4 +1,4 @@
-"""What lies between directions and moved weights, of all layers in one launch: a program for each layer.
+"""The pass between directions and moved weights, for all layers in one launch: a program for each layer.
 
 It adds up the sums of the layer's rows, finds their scales and its bias's direction, and at last how far the layer goes, by the
 rules of ``csrc/step_rules.h``, in float64.

@@ -236,7 +236,7 @@ def linear(
         x: ``[..., d]``.
         weight: ``[m, d]``.
         bias: ``[m]`` or None.
-        probe: ``[d+1, d+1]``; ``[blocks, d/blocks+1, d/blocks+1]``, whose gradient is the second moment of each of so many
+        probe: ``[d+1, d+1]``; ``[blocks, d/blocks+1, d/blocks+1]``, whose gradient is the second moment of each of ``blocks``
             blocks of features; or None. None, or a probe that does not require a gradient, is a plain ``F.linear`` call. An
             expanded scalar (all strides 0) takes no memory.
         sample: ``(start, every)``: the second moment is estimated from one of every ``every`` samples, scaled to all of them;

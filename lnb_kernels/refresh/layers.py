@@ -1,4 +1,4 @@
-"""What a refresh works on, layer by layer: tensors, where results go, and settings."""
+"""The arguments of a refresh, layer by layer: tensors to read, tensors to write, and settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AveragedGradient:
     take: float
 
     def tensor(self) -> Tensor:
-        """It, as a tensor of the dtype of ``average``."""
+        """The averaged gradient as a tensor of the dtype of ``average``."""
         return averaged_tensors([self])[0]
 
 

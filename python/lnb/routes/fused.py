@@ -201,7 +201,7 @@ class FusedShare:
         return slice(count(rows[: run.start], blocks[: run.start]), count(rows[: run.stop], blocks[: run.stop]))
 
     def gain(self) -> Tensor:
-        """The sum for a region that all layers share; there is none here."""
+        """The sum that a region shared by all layers would bound."""
         products = self.fused.products[: len(self.weights)]
         return torch.where(products.isfinite(), products, 0.0).sum()
 

@@ -111,7 +111,7 @@ class PreparedShare:
         return refresh_prepared(self.tables, places, self.arenas)
 
     def gain(self) -> Tensor:
-        """The sum for a region that all layers share; there is none here."""
+        """The sum that a region shared by all layers would bound."""
         products = torch.tensor(self.tables.sums()[::4], dtype=torch.float64)
         return torch.where(products.isfinite(), products, 0.0).sum()
 

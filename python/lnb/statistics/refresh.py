@@ -92,7 +92,7 @@ def refresh(
 
 
 def _formed(averages: Averages, contexts: list[LayerContext]) -> Averages:
-    """The averages, formed as tensors where the refresh of these layers needs them so."""
+    """The averages, with tensors in place of those that are not formed yet, where the refresh of these layers reads them."""
     wanted = [p for context in contexts if context.config.region.two_sided for p in context.parameters]
     found = [(p, average) for p in wanted if isinstance(average := averages[p], AveragedGradient)]
     if not found:
