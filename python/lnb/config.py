@@ -71,7 +71,7 @@ class Config:
         max_relative_change: the longest step of a layer's weights relative to their norm, per unit of ``lr``, > 0; None
             for no bound (see :mod:`lnb.weight_bound`).
         damping: what shortens steps inside the region. ``"none"``; ``"agreement"``: the gradients of a neuron do not agree
-            with each other; ``"gain"``: the layer's step before gained less than its gradient promised (see
+            with each other; ``"gain"``: the layer's last step gained less than its gradient promised (see
             :mod:`lnb.damping`).
         b_rows: decay of the neurons' mean squares by which agreement is judged, in [0, 1).
         others: the rule for parameters of no claimed layer, ``"identity"`` or ``"adamw"``.
@@ -189,7 +189,7 @@ class Config:
 
     @property
     def method(self) -> Solver:
-        """The solver that ``solver`` names; of ``"auto"`` what it stands for while no layer is decided on."""
+        """The solver that ``solver`` names; for ``"auto"``, the one it stands for until a layer is decided on."""
         return solver_named(self.solver).acting(self)
 
     @functools.cached_property  # asked for every layer in every step

@@ -95,7 +95,7 @@ class LNB(Optimizer):
     * *A model changed after attaching*: ``model.to(...)`` takes probes and state along; a claimed layer that was
       replaced, detached, or got another parameter is an error at the next step.
     * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the samples of all ranks count, and all ranks take the
-      same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others; where ranks
+      same steps. A step that one rank cannot make is made by none: it raises there, and is skipped on the others; where ranks
       differ in model, settings, rates or step, all raise. Settings that keep inputs or choose by measured times are refused.
     * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``, ``RowwiseParallel``): every rank solves the rows or columns
       that it has; blocks end where shards do (:mod:`lnb.sharded`).
@@ -229,7 +229,7 @@ class LNB(Optimizer):
 
     @property
     def step_index(self) -> int:
-        """The number of steps made, by which the host knows what the next one refreshes."""
+        """The number of steps made, from which the host knows what the next one refreshes."""
         return self._step_index
 
     @property
@@ -240,7 +240,7 @@ class LNB(Optimizer):
 
     @contextmanager
     def captured(self) -> Iterator[None]:
-        """Inside, a CUDA graph may capture steps: :func:`lnb.graphed_step` replays each where the schedule has it."""
+        """Inside, a CUDA graph may capture steps, which :func:`lnb.graphed_step` replays where the schedule calls for them."""
         self._captured = True
         try:
             yield
@@ -485,7 +485,7 @@ class LNB(Optimizer):
             self._counters["skipped_steps"] = found.long() + before
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, and forget the inputs that came with them."""
+        """Reset the gradients, and forget what was gathered with them."""
         super().zero_grad(set_to_none)
         self._guard.forget()
         self._exchange.forget()
@@ -519,7 +519,7 @@ class LNB(Optimizer):
         return sum(other_bytes(p, self._config) for p in parameters if p not in claimed and p.requires_grad)
 
     def _switch_captures(self, layers: list[Layer]) -> None:
-        """Have every layer gather what its next step needs; where backward passes have begun on a step, what that needs."""
+        """Have every layer gather what its next step needs, or the present one if its backward passes have begun."""
         configs = [self._config_of(layer) for layer in layers]
         for layer, config, phase in zip(layers, configs, self._refresh_phases(layers, configs), strict=True):
             captures = self._exchange.captures_of(layer)

@@ -82,7 +82,7 @@ def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tens
     """Variance per feature, moved towards the layer's mean variance: ``(1-s) var + s mean(var)``.
 
     It is at least the rounding error that the subtraction leaves, and so above 0: features that do not vary, as those of a
-    batch of one row, would otherwise be divided by 0.
+    batch of one sample, would otherwise be divided by 0.
 
     Args:
         mean: ``[groups, d_in]``.
@@ -106,7 +106,8 @@ def ridge_of(
     """The number that is added to the diagonal of the metric: ``ridge``, or ``ridge`` times the mean diagonal.
 
     The mean is that of the covariance where there is a bias, so that an offset of the inputs does not change it, and of
-    the second moment otherwise. So it is where the inputs do not vary beyond rounding, as in a batch of one row: a
+    the second moment otherwise. The second moment also serves where the inputs do not vary beyond rounding, as in a batch of
+    one sample: a
     covariance of zero says nothing of the size of the inputs to come. Inputs that are all zero count as of size 1.
 
     Args:
@@ -115,7 +116,7 @@ def ridge_of(
         relative: whether it is a multiple.
         with_bias: whether the bias takes part in the metric.
         blocks: how many blocks, one after the other, each metric has.
-        columns: of each metric, where these are only some of its blocks.
+        columns: of each metric, where only some of its blocks are here.
 
     Returns:
         A number, or one value per entry ``[entries, 1, 1, 1]``; the same for all blocks of a metric.
