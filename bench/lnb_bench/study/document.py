@@ -16,7 +16,7 @@ from lnb_bench.study.pictures import PICTURES
 from lnb_bench.study.profile_words import NOTES, TITLES, Table, conclusions, tables
 from lnb_bench.study.profiles import Profile
 from lnb_bench.study.question_words import question_headers, question_table
-from lnb_bench.study.suite import SuiteQuestion
+from lnb_bench.study.groups import SuiteQuestion
 from lnb_bench.study.words import (
     LOSS,
     OVERVIEW,

@@ -181,6 +181,7 @@ def _shortest_schedule(
 
 def compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | None:
     """The comparison of one task; None where it is not finished, or every run of the baseline failed."""
+    suite = suite.at(task)
     lengths = [_Finished.of(suite, store, length) for length in task.lengths]
     found = [length for length in lengths if length is not None]
     if len(found) < len(lengths) or not found[-1].tuned:
