@@ -11,12 +11,12 @@ from lnb_bench.study.canvas import Theme
 from lnb_bench.study.endings import NOTE, endings
 from lnb_bench.study.family_words import family_headers, family_note, family_sentences, family_table
 from lnb_bench.study.findings import Family, Findings
+from lnb_bench.study.groups import SuiteQuestion
 from lnb_bench.study.measures import Comparison
 from lnb_bench.study.pictures import PICTURES
 from lnb_bench.study.profile_words import NOTES, TITLES, Table, conclusions, tables
 from lnb_bench.study.profiles import Profile
 from lnb_bench.study.question_words import question_headers, question_table
-from lnb_bench.study.groups import SuiteQuestion
 from lnb_bench.study.words import (
     LOSS,
     OVERVIEW,

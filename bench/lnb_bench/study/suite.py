@@ -24,7 +24,6 @@ from lnb_bench.study.search import Knob, Knobs, draw
 from lnb_bench.training import DEFAULT_LR, TrainingError
 
 
-
 class SuiteError(TrainingError):
     """A suite file cannot be read or says something that has no meaning."""
 

@@ -183,7 +183,9 @@ def _optimizer(label: str, entry: dict[str, Any], trials: int) -> SuiteOptimizer
 
 def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask:
     where = f"[tasks.{label}]"
-    check_keys(where, entry, tuple(f.name for f in dataclasses.fields(SuiteTask) if f.name not in ("label", "trials", "seeds")))
+    check_keys(
+        where, entry, tuple(f.name for f in dataclasses.fields(SuiteTask) if f.name not in ("label", "trials", "seeds"))
+    )
     task = entry.get("task", label)
     require_one_of(f"{where}: task", task, tuple(TASKS))
     for name in ("steps", "evaluations", "batch_size", "test_examples"):
