@@ -64,11 +64,11 @@ def variants() -> dict[str, dict[str, Any]]:
     return {DEFAULT: {}, **changed}
 
 
-def final_loss(cell: Cell, task: Task, settings: dict[str, Any], seed: int) -> float:
+def final_loss(cell: Cell, task: Task, settings: dict[str, Any], seed: int, optimizer: str = "lnb") -> float:
     """Of one training."""
     settings = dict(settings)
     config = LoopConfig(cell.steps, cell.batch_size, seed, "cosine")
-    trainer = Trainer(task, OptimizerConfig("lnb", lr=settings.pop("lr", LR), settings=settings), config)
+    trainer = Trainer(task, OptimizerConfig(optimizer, lr=settings.pop("lr", LR), settings=settings), config)
     for _ in range(cell.steps):
         trainer.train_step()
     trainer.model.eval()

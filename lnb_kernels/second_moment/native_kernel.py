@@ -39,6 +39,9 @@ def second_moment(
     native, threads = _native.module(), torch.get_num_threads()
     kind = getattr(native.Type, TYPE_NAMES[samples.dtype])
     for block in range(1 if blocks is None else blocks):
-        source, target = samples.data_ptr() + block * d * samples.itemsize, s.data_ptr() + block * (d + 1) ** 2 * s.itemsize
+        source, target = (
+            samples.data_ptr() + block * d * samples.itemsize,
+            s.data_ptr() + block * (d + 1) ** 2 * s.itemsize,
+        )
         native.second_moment(source, kind, n, d, samples.stride(0), product == torch.bfloat16, target, threads)
     return s
