@@ -58,9 +58,9 @@ def tables(kept: dict[str, Any]) -> str:
     """The page's table."""
     found = kept["rows"]
     seeds = min(len(row["losses"]["adamw"]) for rows in found.values() for row in rows.values())
+    made = f"lnb {kept['lnb']}, torch {kept['torch']}, {kept['date']}"
     lines = [
-        f"Test losses, means of {seeds} seeds that no rate was chosen by; lnb {kept['lnb']}, torch {kept['torch']}, "
-        f"{kept['date']}.",
+        f"Test losses, means of {seeds} seeds that no rate was chosen by; {made}.",
         "",
         "| task | AdamW's best rate and decay | its loss | converted decay | LNB's loss | at LNB's best rate |",
         "| --- " * 6 + "|",

@@ -421,7 +421,8 @@ class LNB(Optimizer):
         if rejected and self._strict:
             raise FloatingPointError(
                 "step(): NaN or inf in a gradient, in the input of a claimed layer or in loss, or another rank could not make "
-                "this step; parameters and state are unchanged. Lower lr, clip the gradients, or drop strict=True to skip such steps"
+                "this step; parameters and state are unchanged. Lower lr, clip the gradients, or drop strict=True to skip "
+                "such steps"
             )
         return returned
 

@@ -47,7 +47,8 @@ def test_losses_within_their_noise_change_nothing() -> None:
     train(other, without, [None] * len(falling))
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert "loss_mean" in optimizer.state[model[0].weight] and "loss_mean" not in without.state[other[0].weight]
+    assert "loss_mean" in optimizer.state[model[0].weight]
+    assert "loss_mean" not in without.state[other[0].weight]
 
 
 def by_hand(model: nn.Module, optimizer: lnb.LNB, factor: float) -> tuple[nn.Module, lnb.LNB]:
