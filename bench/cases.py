@@ -112,7 +112,7 @@ def _fused_direct(
     side: int, size: int, gradients: torch.dtype, directions: torch.dtype, precision: str
 ) -> Callable[[], Any]:
     """A layer with a bias; its tensors have memory, whose addresses the tables take."""
-    from lnb_kernels.fused_step.layers import SUMS, DirectLayer
+    from lnb_kernels.fused_step.layers import SUMS, DirectArguments, DirectLayer
     from lnb_kernels.fused_step.triton_kernel import direct_layers_
 
     def call() -> Any:
@@ -126,7 +126,7 @@ def _fused_direct(
         )  # fmt: skip
         wide = torch.float64
         numbers = made(SUMS * side, dtype=wide), made(side, dtype=wide), made(1, dtype=wide), made(1, dtype=wide)
-        direct_layers_([layer], *numbers, 0.95, 0.05, torch.tensor(True), precision)
+        direct_layers_([layer], DirectArguments(*numbers, 0.95, 0.05, torch.tensor(True), precision))
 
     return call
 
@@ -156,8 +156,7 @@ def _refresh(*sizes: tuple[int, int, torch.dtype]) -> Callable[[], Any]:
 
 
 def _fused_finish() -> Callable[[], Any]:
-    from lnb_kernels.fused_step.layers import SUMS, FinishLayer
-    from lnb_kernels.fused_step.reference import Numbers
+    from lnb_kernels.fused_step.layers import SUMS, FinishArguments, FinishLayer, Numbers
     from lnb_kernels.fused_step.triton_kernel import finish_layers_
     from lnb_kernels.step_tables import StepSettings
 
@@ -170,15 +169,16 @@ def _fused_finish() -> Callable[[], Any]:
         settings = StepSettings(
             0.95, True, 0.99, 0.3, 0.1, 0.25, 0.25, 0.9, 1.02, 1e-4, 0.98, 0.8, 1.2, 0.98, 0.1, 1.02, 20, 0.99, 1e-8, 1e18, 0.01
         )  # fmt: skip
-        finish_layers_(
-            [layer], numbers, partials, wide, torch.zeros(1), wide[:1], wide[:1], settings, torch.tensor(True)
-        )
+        ok = torch.tensor(True)
+        given = FinishArguments(numbers, partials, wide, torch.zeros(1), wide[:1], wide[:1], settings, ok)
+        finish_layers_([layer], given)
 
     return call
 
 
 def _fused_apply(width: int) -> Callable[[], Any]:
     """Weights and other parameters in bfloat16 with masters, and biases in float32."""
+    from lnb_kernels.fused_step.apply_entries import LISTS, Numbers, entries_of
     from lnb_kernels.fused_step.triton_kernel import apply_
 
     def call() -> Any:
@@ -186,12 +186,16 @@ def _fused_apply(width: int) -> Callable[[], Any]:
             return torch.zeros(shape, dtype=dtype)
 
         wide = made(3, dtype=torch.float64)
-        apply_(
-            [made(32, width, dtype=BF16), made(32), made(9, width, dtype=BF16)], [made(32, width), made(9, width)],
-            [made(9, width)], [made(9, width)], [torch.ones(1, dtype=torch.bool)], [made(32, width, dtype=BF16), made(32)],
-            [made(32)], [made(9, width, dtype=BF16)], [0, -1, 1], [0, 1, 2], [0, 0, 0], wide, wide, wide[:1], wide[:1], [0.1],
-            [None], [0.1], [None], [0.9, 0.1, 0.99, 1e-8], torch.tensor(True),
-        )  # fmt: skip
+        params = [made(32, width, dtype=BF16), made(32), made(9, width, dtype=BF16)]
+        masters, own = [made(32, width), made(9, width)], [made(9, width)]
+        directions, gradients = [made(32, width, dtype=BF16), made(32)], [made(9, width, dtype=BF16)]
+        finite, rates = torch.ones(1, dtype=torch.bool), [(0.1, None)]
+        tensors = (params, masters, own, [made(9, width)], [finite], directions, [made(32)], gradients)
+        lists = dict(zip(LISTS, tensors, strict=True))
+        numbers = Numbers(
+            wide, wide, wide[:1], wide[:1], rates, rates, [0.9, 0.1, 0.99, 1e-8], finite, torch.tensor(True)
+        )
+        apply_(lists, entries_of(lists, [0, -1, 1], [0, 1, 2], [0, 0, 0]), numbers)
 
     return call
 

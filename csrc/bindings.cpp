@@ -139,7 +139,7 @@ void second_moment(uintptr_t x, lnb::Type type, int64_t rows, int64_t columns, i
     check_memory("s", s, written, lnb::Type::kFloat32);
     const int64_t last_row = entries("x", {std::max<int64_t>(rows - 1, 0), stride, width});
     require_apart("s", s, written * 4, "x", x, read == 0 ? 0 : last_row + columns * width);
-    const lnb::Rows all{reinterpret_cast<const void*>(x), type, rows, columns, stride * width};
+    const lnb::Samples all{reinterpret_cast<const void*>(x), type, rows, columns, stride * width};
     without_gil([&] { lnb::second_moment(all, round, reinterpret_cast<float*>(s), threads); });
 }
 
@@ -301,7 +301,7 @@ void newton_schulz_roots(uintptr_t matrices, uintptr_t roots, int64_t count, int
 // Parameters are (values, momentum, size); layers row_square and (weight, bias, matrices, rows, inputs), weight and
 // bias being places among the parameters; `numbers` steps, independent, weight_norm, growth, radius, coherence.
 // `settings` in the order of lnb::StepSettings.
-// Of each parameter its address, that of its average, and that of its master, or 0.
+// For each parameter: its address, that of its average, and that of its master or 0.
 lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 3>>& parameters,
                             const std::vector<lnb::Type>& types, const Sizes& sizes, const Addresses& row_squares,
                             const std::vector<std::array<int64_t, 5>>& shapes, const std::vector<double>& usual_norms,
@@ -388,9 +388,9 @@ void step_average(lnb::StepTables& tables, const Addresses& gradients, const Add
     without_gil([&] { tables.average(read, written, threads); });
 }
 
-// Of each layer that is refreshed its place, input_block, output_block, and whether it follows another one of them; the
-// addresses of gathered, second_moment, counted, inverse, mean (0 without a bias), output_moment and root; and decay,
-// ridge, sample_ridge, sample_every.
+// For each layer that is refreshed: its place, input_block, output_block, and whether it follows another one of them;
+// the addresses of gathered, second_moment, counted, inverse, mean (0 without a bias), output_moment and root; and
+// decay, ridge, sample_ridge, sample_every.
 void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<int64_t, 4>>& places,
                   const std::vector<std::array<uintptr_t, 7>>& addresses,
                   const std::vector<std::array<double, 4>>& numbers, const std::array<float, 3>& coefficients,
@@ -433,7 +433,7 @@ void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<in
     without_gil([&] { tables.refresh(due, quintic, steps, threads); });
 }
 
-// Of each layer the addresses of inverse, mean (0 without a bias) and root, and the sides of the blocks of the first
+// For each layer: the addresses of inverse, mean (0 without a bias) and root, and the sides of the blocks of the first
 // and the last.
 void step_direct(lnb::StepTables& tables, const std::vector<std::array<uintptr_t, 3>>& factors,
                  const std::vector<std::array<int64_t, 2>>& sides, int threads) {

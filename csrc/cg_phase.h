@@ -2,14 +2,14 @@
 //
 // For every row of a right-hand side g: from h = h0, r = g - A h, z = P r, p = z, each step does alpha = <r, z> / <p, A
 // p>, h += alpha p, r -= alpha A p, z = P r, beta = <r, z> / <r, z>_old, p = z + beta p. P is the arrow preconditioner:
-// of a row (w, b), w1 = (w - mu b) / var and b1 = b - sum(mu w1); without a bias, w1 = w / (var + mu^2). A scope unit -
-// a row, or all rows of a layer - is done where ||r|| <= stop ||g|| or <p, A p> <= 0: alpha is 0 then.
+// for a row (w, b), w1 = (w - mu b) / var and b1 = b - sum(mu w1); without a bias, w1 = w / (var + mu^2). A scope unit
+// - a row, or all rows of a layer - is done where ||r|| <= stop ||g|| or <p, A p> <= 0: alpha is 0 then.
 #pragma once
 
 namespace lnb {
 
-// Of every unit, or of every row before they are added up. A phase reads the sums of the units and writes those of its
-// rows; these are the same where each row is a unit.
+// Sums of every unit, or of every row before they are added up. A phase reads the sums of the units and writes those of
+// its rows; these are the same where each row is a unit.
 struct CgSums {
     double* gg;     // <g, g>
     double* rr[2];  // <r, r>, before and after the step

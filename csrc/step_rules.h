@@ -17,6 +17,9 @@ namespace lnb {
 // The mean square of a row's gradients stays below DBL_MAX^(3/4): an infinite one would never end.
 constexpr double kMostSquare = 0x1p768;
 
+// The most that a relative ridge grows by for what few samples leave uncertain: the metric is nearly round then.
+constexpr double kMostSampleRidge = 2;
+
 LNB_EVERYWHERE double finite_or_zero(double value) {
     return std::isfinite(value) ? value : 0;
 }
@@ -53,13 +56,13 @@ LNB_EVERYWHERE double averaged_square(double average, double square, double b_ro
     return average + (1 - b_rows) * (least(square, kMostSquare) - average);
 }
 
-// What a row's average is judged by: the mean square of its gradients, at least this step's. A gradient that is far
-// longer than those before it is most of the average, and would look like many that agree.
+// The number by which a row's average is judged: the mean square of its gradients, at least this step's. A gradient
+// that is far longer than those before it is most of the average, and would look like many that agree.
 LNB_EVERYWHERE double judged_square(double mean_square, double square) {
     return most(mean_square, least(square, kMostSquare));
 }
 
-// What a row is divided by: the root of <H, M> + c^2. 0 where that is not positive: it is no descent direction.
+// The divisor of a row: the root of <H, M> + c^2. 0 where that is not positive: it is no descent direction.
 LNB_EVERYWHERE double inverse_norm(double product) {
     return product > 0 ? 1 / std::sqrt(product) : 0;
 }
@@ -121,8 +124,9 @@ struct LayerSums {
     double product, norm, free_norm, gradient;
 };
 
-// By what the weights of a layer are multiplied beside where this step measured their norm: the growth since the norm
-// was measured last is taken back, unless there was none, or the layer stands still. The new norm is that after it.
+// The factor by which the step also multiplies a layer's weights where it measured their norm: the growth since the
+// norm was measured last is taken back, unless there was none, or the layer stands still. The new norm is that after
+// it.
 LNB_EVERYWHERE double take_back(double measured, const LayerSums& sums, double rate, double& norm, double& growth) {
     const double free = sums.free_norm;
     const bool moving = norm > 0 && std::isfinite(sums.product) && std::isfinite(free) && free != 0 && rate != 0;

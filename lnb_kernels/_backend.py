@@ -117,7 +117,7 @@ def candidate(route: OpRoutes, device: torch.device, dtype: torch.dtype, backend
 
 
 def serves_beside(op: str, device: torch.device) -> bool:
-    """Whether Triton's kernel of ``op`` may take on ``device`` what the CUDA module's, which serves it, does not."""
+    """Whether Triton's kernel of ``op`` may take what the CUDA module's, which serves ``device``, does not."""
     if get_backend() != "auto":
         return False
     route = _routes[op]
@@ -176,7 +176,7 @@ def call(op: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def give_up(route: OpRoutes, backend: str, error: Exception, next_best: Callable[[], str]) -> None:
-    """Serve an op by ``backend`` no more in this process, because of ``error``; warn once of each cause.
+    """Stop serving an op by ``backend`` in this process, because of ``error``; warn once of each cause.
 
     Args:
         next_best: the backend that serves the op instead, asked when ``backend`` no longer does.

@@ -1,4 +1,4 @@
-"""Second moments from a part of the rows, and in lower precision: how a layer's op reads its input for the probe."""
+"""Second moments from a part of the samples, and in lower precision: how a layer's op reads its input for the probe."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def check(op: str, sample: tuple[torch.Tensor, int] | None, x: torch.Tensor) -> 
     _checks.shape_is(op, "sample[0]", start, (), "one start in [0, 1)")
     _checks.same_device(op, "sample[0]", start, "x", x)
     if every < 1:
-        raise ValueError(f"{op}: sample[1]={every} is not allowed; it must be at least 1: one of so many rows is read")
+        raise ValueError(
+            f"{op}: sample[1]={every} is not allowed; it must be at least 1: one of so many samples is read"
+        )
     return Sample(start, every)
 
 

@@ -28,7 +28,7 @@ class Streams(Protocol):
     """What is asked of a device: :class:`CudaStreams`, or what stands for it in a test."""
 
     def serves(self, device: torch.device) -> bool:
-        """Whether work on the device may go to another stream now."""
+        """Whether operations on the device may go to another stream now."""
 
     def run(self, moment: Callable[[], Tensor], read: tuple[Tensor, ...]) -> Tensor:
         """Have ``moment`` computed from ``read`` behind what is queued so far, beside what follows."""
@@ -38,8 +38,8 @@ class Streams(Protocol):
 
 
 class CudaStreams:
-    """PyTorch's. The side stream has the lowest priority that there is, 0, which PyTorch's default stream has too: training on a
-    stream of a higher one lets its kernels go first."""
+    """PyTorch's streams. The side stream has the lowest priority that there is, 0, which PyTorch's default stream has too:
+    training on a stream of a higher one lets its kernels go first."""
 
     def __init__(self) -> None:
         self._side: dict[torch.device, torch.cuda.Stream] = {}

@@ -20,13 +20,13 @@ from lnb_kernels.multi_tensor.grouping import native_type
 from lnb_kernels.two_sided.native_kernel import LARGEST_BLOCK
 
 MOST_COHERENCE, PLAIN_COHERENCE = 4.0, 2.0
-"""What one step counts as at most in coherence; and that above which the radius grows by all of ``grow``."""
+"""The most that one step counts in coherence, and the coherence from which on the radius grows by all of ``grow``."""
 _DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What all steps have in common.
+    """The settings that all steps have in common.
 
     Attributes:
         momentum: decay of the gradients' averages.
@@ -39,12 +39,12 @@ class StepSettings:
         shrink, grow, least: of the radius.
         b_coherence: decay of the average of the squared norm over that to be expected.
         quiet, loud: coherence between which gradients are noise.
-        calm, noisy: by what the radius shrinks then, and where to.
-        recover: by what it grows below.
+        calm, noisy: the factor by which the radius shrinks then, and the value down to which it does.
+        recover: the factor by which it grows below.
         opening: the first steps, in which the radius grows where gradients do not oppose.
         b_others: decay of the mean squares of other parameters' gradients.
         epsilon: of Adam's rule.
-        most: what larger entries of float32 count as there.
+        most: the value that larger entries of float32 count as there.
         others_scale: of other parameters' steps.
     """
 
@@ -148,7 +148,7 @@ class StepTables:
     Averages, directions and factors of parameters in float64 are in float64, those of all others in float32.
 
     Args:
-        parameters: what moves.
+        parameters: the parameters to move.
         momentum: their averages.
         masters: float32 masters of those that move through one, which are of 16 bits; None for others.
         layers: of some of the parameters.

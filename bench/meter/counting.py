@@ -306,14 +306,14 @@ def _noted_direct(counter: Counter) -> Callable[..., None]:
 
     usual = triton_kernel.direct_some_
 
-    def call(layers: Any, chosen: Any, *args: Any) -> None:
-        usual(layers, chosen, *args)
+    def call(layers: Any, chosen: Any, given: Any) -> None:
+        usual(layers, chosen, given)
         mine = [layer for layer, own in zip(layers, chosen, strict=True) if own]
         columns = [
             [getattr(layer, name) for layer in mine]
             for name in ("direction", "momentum", "gradient", "inverse", "root")
         ]
-        counter.record.launched.append(Launch("direct_layers_", 0, *direct_traffic(*columns, args[-1])))
+        counter.record.launched.append(Launch("direct_layers_", 0, *direct_traffic(*columns, given.precision)))
 
     return call
 

@@ -54,7 +54,7 @@ class LaneMoment {
     }
 
   private:
-    // Of 16 groups: products [channel, channel, down, cell, right, 16], then sums [channel, cell, 16].
+    // The sums of 16 groups: products [channel, channel, down, cell, right, 16], then sums [channel, cell, 16].
     int64_t size() const { return products_ + channels_ * cells_ * kBlock; }
     int64_t product_at(int64_t c, int64_t d, int64_t down, int64_t cell, int64_t right) const {
         return ((((c * channels_ + d) * rows_.taps + down) * cells_ + cell) * shifts_ + right) * kBlock;

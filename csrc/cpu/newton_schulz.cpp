@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kPanel = 16;  // rows whose products are formed together; the side is rounded up to whole ones
 
-// Matrices of one size, one after the other.
+// Takes matrices of one size, one after the other.
 class Root {
   public:
     Root(int64_t size, const Quintic& quintic, const ProductLoops& loops)

@@ -20,7 +20,7 @@ void parallel_for(int64_t parts, int threads, F f) {
     parallel_for(parts, threads, [](void* context, int64_t part) { (*static_cast<F*>(context))(part); }, &f);
 }
 
-// How many of `threads` threads are worth waking for so many multiplications and additions of products. To wake one
+// How many of `threads` threads are worth waking for this many multiplications and additions of products. To wake one
 // takes tens of microseconds, in which another makes about a million of these.
 inline int threads_for(double products, int threads) {
     constexpr double kLeast = 0x1p20;  // of a thread

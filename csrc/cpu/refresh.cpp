@@ -84,7 +84,7 @@ float ridge_of(const RefreshedLayer& layer, const Totals& totals) {
     const double variance = totals.variance / blocks;
     if (layer.bias != nullptr && variance > kNoise * static_cast<double>(FLT_EPSILON) * size) size = variance;
     if (!(size > 0)) size = 1;
-    const double ridge = layer.ridge + layer.sample_ridge * few_samples(layer);
+    const double ridge = layer.ridge + least(layer.sample_ridge * few_samples(layer), kMostSampleRidge);
     return std::max(static_cast<float>(ridge * size), kLeastRidge);
 }
 

@@ -1,6 +1,6 @@
-// Blocking: rows are packed a chunk at a time (at most about kChunkBytes, so that it stays in the last cache), and each
-// tile of the lower triangle is then summed over the chunk, kRun steps at a time (three blocks of kRun steps fill half
-// of a first-level cache). Two regions of parallel work per chunk.
+// Blocking: samples are packed a chunk at a time (at most about kChunkBytes, so that it stays in the last cache), and
+// each tile of the lower triangle is then summed over the chunk, kRun steps at a time (three blocks of kRun steps fill
+// half of a first-level cache). Two regions of parallel work per chunk.
 //
 // Work: N d (d + 1) multiplications, half of a plain product's; memory: X read once, S written once per chunk.
 
@@ -18,24 +18,24 @@
 namespace lnb {
 namespace {
 
-constexpr int64_t kRun = 128;             // rows whose sum stays in registers; longer sums would lose digits
+constexpr int64_t kRun = 128;             // samples whose sum stays in registers; longer sums would lose digits
 constexpr int64_t kPackSteps = 64;        // steps packed by one part
 constexpr int64_t kChunkBytes = 3 << 19;  // 1.5 MiB
 constexpr int64_t kChunkSteps = 512;      // at least, so that S is not written too often
 constexpr int64_t kTileBlocks = 6;        // blocks along the side of a tile, at most
 constexpr int64_t kSide = kTileBlocks * kBlock;
-constexpr int64_t kJobs = 16;  // parts of work to aim at; fewer tiles are split along the rows
+constexpr int64_t kJobs = 16;  // parts to aim at; fewer tiles are split along the samples
 
 class SecondMoment {
   public:
-    SecondMoment(const Rows& x, bool round, float* s, int threads)
+    SecondMoment(const Samples& x, bool round, float* s, int threads)
         : x_(x),
           s_(s),
           threads_(threads),
           form_(best_form(x.type, round)),
-          rows_per_step_(form_ == Form::kPairs ? 2 : 1),
-          steps_(ceil_div(x.rows, rows_per_step_)),
-          blocks_(ceil_div(x.columns, kBlock)),
+          samples_per_step_(form_ == Form::kPairs ? 2 : 1),
+          steps_(ceil_div(x.count, samples_per_step_)),
+          blocks_(ceil_div(x.features, kBlock)),
           sides_(ceil_div(blocks_, kTileBlocks)),
           chunk_(chunk_steps(steps_, blocks_)),
           packed_(blocks_ * chunk_ * kStepBytes),
@@ -49,7 +49,7 @@ class SecondMoment {
     }
 
     void run() {
-        const int64_t d = x_.columns;
+        const int64_t d = x_.features;
         std::fill_n(s_, (d + 1) * (d + 1), 0.0f);
         for (int64_t begin = 0; begin < steps_; begin += chunk_) {
             const int64_t steps = std::min(chunk_, steps_ - begin);
@@ -57,7 +57,7 @@ class SecondMoment {
             multiply(steps, begin + steps == steps_);
         }
         for (int64_t i = 0; i < d; ++i) s_[d * (d + 1) + i] = s_[i * (d + 1) + d] = static_cast<float>(totals_[i]);
-        s_[d * (d + 1) + d] = static_cast<float>(x_.rows);
+        s_[d * (d + 1) + d] = static_cast<float>(x_.count);
     }
 
   private:
@@ -81,16 +81,17 @@ class SecondMoment {
         const int64_t parts = ceil_div(steps, kPackSteps);
         parallel_for(parts, threads_, [=](int64_t part) {
             const int64_t first = part * kPackSteps, count = std::min(kPackSteps, steps - first);
-            const int64_t row = (begin + first) * rows_per_step_;
-            const bool half_step = row + count * rows_per_step_ > x_.rows;  // of the last pair one row is there
-            const auto* rows = static_cast<const char*>(x_.data) + row * x_.stride;
+            const int64_t sample = (begin + first) * samples_per_step_;
+            const bool half_step =
+                sample + count * samples_per_step_ > x_.count;  // of the last pair one sample is there
+            const auto* samples = static_cast<const char*>(x_.data) + sample * x_.stride;
             float* sums = sums_.get() + part * columns;
             std::fill_n(sums, columns, 0.0f);
             for (int64_t i = 0; i < blocks_; ++i) {
-                const char* x = rows + i * kBlock * width;
-                const char* y = rows_per_step_ == 2 ? x + x_.stride : nullptr;
+                const char* x = samples + i * kBlock * width;
+                const char* y = samples_per_step_ == 2 ? x + x_.stride : nullptr;
                 char* out = packed_.get() + (i * chunk_ + first) * kStepBytes;
-                const int64_t present = x_.columns - i * kBlock, stride = x_.stride * rows_per_step_;
+                const int64_t present = x_.features - i * kBlock, stride = x_.stride * samples_per_step_;
                 const int64_t whole = count - (half_step ? 1 : 0);
                 pack(x, y, stride, width, present, whole, out, sums + i * kBlock);
                 if (half_step) {
@@ -135,7 +136,7 @@ class SecondMoment {
     // sums [kSide, kSide] <- the tile's sum over the steps.
     void sum(const Tile& tile, Range steps, float* sums) const {
         const auto multiply = isa().tiles->multiply[static_cast<int>(form_)];
-        const int64_t run = kRun / rows_per_step_;
+        const int64_t run = kRun / samples_per_step_;
         std::fill_n(sums, kSide * kSide, 0.0f);
         const int64_t columns = tile.columns.end - tile.columns.begin, groups = ceil_div(columns, kMaxBlocks);
         for (int64_t begin = steps.begin; begin < steps.end; begin += run) {
@@ -154,7 +155,7 @@ class SecondMoment {
 
     // Adds the sums to their tile of S, below the diagonal; with `last`, copies them to above it.
     void add(const Tile& tile, const float* sums, bool last) const {
-        const int64_t d = x_.columns, width = d + 1;
+        const int64_t d = x_.features, width = d + 1;
         const int64_t top = tile.rows.begin * kBlock, left = tile.columns.begin * kBlock;
         const int64_t bottom = std::min(d, tile.rows.end * kBlock), right = std::min(d, tile.columns.end * kBlock);
         for (int64_t row = top; row < bottom; ++row) {
@@ -171,11 +172,11 @@ class SecondMoment {
         }
     }
 
-    const Rows x_;
+    const Samples x_;
     float* const s_;
     const int threads_;
     const Form form_;
-    const int64_t rows_per_step_, steps_;
+    const int64_t samples_per_step_, steps_;
     const int64_t blocks_;  // of columns
     const int64_t sides_;   // tiles along a side of S
     const int64_t chunk_;   // steps packed at a time
@@ -187,7 +188,7 @@ class SecondMoment {
 
 }  // namespace
 
-void second_moment(const Rows& x, bool round, float* s, int threads) {
+void second_moment(const Samples& x, bool round, float* s, int threads) {
     SecondMoment(x, round, s, threads).run();
 }
 

@@ -51,8 +51,8 @@ bool factor_block(Block& a, Block& inverse) {
     return true;
 }
 
-// Of matrices of one size, one after the other. The side is rounded up to whole panels, with ones on the diagonal: all
-// products then have the shapes that are fast.
+// Inverts matrices of one size, one after the other. The side is rounded up to whole panels, with ones on the diagonal:
+// all products then have the shapes that are fast.
 class Inverse {
   public:
     Inverse(int64_t size, const ProductLoops& loops)

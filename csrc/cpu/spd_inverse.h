@@ -14,7 +14,7 @@ namespace lnb {
 // triangle is read.
 bool spd_inverse(const float* matrix, float* inverse, int64_t n);
 
-// `matrices` and `inverses` are [count, n, n], contiguous. Of a matrix that is not positive definite in float32,
+// `matrices` and `inverses` are [count, n, n], contiguous. Where a matrix is not positive definite in float32,
 // `failed` is 1 and the inverse is not written; only the upper triangles are read.
 void spd_inverses(const float* matrices, float* inverses, uint8_t* failed, int64_t count, int64_t n, int threads);
 

@@ -76,20 +76,20 @@ class StepTables {
     const StepParameter& parameter(int64_t i) const { return parameters_[i]; }
     const StepLayer& layer(int64_t i) const { return layers_[i]; }
 
-    // The gradients' averages; the averaged gradients of this step go to `outputs`.
+    // Updates the gradients' averages; the averaged gradients of this step go to `outputs`.
     void average(const std::vector<const void*>& gradients, const std::vector<void*>& outputs, int threads);
-    // The squares that agreement is judged by.
+    // Updates the squares by which agreement is judged.
     void observe(int threads);
     // Makes the factors of some layers anew, from the averaged gradients.
     void refresh(const std::vector<StepMoments>& due, const Quintic& quintic, int64_t steps, int threads) const;
-    // Directions in place of the averaged gradients.
+    // Puts directions in place of the averaged gradients.
     void direct(const std::vector<StepFactor>& factors, int threads);
-    // Of every layer <h, g~>, |h|^2, |h|^2 before agreement, and |g~|^2 [layers, 4].
+    // For every layer <h, g~>, |h|^2, |h|^2 before agreement, and |g~|^2 [layers, 4].
     std::vector<double> sums() const;
-    // Measures the weights' norms of the layers `due`, of learning rates `rates`, as the weights are; returns by what
-    // the step multiplies each weight to take its growth back. Comes before bound().
+    // Measures the weights' norms of the layers `due`, of learning rates `rates`, as the weights are; returns the
+    // factors by which the step multiplies the weights to take their growth back. Comes before bound().
     std::vector<double> measure(const std::vector<int64_t>& due, const std::vector<double>& rates, int threads);
-    // How far they go; by layer, then by other parameter: <h, g~>.
+    // Decides how far they go; returns <h, g~> of layers, then of other parameters.
     std::vector<double> bound(const std::vector<double>& rates);
     // Moves the parameters at these places.
     void apply(const std::vector<int64_t>& places, double lr, const std::vector<double>& decays, int threads) const;

@@ -23,7 +23,7 @@ const ProductTable<double>& products(double) {
     return *isa().wide_product_loops;
 }
 
-// As that of floats; two of them and a product of two entries stay in range.
+// As for floats; two of them and a product of two entries stay in range.
 int unit_exponent(double largest) {
     if (!(largest > 0) || largest > DBL_MAX) return 0;
     int exponent;

@@ -1,5 +1,6 @@
 // Second moments of the inputs, averaged over refreshes: a thread block for each diagonal block of every layer. It also
 // sums what a ridge relative to the mean diagonal needs.
+#include "../step_rules.h"
 #include "launch.h"
 #include "layer_table.h"
 #include "reduce.cuh"
@@ -25,7 +26,7 @@ struct Average {
     }
 };
 
-// What the layer's other kernels have to know of it.
+// What the layer's other kernels have to know about it.
 __device__ __forceinline__ void note_facts(const InputLayer& layer, bool allowed, double rows, float* facts) {
     double counted = rows / layer.sample_every, correction = 1;
     if (counted < 1) counted = 1;
@@ -34,12 +35,13 @@ __device__ __forceinline__ void note_facts(const InputLayer& layer, bool allowed
         if (allowed) write(layer.steps, static_cast<float>(++steps));
         const double b = layer.decay, past = exp2(log2(b) * (steps < 1 ? 1 : steps));
         correction = 1 - past;
-        // An average with weights w counts (sum w)^2 / sum w^2 times the rows of one step.
+        // An average with weights w counts (sum w)^2 / sum w^2 times the samples of one step.
         counted *= (1 - past) / (1 + past) * ((1 + b) / (1 - b));
     }
     write(facts, allowed ? 1.0f : 0.0f);
     write(facts + 1, static_cast<float>(1 / correction));
-    write(facts + 2, static_cast<float>(layer.ridge + layer.sample_ridge * layer.side / counted));
+    write(facts + 2,
+          static_cast<float>(layer.ridge + least(layer.sample_ridge * layer.side / counted, kMostSampleRidge)));
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocks)

@@ -41,7 +41,7 @@ struct ConvPlan {
     int32_t shared_bytes;
 };
 
-// For about so many thread blocks in all. `splits` is 0 for a shape that the kernel does not take.
+// For about this many thread blocks in all. `splits` is 0 for a shape that the kernel does not take.
 ConvPlan conv_plan(const ConvShape& shape, int64_t blocks);
 
 // Floats that the thread blocks leave for those that add them up, and counters of these, which are zero before and

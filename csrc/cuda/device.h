@@ -1,4 +1,4 @@
-// The device that calls work on.
+// The device on which calls operate.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 namespace lnb::cuda {
 
 // Makes a device the current one. At the end the thread has the context again that it had, or none: no device gets a
-// context but the one that is worked on.
+// context but the one in use.
 class OnDevice {
   public:
     explicit OnDevice(int device);
@@ -25,7 +25,7 @@ std::string failure(int device);
 // The most shared memory that one thread block can have, in bytes.
 size_t shared_memory(int device);
 
-// Of the CUDA runtime inside this module, as 1000 * major + 10 * minor.
+// The version of the CUDA runtime inside this module, as 1000 * major + 10 * minor.
 int runtime_version();
 
 }  // namespace lnb::cuda

@@ -42,7 +42,7 @@ __device__ __forceinline__ double number(const Rate& rate, uint8_t type) {
     return type == kHere ? rate.value : load(rate.device, static_cast<Type>(type), 0);
 }
 
-// What a parameter's step is made of, whatever gives its direction.
+// The parts of a parameter's step, whatever gives its direction.
 struct Lengths {
     float step;    // lr scale
     float shrink;  // what is taken off theta by weight decay and shortening

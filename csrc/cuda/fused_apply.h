@@ -54,8 +54,8 @@ bool moves(Move move, Type parameter, bool has_master, Type y);
 //   weight: theta <- theta - (lr scale row_scale y + ((1 - f) + f lr decay) theta), f = shorter[place] or 1
 //   bias:   theta <- theta - (lr scale y + lr decay theta)
 //   other:  m, v as above; theta <- theta - (lr scale clip(g~) / (sqrt(v / correction) + epsilon) + lr decay theta)
-// A direction whose factor is 0 does not count, be it NaN; nor does an entry of Adam's direction that is not finite,
-// which makes finite[number] false.
+// A direction whose factor is 0 does not count, even if it is NaN; nor does an entry of Adam's direction that is not
+// finite, which makes finite[number] false.
 void fused_apply(const MoveEntry* entries, int64_t count, const MoveNumbers& numbers, void* stream);
 
 }  // namespace lnb::cuda

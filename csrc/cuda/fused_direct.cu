@@ -90,7 +90,7 @@ struct TileVectors {
     float* mean;
 };
 
-// Of the tile's rows: averages them, writes g~ to shared memory, and |g|^2. Returns the largest |g| and |g~| seen.
+// Averages the tile's rows, and writes g~ to shared memory, and |g|^2. Returns the largest |g| and |g~| seen.
 template <int N, typename G>
 __device__ __forceinline__ float load_tile(const G* gradient, float* momentum, int64_t pitch, int rows, int columns,
                                            const Averaging& averaging, float share, float* ahead, int ahead_pitch,

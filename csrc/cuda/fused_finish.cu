@@ -1,4 +1,4 @@
-// What lies between directions and moved weights, of all layers in one launch: a block of threads for each layer adds
+// The pass between directions and moved weights, for all layers in one launch: a block of threads for each layer adds
 // up the sums of its rows, finds their scales and its bias's direction, and at last how far the layer goes.
 #include <algorithm>
 

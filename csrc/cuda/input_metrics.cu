@@ -50,7 +50,7 @@ struct Metric {
     double ridge;
     const Shared& shared;
 
-    // Of the covariance, without a ridge.
+    // An entry of the covariance, without a ridge.
     __device__ __forceinline__ float covariance(int row, int column) const {
         const float product = read(average + row * (side + 1) + column) * correction;
         return product - shared.mean[row] * shared.mean[column];

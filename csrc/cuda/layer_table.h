@@ -1,4 +1,4 @@
-// Layers as kernel parameters: a launch carries a table of them, and each of its blocks works for one.
+// Layers as kernel parameters: a launch carries a table of them, and each of its blocks serves one.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace lnb::cuda {
 
-// Of what has consecutive blocks each, the one whose blocks include `block`: the last that starts at or before it.
+// Among items with consecutive blocks, the one whose blocks include `block`: the last that starts at or before it.
 __host__ __device__ inline int owner_of(const int32_t* first_block, int count, unsigned block) {
     int low = 0, high = count;
     while (high - low > 1) {

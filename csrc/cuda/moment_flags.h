@@ -1,4 +1,4 @@
-// What a step asks of the second moments it gathered before it uses them.
+// The checks of the second moments that a step gathered, before it uses them.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct Moments {
     int64_t side;
 };
 
-// Of each layer i, sums[i] <- false where an entry of a matrix's last row is NaN or infinite, the sums of the inputs;
+// For each layer i, sums[i] <- false where an entry of a matrix's last row is NaN or infinite, the sums of the inputs;
 // and squares[i] <- false where one of a diagonal is. Else nothing is written.
 void moment_flags(const Moments* layers, int64_t count, bool* sums, bool* squares, void* stream);
 

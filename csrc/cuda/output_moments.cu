@@ -1,4 +1,4 @@
-// Second moments of the neurons' whitened gradients: of a block of neurons the sum over blocks of inputs of G C^-1 G',
+// Second moments of the neurons' whitened gradients: for a block of neurons the sum over blocks of inputs of G C^-1 G',
 // with G = g~ - b mu', and b b'. A thread block takes up to kInputBlocks blocks of inputs: G lies in shared memory,
 // C^-1 passes by in chunks of columns, and the sum is in registers.
 //

@@ -35,7 +35,7 @@ struct Row {
     int columns, d;
     bool vectors;  // every tensor begins at a boundary
 
-    // Of the thread's i-th entry: its column, outside [0, columns) for none.
+    // The column of the thread's i-th entry, outside [0, columns) for none.
     __device__ __forceinline__ int column(int i) const {
         const int pack = i / kPack * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
         return pack * kPack + i % kPack - static_cast<int>(begin % kPack);

@@ -1,4 +1,4 @@
-// What the bindings share: addresses as pointers, and work on a stream of a device, without Python's lock.
+// What the bindings share: addresses as pointers, and calls on a stream of a device, without Python's lock.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -33,8 +33,8 @@ struct InputLayer {
     float* mean;     // [groups, blocks * side]; null where no bias takes part
     int64_t group_stride;
     double decay, ridge;
-    double sample_ridge;                     // what the ridge grows by, times inputs per row
-    double sample_every;                     // rows of which one is in `gathered`
+    double sample_ridge;                     // what the ridge grows by, times inputs per sample
+    double sample_every;                     // samples of which one is in `gathered`
     int32_t side, groups, blocks, relative;  // relative: the ridge is one of the mean diagonal
 };
 

@@ -7,7 +7,7 @@ MOST_TAPS = 49  # of a depthwise kernel: above, tiles of tensor cores are faster
 MOST_PLACES = (
     1 << 20
 )  # taps times cells of the image: the host makes a table of them, of a 31 x 31 kernel in a tenth of a second
-WIDEST_FUSED = 2048  # features: above, the rows in flight no longer fit L2 for their second use
+WIDEST_FUSED = 2048  # features: above, the samples in flight no longer fit L2 for their second use
 
 
 def power_of_two(value: int, minimum: int = 16) -> int:
@@ -16,7 +16,7 @@ def power_of_two(value: int, minimum: int = 16) -> int:
 
 
 def fused_matvec_pays(d: int, m: int) -> bool:
-    """Whether ``X'(X V)`` runs fused, ``X`` read from memory once: few neurons, and rows that L2 can hold for their second use.
+    """Whether ``X'(X V)`` runs fused, ``X`` read from memory once: few neurons, and samples that L2 holds for their second use.
 
     Otherwise two plain products read ``X`` twice at the vendor's speed. Fused moves ``N d`` elements from memory and
     ``2 N d`` plus the partial results from L2, whose rate is about twice as high.

@@ -60,7 +60,7 @@ def in_planes(x: torch.Tensor) -> bool:
 def plane_unit(x: torch.Tensor) -> int:
     """The largest power of two up to 16 that divides the area of planes ``x`` and the strides of images and matrices.
 
-    So many neighbouring pixels are of one image and at an address that they divide.
+    That many neighbouring pixels belong to one image, at an address that is a multiple of them.
     """
     strides = [stride for stride, size in zip(x.stride()[:2], x.shape[:2], strict=True) if size > 1]
     return math.gcd(16, x.shape[2], *strides)

@@ -1,27 +1,27 @@
 """The Gram kernel: every symmetric product ``X'X`` of this library, alone or stacked under ``G'X``.
 
 ``second_moment``, the fused backward pass of a linear layer, and the symmetric products of Newton-Schulz iterations are
-this kernel with other strides and epilogues. The equation, with rows ``x_n`` (and ``g_n``) and weights ``w_n``:
+this kernel with other strides and epilogues. The equation, with samples ``x_n`` (and ``g_n``) and weights ``w_n``:
 
     S = alpha * sum_n w_n [x_n 1]' [x_n 1] + beta * C,      W = sum_n g_n' x_n,      b = sum_n g_n
 
-Tile scheme. A program owns one ``BLOCK_I x BLOCK_J`` tile of the stacked product and one slice of the rows (a
+Tile scheme. A program owns one ``BLOCK_I x BLOCK_J`` tile of the stacked product and one slice of the samples (a
 *split*). ``BLOCK_I = R BLOCK_J``: tall tiles (``R`` 2) take fewer bytes from L2 per product. Of ``S`` only tiles that
 reach the diagonal or lie below it exist; the epilogue stores each element twice, mirrored, so ``S`` is symmetric to the
 bit. The ones column is no column of a tile (``d`` is usually a multiple of 128 and a 129th column would cost a row of
 tiles): programs after the last tile sum columns instead, or where all columns fit one tile, its programs do, which then
 read ``X`` once: both operands of the product are one block. Tiles of one split are neighbours in the grid, so that its
-rows of ``X`` and ``G`` stay in L2 for all of them.
+samples, rows of ``X`` and ``G``, stay in L2 for all of them.
 
 Splits. The first ``head`` tiles take ``splits`` programs each, so many that they fill the GPU in whole waves. The *tail*
-tiles that are left make groups; the row steps of a group's tiles are laid end to end and cut into equal shares, one for
-each program that the GPU holds, so that none of it idles: a share may end one tile and begin the next. Partial tiles go
+tiles that are left make groups; the steps of a group's tiles over the samples are laid end to end and cut into equal shares,
+one for each program that the GPU holds, so that none idles: a share may end one tile and begin the next. Partial tiles go
 to a workspace, and the last program to arrive at a tile (:mod:`lnb_kernels._triton.arrival`) adds them in a fixed order:
 one launch, deterministic results, no float atomics. A head tile of one program is stored at once, or goes the same way
 (*staged*): an epilogue takes more registers than the product loop, and more than there are for a tall tile of ``S``, while
 what went through the workspace is finished a few rows at a time.
 
-Planes. The pixels of an NCHW image are rows of ``X`` of which each image holds ``area``: row ``n`` is pixel ``n % area`` of
+Planes. The pixels of an NCHW image are samples, of which each image holds ``area``: sample ``n`` is pixel ``n % area`` of
 image ``n // area``, and a column is a plane. Blocks are then loaded along the pixels, as wide as ``area`` is even (*unit*).
 
 Loads. Where the GPU has a copy engine and the layout fits it (:mod:`lnb_kernels._triton.descriptors`), blocks are
@@ -30,7 +30,7 @@ fetched by tensor descriptors, else by pointers.
 Cost with ``nb = ceil(d / BLOCK_I)``, ``mb = ceil(m / BLOCK_I)``, ``T = R nb (nb + 1) / 2 + mb ceil(d / BLOCK_J)``
 tiles: FLOPs ``2 N BLOCK_I BLOCK_J T`` (against ``2 N d^2`` of the full square); bytes from L2
 ``N (BLOCK_I + BLOCK_J) T size``, from memory at least ``N (d + m) size``; workspace ``8 BLOCK_I BLOCK_J`` for each
-partial tile, of which a group of ``t`` tiles in ``h`` shares has at most ``h + t - 1``: so many pieces of tiles.
+partial tile, of which a group of ``t`` tiles in ``h`` shares has at most ``h + t - 1``, one for each piece of a tile.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def _product(
     a_ptr, b_ptr, w_ptr, a_blocks, b_blocks, batch, a_col, b_col, a_width, b_width, start, stop,
     stride_ar, stride_br, stride_c, stride_w, area,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr, ROWS_FIRST: tl.constexpr, PLANES: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, DESCRIPTORS: tl.constexpr, SAMPLES_FIRST: tl.constexpr, PLANES: tl.constexpr,
     ONE_TILE: tl.constexpr, WITH_SUMS: tl.constexpr,
 ):  # fmt: skip
-    """``sum over rows start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32, column sums and count.
+    """``sum over samples start..stop of w_n a_n' b_n`` for one tile, ``[BLOCK_I, BLOCK_J]`` fp32, column sums and count.
 
     With ``ONE_TILE`` ``b`` is ``a``; with ``WITH_SUMS`` the second result, ``[BLOCK_N, BLOCK_J]``, adds up over its
     first dimension to ``sum w_n a_n``, and, ``HAS_WEIGHTS`` given, the third to ``sum w_n``. With ``DESCRIPTORS`` one
@@ -69,32 +69,32 @@ def _product(
     acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
     sums = tl.zeros((BLOCK_N, BLOCK_J), tl.float32)
     count = tl.zeros((BLOCK_N,), tl.float32)
-    for row in range(start, stop, BLOCK_N):
-        live = lane < stop - row
+    for sample in range(start, stop, BLOCK_N):
+        live = lane < stop - sample
         if PLANES:
-            rows = row + lane
-            pixels = offset64(rows // area, stride_ar) + rows % area
+            samples = sample + lane
+            pixels = offset64(samples // area, stride_ar) + samples % area
             a_ptrs = a_ptr + pixels[:, None] + offset64(a_cols, area)[None, :]
             b_ptrs = b_ptr + pixels[:, None] + offset64(b_cols, area)[None, :]
         if DESCRIPTORS:
-            if ROWS_FIRST:
-                a = a_blocks.load([row, batch, a_col]).reshape([BLOCK_N, BLOCK_I])
+            if SAMPLES_FIRST:
+                a = a_blocks.load([sample, batch, a_col]).reshape([BLOCK_N, BLOCK_I])
             else:
-                a = a_blocks.load([batch, row, a_col]).reshape([BLOCK_N, BLOCK_I])
+                a = a_blocks.load([batch, sample, a_col]).reshape([BLOCK_N, BLOCK_I])
         else:
             a = tl.load(a_ptrs, mask=live[:, None] & (a_cols < a_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_I]
         if ONE_TILE:
             b = a
         elif DESCRIPTORS:
-            if ROWS_FIRST:
-                b = b_blocks.load([row, batch, b_col]).reshape([BLOCK_N, BLOCK_J])
+            if SAMPLES_FIRST:
+                b = b_blocks.load([sample, batch, b_col]).reshape([BLOCK_N, BLOCK_J])
             else:
-                b = b_blocks.load([batch, row, b_col]).reshape([BLOCK_N, BLOCK_J])
+                b = b_blocks.load([batch, sample, b_col]).reshape([BLOCK_N, BLOCK_J])
         else:
             b = tl.load(b_ptrs, mask=live[:, None] & (b_cols < b_width)[None, :], other=0.0)  # [BLOCK_N, BLOCK_J]
         if HAS_WEIGHTS:
-            w = tl.load(w_ptr + offset64(row + lane, stride_w), mask=live, other=0.0).to(tl.float32)
-            # 16-bit rows are exact in tf32, the weighted ones are not exact in 16 bits: so the product runs in (tf)32.
+            w = tl.load(w_ptr + offset64(sample + lane, stride_w), mask=live, other=0.0).to(tl.float32)
+            # 16-bit samples are exact in tf32, the weighted ones are not exact in 16 bits: so the product runs in (tf)32.
             a = a.to(tl.float32) * w[:, None]
             b = b.to(tl.float32)
             count += w
@@ -112,21 +112,21 @@ def _column_sums(
     a_ptr, w_ptr, cols, width, start, stop, stride_ar, stride_ac, stride_w, area,
     BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WEIGHTS: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
-    """``sum over rows start..stop of w_n a_n`` for the columns ``cols``; column ``width`` is all ones."""
+    """``sum over samples start..stop of w_n a_n`` for the columns ``cols``; column ``width`` is all ones."""
     lane = tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_N, BLOCK_J), tl.float32)
-    for row in range(start, stop, BLOCK_N):
-        rows = row + lane
-        live = rows < stop
+    for sample in range(start, stop, BLOCK_N):
+        samples = sample + lane
+        live = samples < stop
         if PLANES:
-            pixels = offset64(rows // area, stride_ar) + rows % area
+            pixels = offset64(samples // area, stride_ar) + samples % area
             offsets = pixels[:, None] + offset64(cols, area)[None, :]
         else:
-            offsets = offset64(rows, stride_ar)[:, None] + offset64(cols, stride_ac)[None, :]
+            offsets = offset64(samples, stride_ar)[:, None] + offset64(cols, stride_ac)[None, :]
         a = tl.load(a_ptr + offsets, mask=live[:, None] & (cols < width)[None, :], other=0.0).to(tl.float32)
         a = tl.where((cols == width)[None, :] & live[:, None], 1.0, a)
         if HAS_WEIGHTS:
-            w = tl.load(w_ptr + offset64(rows, stride_w), mask=live, other=0.0).to(tl.float32)
+            w = tl.load(w_ptr + offset64(samples, stride_w), mask=live, other=0.0).to(tl.float32)
             a *= w[:, None]
         acc += a
     return tl.sum(acc, 0)  # [BLOCK_J]
@@ -156,7 +156,7 @@ def store_symmetric(
 
 @triton.jit
 def store_sums(sums, s_ptr, c_ptr, cols, d, alpha, beta, stride_sr, stride_cr, HAS_C: tl.constexpr):
-    """Store column sums as the last row and column of ``S``; entry ``d`` is the row count."""
+    """Store column sums as the last row and column of ``S``; entry ``d`` is the sample count."""
     mask = cols <= d
     value = alpha * sums
     if HAS_C:
@@ -277,7 +277,8 @@ def arrive(
     partial_ptr, counters_ptr, first, step, count, part, fan,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Count part ``part`` of a tile in: ``(last, step, count)``, whether to finish the tile now, and of what parts.
+    """Count part ``part`` of a tile in; returns ``(last, step, count)``: whether to finish the tile now, and from which
+    parts.
 
     The parts lie at slots ``first + k step``. The last of a group of ``fan`` adds these in the first one's slot.
     ``counters``: one of the tile, then one for each group.
@@ -297,28 +298,28 @@ def arrive(
 @triton.jit
 def gram_kernel(
     x_ptr, g_ptr, w_ptr, x_blocks_i, x_blocks_j, g_blocks_i, s_ptr, c_ptr, gw_ptr, gb_ptr, partial_ptr, sums_ptr,
-    counters_ptr, n_rows, d, m, tiles, sum_blocks, head, splits, rows_per_split,
+    counters_ptr, n_samples, d, m, tiles, sum_blocks, head, splits, samples_per_split,
     shares, share, group_tiles, group_shares, group_pieces, common,
-    partials, sum_splits, sum_rows, programs, fan, tile_counters, units, alpha, beta,
+    partials, sum_splits, samples_per_sum, programs, fan, tile_counters, units, alpha, beta,
     stride_xb, stride_xr, stride_xc, stride_gr, stride_w, stride_sb, stride_sr, stride_cb, stride_cr,
     HAS_G: tl.constexpr, PAIR: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ONES: tl.constexpr, HAS_C: tl.constexpr,
     STAGE_HEAD: tl.constexpr, STAGE_SUMS: tl.constexpr, HAS_TAIL: tl.constexpr, DESCRIPTORS: tl.constexpr,
-    ROWS_FIRST: tl.constexpr, PLANES: tl.constexpr, ONE_TILE: tl.constexpr,
+    SAMPLES_FIRST: tl.constexpr, PLANES: tl.constexpr, ONE_TILE: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One split of a tile, one share of the tail, or a block of column sums; grid ``(batch programs)``,
     ``programs = head splits + shares + sums``.
 
-    ``x`` ``[batch, n_rows, d]`` in any strides; ``g`` ``[n_rows, m]`` with the column stride of ``x``, and ``w``
-    ``[n_rows]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. With ``STAGE_HEAD`` the tiles of the head
+    ``x`` ``[batch, n_samples, d]`` in any strides; ``g`` ``[n_samples, m]`` with the column stride of ``x``, and ``w``
+    ``[n_samples]`` only for ``batch`` 1. ``s`` ``[batch, d or d+1, d or d+1]``. With ``STAGE_HEAD`` the tiles of the head
     go to ``partial`` ``[batch, partials, BLOCK_I, BLOCK_J]`` in the order of the programs, else straight to their place
     (of tall tiles only those of ``G'X``); behind them the pieces of the tail's tiles, in the order of their steps. With
     ``STAGE_SUMS`` sums go to ``sums`` ``[batch, sum_splits, sum_blocks, BLOCK_J]``, with ``ONE_TILE`` those of each
     piece. Who arrives last at ``counters`` ``[batch, tiles tile_counters + sum_blocks]``, all zero, adds and stores them,
-    ``ROWS`` rows and ``CHUNK`` parts at a time. With ``ROWS_FIRST`` descriptors are ``[n_rows, batch, d]``. A
-    ``share`` counts steps of ``BLOCK_N`` rows, at most those of one tile; ``common`` is the least common multiple of
-    the two: after so many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for a ``G``
+    ``ROWS`` rows and ``CHUNK`` parts at a time. With ``SAMPLES_FIRST`` descriptors are ``[n_samples, batch, d]``. A
+    ``share`` counts steps of ``BLOCK_N`` samples, at most those of one tile; ``common`` is the least common multiple of
+    the two: after that many steps, shares and tiles of a group end together. With ``PAIR``, ``S`` is ``G'X`` for a ``G``
     shaped as ``X`` whose product with it is known to be symmetric. ``PLANES``, if not 0, is the unit of planes of
     ``units PLANES`` pixels, and ``stride_xr`` then the stride of images.
     """
@@ -337,8 +338,8 @@ def gram_kernel(
     if program < products:
         slot = program
         tile = program % tl.maximum(head, 1)
-        start = program // tl.maximum(head, 1) * rows_per_split
-        stop = start + tl.minimum(rows_per_split, n_rows - start)
+        start = program // tl.maximum(head, 1) * samples_per_split
+        stop = start + tl.minimum(samples_per_split, n_samples - start)
         stored = STAGE_HEAD
         parts = 1
         rest = 0
@@ -349,7 +350,7 @@ def gram_kernel(
             if program >= head_programs:
                 group = (program - head_programs) // group_shares
                 within = (program - head_programs) % group_shares
-                steps = tl.cdiv(n_rows, BLOCK_N)
+                steps = tl.cdiv(n_samples, BLOCK_N)
                 begin = within * share  # below 2^31, see cut_tail
                 end = tl.minimum(begin + share, group_tiles * steps)
                 first = begin // steps  # tile of the group
@@ -357,8 +358,8 @@ def gram_kernel(
                 slot += group * (group_pieces - group_shares) + (first - begin // common).to(tl.int32)
                 tile = head + group * group_tiles + first.to(tl.int32)
                 start = (begin - begin_tile).to(tl.int32) * BLOCK_N
-                stop = tl.minimum(tl.minimum(end - begin_tile, steps).to(tl.int32) * BLOCK_N, n_rows)
-                rest = tl.minimum(tl.maximum(end - begin_tile - steps, 0).to(tl.int32) * BLOCK_N, n_rows)
+                stop = tl.minimum(tl.minimum(end - begin_tile, steps).to(tl.int32) * BLOCK_N, n_samples)
+                rest = tl.minimum(tl.maximum(end - begin_tile - steps, 0).to(tl.int32) * BLOCK_N, n_samples)
                 parts = tl.where(rest > 0, 2, 1)
         # One loop for the one part of the head's programs and the one or two of a share: a second loop would have pipeline
         # buffers of its own in shared memory, as would one for each kind of tile.
@@ -373,7 +374,7 @@ def gram_kernel(
             acc, sums, count = _product(
                 a_ptr, x_ptr, w_ptr, a_blocks, x_blocks_j, batch, i * BLOCK_I, j * BLOCK_J, a_width, d, start, stop,
                 stride_ar, stride_xr, stride_xc, stride_w, area, BLOCK_I, BLOCK_J, BLOCK_N, PRECISION, HAS_WEIGHTS,
-                DESCRIPTORS, ROWS_FIRST, PLANES, ONE_TILE, ONE_TILE and HAS_ONES,
+                DESCRIPTORS, SAMPLES_FIRST, PLANES, ONE_TILE, ONE_TILE and HAS_ONES,
             )  # fmt: skip
             if stored:
                 base = partial_ptr + offset64(offset64(batch, partials) + slot, BLOCK_I * BLOCK_J)
@@ -386,11 +387,13 @@ def gram_kernel(
             if ONE_TILE and HAS_ONES:
                 lane = tl.arange(0, BLOCK_J)
                 column_sums = tl.sum(sums, 0)
-                rows_counted = (stop - start).to(tl.float32)
+                samples_counted = (stop - start).to(tl.float32)
                 if HAS_WEIGHTS:
-                    rows_counted = tl.sum(count, 0)
+                    samples_counted = tl.sum(count, 0)
                 for block in range(sum_blocks):  # two if the count does not fit behind the columns
-                    value = tl.where(lane + block * BLOCK_J == d, rows_counted, tl.where(block == 0, column_sums, 0.0))
+                    value = tl.where(
+                        lane + block * BLOCK_J == d, samples_counted, tl.where(block == 0, column_sums, 0.0)
+                    )
                     if STAGE_SUMS:
                         place = offset64(offset64(batch, sum_splits) + slot, sum_blocks) + block
                         tl.store(sums_ptr + offset64(place, BLOCK_J) + lane, value)
@@ -418,7 +421,7 @@ def gram_kernel(
                     first_slot = tile
                     if program >= head_programs:  # pieces of a tail's tile are neighbours
                         within = (program - head_programs) % group_shares
-                        steps = tl.cdiv(n_rows, BLOCK_N)
+                        steps = tl.cdiv(n_samples, BLOCK_N)
                         begin_tile = within * share // steps * steps
                         first_share = begin_tile // share
                         piece = within - first_share
@@ -459,8 +462,8 @@ def gram_kernel(
     elif HAS_ONES and not ONE_TILE:
         block = (program - products) % sum_blocks
         split = (program - products) // sum_blocks
-        start = split * sum_rows
-        stop = start + tl.minimum(sum_rows, n_rows - start)
+        start = split * samples_per_sum
+        stop = start + tl.minimum(samples_per_sum, n_samples - start)
         g_blocks = tl.cdiv(m, BLOCK_J)
         lane = tl.arange(0, BLOCK_J)
         x_block = block

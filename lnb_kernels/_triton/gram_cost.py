@@ -1,7 +1,7 @@
 """What launches of the Gram kernel cost, by a model: the launcher picks splits by it, ``bench/roofline.py`` prints it.
 
-A part of a launch is so many programs of so many rows each. It takes whole turns: as many as the busiest multiprocessor
-works off, each as long as the FLOPs of those rows of a whole tile (padding included) or their bytes from L2, and 1 us
+A part of a launch is a number of programs of some samples each. It takes whole turns: as many as the busiest multiprocessor
+needs, each as long as the FLOPs of those samples of a whole tile (padding included) or their bytes from L2, and 1 us
 to fill the pipeline for every tile that a program begins. Programs that share a multiprocessor share its rates, so
 turns follow one another whether they overlap or not; sharing hides latency, which bounds small tiles. All parts
 together take at least as long as the bytes from memory; then partial tiles are written and read, and the launch costs 4 us.
@@ -37,7 +37,7 @@ def programs_per_multiprocessor(
     """Programs of the Gram kernel that share a multiprocessor, by registers and shared memory of the compiled code.
 
     ``bench/codegen.py --check`` compares with every compiled configuration. ``staged`` kernels only store their
-    accumulators; the epilogue of the others, like addresses of single elements where rows are not ``aligned``, takes so
+    accumulators; the epilogue of the others, like addresses of single elements where samples are not ``aligned``, takes so
     many registers that a tile of 128 x 128 has a multiprocessor for itself; so do, on sm_100, the sums of columns that the
     programs of a ``whole`` matrix form.
     """
@@ -49,8 +49,8 @@ def programs_per_multiprocessor(
 
 
 @dataclass(frozen=True)
-class Work:
-    """``programs`` of ``rows`` rows of a tile ``block_i x block_j`` each, ``block_n`` rows a step.
+class Part:
+    """``programs`` over ``samples`` samples of a tile ``block_i x block_j`` each, ``block_n`` samples a step.
 
     ``together`` programs share a multiprocessor; ``partials`` tiles go to the workspace, for a second kernel. Where
     there are more of these than programs, programs end one tile and begin another. A ``whole`` matrix in one tile is
@@ -58,7 +58,7 @@ class Work:
     """
 
     programs: int
-    rows: int
+    samples: int
     block_i: int
     block_j: int
     block_n: int
@@ -72,9 +72,9 @@ class Work:
         full, rest = divmod(self.programs, self.together * arch.multiprocessors)
         turns = full * self.together + math.ceil(rest / arch.multiprocessors)
         everywhere = turns * arch.multiprocessors
-        flops = everywhere * 2 * self.rows * self.block_i * self.block_j
+        flops = everywhere * 2 * self.samples * self.block_i * self.block_j
         columns = self.block_j if self.whole else self.block_i + self.block_j
-        loaded = everywhere * self.itemsize * self.rows * columns
+        loaded = everywhere * self.itemsize * self.samples * columns
         rate = arch.half_rate if self.itemsize == 2 else (arch.tf32_rate or arch.ieee_rate)
         return flops / (REACHED * rate), loaded / (L2_OVER_MEMORY * arch.memory_rate)
 
@@ -83,7 +83,7 @@ class Work:
         arithmetic, l2 = self.bounds(arch)
         waves = math.ceil(self.programs / (self.together * arch.multiprocessors))
         begun = 2 if self.partials > self.programs else 1
-        latency = waves * math.ceil(self.rows / self.block_n) * STEP
+        latency = waves * math.ceil(self.samples / self.block_n) * STEP
         return max(arithmetic, latency, 0.0 if multicast else l2) + waves * begun * FILL
 
     def partial_bytes(self) -> int:
@@ -99,8 +99,8 @@ class Prediction:
     bound: str
 
 
-def predict(parts: Sequence[Work], memory_bytes: float, arch: Arch, multicast: bool = False) -> Prediction:
-    """The time of launches that work off ``parts`` one after the other."""
+def predict(parts: Sequence[Part], memory_bytes: float, arch: Arch, multicast: bool = False) -> Prediction:
+    """The time of launches that compute ``parts`` one after the other."""
     parts = [part for part in parts if part.programs]
     bounds = [part.bounds(arch) for part in parts]
     products = sum(part.seconds(arch, multicast) for part in parts)

@@ -18,14 +18,14 @@ from lnb_kernels._triton.descriptors import (
     plane_unit,
     side_by_side,
 )
-from lnb_kernels._triton.gram_cost import Work, loads_take_few_registers, predict, programs_per_multiprocessor
+from lnb_kernels._triton.gram_cost import Part, loads_take_few_registers, predict, programs_per_multiprocessor
 from lnb_kernels._triton.gram_tail import Tail, cut_tail
 from lnb_kernels._triton.launch import on_device
 from lnb_kernels._triton.precision import input_precision
 
 WORKSPACE_BYTES = 288 << 20  # splits are limited so that partial tiles never take more; two of each fit up to d = 8192
 FINISH_ROWS, FINISH_CHUNK = 8, 4  # of a tile, and parts, that are added at a time: 16 elements a thread in every tile
-MAX_ROWS = (1 << 31) - (1 << 16)  # of one launch: row counters are int32, offsets int64
+MAX_SAMPLES = (1 << 31) - (1 << 16)  # of one launch: sample counters are int32, offsets int64
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class GramPlan:
     sum_blocks: int  # blocks of block_j columns of G and of [X 1]
     head: int  # tiles of `splits` programs each; the others are the tail
     splits: int
-    rows_per_split: int
+    samples_per_split: int
     staged: bool  # whether tiles of the head go through the workspace: always if there are several splits
     tail: Tail
     sum_splits: int  # programs of a block of column sums
-    sum_rows: int
+    samples_per_sum: int
 
     @property
     def products(self) -> int:
@@ -83,7 +83,7 @@ def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tupl
     """``(block_i, block_j, block_n, num_warps, num_stages)``, the shipped configurations of the product loop.
 
     A tile of 128 x 128 keeps 64 accumulators per thread (8 warps); a smaller matrix gets the next power of two. From
-    Hopper on, wide matrices of 16-bit rows take 256 x 128, which reads a quarter fewer bytes from L2 per product;
+    Hopper on, wide matrices of 16-bit samples take 256 x 128, which reads a quarter fewer bytes from L2 per product;
     narrow ones would lose more to what such tiles cover above the diagonal. Their accumulators leave no registers for
     an epilogue, so they are staged (:func:`gram_plan`). The pipeline is as deep as
     shared memory allows for the programs that share a multiprocessor, at most 4; on AMD 2, as its loads are pipelined
@@ -104,9 +104,9 @@ def tile_config(d: int, itemsize: int, arch: Arch, square: bool = False) -> tupl
 
 
 def _even(n: int, splits: int, block_n: int) -> tuple[int, int]:
-    """``(splits, rows of each)`` of about ``splits`` equal parts of ``n`` rows, in whole steps of ``block_n``."""
-    rows = math.ceil(max(1, math.ceil(n / block_n)) / splits) * block_n
-    return max(1, math.ceil(n / rows)), rows
+    """``(splits, samples of each)`` of about ``splits`` equal parts of ``n`` samples, in whole steps of ``block_n``."""
+    samples = math.ceil(max(1, math.ceil(n / block_n)) / splits) * block_n
+    return max(1, math.ceil(n / samples)), samples
 
 
 def _geometry(
@@ -122,7 +122,7 @@ def _geometry(
     tiles: int,
     tiles_of_g: int,
 ) -> tuple[int, int, int, bool, Tail] | None:
-    """``(head, splits, rows_per_split, staged, tail)`` of the least predicted time.
+    """``(head, splits, samples_per_split, staged, tail)`` of the least predicted time.
 
     None if no workspace is large enough for tall tiles of ``S``. The time is that of :mod:`lnb_kernels._triton.gram_cost`.
     Without a tail, or for several matrices, all tiles are alike. Else the head is nothing, what fills whole waves, or all
@@ -141,7 +141,7 @@ def _geometry(
     candidates: list[tuple[float, tuple[int, int, int, bool, Tail]]] = []
 
     def consider(head: int, splits: int, staged: bool, programs: int) -> None:
-        splits, rows = _even(n, splits, block_n)
+        splits, samples = _even(n, splits, block_n)
         cut = cut_tail(tiles - head, programs, steps)
         if cut is None:
             return
@@ -151,18 +151,18 @@ def _geometry(
             return
         shape = block_i, block_j, block_n
         parts = [
-            Work(
+            Part(
                 head * splits * batch,
-                rows,
+                samples,
                 *shape,
                 together[staged or shares > 0],
                 staged_head * batch,
                 itemsize,
                 whole,
             ),
-            Work(shares * batch, cut.share * block_n, *shape, together[True], pieces * batch, itemsize, whole),
+            Part(shares * batch, cut.share * block_n, *shape, together[True], pieces * batch, itemsize, whole),
         ]
-        candidates.append((predict(parts, memory, arch).seconds, (head, splits, rows, staged, cut)))
+        candidates.append((predict(parts, memory, arch).seconds, (head, splits, samples, staged, cut)))
 
     most = max(1, min(steps, limit // tiles))
     fitting = {slots * waves // (tiles * batch) for waves in range(1, 9)}  # splits that fill whole waves
@@ -254,7 +254,7 @@ def launch_gram(
     from lnb_kernels._triton.gram import gram_kernel
 
     unit, units = 0, 0
-    if x.dim() == 4:  # in place of rows the kernel takes images
+    if x.dim() == 4:  # in place of a matrix the kernel takes images
         unit = plane_unit(x)
         units = x.shape[2] // unit
     batch, n, d = x.shape[0], x.shape[1:-1].numel(), x.shape[-1]
@@ -262,9 +262,9 @@ def launch_gram(
     arch = arch_of(x.device)
     itemsize = 4 if weights is not None else x.element_size()
     a = g if g is not None else x if other is None else other
-    g_rows = a.unsqueeze(0) if a.dim() == 2 else a
+    g_samples = a.unsqueeze(0) if a.dim() == 2 else a
     copied = weights is None and d > 1 and arch.bulk_copies and unit == 0
-    descriptors = copied and copies_in_blocks(x) and copies_in_blocks(g_rows)
+    descriptors = copied and copies_in_blocks(x) and copies_in_blocks(g_samples)
     aligned = loads_take_few_registers(unit == 0 and loads_in_vectors(x), descriptors, arch)
     tail = weights is None  # weighted operands take the registers that a share of the tail needs
     if plan is None:
@@ -288,7 +288,7 @@ def launch_gram(
         blocks = (
             block_descriptor(x, plan.block_n, plan.block_i),
             block_descriptor(x, plan.block_n, plan.block_j),
-            block_descriptor(g_rows, plan.block_n, plan.block_i),
+            block_descriptor(g_samples, plan.block_n, plan.block_i),
         )
     options: dict[str, int] = {}
     if arch.bulk_copies and plan.staged:
@@ -305,14 +305,14 @@ def launch_gram(
     with on_device(x), arrival_counters(x, batch * counted if staged else 0) as counters:
         gram_kernel[(programs * batch,)](
             x, a, w_or_x, *blocks, s, c_or_s, out_weight, out_bias, partial, sums, counters,
-            n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.rows_per_split, cut.programs,
-            cut.share, cut.tiles, cut.shares, cut.pieces, cut.common, plan.partials, sum_splits, plan.sum_rows,
+            n, d, m, plan.tiles, sum_blocks, plan.head, plan.splits, plan.samples_per_split, cut.programs,
+            cut.share, cut.tiles, cut.shares, cut.pieces, cut.common, plan.partials, sum_splits, plan.samples_per_sum,
             programs, plan.fan, plan.tile_counters, units, alpha, beta,
             x.stride(0), x.stride(1), stride_c, a.stride(-2), w_or_x.stride(0),
             s.stride(0), s.stride(1), c_or_s.stride(0), c_or_s.stride(1),
             HAS_G=g is not None, PAIR=other is not None, HAS_WEIGHTS=weights is not None, HAS_ONES=ones,
             HAS_C=c is not None, STAGE_HEAD=plan.staged, STAGE_SUMS=staged, HAS_TAIL=cut.groups > 0, DESCRIPTORS=descriptors,
-            ROWS_FIRST=descriptors and side_by_side(x), PLANES=unit, ONE_TILE=one_tile,
+            SAMPLES_FIRST=descriptors and side_by_side(x), PLANES=unit, ONE_TILE=one_tile,
             BLOCK_I=plan.block_i, BLOCK_J=plan.block_j, BLOCK_N=plan.block_n, ROWS=FINISH_ROWS, CHUNK=FINISH_CHUNK,
             PRECISION=input_precision(arch), num_warps=plan.num_warps, num_stages=plan.num_stages, **options,
         )  # fmt: skip

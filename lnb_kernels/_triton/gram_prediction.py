@@ -11,7 +11,7 @@ import math
 
 from lnb_kernels._triton.arch import Arch
 from lnb_kernels._triton.crossover import power_of_two
-from lnb_kernels._triton.gram_cost import LAUNCH, Prediction, Work, predict, programs_per_multiprocessor
+from lnb_kernels._triton.gram_cost import LAUNCH, Part, Prediction, predict, programs_per_multiprocessor
 from lnb_kernels._triton.gram_launch import GramPlan, gram_plan
 
 
@@ -22,7 +22,7 @@ def library(n: int, d: int, m: int, arch: Arch, multicast: bool = False, itemsiz
     memory = itemsize * (n * (d + m) + d * m)
     step = 128 // itemsize
     plans = [
-        [Work(tiles * splits, math.ceil(n / splits), rows, columns, step, 1, tiles * splits if splits > 1 else 0, itemsize)]
+        [Part(tiles * splits, math.ceil(n / splits), rows, columns, step, 1, tiles * splits if splits > 1 else 0, itemsize)]
         for splits in range(1, 9)
     ]  # fmt: skip
     return min((predict(plan, memory, arch, multicast) for plan in plans), key=lambda prediction: prediction.seconds)
@@ -42,10 +42,10 @@ def gram(
     first, shares = plan.head * plan.splits, plan.tail.programs
     staged = first if plan.staged else 0
     parts = [
-        Work(
-            first * blocks, plan.rows_per_split, *shape, together(plan.staged or shares > 0), staged * blocks, itemsize, whole
+        Part(
+            first * blocks, plan.samples_per_split, *shape, together(plan.staged or shares > 0), staged * blocks, itemsize, whole
         ),
-        Work(
+        Part(
             shares * blocks, plan.tail.share * plan.block_n, *shape, together(True), (plan.partials - staged) * blocks, itemsize,
             whole,
         ),
@@ -63,7 +63,7 @@ def fused_backward_pays(n: int, d: int, m: int, itemsize: int, arch: Arch) -> bo
     has the library's large tiles. So it pays where the pass over ``X`` or the launches are what takes the time.
 
     Args:
-        n, d, m: rows of ``X``, its columns, and those of ``G``.
+        n, d, m: samples, the rows of ``X``, its columns, and those of ``G``.
         itemsize: bytes of an element of either.
         arch: what it runs on: its rates decide.
     """

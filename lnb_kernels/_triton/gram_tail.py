@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tail:
-    """``groups`` of ``tiles`` tiles of ``steps`` row steps each, laid end to end and cut into ``shares`` of ``share`` steps.
+    """``groups`` of ``tiles`` tiles, each of ``steps`` steps over the samples; a group is cut into ``shares`` of ``share`` steps.
 
     With 72 tiles for 132 multiprocessors, six tiles make eleven shares: ``|a a b|b b c|...``; a tile is summed from two or
     three pieces, and every multiprocessor has 6/11 of a tile to do.
@@ -32,7 +32,7 @@ class Tail:
 
     @property
     def pieces(self) -> int:
-        """Into how many the ends of tiles and shares cut a group."""
+        """How many pieces the ends of tiles and shares cut a group into."""
         return self.shares + self.tiles - 1 - (self.tiles * self.steps - 1) // self.common
 
 

@@ -29,8 +29,8 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager[Any]:
 class Launches:
     """The launches of one op, compiled and loaded all before the first of them is made.
 
-    A launch that writes in place cannot be taken back where a later one turns out not to compile: what takes over then would
-    do the work of the first a second time.
+    A launch that writes in place cannot be taken back where a later one turns out not to compile: what takes over would then
+    repeat what the first has done.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Launches:
         self._scratch = 0
 
     def add(self, kernel: Any, programs: int, *args: Any, **kwargs: Any) -> None:
-        """One more, of ``programs`` programs."""
+        """Add a launch of ``programs`` programs."""
         self._launches.append((kernel, programs, args, kwargs))
 
     def scratch(self, programs: int, size: int) -> Scratch:
@@ -48,7 +48,7 @@ class Launches:
         return Scratch(programs, size)
 
     def make(self, device: torch.device) -> None:
-        """All of them, in their order, on ``device``."""
+        """Make all launches, in their order, on ``device``."""
         memory = torch.empty(self._scratch, dtype=torch.float32, device=device)
         for i, (kernel, programs, args, kwargs) in enumerate(self._launches):
             self._launches[i] = (kernel, programs, tuple(_filled(value, memory) for value in args), kwargs)
@@ -71,13 +71,14 @@ def _filled(value: Any, memory: torch.Tensor) -> Any:
 
 
 def _load(compiled: Any) -> None:
-    """Load a kernel onto the current device, where it may turn out to need more than there is."""
+    """Load a kernel onto the current device, where it may turn out to need more than the device has."""
     if isinstance(compiled, CompiledKernel):
         compiled.run  # noqa: B018 - which loads it
 
 
 def register_limit(registers: int, arch: Arch) -> dict[str, int]:
-    """The launch option by which a thread may take so many; else NVIDIA's compiler spills a few to fit more programs."""
+    """The launch option that lets a thread take this many registers; else NVIDIA's compiler spills a few to fit more
+    programs."""
     return {} if arch.name == "gfx942" else {"maxnreg": registers}
 
 
@@ -112,8 +113,8 @@ def compiles_or_unavailable(kernel: str) -> Callable[[Callable[P, R]], Callable[
 def _raised_by_triton(error: Exception) -> bool:
     """Whether ``error`` says that Triton cannot compile or load a kernel.
 
-    The innermost call from this package must be one into Triton, be it that Triton then called someone else, as a compiler or
-    the file system. A programming error of this package would otherwise look like a kernel that does not compile, and be passed
+    The innermost call from this package must be one into Triton, whether or not Triton went on to call a compiler or the file
+    system. A programming error of this package would otherwise look like a kernel that does not compile, and be passed
     over in silence, slowly.
     """
     if isinstance(error, (ValueError, TypeError, torch.OutOfMemoryError, torch.AcceleratorError, KernelUnavailable)):

@@ -10,7 +10,7 @@ import triton.language as tl
 def offset64(index, stride):
     """``index * stride`` in int64: widened BEFORE the multiply, so that it does not wrap at 2^31 elements.
 
-    Every offset of a kernel that grows with the number of rows, batches or pixels goes through this function.
+    Every offset of a kernel that grows with the number of samples, batches or pixels goes through this function.
     """
     return tl.cast(index, tl.int64) * tl.cast(stride, tl.int64)
 

@@ -1,4 +1,4 @@
-"""Rows of convolution patches, gathered from the image as a kernel needs them: implicit im2col."""
+"""Convolution patches, gathered from the image as a kernel needs them: implicit im2col."""
 
 from __future__ import annotations
 

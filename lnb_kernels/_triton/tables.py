@@ -1,6 +1,6 @@
 """Lists of tensors for one launch: a table of addresses and sizes in the memory of the device, which programs look up.
 
-Triton's launches take no lists. A table is a list of integers: for each item the first of the programs that work for it, and
+Triton's launches take no lists. A table is a list of integers: for each item the first of the programs that serve it, and
 then ``FIELDS`` numbers of each. Between two refreshes a step reads and writes the same memory every time, so its tables are
 copied to the device once, and found again by their content.
 """
@@ -22,12 +22,12 @@ from lnb_kernels._triton.crossover import power_of_two
 MOST_ITEMS = 1024
 """Items of one table: every program reads where each of them begins."""
 
-_FAR = 2**62  # where items begin that there are not
+_FAR = 2**62  # where items that do not exist begin
 
 
 @triton.jit
 def item_of(table_ptr, program, ITEMS: tl.constexpr):
-    """The item that ``program`` works for, and which of that item's programs it is."""
+    """The item that ``program`` serves, and which of that item's programs it is."""
     firsts = tl.load(table_ptr + tl.arange(0, ITEMS))
     mine = firsts <= program
     item = tl.sum(mine.to(tl.int32), 0) - 1
@@ -81,7 +81,7 @@ class Table:
 
 
 def table_of(rows: Sequence[Sequence[int]], programs: Sequence[int], device: torch.device) -> Table:
-    """A table of at most :data:`MOST_ITEMS` items: their fields, and how many programs work for each."""
+    """A table of at most :data:`MOST_ITEMS` items: their fields, and how many programs serve each."""
     items = power_of_two(len(rows))
     firsts, total = [], 0
     for count in programs:
@@ -92,7 +92,7 @@ def table_of(rows: Sequence[Sequence[int]], programs: Sequence[int], device: tor
 
 
 def on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """``numbers`` there, int64, copied from the host where they are new.
+    """``numbers`` on ``device``, int64, copied from the host where they are new.
 
     While a CUDA graph is captured its kernels write them: a replay would copy from memory of the host that is gone.
     """

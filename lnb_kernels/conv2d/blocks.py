@@ -19,7 +19,8 @@ Moment = Callable[[torch.Tensor, list[int]], torch.Tensor]
 
 
 def taps_of_part(kernel: tuple[int, int], parts: int) -> tuple[int, int] | None:
-    """Rows and columns of each of ``parts`` equal parts of a kernel; None where neither rows nor parts of one are so many."""
+    """Rows and columns of each of ``parts`` equal parts of a kernel; None where neither rows nor parts of a row give that
+    number."""
     rows, columns = kernel
     if rows % parts == 0:
         return rows // parts, columns
@@ -29,7 +30,7 @@ def taps_of_part(kernel: tuple[int, int], parts: int) -> tuple[int, int] | None:
 
 
 def is_cut(conv: Geometry, channels: int, blocks: int) -> bool:
-    """Whether the patches of all groups can be cut into so many equal blocks."""
+    """Whether the patches of all groups can be cut into ``blocks`` equal blocks."""
     if blocks < 1 or blocks % conv.groups:
         return False
     whole = channels % blocks == 0

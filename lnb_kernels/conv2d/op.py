@@ -139,7 +139,7 @@ def conv2d_second_moment(
 ) -> torch.Tensor:
     """Second moment of the patches that a 2-D convolution sees, with a column of ones, per group.
 
-    Rows are the ``N = B * H_out * W_out`` output positions; a row is the zero-padded patch in the order of
+    Samples are the ``N = B * H_out * W_out`` output positions; a sample is the zero-padded patch in the order of
     ``weight.flatten(1)`` (channel, kernel row, kernel column), then 1.
 
     Args:
@@ -179,7 +179,7 @@ def conv2d_cov_matvec(
     groups: int = 1,
     ridge: float = 0.0,
 ) -> torch.Tensor:
-    """``(P~'P~ / N + ridge diag(1..1, 0)) v`` over patch rows ``P`` of a convolution, per output channel, matrix-free.
+    """``(P~'P~ / N + ridge diag(1..1, 0)) v`` over the patches ``P`` of a convolution, per output channel, matrix-free.
 
     ``P~`` is ``P``, or ``[P 1]`` where rows of ``v`` have ``D + 1`` entries. Costs one convolution and one weight
     gradient.

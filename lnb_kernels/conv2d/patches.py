@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lnb_kernels.conv2d.geometry import Geometry
 from lnb_kernels.second_moment.gram import add_gram_, block_edges, mirror_
 
-_ROWS = 2048  # patches per product: enough to run at full speed, few enough to stay in cache
+_PATCHES = 2048  # patches per product: enough to run at full speed, few enough to stay in cache
 
 
 def conv2d_second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
@@ -19,9 +19,9 @@ def conv2d_second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Te
     s = x.new_zeros(conv.groups, d + 1, d + 1)
     moments, sums = s[:, :d, :d], s[:, d, :d]
     edges = [0, d]
-    for samples in x.split(max(1, _ROWS // positions)):
+    for samples in x.split(max(1, _PATCHES // positions)):
         columns = F.unfold(F.pad(samples, conv.padding), conv.kernel, conv.dilation, 0, conv.stride)
-        columns = columns.unflatten(1, (conv.groups, d)).permute(1, 2, 0, 3).flatten(2)  # [groups, D, rows]
+        columns = columns.unflatten(1, (conv.groups, d)).permute(1, 2, 0, 3).flatten(2)  # [groups, D, samples]
         edges = block_edges(columns)
         if conv.groups == 1:
             add_gram_(moments[0], columns[0], columns[0], edges)

@@ -35,7 +35,7 @@ _CHANNELS = 32  # of a tile
 
 @triton.jit
 def depthwise_kernel(
-    x_ptr, s_ptr, partial_ptr, counters_ptr, n_positions, channels, pairs, pair_blocks, blocks, splits, rows_per_split, fan,
+    x_ptr, s_ptr, partial_ptr, counters_ptr, n_positions, channels, pairs, pair_blocks, blocks, splits, samples_per_split, fan,
     tile_counters, height, width, out_area, out_width, stride_n, stride_c, stride_y, stride_x,
     step_y, step_x, pad_top, pad_left, dilation_y, dilation_x,
     KH: tl.constexpr, KW: tl.constexpr, PADDED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -50,8 +50,8 @@ def depthwise_kernel(
     tiles = pair_blocks * blocks
     tile = tl.program_id(0) % tiles
     split = tl.program_id(0) // tiles
-    start = split * rows_per_split
-    stop = start + tl.minimum(rows_per_split, n_positions - start)
+    start = split * samples_per_split
+    stop = start + tl.minimum(samples_per_split, n_positions - start)
     channel = tile // pair_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     pair = tile % pair_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     a, b = lower_tile(pair, TAPS + 1)

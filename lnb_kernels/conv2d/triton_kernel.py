@@ -16,7 +16,7 @@ import torch
 
 from lnb_kernels._triton.crossover import MOST_TAPS, fused_matvec_pays, shifts_pay
 from lnb_kernels._triton.descriptors import in_planes
-from lnb_kernels._triton.gram_launch import MAX_ROWS, launch_gram
+from lnb_kernels._triton.gram_launch import MAX_SAMPLES, launch_gram
 from lnb_kernels._triton.launch import MOST_BLOCKS, compiles_or_unavailable
 from lnb_kernels.conv2d import reference
 from lnb_kernels.conv2d.geometry import Geometry
@@ -33,7 +33,7 @@ def addressable(x: torch.Tensor, conv: Geometry) -> bool:
     out_height, out_width = conv.output(height, width)
     span = 1 + sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
     positions = batch * max(out_height * out_width, height * width)
-    return x.numel() > 0 and span <= MAX_ROWS and positions <= MAX_ROWS and conv.groups <= MOST_BLOCKS
+    return x.numel() > 0 and span <= MAX_SAMPLES and positions <= MAX_SAMPLES and conv.groups <= MOST_BLOCKS
 
 
 def pixels(x: torch.Tensor, groups: int) -> torch.Tensor | None:
@@ -82,10 +82,10 @@ def conv2d_second_moment(x: torch.Tensor, code: list[int], product: torch.dtype 
         x = x.to(product)
     match route(x, conv):
         case "pixels":
-            rows = pixels(x, conv.groups)
-            assert rows is not None
-            s = x.new_empty((conv.groups, rows.shape[-1] + 1, rows.shape[-1] + 1), dtype=torch.float32)
-            launch_gram(rows, s)
+            samples = pixels(x, conv.groups)
+            assert samples is not None
+            s = x.new_empty((conv.groups, samples.shape[-1] + 1, samples.shape[-1] + 1), dtype=torch.float32)
+            launch_gram(samples, s)
             return s
         case "depthwise":
             return second_moment_depthwise(x, conv)

@@ -3,7 +3,7 @@
     S_g = sum over positions [p 1]'[p 1]        p: the zero-padded patch of group g, D entries
 
 The Gram kernel's scheme (:mod:`lnb_kernels._triton.gram`: lower tiles, splits of the positions, mirrored epilogue) with
-rows gathered from the image (:func:`lnb_kernels._triton.patches.patch_entries`) instead of a patch matrix that would be
+samples gathered from the image (:func:`lnb_kernels._triton.patches.patch_entries`) instead of a patch matrix that would be
 ``kh kw`` times as large as the image.
 
 Cost per group with ``T = nb (nb + 1) / 2`` tiles: FLOPs ``2 N BLOCK_D^2 T``; from L2 and L1 ``2 N BLOCK_D T`` gathered
@@ -31,7 +31,7 @@ WIDE = 8  # kernel columns from which a row of a patch, rather than of the image
 
 @triton.jit
 def patch_gram_kernel(
-    x_ptr, s_ptr, partial_ptr, sums_ptr, counters_ptr, n_positions, channels, d, tiles, sum_blocks, splits, rows_per_split,
+    x_ptr, s_ptr, partial_ptr, sums_ptr, counters_ptr, n_positions, channels, d, tiles, sum_blocks, splits, samples_per_split,
     fan, tile_counters, group_stride, height, width, out_area, out_width, stride_n, stride_c, stride_y, stride_x,
     step_y, step_x, pad_top, pad_left, dilation_y, dilation_x,
     KH: tl.constexpr, KW: tl.constexpr, PADDED: tl.constexpr, PLANES: tl.constexpr, BY_TAP: tl.constexpr,
@@ -48,21 +48,21 @@ def patch_gram_kernel(
     tile = tl.program_id(0) % of_split
     split = tl.program_id(0) // of_split % splits
     group = tl.program_id(0) // of_split // splits
-    start = split * rows_per_split
-    stop = start + tl.minimum(rows_per_split, n_positions - start)
+    start = split * samples_per_split
+    stop = start + tl.minimum(samples_per_split, n_positions - start)
     x_ptr += offset64(group, group_stride)
     s_ptr += offset64(group, (d + 1) * (d + 1))
     counters_ptr += offset64(group, tiles * tile_counters + sum_blocks)
     lane = tl.arange(0, BLOCK_D)
-    row_lane = tl.arange(0, BLOCK_N)
+    position_lane = tl.arange(0, BLOCK_N)
     if tile < tiles:
         i, j = lower_tile(tile, tl.cdiv(d, BLOCK_D))
         a_cols, b_cols = i * BLOCK_D + lane, j * BLOCK_D + lane
         a_channel, a_tap = entry(a_cols, channels, TAPS, BY_TAP)
         b_channel, b_tap = entry(b_cols, channels, TAPS, BY_TAP)
         acc = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
-        for row in range(start, stop, BLOCK_N):
-            positions = row + row_lane
+        for position in range(start, stop, BLOCK_N):
+            positions = position + position_lane
             live = (positions < stop)[:, None]
             a = patch_entries(
                 x_ptr, positions, a_channel, a_tap, live & (a_cols < d)[None, :], height, width, out_area, out_width, stride_n,
@@ -96,8 +96,8 @@ def patch_gram_kernel(
         cols = block * BLOCK_D + lane
         channel, tap = entry(cols, channels, TAPS, BY_TAP)
         total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-        for row in range(start, stop, BLOCK_N):
-            positions = row + row_lane
+        for position in range(start, stop, BLOCK_N):
+            positions = position + position_lane
             mask = (positions < stop)[:, None] & (cols < d)[None, :]
             total += patch_entries(
                 x_ptr, positions, channel, tap, mask, height, width, out_area, out_width, stride_n, stride_c,
@@ -123,10 +123,12 @@ def patch_arguments(x: torch.Tensor, conv: Geometry) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def plan(n: int, d: int, itemsize: int, arch: Arch, groups: int, rows: int) -> GramPlan:
-    """Launch geometry: that of the Gram kernel, tiles of at most 64 and few ``rows`` a step, as gathering takes registers."""
+def plan(n: int, d: int, itemsize: int, arch: Arch, groups: int, positions: int) -> GramPlan:
+    """Launch geometry: that of the Gram kernel, tiles of at most 64 and few ``positions`` a step: gathering takes registers."""
     block_i, block_j, block_n, *rest = tile_config(min(d, 64), itemsize, arch)
-    return gram_plan(n, d, 0, itemsize, arch, groups, tail=False, tile=(block_i, block_j, min(block_n, rows), *rest))
+    return gram_plan(
+        n, d, 0, itemsize, arch, groups, tail=False, tile=(block_i, block_j, min(block_n, positions), *rest)
+    )
 
 
 def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
@@ -145,7 +147,7 @@ def second_moment_by_patches(x: torch.Tensor, conv: Geometry) -> torch.Tensor:
     with on_device(x), arrival_counters(x, groups * counted) as counters:
         patch_gram_kernel[((geometry.tiles + sum_blocks) * splits * groups,)](
             x, s, partial, sums, counters, n, channels // groups, d, geometry.tiles, sum_blocks, splits,
-            geometry.rows_per_split, geometry.fan, geometry.tile_counters, channels // groups * x.stride(1),
+            geometry.samples_per_split, geometry.fan, geometry.tile_counters, channels // groups * x.stride(1),
             *patch_arguments(x, conv), KH=conv.kernel[0], KW=conv.kernel[1], PADDED=any(conv.padding),
             PLANES=planes, BY_TAP=x.stride(1) == 1 and conv.kernel != (1, 1),
             BLOCK_D=block, BLOCK_N=geometry.block_n, ROWS=min(block, 1024 // block), CHUNK=FINISH_CHUNK,

@@ -1,4 +1,4 @@
-"""Matrix-free product of the regularised covariance of feature rows with vectors."""
+"""Matrix-free product of the regularised covariance of samples with vectors."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lnb_kernels import _autocast, _backend, _checks
-from lnb_kernels._rows import as_rows
+from lnb_kernels._matrix import as_matrix
 from lnb_kernels.cov_matvec import reference
 
 _backend.register("cov_matvec", reference.cov_matvec, triton="lnb_kernels.cov_matvec.triton_kernel:cov_matvec")
@@ -37,14 +37,14 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.
     if ctx.needs_input_grad[0]:
         d = x.shape[-1]
         accumulate = _checks.accumulation_dtype(torch.promote_types(x.dtype, v.dtype))
-        rows = as_rows(x).to(accumulate)
-        left = as_rows(v).to(accumulate)
-        right = as_rows(grad).to(accumulate)
-        left_rows, right_rows = rows @ left[:, :d].t(), rows @ right[:, :d].t()  # [N, m]
+        samples = as_matrix(x).to(accumulate)
+        left = as_matrix(v).to(accumulate)
+        right = as_matrix(grad).to(accumulate)
+        left_products, right_products = samples @ left[:, :d].t(), samples @ right[:, :d].t()  # [N, m]
         if v.shape[-1] > d:
-            left_rows, right_rows = left_rows + left[:, d], right_rows + right[:, d]
-        grad_rows = (left_rows @ right[:, :d] + right_rows @ left[:, :d]) / max(rows.shape[0], 1)
-        grad_x = grad_rows.view(x.shape).to(x.dtype)
+            left_products, right_products = left_products + left[:, d], right_products + right[:, d]
+        grad_samples = (left_products @ right[:, :d] + right_products @ left[:, :d]) / max(samples.shape[0], 1)
+        grad_x = grad_samples.view(x.shape).to(x.dtype)
     if ctx.needs_input_grad[1]:
         grad_v = _cov_matvec(x, grad, ctx.ridge)
     return grad_x, grad_v, None
@@ -57,10 +57,10 @@ def cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float = 0.0) -> torch.Te
     """``(X~'X~ / N + ridge diag(1..1, 0)) v`` for each row of ``v``, without forming the matrix.
 
     ``X~`` is ``X``, or ``[X 1]`` where rows of ``v`` have ``d + 1`` entries; the bias entry (the last) is not
-    regularised. Costs ``4 N d m`` FLOPs. With zero rows the product is ``ridge v`` (and 0 on the bias).
+    regularised. Costs ``4 N d m`` FLOPs. With zero samples the product is ``ridge v`` (and 0 on the bias).
 
     Args:
-        x: feature rows ``[..., d]``; all leading dimensions are rows.
+        x: samples ``[..., d]``; all leading dimensions are samples.
         v: vectors ``[..., d]`` or ``[..., d+1]``; all leading dimensions are vectors.
         ridge: finite number >= 0, added to the diagonal of the weights.
 

@@ -2,14 +2,14 @@
 
     out = X~'(X~ v') / N + ridge v        X~ = X or [X 1], v [m, d or d+1]
 
-Tile scheme. A program owns a slice of the rows and takes it slab by slab. For the rows of a slab it forms
+Tile scheme. A program owns a slice of the samples and takes it slab by slab. For the samples of a slab it forms
 ``y = x v' + v_b`` (kept in scratch), then adds ``y' x`` to its partial result, chunk by chunk of the features; the
-second use of a row comes from L2, as all slabs in flight fit half of it. :func:`finish_kernel` adds the partial results
+second use of a sample comes from L2, as all slabs in flight fit half of it. :func:`finish_kernel` adds the partial results
 in a fixed order, divides by ``N`` and regularises. Products run in tf32 arithmetic (16-bit ``x`` is exact in it) under
 the precision of :mod:`lnb_kernels._triton.precision`.
 
 Bytes: ``N d size`` from memory; from L2 ``2 N d size``, and ``8 m d`` per slab for the partial result; ``4 splits m d``
-to finish. FLOPs: ``4 N d m`` with ``m`` rounded up to a power of two. Many neurons, or rows too wide for slabs, go to
+to finish. FLOPs: ``4 N d m`` with ``m`` rounded up to a power of two. Many neurons, or samples too wide for slabs, go to
 two plain products (:func:`lnb_kernels._triton.crossover.fused_matvec_pays`).
 """
 
@@ -23,7 +23,7 @@ import triton.language as tl
 
 from lnb_kernels._triton.arch import Arch, arch_of
 from lnb_kernels._triton.crossover import fused_matvec_pays, power_of_two
-from lnb_kernels._triton.gram_launch import MAX_ROWS
+from lnb_kernels._triton.gram_launch import MAX_SAMPLES
 from lnb_kernels._triton.launch import compiles_or_unavailable, on_device
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.precision import input_precision
@@ -34,17 +34,17 @@ PROGRAMS = 2  # per multiprocessor: enough loads in flight to reach the rate of 
 
 @triton.jit
 def cov_matvec_kernel(
-    x_ptr, v_ptr, partial_ptr, y_ptr, n_rows, m, d, size, rows_per_split, slab, stride_xr, stride_xc, stride_v,
+    x_ptr, v_ptr, partial_ptr, y_ptr, n_samples, m, d, size, samples_per_split, slab, stride_xr, stride_xc, stride_v,
     BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Partial ``X~'(X~ v')`` of one slice of the rows; grid ``(splits,)``.
+    """Partial ``X~'(X~ v')`` of one slice of the samples; grid ``(splits,)``.
 
     ``partial`` ``[splits, m, size]``, scratch ``y`` ``[splits, slab, BLOCK_M]``, fp32; ``slab`` a multiple of
     ``BLOCK_N``.
     """
     split = tl.program_id(0)
-    start = split * rows_per_split
-    stop = start + tl.minimum(rows_per_split, n_rows - start)
+    start = split * samples_per_split
+    stop = start + tl.minimum(samples_per_split, n_samples - start)
     neuron = tl.arange(0, BLOCK_M)
     lane = tl.arange(0, BLOCK_N)
     chunk = tl.arange(0, BLOCK_C)
@@ -56,32 +56,32 @@ def cov_matvec_kernel(
         bias = tl.load(v_base + d, mask=neuron < m, other=0.0).to(tl.float32)
     acc_bias = tl.zeros((BLOCK_M,), tl.float32)
     for first in range(start, stop, slab):
-        rows = tl.minimum(slab, stop - first)
-        for row in range(0, rows, BLOCK_N):
-            live = lane < rows - row
-            x_rows = x_ptr + offset64(first + row + lane, stride_xr)
-            # A row that is not there still has the bias: its y is set to zero.
+        samples = tl.minimum(slab, stop - first)
+        for sample in range(0, samples, BLOCK_N):
+            live = lane < samples - sample
+            x_samples = x_ptr + offset64(first + sample + lane, stride_xr)
+            # A sample that is not there still has the bias: its y is set to zero.
             y = tl.where(live[:, None], bias[None, :], 0.0)  # [BLOCK_N, BLOCK_M]
             for col in range(0, d, BLOCK_C):
                 cols = col + chunk
                 mask = live[:, None] & (cols < d)[None, :]
-                x = tl.load(x_rows[:, None] + offset64(cols, stride_xc)[None, :], mask=mask, other=0.0)
+                x = tl.load(x_samples[:, None] + offset64(cols, stride_xc)[None, :], mask=mask, other=0.0)
                 v = tl.load(
                     v_base[None, :] + cols[:, None], mask=(neuron < m)[None, :] & (cols < d)[:, None], other=0.0
                 )
                 y = tl.dot(x.to(tl.float32), v.to(tl.float32), y, input_precision=PRECISION)
             acc_bias += tl.sum(y, 0)
-            tl.store(y_ptrs + row * BLOCK_M, y)
+            tl.store(y_ptrs + sample * BLOCK_M, y)
         tl.debug_barrier()  # y was written by other threads of this program
         for col in range(0, d, BLOCK_C):
             cols = col + chunk
             out_mask = (neuron < m)[:, None] & (cols < d)[None, :]
             acc = tl.load(out[:, None] + cols[None, :], mask=out_mask & (first > start), other=0.0)
-            for row in range(0, rows, BLOCK_N):
-                mask = (lane < rows - row)[:, None] & (cols < d)[None, :]
-                x_rows = x_ptr + offset64(first + row + lane, stride_xr)
-                x = tl.load(x_rows[:, None] + offset64(cols, stride_xc)[None, :], mask=mask, other=0.0)
-                y = tl.load(y_ptrs + row * BLOCK_M)
+            for sample in range(0, samples, BLOCK_N):
+                mask = (lane < samples - sample)[:, None] & (cols < d)[None, :]
+                x_samples = x_ptr + offset64(first + sample + lane, stride_xr)
+                x = tl.load(x_samples[:, None] + offset64(cols, stride_xc)[None, :], mask=mask, other=0.0)
+                y = tl.load(y_ptrs + sample * BLOCK_M)
                 acc = tl.dot(tl.trans(y), x.to(tl.float32), acc, input_precision=PRECISION)
             tl.store(out[:, None] + cols[None, :], acc, mask=out_mask)
         tl.debug_barrier()  # y is overwritten next
@@ -96,7 +96,7 @@ def finish_kernel(
 ):  # fmt: skip
     """``out = inverse_count * sum over splits + ridge v``, no ridge on the bias; grid ``(blocks of BLOCK elements, groups)``.
 
-    ``partial`` ``[groups, splits, m, size]``; ``out`` ``[groups m, size]`` contiguous; ``v`` likewise with row stride.
+    ``partial`` ``[groups, splits, m, size]``; ``out`` ``[groups m, size]`` contiguous; ``v`` likewise with a row stride.
     """
     group = tl.program_id(1)
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -114,22 +114,22 @@ def finish_kernel(
 
 
 def tile_config(d: int, m: int) -> tuple[int, int, int]:
-    """``(block_m, block_c, block_n)``: more neurons take fewer rows, so that operands in three tf32 parts fit registers."""
+    """``(block_m, block_c, block_n)``: more neurons take fewer samples, so that operands in three tf32 parts fit registers."""
     block_m = power_of_two(m)
     return block_m, min(power_of_two(d), 32), 64 if block_m == 16 else 32
 
 
-def slab_rows(d: int, itemsize: int, block_n: int, arch: Arch) -> int:
-    """Rows that a program uses twice in a row: all programs' slabs fill half of L2, at most 512 rows."""
+def slab_samples(d: int, itemsize: int, block_n: int, arch: Arch) -> int:
+    """Samples that a program uses twice in succession: all programs' slabs fill half of L2, at most 512 samples."""
     fitting = arch.l2_bytes // (2 * PROGRAMS * arch.multiprocessors * d * itemsize)
     return max(1, min(512, fitting) // block_n) * block_n
 
 
-def split_rows(n: int, block_n: int, groups: int, arch: Arch) -> tuple[int, int]:
-    """``(splits, rows_per_split)``: ``PROGRAMS`` slices per multiprocessor over all groups, but none of less than 4 blocks."""
+def split_samples(n: int, block_n: int, groups: int, arch: Arch) -> tuple[int, int]:
+    """``(splits, samples_per_split)``: ``PROGRAMS`` slices per multiprocessor over all groups, but none of less than 4 blocks."""
     wanted = max(1, min(math.ceil(n / (4 * block_n)), math.ceil(PROGRAMS * arch.multiprocessors / groups)))
-    rows_per_split = math.ceil(math.ceil(n / wanted) / block_n) * block_n
-    return math.ceil(n / rows_per_split), rows_per_split
+    samples_per_split = math.ceil(math.ceil(n / wanted) / block_n) * block_n
+    return math.ceil(n / samples_per_split), samples_per_split
 
 
 def finish(partial: torch.Tensor, v: torch.Tensor, d: int, count: int, ridge: float) -> torch.Tensor:
@@ -147,18 +147,18 @@ def cov_matvec(x: torch.Tensor, v: torch.Tensor, ridge: float = 0.0) -> torch.Te
     """``(X~'X~ / N + ridge diag(1..1, 0)) v`` for ``x`` ``[.., d]`` and ``v`` ``[.., d or d+1]``."""
     n, d, size = x.shape[:-1].numel(), x.shape[-1], v.shape[-1]
     m = v.shape[:-1].numel()
-    if v.dtype == torch.float64 or not 0 < n <= MAX_ROWS or d == 0 or not fused_matvec_pays(d, m):
+    if v.dtype == torch.float64 or not 0 < n <= MAX_SAMPLES or d == 0 or not fused_matvec_pays(d, m):
         return reference.cov_matvec(x, v, ridge)
-    rows, vectors = x.reshape(n, d), v.reshape(m, size).contiguous()
+    samples, vectors = x.reshape(n, d), v.reshape(m, size).contiguous()
     arch = arch_of(x.device)
     block_m, block_c, block_n = tile_config(d, m)
-    slab = slab_rows(d, x.element_size(), block_n, arch)
-    splits, rows_per_split = split_rows(n, block_n, 1, arch)
+    slab = slab_samples(d, x.element_size(), block_n, arch)
+    splits, samples_per_split = split_samples(n, block_n, 1, arch)
     partial = x.new_empty((1, splits, m, size), dtype=torch.float32)
     y = x.new_empty((splits, slab, block_m), dtype=torch.float32)
     with on_device(x):
         cov_matvec_kernel[(splits,)](
-            rows, vectors, partial, y, n, m, d, size, rows_per_split, slab, rows.stride(0), rows.stride(1), vectors.stride(0),
+            samples, vectors, partial, y, n, m, d, size, samples_per_split, slab, *samples.stride(), vectors.stride(0),
             BIAS=size > d, BLOCK_M=block_m, BLOCK_C=block_c, BLOCK_N=block_n, PRECISION=input_precision(arch),
             num_warps=4 if block_m == 16 else 8, num_stages=3,
         )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from lnb_kernels import _backend
 from lnb_kernels._library import define_in_place
-from lnb_kernels._writes import require_mutable, require_one_kind, require_writable
+from lnb_kernels._writes import require_mutable, require_one_kind
 from lnb_kernels.fused_step import apply_checks, apply_reference
 from lnb_kernels.fused_step.apply_arguments import AdamRule, Biases, Others, Weights
-from lnb_kernels.fused_step.apply_entries import LISTS, WRITTEN
+from lnb_kernels.fused_step.apply_entries import LISTS, WRITTEN, Numbers, entries_of
 
 
 def apply_(
@@ -44,13 +43,14 @@ def apply_(
     direction is not finite only decays. Arithmetic is in float32, or float64 where a float64 tensor takes part.
 
     Args:
-        weights, biases, others: what moves, all on one device. Nothing that is written may share memory with anything else.
-        scales: ``[n]``, one factor per layer and other parameter, in float64 (float32 on devices without it).
+        weights, biases, others: the parameters to move, all on one device. Nothing that is written may share memory with
+        anything else. scales: ``[n]``, one factor per layer and other parameter, in float64 (float32 on devices without it).
         lr: learning rate of each parameter group: a number or a tensor ``[]`` (read on its device: a captured CUDA graph
             follows its changes).
         weight_decay: likewise, as many.
         rule: of ``others``; None where there are none.
-        shorter: None, or ``[n]`` beside ``scales`` and of its dtype: by what a step multiplies the weights of a layer beside.
+        shorter: None, or ``[n]`` beside ``scales`` and of its dtype: the factors by which a step also multiplies the weights
+        of a layer.
             Entries of other parameters are not read.
         ok: bool tensor ``[]`` on the same device. Nothing is written where it is False; the host does not wait for it.
 
@@ -68,21 +68,20 @@ def apply_(
     _apply(*given.values())
 
 
-def _kernel(params: Sequence[Tensor], *args: Any) -> None:
-    require_mutable(dict(zip(WRITTEN, (params, *args), strict=False)))
-    _backend.call("fused_step_apply_", params[0], params, *args)
-
-
-@functools.wraps(apply_reference.apply_)
-def _by_reference(*args: Any) -> None:
-    """The reference, which refuses what the kernel refuses."""
-    require_writable(dict(zip(LISTS, args, strict=False)), WRITTEN)
-    apply_reference.apply_(*args)
+def _kernel(*args: Any) -> None:
+    lists = dict(zip(LISTS, args, strict=False))
+    require_mutable({name: lists[name] for name in WRITTEN})
+    mastered, places, groups, scales, shorter, shares, corrections, *rates, rule, ok = args[len(LISTS) :]
+    lr, weight_decay = (list(zip(*pair, strict=True)) for pair in (rates[:2], rates[2:]))
+    finite = lists["finite"][0] if lists["finite"] else None
+    numbers = Numbers(scales, shorter, shares, corrections, lr, weight_decay, rule, finite, ok)
+    params = lists["params"]
+    _backend.call("fused_step_apply_", params[0], lists, entries_of(lists, mastered, places, groups), numbers)
 
 
 _backend.register(
     "fused_step_apply_",
-    _by_reference,
+    apply_reference.apply_,
     triton="lnb_kernels.fused_step.triton_kernel:apply_",
     native_cuda="lnb_kernels.fused_step.apply_cuda:apply_",
     native_dtypes=frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}),

@@ -7,7 +7,7 @@ call: first, since it needs memory and may fail. All checks of memory come befor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,78 +15,39 @@ from torch import Tensor
 
 from lnb_kernels import _cuda
 from lnb_kernels._writes import require_writable
-from lnb_kernels.fused_step import apply_reference as reference
+from lnb_kernels.fused_step import apply_reference
 from lnb_kernels.fused_step.apply_entries import (
-    LISTS,
     WRITTEN,
     Entry,
-    dense,
-    entries_of,
+    Numbers,
     is_kernel_memory,
     takes_memory,
     width_of,
 )
-from lnb_kernels.multi_tensor.grouping import native_type, rate_beside
+from lnb_kernels.multi_tensor.grouping import native_type
 from lnb_kernels.scaling import largest_squarable
 
 
-def apply_(
-    params: Sequence[Tensor],
-    masters: Sequence[Tensor],
-    averages: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    finite: Sequence[Tensor],
-    directions: Sequence[Tensor],
-    row_scales: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    mastered: Sequence[int],
-    places: Sequence[int],
-    groups: Sequence[int],
-    scales: Tensor,
-    shorter: Tensor | None,
-    shares: Tensor | None,
-    corrections: Tensor | None,
-    lr: Sequence[float],
-    lr_tensors: Sequence[Tensor | None],
-    weight_decay: Sequence[float],
-    weight_decay_tensors: Sequence[Tensor | None],
-    rule: Sequence[float],
-    ok: Tensor | None,
-) -> None:
+def apply_(lists: Mapping[str, Sequence[Tensor]], entries: Sequence[Entry], numbers: Numbers) -> None:
     """As :func:`lnb_kernels.fused_step.apply_reference.apply_`."""
-    native = _cuda.module(params[0].device)
-    entries = entries_of(
-        params, masters, averages, squares, directions, row_scales, gradients, mastered, places, groups
-    )
-    # These names keep the tensors alive whose addresses the kernel gets.
-    scales = scales.resolve_neg().contiguous()
-    shorter, shares, corrections = map(dense, (shorter, shares, corrections))
-    flags = finite[0] if finite else None
-    of_lr, of_decay = (
-        [rate_beside(pair, scales.device) for pair in zip(numbers, tensors, strict=True)]
-        for numbers, tensors in ((lr, lr_tensors), (weight_decay, weight_decay_tensors))
-    )
-    rates, decays = ([_rate(native, *rate) for rate in given] for given in (of_lr, of_decay))
+    native = _cuda.module(numbers.scales.device)
+    numbers = numbers.on_device()  # this name keeps the tensors alive whose addresses the kernel gets
+    rates, decays = ([_rate(native, *rate) for rate in given] for given in (numbers.lr, numbers.weight_decay))
+    of_others = (numbers.scales, numbers.shares, numbers.corrections, numbers.finite)
     call = native.MoveCall(
-        *map(_address, (scales, shorter, shares, corrections, flags, ok)),
-        len(scales), len(gradients), *rule, largest_squarable(torch.float32),
+        *map(_address, (numbers.scales, numbers.shorter, *of_others[1:], numbers.ok)),
+        len(numbers.scales), len(lists["gradients"]), *numbers.rule, largest_squarable(torch.float32),
     )  # fmt: skip
-    if all(map(is_kernel_memory, (scales, shares, corrections, flags))):
-        fields = [_fields(native, entry) for entry in entries]
-    else:
-        fields = [None] * len(entries)
+    readable = all(map(is_kernel_memory, of_others))
+    fields = [_fields(native, entry) if readable else None for entry in entries]
     taken = [found for found in fields if found is not None]
     rest = [entry for entry, found in zip(entries, fields, strict=True) if found is None]
     if rest:
-        lists = (params, masters, averages, squares, finite, directions, row_scales, gradients)
-        require_writable(dict(zip(LISTS, lists, strict=True)), WRITTEN)
+        require_writable(lists, WRITTEN)
         native.check_moves(taken, rates, decays, call)
-        numbers = reference.Numbers(
-            scales, shorter, shares, corrections, reference.rates(of_lr), reference.rates(of_decay), rule, flags, ok,
-        )  # fmt: skip
-        reference.move(rest, numbers)
+        apply_reference.apply_(lists, rest, numbers)
     if taken:
-        native.fused_apply(taken, rates, decays, call, _cuda.where(params[0]))
+        native.fused_apply(taken, rates, decays, call, _cuda.where(numbers.scales))
 
 
 def _fields(native: Any, entry: Entry) -> tuple[int, ...] | None:
@@ -104,7 +65,7 @@ def _fields(native: Any, entry: Entry) -> tuple[int, ...] | None:
 
 
 def _rate(native: Any, number: float, tensor: Tensor | None) -> tuple[float, int, Any]:
-    """A number, or where the kernel finds it."""
+    """A number, or the place where the kernel finds it."""
     if tensor is None:
         return number, 0, native.Type.FLOAT64
     return 0.0, tensor.data_ptr(), native_type(native, tensor.dtype)

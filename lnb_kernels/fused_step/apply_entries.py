@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lnb_kernels.multi_tensor.grouping import rate_beside
+
 WRITTEN = ("params", "masters", "averages", "squares", "finite")
 LISTS = (*WRITTEN, "directions", "row_scales", "gradients")
 """Lists of tensors of the op, in the order of its arguments."""
+
+
+Rate = tuple[float, Tensor | None]
+"""A number, and the tensor that stands in for it or None."""
 
 
 class Entry(NamedTuple):
@@ -32,23 +39,44 @@ class Entry(NamedTuple):
         return self.param if self.master is None else self.master
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """What all entries share: arguments of the op by their names."""
+
+    scales: Tensor
+    shorter: Tensor | None
+    shares: Tensor | None
+    corrections: Tensor | None
+    lr: Sequence[Rate]
+    weight_decay: Sequence[Rate]
+    rule: Sequence[float]  # beta, take, b_others, epsilon
+    finite: Tensor | None
+    ok: Tensor | None
+
+    def on_device(self) -> Numbers:
+        """The same as kernels read them: one after the other, as they stand in memory, and rates on the device."""
+        return replace(
+            self,
+            scales=self.scales.resolve_neg().contiguous(),
+            shorter=_dense(self.shorter),
+            shares=_dense(self.shares),
+            corrections=_dense(self.corrections),
+            lr=[rate_beside(rate, self.scales.device) for rate in self.lr],
+            weight_decay=[rate_beside(rate, self.scales.device) for rate in self.weight_decay],
+        )
+
+
 def entries_of(
-    params: Sequence[Tensor],
-    masters: Sequence[Tensor],
-    averages: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    directions: Sequence[Tensor],
-    row_scales: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    mastered: Sequence[int],
-    places: Sequence[int],
-    groups: Sequence[int],
+    lists: Mapping[str, Sequence[Tensor]], mastered: Sequence[int], places: Sequence[int], groups: Sequence[int]
 ) -> list[Entry]:
     """The entries: weights, biases, then other parameters, as they stand in ``params``.
 
     Args:
+        lists: the op's, by their names.
         mastered: for each parameter, which of ``masters`` is its own; -1 for none.
+        places, groups: of each parameter.
     """
+    params, masters, averages, squares, _, directions, row_scales, gradients = (lists[name] for name in LISTS)
     owned = [None if k < 0 else masters[k] for k in mastered]
     weights, layers = len(row_scales), len(directions)
     made = [
@@ -95,6 +123,5 @@ def _read_side_by_side(param: Tensor, y: Tensor, beside: Sequence[Tensor]) -> bo
     return all(tensor.shape == param.shape and tensor.stride() == param.stride() for tensor in (y, *beside))
 
 
-def dense(values: Tensor | None) -> Tensor | None:
-    """Numbers of all layers as kernels read them: one after the other, and as they stand in memory."""
+def _dense(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.resolve_neg().contiguous()

@@ -2,71 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from lnb_kernels.fused_step.apply_entries import Entry, entries_of
+from lnb_kernels._writes import require_writable
+from lnb_kernels.fused_step.apply_entries import WRITTEN, Entry, Numbers, Rate
 from lnb_kernels.multi_tensor.reference import write
 from lnb_kernels.scaling import largest_squarable
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """What all entries share: arguments of the op by their names."""
-
-    scales: Tensor
-    shorter: Tensor | None
-    shares: Tensor | None
-    corrections: Tensor | None
-    lr: Sequence[float | Tensor]
-    weight_decay: Sequence[float | Tensor]
-    rule: Sequence[float]  # beta, take, b_others, epsilon
-    finite: Tensor | None
-    ok: Tensor | None
-
-
-def apply_(
-    params: Sequence[Tensor],
-    masters: Sequence[Tensor],
-    averages: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    finite: Sequence[Tensor],
-    directions: Sequence[Tensor],
-    row_scales: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    mastered: Sequence[int],
-    places: Sequence[int],
-    groups: Sequence[int],
-    scales: Tensor,
-    shorter: Tensor | None,
-    shares: Tensor | None,
-    corrections: Tensor | None,
-    lr: Sequence[float],
-    lr_tensors: Sequence[Tensor | None],
-    weight_decay: Sequence[float],
-    weight_decay_tensors: Sequence[Tensor | None],
-    rule: Sequence[float],
-    ok: Tensor | None,
-) -> None:
-    """Move all parameters; a rate's tensor stands in for its number."""
-    lists = (params, masters, averages, squares, directions, row_scales, gradients, mastered, places, groups)
-    of_lr, of_decay = zip(lr, lr_tensors, strict=True), zip(weight_decay, weight_decay_tensors, strict=True)
-    flags = finite[0] if finite else None
-    numbers = Numbers(scales, shorter, shares, corrections, rates(of_lr), rates(of_decay), rule, flags, ok)
-    move(entries_of(*lists), numbers)
-
-
-def rates(given: Iterable[tuple[float, Tensor | None]]) -> list[float | Tensor]:
-    """Each number, or the tensor that stands in for it."""
-    return [value if tensor is None else tensor for value, tensor in given]
-
-
 @torch.no_grad()
-def move(entries: Sequence[Entry], numbers: Numbers) -> None:
-    """Move these. All memory that this needs is taken before the first write."""
+def apply_(lists: Mapping[str, Sequence[Tensor]], entries: Sequence[Entry], numbers: Numbers) -> None:
+    """Move the entries, in whatever lists they stand. All memory that this needs is taken before the first write."""
+    require_writable(lists, WRITTEN)
     targets: list[Tensor] = []
     values: list[Tensor] = []
 
@@ -130,7 +80,7 @@ def _by_adam(entry: Entry, average: Tensor, square: Tensor, numbers: Numbers) ->
 
 def _lengths(entry: Entry, numbers: Numbers) -> tuple[Tensor, Tensor]:
     """What the direction is multiplied by, and what weight decay and shortening take off the parameter."""
-    lr, decay = numbers.lr[entry.group], numbers.weight_decay[entry.group]
+    lr, decay = (_value(rates[entry.group]) for rates in (numbers.lr, numbers.weight_decay))
     scale = numbers.scales[entry.place]
     one = torch.ones_like(scale)
     shrink = one * lr * decay
@@ -138,3 +88,8 @@ def _lengths(entry: Entry, numbers: Numbers) -> tuple[Tensor, Tensor]:
         factor = numbers.shorter[entry.place]
         shrink = (1 - factor) + factor * shrink
     return scale * lr, shrink
+
+
+def _value(rate: Rate) -> float | Tensor:
+    number, tensor = rate
+    return number if tensor is None else tensor

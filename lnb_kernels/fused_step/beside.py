@@ -4,35 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from lnb_kernels import _backend
-from lnb_kernels.fused_step.layers import LARGEST_TRITON, DirectLayer, is_served
+from lnb_kernels.fused_step.layers import LARGEST_TRITON, DirectArguments, DirectLayer, is_served
 
 
-def direct_by_triton_(
-    layers: Sequence[DirectLayer],
-    served: Sequence[bool],
-    partials: Tensor,
-    mixed_biases: Tensor,
-    shares: Tensor,
-    bias_shares: Tensor | None,
-    decay: float,
-    take: float,
-    ok: Tensor | None,
-    precision: str,
-) -> list[bool]:
-    """Directions by Triton of layers that the CUDA module's kernel has not ``served``; what is served then."""
+def direct_by_triton_(layers: Sequence[DirectLayer], served: Sequence[bool], given: DirectArguments) -> list[bool]:
+    """Directions by Triton of layers that the CUDA module's kernel has not ``served``; returns which layers are served then."""
     largest = [mine or not is_served(layer, LARGEST_TRITON) for layer, mine in zip(layers, served, strict=True)]
-    if all(largest) or not _backend.serves_beside("direct_layers_", partials.device):
+    if all(largest) or not _backend.serves_beside("direct_layers_", given.partials.device):
         return list(served)
     route = _backend.routes()["direct_layers_"]
     from lnb_kernels.fused_step.triton_kernel import direct_some_
 
     try:
-        direct_some_(
-            layers, [not other for other in largest], partials, mixed_biases, shares, bias_shares, decay, take, ok, precision
-        )  # fmt: skip
+        direct_some_(layers, [not other for other in largest], given)
     except _backend.KernelUnavailable as error:
         _backend.give_up(route, "triton", error, lambda: "reference")
         return list(served)

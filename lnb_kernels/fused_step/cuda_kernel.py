@@ -17,56 +17,49 @@ from lnb_kernels import _cuda
 from lnb_kernels._writes import require_aligned
 from lnb_kernels.fused_step import reference
 from lnb_kernels.fused_step.beside import direct_by_triton_
-from lnb_kernels.fused_step.layers import DirectLayer, FinishLayer, is_finished, is_served, offsets
+from lnb_kernels.fused_step.layers import (
+    DirectArguments,
+    DirectLayer,
+    FinishArguments,
+    FinishLayer,
+    Place,
+    is_served,
+    places_of,
+)
 from lnb_kernels.fused_step.left_over import direct_left_over_
 from lnb_kernels.multi_tensor.grouping import native_type
-from lnb_kernels.step_tables import StepSettings
 
 
-def direct_layers_(
-    layers: Sequence[DirectLayer],
-    partials: Tensor,
-    mixed_biases: Tensor,
-    shares: Tensor,
-    bias_shares: Tensor | None,
-    decay: float,
-    take: float,
-    ok: Tensor | None,
-    precision: str,
-) -> None:
+def direct_layers_(layers: Sequence[DirectLayer], given: DirectArguments) -> None:
     """As :func:`lnb_kernels.fused_step.direct_layers_`."""
-    native = _cuda.module(partials.device)
-    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
+    native = _cuda.module(given.partials.device)
     served = list(map(is_served, layers))
     fields = [
-        _direct_fields(layer, place, i)
-        for i, (layer, place, mine) in enumerate(zip(layers, places, served, strict=True))
-        if mine
-    ]
-    numbers = [tensor.resolve_neg() for tensor in (shares, *([] if bias_shares is None else [bias_shares]))]
+        _direct_fields(layer, place)
+        for layer, place, mine in zip(layers, places_of(layers), served, strict=True) if mine
+    ]  # fmt: skip
+    given = given.resolved()
     if not all(served):
         _require_memory(layers, served)
-        of_biases = None if bias_shares is None else numbers[1]
-        arguments = partials, mixed_biases, numbers[0], of_biases, decay, take, ok
-        direct_left_over_(layers, direct_by_triton_(layers, served, *arguments, precision), *arguments)
+        direct_left_over_(layers, direct_by_triton_(layers, served, given), given)
     if not fields:
         return
-    first = layers[served.index(True)]
-    addresses = [tensor.data_ptr() for tensor in numbers]
+    first, partials, mixed_biases = layers[served.index(True)], given.partials, given.mixed_biases
     native.fused_direct(
         fields, native_type(native, first.gradient.dtype), native_type(native, first.direction.dtype),
-        getattr(native.Precision, precision.upper()), partials.data_ptr(), partials.numel(), mixed_biases.data_ptr(),
-        mixed_biases.numel(), (*addresses, 0)[:2], len(layers), decay, take, _address(ok), _cuda.where(partials),
+        getattr(native.Precision, given.precision.upper()), partials.data_ptr(), partials.numel(), mixed_biases.data_ptr(),
+        mixed_biases.numel(), (given.shares.data_ptr(), _address(given.bias_shares)), len(layers), given.decay, given.take,
+        _address(given.ok), _cuda.where(partials),
     )  # fmt: skip
 
 
-def _direct_fields(layer: DirectLayer, place: tuple[int, int], slot: int) -> tuple[int, ...]:
+def _direct_fields(layer: DirectLayer, place: Place) -> tuple[int, ...]:
     """As the native module takes a layer."""
     read = (layer.bias_gradient, layer.bias_momentum, layer.inverse, layer.mean, layer.root)
     matrices, (rows, inputs) = layer.gradient.shape[:-2].numel(), layer.gradient.shape[-2:]
     return (
-        layer.gradient.data_ptr(), layer.momentum.data_ptr(), layer.direction.data_ptr(), *map(_address, read), *place,
-        matrices, rows, inputs, layer.inverse.shape[-1], layer.root.shape[-1], slot,
+        layer.gradient.data_ptr(), layer.momentum.data_ptr(), layer.direction.data_ptr(), *map(_address, read), place.row,
+        place.entry, matrices, rows, inputs, layer.inverse.shape[-1], layer.root.shape[-1], place.slot,
     )  # fmt: skip
 
 
@@ -78,39 +71,34 @@ def _require_memory(layers: Sequence[DirectLayer], served: Sequence[bool]) -> No
                 require_aligned(f"layer {i}: {name}", tensor.data_ptr(), tensor.numel(), tensor.element_size())
 
 
-def finish_layers_(
-    layers: Sequence[FinishLayer],
-    numbers: reference.Numbers,
-    partials: Tensor,
-    mixed_biases: Tensor,
-    steps: Tensor,
-    norms: Tensor | None,
-    bias_shares: Tensor | None,
-    settings: StepSettings,
-    ok: Tensor | None,
-) -> None:
+def finish_layers_(layers: Sequence[FinishLayer], given: FinishArguments) -> None:
     """As :func:`lnb_kernels.fused_step.finish_layers_`; all layers by the reference where one has strided or wide biases."""
-    read = (partials, mixed_biases, steps)
-    if not all(map(is_finished, layers)) or any(map(Tensor.is_neg, (*vars(numbers).values(), *read))):
-        reference.finish_layers_(layers, numbers, partials, mixed_biases, steps, norms, bias_shares, settings, ok)
+    if not given.are_served(layers):
+        reference.finish_layers_(layers, given)
         return
-    native = _cuda.module(partials.device)
-    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
+    native = _cuda.module(given.partials.device)
+    given = given.resolved()
     gradients = {layer.bias_gradient.dtype for layer in layers if layer.bias_gradient is not None}
-    optional = [None if tensor is None else tensor.resolve_neg() for tensor in (bias_shares, norms)]
-    addresses = [tensor.data_ptr() for tensor in (*vars(numbers).values(), *read)]
+    tensors = (
+        *vars(given.numbers).values(),
+        given.partials,
+        given.mixed_biases,
+        given.steps,
+        given.bias_shares,
+        given.norms,
+    )
     native.fused_finish(
-        [_finish_fields(native, layer, *place) for layer, place in zip(layers, enumerate(places), strict=True)],
-        native_type(native, gradients.pop() if gradients else torch.float32), (*addresses, *map(_address, optional)),
-        partials.numel(), mixed_biases.numel(), len(layers), steps.numel(), list(map(float, vars(settings).values()))[:17],
-        _address(ok), _cuda.where(partials),
+        [_finish_fields(native, layer, place) for layer, place in zip(layers, places_of(layers), strict=True)],
+        native_type(native, gradients.pop() if gradients else torch.float32), tuple(map(_address, tensors)),
+        given.partials.numel(), given.mixed_biases.numel(), len(layers), given.steps.numel(),
+        list(map(float, vars(given.settings).values()))[:17], _address(given.ok), _cuda.where(given.partials),
     )  # fmt: skip
 
 
-def _finish_fields(native: Any, layer: FinishLayer, slot: int, place: tuple[int, int]) -> tuple[Any, ...]:
+def _finish_fields(native: Any, layer: FinishLayer, place: Place) -> tuple[Any, ...]:
     """As the native module takes a layer. A rate on the device is read there."""
     biases = (layer.bias_momentum, layer.bias_direction, layer.bias_gradient)
-    fields = (*map(_address, biases), *place, layer.rows, layer.column_blocks, slot, layer.step)
+    fields = (*map(_address, biases), place.row, place.entry, layer.rows, layer.column_blocks, place.slot, layer.step)
     rate = (
         (0.0, layer.rate.data_ptr(), native_type(native, layer.rate.dtype))
         if isinstance(layer.rate, Tensor)

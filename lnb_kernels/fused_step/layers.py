@@ -1,14 +1,16 @@
-"""What the two ops know of a layer, and where its numbers lie among those of all layers."""
+"""The arguments of the two ops for one layer and for all, and where a layer's numbers lie among those of all layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lnb_kernels._checks import PLAIN
+from lnb_kernels.step_tables import StepSettings
 
 LARGEST_BLOCK = 144
 """Side of a block up to which the CUDA kernel keeps a tile in a multiprocessor's shared memory."""
@@ -58,18 +60,106 @@ class FinishLayer:
     rate: float | Tensor
 
 
+@dataclass(frozen=True)
+class DirectArguments:
+    """What :func:`lnb_kernels.fused_step.direct_layers_` is given for all layers, by the names that it uses."""
+
+    partials: Tensor
+    mixed_biases: Tensor
+    shares: Tensor
+    bias_shares: Tensor | None
+    decay: float
+    take: float
+    ok: Tensor | None
+    precision: str
+
+    def resolved(self) -> DirectArguments:
+        """The same with shares as kernels read them."""
+        return replace(self, shares=self.shares.resolve_neg(), bias_shares=_resolved(self.bias_shares))
+
+    def of_layer(self, layer: DirectLayer, place: Place) -> DirectArguments:
+        """The part of one layer."""
+        return replace(
+            self,
+            partials=place.partials(self.partials, layer),
+            mixed_biases=self.mixed_biases[place.rows(layer)],
+            shares=self.shares[place.slot],
+            bias_shares=None if self.bias_shares is None else self.bias_shares[place.slot],
+        )
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What :func:`lnb_kernels.fused_step.finish_layers_` writes for all layers, by the names that it uses."""
+
+    row_scales: Tensor
+    row_square: Tensor
+    independent: Tensor
+    growth: Tensor
+    radius: Tensor
+    coherence: Tensor
+    sums: Tensor
+    scales: Tensor
+    products: Tensor
+    weight_norm: Tensor
+    shorter: Tensor
+
+
+@dataclass(frozen=True)
+class FinishArguments:
+    """What :func:`lnb_kernels.fused_step.finish_layers_` is given for all layers, by the names that it uses."""
+
+    numbers: Numbers
+    partials: Tensor
+    mixed_biases: Tensor
+    steps: Tensor
+    norms: Tensor | None
+    bias_shares: Tensor | None
+    settings: StepSettings
+    ok: Tensor | None
+
+    def resolved(self) -> FinishArguments:
+        """The same with norms and shares, if there are any, as kernels read them."""
+        return replace(self, norms=_resolved(self.norms), bias_shares=_resolved(self.bias_shares))
+
+    def are_served(self, layers: Sequence[FinishLayer]) -> bool:
+        """Whether the kernels take these, with the biases of ``layers``."""
+        tensors = (*vars(self.numbers).values(), self.partials, self.mixed_biases, self.steps)
+        return all(map(is_finished, layers)) and not any(map(Tensor.is_neg, tensors))
+
+
+class Place(NamedTuple):
+    """Where a layer begins: its first row among those of all layers, its first entry of ``partials``, and its number."""
+
+    row: int
+    entry: int
+    slot: int
+
+    def rows(self, layer: DirectLayer | FinishLayer) -> slice:
+        """The layer's rows among those of all layers."""
+        return slice(self.row, self.row + layer.rows)
+
+    def partials(self, partials: Tensor, layer: DirectLayer | FinishLayer) -> Tensor:
+        """The layer's part of ``partials``."""
+        return partials[self.entry : self.entry + SUMS * layer.rows * layer.column_blocks]
+
+
+def _resolved(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.resolve_neg()
+
+
 def partial_count(rows: Sequence[int], column_blocks: Sequence[int]) -> int:
     """Entries of ``partials``: the sums of every row, of all its matrices, in every block of columns."""
     return SUMS * sum(n * blocks for n, blocks in zip(rows, column_blocks, strict=True))
 
 
-def offsets(rows: Sequence[int], column_blocks: Sequence[int]) -> list[tuple[int, int]]:
-    """Where each layer begins: its first row among those of all layers, and its first entry of ``partials``."""
+def places_of(layers: Sequence[DirectLayer | FinishLayer]) -> list[Place]:
+    """Where each layer begins."""
     found, row, entry = [], 0, 0
-    for n, blocks in zip(rows, column_blocks, strict=True):
-        found.append((row, entry))
-        row += n
-        entry += SUMS * n * blocks
+    for slot, layer in enumerate(layers):
+        found.append(Place(row, entry, slot))
+        row += layer.rows
+        entry += SUMS * layer.rows * layer.column_blocks
     return found
 
 

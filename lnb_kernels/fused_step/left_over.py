@@ -6,73 +6,42 @@ A model of many odd layers would otherwise start the reference's hundred operati
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lnb_kernels.fused_step.layers import SUMS, DirectLayer, offsets
+from lnb_kernels.fused_step.layers import DirectArguments, DirectLayer, places_of
 from lnb_kernels.fused_step.reference import direct_layer_
 
-_STACKED = (
-    1 << 22
-)  # entries of layers that are stacked: the calls of larger ones are worth their launches, and their memory is not
+_STACKED = 1 << 22
+"""Entries that are stacked at most: larger layers are worth a launch each, and copies of them are not worth their memory."""
 
 
-@dataclass(frozen=True)
-class _LeftOver:
-    """A layer, with its parts of what all layers write, and its shares."""
-
-    layer: DirectLayer
-    partials: Tensor
-    mixed_bias: Tensor
-    share: Tensor
-    bias_share: Tensor | None
-
-    @property
-    def kind(self) -> Hashable:
-        """What layers of one call have in common."""
-        tensors = vars(self.layer).values()
-        return tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in tensors)
+_Member = tuple[DirectLayer, DirectArguments]
+"""A layer, with its part of what all layers share."""
 
 
-def direct_left_over_(
-    layers: Sequence[DirectLayer],
-    served: Sequence[bool],
-    partials: Tensor,
-    mixed_biases: Tensor,
-    shares: Tensor,
-    bias_shares: Tensor | None,
-    decay: float,
-    take: float,
-    ok: Tensor | None,
-) -> None:
+def direct_left_over_(layers: Sequence[DirectLayer], served: Sequence[bool], given: DirectArguments) -> None:
     """:func:`lnb_kernels.fused_step.direct_layers_` of the layers that a kernel has not ``served``."""
-    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
-    members = [
-        _LeftOver(
-            layer, partials[entry : entry + SUMS * layer.rows * layer.column_blocks],
-            mixed_biases[row : row + layer.rows], shares[i], None if bias_shares is None else bias_shares[i],
-        )
-        for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)) if not served[i]
-    ]  # fmt: skip
-    alike: dict[Hashable, list[_LeftOver]] = {}
-    for member in members:
-        alike.setdefault(member.kind, []).append(member)
-    for found in alike.values():
-        most = max(1, _STACKED // found[0].layer.gradient.numel())
-        for first in range(0, len(found), most):
-            _direct(found[first : first + most], decay, take, ok)
+    alike: dict[Hashable, list[_Member]] = {}
+    for layer, place, done in zip(layers, places_of(layers), served, strict=True):
+        if not done:
+            kind = tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in vars(layer).values())
+            alike.setdefault(kind, []).append((layer, given.of_layer(layer, place)))
+    for members in alike.values():
+        most = max(1, _STACKED // members[0][0].gradient.numel())
+        for first in range(0, len(members), most):
+            _direct(members[first : first + most])
 
 
-def _direct(members: Sequence[_LeftOver], decay: float, take: float, ok: Tensor | None) -> None:
-    first = members[0]
+def _direct(members: Sequence[_Member]) -> None:
+    """Layers of one kind: alone, or stacked."""
+    first, given = members[0]
     if len(members) == 1:
-        direct_layer_(
-            first.layer, first.partials, first.mixed_bias, first.share, first.bias_share, decay, take, ok
-        )  # fmt: skip
+        direct_layer_(first, given)
         return
-    layers = [member.layer for member in members]
+    layers = [layer for layer, _ in members]
     momentum, directions = ([getattr(layer, name) for layer in layers] for name in ("momentum", "direction"))
     stacked = DirectLayer(
         torch.stack(directions),
@@ -84,21 +53,27 @@ def _direct(members: Sequence[_LeftOver], decay: float, take: float, ok: Tensor 
         _stack([layer.mean for layer in layers]),
         torch.stack([layer.root for layer in layers]),
     )
-    own = [member.partials.view(first.layer.column_blocks, -1) for member in members]
-    partials, mixed = torch.stack(own, 1), torch.stack([member.mixed_bias for member in members])
-    shares = torch.stack([member.share for member in members])
-    bias_shares = _stack([member.bias_share for member in members])
+    own = [part.partials.view(first.column_blocks, -1) for _, part in members]
+    partials, mixed = torch.stack(own, 1), torch.stack([part.mixed_biases for _, part in members])
+    shares = torch.stack([part.shares for _, part in members])
+    bias_shares = _stack([part.bias_shares for _, part in members])
     direct_layer_(
-        stacked, partials.view(-1), mixed.view(-1), shares.view(-1, *[1] * (stacked.gradient.dim() - 1)),
-        None if bias_shares is None else bias_shares.view(-1, 1), decay, take, ok,
-    )  # fmt: skip
+        stacked,
+        replace(
+            given,
+            partials=partials.view(-1),
+            mixed_biases=mixed.view(-1),
+            shares=shares.view(-1, *[1] * (stacked.gradient.dim() - 1)),
+            bias_shares=None if bias_shares is None else bias_shares.view(-1, 1),
+        ),
+    )
     written = [
         (momentum, stacked.momentum.unbind()),
         (directions, stacked.direction.unbind()),
         (own, partials.unbind(1)),
     ]
-    if first.layer.bias_gradient is not None:
-        written.append(([member.mixed_bias for member in members], mixed.unbind()))
+    if first.bias_gradient is not None:
+        written.append(([part.mixed_biases for _, part in members], mixed.unbind()))
     for targets, values in written:
         torch._foreach_copy_(targets, list(values))
 

@@ -11,7 +11,7 @@ from lnb_kernels import _autocast, _backend
 from lnb_kernels._library import define_in_place
 from lnb_kernels._writes import require_one_kind
 from lnb_kernels.fused_step import checks, reference
-from lnb_kernels.fused_step.layers import DirectLayer, FinishLayer
+from lnb_kernels.fused_step.layers import DirectArguments, DirectLayer, FinishArguments, FinishLayer, Numbers
 from lnb_kernels.step_tables import StepSettings
 
 for _op, _reference in (("direct_layers_", reference.direct_layers_), ("finish_layers_", reference.finish_layers_)):
@@ -24,53 +24,18 @@ for _op, _reference in (("direct_layers_", reference.direct_layers_), ("finish_l
 
 
 def _direct_kernel(
-    directions: Sequence[Tensor],
-    momentum: Sequence[Tensor],
-    partials: Tensor,
-    mixed_biases: Tensor,
-    gradients: Sequence[Tensor],
-    bias_gradients: Sequence[Tensor | None],
-    bias_momentum: Sequence[Tensor | None],
-    inverses: Sequence[Tensor],
-    means: Sequence[Tensor | None],
-    roots: Sequence[Tensor],
-    *rest: Any,
+    directions: Sequence[Tensor], momentum: Sequence[Tensor], partials: Tensor, mixed_biases: Tensor, *args: Any
 ) -> None:
-    columns = (directions, momentum, gradients, bias_gradients, bias_momentum, inverses, means, roots)
-    layers = [DirectLayer(*entries) for entries in zip(*columns, strict=True)]
+    columns, rest = args[:6], args[6:]
+    layers = [DirectLayer(*entries) for entries in zip(directions, momentum, *columns, strict=True)]
     with _autocast.disabled(partials.device):
-        _backend.call("direct_layers_", momentum[0], layers, partials, mixed_biases, *rest)
+        _backend.call("direct_layers_", momentum[0], layers, DirectArguments(partials, mixed_biases, *rest))
 
 
-def _finish_kernel(
-    bias_momentum: Sequence[Tensor],
-    bias_directions: Sequence[Tensor],
-    row_scales: Tensor,
-    row_square: Tensor,
-    independent: Tensor,
-    growth: Tensor,
-    radius: Tensor,
-    coherence: Tensor,
-    sums: Tensor,
-    scales: Tensor,
-    products: Tensor,
-    weight_norm: Tensor,
-    shorter: Tensor,
-    partials: Tensor,
-    mixed_biases: Tensor,
-    bias_gradients: Sequence[Tensor | None],
-    rows: Sequence[int],
-    column_blocks: Sequence[int],
-    steps: Tensor,
-    step_places: Sequence[int],
-    norms: Tensor | None,
-    usual_norms: Sequence[float],
-    rates: Sequence[float],
-    rate_tensors: Sequence[Tensor | None],
-    bias_shares: Tensor | None,
-    settings: Sequence[float],
-    ok: Tensor | None,
-) -> None:
+def _finish_kernel(bias_momentum: Sequence[Tensor], bias_directions: Sequence[Tensor], *args: Any) -> None:
+    numbers = Numbers(*args[:11])
+    partials, mixed_biases, bias_gradients, rows, column_blocks, steps, step_places, norms, *rest = args[11:]
+    usual_norms, rates, rate_tensors, bias_shares, settings, ok = rest
     # A schema has no list of optional tensors that are written: these are there where there is a gradient.
     given = iter(zip(bias_momentum, bias_directions, strict=True))
     biases = [(None, None) if gradient is None else next(given) for gradient in bias_gradients]
@@ -81,14 +46,10 @@ def _finish_kernel(
         FinishLayer(n, blocks, bias[0], bias[1], gradient, place, usual, rate if tensor is None else tensor)
         for n, blocks, bias, gradient, place, usual, rate, tensor in of_layers
     ]
-    numbers = reference.Numbers(
-        row_scales, row_square, independent, growth, radius, coherence, sums, scales, products, weight_norm, shorter
-    )
+    of_step = checks.settings_of(settings)
+    shared = FinishArguments(numbers, partials, mixed_biases, steps, norms, bias_shares, of_step, ok)
     with _autocast.disabled(partials.device):
-        _backend.call(
-            "finish_layers_", row_scales, layers, numbers, partials, mixed_biases, steps, norms, bias_shares,
-            checks.settings_of(settings), ok,
-        )  # fmt: skip
+        _backend.call("finish_layers_", numbers.row_scales, layers, shared)
 
 
 def _fake(*_: object) -> None:
@@ -144,7 +105,7 @@ def direct_layers_(
     with ``b~``, the same of the bias, whose average is left to :func:`finish_layers_`. ``H`` goes to ``directions`` as it is:
     rows have their scales from :func:`finish_layers_`, so a common factor of a row does not matter. ``P^(-1/2)`` counts at unit
     size: each of its blocks is multiplied by the power of two that brings its largest entry into ``[0.5, 1)``. Each tile is
-    multiplied so too, and its results divided again, so that no product inside a tile overflows or vanishes because of the
+    scaled likewise, and its results are divided again, so that no product inside a tile overflows or vanishes because of the
     size of the gradient. ``H`` must be in the range of float32 as it is.
 
     The sums of the rows of a tile are the same bits in every run. This is :func:`lnb_kernels.multi_tensor.ema_combined_`
@@ -168,10 +129,10 @@ def direct_layers_(
         inverses: the diagonal blocks of ``C^-1``, ``[..., d / size, size, size]``, float32.
         means: ``mu``, ``[..., d]``, float32; None without a bias.
         roots: the diagonal blocks of ``P^(-1/2)``, ``[..., m / side, side, side]``, float32.
-        shares: of ``m`` in ``g~``, ``[layers]``, dtype as ``partials``.
+        shares: the factors of ``m`` in ``g~``, ``[layers]``, dtype as ``partials``.
         bias_shares: the same of the biases; None where no layer has one.
         decay: ``b``, in [0, 1].
-        take: of ``g`` in ``g~``. Where it is 0 gradients count through the averages only.
+        take: the factor of ``g`` in ``g~``. Where it is 0 gradients count through the averages only.
         ok: bool tensor ``[]`` on the same device. Nothing is written where it is False; the host does not wait for it.
         precision: of the products: "tf32", "tf32x3" or "bf16".
 
@@ -229,7 +190,7 @@ def finish_layers_(
     settings: StepSettings,
     ok: Tensor | None = None,
 ) -> None:
-    """What lies between :func:`direct_layers_` and moving the weights, of all layers, in one launch.
+    """The pass between :func:`direct_layers_` and moving the weights, for all layers in one launch.
 
     Rows: the mean square of their gradients ``v <- v + (1 - b_rows) (||g_i||^2 + b_i^2 - v)``, ``a = min(1, sqrt((||g~_i||^2 +
     b~_i^2) / v^))`` with ``v^ = v / (1 - b_rows^t)``, and with ``c`` of ``mixed_biases``
@@ -258,8 +219,8 @@ def finish_layers_(
         scales: ``[layers]``, wide; written. 0 where the layer's product is not finite.
         products: the first of ``sums``, ``[layers]``, wide; written.
         weight_norm: ``||W||`` measured last, 0 for never, ``[layers]``, wide; written where ``norms`` has a measure.
-        shorter: ``[layers]``, wide; written: by what the weights are multiplied beside, so that the growth of those measured
-            since the measure before is taken back (:mod:`lnb.weight_bound`). The norm kept is that after it. It is 1, and the
+        shorter: ``[layers]``, wide; written: the factor by which the step also multiplies the weights, which takes back their
+            growth since the last measurement (:mod:`lnb.weight_bound`). The norm kept is that after it. It is 1, and the
             growth stays, where nothing was measured before, and where the layer stands still.
         partials, mixed_biases: of :func:`direct_layers_`.
         bias_gradients: as for :func:`direct_layers_`.

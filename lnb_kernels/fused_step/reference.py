@@ -3,78 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lnb_kernels.fused_step.layers import SUMS, DirectLayer, FinishLayer, offsets
+from lnb_kernels.fused_step.layers import (
+    SUMS,
+    DirectArguments,
+    DirectLayer,
+    FinishArguments,
+    FinishLayer,
+    Numbers,
+    Place,
+    places_of,
+)
 from lnb_kernels.scaling import sum_dtype, unit_scale
 from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """What :func:`lnb_kernels.fused_step.finish_layers_` writes for all layers, by the names that it uses."""
-
-    row_scales: Tensor
-    row_square: Tensor
-    independent: Tensor
-    growth: Tensor
-    radius: Tensor
-    coherence: Tensor
-    sums: Tensor
-    scales: Tensor
-    products: Tensor
-    weight_norm: Tensor
-    shorter: Tensor
-
-
 @torch.no_grad()
-def direct_layers_(
-    layers: Sequence[DirectLayer],
-    partials: Tensor,
-    mixed_biases: Tensor,
-    shares: Tensor,
-    bias_shares: Tensor | None,
-    decay: float,
-    take: float,
-    ok: Tensor | None,
-    precision: str,
-) -> None:
-    """As :func:`lnb_kernels.fused_step.direct_layers_`; products are in the dtype of the averages, whatever ``precision``."""
-    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
-    for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)):
-        share = None if bias_shares is None else bias_shares[i]
-        count = SUMS * layer.rows * layer.column_blocks
-        direct_layer_(
-            layer,
-            partials[entry : entry + count],
-            mixed_biases[row : row + layer.rows],
-            shares[i],
-            share,
-            decay,
-            take,
-            ok,
-        )
+def direct_layers_(layers: Sequence[DirectLayer], given: DirectArguments) -> None:
+    """As :func:`lnb_kernels.fused_step.direct_layers_`; products are in the dtype of the averages, whatever the precision."""
+    for layer, place in zip(layers, places_of(layers), strict=True):
+        direct_layer_(layer, given.of_layer(layer, place))
 
 
-def direct_layer_(
-    layer: DirectLayer,
-    partials: Tensor,
-    mixed_bias: Tensor,
-    share: Tensor,
-    bias_share: Tensor | None,
-    decay: float,
-    take: float,
-    ok: Tensor | None,
-) -> None:
-    """One layer of :func:`direct_layers_`, with its part of ``partials`` and of ``mixed_biases``.
+def direct_layer_(layer: DirectLayer, own: DirectArguments) -> None:
+    """One layer of :func:`direct_layers_`, given its part of what all layers share.
 
     Every tile, and every block of ``P^(-1/2)``, is brought to unit size by a power of two, which rounds nothing.
     """
-    average = averaged(layer.momentum, layer.gradient, decay)
-    ahead = looking_ahead(average, layer.gradient, share, take)
+    average = averaged(layer.momentum, layer.gradient, own.decay)
+    ahead = looking_ahead(average, layer.gradient, own.shares, own.take)
     side, size = layer.root.shape[-1], layer.inverse.shape[-1]
     gradient = _tiles(layer.gradient.to(average.dtype), side, size)
     tiles = _tiles(ahead, side, size)  # [..., row blocks, column blocks, side, size]
@@ -82,10 +42,10 @@ def direct_layer_(
     root = (layer.root * unit_scale(diagonal)).unsqueeze(-3)  # [..., row blocks, 1, side, side]
     bias = mean = None
     if layer.bias_gradient is not None and layer.bias_momentum is not None and layer.mean is not None:
-        assert bias_share is not None
-        own = averaged(layer.bias_momentum, layer.bias_gradient, decay)
-        own = looking_ahead(own, layer.bias_gradient, bias_share, take)
-        bias = own.view(*layer.root.shape[:-1]).unsqueeze(-2).unsqueeze(-1)  # [..., row blocks, 1, side, 1]
+        assert own.bias_shares is not None
+        of_bias = averaged(layer.bias_momentum, layer.bias_gradient, own.decay)
+        of_bias = looking_ahead(of_bias, layer.bias_gradient, own.bias_shares, own.take)
+        bias = of_bias.view(*layer.root.shape[:-1]).unsqueeze(-2).unsqueeze(-1)  # [..., row blocks, 1, side, 1]
         mean = layer.mean.unflatten(-1, (-1, size)).unsqueeze(-3).unsqueeze(-2)  # [..., 1, column blocks, 1, size]
     unit = unit_scale(tiles, None if bias is None else bias.expand(*tiles.shape[:-1], 1))
     centred = tiles * unit
@@ -108,10 +68,10 @@ def direct_layer_(
     )  # [..., row blocks, column blocks, side, 6]
     blocks = layer.column_blocks
     if bias is not None:
-        _keep(mixed_bias, (root @ bias).to(wide).flatten(), ok)
-    _keep(partials, sums.movedim(-3, 0).reshape(blocks, layer.rows, SUMS).flatten(), ok)
-    _keep(layer.momentum, average, ok)
-    _keep(layer.direction, _joined(step * (1 / unit), layer.direction.shape), ok)
+        _keep(own.mixed_biases, (root @ bias).to(wide).flatten(), own.ok)
+    _keep(own.partials, sums.movedim(-3, 0).reshape(blocks, layer.rows, SUMS).flatten(), own.ok)
+    _keep(layer.momentum, average, own.ok)
+    _keep(layer.direction, _joined(step * (1 / unit), layer.direction.shape), own.ok)
 
 
 def averaged(momentum: Tensor, gradient: Tensor, decay: float) -> Tensor:
@@ -149,60 +109,35 @@ def _keep(target: Tensor, fresh: Tensor, ok: Tensor | None) -> None:
 
 
 @torch.no_grad()
-def finish_layers_(
-    layers: Sequence[FinishLayer],
-    numbers: Numbers,
-    partials: Tensor,
-    mixed_biases: Tensor,
-    steps: Tensor,
-    norms: Tensor | None,
-    bias_shares: Tensor | None,
-    settings: StepSettings,
-    ok: Tensor | None,
-) -> None:
+def finish_layers_(layers: Sequence[FinishLayer], given: FinishArguments) -> None:
     """As :func:`lnb_kernels.fused_step.finish_layers_`."""
-    places = offsets([layer.rows for layer in layers], [layer.column_blocks for layer in layers])
-    for i, (layer, (row, entry)) in enumerate(zip(layers, places, strict=True)):
-        rows = slice(row, row + layer.rows)
-        blocks = partials[entry : entry + SUMS * layer.rows * layer.column_blocks]
-        own = Numbers(
-            numbers.row_scales[rows], numbers.row_square[rows], *(x[i] for x in list(vars(numbers).values())[2:])
-        )
-        share = None if bias_shares is None else bias_shares[i]
-        finish_layer_(
-            layer, own, blocks.view(layer.column_blocks, layer.rows, SUMS).sum(0), mixed_biases[rows], steps[layer.step],
-            None if norms is None else norms[i], share, settings, ok,
-        )  # fmt: skip
+    for layer, place in zip(layers, places_of(layers), strict=True):
+        _finish_layer(layer, given, place)
 
 
-def finish_layer_(
-    layer: FinishLayer,
-    own: Numbers,
-    partials: Tensor,
-    mixed_bias: Tensor,
-    step: Tensor,
-    measured: Tensor | None,
-    bias_share: Tensor | None,
-    settings: StepSettings,
-    ok: Tensor | None,
-) -> None:
-    """One layer of :func:`finish_layers_`, with its entries of the numbers; ``partials`` ``[rows, 6]`` are added up."""
+def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> None:
+    """One layer of :func:`finish_layers_`."""
+    slot, rows, settings, ok = place.slot, place.rows(layer), given.settings, given.ok
+    row_scales, row_square, *of_layers = vars(given.numbers).values()
+    own = Numbers(row_scales[rows], row_square[rows], *(values[slot] for values in of_layers))
+    mixed_bias = given.mixed_biases[rows]
+    partials = place.partials(given.partials, layer).view(layer.column_blocks, layer.rows, SUMS).sum(0)
     wide = partials.dtype
     product, square, along_mean, gain, average_square, gradient_square = partials.unbind(-1)
-    t = step.to(wide).clamp(min=1)
+    t = given.steps[layer.step].to(wide).clamp(min=1)
     b, take = settings.momentum, 1 - settings.momentum if settings.nesterov else 0.0
     bias = None
     if layer.bias_gradient is not None and layer.bias_momentum is not None and layer.bias_direction is not None:
-        assert bias_share is not None
+        assert given.bias_shares is not None
         momentum = averaged(layer.bias_momentum, layer.bias_gradient, b)
-        ahead = looking_ahead(momentum, layer.bias_gradient, bias_share, take).flatten().to(wide)
+        ahead = looking_ahead(momentum, layer.bias_gradient, given.bias_shares[slot], take).flatten().to(wide)
         bias = layer.bias_direction, momentum, ahead
         product = product + mixed_bias.square()
         average_square = average_square + ahead.square()
         gradient_square = gradient_square + layer.bias_gradient.flatten().to(wide).square()
     fresh = gradient_square.clamp(max=torch.finfo(wide).max ** 0.75)  # an infinite mean square would never end
-    row_square = own.row_square + (1 - settings.b_rows) * (fresh - own.row_square)
-    mean_square = torch.maximum(row_square / (1 - settings.b_rows**t), fresh)
+    next_square = own.row_square + (1 - settings.b_rows) * (fresh - own.row_square)
+    mean_square = torch.maximum(next_square / (1 - settings.b_rows**t), fresh)
     free = torch.where(product > 0, product.rsqrt(), 0.0)
     ratio = torch.where(mean_square > 0, average_square / mean_square, 0.0).clamp(max=1).sqrt()
     row_scale = free * ratio * (ratio / settings.noise).clamp(max=1)
@@ -221,18 +156,17 @@ def finish_layer_(
         layer.rate.to(wide) if isinstance(layer.rate, Tensor) else torch.tensor(layer.rate, dtype=wide, device=t.device)
     )
     norm, growth, shorter = own.weight_norm, own.growth, torch.ones_like(own.growth)
-    if measured is not None:
-        norm, growth, shorter = taken_back(measured, norm, growth, sums, rate)
+    if given.norms is not None:
+        norm, growth, shorter = taken_back(given.norms[slot], norm, growth, sums, rate)
     coherence, radius = next_radius(own.radius, own.coherence, sums[3], expected, t, settings)
     scale, growth = bounded(sums, norm, growth, radius, layer.usual_norm, rate, settings)
     if bias is not None and layer.bias_momentum is not None:
         _keep(bias[0], bias_direction, ok)
         _keep(layer.bias_momentum, bias[1], ok)
-    for target, value in (
-        (own.row_scales, row_scale), (own.row_square, row_square), (own.independent, independent), (own.growth, growth),
-        (own.radius, radius), (own.coherence, coherence), (own.sums, sums), (own.scales, scale), (own.products, total),
-        (own.weight_norm, norm), (own.shorter, shorter),
-    ):  # fmt: skip
+    fresh_numbers = Numbers(
+        row_scale, next_square, independent, growth, radius, coherence, sums, scale, total, norm, shorter
+    )
+    for target, value in zip(vars(own).values(), vars(fresh_numbers).values(), strict=True):
         _keep(target, value, ok)
 
 

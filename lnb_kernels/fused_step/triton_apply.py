@@ -17,8 +17,9 @@ from lnb_kernels._triton.launch import Launches
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.tables import MOST_ITEMS, address, field, item_of, table_of
 from lnb_kernels._writes import require_aligned
-from lnb_kernels.fused_step.apply_entries import Entry, width_of
+from lnb_kernels.fused_step.apply_entries import Entry, Numbers, width_of
 from lnb_kernels.fused_step.triton_direct import TYPES, ahead
+from lnb_kernels.fused_step.triton_finish import rates_on_device
 from lnb_kernels.scaling import largest_squarable
 
 FIELDS = tl.constexpr(12)
@@ -141,7 +142,7 @@ def move_others_kernel(
 
 
 class Kind(NamedTuple):
-    """What parameters of one launch have in common."""
+    """The properties that parameters of one launch have in common."""
 
     is_other: bool
     has_rows: bool
@@ -151,27 +152,11 @@ class Kind(NamedTuple):
     aligned: bool
 
 
-class Numbers(NamedTuple):
-    """On the device, float64: of all entries."""
-
-    rates: Tensor
-    scales: Tensor
-    shorter: Tensor | None
-    shares: Tensor | None
-    corrections: Tensor | None
-    finite: Tensor | None
-    ok: Tensor | None
-
-
-def launch_moves(
-    entries: Sequence[Entry], of_lr: Sequence[int], of_decay: Sequence[int], numbers: Numbers, rule: Sequence[float]
-) -> None:
-    """Move parameters that the kernels take.
-
-    Args:
-        of_lr, of_decay: of each parameter group, where its rates are among ``numbers.rates``.
-        rule: beta, take, b_others, epsilon.
-    """
+def launch_moves(entries: Sequence[Entry], numbers: Numbers) -> None:
+    """Move parameters that the kernels take. The numbers are :meth:`Numbers.on_device`."""
+    of_groups = [number if tensor is None else tensor for number, tensor in (*numbers.lr, *numbers.weight_decay)]
+    rates, places = rates_on_device(of_groups, numbers.scales.device)
+    of_lr, of_decay = places[: len(numbers.lr)], places[len(numbers.lr) :]
     kinds: dict[Kind, list[tuple[int, ...]]] = {}
     for entry in entries:
         if entry.param.numel() == 0:
@@ -181,11 +166,11 @@ def launch_moves(
     made = Launches()
     for kind, rows in kinds.items():
         for first in range(0, len(rows), MOST_ITEMS):
-            _add(made, kind, rows[first : first + MOST_ITEMS], numbers, rule)
+            _add(made, kind, rows[first : first + MOST_ITEMS], numbers, rates)
     made.make(numbers.scales.device)
 
 
-def _add(made: Launches, kind: Kind, rows: Sequence[tuple[int, ...]], numbers: Numbers, rule: Sequence[float]) -> None:
+def _add(made: Launches, kind: Kind, rows: Sequence[tuple[int, ...]], numbers: Numbers, rates: Tensor) -> None:
     device = numbers.scales.device
     table = table_of(rows, [-(-row[ENTRIES.value] // PIECE) for row in rows], device)
     ok = table.numbers if numbers.ok is None else numbers.ok.view(torch.uint8)
@@ -197,11 +182,11 @@ def _add(made: Launches, kind: Kind, rows: Sequence[tuple[int, ...]], numbers: N
     if kind.is_other:
         assert numbers.shares is not None
         assert numbers.corrections is not None
-        beta, take, b_others, epsilon = map(float, rule)
+        beta, take, b_others, epsilon = map(float, numbers.rule)
         finite = ok if numbers.finite is None else numbers.finite.view(torch.uint8)
         made.add(
             move_others_kernel, table.programs,
-            table.numbers, numbers.rates, numbers.scales, numbers.shares, numbers.corrections, finite, ok, beta, 1.0 - beta,
+            table.numbers, rates, numbers.scales, numbers.shares, numbers.corrections, finite, ok, beta, 1.0 - beta,
             take, 1.0 - b_others, b_others, epsilon,
             HAS_FINITE=numbers.finite is not None, TAKES=take != 0, LIGHT=1.0 - b_others < 0.5, **common,
         )  # fmt: skip
@@ -209,7 +194,7 @@ def _add(made: Launches, kind: Kind, rows: Sequence[tuple[int, ...]], numbers: N
     shortens = kind.has_rows and numbers.shorter is not None
     made.add(
         move_layers_kernel, table.programs,
-        table.numbers, numbers.rates, numbers.scales, numbers.scales if numbers.shorter is None else numbers.shorter, ok,
+        table.numbers, rates, numbers.scales, numbers.scales if numbers.shorter is None else numbers.shorter, ok,
         HAS_ROWS=kind.has_rows, SHORTENS=shortens, **common,
     )  # fmt: skip
 

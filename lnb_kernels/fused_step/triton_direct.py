@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from lnb_kernels._triton.arch import Arch
 from lnb_kernels._triton.crossover import power_of_two
@@ -21,7 +20,7 @@ from lnb_kernels._triton.launch import Launches
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.tables import MOST_ITEMS, address, field, item_of, table_of
 from lnb_kernels._writes import require_aligned
-from lnb_kernels.fused_step.layers import LARGEST_BLOCK, DirectLayer
+from lnb_kernels.fused_step.layers import LARGEST_BLOCK, DirectArguments, DirectLayer, Place
 
 FIELDS = tl.constexpr(16)
 GRADIENT, MOMENTUM, DIRECTION, BIAS_GRADIENT, BIAS_MOMENTUM, INVERSE, MEAN, ROOT = map(tl.constexpr, range(8))
@@ -239,69 +238,44 @@ def direct_kernel(
         tl.debug_barrier()  # the next tile's M comes where this one's is
 
 
-def launch_direct(
-    layers: Sequence[DirectLayer],
-    places: Sequence[tuple[int, int, int]],
-    partials: Tensor,
-    mixed_biases: Tensor,
-    shares: Tensor,
-    bias_shares: Tensor | None,
-    decay: float,
-    take: float,
-    ok: Tensor | None,
-    precision: str,
-    arch: Arch,
-) -> None:
-    """Directions of layers that the kernel takes (:func:`lnb_kernels.fused_step.layers.is_served`).
-
-    Args:
-        places: of each layer, its first row among those of all layers, its first entry of ``partials``, and its place in the
-            shares.
-    """
-    groups: dict[tuple[bool, bool], list[tuple[DirectLayer, tuple[int, int, int]]]] = {}
-    for layer, place in zip(layers, places, strict=True):
+def launch_direct(members: Sequence[tuple[DirectLayer, Place]], given: DirectArguments, arch: Arch) -> None:
+    """Directions of layers that the kernel takes (:func:`lnb_kernels.fused_step.layers.is_served`)."""
+    groups: dict[tuple[bool, bool], list[tuple[DirectLayer, Place]]] = {}
+    for layer, place in members:
         large = max(layer.inverse.shape[-1], layer.root.shape[-1]) > LARGEST_BLOCK
         groups.setdefault((_in_packs(layer), large), []).append((layer, place))
     made = Launches()
-    for (aligned, _), members in groups.items():
-        for first in range(0, len(members), MOST_ITEMS):
-            _add(made, members[first : first + MOST_ITEMS], aligned, partials, mixed_biases, shares, bias_shares, decay, take,
-                 ok, precision, arch)  # fmt: skip
-    made.make(partials.device)
+    for (aligned, _), group in groups.items():
+        for first in range(0, len(group), MOST_ITEMS):
+            _add(made, group[first : first + MOST_ITEMS], aligned, given, arch)
+    made.make(given.partials.device)
 
 
 def _add(
     made: Launches,
-    members: Sequence[tuple[DirectLayer, tuple[int, int, int]]],
+    members: Sequence[tuple[DirectLayer, Place]],
     aligned: bool,
-    partials: Tensor,
-    mixed_biases: Tensor,
-    shares: Tensor,
-    bias_shares: Tensor | None,
-    decay: float,
-    take: float,
-    ok: Tensor | None,
-    precision: str,
+    given: DirectArguments,
     arch: Arch,
 ) -> None:
     rows = [_fields(layer, place) for layer, place in members]
     tiles = [(layer.rows // layer.root.shape[-1]) * layer.column_blocks for layer, _ in members]
-    table = table_of(rows, tiles, partials.device)
+    table = table_of(rows, tiles, given.partials.device)
     side, size = (max(x[name.value] for x in rows) for name in (SIDE, SIZE))
     pitch = -(-size // 16) * 16
     programs = min(table.programs, PER_MULTIPROCESSOR * arch.multiprocessors, max(1, MOST_SCRATCH // (side * pitch)))
     first = members[0][0]
     block = min(64, max(power_of_two(side), power_of_two(size)))
     # Operands in two parts each take twice the registers; numbers that are loaded one by one wait in them, too.
-    deep = min(16 if precision == "tf32x3" or not aligned else 32, block)
+    deep = min(16 if given.precision == "tf32x3" or not aligned else 32, block)
     made.add(
         direct_kernel, programs,
-        table.numbers, shares, shares if bias_shares is None else bias_shares, partials, mixed_biases,
-        made.scratch(programs, side * pitch),
-        table.numbers if ok is None else ok.view(torch.uint8), table.programs, pitch, side * pitch,
-        float(decay), 1.0 - decay, float(take),
-        G=TYPES[first.gradient.dtype], D=TYPES[first.direction.dtype], ITEMS=table.items, HAS_OK=ok is not None,
-        TAKES=take != 0, ALIGNED=aligned, BLOCK=block, BLOCK_K=deep, PRECISION=precision, num_warps=WARPS,
+        table.numbers, given.shares, given.shares if given.bias_shares is None else given.bias_shares, given.partials,
+        given.mixed_biases, made.scratch(programs, side * pitch),
+        table.numbers if given.ok is None else given.ok.view(torch.uint8), table.programs, pitch, side * pitch,
+        float(given.decay), 1.0 - given.decay, float(given.take),
+        G=TYPES[first.gradient.dtype], D=TYPES[first.direction.dtype], ITEMS=table.items, HAS_OK=given.ok is not None,
+        TAKES=given.take != 0, ALIGNED=aligned, BLOCK=block, BLOCK_K=deep, PRECISION=given.precision, num_warps=WARPS,
         num_stages=2,
     )  # fmt: skip
 
@@ -313,16 +287,15 @@ def _in_packs(layer: DirectLayer) -> bool:
     return all(side % 8 == 0 for side in sides) and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
-def _fields(layer: DirectLayer, place: tuple[int, int, int]) -> tuple[int, ...]:
+def _fields(layer: DirectLayer, place: Place) -> tuple[int, ...]:
     addresses = []
     for name, tensor in vars(layer).items():
         addresses.append(0 if tensor is None else tensor.data_ptr())
         if tensor is not None:
             require_aligned(name, addresses[-1], tensor.numel(), tensor.element_size())
     direction, momentum, gradient, bias_gradient, bias_momentum, inverse, mean, root = addresses
-    row, entry, slot = place
     rows, inputs = layer.gradient.shape[-2:]
     return (
-        gradient, momentum, direction, bias_gradient, bias_momentum, inverse, mean, root, row, entry, layer.rows, rows, inputs,
-        layer.inverse.shape[-1], layer.root.shape[-1], slot,
+        gradient, momentum, direction, bias_gradient, bias_momentum, inverse, mean, root, place.row, place.entry, layer.rows,
+        rows, inputs, layer.inverse.shape[-1], layer.root.shape[-1], place.slot,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What lies between directions and moved weights, of all layers in one launch: a program for each layer.
+"""The pass between directions and moved weights, for all layers in one launch: a program for each layer.
 
 It adds up the sums of the layer's rows, finds their scales and its bias's direction, and at last how far the layer goes, by the
 rules of ``csrc/step_rules.h``, in float64.
@@ -18,8 +18,7 @@ from lnb_kernels._captured import device_constants
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.tables import MOST_ITEMS, address, bits_of, field, table_of
 from lnb_kernels._writes import require_aligned
-from lnb_kernels.fused_step.layers import FinishLayer
-from lnb_kernels.fused_step.reference import Numbers
+from lnb_kernels.fused_step.layers import FinishArguments, FinishLayer, Place, places_of
 from lnb_kernels.fused_step.triton_direct import SUMS, TYPES, ahead
 from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
 
@@ -201,37 +200,23 @@ def finish_kernel(
     tl.store(scales_ptr + slot, scale)
 
 
-def launch_finish(
-    layers: Sequence[FinishLayer],
-    places: Sequence[tuple[int, int, int]],
-    numbers: Numbers,
-    partials: Tensor,
-    mixed_biases: Tensor,
-    steps: Tensor,
-    norms: Tensor | None,
-    bias_shares: Tensor | None,
-    settings: StepSettings,
-    ok: Tensor | None,
-) -> None:
-    """Finish layers whose biases are dense, and of float32 and one dtype of gradients.
-
-    Args:
-        places: of each layer, its first row among those of all layers, its first entry of ``partials``, and its slot.
-    """
-    device = partials.device
+def launch_finish(layers: Sequence[FinishLayer], given: FinishArguments) -> None:
+    """Finish layers whose biases are dense, and of float32 and one dtype of gradients."""
+    device, partials, settings, ok = given.partials.device, given.partials, given.settings, given.ok
     rates, of_rates = rates_on_device([layer.rate for layer in layers], device)
     gradients = [layer.bias_gradient.dtype for layer in layers if layer.bias_gradient is not None]
-    rows = [_fields(layer, place, rate) for layer, place, rate in zip(layers, places, of_rates, strict=True)]
+    rows = [_fields(*each) for each in zip(layers, places_of(layers), of_rates, strict=True)]
     take = 1.0 - settings.momentum if settings.nesterov else 0.0
     for first in range(0, len(rows), MOST_ITEMS):
         own = rows[first : first + MOST_ITEMS]
         table = table_of(own, [1] * len(own), device)
         finish_kernel[(table.programs,)](
-            table.numbers, _settings(settings, device), rates, *vars(numbers).values(), partials, mixed_biases, steps,
-            partials if bias_shares is None else bias_shares, partials if norms is None else norms,
-            table.numbers if ok is None else ok.view(torch.uint8), float(settings.momentum), 1.0 - settings.momentum, take,
+            table.numbers, _settings(settings, device), rates, *vars(given.numbers).values(), partials, given.mixed_biases,
+            given.steps, partials if given.bias_shares is None else given.bias_shares,
+            partials if given.norms is None else given.norms, table.numbers if ok is None else ok.view(torch.uint8),
+            float(settings.momentum), 1.0 - settings.momentum, take,
             G=TYPES[gradients[0] if gradients else torch.float32], ITEMS=table.items, HAS_OK=ok is not None,
-            HAS_NORMS=norms is not None, TAKES=take != 0, BLOCK=ROWS_AT_ONCE, num_warps=8, num_stages=1,
+            HAS_NORMS=given.norms is not None, TAKES=take != 0, BLOCK=ROWS_AT_ONCE, num_warps=8, num_stages=1,
         )  # fmt: skip
 
 
@@ -251,7 +236,7 @@ def rates_on_device(rates: Sequence[float | Tensor], device: torch.device) -> tu
     return torch.stack(parts), of_rates
 
 
-def _fields(layer: FinishLayer, place: tuple[int, int, int], rate: int) -> tuple[int, ...]:
+def _fields(layer: FinishLayer, place: Place, rate: int) -> tuple[int, ...]:
     biases = {
         "bias_momentum": layer.bias_momentum, "bias_directions": layer.bias_direction, "bias_gradients": layer.bias_gradient,
     }  # fmt: skip
@@ -259,9 +244,9 @@ def _fields(layer: FinishLayer, place: tuple[int, int, int], rate: int) -> tuple
     for (name, tensor), number in zip(biases.items(), addresses, strict=True):
         if tensor is not None:
             require_aligned(name, number, tensor.numel(), tensor.element_size())
-    row, entry, slot = place
     return (
-        *addresses, row, entry, layer.rows, layer.column_blocks, slot, layer.step, bits_of(layer.usual_norm), rate,
+        *addresses, place.row, place.entry, layer.rows, layer.column_blocks, place.slot, layer.step,
+        bits_of(layer.usual_norm), rate,
     )  # fmt: skip
 
 

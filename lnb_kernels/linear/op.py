@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from lnb_kernels import _autocast, _backend, _checks, _sampling, moment_stream
 from lnb_kernels._library import below_autograd, define, unobserved
-from lnb_kernels._rows import as_rows
+from lnb_kernels._matrix import as_matrix
 from lnb_kernels.linear import reference
 from lnb_kernels.linear.shared import SharedMoment, gradient_memory
 from lnb_kernels.second_moment.op import pull_back, shape_of
@@ -31,11 +31,11 @@ def _backward_kernel(
     blocks: int | None,
 ) -> list[torch.Tensor]:
     plain = start is None and moment_dtype is None and blocks is None
-    if mask[3] and not plain:  # S reads other rows than the weight gradient, or multiplies other columns
+    if mask[3] and not plain:  # S reads other samples than the weight gradient, or multiplies other columns
 
         def moment() -> torch.Tensor:
-            rows, scale = _sampling.read(as_rows(x), start, every)
-            s: torch.Tensor = _autocast.call("second_moment", rows, rows, None, moment_dtype, blocks)
+            samples, scale = _sampling.read(as_matrix(x), start, every)
+            s: torch.Tensor = _autocast.call("second_moment", samples, samples, None, moment_dtype, blocks)
             s = s.to(_checks.accumulation_dtype(x.dtype))
             return s if scale == 1.0 else s.mul_(scale)
 
@@ -98,24 +98,24 @@ class _LinearBackward(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad, x, weight, start = ctx.saved_tensors
         values = iter(upstream)
-        g, rows = as_rows(grad), as_rows(x)
-        for_grad, for_x, for_weight = torch.zeros_like(g), torch.zeros_like(rows), torch.zeros_like(weight)
+        g, samples = as_matrix(grad), as_matrix(x)
+        for_grad, for_x, for_weight = torch.zeros_like(g), torch.zeros_like(samples), torch.zeros_like(weight)
         if ctx.mask[0]:
-            u = next(values).reshape(rows.shape)
+            u = next(values).reshape(samples.shape)
             for_grad = for_grad + u @ weight.t()
             for_weight = for_weight + g.t() @ u
         if ctx.mask[1]:
             u = next(values)
-            for_grad = for_grad + rows @ u.t()
+            for_grad = for_grad + samples @ u.t()
             for_x = for_x + g @ u
         if ctx.mask[2]:
             for_grad = for_grad + next(values)
         if ctx.mask[3]:
-            pulled = pull_back(rows, next(values).to(x.dtype))
+            pulled = pull_back(samples, next(values).to(x.dtype))
             if start is not None and ctx.every > 1:
                 sample = _sampling.Sample(start, ctx.every)
-                read = rows.new_zeros(rows.shape[0], 1)
-                read[sample.indices(rows.shape[0])] = sample.scale(rows.shape[0])
+                read = samples.new_zeros(samples.shape[0], 1)
+                read[sample.indices(samples.shape[0])] = sample.scale(samples.shape[0])
                 pulled = pulled * read
             for_x = for_x + pulled
         return for_grad.reshape(grad.shape), for_x.reshape(x.shape), for_weight, *[None] * 5
@@ -227,7 +227,7 @@ def linear(
     """``F.linear(x, weight, bias)`` whose backward pass gives ``probe`` the second moment of ``x`` as its gradient.
 
     The probe does not change the output. Its gradient is DEFINED as ``S = [X 1]'[X 1]``
-    (:func:`lnb_kernels.second_moment`) of the rows of ``x``, whatever the output's gradient is (so a loss scale does
+    (:func:`lnb_kernels.second_moment`) of the samples of ``x``, whatever the output's gradient is (so a loss scale does
     not scale it); autograd then adds it over micro-batches and over uses of a shared layer, and computes it once
     under activation checkpointing. Output and the gradients of ``x``, ``weight`` and ``bias`` are those of
     ``F.linear``.
@@ -236,13 +236,13 @@ def linear(
         x: ``[..., d]``.
         weight: ``[m, d]``.
         bias: ``[m]`` or None.
-        probe: ``[d+1, d+1]``; ``[blocks, d/blocks+1, d/blocks+1]``, whose gradient is the second moment of each of so many
+        probe: ``[d+1, d+1]``; ``[blocks, d/blocks+1, d/blocks+1]``, whose gradient is the second moment of each of ``blocks``
             blocks of features; or None. None, or a probe that does not require a gradient, is a plain ``F.linear`` call. An
             expanded scalar (all strides 0) takes no memory.
-        sample: ``(start, every)``: the second moment is estimated from one of every ``every`` rows, scaled to all of them;
+        sample: ``(start, every)``: the second moment is estimated from one of every ``every`` samples, scaled to all of them;
             ``start`` is a tensor ``[]`` on the device of ``x``, and the estimate is unbiased if it is uniform in [0, 1).
-            None reads every row.
-        moment_dtype: dtype to which rows are rounded for the second moment, whose sums stay in float32 (float64 for
+            None reads every sample.
+        moment_dtype: dtype to which samples are rounded for the second moment, whose sums stay in float32 (float64 for
             float64 ``x``); None keeps that of ``x``.
         shared: the :class:`SharedMoment` of all calls on this ``x``, so that its second moment is computed once; None
             computes it for this call. It is not for compiled code.

@@ -124,7 +124,7 @@ _MEMORY: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def gradient_memory(probe: Tensor) -> GradientMemory | None:
-    """That of ``probe``, one for good; None for a probe that is no leaf of the graph, and keeps no gradient."""
+    """The state of ``probe``, always the same one; None for a probe that is no leaf of the graph, and keeps no gradient."""
     if not probe.is_leaf:
         return None
     found: GradientMemory | None = _MEMORY.get(probe)

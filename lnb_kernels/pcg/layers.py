@@ -14,7 +14,7 @@ from lnb_kernels.pcg.op import Equation, is_small
 
 
 def _one_by_one(equations: Sequence[Equation], iterations: int, ridge: float) -> list[tuple[Tensor, Tensor]]:
-    """Where no kernel takes lists: each layer by the best kernel for one."""
+    """Each layer by the best kernel for one, where no kernel takes lists."""
     route = "pcg_rows" if all(map(is_small, equations)) else "pcg"
     return [_backend.call(route, p[1], *p, iterations, ridge, "neuron", 2) for p in equations]
 

@@ -128,7 +128,7 @@ def pcg(
     Cost: ``iterations`` products with ``A`` for ``h0=None``, one more (the first residual) with ``h0``.
 
     Args:
-        matvec_or_s: a second moment ``S`` ``[..., D+1, D+1]`` with the ones column, whose last entry is the row count
+        matvec_or_s: a second moment ``S`` ``[..., D+1, D+1]`` with the ones column, whose last entry is the number of samples
             ``N``: then ``A = S/N + ridge diag(1..1, 0)`` if ``g`` has ``D+1`` columns, ``S[:D, :D]/N + ridge I`` if
             it has ``D``. Or a callable ``v -> A v`` that maps tensors of ``g``'s shape and includes any ridge.
         g: right-hand sides, one per output row: ``[..., m, D]`` or ``[..., m, D+1]``. Leading dimensions (layers,

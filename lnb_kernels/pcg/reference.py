@@ -18,7 +18,7 @@ Matvec = Callable[[torch.Tensor], torch.Tensor]
 def metric(s: torch.Tensor, size: int, ridge: float) -> torch.Tensor:
     """``A = S / N + ridge diag(1..1, 0)`` for ``size = D+1``, ``S[:D, :D] / N + ridge I`` for ``size = D``.
 
-    ``N = S[-1, -1]``; an ``S`` of no rows is all zeros, and so is ``S / N`` then.
+    ``N = S[-1, -1]``; an ``S`` without samples is all zeros, and so is ``S / N`` then.
     """
     count = s[..., -1:, -1:]
     a = s[..., :size, :size] / torch.where(count == 0, 1, count)

@@ -1,4 +1,4 @@
-"""What both Triton forms of conjugate gradients share: the equation that kernels take, and vector operations on some rows."""
+"""What both Triton forms of conjugate gradients share: the equation as kernels take it, and operations on vectors of rows."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def product_tile(
 
 @triton.jit
 def inverse_count_of(s_ptr, d, stride_s):
-    """``1 / N``, ``N`` the last entry of ``S``; 1 for an ``S`` of no rows."""
+    """``1 / N``, ``N`` the last entry of ``S``; 1 for an ``S`` without samples."""
     count = tl.load(s_ptr + offset64(d, stride_s) + d)
     return 1.0 / tl.where(count == 0.0, 1.0, count)
 

@@ -45,11 +45,11 @@ class Refresher:
     def refresh(
         self, layers: Sequence[InputMetric], ok: Tensor | None, noise: float, coefficients: Sequence[float], steps: int
     ) -> bool:
-        """Average the second moments, and write ``C^-1``, the means and ``P^(-1/2)``, of layers that had rows.
+        """Average the second moments, and write ``C^-1``, the means and ``P^(-1/2)``, of layers that had samples.
 
-        A layer changes nothing where its ``gathered`` counts no row, is not ``squarable``, or ``ok`` does not hold: what
-        it keeps, it keeps. A block that has no inverse in float32 gets a ridge that is larger by its mean diagonal, and if that
-        does not help, the inverse of its diagonal; a moment without a root gets a multiple of the identity.
+        A layer changes nothing where its ``gathered`` counts no sample, is not ``squarable``, or ``ok`` does not hold. A block
+        that has no inverse in float32 gets a ridge that is larger by its mean diagonal, and if that does not help, the inverse
+        of its diagonal; a moment without a root gets a multiple of the identity.
 
         Args:
             layers: all on one device, with blocks of at most ``largest`` entries.

@@ -1,4 +1,4 @@
-"""What a refresh works on, layer by layer: tensors, where results go, and settings."""
+"""The arguments of a refresh, layer by layer: tensors to read, tensors to write, and settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AveragedGradient:
     take: float
 
     def tensor(self) -> Tensor:
-        """It, as a tensor of the dtype of ``average``."""
+        """The averaged gradient as a tensor of the dtype of ``average``."""
         return averaged_tensors([self])[0]
 
 
@@ -72,7 +72,7 @@ class InputMetric:
     are float32.
 
     Attributes:
-        gathered: this step's ``[X 1]'[X 1]``, ``[groups, blocks, side + 1, side + 1]``, its last entries the number of rows;
+        gathered: this step's ``[X 1]'[X 1]``, ``[groups, blocks, side + 1, side + 1]``, its last entries the number of samples;
             groups may share memory.
         squarable: ``[]``, bool, whether squares of the inputs are in range; None for yes.
         average: shaped as ``gathered``, the average of ``[X 1]'[X 1] / N``, which is updated; None without one.
@@ -82,8 +82,9 @@ class InputMetric:
         decay: of the averages of both sides, in [0, 1); 0 without them.
         ridge: added to the diagonal of the covariance.
         relative: whether it is a multiple of the metric's mean diagonal.
-        sample_ridge: what a relative ridge grows by, times inputs of a block per row that the average counts.
-        sample_every: of how many rows ``gathered`` has one.
+        sample_ridge: what a relative ridge grows by, times inputs of a block per sample that the average counts; at most by
+            :data:`MOST_SAMPLE_RIDGE`.
+        sample_every: of how many samples ``gathered`` has one.
         outputs: the neurons' side of each layer; empty where there is none.
     """
 
@@ -101,6 +102,7 @@ class InputMetric:
     outputs: tuple[OutputMetric, ...]
 
 
+MOST_SAMPLE_RIDGE = 2.0  # the metric is nearly round then
 _GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.tables import address, field, item_of
+from lnb_kernels.refresh.layers import MOST_SAMPLE_RIDGE
 
 FIELDS = tl.constexpr(16)
 GATHERED, SQUARABLE, AVERAGE, STEPS, INVERSE, MEAN = map(tl.constexpr, range(6))
@@ -23,6 +24,7 @@ FACTS = tl.constexpr(3)
 PIVOTS = tl.constexpr(16)
 EPSILON = tl.constexpr(2.0**-23)
 TINY = tl.constexpr(2.0**-126)
+MOST_ADDED = tl.constexpr(MOST_SAMPLE_RIDGE)
 LEAST_RIDGE = tl.constexpr(2.0**-94.5)  # TINY^0.75: the inverse of what is smaller is no number
 
 
@@ -48,7 +50,7 @@ def power(base, exponent):
 def average_kernel(
     table_ptr, sums_ptr, facts_ptr, ok_ptr, ITEMS: tl.constexpr, HAS_OK: tl.constexpr, PIECE: tl.constexpr
 ):
-    """``a <- decay a + (1 - decay) gathered / rows``; a block's sums, of its diagonal and of its squared means, ``[entries, 2]``.
+    """``a <- decay a + (1 - decay) gathered / samples``; each block's sums of its diagonal and of its squared means.
 
     ``facts`` ``[layers, 3]`` get whether a layer may change, ``1 / (1 - decay^t)``, and its ridge.
     """
@@ -63,20 +65,20 @@ def average_kernel(
     average_ptr = address(table_ptr, item, AVERAGE, ITEMS, FIELDS, tl.float32, False) + offset64(entry, size)
     decay = number(table_ptr, item, DECAY, ITEMS)
     keeps = field(table_ptr, item, DECAY, ITEMS, FIELDS) != 0
-    rows = tl.load(first_ptr + (size - 1))
+    samples = tl.load(first_ptr + (size - 1))
     squarable = field(table_ptr, item, SQUARABLE, ITEMS, FIELDS)
-    allowed = (rows > 0) & (tl.load(squarable.to(tl.pointer_type(tl.uint8)), mask=squarable != 0, other=1) != 0)
+    allowed = (samples > 0) & (tl.load(squarable.to(tl.pointer_type(tl.uint8)), mask=squarable != 0, other=1) != 0)
     if HAS_OK:
         allowed = allowed & (tl.load(ok_ptr) != 0)
     take = (1.0 - decay).to(tl.float32)
-    per_row = tl.maximum(rows, 1.0)
+    per_sample = tl.maximum(samples, 1.0)
     diagonal = tl.zeros((PIECE,), tl.float64)
     means = tl.zeros((PIECE,), tl.float64)
     # Without an average of before there may be anything where this step's goes: it is written in any case.
     for begin in range(0, tl.where(allowed | (keeps == 0), size, 0), PIECE):
         at = begin + tl.arange(0, PIECE)
         there = at < size
-        fresh = tl.load(gathered_ptr + at, mask=there, other=0.0) / per_row
+        fresh = tl.load(gathered_ptr + at, mask=there, other=0.0) / per_sample
         old = tl.load(average_ptr + at, mask=there & keeps, other=0.0)
         value = tl.where(keeps, old + take * (fresh - old), fresh)
         tl.store(average_ptr + at, value, mask=there)
@@ -89,16 +91,17 @@ def average_kernel(
     tl.store(sums_ptr + 2 * own, tl.sum(diagonal, 0))
     tl.store(sums_ptr + 2 * own + 1, tl.sum(means, 0))
     if entry == 0:
-        counted = tl.maximum(rows.to(tl.float64) / number(table_ptr, item, SAMPLE_EVERY, ITEMS), 1.0)
+        counted = tl.maximum(samples.to(tl.float64) / number(table_ptr, item, SAMPLE_EVERY, ITEMS), 1.0)
         steps = field(table_ptr, item, STEPS, ITEMS, FIELDS)
         steps_ptr = steps.to(tl.pointer_type(tl.float32))
         now = tl.load(steps_ptr, mask=steps != 0, other=0.0) + tl.where(allowed, 1.0, 0.0)
         tl.store(steps_ptr, now, mask=(steps != 0) & allowed)
         past = tl.where(steps != 0, power(decay, tl.maximum(now, 1.0)), 0.0)
-        # An average with weights w counts (sum w)^2 / sum w^2 times the rows of one step.
+        # An average with weights w counts (sum w)^2 / sum w^2 times the samples of one step.
         counted *= tl.where(steps != 0, (1.0 - past) / (1.0 + past) * ((1.0 + decay) / (1.0 - decay)), 1.0)
         ridge = number(table_ptr, item, RIDGE, ITEMS)
-        ridge += number(table_ptr, item, SAMPLE_RIDGE, ITEMS) * side.to(tl.float64) / counted
+        added = number(table_ptr, item, SAMPLE_RIDGE, ITEMS) * side.to(tl.float64) / counted
+        ridge += tl.minimum(added, MOST_ADDED)
         own_ptr = facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS)
         tl.store(own_ptr, tl.where(allowed, 1.0, 0.0).to(tl.float64))
         tl.store(own_ptr + 1, 1.0 / (1.0 - past))

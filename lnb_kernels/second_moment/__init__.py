@@ -1,4 +1,4 @@
-"""Second moment ``S = [X 1]' [X 1]`` of feature rows."""
+"""Second moment ``S = [X 1]' [X 1]`` of samples."""
 
 from __future__ import annotations
 

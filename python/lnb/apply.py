@@ -27,13 +27,13 @@ def apply(
 ) -> None:
     """Move the parameters of one device.
 
-    One call serves all parameters of a group that have masters, or that have none; each that gets shorter has its own.
+    Parameters of a group share a call if all of them have masters or none has; each that is shortened has a call of its own.
 
     Args:
-        context: what moves.
+        context: the layers and other parameters to move.
         directions: of every parameter.
         scales: of every layer and every other parameter, ``[layers + others]``.
-        shorter: factors ``[]`` by which parameters are multiplied beside.
+        shorter: factors ``[]`` by which some parameters are also multiplied.
         verdict: whether anything may change.
         config: the optimizer's settings.
     """
@@ -67,7 +67,7 @@ def apply(
 
 
 def _joined_decays(context: StepContext, shorter: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-    """The weight decay of each parameter that gets shorter, ``[]``."""
+    """The weight decay of each parameter that is shortened, ``[]``."""
     by_group: dict[int, list[nn.Parameter]] = {}
     for parameter in shorter:
         by_group.setdefault(id(context.groups[parameter]), []).append(parameter)

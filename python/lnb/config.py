@@ -67,11 +67,11 @@ class Config:
         b_s: decay of the average of the second moment, in [0, 1).
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
         sample_ridge: what is added to a relative ridge, times a block's inputs per sample that its averaged second moment
-            counts, >= 0.
+            counts, >= 0; at most 2 is added.
         max_relative_change: the longest step of a layer's weights relative to their norm, per unit of ``lr``, > 0; None
             for no bound (see :mod:`lnb.weight_bound`).
         damping: what shortens steps inside the region. ``"none"``; ``"agreement"``: the gradients of a neuron do not agree
-            with each other; ``"gain"``: the layer's step before gained less than its gradient promised (see
+            with each other; ``"gain"``: the layer's last step gained less than its gradient promised (see
             :mod:`lnb.damping`).
         b_rows: decay of the neurons' mean squares by which agreement is judged, in [0, 1).
         others: the rule for parameters of no claimed layer, ``"identity"`` or ``"adamw"``.
@@ -189,7 +189,7 @@ class Config:
 
     @property
     def method(self) -> Solver:
-        """The solver that ``solver`` names; of ``"auto"`` what it stands for while no layer is decided on."""
+        """The solver that ``solver`` names; for ``"auto"``, the one it stands for until a layer is decided on."""
         return solver_named(self.solver).acting(self)
 
     @functools.cached_property  # asked for every layer in every step
@@ -331,7 +331,7 @@ PRESETS: dict[str, Callable[..., Config]] = {
         refresh_every=10,
         staggered=True,
         b_s=0.9,
-        sample_ridge=1.0,
+        sample_ridge=8.0,
         max_relative_change=2.5,
         damping="agreement",
         block_size=144,

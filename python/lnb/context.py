@@ -36,7 +36,7 @@ class LayerContext:
 
     @property
     def has_samples(self) -> Tensor:
-        """Whether the second moment of this step is that of any sample, and in range: only then does it count, ``[]``."""
+        """Whether this step's second moment holds any samples and is in range: only then does it count, ``[]``."""
         assert self.moments is not None
         found = self.moments[0, 0, -1, -1] > 0
         return found if self.squarable is None else found & self.squarable
@@ -62,7 +62,7 @@ class StepContext:
     groups: dict[nn.Parameter, dict[str, Any]] = field(default_factory=dict)
     states: Any = None
     flags: list[Tensor] = field(default_factory=list)  # what else must be finite
-    gradients_checked: bool = False  # a flag tells of all gradients
+    gradients_checked: bool = False  # whether a flag covers all gradients
     sharers: Any = None  # the ranks over which a refresh is shared out
 
     @functools.cached_property
@@ -252,7 +252,8 @@ def _are_all_finite(context: StepContext, gradients: list[Tensor]) -> bool:
 
 
 def _flags_of_moments(layers: list[LayerContext]) -> list[tuple[list[LayerContext], Tensor, Tensor]]:
-    """On accelerators, of the layers of each device that gathered moments: whether sums and squares are finite, ``[layers]``.
+    """For each accelerator, the layers that gathered moments, and whether their sums and their squares are finite,
+    ``[layers]``.
 
     Empty where layers gathered anything else, and on CPUs, where both are read in passes that are made anyway.
     """
@@ -272,7 +273,8 @@ def _flags_of_moments(layers: list[LayerContext]) -> list[tuple[list[LayerContex
 
 
 def _note_squarable(layers: list[LayerContext], read: bool) -> None:
-    """Set :attr:`LayerContext.squarable`, by few calls for each device; if the host may ``read`` it, only where that is false."""
+    """Set :attr:`LayerContext.squarable`, in a few calls per device; where the host may ``read`` the findings, only if one of
+    them is false."""
     by_device: dict[torch.device, list[tuple[LayerContext, Tensor]]] = {}
     for each in layers:
         squares = [_squares(x, each.layer) for x in each.inputs]
@@ -291,7 +293,7 @@ def _note_squarable(layers: list[LayerContext], read: bool) -> None:
 
 
 def _squares(x: Tensor, layer: Layer) -> Tensor:
-    """The sum of squares of every input feature, of a convolution every channel."""
+    """The sum of squares of every input feature, or of every channel for a convolution."""
     feature = x.dim() - (3 if layer.is_convolution else 1)
     others = [dim for dim in range(x.dim()) if dim != feature]
     return torch.linalg.vector_norm(x, dim=others, dtype=statistics_dtype(x.dtype)).square() if others else x.square()

@@ -69,13 +69,13 @@ class Agreement:
     """The numbers by which the agreement of this step's gradients with earlier ones is judged, for the layers of one device.
 
     Attributes:
-        rows: ``v``, the mean square of each row's gradients, at least this step's, ``[groups, rows]`` of every layer.
+        row_squares: ``v``, the mean square of each row's gradients, at least this step's, ``[groups, rows]`` of every layer.
         fresh: ``||g||^2`` of every layer's gradient of this step, ``[layers]``.
         counts: the steps that every layer has made, with this one, ``[layers]``.
         noise: ``a_0``.
     """
 
-    rows: list[Tensor]
+    row_squares: list[Tensor]
     fresh: Tensor
     counts: Tensor
     noise: float

@@ -23,7 +23,7 @@ class Graph(Protocol):
     """What was captured."""
 
     def replay(self) -> None:
-        """Do the captured work again."""
+        """Run what was captured once more."""
 
 
 class Graphs(Protocol):
@@ -33,10 +33,10 @@ class Graphs(Protocol):
         """An empty graph."""
 
     def capture(self, graph: Any) -> AbstractContextManager[Any]:
-        """Inside, work goes into the graph instead of being done."""
+        """Inside, operations are recorded in the graph instead of being run."""
 
     def aside(self) -> AbstractContextManager[Any]:
-        """Inside, work is done at once, in order with all other work, where a later capture does not meet it."""
+        """Inside, operations run at once, in order with all others, on a stream that a later capture does not meet."""
 
 
 class CudaGraphs:
@@ -75,7 +75,7 @@ def graphed_step(optimizer: LNB, loss: Loss, example: Sequence[Tensor]) -> Graph
 
     Args:
         optimizer: the :class:`lnb.LNB` of the model.
-        loss: ``loss(*batch)`` runs the model and returns a scalar; no other work is captured.
+        loss: ``loss(*batch)`` runs the model and returns a scalar; nothing else is captured.
         example: tensors like those of a batch, on the device of the model: their memory is what the graphs read.
 
     Raises:

@@ -58,7 +58,7 @@ class StepGuard:
         self._complete = False
 
     def repeats(self) -> bool:
-        """Whether the step before was complete although an exception came out of it, and these are its gradients.
+        """Whether the last step was complete although it raised an exception, and these are its gradients.
 
         Raises:
             RuntimeError: it was not complete, and these are its gradients.

@@ -1,4 +1,4 @@
-"""The averages of gradients that a step starts from, and Adam's rule for what no layer claims."""
+"""The averages of gradients that a step starts from, and Adam's rule for parameters of no layer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def average_gradients(
     State of every parameter: ``momentum``, ``m``, like the parameter; ``step``, ``t``, ``[]``.
 
     Args:
-        context: what moves, all on one device.
+        context: the layers and other parameters to move, all on one device.
         verdict: whether anything may change.
         config: the optimizer's settings.
         scratch: memory of the step.
@@ -80,7 +80,7 @@ def adam_directions(
     """Adam's direction ``g~ / (sqrt(v / (1 - b^t)) + eps)`` of every other parameter, updating ``v``, the mean square.
 
     Entries beyond what can be squared count as the largest that can: an infinite mean square would never end. The entries of
-    parameters that together fit a CPU's caches are worked on as one vector; an accelerator takes all of them so.
+    parameters that together fit a CPU's caches form one vector; an accelerator joins all of them.
 
     State of every other parameter: ``gradient_square``, ``v``, like the parameter.
     """

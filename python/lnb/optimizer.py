@@ -23,6 +23,7 @@ from lnb.guard import StepGuard
 from lnb.layers.attach import attach_layers, detach_layer, require_module
 from lnb.layers.claimed import Layer, take_inventory
 from lnb.layers.registry import claimed_names
+from lnb.loss_rise import as_loss, shorten_where_risen
 from lnb.members import Members
 from lnb.plan import Plan, plan_layer
 from lnb.planning import Rates
@@ -95,7 +96,7 @@ class LNB(Optimizer):
     * *A model changed after attaching*: ``model.to(...)`` takes probes and state along; a claimed layer that was
       replaced, detached, or got another parameter is an error at the next step.
     * *Several ranks* (``DistributedDataParallel``, or ``process_group``): the samples of all ranks count, and all ranks take the
-      same steps. A step that one rank cannot make, none makes: it raises there, and is skipped on the others; where ranks
+      same steps. A step that one rank cannot make is made by none: it raises there, and is skipped on the others; where ranks
       differ in model, settings, rates or step, all raise. Settings that keep inputs or choose by measured times are refused.
     * *Sharded parameters* (``fully_shard``, ``ColwiseParallel``, ``RowwiseParallel``): every rank solves the rows or columns
       that it has; blocks end where shards do (:mod:`lnb.sharded`).
@@ -229,7 +230,7 @@ class LNB(Optimizer):
 
     @property
     def step_index(self) -> int:
-        """The number of steps made, by which the host knows what the next one refreshes."""
+        """The number of steps made, from which the host knows what the next one refreshes."""
         return self._step_index
 
     @property
@@ -240,7 +241,7 @@ class LNB(Optimizer):
 
     @contextmanager
     def captured(self) -> Iterator[None]:
-        """Inside, a CUDA graph may capture steps: :func:`lnb.graphed_step` replays each where the schedule has it."""
+        """Inside, a CUDA graph may capture steps, which :func:`lnb.graphed_step` replays where the schedule calls for them."""
         self._captured = True
         try:
             yield
@@ -289,24 +290,30 @@ class LNB(Optimizer):
     # -- the step -----------------------------------------------------------------------------------------------------
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, loss: float | Tensor | None = None) -> None: ...
 
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
     @_disable_dynamo  # it looks through the state of hundreds of layers, and its kernels are compiled already
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None, *, loss: float | Tensor | None = None) -> float | None:
         """Make one step. In code under ``torch.compile`` it runs as it is, between two graphs; with ``fullgraph=True`` that
         is PyTorch's error. What the closure calls is compiled as usual.
 
         Args:
-            closure: reevaluates the model and returns the loss (it calls ``zero_grad`` and ``backward`` itself).
+            closure: reevaluates the model and returns the loss (it calls ``zero_grad`` and ``backward`` itself). The loss is
+                returned and not read, so that loops with and without a closure take the same steps.
+            loss: of the batch that the gradients are of, one real number, on any device; its unscaled mean where a gradient
+                scaler is used. It is optional, and a net below the damping by gradients: where it rises beyond its noise, steps
+                are shortened (:mod:`lnb.loss_rise`). NaN and inf are treated as in a gradient: the step is skipped.
 
         Returns:
             The closure's loss.
 
         Raises:
+            TypeError, ValueError: ``loss`` is not one real number, or is given with a closure, or by one of several ranks, whose
+                losses differ; nothing was changed.
             RuntimeError: a claimed layer has a gradient but its input was not seen, or an exception broke off the step before and
                 these are still its gradients, or it cannot be known which ranks train the model, or these differ, or a CUDA graph
                 is captured without :func:`lnb.graphed_step`; nothing was changed.
@@ -324,10 +331,13 @@ class LNB(Optimizer):
                 "schedule is on the host: let lnb.graphed_step(optimizer, loss, example) capture whole training steps. Nothing "
                 "was changed"
             )
-        loss = None
+        if loss is not None and closure is not None:
+            raise ValueError("step(): pass a closure or loss, not both. Nothing was changed")
+        level = None if loss is None else as_loss(loss, self._device)
+        returned = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                returned = closure()
         join_moments()
         if self._shards is not None:
             self._shards.register()
@@ -347,12 +357,12 @@ class LNB(Optimizer):
                 self._find_shards()
             if asks_for_state(self.param_groups, self.state, self._optimized_layers()):
                 self._make_state()
-                return loss
+                return returned
         shards = self._shards
         joint: Shards | Joint | None = self._ranks.joint(self._model, self._exchange) if shards is None else shards
         try:
             if self._guard.repeats():
-                return loss
+                return returned
             if self._step_index == 0:
                 self.state.clear()  # it held the place of what this step makes
             for group in self.param_groups:
@@ -361,6 +371,11 @@ class LNB(Optimizer):
             meter = self._started_meter()
             layers = self._optimized_layers()
             if joint is not None:
+                if level is not None:
+                    raise ValueError(
+                        "step(): loss is for one process; the ranks that train this model have different losses, and would "
+                        "take different steps. Leave it out: LNB does not need it. Nothing was changed"
+                    )
                 self._exchange.require_kept()
                 self._exchange.fill_missing(layers)
             dual = all(group["ridge"] > 0 for group in self.param_groups)
@@ -383,11 +398,15 @@ class LNB(Optimizer):
         elif self._turned:
             context, names = self._turned.with_stand_ins(context), self._turned.names
         if parameters:
+            if level is not None:
+                context.flags.append(level)
             verdict = check_finite(context, wait=self._strict or (shards is not None and shards.waits))
             rejected = verdict.rejected
         with self._guard.writing(parameters):
             if parameters:
                 if not rejected:
+                    if level is not None:
+                        shorten_where_risen(context.layers, level, verdict, self._memory.arenas)
                     for outcome in self._run(context, verdict):
                         self._records.record(self._step_index, outcome, names, verdict)
                 self._step_index += 1
@@ -401,10 +420,11 @@ class LNB(Optimizer):
                 self._count(verdict)
         if rejected and self._strict:
             raise FloatingPointError(
-                "step(): NaN or inf in a gradient or in the input of a claimed layer, or another rank could not make this step; "
-                "parameters and state are unchanged. Lower lr, clip the gradients, or drop strict=True to skip such steps"
+                "step(): NaN or inf in a gradient, in the input of a claimed layer or in loss, or another rank could not make "
+                "this step; parameters and state are unchanged. Lower lr, clip the gradients, or drop strict=True to skip "
+                "such steps"
             )
-        return loss
+        return returned
 
     def _make_state(self) -> None:
         """Make the state that a first step makes, without a step: for checkpoints that are loaded into it."""
@@ -485,7 +505,7 @@ class LNB(Optimizer):
             self._counters["skipped_steps"] = found.long() + before
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, and forget the inputs that came with them."""
+        """Reset the gradients, and forget what was gathered with them."""
         super().zero_grad(set_to_none)
         self._guard.forget()
         self._exchange.forget()
@@ -519,7 +539,7 @@ class LNB(Optimizer):
         return sum(other_bytes(p, self._config) for p in parameters if p not in claimed and p.requires_grad)
 
     def _switch_captures(self, layers: list[Layer]) -> None:
-        """Have every layer gather what its next step needs; where backward passes have begun on a step, what that needs."""
+        """Have every layer gather what its next step needs, or the present one if its backward passes have begun."""
         configs = [self._config_of(layer) for layer in layers]
         for layer, config, phase in zip(layers, configs, self._refresh_phases(layers, configs), strict=True):
             captures = self._exchange.captures_of(layer)

@@ -52,8 +52,8 @@ class PlanRow:
         state_bytes: what the optimizer keeps, gradient averages included.
         input_bytes: inputs kept from the backward pass to the step; 0 until samples are known.
         moment_bytes: the second moment that lives from the backward pass to the step, on steps that gather one.
-        scratch_bytes: memory that is kept to work in.
-        refreshed_bytes: of the state, what a refresh writes: with ``split_refresh=True`` ranks send it to each other.
+        scratch_bytes: working memory that is kept from step to step.
+        refreshed_bytes: the part of the state that a refresh writes: with ``split_refresh=True`` ranks send it to each other.
         samples: of one step; None until a backward pass was seen.
         cost: predicted seconds; None until samples are known.
         reason: why.
@@ -131,7 +131,7 @@ class Plan:
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of host memory that a step works in, kept for the next one; they are no state."""
+        """Bytes of working memory on the host, kept for the next step; they are not part of the state."""
         return sum(row.scratch_bytes for row in self.rows)
 
     def refresh_seconds(self, ranks: int, bytes_per_second: float) -> tuple[float, float] | None:
@@ -140,8 +140,8 @@ class Plan:
         The second is lower where factors take longer to make than to send. None until samples are known.
 
         Args:
-            ranks: that have whole copies of the model.
-            bytes_per_second: that a rank receives from the others.
+            ranks: how many have whole copies of the model.
+            bytes_per_second: how much a rank receives from the others.
 
         Raises:
             ValueError: there is no such number.
@@ -219,7 +219,7 @@ def plan_layer(layer: Layer, choice: Choice, samples: Samples | None, rates: Rat
 
 
 def _refreshed_bytes(layer: Layer, config: Config) -> int:
-    """Second moment, factor and mean of the inputs, and of two-sided regions the outputs' moment and root."""
+    """Second moment, factor and mean of the inputs, and in two-sided regions the outputs' moment and root."""
     if not config.factored:
         return 0
     groups, rows, d_in = layer.shape
@@ -232,7 +232,7 @@ def _refreshed_bytes(layer: Layer, config: Config) -> int:
 
 
 def _flops(layer: Layer, config: Config) -> tuple[int, int, int]:
-    """FLOPs of one step's solution and trust region, of one refresh, and per row that is read."""
+    """FLOPs of one step's solution and trust region, of one refresh, and per sample that is read."""
     method = config.method
     solve, per_sample = method.step_flops(layer, config), method.sample_flops(layer, config)
     if config.region.whitens:

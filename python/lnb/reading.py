@@ -1,4 +1,4 @@
-"""Reading files that anybody may have replaced or damaged: never a wait, never more memory than the file is allowed."""
+"""Reading files that anybody may have replaced or damaged, without ever waiting, and in no more memory than is allowed."""
 
 from __future__ import annotations
 
@@ -89,5 +89,6 @@ def _refuse(name: str) -> NoReturn:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, without the number and the file name of an :class:`OSError`; the message names the file."""
+    """What an error says, without the number and the file name of an :class:`OSError`: the message of the caller names the
+    file."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

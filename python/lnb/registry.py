@@ -11,7 +11,7 @@ class Registry(Generic[Named]):
     """The objects of one kind by their names.
 
     Args:
-        argument: what errors call a new object, as ``register`` does.
+        argument: what errors call a new object: the name of the argument of ``register``.
         kind: the class of all.
         path: where users find that class.
     """

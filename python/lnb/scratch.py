@@ -1,4 +1,4 @@
-"""Memory that a step works in, kept for the next step."""
+"""Working memory of a step, kept for the next one."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def make_step(context: StepContext, verdict: Verdict, config: Config, memory: Me
     All directions are known before a parameter is written.
 
     Returns:
-        What became of it, for every device.
+        The outcome on every device.
     """
     shares = [_share(part, verdict, config, memory) for part in context.by_device()]
     for share in shares:
@@ -93,7 +93,7 @@ class Stages(Protocol):
     products: Tensor
 
     def direct(self) -> None:
-        """Momentum, statistics, solve: where to go."""
+        """Momentum, statistics, solve: the directions."""
 
     def gain(self) -> Tensor:
         """What the global region sums."""
@@ -169,7 +169,7 @@ class Share:
         self.averages = averages
 
     def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
-        """Where the layers are to go."""
+        """The directions of the layers."""
         return solve(self.context.layers, averages, self.verdict, self.agreement)
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:

@@ -1,8 +1,8 @@
 """The second trust region: no step changes a layer's weights by more than a given share of their norm.
 
 The trust regions of :mod:`lnb.trust_regions` bound what a step does to a layer's outputs, for the inputs seen so far. Where these
-hardly vary - in deep plain networks, in a batch of one row, with a dead feature - the metric is nearly singular. A short step in
-function space is then a huge one in weight space, and the next inputs, or the next layer, see all of it. So a layer's
+hardly vary - in deep plain networks, in a batch of one sample, with a dead feature - the metric is nearly singular. A short
+step in function space is then a huge one in weight space, and the next inputs, or the next layer, see all of it. So a layer's
 step ``D = (D_W, D_b)`` is shortened as a whole until
 
     ``||D_W||_F <= kappa max(||W||_F, W_0)``,    ``kappa = min(c lr, 1/4)``
@@ -12,7 +12,7 @@ initialisation of the layer, ``sqrt(d_out / 3)``, so that weights that start at 
 scale of inputs, outputs or loss. Relatives bound or fix relative steps alone: LARS and LAMB (You et al.), and normalised
 versions of Muon and Adam.
 
-A step of relative length ``r`` that is orthogonal to the weights, as steps of noise are, makes them longer by a share of
+A step of relative length ``r`` that is orthogonal to the weights, as steps from noise are, makes them longer by a share of
 ``r^2 / 2``. This growth compounds over the layers and has nothing to do with the function that is learnt. It is summed up, and
 taken back at refreshes, when the norm is measured: the weights then walk on a sphere, unless gradients point along them. Steps of
 lengths ``r_s``, relative to the norm measured last, have made the weights ``sqrt(1 + sum r_s^2)`` times as long.
@@ -80,8 +80,8 @@ class WeightBound:
             weight_norms: of the weights, ``[layers]``, known where they are measured; None to take them of the layers here.
 
         Returns:
-            By what the step multiplies weights to take their growth back, ``[]`` each. Norms are those after it. It is left to
-            the step, so that a step that breaks off leaves no weight between two of its values.
+            The factors by which the step multiplies weights to take their growth back, ``[]`` each. Norms are those after it.
+            The step itself multiplies, so that one that breaks off leaves no weight between two of its values.
         """
         contexts = self._contexts
         due = [i for i, context in enumerate(contexts) if is_measured(context)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -22,12 +21,6 @@ KINDS = [
     (torch.float32, torch.float32, False), (torch.float32, torch.bfloat16, False), (torch.bfloat16, torch.bfloat16, False),
     (torch.bfloat16, torch.float32, True), (torch.float16, torch.float16, True), (torch.float16, torch.float32, False),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulator]:
-    with cuda_kernels_on_cpu() as simulator:
-        yield simulator
 
 
 def check(before: Model, order: str = "forward", seed: int = 1) -> None:

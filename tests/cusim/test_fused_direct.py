@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cusim.fused_layers import Layers, Shape
-from cusim.simulated import ORDERS, SANITIZED, Simulator, cuda_kernels_on_cpu
+from cusim.simulated import ORDERS, SANITIZED, Simulator
 from support import assert_close_to_reference, relative_errors
 from torch import Tensor
 
@@ -20,13 +18,6 @@ SHAPES = [
 ]  # fmt: skip
 LARGE = [Shape(128, 144, 128, 144), Shape(144, 128, 144, 128, bias=False)]
 RMS = {"tf32": 5e-4, "bf16": 4e-3}  # of H, relative
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulator]:
-    torch.manual_seed(0)
-    with cuda_kernels_on_cpu() as simulator:
-        yield simulator
 
 
 def truth_of(layers: Layers) -> Layers:

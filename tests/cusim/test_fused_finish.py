@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cusim.fused_layers import DECAY, SETTINGS, Layers, Shape
-from cusim.simulated import ORDERS, SANITIZED, Simulator, cuda_kernels_on_cpu
+from cusim.simulated import ORDERS, SANITIZED, Simulator
 from support import relative_errors
 from torch import Tensor
 
@@ -15,13 +13,6 @@ import lnb_kernels as lk
 from lnb_kernels.step_tables import StepFactor, StepLayer, StepTables
 
 SHAPES = [Shape(1, 1, 1, 1), Shape(700, 6, 7, 3), Shape(4, 6, 2, 2, groups=3, bias=False)]
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulator]:
-    torch.manual_seed(0)
-    with cuda_kernels_on_cpu() as simulator:
-        yield simulator
 
 
 def random(shapes: list[Shape] = SHAPES, gradient_dtype: torch.dtype = torch.float32) -> Layers:

@@ -6,7 +6,7 @@ tests/ops/test_multi_tensor.py runs on them too.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -18,12 +18,6 @@ from torch import Tensor
 
 from lnb_kernels import multi_tensor
 from lnb_kernels.multi_tensor import cuda_kernel, reference
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulator]:
-    with cuda_kernels_on_cpu() as simulator:
-        yield simulator
 
 
 def copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,12 +14,6 @@ from torch import Tensor
 
 import lnb_kernels as lk
 from lnb_kernels.pcg import cuda_kernel, reference
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulator]:
-    with cuda_kernels_on_cpu() as simulator:
-        yield simulator
 
 
 def by_phases(

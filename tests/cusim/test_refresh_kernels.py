@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import itertools
 from typing import Any
 
 import pytest
 import torch
-from cusim.refresh_support import NOISE_LEVEL, SHAPES, Shape, copy, layer, plain, run, written
-from cusim.simulated import ORDERS, Simulator, cuda_kernels_on_cpu
+from cusim.refresh_contract import Contract, Run
+from cusim.refresh_support import NOISE_LEVEL, SHAPES, Shape, layer, plain, run
+from cusim.simulated import ORDERS, Simulator
 from support import assert_close_to_reference
 from torch import Tensor
 
 import lnb_kernels as lk
-from lnb.statistics.factored import factorize
-from lnb.statistics.orthogonalize import QUINTIC, STEPS, inverse_root
+from lnb.statistics.orthogonalize import QUINTIC, STEPS
 from lnb_kernels.newton_schulz import reference as newton_schulz
-from lnb_kernels.refresh import AveragedGradient, Refresher
+from lnb_kernels.refresh import Refresher
 from lnb_kernels.spd_inverse import reference as spd_inverse
 
 KERNELS = ["average_moments", "input_metrics", "output_moments", "output_roots"]
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulator]:
-    with cuda_kernels_on_cpu() as simulator:
-        yield simulator
 
 
 def symmetric(count: int, n: int, condition: float) -> Tensor:
@@ -90,20 +83,18 @@ def test_what_these_kernels_do_not_take_goes_elsewhere(simulated: Simulator) -> 
 # --- The refresh.
 
 
-def test_refresh_of_layers_of_all_shapes_in_four_launches(simulated: Simulator) -> None:
-    layers = [layer(shape, seed) for seed, shape in enumerate(SHAPES)]
-    results = run(layers)
+class TestContract(Contract):
+    shapes = SHAPES
+    gradients = tuple(itertools.product((torch.float32, torch.bfloat16, torch.float16), (8, 5)))  # 8: in whole accesses
+
+    @pytest.fixture
+    def run(self, simulated: Simulator) -> Run:
+        return run
+
+
+def test_a_refresh_is_four_launches(simulated: Simulator) -> None:
+    run([layer(shape, seed) for seed, shape in enumerate(SHAPES)])
     assert simulated.launches == KERNELS
-    for of, result in zip(layers, results, strict=True):
-        truth, same = plain(of, torch.float64), plain(of, torch.float32)
-        assert result.keys() == truth.keys()
-        for name, value in result.items():
-            try:
-                assert_close_to_reference(value, truth[name], same[name])
-            except AssertionError as error:
-                raise AssertionError(f"{name} of {tuple(of.inverse.shape)}: {error}") from None
-            if name in ("inverse", "output_moment", "root"):
-                assert torch.equal(value, value.mT), name
 
 
 def test_largest_blocks_move_little_more_than_they_have_to(simulated: Simulator) -> None:
@@ -143,90 +134,6 @@ def test_launches_do_not_depend_on_the_number_of_layers(simulated: Simulator) ->
         results = run([layer(small)] * count)
         assert simulated.launches == launches
         assert torch.equal(results[171]["root"], expected["root"])
-
-
-@pytest.mark.parametrize("exponent", [-120, 100])
-def test_roots_do_not_depend_on_the_size_of_gradients(simulated: Simulator, exponent: int) -> None:
-    of = layer(Shape(1, 7, 3, 2, 4, decay=0.0))
-    [outputs] = of.outputs
-    assert isinstance(outputs.weight, Tensor)
-    assert isinstance(outputs.bias, Tensor)
-    scale = 2.0**exponent
-    scaled = replace(outputs, weight=outputs.weight * scale, bias=outputs.bias * scale)
-    [expected], [found] = run([of]), run([replace(of, outputs=(scaled,))])
-    assert torch.equal(found["root"], expected["root"])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("width", [8, 5])  # rows in whole accesses of 16 bytes, and others
-def test_gradients_are_averaged_where_they_are_read(simulated: Simulator, dtype: torch.dtype, width: int) -> None:
-    of = layer(Shape(1, 1, width, 1, 6))
-    [outputs] = of.outputs
-    share = torch.tensor(1.75, dtype=torch.float64 if dtype == torch.float32 else torch.float32)
-
-    def averaged(like: Any) -> AveragedGradient:
-        return AveragedGradient(torch.randn_like(like).to(dtype), torch.randn_like(like), share, 0.9, 0.1)
-
-    weight, bias = averaged(outputs.weight), averaged(outputs.bias)
-    expected = 1.75 * (0.9 * weight.average + 0.1 * weight.gradient.float()) + 0.1 * weight.gradient.float()
-    torch.testing.assert_close(weight.tensor(), expected)
-    [found] = run([replace(of, outputs=(replace(outputs, weight=weight, bias=bias),))])
-    formed = replace(outputs, weight=weight.tensor(), bias=bias.tensor())
-    [right] = run([replace(of, outputs=(formed,))])
-    for name, value in found.items():
-        near = 1e-3 if name == "root" else 1e-5  # a root magnifies what rounding does
-        torch.testing.assert_close(value, right[name], rtol=near, atol=near * float(right[name].abs().max()))
-
-
-@pytest.mark.parametrize("why", ["no rows", "not squarable", "not ok"])
-def test_layers_that_may_not_change_are_not_written(simulated: Simulator, why: str) -> None:
-    kept, changed = layer(SHAPES[0], 1), layer(SHAPES[1], 2)
-    ok = None
-    if why == "no rows":
-        kept = replace(kept, gathered=torch.zeros_like(kept.gathered))
-    elif why == "not squarable":
-        kept = replace(kept, squarable=torch.tensor(False))
-        changed = replace(changed, squarable=torch.tensor(True))
-    else:
-        ok = torch.tensor(False)
-        changed = replace(changed, gathered=changed.gathered * torch.nan)
-    before = written(copy(kept))
-    still, moved = run([kept, changed], ok)
-    for name, value in still.items():
-        assert torch.equal(value.nan_to_num(9.0), before[name].nan_to_num(9.0)), name
-    assert bool(moved["root"].isfinite().all()) == (why != "not ok")
-
-
-def test_covariances_without_an_inverse(simulated: Simulator) -> None:
-    """One that a larger ridge makes positive definite, one whose diagonal has to do, and inputs that are all zero."""
-    side = 6
-    for entries in (0.5, -3.0, 0.0):
-        product = torch.eye(side) if entries else torch.zeros(side, side)
-        product[0, 1] = product[1, 0] = 1.5 * entries
-        gathered = torch.zeros(1, 1, side + 1, side + 1)
-        gathered[..., :side, :side] = product
-        gathered[..., -1, -1] = 1
-        of = layer(Shape(1, 1, side, 1, 2, bias=False, decay=0.0, relative=False))
-        of = replace(of, gathered=gathered, ridge=0.0 if entries == 0.5 else 1e-3)
-        [found] = run([of])
-        expected = factorize(gathered, of.ridge, False, inverse=True)
-        torch.testing.assert_close(found["inverse"], expected.matrix, rtol=1e-5, atol=1e-5)
-        assert bool(found["root"].isfinite().all())
-
-
-def test_moments_without_a_root_get_a_multiple_of_the_identity(simulated: Simulator) -> None:
-    of = layer(Shape(1, 1, 3, 2, 4, decay=0.9))
-    [outputs] = of.outputs
-    assert outputs.average is not None
-    average = torch.zeros_like(outputs.average)
-    average[0, 0] = torch.eye(4) * 10
-    average[0, 0, 0, 1] = average[0, 0, 1, 0] = 1000  # far from positive semi-definite
-    nothing = torch.zeros_like(outputs.weight), torch.zeros_like(outputs.bias)  # type: ignore[arg-type]
-    [found] = run([replace(of, outputs=(replace(outputs, weight=nothing[0], bias=nothing[1], average=average),))])
-    torch.testing.assert_close(found["output_moment"], average * 0.9)
-    torch.testing.assert_close(found["root"], inverse_root(average * 0.9))
-    assert torch.equal(found["root"][0, 0].count_nonzero(), torch.tensor(4))
-    assert bool((found["root"][0, 1].diagonal() > 1).all())  # of a zero moment
 
 
 # --- Failures.

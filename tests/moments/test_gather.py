@@ -201,7 +201,7 @@ def test_bad_arguments_are_named() -> None:
         lnb.gather_moments(model, [x], layers="5")
     with pytest.raises(TypeError, match=r"loader=.*must give batches"):
         lnb.gather_moments(model, x)
-    with pytest.raises(ValueError, match="saw a row; it gave no batches"):
+    with pytest.raises(ValueError, match="saw a sample; it gave no batches"):
         lnb.gather_moments(model, [])
     with pytest.raises(ValueError, match="has no linear"):
         lnb.gather_moments(nn.LayerNorm(3), [x])
@@ -216,11 +216,11 @@ def test_bad_arguments_are_named() -> None:
 
 def test_layers_that_saw_nothing_have_no_moments() -> None:
     model = nn.ModuleDict({"used": nn.Linear(3, 2), "spare": nn.Linear(3, 2)})
-    with pytest.warns(UserWarning, match=r"\['spare'\] saw no rows"):
+    with pytest.warns(UserWarning, match=r"\['spare'\] saw no samples"):
         moments = lnb.gather_moments(model, [torch.randn(4, 3)], forward=lambda m, x: m["used"](x))
     assert set(moments) == {"used"}
     assert "spare" not in moments
-    with pytest.raises(MissingMoment, match="'spare' has no moment: it saw no rows"):
+    with pytest.raises(MissingMoment, match="'spare' has no moment: it saw no samples"):
         _ = moments["spare"]
     with pytest.raises(KeyError, match="no layer 'other'"):
         _ = moments["other"]
@@ -244,7 +244,7 @@ def test_merging_what_does_not_fit_is_named(tmp_path: Path) -> None:
     unknown = lnb.export_moments((model, state))
     unknown.save(tmp_path / "m")
     assert lnb.load_moments(tmp_path / "m")["5"].count.isnan().all()
-    with pytest.raises(ValueError, match="not known how many rows"):
+    with pytest.raises(ValueError, match="not known how many samples"):
         _ = unknown.merge(full)["5"]
 
 

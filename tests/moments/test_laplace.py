@@ -88,9 +88,9 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
 def test_rows_that_do_not_fit_are_named() -> None:
     _, x, moment, factor = layer()
     posterior = LastLayerPosterior(moment, factor, 1.0)
-    with pytest.raises(ValueError, match=r"features of shape \(50, 5\) must be rows \[N, 6\]"):
+    with pytest.raises(ValueError, match=r"features of shape \(50, 5\) must be samples \[N, 6\]"):
         posterior.variance(x[:, :5])
-    with pytest.raises(ValueError, match="logits of 2 rows do not go with features of 50"):
+    with pytest.raises(ValueError, match="logits of 2 samples do not go with features of 50"):
         posterior.probabilities(x, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="logits holds NaN"):
         output_factor(torch.full((2, 3), math.nan), 10)

@@ -148,7 +148,7 @@ def test_mahalanobis_is_its_definition() -> None:
     inverse = torch.linalg.inv(torch.cov(x.T, correction=0))
     torch.testing.assert_close(found.flatten(), ((centred @ inverse) * centred).sum(1) / 6, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.mean(), torch.ones((), dtype=torch.float64), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r"must be rows \[..., 6\]"):
+    with pytest.raises(ValueError, match=r"must be inputs \[..., 6\]"):
         mahalanobis(x[:, :5], moments["0"])
     with pytest.raises(ValueError, match="ridge=0"):
         mahalanobis(x, moments["0"], ridge=0)

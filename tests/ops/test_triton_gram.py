@@ -184,7 +184,7 @@ def test_more_tiles_than_programs_are_no_tail() -> None:
 
 def cost(geometry: GramPlan, arch: Arch) -> float:
     """Row steps that the busiest multiprocessor issues: waves of head and tail."""
-    waves = math.ceil(geometry.head * geometry.splits / arch.multiprocessors) * geometry.rows_per_split
+    waves = math.ceil(geometry.head * geometry.splits / arch.multiprocessors) * geometry.samples_per_split
     late = math.ceil(geometry.tail.programs / arch.multiprocessors)
     return waves + late * geometry.tail.share * geometry.block_n
 

@@ -92,7 +92,7 @@ def test_second_moment_of_blocks(dtype: torch.dtype) -> None:
 
 def test_row_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weights = rand(70, 19), rand(70)
-    monkeypatch.setattr(gram_launch, "MAX_ROWS", 32)
+    monkeypatch.setattr(gram_launch, "MAX_SAMPLES", 32)
     actual = moment_kernel.second_moment(x, weights)
     torch.testing.assert_close(actual, moment_reference.second_moment(x, weights))
 
@@ -114,8 +114,8 @@ def test_second_moment_adds_over_rows_in_any_order(n: int, d: int, cut: int) -> 
 @pytest.mark.parametrize("d", [8, 784, 8192])
 def test_launch_geometry_covers_every_row_once(arch: str, n: int, d: int) -> None:
     plan = gram_launch.gram_plan(n, d, d, 2, ARCHS[arch])
-    assert plan.rows_per_split % plan.block_n == 0
-    assert (plan.splits - 1) * plan.rows_per_split < n <= plan.splits * plan.rows_per_split
+    assert plan.samples_per_split % plan.block_n == 0
+    assert (plan.splits - 1) * plan.samples_per_split < n <= plan.splits * plan.samples_per_split
     tail = plan.tail
     assert plan.head + tail.groups * tail.tiles == plan.tiles
     if tail.groups:

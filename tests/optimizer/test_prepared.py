@@ -86,6 +86,21 @@ def close(one: torch.Tensor, two: torch.Tensor, share: float) -> bool:
     return bool(torch.linalg.vector_norm(one - two) <= share * torch.linalg.vector_norm(one) + 1e-6)
 
 
+def stepped_beside(
+    model: nn.Module, optimizer: lnb.LNB, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, lnb.LNB]:
+    """Make a step, and the same one from copies by the general stages; returns the copies."""
+    other, twin = copy.deepcopy((model, optimizer))
+    backward(model, optimizer, seed)
+    optimizer.step()
+    backward(other, twin, seed)
+    with monkeypatch.context() as patched:
+        patched.setattr("lnb.step.prepare", lambda *_: None)
+        twin.step()
+    assert not prepared(twin)
+    return other, twin
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"refresh_every": 1}, {"nesterov": False, "momentum": 0.8}, {"block_size": 5}]
 )
@@ -95,14 +110,7 @@ def test_equal_to_the_general_stages(settings: dict[str, Any], monkeypatch: pyte
     optimizer = optimizer_of(model, **settings)
     used = 0
     for seed in range(14):
-        other, twin = copy.deepcopy((model, optimizer))
-        backward(model, optimizer, seed)
-        optimizer.step()
-        backward(other, twin, seed)
-        with monkeypatch.context() as patched:
-            patched.setattr("lnb.step.prepare", lambda *_: None)
-            twin.step()
-        assert not prepared(twin)
+        other, twin = stepped_beside(model, optimizer, seed, monkeypatch)
         used += prepared(optimizer)
         # A refresh of few samples divides by small numbers; how exact it is, another test compares.
         share = 2e-3 if "refresh_every" in settings or seed in (1, 2, 4, 8, 10) else 1e-5
@@ -160,17 +168,10 @@ def test_every_dtype_has_tables(kind: torch.dtype | str, masters: bool, monkeypa
     optimizer = optimizer_of(model, master_weights=masters)
     used = 0
     for seed in range(12):
-        other, twin = copy.deepcopy((model, optimizer))
-        for one in (model, other):
-            if seed == 6:
-                with torch.no_grad():
-                    one.narrow.weight.mul_(0.5)
-        backward(model, optimizer, seed)
-        optimizer.step()
-        backward(other, twin, seed)
-        with monkeypatch.context() as patched:
-            patched.setattr("lnb.step.prepare", lambda *_: None)
-            twin.step()
+        if seed == 6:
+            with torch.no_grad():
+                model.narrow.weight.mul_(0.5)
+        other, twin = stepped_beside(model, optimizer, seed, monkeypatch)
         used += prepared(optimizer)
         for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
             ulp = torch.finfo(one.dtype).eps

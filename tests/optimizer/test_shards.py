@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from optimizer.processes import run_ranks
 from optimizer.shard_training import CASES, LR, STEPS, Plain, averages, load, run_rank, sharded, trained, watched, whole
 from torch import Tensor
@@ -238,13 +236,6 @@ def test_whole_parameters_and_shards_load_each_others_state(name: str) -> None:
     ended = [trained(net, opt, steps=(6, 8)) for net, opt in ((model, second), (last, third))]
     assert error(ended[1], ended[0]) <= 1e-10
     assert error(ended[0], alone(name, steps=8)) <= 1e-10
-
-
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("how", ["failed", "failed unseen"])

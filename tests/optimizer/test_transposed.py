@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from optimizer.conv1d_double import Conv1D, Net, imported
 from optimizer.small_models import same, snapshot
 from torch import nn
@@ -194,13 +193,6 @@ def test_detached_and_compiled_layers() -> None:
     lnb.detach(model)
     assert type(model.fc) is Conv1D
     torch.testing.assert_close(model(x), expected)
-
-
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -21,7 +21,7 @@ def reported(failure: type[Exception], *wrong_use: type[Exception], interrupted:
     """Turn the exceptions ``failure`` into exit code 1, and the exceptions ``wrong_use`` into exit code 2.
 
     Args:
-        failure: what a body raises that cannot do its work.
+        failure: exceptions that say that the body cannot do what was asked.
         wrong_use: what bad options raise in the body; other exceptions keep their traceback.
         interrupted: the message for Ctrl-C (exit code 130).
     """

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from lnb.reports.watch_file import Figures, Record
 
-_KEPT = 12  # records of which the trend is drawn
+_KEPT = 12  # records whose trend is drawn
 _BARS = "▁▂▃▄▅▆▇█"
-_AROUND = 9  # lines of the screen that are no layers
+_AROUND = 9  # lines of the screen that show no layer
 _BAD_CONDITION = 1e5
-"""A condition number from which on it is shown in colour: in float32 and beyond it, half of the digits of a product are lost."""
+"""Condition numbers from this one on are shown in colour: products in float32 then lose half of their digits."""
 
 
 class History:

@@ -23,7 +23,7 @@ class Scene:
 
     Attributes:
         title: the name to show.
-        task: the name that the learning rates go by.
+        task: the name under which the learning rates are listed.
         problem: makes the problem.
         target: the figure of merit to reach.
         steps: optimizer steps of a run.

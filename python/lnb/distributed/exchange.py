@@ -51,8 +51,8 @@ class MomentExchange:
     """The exchanges of one optimizer, step by step.
 
     Attributes:
-        early: whether :meth:`launch` may be called before the step, on all ranks alike. Then second moments have a reduction of
-            their own, and what else a step exchanges another one.
+        early: whether :meth:`launch` may be called before the step, on all ranks alike. Then second moments have a reduction
+            of their own, and whatever else a step exchanges has another one.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class MomentExchange:
         self._passes, self._launched_after = 0, -1
 
     def fill_missing(self, layers: Iterable[Layer]) -> None:
-        """Note zeros for layers with a gradient, made of other ranks' rows, that no backward pass of this rank reached."""
+        """Note zeros for layers that no backward pass of this rank reached, but that have a gradient from other ranks."""
         for layer in layers:
             for capture in layer.captures if layer.weight.grad is not None else ():
                 for probe in capture.live_probes():
@@ -143,7 +143,7 @@ class MomentExchange:
 
         Args:
             layers: the layers that this optimizer moves.
-            groups: the ranks; of several, sums over one are added over the next.
+            groups: the groups of ranks; with several, the sums over one are added over the next.
             size: the number of all ranks.
             device: of the model.
             identity: of this rank's model, settings, rates and step.
@@ -212,9 +212,10 @@ class MomentExchange:
         return together[0].header.clone(), [*apart, *together]  # a view would keep the moments beside it
 
     def _compare(self, header: Tensor, groups: list[Any], size: int, identity: Identity, waits: bool) -> Tensor:
-        """Raise if ranks differ and this one waits for that; the flag.
+        """Raise if ranks differ and this one waits for the comparison; else return the flag.
 
-        A sum that is a rank's own number times the number of ranks is one of equal numbers, but for chances of 2^-40 and less.
+        If the sum is this rank's own number times the number of ranks, all numbers are equal, but for chances of 2^-40 and
+        less.
         """
         own = [size * number for number in identity.numbers(size, _NUMBERS, _DIGITS)]
         numbers, flag = header[:_NUMBERS], header[_NUMBERS:]
@@ -242,7 +243,7 @@ class MomentExchange:
         return kinds
 
     def _raise_late(self) -> None:
-        """Raise, on accelerators, for a difference of the step before: so the host never waits for a step's own gradients."""
+        """On accelerators, raise for a difference found in the last step: the host never waits for a step's own gradients."""
         differed, self._differed = self._differed, None
         if differed is not None and differed.read():
             raise RuntimeError(

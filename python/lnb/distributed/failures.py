@@ -1,4 +1,4 @@
-"""What is said of an exchange that fails."""
+"""The error for an exchange that fails."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def naming(what: str, ranks: int, left: str) -> Iterator[None]:
     """Say what an exchange that fails was for.
 
     Args:
-        what: is exchanged.
+        what: what is exchanged.
         ranks: how many take part.
-        left: what the step has changed before, as a sentence.
+        left: a sentence that says what the step had changed before.
 
     Raises:
         RuntimeError: the exchange failed.

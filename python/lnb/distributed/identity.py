@@ -33,7 +33,7 @@ class Identity:
     describe: Callable[[], list[str]]
 
     def numbers(self, ranks: int, count: int, digits: int) -> list[int]:
-        """Whole numbers that differ between ranks where anything else does, whose sum has at most ``digits`` binary digits."""
+        """Whole numbers that differ between ranks if anything else does; their sum has at most ``digits`` binary digits."""
         digest = hashlib.sha256(repr((self.structure, self.step, self.rates)).encode()).digest()
         largest = 1 << max(1, digits - (ranks - 1).bit_length())
         return [int.from_bytes(digest[4 * i : 4 * i + 4], "big") % largest for i in range(count)]
@@ -67,7 +67,7 @@ class Identifier:
 
 
 def require_alike(identity: Identity, groups: Iterable[Any]) -> None:
-    """Find out in what ranks differ that are known to differ, and say so.
+    """Find out how ranks that are known to differ do so, and say it.
 
     Args:
         identity: of this rank.

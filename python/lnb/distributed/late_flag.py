@@ -9,8 +9,8 @@ from torch import Tensor
 class LateFlag:
     """A flag ``[]`` of an accelerator on its way to the host.
 
-    To read the flag itself would wait for all that was queued since, of a whole forward and backward pass, and leave the device
-    without work after it. This waits for the copy alone, which the device made before those.
+    Reading the flag itself would wait for all that was queued since, a whole forward and backward pass, and leave the device
+    idle afterwards. This waits for the copy alone, which the device made before that.
     """
 
     def __init__(self, flag: Tensor) -> None:

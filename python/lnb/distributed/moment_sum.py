@@ -1,4 +1,4 @@
-"""A flat buffer of second moments that ranks add: which probe lies where in it.
+"""A flat buffer of second moments that ranks add up, and where each probe lies in it.
 
 Second moments are symmetric: one triangle of each is sent (:mod:`lnb.distributed.triangles`). Moments of channels come first, as
 they are.
@@ -37,7 +37,7 @@ class Slot:
 
     @property
     def part(self) -> int:
-        """Which of them is here."""
+        """The number of the share that is here."""
         return 0 if self.layer.columns is None else self.layer.columns.index
 
     @property
@@ -96,7 +96,7 @@ class MomentSum:
     def fill(self, counts: bool = True) -> None:
         """Copy what this rank's backward passes gathered; zeros stand for what they did not reach.
 
-        Of ranks with the same samples one ``counts``; what each has of a layer's inputs counts anyway.
+        Among ranks with the same samples only one ``counts``; shares of a layer's inputs count on every rank.
         """
         for slot, total in self._vectors:
             gradient = _gathered(slot) if counts or slot.parts > 1 else None

@@ -1,9 +1,10 @@
-"""Data parallel training: the second moments of every rank's rows, added, as those of one batch.
+"""Data parallel training: the second moments of all ranks' samples are added up, as those of one batch.
 
-Ranks train one model together if all of them take the same steps, so none may step alone unseen. Which ranks these are is
-known from the user, from a ``DistributedDataParallel`` that holds the parameters, or is an error (:class:`Ranks`). Every step
-then has one exchange (:mod:`lnb.distributed.exchange`). A rank that cannot make the step takes part too; then no rank makes it.
-Where ``DistributedDataParallel`` tells which backward pass is the last, second moments are added while it adds gradients.
+Ranks train one model together if all of them take the same steps, so no rank may step unnoticed by the others. Which ranks
+these are is known from the user, from a ``DistributedDataParallel`` that holds the parameters, or is an error (:class:`Ranks`).
+Every step then has one exchange (:mod:`lnb.distributed.exchange`). A rank that cannot make the step takes part too; then no
+rank makes it. Where ``DistributedDataParallel`` tells which backward pass is the last, second moments are added while it adds
+gradients.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Joint:
         self.sharers = group if shares_refresh else None
 
     def follow(self, layers: list[Layer]) -> None:
-        """Be told of backward passes, by the weights of these layers; those of reentrant checkpoints are passes of their own."""
+        """Notice backward passes by the weights of these layers; reentrant checkpoints count as passes of their own."""
         moving = {layer.weight for layer in layers if layer.weight.requires_grad}
         wanted = moving if self._wrapper is not None else set()
         for parameter in self._watched.keys() - wanted:

@@ -12,8 +12,8 @@
             optimizer.zero_grad()  # last: before backward() it would drop the micro-batches so far
 
 ``accelerator.prepare(model, lnb.LNB(model), loader)`` does the same. Either way LNB is built from the model before accelerate
-wraps it, and finds the ``DistributedDataParallel`` around its parameters at the first step. Micro-batches add their rows to one
-second moment. ``save_state`` and ``load_state`` resume a run bit for bit on one number of threads.
+wraps it, and finds the ``DistributedDataParallel`` around its parameters at the first step. Micro-batches add their samples to
+one second moment. ``save_state`` and ``load_state`` resume a run bit for bit on one number of threads.
 """
 
 from __future__ import annotations

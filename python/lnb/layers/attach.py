@@ -2,8 +2,8 @@
 
 An attached layer keeps its parameters, names, ``state_dict`` keys, results and ``isinstance`` relations: only its class
 is replaced by a subclass whose ``forward`` calls :func:`lnb_kernels.linear` or :func:`lnb_kernels.conv2d` with a
-*moment probe*. The probe's gradient is the second moment, so that autograd keeps the books under gradient
-accumulation, checkpointing and repeated use.
+*moment probe*. The probe's gradient is the second moment, so autograd does the bookkeeping under gradient accumulation,
+checkpointing and repeated use.
 """
 
 from __future__ import annotations

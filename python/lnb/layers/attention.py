@@ -35,7 +35,7 @@ class ProbedMultiheadAttention(ProbedLayer, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """The original's result, by the original unless the inputs of a projection are captured."""
+        """The original's result; the original itself computes it unless the inputs of a projection are captured."""
         out = self.out_proj
         captures = _captures_now(self) or (isinstance(out, ProbedLayer) and _captures_now(out))
         arguments = query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
@@ -79,7 +79,7 @@ class AttentionKind(LayerKind):
         return (cast(nn.MultiheadAttention, module).out_proj,)
 
     def groups(self, module: nn.Module, weight: str) -> int:
-        """Query, key and value of the packed one."""
+        """Three for a packed in-projection: query, key and value."""
         return 3 if self.is_packed(weight) else 1
 
     def is_packed(self, weight: str) -> bool:

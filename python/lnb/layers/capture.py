@@ -20,7 +20,7 @@ class Samples:
     """What a layer's forward and backward passes worked on in one step.
 
     Attributes:
-        count: rows of the inputs, of all micro-batches and uses: examples of the batch times positions.
+        count: samples in the inputs, of all micro-batches and uses: examples of the batch times positions.
         input_grad: whether the backward pass went on to the layer's input.
     """
 
@@ -83,12 +83,12 @@ class Capture:
         self.follow(weight)
 
     def resize(self, d_in: int) -> None:
-        """Have so many inputs of a neuron: the layer's weight has been cut. What was gathered before does not fit."""
+        """Set the number of a neuron's inputs after the layer's weight was cut. What was gathered before does not fit."""
         if d_in != self.d_in:
             self.d_in, self.probe = d_in, None
 
     def read(self, weight: Tensor, start: float, sample_every: int, moment_dtype: torch.dtype | None) -> None:
-        """Choose what second moments are taken of: one of ``sample_every`` samples (images) from ``start``, and their dtype."""
+        """Choose what second moments read: one of every ``sample_every`` samples (images) from ``start``, and its dtype."""
         self.first, self.sample_every, self.moment_dtype = start, sample_every, moment_dtype
         if sample_every == 1:
             self.start = None
@@ -110,7 +110,7 @@ class Capture:
 
     @property
     def reads(self) -> tuple[float, int, torch.dtype | None]:
-        """What second moments are taken of, as values to compare: the first one's place, 1 of how many, the dtype."""
+        """What second moments read, as values to compare: where it starts, one of how many samples, and the dtype."""
         return self.first if self.sample_every > 1 else 0.0, self.sample_every, self.moment_dtype
 
     @property
@@ -145,7 +145,7 @@ class Capture:
         return self.channel_probe if live else None
 
     def live_captures(self) -> Iterator[Capture]:
-        """What has the probes: this one itself."""
+        """The captures that have the probes: this one itself."""
         yield self
 
     def live_probes(self) -> Iterator[Tensor]:

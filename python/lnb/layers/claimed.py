@@ -53,7 +53,7 @@ class Layer:
     transposed: bool = False  # whether the weight is [d_in, d_out]
     shape: tuple[int, int, int] = field(init=False)  # groups, rows of the weight in each, d_in
     columns: Columns | None = field(init=False, default=None)  # where ranks share out the inputs
-    is_first: bool = field(init=False, default=True)  # not: further rows, cut off, of a layer that counts once
+    is_first: bool = field(init=False, default=True)  # False for further rows, cut off, of a layer that counts once
 
     def __post_init__(self) -> None:
         d_out, *inputs = reversed(self.weight.shape) if self.transposed else self.weight.shape
@@ -76,7 +76,7 @@ class Layer:
 
     @property
     def d_in_here(self) -> int:
-        """Those of them whose columns of the weight are here."""
+        """The inputs whose columns of the weight are on this rank."""
         return self.shape[2] if self.columns is None else self.shape[2] // self.columns.of
 
     @property
@@ -131,7 +131,7 @@ class Layer:
 
     @property
     def by_shifts(self) -> bool:
-        """Whether its second moments are made of products of shifted channels: patches that no stride sets apart."""
+        """Whether its second moments are sums of products of shifted channels, which needs patches at every position."""
         return self.taps > 1 and self.stride_area == 1
 
     def moment_flops(self, size: int) -> int:
@@ -180,9 +180,8 @@ class Layer:
         return None
 
     def replacement(self, model: nn.Module) -> str | None:
-        """Which layer of this block stands no longer in ``model`` because another took its place, or None.
-
-        A layer that was removed altogether, or put inside another module, is none.
+        """The module of this layer that is no longer in ``model`` because another took its place, or None. One that was
+        removed altogether, or put inside another module, does not count.
         """
         for module, path in zip(self.modules, self.paths, strict=True):
             current = _find(model, path)

@@ -19,12 +19,12 @@ _Conv = nn.Conv1d | nn.Conv2d
 
 
 def _pair(values: Any) -> tuple[int, int]:
-    """Numbers of a convolution's axes as those of two axes: 1 for the height that a 1-d one has not."""
+    """Numbers of a convolution's axes as those of two axes, with 1 for the height that a 1-d one lacks."""
     return (1, *values) if len(values) == 1 else tuple(values)
 
 
 def _padding(conv: _Conv) -> str | tuple[int, int]:
-    """What is padded after a padding mode other than zeros has been applied."""
+    """The padding that is left once a padding mode other than zeros has been applied."""
     if conv.padding_mode != "zeros":
         return 0, 0
     if isinstance(conv.padding, str):
@@ -95,9 +95,9 @@ class ProbedConv1d(ProbedLayer, nn.Conv1d):
 
 
 class Conv2dKind(LayerKind):
-    """``nn.Conv2d``: every position of the output has a row, the patch of the padded input that it is made of.
+    """``nn.Conv2d``: every position of the output is a sample, the patch of the padded input that it is made of.
 
-    A row has ``d_in = C / groups * kh * kw`` entries, in the order of the weight.
+    A sample has ``d_in = C / groups * kh * kw`` entries, in the order of the weight.
     """
 
     original: ClassVar[type[nn.Module]] = nn.Conv2d
@@ -114,7 +114,7 @@ class Conv2dKind(LayerKind):
         return {"weight": Capture(d_in, conv.groups, conv.in_channels)}
 
     def refusal(self, cls: type[nn.Module]) -> str | None:
-        """Also a replaced ``_conv_forward`` is one."""
+        """A replaced ``_conv_forward`` counts as one, too."""
         found: Any = cls
         if found._conv_forward is not cast(Any, self.original)._conv_forward:
             return f"{cls.__name__} has its own _conv_forward"

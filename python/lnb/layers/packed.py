@@ -1,4 +1,4 @@
-"""The captures of an in-projection whose weight is the query's, the key's and the value's in one."""
+"""The captures of an in-projection whose one weight holds those of query, key and value."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class PackedCapture(Capture):
     def moments(self) -> Tensor | None:
         """The second moments of the inputs of query, key and value, ``[3, blocks, size+1, size+1]``.
 
-        Those of keys and values are scaled to the number of rows of the queries: one count serves all three.
+        Those of keys and values are scaled to the number of samples of the queries: one count serves all three.
         """
         found = {name: part.moments for name, part in self.parts.items() if part.moments is not None}
         if found.keys() <= {"qkv"}:

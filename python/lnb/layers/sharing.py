@@ -20,7 +20,7 @@ def moment_of(x: Tensor, capture: Capture, probe: Tensor | None) -> SharedMoment
 
     Layers share a moment if they see the same tensor object before a backward pass reaches one of them, and read it in the same
     way. (That it was not written in between, autograd checks: each of them has saved it.) Every use of a layer gets the moment:
-    all its rows count. Compiled and traced code gathers alone, because what it does is fixed before the tensors are known.
+    all its samples count. Compiled and traced code gathers alone, because what it does is fixed before the tensors are known.
 
     Args:
         x: the input, before autocast.

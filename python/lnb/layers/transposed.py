@@ -1,7 +1,7 @@
 """Transformers' ``Conv1D``, the linear layer of GPT-2: ``y = x W + b`` with the weight ``[d_in, d_out]``.
 
-It is claimed where Transformers is imported, which this module does not do itself. What a step makes of the weight is said in
-:mod:`lnb.routes.turned`.
+It is claimed where Transformers is imported, which this module does not do itself. :mod:`lnb.routes.turned` says what a step
+does with the weight.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ProbedTransposed(ProbedLayer):
 
 
 class Absent(nn.Module):
-    """The class of no layer: Transformers is not imported."""
+    """A class that no layer has, while Transformers is not imported."""
 
 
 class TransposedKind(LayerKind):

@@ -1,8 +1,9 @@
 """Why layers of other kinds are not claimed: a reason for each of PyTorch's types that hold parameters.
 
-``nn.Embedding`` is one that could be: its inputs are one-hot rows, so that its second moment is diagonal, the share of each
-token among all tokens. It was measured as an ``nn.Linear`` of one-hot rows, which has exactly that metric, in a character and a
-word model of Shakespeare (2 blocks of width 64, 66 and 2000 tokens, 200 steps of the default preset with a cosine schedule).
+``nn.Embedding`` is one that could be: its inputs are one-hot vectors, so that its second moment is diagonal and holds the share
+of each token among all tokens. It was measured as an ``nn.Linear`` of one-hot vectors, which has exactly that metric, in a
+character and a word model of Shakespeare (2 blocks of width 64, 66 and 2000 tokens, 200 steps of the default preset with a
+cosine schedule).
 Validation losses with the token embedding by its metric, against Adam's rule, means of three seeds:
 
 | ``lr`` | characters: metric | Adam's rule | words: metric | Adam's rule |

@@ -61,7 +61,7 @@ class _Merged:
 class Moments(Mapping[str, LayerMoment]):
     """The input moments of a model's layers, by the layers' names.
 
-    Reading one of a file reads that layer alone, anew each time: a large model's moments never have to fit in memory.
+    Reading a layer of a file reads that layer alone, anew each time: a large model's moments never have to fit in memory.
 
     Args:
         source: moments of layers, or where they come from.
@@ -72,7 +72,7 @@ class Moments(Mapping[str, LayerMoment]):
 
     @property
     def infos(self) -> Mapping[str, LayerInfo]:
-        """What each layer's moment is of, without reading it."""
+        """What each layer's moment describes, without reading it."""
         return self._source.infos
 
     @property
@@ -107,7 +107,7 @@ class Moments(Mapping[str, LayerMoment]):
         return f"Moments of {len(self)} layers"
 
     def merge(self, *others: Moments) -> Moments:
-        """The moments of all rows of these and ``others``: of several files, or of the ranks of one run.
+        """The moments of all samples of these and ``others``: of several files, or of the ranks of one run.
 
         Counts add up exactly; averages are weighted by them, in float64. Layers are read and merged when they are asked for.
 
@@ -174,8 +174,8 @@ class Moments(Mapping[str, LayerMoment]):
     def to_gptq_hessian(self, name: str, allow_blocks: bool = False) -> Tensor:
         """``H = 2 X'X / N`` of a layer, ``[d_in, d_in]``, or ``[groups, d_in, d_in]`` where it has several groups.
 
-        This is the Hessian of ``E ||W x||^2`` in a row of ``W``. ``N`` counts rows (tokens, patches). GPTQ's first code and
-        llm-compressor divide by the number of sequences instead, so that their matrix is this one times rows per sequence;
+        This is the Hessian of ``E ||W x||^2`` in a row of ``W``. ``N`` counts samples (tokens, patches). GPTQ's first code and
+        llm-compressor divide by the number of sequences instead, so that their matrix is this one times samples per sequence;
         the weights that GPTQ chooses do not depend on that factor, because damping is relative to the mean diagonal.
 
         Args:

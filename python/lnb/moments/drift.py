@@ -48,9 +48,9 @@ class Distance:
         )  # [groups, blocks, size, size]
         self.mean = moment.mean.double()
 
-    def of(self, rows: Tensor) -> Tensor:
-        """The distances of rows ``[groups, N, d_in]``, as means over the groups, ``[N]``."""
-        centred = rows.to(self.mean) - self.mean.unsqueeze(1)
+    def of(self, samples: Tensor) -> Tensor:
+        """The distances of samples ``[groups, N, d_in]``, as means over the groups, ``[N]``."""
+        centred = samples.to(self.mean) - self.mean.unsqueeze(1)
         parts: Tensor = centred.unflatten(-1, (self.info.blocks, self.info.size)).transpose(
             1, 2
         )  # [groups, blocks, N, size]
@@ -62,7 +62,7 @@ def mahalanobis(x: Tensor, moment: LayerMoment, ridge: float = 0.01) -> Tensor:
     """Squared Mahalanobis distance of inputs per feature: about 1 for inputs like those that the moment is of.
 
     Args:
-        x: ``[..., d_in]`` rows of a layer without groups.
+        x: ``[..., d_in]`` samples of a layer without groups.
         moment: of the layer's inputs.
         ridge: times the mean variance is added to the variances, > 0.
 
@@ -78,7 +78,7 @@ def mahalanobis(x: Tensor, moment: LayerMoment, ridge: float = 0.01) -> Tensor:
         raise TypeError(f"x={reprlib.repr(x)} must be a real floating-point tensor")
     if info.groups > 1 or x.dim() < 1 or x.shape[-1] != info.d_in:
         raise ValueError(
-            f"x of shape {tuple(x.shape)} must be rows [..., {info.d_in}] of layer {info.name!r} (groups: "
+            f"x of shape {tuple(x.shape)} must be inputs [..., {info.d_in}] of layer {info.name!r} (groups: "
             f"{info.groups}, allowed: 1)"
         )
     distance: Tensor = Distance(moment, ridge).of(x.detach().reshape(1, -1, info.d_in)).reshape(x.shape[:-1])
@@ -174,13 +174,13 @@ class DriftMonitor:
     def _see(self, tap: Tap, x: Tensor, groups: Sequence[int]) -> None:
         distance = self._distances[tap.name]
         kind, module = tap.layer.layer_kind, tap.layer.modules[0]
-        rows = kind.samples(module, [kind.kept(module, x)], torch.float64).cpu()
+        samples = kind.samples(module, [kind.kept(module, x)], torch.float64).cpu()
         unbatched = x.dim() == (tap.layer.weight.dim() - 1 if kind.has_patches else 1)
-        samples = 1 if unbatched else x.shape[0]
-        self._scores.setdefault(tap.name, []).append(distance.of(rows).view(samples, -1).mean(-1))
+        examples = 1 if unbatched else x.shape[0]
+        self._scores.setdefault(tap.name, []).append(distance.of(samples).view(examples, -1).mean(-1))
 
 
 def _of_attention(model: nn.Module) -> set[nn.Module]:
-    """Modules inside ``nn.MultiheadAttention``, and these themselves."""
+    """``nn.MultiheadAttention`` modules, and those inside of them."""
     found = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
     return {inner for module in found for inner in module.modules()}

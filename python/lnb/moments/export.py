@@ -1,4 +1,4 @@
-"""Moments out of a training: what an :class:`lnb.LNB` keeps of every layer, and the files that hold moments."""
+"""Moments exported from a training: what an :class:`lnb.LNB` keeps of every layer, and the files that hold moments."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def export_moments(
     """The input moments that LNB kept while it trained, of every layer that it optimizes.
 
     They are averages over the refreshes of the training (with the default, of decay 0.9 per refresh), in LNB's diagonal
-    blocks; with ``block_size=None`` they are full. No data is needed. ``count`` is the number of rows that an unweighted average
-    of the same certainty would have, from the rows of a layer's first step (of one rank).
+    blocks; with ``block_size=None`` they are full. No data is needed. ``count`` is the number of samples that an unweighted
+    average of the same certainty would have, from the samples of a layer's first step (of one rank).
 
     Args:
         source: the optimizer; or the model with a state dict, as :meth:`lnb.LNB.state_dict` or torch's
             ``get_optimizer_state_dict`` returned it.
-        path: write a safetensors file there, in memory for one layer; None to give all moments in new tensors.
+        path: a safetensors file to write, with one layer in memory at a time; None to return all moments in new tensors.
 
     Returns:
         The moments; those of the file where one was written.
@@ -76,7 +76,7 @@ def load_moments(path: str | os.PathLike[str]) -> Moments:
     Raises:
         ImportError: the package safetensors is not installed (``pip install 'lnb-kernels[moments]'``).
         OSError: the file cannot be opened.
-        ValueError: it is truncated, damaged, or not one of moments; a layer that holds NaN is one when it is read.
+        ValueError: it is truncated, damaged, or no file of moments; or, when a layer is read, that layer holds NaN.
     """
     return Moments(_OfFile(path))
 
@@ -108,7 +108,7 @@ class _OfTraining:
         raw = each.state["second_moment"].detach()
         corrections = raw[..., -1:, -1:]  # 1 - b^t
         mean = (raw[..., -1, :-1] / corrections.squeeze(-1)).flatten(1)
-        count = torch.full((info.groups,), effective_rows(each), dtype=torch.float64)
+        count = torch.full((info.groups,), effective_samples(each), dtype=torch.float64)
         moment = LayerMoment(info, raw[..., :-1, :-1] / corrections, mean, count)
         return moment.check(
             "the optimizer's state is damaged: load another checkpoint, or gather_moments(model, loader)"
@@ -121,19 +121,19 @@ def _reason(each: Tracked) -> str:
     return "its setting keeps no second moment between steps (refresh_every=1 and b_s=0, or a solver without one); gather it"
 
 
-def effective_rows(each: Tracked) -> float:
-    """Rows of an unweighted average as certain as the decayed one, as :func:`lnb.statistics.running.few_samples` counts them.
+def effective_samples(each: Tracked) -> float:
+    """Samples of an unweighted average as certain as the decayed one (:func:`lnb.statistics.running.sample_ridge_of`).
 
-    NaN where the rows of a step or the decay are unknown.
+    NaN where the samples of a step or the decay are unknown.
     """
-    if each.rows is None or each.decay is None:
+    if each.samples is None or each.decay is None:
         return float("nan")
     past: float = each.decay ** max(1.0, float(each.state["second_moment_step"]))
-    return float(each.rows) * (1 - past) / (1 + past) * (1 + each.decay) / (1 - each.decay)
+    return float(each.samples) * (1 - past) / (1 + past) * (1 + each.decay) / (1 - each.decay)
 
 
 class _OfFile:
-    """Moments in a file. What they are of is read, and checked, at once."""
+    """Moments in a file, whose metadata is read and checked at once."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = TensorFile(path)

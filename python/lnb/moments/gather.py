@@ -35,7 +35,7 @@ def gather_moments(
     """The input moments of every linear, convolution and attention layer, over the batches of ``loader``.
 
     The model runs in evaluation mode without gradients and is left as it was, also after an exception: modes, hooks, gradients,
-    and what an :class:`lnb.LNB` has gathered. Every row counts, those of padding tokens too.
+    and what an :class:`lnb.LNB` has gathered. Every sample counts, padding tokens too.
 
     Args:
         model: any model, attached or not.
@@ -50,11 +50,11 @@ def gather_moments(
             weight is, else float32.
 
     Returns:
-        The moments, on the CPU. A layer that saw no rows is in ``Moments.absent``, and warned of.
+        The moments, on the CPU. A layer that saw no samples is in ``Moments.absent``, and warned of.
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: a layer is unknown, no layer saw a row, or one saw NaN or inf.
+        ValueError: a layer is unknown, no layer saw a sample, or one saw NaN or inf.
     """
     inside = unwrapped(model)
     if block_size is not None:
@@ -76,15 +76,15 @@ def gather_moments(
             entries = dict(batch) if isinstance(batch, Mapping) else batch  # also of a tokenizer's own kind
             run(inside, tree_map_only(Tensor, lambda x: x.to(target, non_blocking=True), entries))
     moments = [each.moment().check("look at the batches") for each in sums if each.seen]
-    unseen = {each.info.name: "it saw no rows while moments were gathered" for each in sums if not each.seen}
+    unseen = {each.info.name: "it saw no samples while moments were gathered" for each in sums if not each.seen}
     if not moments:
         raise ValueError(
-            f"loader: no layer of {reprlib.repr(sorted(unseen))} saw a row; it gave no batches, or the model does "
+            f"loader: no layer of {reprlib.repr(sorted(unseen))} saw a sample; it gave no batches, or the model does "
             f"not call these "
             f"layers"
         )
     if unseen:
-        warnings.warn(f"layers {reprlib.repr(sorted(unseen))} saw no rows: they have no moments", stacklevel=2)
+        warnings.warn(f"layers {reprlib.repr(sorted(unseen))} saw no samples: they have no moments", stacklevel=2)
     return Moments(InMemory(moments, unseen))
 
 
@@ -112,7 +112,7 @@ def _run(model: nn.Module, batch: Any) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module gets its own back."""
+    """Evaluation mode; afterwards every module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -123,7 +123,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Sums:
-    """Sums over the rows that one layer saw: ``[X 1]'[X 1]`` in blocks, and how many in each group of its weight."""
+    """Sums over the samples that one layer saw: ``[X 1]'[X 1]`` in blocks, and their number for each group of the weight."""
 
     def __init__(self, tap: Tap, names: Names, block_size: int | None, dtype: torch.dtype | None) -> None:
         layer = tap.layer
@@ -138,11 +138,11 @@ class _Sums:
 
     @property
     def seen(self) -> bool:
-        """Whether every group saw rows."""
+        """Whether every group saw samples."""
         return min(self.counts) > 0
 
     def add(self, x: Tensor, groups: Sequence[int]) -> None:
-        """Add the rows of one input, to the groups of the weight that it belongs to."""
+        """Add the samples of one input to the groups of the weight that it belongs to."""
         layer, info = self.tap.layer, self.info
         kind, module = layer.layer_kind, layer.modules[0]
         x = kind.kept(module, x.double() if info.dtype == torch.float64 else x)

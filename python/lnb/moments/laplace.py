@@ -42,7 +42,7 @@ def output_factor(logits: Tensor, total: float) -> Tensor:
         TypeError, ValueError: an argument is not allowed, or the logits hold NaN or inf.
     """
     check_number("total", total, low=0.0, low_allowed=False)
-    p = _require_rows("logits", logits, None).softmax(1)
+    p = _require_samples("logits", logits, None).softmax(1)
     factor: Tensor = total * (torch.diag(p.mean(0)) - p.mT @ p / len(p))
     return factor
 
@@ -111,9 +111,9 @@ class LastLayerPosterior:
         """Variance of every output, ``[N, classes]`` float64, for inputs of the layer ``[N, d_in]``.
 
         Raises:
-            TypeError, ValueError: ``features`` are not rows of the layer, or hold NaN or inf.
+            TypeError, ValueError: ``features`` are not inputs of the layer, or hold NaN or inf.
         """
-        x = _require_rows("features", features, self.info.d_in)
+        x = _require_samples("features", features, self.info.d_in)
         if self.joint:
             x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
         squares = (x @ self._axes).square()  # [N, inputs]
@@ -129,18 +129,18 @@ class LastLayerPosterior:
         Raises:
             TypeError, ValueError: an argument is not of the layer, or holds NaN or inf.
         """
-        outputs = _require_rows("logits", logits, self.info.d_out)
+        outputs = _require_samples("logits", logits, self.info.d_out)
         if len(outputs) != len(features):
-            raise ValueError(f"logits of {len(outputs)} rows do not go with features of {len(features)}")
+            raise ValueError(f"logits of {len(outputs)} samples do not go with features of {len(features)}")
         return torch.softmax(outputs / (1 + math.pi / 8 * self.variance(features)).sqrt(), 1)
 
 
-def _require_rows(name: str, value: object, width: int | None) -> Tensor:
+def _require_samples(name: str, value: object, width: int | None) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{name}={reprlib.repr(value)} must be a real floating-point tensor")
     if value.dim() != 2 or len(value) == 0 or (width is not None and value.shape[1] != width):
         wanted = "classes" if width is None else width
-        raise ValueError(f"{name} of shape {tuple(value.shape)} must be rows [N, {wanted}], at least one")
+        raise ValueError(f"{name} of shape {tuple(value.shape)} must be samples [N, {wanted}], at least one")
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name} holds NaN or inf: look at the model and its inputs")
     return value.detach().to("cpu", torch.float64)

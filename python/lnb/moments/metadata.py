@@ -1,4 +1,4 @@
-"""What a file says of the moments it holds: format, version, and of every layer what :class:`LayerInfo` has."""
+"""What a file says of the moments it holds: format, version, and the :class:`LayerInfo` of every layer."""
 
 from __future__ import annotations
 

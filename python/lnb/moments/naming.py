@@ -68,7 +68,7 @@ class Names:
 
 
 def names_in(model: nn.Module, layers: Iterable[Layer]) -> list[Names]:
-    """The names of layers of ``model``: the path of each, of a packed in-projection that of its weight."""
+    """The names of layers of ``model``: the path of each, or of its weight for a packed in-projection."""
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     paths = {module: path for path, module in model.named_modules()}
     found = []

@@ -184,7 +184,7 @@ def _inverse_factor(square: Tensor, damp: float, name: str) -> Tensor:
         raise ValueError(
             f"layer {name!r}: its second moment is not positive definite with damp={damp!r}; raise damp (0.01 is "
             f"usual), or gather "
-            f"moments of more rows"
+            f"moments of more samples"
         )
     return upper
 

@@ -1,4 +1,4 @@
-"""Moments of all ranks of a group, added up by collectives: no rank sees more than its own rows, and all have the whole."""
+"""Moments of all ranks of a group, added up by collectives: no rank sees more than its own samples, and all have the whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lnb.moments.record import LayerMoment
 
 
 def reduce_moments(moments: Moments, group: Any = None) -> Moments:
-    """The moments of all rows that the ranks of ``group`` gathered; every rank calls this, and every rank gets them.
+    """The moments of all samples that the ranks of ``group`` gathered; every rank calls this, and every rank gets them.
 
     It is :meth:`Moments.merge` over ranks: counts add up exactly, averages are weighted by them, and sums run in float64. Layer
     after layer is read, reduced and kept in memory; to have them in one file instead, save each rank's and merge the files.
@@ -31,7 +31,7 @@ def reduce_moments(moments: Moments, group: Any = None) -> Moments:
         TypeError: ``moments`` are no :class:`Moments`.
         RuntimeError: torch.distributed is not initialised.
         ValueError: on all ranks, where these do not have the same layers in the same blocks, or the moment of one holds NaN,
-            cannot be read, or does not say how many rows it is of.
+            cannot be read, or does not say how many samples it is of.
     """
     if not isinstance(moments, Moments):
         raise TypeError(f"moments={reprlib.repr(moments)} must be a Moments, not {type(moments).__name__}")
@@ -61,13 +61,13 @@ def reduce_moments(moments: Moments, group: Any = None) -> Moments:
 
 
 def _read(moments: Moments, name: str) -> tuple[LayerMoment, Exception | None]:
-    """This rank's moment; where it is none, one of NaN rows with the reason: all ranks must get to the same collective."""
+    """This rank's moment; where there is none, one of NaN, and the reason: all ranks must reach the same collective."""
     info = moments.infos[name]
     try:
         own = moments[name].check("gather or export it anew")
         if not bool(own.count.isnan().any()):
             return own, None
-        raise ValueError("it is not known how many rows it is of; export it from the optimizer itself")
+        raise ValueError("it is not known how many samples it is of; export it from the optimizer itself")
     except Exception as error:
         return LayerMoment(info, *(torch.full(shape, torch.nan).double() for shape in info.shapes.values())), error
 

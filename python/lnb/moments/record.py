@@ -29,14 +29,14 @@ class LayerInfo:
     ``blocks`` diagonal blocks of ``size`` inputs each.
 
     Attributes:
-        name: of the layer, its path in the model (of a packed in-projection that of its weight).
+        name: of the layer: its path in the model, or that of its weight for a packed in-projection.
         kind: what the layer is, in words.
         parameter: the name of its weight in the model.
         bias: the name of its bias; None without one.
         groups, blocks, size: as above, ``blocks * size = d_in``.
         d_out: outputs of all groups.
         dtype: of the tensors, float32 or float64.
-        source: ``"data"``, sums over the rows of a data set, or ``"training"``, LNB's average over past steps.
+        source: ``"data"``, sums over the samples of a data set, or ``"training"``, LNB's average over past steps.
         decay: of that average per refresh; None where it is unknown or there is none.
         steps: how many refreshes it counts; None for data.
     """
@@ -101,7 +101,7 @@ class LayerMoment:
         info: what they are of.
         second_moment: ``E[x x']`` in diagonal blocks, ``[groups, blocks, size, size]``.
         mean: ``E[x]``, ``[groups, d_in]``.
-        count: rows that the averages are of, ``[groups]`` float64: exact for data; for a training the number of rows that an
+        count: how many samples the averages are of, ``[groups]`` float64: exact for data; for a training the number that an
             unweighted average of the same certainty would have. NaN where it is unknown.
     """
 
@@ -131,13 +131,13 @@ class LayerMoment:
         return torch.addcmul(self.second_moment, mean.unsqueeze(-1), mean.unsqueeze(-2), value=-1)
 
     def check(self, remedy: str) -> LayerMoment:
-        """Require that this can be the moment of something.
+        """Require that this can be the moment of some inputs.
 
         Args:
             remedy: ends the message.
 
         Raises:
-            ValueError: a number is NaN or infinite, a mean square is negative, or no row was counted.
+            ValueError: a number is NaN or infinite, a mean square is negative, or no sample was counted.
         """
         name = self.info.name
         for what, value in (("second_moment", self.second_moment), ("mean", self.mean)):
@@ -147,7 +147,7 @@ class LayerMoment:
             raise ValueError(f"layer {name!r}: second_moment has a negative mean square; {remedy}")
         if bool((self.count <= 0).any()) or bool(self.count.isinf().any()):
             raise ValueError(
-                f"layer {name!r}: count is {self.count.tolist()}, it must be of at least one row; {remedy}"
+                f"layer {name!r}: count is {self.count.tolist()}, it must be of at least one sample; {remedy}"
             )
         return self
 
@@ -157,7 +157,7 @@ def require_moment(moment: object) -> LayerMoment:
 
     Raises:
         TypeError: it is something else.
-        ValueError: it holds NaN or inf, a negative mean square, or no rows.
+        ValueError: it holds NaN or inf, a negative mean square, or no samples.
     """
     if not isinstance(moment, LayerMoment):
         raise TypeError(f"moment must be a LayerMoment, as moments[name] is, not {type(moment).__name__}")
@@ -178,7 +178,7 @@ def value_below(value: Tensor, limit: float) -> bool:
 
 
 def combined(moments: Sequence[LayerMoment]) -> LayerMoment:
-    """The moment of all rows of several moments of one layer: averages weighted by counts, and the sum of the counts.
+    """The moment of all samples of several moments of one layer: averages weighted by counts, and the sum of the counts.
 
     The sums run in float64, so that counts are exact and an average rounds once.
 
@@ -196,7 +196,7 @@ def combined(moments: Sequence[LayerMoment]) -> LayerMoment:
     for moment in moments:
         if bool(moment.count.isnan().any()):
             raise ValueError(
-                f"layer {moment.info.name!r}: it is not known how many rows a moment is of, so that it cannot be "
+                f"layer {moment.info.name!r}: it is not known how many samples a moment is of, so that it cannot be "
                 f"weighted; export "
                 f"it from the optimizer itself, or from a state dict of this version"
             )
@@ -212,7 +212,7 @@ def combined(moments: Sequence[LayerMoment]) -> LayerMoment:
 
 
 def merged_info(infos: Sequence[LayerInfo]) -> LayerInfo:
-    """What the combined moment is of: what its parts agree in."""
+    """What the combined moment describes: what its parts agree in."""
     first = infos[0]
     if len(infos) == 1:
         return first

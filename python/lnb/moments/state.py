@@ -76,16 +76,16 @@ def _tracked(layer: Layer, name: str, by_name: Mapping[str, Mapping[str, Any]], 
                 f"state_dict: {key!r} of parameter {name!r} has shape {found}, which does not fit; {_REMEDY}"
             )
     try:
-        decay, rows = _reading(layer.name, plan or {})
+        decay, samples = _reading(layer.name, plan or {})
     except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"state_dict: lnb_plan={plan!r} is not what LNB.state_dict() writes: {error}") from error
-    return Tracked(layer, decay, rows, entry)
+    return Tracked(layer, decay, samples, entry)
 
 
 def _reading(name: str, plan: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """The decay of a layer's average, and the rows that a refresh reads; None for what the plan does not say."""
+    """The decay of a layer's average, and the samples that a refresh reads; None for what the plan does not say."""
     own, asked = plan.get("layers", {}).get(name, {}), plan.get("asked", {})
     decay, every = (own.get(field, asked.get(field)) for field in ("b_s", "sample_every"))
     count, _ = plan.get("rows", {}).get(name, (None, None))
-    rows = None if count is None or every is None else int(count) / int(every)
-    return None if decay is None else float(decay), rows
+    samples = None if count is None or every is None else int(count) / int(every)
+    return None if decay is None else float(decay), samples

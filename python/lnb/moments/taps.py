@@ -65,7 +65,7 @@ def watched(model: nn.Module, taps: Sequence[Tap], seen: Seen) -> Iterator[None]
 
 @contextmanager
 def _layer_by_layer() -> Iterator[None]:
-    """No code path that computes several layers at once and so calls none."""
+    """Switch off code paths that compute several layers at once without calling them."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

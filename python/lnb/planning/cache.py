@@ -1,4 +1,4 @@
-"""Measured rates on disk, one small JSON file per device and software. Any trouble means: as if there were none."""
+"""Measured rates on disk, one small JSON file per device and software. After any failure it is as if there were none."""
 
 from __future__ import annotations
 

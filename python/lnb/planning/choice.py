@@ -14,7 +14,7 @@ from lnb.solvers.arrow import Arrow
 from lnb.statistics.factored import block_count
 
 SMALLEST_BLOCK = 64
-"""Inputs of a block down to which blocks are cut for memory before averages are given up; then down to an eighth of it."""
+"""To save memory, blocks are cut down to this many inputs before averages are given up, and then to an eighth of it."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def bytes_kept(layer: Layer, config: Config, samples: Samples | None) -> int:
 
 @dataclass(frozen=True)
 class Option:
-    """A cheaper choice for one layer: what it saves, in bytes or seconds; with ``"auto"`` still open, and without; and
-    the bytes that it takes more."""
+    """A cheaper choice for one layer: what it saves, in bytes or seconds; with ``"auto"`` still open, and without; and the
+    additional bytes that it takes."""
 
     saving: float
     asked: Choice
@@ -110,6 +110,6 @@ def halve_blocks(smallest: int, budget: str) -> Change:
 
 
 def as_arrow(choice: Choice, reason: str) -> Choice:
-    """The arrow preconditioner; in the region that bounds the same without a factor."""
+    """The arrow preconditioner, in the region that sets the same bound without a factor."""
     region = choice.config.region.without_factor or choice.config.trust_region
     return choice.change(reason, solver=Arrow.name, trust_region=region)

@@ -17,7 +17,7 @@ from lnb.planning.rates import Rates
 from lnb.statistics.factored import block_count
 from lnb.statistics.orthogonalize import STEPS, orthogonalize_flops, products_dtype
 
-# Calls of small operations, counted on the CPU: of what every layer needs beside its solution, and of a spectral step.
+# Calls of small operations, counted on the CPU: what every layer needs beside its solution, and a spectral step.
 _CALLS_UPDATE = 12
 _CALLS_ORTHOGONALIZE = 62
 

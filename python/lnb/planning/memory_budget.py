@@ -11,7 +11,7 @@ def fit_memory(choices: Choices, limit: int, others: int) -> Choices:
     """Change settings until the state of all layers, and ``others`` bytes besides, are at most ``limit`` bytes.
 
     Smaller blocks come first, then no averages of second moments, then blocks smaller still, then the arrow
-    preconditioner alone; of the layers always that one whose change frees most.
+    preconditioner alone; at every point the layer is changed that frees most.
 
     Raises:
         ValueError: it cannot be done.

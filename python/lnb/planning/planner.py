@@ -24,11 +24,11 @@ _CHOSEN = ("solver", "trust_region", "refresh_every", "sample_every", "block_siz
 class Planner:
     """Decides once for every layer, when the samples of its first step are known, and remembers it.
 
-    Everything is by the layer's name: so it goes into a state dict, and with copies of the optimizer.
+    Everything is stored by the layer's name, so that it can go into a state dict and to copies of the optimizer.
 
     Attributes:
         choices: the layers decided on, with the reasons.
-        samples: what their first steps worked on.
+        samples: the numbers of samples of their first steps.
     """
 
     def __init__(self, config: Config, rates: Rates | None) -> None:

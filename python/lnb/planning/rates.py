@@ -72,7 +72,7 @@ class Rates:
         return nbytes / self.bandwidth
 
     def calls(self, count: float) -> float:
-        """Time of this number of calls, without the work that they do."""
+        """Time of this number of calls themselves, without the operations that they start."""
         return count * (self.overhead + INTERPRETER)
 
     def as_dict(self) -> dict[str, Any]:

@@ -66,14 +66,12 @@ class TimeBudget:
         rates: Mapping[torch.device, Rates],
         limits: Limits,
     ) -> None:
-        """Take note of everything.
-
-        Args:
-            choices: the layers to decide on, as they were asked for.
-            fixed: layers decided on earlier, whose cost counts too.
-            samples: of one step, of all of these.
-            rates: of every device.
-            limits: the budgets.
+        """Take the layers and limits. Args:
+        choices: the layers to decide on, as they were asked for.
+        fixed: layers decided on earlier, whose cost counts too.
+        samples: of one step, of all of these.
+        rates: of every device.
+        limits: the budgets.
         """
         self._asked, self._fixed, self._samples, self._rates, self._limits = (
             dict(choices),
@@ -99,7 +97,7 @@ class TimeBudget:
         return self._solved
 
     def overhead(self, part: Callable[[Cost], float] = lambda cost: cost.overhead) -> float:
-        """What is predicted of all layers, or a part of it, relative to their forward and backward passes."""
+        """The predicted time of all layers, or a part of it, relative to their forward and backward passes."""
         costs = [self._cost(layer, choice) for layer, choice in {**self._fixed, **self._solved}.items()]
         return sum(map(part, costs)) / sum(cost.passes for cost in costs)
 
@@ -154,7 +152,7 @@ class TimeBudget:
         return option.growth <= max(0.0, self._free)
 
     def _sample_less(self, layer: Layer, choice: Choice) -> Choice | None:
-        """From half the samples, as long as they are many, and the product over them is most of a refresh."""
+        """Statistics from half the samples, as long as these are many and their product takes most of a refresh."""
         sample_every = 2 * choice.config.sample_every
         if self._samples[layer].count < SAMPLES_PER_INPUT * sample_every * layer.d_in:
             return None
@@ -163,7 +161,7 @@ class TimeBudget:
 
 
 def _refresh_less(layer: Layer, choice: Choice) -> Choice | None:
-    """Half as often; the average forgets as much per step as before."""
+    """Statistics half as often; the average forgets as much per step as before."""
     config = choice.config
     if 2 * config.refresh_every > LONGEST_REFRESH:
         return None

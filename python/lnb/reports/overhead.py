@@ -60,7 +60,7 @@ class OverheadMeter:
         self._steps: deque[tuple[Any, Any, Any, bool]] = deque(maxlen=_KEPT)
 
     def enter(self) -> None:
-        """The optimizer's work begins."""
+        """The optimizer begins."""
         self._entered = self._clock.mark()
 
     def leave(self, gathered: bool) -> None:

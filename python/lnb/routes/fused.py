@@ -44,16 +44,16 @@ _PARAMETERS = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class Fused:
-    """What the steps of one set of parameters work on, found once.
+    """The tensors that the steps of one set of parameters read and write, found once.
 
     Attributes:
-        standing: what it was found for.
+        standing: what they were found for.
         steps: the counts of all parameters, ``[parameters]``: weights, biases of layers, others.
-        places: of the counts: of each layer's weight, of its bias (or again its weight), and of the others.
+        places: where the counts lie: of each layer's weight, of its bias (or again its weight), and of the others.
         row_square, independent, weight_norm, growth, radius, coherence: of all layers, side by side.
-        row_scales: of all rows of all layers; a step's own, as the four sums of every layer.
+        row_scales: of all rows of all layers; like the four sums of every layer, they are made anew by each step.
         directions: of each layer's weight, and of its bias.
-        scales: of all layers, then of all others, ``[layers + others]``; and products likewise.
+        scales, products: of all layers, then of all others, ``[layers + others]``.
         settings: of the rules.
     """
 
@@ -191,17 +191,17 @@ class FusedShare:
         )
 
     def _rows_of(self, run: slice) -> slice:
-        """Where the rows of some layers are among those of all."""
+        """The slice of some layers' rows among those of all."""
         return slice(sum(self.rows[: run.start]), sum(self.rows[: run.stop]))
 
     def _partials_of(self, run: slice) -> slice:
-        """Where their sums are."""
+        """The slice of their sums."""
         count = fused_step.partial_count
         rows, blocks = self.rows, self.column_blocks
         return slice(count(rows[: run.start], blocks[: run.start]), count(rows[: run.stop], blocks[: run.stop]))
 
     def gain(self) -> Tensor:
-        """What a region that all layers share would sum."""
+        """The sum that a region shared by all layers would bound."""
         products = self.fused.products[: len(self.weights)]
         return torch.where(products.isfinite(), products, 0.0).sum()
 
@@ -319,7 +319,7 @@ class FusedShare:
         )
 
     def _stop_out_of_range(self) -> None:
-        """No step of layers whose inputs are too large to be squared: they have no metric, and no product."""
+        """Switch off layers whose inputs are too large to be squared: they have no metric, and no product."""
         flags = [self.context.layers[i].squarable for i in self.due]
         found = [flag for flag in flags if flag is not None]
         if not found:
@@ -351,7 +351,7 @@ class FusedShare:
 
 
 def _runs(kinds: Sequence[torch.dtype]) -> list[slice]:
-    """Where neighbours of one dtype begin and end: a launch serves gradients of one."""
+    """Runs of neighbours of one dtype: a launch serves gradients of one."""
     borders = [0, *(i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]), len(kinds)]
     return [slice(begin, end) for begin, end in itertools.pairwise(borders)]
 

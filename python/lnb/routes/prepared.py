@@ -106,13 +106,13 @@ class PreparedShare:
         self.tables.direct(_factors(self.context.layers) if self.due else prepared.factors)
 
     def _refreshed(self, contexts: list[LayerContext]) -> list[LayerContext]:
-        """Refresh what the tables take; the others."""
+        """Refresh the layers that the tables serve; return the others."""
         chosen = set(contexts)
         places = {context: i for i, context in enumerate(self.context.layers) if context in chosen}
         return refresh_prepared(self.tables, places, self.arenas, self.prepared.refreshes)
 
     def gain(self) -> Tensor:
-        """What a region that all layers share would sum."""
+        """The sum that a region shared by all layers would bound."""
         products = torch.tensor(self.tables.sums()[::4], dtype=torch.float64)
         return torch.where(products.isfinite(), products, 0.0).sum()
 
@@ -192,7 +192,7 @@ def _wide_of(context: LayerContext) -> list[torch.dtype]:
 
 
 def _factors(contexts: list[LayerContext]) -> list[StepFactor]:
-    """What the states hold of each layer."""
+    """What the states hold for each layer."""
     return [
         StepFactor(s["factor"], s.get("factor_mean"), s["output_factor"])
         for s in (context.state for context in contexts)
@@ -200,7 +200,7 @@ def _factors(contexts: list[LayerContext]) -> list[StepFactor]:
 
 
 def _addresses(factors: list[StepFactor]) -> list[int]:
-    """Where they lie."""
+    """The addresses of these tensors."""
     return [tensor.data_ptr() for factor in factors for tensor in factor.tensors]
 
 

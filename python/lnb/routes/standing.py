@@ -1,4 +1,4 @@
-"""What tables of addresses were made for, and whether a step still works on that."""
+"""What tables of addresses were made for, and whether a step still has the same tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Standing:
         parameters: in the order of the step.
         layers: each with its settings, and whether its bias takes part.
         kept: states, keys, and what these held.
-        addresses: where that lay.
+        addresses: where what they held lay.
         places: every group, and the places of its parameters.
         groups_of_layers: of each layer's weight the group, by its identity.
     """

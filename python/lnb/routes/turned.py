@@ -1,10 +1,10 @@
-"""Weights ``[d_in, d_out]``, as Transformers' ``Conv1D`` has them, in steps that work on ``[d_out, d_in]``.
+"""Weights ``[d_in, d_out]``, as Transformers' ``Conv1D`` has them, in steps that expect ``[d_out, d_in]``.
 
-Every such weight has a *stand-in*, a parameter ``[d_out, d_in]`` that the stages of a step work on as on any other. In a process
+Every such weight has a *stand-in*, a parameter ``[d_out, d_in]`` that the stages of a step treat like any other. In a process
 that trains alone nothing is copied: when the optimizer is made, a weight is laid out in memory by columns, so that its
 transpose is contiguous, and is what the stand-in is. Its shape, its values and its name stay; as with ``channels_last`` images,
 ``view(-1)`` of it is an error, and ``reshape(-1)`` is not. Autograd gives it gradients of the same layout, and forward passes
-multiply by the transpose, which libraries do as fast. All kernels serve such a layer as they serve ``nn.Linear``.
+multiply by the transpose, which libraries do just as fast. All kernels serve such a layer as they serve ``nn.Linear``.
 
 Elsewhere the stand-in has memory of its own, to which a step copies the weight and the gradient, and from which it copies the
 weight back: 32 bytes of traffic for each float32 parameter. So it is where ``torch.distributed`` runs, because
@@ -12,7 +12,7 @@ weight back: 32 bytes of traffic for each float32 parameter. So it is where ``to
 have changed in between, and ``fully_shard`` takes contiguous parameters alone; and for a weight that is a part of something
 larger.
 
-State of the weight that is like it is ``[d_out, d_in]``: it is the stand-in's.
+State in the weight's shape is ``[d_out, d_in]``, as it belongs to the stand-in.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Turned:
         names: of its parameters.
 
     Attributes:
-        names: of parameters, and of stand-ins like those that they stand for.
+        names: of parameters; a stand-in has that of the parameter for which it stands.
     """
 
     def __init__(self, layers: Sequence[Layer], names: dict[nn.Parameter, str]) -> None:
@@ -61,7 +61,7 @@ class Turned:
         return replace(context, layers=layers, groups=groups, states=states)
 
     def finish(self) -> None:
-        """After a step: write to weights what only their stand-ins have."""
+        """After a step, copy to weights what only their stand-ins have."""
         for layer, turned in self._layers.items():
             if turned.moved:
                 turned.moved = False
@@ -121,7 +121,7 @@ class _TurnedLayer(Layer):
         return self.is_copy or (own.data_ptr() == weight.data_ptr() and weight.t().is_contiguous())
 
     def follow(self, weight: nn.Parameter) -> None:
-        """Take over the gradient; of a weight elsewhere its values."""
+        """Take over the gradient, and the values too if the stand-in has memory of its own."""
         if self.is_copy:
             self.moved = True
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What shards of a model must be like, and what is said of others: on every rank, before a step."""
+"""What shards of a model must be like, and the errors for others: raised on every rank, before a step."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def require_rows(layer: Layer, ranks: Ranks) -> None:
 
 
 def require_known_parallel(layer: Layer, ranks: Ranks) -> None:
-    """Require that a layer whose forward pass sees shards is one that can work on them.
+    """Require that a layer whose forward pass sees shards is of a kind that can compute with them.
 
     Raises:
         TypeError: it is not.
@@ -120,7 +120,7 @@ def require_settings(config: Config, ranks: int) -> None:
 
 
 def _is_whole(bias: nn.Parameter, weight: nn.Parameter) -> bool:
-    """Whether a bias is where a weight of columns has its rows."""
+    """Whether a bias is placed as the rows of a weight that is cut by columns."""
     if not isinstance(weight, DTensor) or not isinstance(bias, DTensor) or bias.device_mesh != weight.device_mesh:
         return False
     return bias.placements == tuple(row_placements(weight))

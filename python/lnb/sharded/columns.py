@@ -1,8 +1,9 @@
-"""Layers of which a rank has some columns: those of ``RowwiseParallel``, whose inputs are shared out over the ranks of a group.
+"""Layers of which each rank has some columns: those of ``RowwiseParallel``, whose inputs are divided among the ranks of a
+group.
 
 With the inputs ``x = [x_1 .. x_n]`` of ``n`` ranks, blocks of the metric end where shares do, so every rank factors its own:
-``C_r``, with the mean ``mu_r``. Of a row ``(w, b)`` of a gradient, ``w = [w_1 .. w_n]``, it has ``w_r``, and the bias, which all
-have. What belongs to whole rows is a sum over the ranks:
+``C_r``, with the mean ``mu_r``. It has the part ``w_r`` of a row ``(w, b)`` of a gradient, ``w = [w_1 .. w_n]``, and the
+bias, which all have. What belongs to whole rows is a sum over the ranks:
 
 - ``||g_i||^2 = sum_r ||g_i,r||^2 + b^2``, by which agreement is judged;
 - ``h_b = b - sum_r <h_r, mu_r>`` with ``h_r = C_r^-1 (w_r - b mu_r)``;
@@ -29,17 +30,17 @@ from lnb_kernels.scaling import sum_dtype, unit_scale
 from lnb_kernels.two_sided.reference import agreement_of, mix, row_scale, times_blocks
 
 UNFINISHED = "No parameter was changed; averages may have this step's gradients in them already"
-"""What a step leaves that is broken off while directions are made."""
+"""The state in which a step leaves things if it breaks off while directions are made."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which share of a layer's inputs is here.
+    """The share of a layer's inputs that is on this rank.
 
     Attributes:
         group: the ranks that have the shares.
-        index: of the share here.
-        of: the number of shares, of equal size.
+        index: the number of the share here.
+        of: how many shares there are, of equal size.
     """
 
     group: Any
@@ -61,7 +62,7 @@ def add_parts(parts: Sequence[tuple[Columns, Tensor]]) -> list[Tensor]:
 
 
 def partial_output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, blocks: int, columns: Columns) -> Tensor:
-    """What the columns here add to the blocks of ``M M'``, ``[groups, blocks, size, size]``, in the dtype of sums.
+    """What the columns on this rank add to the blocks of ``M M'``, ``[groups, blocks, size, size]``, in the dtype of sums.
 
     Args:
         weight: gradient ``[groups, rows, columns]``.
@@ -90,7 +91,7 @@ def partial_output_moment(weight: Tensor, bias: Tensor | None, factor: Factor, b
 
 @dataclass
 class LayerColumns:
-    """The columns of a layer that are here, for :func:`column_directions_`.
+    """The columns of a layer that are on this rank, for :func:`column_directions_`.
 
     Attributes:
         weight: ``g~``, ``[groups, rows, columns]``; its direction takes its place.
@@ -129,7 +130,7 @@ class _Begun:
         scale = unit_scale(weight, bias)
         root = layer.root * unit_scale(layer.root, matrix_dims=3)
         mixed = mix(root * scale.unsqueeze(-3), weight)
-        self.size = scale.to(wide).reciprocal()  # by which what is here is too small
+        self.size = scale.to(wide).reciprocal()  # the factor by which the parts here are too small
         self.mixed_bias = None if bias is None or factor.mean is None else mix(root, bias)
         if self.mixed_bias is not None and factor.mean is not None:
             mixed = mixed - (self.mixed_bias * scale) * factor.mean.unsqueeze(-2)
@@ -145,7 +146,7 @@ class _Begun:
         self.rows = torch.stack([product, along, square])  # [3, groups, rows]
 
     def finish_(self, total: Tensor, noise: float) -> Tensor:
-        """Write the direction; returns the four sums over what is here."""
+        """Write the direction; return the four sums over the columns here."""
         layer, wide = self.layer, self.wide
         weight, bias, of = layer.weight, layer.bias, layer.columns.of
         product, along, square = (rows.unsqueeze(-1) for rows in total)

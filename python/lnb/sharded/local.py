@@ -1,7 +1,7 @@
 """The rows of a model that this process has, as layers and parameters of their own.
 
 Every parameter that is a ``DTensor`` gets a *stand-in*: a parameter that shares the memory of its local shard, and whose
-gradient that of the local gradient. The stages of a step work on stand-ins as they do on parameters. A rank without rows of a
+gradient shares that of the local gradient. The stages of a step treat stand-ins like parameters. A rank without rows of a
 parameter has a stand-in of one row of zeros, whose gradient is zero: it adds nothing to any sum, and all state that ranks
 have in common is kept by the same operations.
 
@@ -53,7 +53,7 @@ class LocalLayer(Layer):
         whole: the layer.
         place: its number.
         cut: its rows.
-        is_first: whether no other local layer is of the same whole one, before this.
+        is_first: whether this is the first local layer of the whole one.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class LocalLayer(Layer):
 
 
 class StandIn:
-    """What stands for a cut of a parameter."""
+    """The stand-in for a cut of a parameter."""
 
     def __init__(self, parameter: nn.Parameter, cut: Cut) -> None:
         self.parameter, self.cut = parameter, cut
@@ -110,7 +110,7 @@ class StandIn:
 
 @torch.no_grad()
 def local_of(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """The shard of ``tensor`` that is here, cut as ``like`` is; a gradient that is not added up yet is."""
+    """The shard of ``tensor`` on this rank, cut like ``like``; a gradient that is still a sum over ranks is added up first."""
     if not isinstance(tensor, DTensor):
         return tensor
     if isinstance(like, DTensor) and tensor.placements != like.placements:
@@ -147,7 +147,8 @@ def cuts_of(layer: Layer) -> list[Cut]:
 
 
 class PartState(MutableMapping[str, Any]):
-    """The state of a cut that is not the first of its parameter, inside the parameter's: keys with its number."""
+    """The state of a cut that is not the first of its parameter: it lies in the parameter's state, under keys with its
+    number."""
 
     def __init__(self, state: dict[str, Any], number: int) -> None:
         self.inside = state
@@ -170,12 +171,12 @@ class PartState(MutableMapping[str, Any]):
 
 
 def first_part(state: dict[str, Any]) -> dict[str, Any]:
-    """What a parameter's state holds of its first cut."""
+    """The part of a parameter's state that belongs to its first cut."""
     return {key: value for key, value in state.items() if "@" not in key}
 
 
 class LocalStates:
-    """The states of stand-ins, which are in those of the parameters."""
+    """The states of stand-ins, which lie in those of the parameters."""
 
     def __init__(self, states: Any, owners: dict[nn.Parameter, tuple[nn.Parameter, int]]) -> None:
         self._states, self._owners = states, owners

@@ -1,4 +1,4 @@
-"""Which ranks hold the parts of a model, and what each of them counts for in a sum over all."""
+"""Which ranks hold the parts of a model, and which of them count in a sum over all."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Ranks:
             self.groups += [given] if given.size() > 1 else []
 
     def sees_own_samples(self) -> bool:
-        """Whether second moments of this rank count: of ranks with the same samples those of the first do."""
+        """Whether second moments of this rank count: among ranks with the same samples, those of the first do."""
         return not any(self._coordinate[self._data_dims :])
 
     def holds_first(self, parameter: Tensor) -> bool:
@@ -84,7 +84,7 @@ class Ranks:
         return {self._place(parameter, dim) for dim in sharded_dims(parameter)}
 
     def _place(self, parameter: DTensor, dim: int) -> int:
-        """Which dimension of the whole mesh one of the parameter's own is."""
+        """The dimension of the whole mesh that one of the parameter's own mesh corresponds to."""
         own = parameter.device_mesh
         return dim if own == self._mesh or own in self._data else self._mesh.ndim - own.ndim + dim
 
@@ -116,12 +116,12 @@ def sharded_dims(parameter: DTensor) -> list[int]:
 
 
 def row_placements(parameter: DTensor) -> list[Placement]:
-    """How something of every row of a weight is placed: copies where columns are cut."""
+    """The placements of something that every row of a weight has: copies where columns are cut."""
     return [Replicate() if placement.is_shard(1) else placement for placement in parameter.placements]
 
 
 def columns_of(parameter: Tensor) -> Columns | None:
-    """Which columns of a weight are here; None for all."""
+    """The columns of a weight that are on this rank; None for all."""
     if not isinstance(parameter, DTensor):
         return None
     mesh = parameter.device_mesh

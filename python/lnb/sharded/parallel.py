@@ -28,7 +28,7 @@ def project_shards(x: Tensor, weight: DTensor, bias: Tensor | None, project: Pro
 
 
 def project_columns(x: DTensor, weight: DTensor, bias: Tensor | None, project: Project) -> Tensor:
-    """``x W' + b`` where every rank has some columns of the weight: it makes what its inputs add to all outputs.
+    """``x W' + b`` where every rank has some columns of the weight, and computes what its inputs add to all outputs.
 
     Args:
         x: ``[..., d_in]``.
@@ -57,7 +57,7 @@ def project_columns(x: DTensor, weight: DTensor, bias: Tensor | None, project: P
 def project_rows(x: DTensor, weight: DTensor, bias: Tensor | None, project: Project) -> Tensor:
     """``x W' + b`` by rows of the weight: every rank makes the outputs of its rows, of the whole input.
 
-    Nothing is exchanged but what brings ``x`` here, and the sum of its gradient over ranks.
+    Only ``x`` is exchanged, where it is not on every rank yet, and its gradient is summed over ranks.
 
     Args:
         x: ``[..., d_in]``, a ``DTensor`` on the mesh of ``weight``.

@@ -1,4 +1,4 @@
-"""Parameters that a trainer has cut up or exchanged: which of them LNB follows, and what it says to others."""
+"""Parameters that a trainer has cut up or exchanged: which of them LNB follows, and the errors for the others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refuse_flat(parameters: Iterable[Tensor]) -> None:
 
 
 def _flat(parameter: Tensor) -> str | None:
-    """What flattened and cut ``parameter``; None for others."""
+    """What has flattened and cut ``parameter``; None where nothing has."""
     if getattr(parameter, "_fsdp_flattened", False):
         return "part of a FlatParameter of FullyShardedDataParallel (FSDP1), whose cuts go through the rows of layers"
     if hasattr(parameter, "ds_id"):
@@ -71,7 +71,7 @@ def shards_of(
     given: Any,
     exchange: MomentExchange,
 ) -> Shards | None:
-    """What the optimizer needs to work on shards (:class:`lnb.sharded.shards.Shards`); None for whole parameters."""
+    """What the optimizer needs for shards (:class:`lnb.sharded.shards.Shards`); None for whole parameters."""
     if not is_sharded(parameter for group in param_groups for parameter in group["params"]):
         return None
     from lnb.sharded.shards import Shards  # imports torch's distributed packages

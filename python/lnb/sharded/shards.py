@@ -1,4 +1,4 @@
-"""What an :class:`lnb.LNB` keeps to work on shards: the ranks, the local layers, and the sums that ranks exchange."""
+"""What an :class:`lnb.LNB` keeps where parameters are sharded: the ranks, the local layers, and the sums that ranks exchange."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Imported:
     """A state dict as one of local layers and parameters.
 
     Attributes:
-        state_dict: the same progress, other parameters.
+        state_dict: with the same progress, but of local parameters.
         param_groups: the optimizer's, of local parameters.
         inventory: of local layers.
         restarted: weights whose factors have to start anew.
@@ -154,7 +154,7 @@ class Shards:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Without exchanges: what is made does not depend on them."""
+        """Inside, nothing is exchanged: what is made does not depend on it."""
         self.locals.follow()
         self.exchange.on = False
         try:
@@ -168,7 +168,7 @@ class Shards:
         return self.locals.with_stand_ins(context)
 
     def mark(self, states: Any) -> None:
-        """After a step: note in the states what a state dict has to tell of these shards."""
+        """After a step, note in the states what a state dict has to say about these shards."""
         self._form.mark(states)
 
     def exported(self, states: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
@@ -200,7 +200,7 @@ class Shards:
         )
 
     def merged(self, restored: Any, imported: Imported) -> defaultdict[Tensor, Any]:
-        """What was restored of local parameters as the states of the model's."""
+        """Store the restored states of local parameters as those of the model's."""
         states: defaultdict[Tensor, Any] = defaultdict(dict)
         for local in imported.restarted:
             restart(restored[local])
@@ -216,7 +216,7 @@ class Shards:
         """Refreshes are not shared out: outputs already are."""
 
     def follow(self, layers: list[Layer]) -> None:
-        """Nothing has to be told of backward passes: ``fully_shard`` has gradients only when they have ended."""
+        """Backward passes need not be noticed: ``fully_shard`` has gradients only when they have ended."""
 
     def add(self, layers: list[Layer], device: torch.device, identity: Identity, failed: bool = False) -> Tensor:
         """The exchange before a step: second moments, and whether every rank can make it."""

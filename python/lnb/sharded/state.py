@@ -82,7 +82,8 @@ class StateForm:
         return compact(found)
 
     def imported(self, parameter: nn.Parameter, entry: dict[str, Any]) -> tuple[list[dict[str, Any]], bool]:
-        """The states of the cuts of ``parameter``, of its ``entry`` in a state dict; and whether factors have to start anew.
+        """The states of the cuts of ``parameter``, from its ``entry`` in a state dict, and whether factors have to start
+        anew.
 
         Blocks that start anew are zero.
         """
@@ -125,7 +126,7 @@ class StateForm:
         return states, not (kept and fits) and any(key in entry for key in OF_OUTPUTS)
 
     def _fit_inputs(self, states: list[dict[str, Any]], layers: list[LocalLayer], kept: bool) -> bool:
-        """Have second moments and factors that were saved of other blocks of inputs start anew; whether none does."""
+        """Have second moments and factors that were saved in other blocks of inputs start anew; return whether none does."""
         fits = kept or layers[0].columns is None
         for state, layer in zip(states, layers, strict=True):
             count = layer.input_blocks(self._limit)
@@ -173,7 +174,7 @@ class StateForm:
         return groups, count, rows // count
 
     def _width(self, layer: LocalLayer) -> int:
-        """Columns of the rows of blocks, whatever the number of ranks: those of any that is a power of two, or thrice one."""
+        """Columns of the rows of blocks, enough for any number of ranks that is a power of two, or three times one."""
         numbers = sorted({factor << power for factor in (1, 3) for power in range(12)})
         return max(self._largest(layer, number) for number in numbers)
 
@@ -183,7 +184,7 @@ class StateForm:
 
 @functools.lru_cache(maxsize=4096)
 def _largest_block(groups: int, rows: int, shards: int, limit: int | None) -> int:
-    """The neurons of the largest block of a layer of ``groups`` times ``rows`` neurons in so many shards."""
+    """The neurons of the largest block of a layer of ``groups`` times ``rows`` neurons in ``shards`` shards."""
     total = groups * rows
     chunk = -(-total // shards)
     lengths = set()
@@ -200,7 +201,7 @@ def _largest_block(groups: int, rows: int, shards: int, limit: int | None) -> in
 
 
 def _saved_code(entry: dict[str, Any]) -> int:
-    """How the layer was cut whose state that is; 1 for a whole one."""
+    """How the layer of a saved state was cut; 1 for a whole one."""
     saved = entry.get(SHARDS)
     return int(saved) if isinstance(saved, Tensor) and saved.numel() == 1 else 1
 
@@ -227,7 +228,7 @@ def _of_columns(values: list[Tensor], layers: list[LocalLayer], parameter: DTens
 def _placed(
     local: Tensor, parameter: DTensor, shape: tuple[int, ...], placements: Sequence[Placement] | None = None
 ) -> DTensor:
-    """What is here of a tensor of ``shape`` that is cut like ``parameter``, or as ``placements`` say."""
+    """The local part of a tensor of ``shape`` that is cut like ``parameter``, or as ``placements`` say."""
     return DTensor.from_local(
         local if _is_alone(local) else local.clone(),
         parameter.device_mesh,
@@ -259,7 +260,7 @@ def _cut(rows: Tensor, parts: list[StandIn]) -> list[Tensor]:
 
 
 def _rows_here(value: Tensor, parameter: DTensor, shape: tuple[int, ...]) -> Tensor:
-    """What is here of a saved tensor, which is whole, or cut like ``parameter``; rows, of which all columns are."""
+    """The local part of a saved tensor, which is whole or cut like ``parameter``; of rows, all columns."""
     placements = list(parameter.placements) if shape == tuple(parameter.shape) else row_placements(parameter)
     if isinstance(value, DTensor):
         return (value if list(value.placements) == placements else value.redistribute(placements=placements)).to_local()

@@ -33,18 +33,18 @@ _SUMS = 6  # of a layer: <h, g~>, three squared lengths, ||g||^2, ||W||^2
 
 
 class Exchange:
-    """The sums over ranks of one optimizer, in places that do not depend on what a step moves.
+    """The sums over ranks of one optimizer, in places that do not depend on which layers a step moves.
 
     Args:
-        ranks: that take part.
-        locals_: what is here.
+        ranks: those that take part.
+        locals_: the local layers and parameters.
         layers: the layers.
         parameters: all parameters.
     """
 
     def __init__(self, ranks: Ranks, locals_: Locals, layers: list[Layer], parameters: list[nn.Parameter]) -> None:
         self._ranks = ranks
-        self.on = True  # off: what is here is all there is, as for state that is made before the first step
+        self.on = True  # off: nothing is summed over ranks, as while state is made before the first step
         self._layers = len(layers)
         begins = [0]
         for layer in layers:
@@ -57,11 +57,12 @@ class Exchange:
         self._counts = {part: ranks.holds_first(owner) for part, (owner, _) in locals_.owners.items()}
 
     def is_first(self, local: nn.Parameter) -> bool:
-        """Whether no cut of its parameter comes before ``local``."""
+        """Whether ``local`` is the first cut of its parameter."""
         return self._is_first[local]
 
     def leave(self, device: torch.device, refreshed: bool) -> None:
-        """Take part in the later exchanges of a step that this rank does not make, of output moments where some are refreshed."""
+        """Take part in the later exchanges of a step that this rank does not make; output moments count where some are
+        refreshed."""
         if refreshed:
             self._ranks.add(torch.zeros(self._group_begins[-1], dtype=sum_dtype(device), device=device))
         self._ranks.add(torch.zeros(_SUMS * self._layers + self._count, dtype=sum_dtype(device), device=device))
@@ -174,7 +175,7 @@ class ShardedShare(Share):
         refresh(contexts, averages, self.verdict, self.arenas, self._exchange.add_means)
 
     def gain(self) -> Tensor:
-        """What the global region sums, of every layer once."""
+        """The sum for the global region, with every layer counted once."""
         firsts = [cast(LocalLayer, context.layer).is_first for context in self.context.layers]
         once = (*firsts, *(self._exchange.is_first(local) for local in self.context.others))
         found = in_region(self.products, self.context, self.config)

@@ -1,4 +1,4 @@
-"""The solver ``"auto"``: for each layer the cheapest of the others, once the rows of its first step are known."""
+"""The solver ``"auto"``: for each layer the cheapest of the others, once the number of samples of its first step is known."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class Automatic(Solver):
 
 class _Undecided(ConjugateGradients):
     def describe(self, layer: Layer, config: Config) -> tuple[str, str]:
-        return super().describe(layer, config)[0], "auto: the first backward pass shows the rows that decide"
+        return super().describe(layer, config)[
+            0
+        ], "auto: the first backward pass shows how many samples there are, which decides"
 
 
 _UNDECIDED = _Undecided()

@@ -32,14 +32,14 @@ class Solver:
         name: the value of the setting ``solver``.
         factored: whether the metric is kept as a factor from one refresh to the next (state ``factor``, ``factor_mean``), from
             which the trust region makes directions.
-        keeps_inputs: whether it works on the inputs of the step's forward passes, which are kept until the step, in place of
-            their second moment.
+        keeps_inputs: whether it uses the inputs of the step's forward passes, kept until the step, in place of their second
+            moment.
         averages_moments: whether the state holds the averaged second moment where the settings remember it (``b_s``,
             ``refresh_every``): state ``second_moment``, ``second_moment_step``.
         keeps_direction: whether the state holds the previous solution, ``direction``.
         keeps_feature_moments: whether the state holds the averages of the features' means and mean squares: ``mean``,
             ``mean_square``, ``moment_step``.
-        always_fits: whether it is priced for ``"auto"`` whatever memory is left: one has to be.
+        always_fits: whether ``"auto"`` considers it whatever memory is left: one solver has to be available.
         chooses: whether it stands for one of the others, which is chosen for each layer once it is known how many
             samples its first step has.
     """
@@ -67,8 +67,8 @@ class Solver:
         return True
 
     def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
-        """Why it is right for a layer whose solver is still to be chosen, in words; None where it is not, as for solvers
-        that the package does not bring.
+        """Why it suits a layer whose solver is still to be chosen, in words; None where it does not, which is so for solvers
+        from outside of the package.
 
         Args:
             layer: the layer.
@@ -100,8 +100,8 @@ class Solver:
             averages: ``g~`` of every parameter. The directions may take their place.
             verdict: whether state may change.
             agreement: of the layers' gradients, where it shortens steps.
-            add: where the layers are rows of layers that are shared out over ranks, makes sums over all rows, ``[layers, n]``
-                of some of the layers; else None.
+            add: where ranks share out the rows of layers, makes sums over all rows, ``[layers, n]``, of some of the layers;
+                else None.
         """
         for i in members:
             context = contexts[i]
@@ -137,7 +137,7 @@ class Solver:
         return 0
 
     def seconds(self, price: Pricing) -> tuple[float, float]:
-        """Predicted time of one refresh, and of one step's solution. Zeros say that nothing is known."""
+        """Predicted time of one refresh, and of one step's solution; zeros where nothing is known."""
         return 0.0, 0.0
 
 

@@ -42,7 +42,7 @@ class Cholesky(Solver):
 
     :mod:`lnb.statistics.factored` derives them, and the refresh stage (:mod:`lnb.statistics.refresh`) makes them before solvers
     are called. It keeps blocks of ``block_size`` inputs, ``d_in block_size`` numbers, as many for their average where one is
-    remembered, and the mean of the inputs; with the two-sided region as much for the outputs. A refresh costs
+    remembered, and the mean of the inputs; and with the two-sided region as much again for the outputs. A refresh costs
     ``d_in block_size^2`` operations, a solution one product of the gradient with the blocks, or what the trust region makes of
     them.
     """
@@ -52,7 +52,7 @@ class Cholesky(Solver):
     keeps_feature_moments = False
 
     def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
-        """It is right for every layer."""
+        """It suits every layer."""
         return "exact, a factor of each second moment"
 
     def solve(
@@ -154,12 +154,14 @@ def _solve_two_sided(
             [factor.matrix for factor in factors],
             [factor.mean for factor in factors],
             [contexts[i].state["output_factor"] for i in alike],
-            None if agreement is None else [agreement.rows[i] for i in alike],
+            None if agreement is None else [agreement.row_squares[i] for i in alike],
             1.0 if agreement is None else agreement.noise,
         )
         sums.append(sums_of(found, tuple(contexts[i].layer.groups for i in alike)))
     if cut:
-        columns = [_columns(contexts[i], averages, None if agreement is None else agreement.rows[i]) for i in cut]
+        columns = [
+            _columns(contexts[i], averages, None if agreement is None else agreement.row_squares[i]) for i in cut
+        ]
         sums.append(column_directions_(columns, 1.0 if agreement is None else agreement.noise))
     for i in members:
         solution.parts[i] = [averages[parameter] for parameter in contexts[i].parameters]
@@ -222,14 +224,14 @@ class _Batch:
         )
 
     def unstacked(self, tensor: Tensor | None) -> Sequence[Tensor]:
-        """``tensor`` of every member; nothing for None."""
+        """``tensor`` for every member; nothing for None."""
         if tensor is None:
             return ()
         return (tensor,) if len(self.members) == 1 else tensor.unbind()
 
     @property
     def stays_alone(self) -> bool:
-        """On the CPU the stack of large layers costs more than it saves."""
+        """Whether stacking pays: on the CPU, stacks of large layers cost more than they save."""
         return self.weight.is_cpu and self.weight.numel() > _STACKED
 
     @property

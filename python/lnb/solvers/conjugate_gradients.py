@@ -44,7 +44,7 @@ class ConjugateGradients(Solver):
     always_fits = True
 
     def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
-        """It is right for every layer."""
+        """It suits every layer."""
         return "conjugate gradients on the second moment"
 
     def solve(
@@ -59,7 +59,7 @@ class ConjugateGradients(Solver):
     ) -> None:
         """One layer at a time, so that only one has its copies in memory; small ones wait, to be solved in one call.
 
-        Layers whose rows are elsewhere too, and share a step length, wait for each other.
+        Layers that share a step length with rows on other ranks wait for each other.
         """
         waiting: dict[int, Equation] = {}
         shared: dict[int, Equation] = {}
@@ -81,7 +81,7 @@ class ConjugateGradients(Solver):
             _finish(solution, i, contexts[i], waiting[i], solved, verdict)
 
     def equation(self, context: LayerContext, gradient: Tensor) -> Equation:
-        """What conjugate gradients have to solve for one layer."""
+        """The equation of one layer."""
         mean, variance, has_samples = feature_moments(context)
         operator, ridge = self.operator(context)
         start = _previous_direction(context, gradient)

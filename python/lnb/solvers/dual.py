@@ -27,7 +27,7 @@ _CALLS = 40
 class Dual(Solver):
     """``h`` from the kept inputs, by a Cholesky factor of the smaller of ``X X'`` and ``X'X`` (:func:`solve_dual`).
 
-    It keeps nothing from step to step, and from the backward pass to the step the layer's inputs. It costs the product and
+    It keeps nothing from step to step, but the layer's inputs from the backward pass to the step. It costs the product and
     the factor of a matrix of side ``min(N, d_in)``, and products of the gradient with it.
     """
 
@@ -43,7 +43,8 @@ class Dual(Solver):
             )
 
     def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
-        """It is right where a batch has fewer samples than inputs, and the ridge is positive and needs no second moment."""
+        """It suits layers for which a batch has fewer samples than inputs, and the ridge is positive and needs no second
+        moment."""
         if config.ridge_mode != "absolute" or not dual or samples.count >= layer.d_in:
             return None
         return f"exact, {samples.count} samples are fewer than {layer.d_in} inputs"
@@ -126,6 +127,6 @@ def solve_dual(layer: Layer, inputs: list[Tensor], gradient: Tensor, ridge: floa
 
 
 def _factor(matrix: Tensor) -> Tensor:
-    """The Cholesky factor; positive definite by the ridge, so that no error is looked for."""
+    """The Cholesky factor. The ridge makes the matrix positive definite, so no error is checked for."""
     lower: Tensor = torch.linalg.cholesky_ex(matrix).L
     return lower

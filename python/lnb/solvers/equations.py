@@ -1,4 +1,4 @@
-"""What conjugate gradients solve in one step, layer by layer or, where layers are small, many in one call."""
+"""The equations that conjugate gradients solve in one step: layer by layer or, for small layers, many in one call."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class MatrixFree(ConjugateGradients):
     """The steps of :class:`ConjugateGradients` up to rounding, by products ``X~'(X~ v)`` with the kept inputs ``X~``.
 
-    It keeps the previous direction and the features' averages, ``d_in (d_out + 2)`` numbers, and from the backward pass to
-    the step the layer's inputs. Every product costs ``4 N d_in d_out`` operations: less than the second moment of a
+    It keeps the previous direction and the features' averages, ``d_in (d_out + 2)`` numbers, and the layer's inputs from the
+    backward pass to the step. Every product costs ``4 N d_in d_out`` operations: less than the second moment of a
     batch of few samples, or of a layer with few outputs.
     """
 
@@ -33,11 +33,11 @@ class MatrixFree(ConjugateGradients):
     always_fits = False
 
     def suits(self, layer: Layer, config: Config, samples: Samples, dual: bool) -> str | None:
-        """It is right where the ridge does not depend on a second moment."""
+        """It suits settings whose ridge does not depend on a second moment."""
         return "conjugate gradients on the kept inputs" if config.ridge_mode == "absolute" else None
 
     def operator(self, context: LayerContext) -> tuple[Tensor | Callable[[Tensor], Tensor], float]:
-        """A product with the kept inputs; of a packed in-projection, whose second moment is gathered all the same, that."""
+        """A product with the kept inputs; for a packed in-projection, the second moment, which is gathered all the same."""
         if not context.inputs:
             return super().operator(context)
         layer, inputs = context.layer, context.inputs

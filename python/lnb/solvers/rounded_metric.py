@@ -26,20 +26,20 @@ class RoundedMetric:
     the size of the inputs' offset into every direction; so the result is as insensitive to an offset as the exact one.
 
     Args:
-        moments: ``[X 1]'[X 1]``, or its average, ``[groups, D+1, D+1]``. All zeros for no rows.
+        moments: ``[X 1]'[X 1]``, or its average, ``[groups, D+1, D+1]``. All zeros without samples.
         ridge: a number, or one per group ``[groups, 1, 1]``.
     """
 
     def __init__(self, moments: Tensor, ridge: float | Tensor) -> None:
         count = moments[:, -1:, -1:]
-        rows = torch.where(count == 0, 1, count)
+        samples = torch.where(count == 0, 1, count)
         self.ridge = ridge
-        self.mean = moments[:, -1:, :-1] / rows
+        self.mean = moments[:, -1:, :-1] / samples
         size = self.mean.shape[-1]
         self.covariance = moments.new_empty(len(moments), size, size, dtype=torch.bfloat16)
         for start in range(0, size, _CHUNK):  # in the cache, never as a whole in float32
             part = slice(start, start + _CHUNK)
-            centred = moments[:, part, :-1][:, : size - start] / rows
+            centred = moments[:, part, :-1][:, : size - start] / samples
             self.covariance[:, part] = centred.baddbmm_(self.mean[..., part].mT, self.mean, alpha=-1)
 
     def __call__(self, v: Tensor) -> Tensor:

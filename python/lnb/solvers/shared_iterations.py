@@ -1,7 +1,7 @@
 """Conjugate gradients of layers whose rows are shared out over ranks: with one step length for all rows of a layer.
 
-The iteration is that of :func:`lnb_kernels.pcg` with the scope ``"layer"``. Every rank multiplies the rows that it has; of whole
-layers it needs the products ``<p, A p>``, ``<r, r>`` and ``<r, z>``. All layers iterate side by side, so that a step has one
+The iteration is that of :func:`lnb_kernels.pcg` with the scope ``"layer"``. Every rank multiplies the rows that it has, and
+needs the whole layers' products ``<p, A p>``, ``<r, r>`` and ``<r, z>``. All layers iterate side by side, so that a step has one
 exchange before the first iteration and two in each, of a few numbers per layer.
 """
 

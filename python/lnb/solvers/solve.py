@@ -28,7 +28,7 @@ def solve(
         averages: ``g~`` of every parameter. Directions of the two-sided region take their place.
         verdict: whether state may change.
         agreement: of the layers' gradients, where it shortens steps.
-        add: where the layers are rows of layers, makes sums over all rows of those here.
+        add: where ranks share out the rows of layers, makes sums over all rows from those over the rows here.
     """
     solution = Solution([[] for _ in contexts])
     by_solver: dict[Solver, list[int]] = {}

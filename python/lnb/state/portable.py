@@ -1,10 +1,10 @@
-"""State as ``torch.distributed.checkpoint`` keeps it: by parameter and by parameter group, and made before the first step.
+"""State as ``torch.distributed.checkpoint`` keeps it: by parameter and parameter group, and present before the first step.
 
 ``get_optimizer_state_dict`` and ``set_optimizer_state_dict`` drop everything of a state dict but ``state`` and
 ``param_groups``, and want a fresh optimizer to have all of its tensors, which they ask for by a step with zero gradients and
 ``lr = 0``. So the step count, the settings and the plan also stand in every group, as one line of JSON under
-:data:`PROGRESS`, and such a step makes the state by running on made-up inputs. While no real step was made, that state only
-holds a place: it is dropped at the first one.
+:data:`PROGRESS`, and such a step makes the state by running on made-up inputs. Until a real step is made that state is a
+placeholder, and the first step drops it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def with_progress(state_dict: Any) -> Any:
 
 
 def asks_for_state(param_groups: Iterable[dict[str, Any]], states: Any, layers: Iterable[Layer]) -> bool:
-    """Whether a step is meant to make the state: there is none, every rate is 0, and gradients came without inputs."""
+    """Whether a step is meant to create the state: there is none yet, every rate is 0, and gradients came without inputs."""
     layers = list(layers)
     gathered = any(capture.gathered for layer in layers for capture in layer.captures)
     if states or gathered or all(layer.weight.grad is None for layer in layers):
@@ -65,7 +65,7 @@ def asks_for_state(param_groups: Iterable[dict[str, Any]], states: Any, layers: 
 
 
 def make_up_inputs(layers: Iterable[Layer]) -> None:
-    """Have every layer that has a gradient report one row: white where second moments are gathered, zero where inputs are."""
+    """Have every layer that has a gradient report one sample: a white one for second moments, a zero one for kept inputs."""
     for layer in layers:
         if layer.weight.grad is None:
             continue

@@ -1,4 +1,4 @@
-"""What the state consists of, stated once for every key: whose it is, its shape, its dtype, and when there is one.
+"""The schema of the state, stated once for every key: its owner, shape and dtype, and when it exists.
 
 Sizes (:mod:`lnb.planning.memory`), what a saved state must hold (:mod:`lnb.state.checks`), and what loading may round
 (:mod:`lnb.state.serialization`) are derived from :data:`SCHEMA`.
@@ -27,12 +27,13 @@ Shape = tuple[int, ...]
 When = Callable[[Tensor, Layer | None, Config], bool]
 
 OPTIMIZER_ENTRIES = ("lnb_format", "lnb_step", "lnb_settings", "lnb_plan")
-"""Owned by the optimizer, plain values beside ``state`` and ``param_groups`` in a state dict: the number of the format, steps
-made, settings that decide what the state means, and what was chosen for single layers. They take no memory of a device."""
+"""Plain values of the optimizer, which stand beside ``state`` and ``param_groups`` in a state dict: the number of the format,
+steps made, settings that decide what the state means, and what was chosen for single layers. They take no memory of a
+device."""
 
 
 class Owner(enum.Enum):
-    """Whom an entry belongs to, and so whose state holds it."""
+    """The owner of an entry, in whose state it is held."""
 
     PARAMETER = "every parameter's own"
     LAYER = "one for a layer, in the state of its weight"
@@ -74,8 +75,8 @@ class Entry:
         owner: the parameter, or the layer whose weight it is.
         kind: its precision.
         form: its shape.
-        when: whether a step of the parameter makes it; of a layer whose weight and bias both move.
-        required: whether a state without it is not whole. Others are made anew where they are missing, or depend on what
+        when: whether a step of the parameter makes it, given a layer whose weight and bias both move.
+        required: whether a state without it is incomplete. Others are made anew where they are missing, or depend on what
             was frozen in a step.
     """
 
@@ -140,6 +141,11 @@ def _always(parameter: Tensor, layer: Layer | None, config: Config) -> bool:
     return True
 
 
+def _if_given(parameter: Tensor, layer: Layer | None, config: Config) -> bool:
+    """Of entries that depend on what the user passes to a step: no plan counts on them."""
+    return False
+
+
 def _if(setting: Callable[[Config], bool]) -> When:
     return lambda parameter, layer, config: setting(config)
 
@@ -187,6 +193,9 @@ SCHEMA: dict[str, Entry] = {
     "independent_square": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
     "radius": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
     "coherence": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
+    "loss_count": Entry(_L, Kind.WIDE, _NUMBER, _if_given, required=False),
+    "loss_mean": Entry(_L, Kind.WIDE, _NUMBER, _if_given, required=False),
+    "loss_square": Entry(_L, Kind.WIDE, _NUMBER, _if_given, required=False),
     "fraction": Entry(_L, Kind.WIDE, _NUMBER, _gain, required=False),
     "last_slope": Entry(_L, Kind.WIDE, _NUMBER, _gain, required=False),
     "weight_norm": Entry(_L, Kind.WIDE, _NUMBER, _bounded, required=False),

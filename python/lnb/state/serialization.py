@@ -1,4 +1,4 @@
-"""Saving and restoring an :class:`lnb.LNB`: what must match, and what torch's own loading would round."""
+"""Saving and restoring an :class:`lnb.LNB`: the checks, and the state that torch's own loading would round."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_state(
         param_groups: the optimizer's.
         inventory: its layers.
         config: its settings.
-        restored_planner: makes the planner of what was saved of one.
+        restored_planner: makes a planner from what was saved of one.
 
     Returns:
         That planner.
@@ -116,7 +116,7 @@ def _checked_groups(saved_groups: Any, param_groups: list[dict[str, Any]]) -> li
 
 
 def fits_groups(state_dict: Any, param_groups: list[dict[str, Any]]) -> bool:
-    """Whether ``state_dict`` has a saved parameter for each of the optimizer's; what else is wrong, :func:`check_state` says."""
+    """Whether ``state_dict`` has a saved parameter for each of the optimizer's; :func:`check_state` says what else is wrong."""
     if not isinstance(state_dict, dict) or not isinstance(state_dict.get("state"), dict):
         return False
     saved = state_dict.get("param_groups")
@@ -149,7 +149,7 @@ def restored_groups(state_dict: dict[str, Any], param_groups: list[dict[str, Any
 
 
 def follow_parameters(states: Any) -> None:
-    """Move the state of parameters that were moved to another device or precision, ``model.to(...)``, after them."""
+    """Move state along with parameters that ``model.to(...)`` has moved to another device or precision."""
     for parameter, state in states.items():
         momentum = state.get("momentum")
         if momentum is None or (momentum.dtype == parameter.dtype and momentum.device == parameter.device):

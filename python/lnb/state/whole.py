@@ -1,4 +1,4 @@
-"""State that was saved of shards, for an optimizer of whole parameters (:mod:`lnb.sharded.state` is the other direction)."""
+"""State that was saved from shards, for an optimizer of whole parameters (:mod:`lnb.sharded.state` is the other direction)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def keeps_outputs(layer: Layer, code: int, shards: int, limit: int | None) -> bo
 
 
 def restart(state: dict[str, Any]) -> None:
-    """Drop what is made anew at the next step."""
+    """Drop the state that the next step makes anew."""
     for key in _RESTARTED:
         state.pop(key, None)
 
@@ -126,7 +126,7 @@ def of_whole(
 def _of_layer(
     entry: dict[str, Any], layer: Layer, block_size: int | None, keeps: bool, by_columns: bool
 ) -> tuple[dict[str, Any], bool]:
-    """The state of a whole layer, which ``keeps`` its blocks of outputs; and whether those of inputs are its own."""
+    """The state of a whole layer, which ``keeps`` its blocks of outputs, and whether the saved blocks of inputs are its own."""
     groups, rows, _ = layer.shape
     count = block_count(rows, block_size)
     found = {key: value for key, value in entry.items() if key != SHARDS}

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _CHUNK = {"cpu": 1 << 19}
 _CHUNK_ELSEWHERE = 1 << 26
-"""Entries that a device works on at once: on a CPU more would leave its caches between two calls, and on an accelerator borrow
+"""Entries that a device handles at once: on a CPU more would leave its caches between two calls, and on an accelerator borrow
 more memory than a large layer does."""
 _SEGMENTS = ("cpu", "cuda")
 """Devices on which PyTorch sums segments."""
@@ -37,7 +37,7 @@ _SEGMENTS = ("cpu", "cuda")
 
 @dataclass
 class _Member:
-    """What one layer, or several that share it, have of an arena; ``address`` is where the views lay when they were made."""
+    """The part of an arena that one layer has, or several share; ``address`` is where the views lay when they were made."""
 
     states: tuple[State, ...]
     views: tuple[Tensor, ...]
@@ -101,7 +101,7 @@ class Selection:
         return self._tensor if self._index is None else None
 
     def write(self, values: Tensor, allowed: Tensor | None = None) -> None:
-        """Replace the entries by ``values``; only where ``allowed``, bool, which broadcasts."""
+        """Replace the entries by ``values`` where ``allowed``, a bool tensor that broadcasts, is true."""
         if allowed is not None:
             values = torch.where(allowed, values, self.read())
         if self._index is None:
@@ -122,7 +122,7 @@ class Arenas:
         self._apart.add((id(one), id(other)))
 
     def are_apart(self, one: State, other: State) -> bool:
-        """Whether that is known."""
+        """Whether that was noted."""
         return (id(one), id(other)) in self._apart
 
     def select(
@@ -141,7 +141,7 @@ class Arenas:
             key: of the states.
             states: each once.
             shapes: what each state's view looks like, ``[*leading, *tail]``; the leading dimensions are its entries.
-            like: of the dtype and device of the arena.
+            like: a tensor of the arena's dtype and device.
             tail: number of last dimensions that make up an entry.
             start: the entries of states that have none, or of another shape: a number; or makes them, ``[entries, *tail]``
                 for all of ``states``.
@@ -200,7 +200,7 @@ def _rebuilt(
 def _members(
     arena: _Arena | None, key: str, holders: Sequence[tuple[State, ...]], shapes: Sequence[Shape]
 ) -> list[tuple[tuple[State, ...], Shape]]:
-    """Who is to have entries, and of which shape: the former members in their order, then the new ones."""
+    """The states that are to have entries, with their shapes: the former members in their order, then the new ones."""
     place = {id(state): i for i, states in enumerate(holders) for state in states}
     members: list[tuple[tuple[State, ...], Shape]] = []
     placed: set[int] = set()
@@ -258,7 +258,7 @@ def sums_of(values: Tensor, counts: tuple[int, ...]) -> Tensor:
 
 
 def chunked(items: Iterable[T], size: Callable[[T], int], device: torch.device) -> Iterator[list[T]]:
-    """``items`` in runs that a device works on at once."""
+    """``items`` in runs that a device handles at once."""
     most = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
     chunk: list[T] = []
     total = 0

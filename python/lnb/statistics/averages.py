@@ -19,7 +19,7 @@ from lnb.verdict import Verdict
 def average_statistics(
     contexts: Sequence[LayerContext], gradients: dict[nn.Parameter, Tensor], verdict: Verdict
 ) -> None:
-    """Update the averages of all layers by what this step gathered of them.
+    """Update the averages of all layers with what this step gathered.
 
     Args:
         contexts: the layers; their state is updated.
@@ -36,7 +36,7 @@ def average_statistics(
 
 
 def feature_moments(context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
-    """What the arrow preconditioner is made of.
+    """The features' moments, from which the arrow preconditioner is made.
 
     Returns:
         The averaged mean and the shrunk variance of every feature, ``[groups, d_in]``, and whether this step's batch had
@@ -68,7 +68,7 @@ def second_moment_of(context: LayerContext) -> Tensor:
 
 def _average_features(context: LayerContext, dtype: torch.dtype, verdict: Verdict) -> None:
     """Update ``mean`` and ``mean_square``, ``[groups, d_in]``, raw averages with the decays ``b_mu`` and ``b_nu``, and
-    ``moment_step``, which counts what they count."""
+    ``moment_step``, the number of steps that they count."""
     state, config = context.state, context.config
     if context.moments is not None:
         sums = sums_from_moments(context.layer, context.moments, context.channels)
@@ -88,7 +88,7 @@ def _average_features(context: LayerContext, dtype: torch.dtype, verdict: Verdic
 
 
 def _has_samples(context: LayerContext) -> Tensor:
-    """Whether this step's features are those of any sample, and in range, ``[]``."""
+    """Whether this step had samples whose features are in range, ``[]``."""
     if context.moments is None:
         some = any(x.numel() > 0 for x in context.inputs)
         found = torch.full((), some, dtype=torch.bool, device=context.inputs[0].device)

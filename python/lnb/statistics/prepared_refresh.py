@@ -124,7 +124,7 @@ def _refresh_anew(
 
 
 def _moment(place: int, context: LayerContext, follows: bool) -> StepMoment | None:
-    """What the kernels read and write of a layer; None where its state or settings are not what they take."""
+    """The tensors that the kernels read and write for a layer; None where they do not take its state or settings."""
     config, state, gathered = context.config, context.state, context.moments
     assert gathered is not None
     if not all(key in state for key in _KEPT) or config.ridge_mode != "relative" or context.squarable is not None:

@@ -1,7 +1,7 @@
 """The refresh of a step: factors of the metrics of all layers whose second moments it gathered.
 
-Diagonal blocks of one size are worked on together, whatever layers they are of: averaged, inverted, and their output moments
-rooted, in a number of calls that depends on the number of sizes. A CPU takes runs of layers that its caches hold.
+Diagonal blocks of one size are handled together, whatever layers they belong to: averages, inverses and roots are made in a
+number of calls that depends on the number of sizes. A CPU takes runs of layers that its caches hold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lnb.statistics.arenas import Arenas, Selection, Shape, chunked, owners_of
 from lnb.statistics.device_refresh import refresh_on_device
 from lnb.statistics.factored import Factor, block_count, factorize
 from lnb.statistics.orthogonalize import inverse_root
-from lnb.statistics.running import bias_correction, few_samples, ridge_of
+from lnb.statistics.running import bias_correction, ridge_of, sample_ridge_of
 from lnb.statistics.shared_state import Sharing, layers_of, shared
 from lnb.trust_regions.two_sided import output_moment, sized_output_moment
 from lnb.verdict import Verdict
@@ -31,7 +31,7 @@ _STACKED = 1 << 15
 
 
 Averages = Mapping[nn.Parameter, Tensor | AveragedGradient]
-"""``g~`` by parameter: tensors, or what the refresh forms them from where it reads them."""
+"""``g~`` by parameter: tensors, or the parts from which the refresh forms them as it reads them."""
 Means = Callable[[list[LayerContext], list[Tensor]], list[Tensor]]
 
 
@@ -42,16 +42,16 @@ def refresh(
 
     State of a layer's weight, in blocks ``[groups, blocks, size, size]`` each: ``second_moment`` and ``output_moment``, averages
     with a decay, ``b_s``; ``second_moment_step``, what they count; ``factor`` and ``output_factor``; and ``factor_mean``
-    ``[groups, d_in]`` where the bias takes part. A layer whose step had no rows that count keeps what it has; at first, and
-    when blocks have changed, that is zero: a layer that stands still.
+    ``[groups, d_in]`` where the bias takes part. A layer whose step had no samples that count keeps what it has; at first,
+    and when blocks have changed, that is zero, and the layer stands still.
 
     Args:
         contexts: layers that keep a factor, of one device.
         averages: ``g~`` of each of their parameters.
         verdict: whether anything may change.
         arenas: where the states live.
-        means: where the layers here are rows of layers: makes of sums over the rows here, ``[groups]`` of each layer, means over
-            all rows. None for whole layers.
+        means: where ranks share out the rows of layers, turns sums over the rows here, ``[groups]`` of each layer, into means
+            over all rows; None for whole layers.
 
     On GPUs the whole layers whose blocks the kernels take are done in four launches (:mod:`lnb.statistics.device_refresh`).
     """
@@ -92,7 +92,7 @@ def refresh(
 
 
 def _formed(averages: Averages, contexts: list[LayerContext]) -> Averages:
-    """With tensors where the refresh of these layers reads averages that are not formed yet."""
+    """The averages, with tensors in place of those that are not formed yet, where the refresh of these layers reads them."""
     wanted = [p for context in contexts if context.config.region.two_sided for p in context.parameters]
     found = [(p, average) for p in wanted if isinstance(average := averages[p], AveragedGradient)]
     if not found:
@@ -101,7 +101,7 @@ def _formed(averages: Averages, contexts: list[LayerContext]) -> Averages:
 
 
 def reserve(sharings: Sequence[Sharing], arenas: Arenas) -> None:
-    """Have arenas for all layers that gathered at once: run by run, they would be made anew, and copied, with every run."""
+    """Make the arenas for all layers that gathered at once: otherwise every run would make them anew and copy them."""
     inputs: dict[tuple[str, int, torch.dtype], list[tuple[Sharing, Shape]]] = {}
     outputs: dict[tuple[str, int, torch.dtype], list[tuple[LayerContext, Shape]]] = {}
     for sharing in sharings:
@@ -153,13 +153,13 @@ class _Refresh:
         self.device = moments[0].device
         flat = [moment.reshape(-1, *moment.shape[-2:]) for moment in moments]
         self.gathered = flat[0] if len(flat) == 1 else torch.cat(flat)  # [entries, size+1, size+1]
-        self.rows = torch.stack([moment[0, 0, -1, -1] for moment in moments])  # [sharings]
+        self.samples = torch.stack([moment[0, 0, -1, -1] for moment in moments])  # [sharings]
         self.allowed = self._allowed(verdict)
         self.outputs: list[_Outputs] = []
 
     def _allowed(self, verdict: Verdict) -> Tensor | None:
         """Whose state may change, ``[sharings]``; None for all."""
-        allowed = self.rows > 0
+        allowed = self.samples > 0
         squarable = [sharing.first.squarable for sharing in self.sharings]
         flags = {i: flag for i, flag in enumerate(squarable) if flag is not None}
         if len(flags) == len(squarable):
@@ -173,14 +173,14 @@ class _Refresh:
         return None if self.device.type == "cpu" and bool(allowed.all()) else allowed
 
     def begin(self, averages: Averages, sized: bool) -> None:
-        """Average and factor; this step's output moments, ``sized`` with what they were divided by."""
+        """Average and factor; return this step's output moments, ``sized`` with what they were divided by."""
         second_moment = self._averaged()
         context, config = self.contexts[0], self.config
         relative = config.ridge_mode == "relative"
         share: float | Tensor = context.ridge
         if relative and config.sample_ridge > 0:
-            few = few_samples(second_moment.shape[-1] - 1, self.rows, self._steps(), config)
-            share = self._per_entry(share + config.sample_ridge * few)
+            added = sample_ridge_of(second_moment.shape[-1] - 1, self.samples, self._steps(), config)
+            share = self._per_entry(share + added)
         groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))
         firsts = [sharing.first for sharing in self.sharings]
         columns = [
@@ -213,13 +213,13 @@ class _Refresh:
 
     def _averaged(self) -> Tensor:
         """The averages of ``E[x~ x~']``, with this step's."""
-        mean = self.gathered / self._per_entry(self.rows.clamp(min=1)).view(-1, 1, 1)
+        mean = self.gathered / self._per_entry(self.samples.clamp(min=1)).view(-1, 1, 1)
         decay = self.config.b_s
         if decay == 0:
             return mean
         shapes = [(*blocks, *mean.shape[1:]) for blocks in self.blocks]
         kept = self._select("second_moment", shapes, mean, tail=2)
-        counted = self._select("second_moment_step", [()] * len(shapes), self.rows.float())
+        counted = self._select("second_moment_step", [()] * len(shapes), self.samples.float())
         counted.write(counted.read() + 1, self.allowed)
         allowed = None if self.allowed is None else self._per_entry(self.allowed).view(-1, 1, 1)
         kept.write(torch.lerp(kept.read(), mean, 1 - decay), allowed)
@@ -257,7 +257,7 @@ class _Refresh:
             )
 
     def _output_moments(self, factor: Factor, averages: Averages, sized: bool) -> list[_Outputs]:
-        """This step's, of layers of one shape together where that pays."""
+        """This step's output moments, of layers of one shape together where that pays."""
         alike: dict[object, list[int]] = {}
         for i, context in enumerate(self.contexts):
             alone = context.layer.weight.is_cpu and context.layer.weight.numel() > _STACKED
@@ -310,7 +310,7 @@ class _Refresh:
         self._select(key, shapes, values, tail).write(values, allowed)
 
     def _select(self, key: str, shapes: Sequence[Shape], like: Tensor, tail: int = 0) -> Selection:
-        """What the layers keep of their inputs; those that share it, once."""
+        """The state of the layers' inputs; layers that share one count once."""
         states, others = [s.state for s in self.sharings], [s.others for s in self.sharings]
         return self.arenas.select(key, states, shapes, like, tail=tail, others=others)
 
@@ -345,14 +345,15 @@ class _Outputs:
         self.moment = torch.where(each > 0, moment / each, 0.0).to(self.dtype)
 
     def traces(self) -> Sequence[Tensor]:
-        """What every member adds to the sum over ranks, ``[groups]``."""
+        """The share of every member in the sum over ranks, ``[groups]``."""
         assert self.trace is not None
         if self.columns is not None:  # all its ranks have all of it
             return (self.trace / self.columns.of,)
         return (self.trace,) if len(self.members) == 1 else self.trace.unbind()
 
     def rescale(self, means: list[Tensor]) -> None:
-        """Have the mean diagonal over all rows of a layer be 1: ``means``, ``[groups]`` of every member, is what it was."""
+        """Scale the moments so that the mean diagonal over all rows of a layer is 1; ``means``, ``[groups]`` of every member,
+        is what it was before."""
         assert self.trace is not None
         here = self.trace / (self.moment.shape[-1] * self.blocks[1])
         share = torch.where(here > 0, here / _joined(means, True), 0.0)

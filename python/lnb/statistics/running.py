@@ -16,6 +16,7 @@ from lnb.config import Config
 from lnb.layers.claimed import Layer
 from lnb.sharded.columns import Columns, add_parts
 from lnb.statistics.arenas import constant, owners_of, sums_of
+from lnb_kernels.refresh.layers import MOST_SAMPLE_RIDGE
 from lnb_kernels.scaling import sum_dtype
 
 # In units of the precision: what rounding leaves of the variance of a feature that does not vary, relative to its mean square.
@@ -82,7 +83,7 @@ def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tens
     """Variance per feature, moved towards the layer's mean variance: ``(1-s) var + s mean(var)``.
 
     It is at least the rounding error that the subtraction leaves, and so above 0: features that do not vary, as those of a
-    batch of one row, would otherwise be divided by 0.
+    batch of one sample, would otherwise be divided by 0.
 
     Args:
         mean: ``[groups, d_in]``.
@@ -106,7 +107,8 @@ def ridge_of(
     """The number that is added to the diagonal of the metric: ``ridge``, or ``ridge`` times the mean diagonal.
 
     The mean is that of the covariance where there is a bias, so that an offset of the inputs does not change it, and of
-    the second moment otherwise. So it is where the inputs do not vary beyond rounding, as in a batch of one row: a
+    the second moment otherwise. The second moment also serves where the inputs do not vary beyond rounding, as in a batch of
+    one sample: a
     covariance of zero says nothing of the size of the inputs to come. Inputs that are all zero count as of size 1.
 
     Args:
@@ -115,7 +117,7 @@ def ridge_of(
         relative: whether it is a multiple.
         with_bias: whether the bias takes part in the metric.
         blocks: how many blocks, one after the other, each metric has.
-        columns: of each metric, where these are only some of its blocks.
+        columns: of each metric, where only some of its blocks are here.
 
     Returns:
         A number, or one value per entry ``[entries, 1, 1, 1]``; the same for all blocks of a metric.
@@ -156,12 +158,13 @@ def _mean_over_columns(values: Tensor, blocks: tuple[int, ...], columns: Sequenc
     return torch.cat(spans, dim=1)
 
 
-def few_samples(size: int, samples: Tensor, steps: Tensor | None, config: Config) -> Tensor:
-    """How uncertain averaged second moments are, ``[layers]``: the inputs of a block per sample that the average counts.
+def sample_ridge_of(size: int, samples: Tensor, steps: Tensor | None, config: Config) -> Tensor:
+    """What is added to relative ridges for the uncertainty of averaged second moments, ``[layers]``.
 
-    The eigenvalues of ``n`` samples' second moment of ``d`` inputs spread around the true ones by a share of order ``d / n``
-    (Ledoit and Wolf, 2004). An average over steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the samples of one:
-    ``(1 - b^t) / (1 + b^t) (1 + b) / (1 - b)`` after ``t`` steps of decay ``b``.
+    ``sample_ridge`` times the inputs of a block per sample that the average counts: the eigenvalues of ``n`` samples' second
+    moment of ``d`` inputs spread around the true ones by a share of order ``d / n`` (Ledoit and Wolf, 2004). An average over
+    steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the samples of one: ``(1 - b^t) / (1 + b^t) (1 + b) / (1 - b)``
+    after ``t`` steps of decay ``b``. It is at most :data:`MOST_SAMPLE_RIDGE`, with which the metric is nearly round.
 
     Args:
         size: inputs of a block.
@@ -174,4 +177,4 @@ def few_samples(size: int, samples: Tensor, steps: Tensor | None, config: Config
         b = config.b_s
         past = b ** steps.clamp(min=1)
         counted = counted * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)))
-    return size / counted
+    return (config.sample_ridge * size / counted).clamp(max=MOST_SAMPLE_RIDGE)

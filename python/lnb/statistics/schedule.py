@@ -1,4 +1,4 @@
-"""On which steps second moments are gathered, of which layers, and from which samples."""
+"""The schedule of refreshes: which layers gather second moments on which steps, and from which samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lnb.statistics.orthogonalize import INVERSE_ROOT_FLOPS
 _GOLDEN = (math.sqrt(5) - 1) / 2
 LEAST_SLICE = {"cpu": 2**27}
 LEAST_SLICE_ELSEWHERE = 2**38
-"""Operations of a slice of a refresh. Whatever it works on, one costs a CPU about a millisecond of calls, and an accelerator
+"""Operations of a slice of a refresh. Whatever its size, a slice costs a CPU about a millisecond of calls, and an accelerator
 hundreds of launches; smaller slices would take less time than that."""
 
 
@@ -59,7 +59,7 @@ def refresh_phases(layers: Sequence[tuple[Layer, Config]]) -> list[int]:
 
 
 def refresh_cost(layer: Layer, config: Config) -> float:
-    """Operations of a layer's refresh: the factor, and of two-sided regions the outputs' moment and root."""
+    """Operations of a layer's refresh: the factor, and in two-sided regions the outputs' moment and root."""
     groups, rows, d_in = layer.shape
     size = d_in // layer.input_blocks(config.block_size)
     cost = 2.0 * d_in * size**2
@@ -70,9 +70,9 @@ def refresh_cost(layer: Layer, config: Config) -> float:
 
 
 def sample_start(index: int) -> float:
-    """Where row sampling starts on step ``index``, in [0, 1).
+    """Where sampling starts on step ``index``, in [0, 1).
 
-    Multiples of the golden ratio modulo 1 fill the interval as evenly as any sequence does: over the steps every row counts
+    Multiples of the golden ratio modulo 1 fill the interval as evenly as any sequence does: over the steps every sample counts
     equally often, and a run that is resumed reads the same samples.
     """
     return index * _GOLDEN % 1.0

@@ -1,8 +1,8 @@
 """Layers that are given one input keep one second moment, and one factor: q, k and v, or the halves of a gated MLP.
 
-Such layers gather one memory (:mod:`lnb.layers.sharing`). Where their settings are the same too, what is averaged and made of it
-is the same to the bit, and they hold views of the same entries of an arena. That changes no number. Which layers share is seen
-anew at every refresh: one that gathers something else, or nothing since it is frozen, gets a copy for itself.
+Such layers gather into one tensor (:mod:`lnb.layers.sharing`). Where their settings are the same too, what is averaged and made
+of it is the same to the bit, and they hold views of the same entries of an arena. That changes no number. Which layers share is
+seen anew at every refresh: one that gathers something else, or nothing since it is frozen, gets a copy for itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lnb.statistics.arenas import Arenas, State
 from lnb_kernels._captured import is_capturing
 
 SHARED = ("second_moment", "second_moment_step", "factor", "factor_mean")
-"""What layers of one input hold together."""
+"""The keys of the state that layers of one input share."""
 
 
 @dataclass(eq=False)
@@ -33,7 +33,7 @@ class Sharing:
 
     @property
     def first(self) -> LayerContext:
-        """The one whose moments and settings stand for all."""
+        """The layer whose moments and settings stand for all."""
         return self.contexts[0]
 
     @property
@@ -44,12 +44,12 @@ class Sharing:
 
     @property
     def state(self) -> State:
-        """That of the first."""
+        """The state of the first."""
         return self.first.state
 
     @property
     def others(self) -> list[State]:
-        """Those of the others."""
+        """The states of the others."""
         return [context.state for context in self.contexts[1:]]
 
 

@@ -1,8 +1,8 @@
 """Refreshes shared out over ranks that have whole copies of the model: each makes some layers' factors, all get them.
 
-All ranks would make the same factors of the same sums of second moments. With ``split_refresh=True`` a rank does about one share
-of that work, and the ranks exchange what they have made, as distributed Shampoo (Shi et al., arXiv:2309.06497) does with its
-directions. What a rank gets is what it would have made, to the bit. It pays where factors take longer to make than to send
+All ranks would make the same factors of the same sums of second moments. With ``split_refresh=True`` a rank makes about its
+share of them, and the ranks exchange what they have made, as distributed Shampoo (Shi et al., arXiv:2309.06497) does with its
+directions. What a rank receives is to the bit what it would have made. It pays where factors take longer to make than to send
 (:meth:`lnb.plan.Plan.refresh_seconds`).
 """
 
@@ -33,7 +33,8 @@ def refresh_over(
     arenas: Arenas,
     first: Callable[[list[LayerContext]], list[LayerContext]] = list,
 ) -> None:
-    """:func:`lnb.statistics.refresh.refresh` of whole layers, shared out over the ranks of ``group``; None to do all here.
+    """:func:`lnb.statistics.refresh.refresh` of whole layers, shared out over the ranks of ``group``; None to make all of
+    them here.
 
     ``first`` is given the layers to refresh here, and returns those of them that it has not refreshed itself.
     """
@@ -64,7 +65,7 @@ def shared_out(costs: Sequence[float], ranks: int) -> list[list[int]]:
 
 
 def _made(context: LayerContext) -> list[Tensor]:
-    """What a refresh makes of a layer."""
+    """The tensors that a refresh makes for a layer."""
     state = context.state
     if not context.with_bias:
         state.pop("factor_mean", None)
@@ -72,7 +73,7 @@ def _made(context: LayerContext) -> list[Tensor]:
 
 
 def _exchange(made: list[list[Tensor]], dtype: torch.dtype, group: Any) -> None:
-    """Have every rank hold what each of them has made, ``made``, tensors of every rank."""
+    """Give every rank the tensors that each of them has ``made``."""
     device = next(tensor.device for tensors in made for tensor in tensors)
     length = max(sum(map(Tensor.numel, tensors)) for tensors in made)
     everything = torch.empty(group.size(), length, dtype=dtype, device=device)

@@ -17,12 +17,12 @@ class Tracked:
     Attributes:
         layer: the layer.
         decay: of its average, ``b_s``; None where it is unknown.
-        rows: that a refresh reads of it, as on its first step; None before it.
+        samples: how many a refresh reads, as on its first step; None before it.
         state: of its weight. ``second_moment`` ``[groups, blocks, size+1, size+1]`` is an average of ``E[x~ x~']`` from zero,
             whose last entries are therefore ``1 - b_s^t`` after ``t = second_moment_step`` refreshes.
     """
 
     layer: Layer
     decay: float | None
-    rows: float | None
+    samples: float | None
     state: Mapping[str, Tensor]

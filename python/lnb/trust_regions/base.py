@@ -39,7 +39,7 @@ class TrustRegion:
 
     Attributes:
         name: the value of the setting ``trust_region``.
-        needs_factor: whether directions are made of a cached factor of the metric, never by iteration.
+        needs_factor: whether directions are made from a cached factor of the metric, never by iteration.
         whitens: whether that factor is ``L^-1``; otherwise it is ``C^-1`` (:mod:`lnb.statistics.factored`).
         two_sided: whether the second moment of the neurons' gradients is kept, and directions are those of
             :func:`lnb_kernels.two_sided_directions_`.
@@ -49,7 +49,7 @@ class TrustRegion:
         by_rows: whether the direction of some rows of a layer, and all scales, do not depend on the other rows but for the
             products ``<h, g~>``: then shards of a layer can be solved apart.
         block_products: products of the gradient with the factor's blocks, per step.
-        passes: over a layer's numbers, beside those of a product ``<h, g~>``.
+        passes: the passes over a layer's numbers, beside those of a product ``<h, g~>``.
     """
 
     name: ClassVar[str]

@@ -91,7 +91,7 @@ def region_scales(
 
 @dataclass
 class Lengths:
-    """Squared norms of every layer's direction, ``[layers]``; 0 where that is not finite, which has no step.
+    """Squared norms of every layer's direction, ``[layers]``; 0 where that is not finite, and the layer makes no step.
 
     Attributes:
         free: ``||h_W||^2`` before rows were multiplied by their agreement.
@@ -140,7 +140,7 @@ def _damp(
     each = context.layers[i]
     shape = each.layer.shape[:2]
     given = [averages[parameter].view(*shape, -1) for parameter in each.parameters]
-    factor = row_agreement(agreement.rows[i], agreement.noise, *given)
+    factor = row_agreement(agreement.row_squares[i], agreement.noise, *given)
     solution.parts[i] = [(part.view(*shape, -1) * factor.to(part.dtype)).view_as(part) for part in solution.parts[i]]
     return torch.stack([part.to(factor.dtype).square().sum() for part in given]).sum()
 
@@ -156,7 +156,7 @@ def shortened(
     arenas: Arenas,
     weight_norms: Tensor | None = None,
 ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
-    """The ``scales`` after the weights' bound and damping, and the factors by which weights that grew get shorter.
+    """The ``scales`` after the weights' bound and damping, and the factors by which weights that grew are shortened.
 
     ``weight_norms`` are those of all layers' weights where a layer here is a shard of one, ``[layers]``.
     """

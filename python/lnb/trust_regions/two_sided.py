@@ -2,7 +2,7 @@
 
 The spectral step is ``D = orth(M) L^-1 = (M M')^(-1/2) M L^-1`` with ``M = g~ L^-T``, the gradient of a layer whose inputs are
 white (:func:`lnb.trust_regions.spectral.spectral_direction`). Its orthogonalisation costs ``20 min(m, d)`` operations per
-weight and step, more than the layer itself where a batch has fewer than ``4 min(m, d)`` rows. Only ``P = M M'``, the second
+weight and step, more than the layer itself where a batch has fewer than ``4 min(m, d)`` samples. Only ``P = M M'``, the second
 moment of the neurons' gradients, has to be inverted, and like the second moment of the inputs it changes slowly: here it is
 averaged over refreshes, cut into diagonal blocks of neurons, and kept as ``P^(-1/2)``. What remains per step is
 ``W = P^(-1/2) M``, so ``D = P^(-1/2) g~ C^-1``: two block products, ``2 (b_out + b_in)`` operations per weight.

@@ -1,11 +1,11 @@
-"""Any leading dimensions are rows."""
+"""Samples with any leading dimensions, as a matrix."""
 
 from __future__ import annotations
 
 import torch
 
 
-def as_rows(x: torch.Tensor) -> torch.Tensor:
+def as_matrix(x: torch.Tensor) -> torch.Tensor:
     """``x`` ``[..., d]`` as ``[N, d]``; unlike ``reshape(-1, d)`` also for ``d = 0``."""
     if x.dim() == 2:
         return x
