@@ -71,9 +71,7 @@ class Standing:
                 return False
         if not all(map(operator.is_, [get(key) for get, key in self.reads], self.kept)):
             return False
-        if (
-            context.groups is not self.groups
-        ):  # made anew, as by a change of the groups: a parameter may be in another one
+        if context.groups is not self.groups:  # A parameter may have been moved to another group.
             for group, places in self.places:
                 if any(context.groups[self.parameters[i]] is not group for i in places):
                     return False
