@@ -38,7 +38,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "b_rows": (0.8, 0.99),
     "max_relative_change": (1.0, None),
     "ridge": (0.05, 0.8),
-    "sample_ridge": (0.0, 4.0),
+    "sample_ridge": (1.0, 32.0),
     "block_size": (48, None),
     "refresh_every": (3, 30),
     "staggered": (False,),
@@ -64,11 +64,11 @@ def variants() -> dict[str, dict[str, Any]]:
     return {DEFAULT: {}, **changed}
 
 
-def final_loss(cell: Cell, task: Task, settings: dict[str, Any], seed: int) -> float:
+def final_loss(cell: Cell, task: Task, settings: dict[str, Any], seed: int, optimizer: str = "lnb") -> float:
     """Of one training."""
     settings = dict(settings)
     config = LoopConfig(cell.steps, cell.batch_size, seed, "cosine")
-    trainer = Trainer(task, OptimizerConfig("lnb", lr=settings.pop("lr", LR), settings=settings), config)
+    trainer = Trainer(task, OptimizerConfig(optimizer, lr=settings.pop("lr", LR), settings=settings), config)
     for _ in range(cell.steps):
         trainer.train_step()
     trainer.model.eval()

@@ -17,6 +17,9 @@ namespace lnb {
 // The mean square of a row's gradients stays below DBL_MAX^(3/4): an infinite one would never end.
 constexpr double kMostSquare = 0x1p768;
 
+// The most that a relative ridge grows by for what few samples leave uncertain: the metric is nearly round then.
+constexpr double kMostSampleRidge = 2;
+
 LNB_EVERYWHERE double finite_or_zero(double value) {
     return std::isfinite(value) ? value : 0;
 }

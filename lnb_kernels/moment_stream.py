@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
@@ -158,13 +158,21 @@ def use_of(probe: Tensor | None) -> ProbeUse | None:
     return found
 
 
-@contextmanager
-def backward_of(use: ProbeUse | None) -> Iterator[None]:
+def backward_of(use: ProbeUse | None) -> AbstractContextManager[None]:
     """Inside, the backward pass of that use runs in this thread."""
-    _allowed.now = use is not None and use.end() and not torch.is_grad_enabled()
-    try:
-        yield
-    finally:
+    return _BackwardOf(use)
+
+
+class _BackwardOf(AbstractContextManager[None]):
+    """Not a generator, which takes longer than all that is done inside."""
+
+    def __init__(self, use: ProbeUse | None) -> None:
+        self._use = use
+
+    def __enter__(self) -> None:
+        _allowed.now = self._use is not None and self._use.end() and not torch.is_grad_enabled()
+
+    def __exit__(self, *_: object) -> None:
         _allowed.now = False
 
 

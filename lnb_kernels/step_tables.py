@@ -105,12 +105,11 @@ class StepFactor:
 
 @dataclass(frozen=True)
 class StepMoment:
-    """A layer that is refreshed: its second moment of this step, and the states that are made of it.
+    """A layer that is refreshed: the states that are made of its second moment.
 
     Attributes:
         layer: its place among the layers.
-        gathered: the sums of ``[x 1]'[x 1]``, ``[matrices, blocks, size+1, size+1]``.
-        second_moment: their average, from zero, of the same shape.
+        second_moment: the average of ``E[[x 1]'[x 1]]``, from zero, ``[matrices, blocks, size+1, size+1]``.
         counted: how many steps that counts, ``[]``.
         inverse: ``C^-1``, ``[matrices, blocks, size, size]``.
         mean: of the inputs, ``[matrices, inputs]``; None without a bias.
@@ -124,7 +123,6 @@ class StepMoment:
     """
 
     layer: int
-    gathered: Tensor
     second_moment: Tensor
     counted: Tensor
     inverse: Tensor
@@ -140,7 +138,7 @@ class StepMoment:
     @property
     def tensors(self) -> list[Tensor]:
         """In the order of the kernel; without the mean, where there is none."""
-        own = [self.gathered, self.second_moment, self.counted, self.inverse, self.mean, self.output_moment, self.root]
+        own = [self.second_moment, self.counted, self.inverse, self.mean, self.output_moment, self.root]
         return [tensor for tensor in own if tensor is not None]
 
 
@@ -223,31 +221,40 @@ class StepTables:
             and not torch.compiler.is_compiling()
         )
 
-    def average(self, gradients: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Update the averages; the averaged gradients of this step go to ``outputs``."""
-        reads = list(map(Tensor.data_ptr, gradients))
-        self._native.average(reads, list(map(Tensor.data_ptr, outputs)), torch.get_num_threads())
+    def average(self, gradients: Sequence[Tensor], outputs: Sequence[int]) -> None:
+        """Update the averages; the averaged gradients of this step go to the addresses ``outputs``.
+
+        There is memory of each parameter's size, in the precision of its average, that stays until the step is complete.
+        """
+        self._native.average(list(map(Tensor.data_ptr, gradients)), list(outputs), torch.get_num_threads())
 
     def observe(self) -> None:
         """Update what agreement is judged by, from the gradients of :meth:`average`."""
         self._native.observe(torch.get_num_threads())
 
-    def refreshes(self, moment: StepMoment) -> bool:
-        """Whether the kernels take such a layer: float32, blocks of moderate size."""
-        read = moment.tensors
+    def refreshes(self, moment: StepMoment, gathered: Tensor) -> bool:
+        """Whether the kernels take such a layer that gathered that: float32, blocks of moderate size."""
+        read = [gathered, *moment.tensors]
         sides = moment.inverse.shape[-1], moment.root.shape[-1]
         narrow = all(tensor.dtype == torch.float32 for tensor in read)
         return narrow and max(sides) <= LARGEST_BLOCK and _plain(read) and all(map(Tensor.is_contiguous, read))
 
-    def refresh(self, moments: Sequence[StepMoment], coefficients: Sequence[float], steps: int) -> None:
+    def refresh(
+        self, moments: Sequence[StepMoment], gathered: Sequence[Tensor], coefficients: Sequence[float], steps: int
+    ) -> None:
         """Make the factors of some layers anew, from the averaged gradients.
 
         Args:
             moments: of layers that the kernels take; of layers that share one memory, all but one follow.
+            gathered: of each of them this step's sums of ``[x 1]'[x 1]``, of the shape and dtype of its ``second_moment``,
+                contiguous.
             coefficients: of the Newton-Schulz steps that take roots (:func:`lnb_kernels.newton_schulz_root`).
             steps: their number.
         """
-        addresses = [list(map(Tensor.data_ptr, moment.tensors)) for moment in moments]
+        addresses = [
+            [own.data_ptr(), *map(Tensor.data_ptr, moment.tensors)]
+            for moment, own in zip(moments, gathered, strict=True)
+        ]
         for moment, of_layer in zip(moments, addresses, strict=True):
             if moment.mean is None:
                 of_layer.insert(4, 0)

@@ -19,12 +19,14 @@ constexpr int64_t kRun = 128;  // pixels that are summed in registers; more woul
 
 class LaneMoment {
   public:
-    LaneMoment(const Images& x, const ConvAxis& rows, const ConvAxis& columns, int64_t groups, bool round, float* s,
-               int threads)
+    // `lane_stride`: bytes from one group to the next.
+    LaneMoment(const Images& x, const ConvAxis& rows, const ConvAxis& columns, int64_t groups, int64_t lane_stride,
+               bool round, float* s, int threads)
         : x_(x),
           rows_(rows),
           columns_(columns),
           groups_(groups),
+          lane_stride_(lane_stride),
           s_(s),
           threads_(threads),
           form_(round ? Form::kRounded : Form::kFloat),
@@ -85,12 +87,11 @@ class LaneMoment {
     // One channel of 16 groups, with zeros left and right of the image.
     void pack(int64_t lanes, int64_t sample, int64_t c, float* packed) const {
         const auto pack = isa().tiles->pack[static_cast<int>(form_)][static_cast<int>(x_.type)];
-        const auto* x = static_cast<const char*>(x_.data) + sample * x_.batch_stride +
-                        (lanes * kBlock * channels_ + c) * x_.channel_stride;
+        const auto* x = static_cast<const char*>(x_.data) + sample * x_.batch_stride + lanes * kBlock * lane_stride_ +
+                        c * x_.channel_stride;
         float unused[kBlock] = {};
         for (int64_t row = 0; row < x_.height; ++row) {
-            pack(x + row * x_.row_stride, nullptr, x_.pixel_stride, channels_ * x_.channel_stride,
-                 groups_ - lanes * kBlock, x_.width,
+            pack(x + row * x_.row_stride, nullptr, x_.pixel_stride, lane_stride_, groups_ - lanes * kBlock, x_.width,
                  reinterpret_cast<char*>(packed + (row * row_steps() + margin_) * kBlock), unused);
         }
     }
@@ -177,7 +178,7 @@ class LaneMoment {
 
     const Images x_;
     const ConvAxis rows_, columns_;
-    const int64_t groups_;
+    const int64_t groups_, lane_stride_;
     float* const s_;
     const int threads_;
     const Form form_;
@@ -195,7 +196,35 @@ class LaneMoment {
 
 void conv_moment_by_lanes(const Images& x, const ConvAxis& rows, const ConvAxis& columns, int64_t groups, bool round,
                           float* s, int threads) {
-    LaneMoment(x, rows, columns, groups, round, s, threads).run();
+    const int64_t lane_stride = x.channels / groups * x.channel_stride;
+    LaneMoment(x, rows, columns, groups, lane_stride, round, s, threads).run();
+}
+
+bool is_for_samples(const Images& x, const ConvAxis& rows, const ConvAxis& columns) {
+    if (x.channels > kSampleChannels || x.batch < kLeastSamples) return false;
+    const auto taps = static_cast<double>(rows.taps), channels = static_cast<double>(x.channels);
+    const double down = 2 * taps - 1, right = 2 * static_cast<double>(columns.taps) - 1;
+    return channels * channels * taps * right * down * right <= kMostProducts;
+}
+
+void conv_moment_by_samples(const Images& x, const ConvAxis& rows, const ConvAxis& columns, bool round, float* s,
+                            int threads) {
+    const int64_t width = x.channels * rows.taps * columns.taps + 1, size = width * width;
+    const Workspace<float> of_lanes(kBlock * size);
+    std::fill_n(s, size, 0.0f);
+    for (int64_t begin = 0; begin < x.batch;) {  // samples that fill all lanes, then those that are left
+        const int64_t lanes = std::min(kBlock, x.batch - begin), batch = (x.batch - begin) / lanes;
+        Images part = x;
+        part.data = static_cast<const char*>(x.data) + begin * x.batch_stride;
+        part.batch = batch;
+        part.channels = lanes * x.channels;
+        part.batch_stride = lanes * x.batch_stride;
+        LaneMoment(part, rows, columns, lanes, x.batch_stride, round, of_lanes.get(), threads).run();
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+            for (int64_t i = 0; i < size; ++i) s[i] += of_lanes.get()[lane * size + i];
+        }
+        begin += lanes * batch;
+    }
 }
 
 }  // namespace lnb

@@ -312,6 +312,9 @@ void conv_moment(const Images& x, const ConvAxis& rows, const ConvAxis& columns,
     if (groups > 1 && x.channels / groups <= kLaneChannels) {
         return conv_moment_by_lanes(x, rows, columns, groups, round, s, threads);
     }
+    if (groups == 1 && is_for_samples(x, rows, columns)) {
+        return conv_moment_by_samples(x, rows, columns, round, s, threads);
+    }
     ConvMoment(x, rows, columns, groups, round, s, threads).run();
 }
 

@@ -18,21 +18,30 @@ constexpr int64_t kPanel = 16;  // rows whose products are formed together; the 
 class Root {
   public:
     Root(int64_t size, const Quintic& quintic, const ProductLoops& loops)
-        : size_(size), n_(ceil_div(size, kPanel) * kPanel), quintic_(quintic), loops_(loops), memory_(5 * n_ * n_) {}
+        : size_(size),
+          n_(ceil_div(size, kPanel) * kPanel),
+          ld_(apart(n_)),
+          quintic_(quintic),
+          loops_(loops),
+          memory_(5 * n_ * ld_) {}
 
     void run(const float* matrix, float* result, int64_t steps) const {
-        const int64_t area = n_ * n_;
+        const int64_t area = n_ * ld_;
         float* power = memory_.get();
         float* factor = power + area;
         float* root = factor + area;
         float* mixed = root + area;
         float* next = mixed + area;
         std::fill_n(power, area, 0.0f);
-        for (int64_t row = 0; row < size_; ++row) std::copy_n(matrix + row * size_, size_, power + row * n_);
+        for (int64_t row = 0; row < size_; ++row) std::copy_n(matrix + row * size_, size_, power + row * ld_);
         for (int64_t step = 0; step < steps; ++step) {
             multiply(power, power, factor);
-            for (int64_t i = 0; i < area; ++i) factor[i] = quintic_.c * factor[i] + quintic_.b * power[i];
-            for (int64_t i = 0; i < n_; ++i) factor[i * n_ + i] += quintic_.a;
+            for (int64_t row = 0; row < n_; ++row) {
+                float* const t = factor + row * ld_;
+                const float* const a = power + row * ld_;
+                for (int64_t i = 0; i < n_; ++i) t[i] = quintic_.c * t[i] + quintic_.b * a[i];
+                t[row] += quintic_.a;
+            }
             if (step == 0) {
                 std::copy_n(factor, area, root);
             } else {
@@ -44,21 +53,21 @@ class Root {
                 multiply(mixed, factor, power);
             }
         }
-        for (int64_t row = 0; row < size_; ++row) std::copy_n(root + row * n_, size_, result + row * size_);
+        for (int64_t row = 0; row < size_; ++row) std::copy_n(root + row * ld_, size_, result + row * size_);
     }
 
   private:
     // c = a b, which is symmetric.
     void multiply(const float* a, const float* b, float* c) const {
         for (int64_t row = 0; row < n_; row += kPanel) {
-            loops_.multiply(kPanel, row + kPanel, n_, a + row * n_, n_, b, n_, c + row * n_, n_);
+            loops_.multiply(kPanel, row + kPanel, n_, a + row * ld_, ld_, b, ld_, c + row * ld_, ld_);
         }
         for (int64_t row = 0; row < n_; ++row) {
-            for (int64_t column = 0; column < row; ++column) c[column * n_ + row] = c[row * n_ + column];
+            for (int64_t column = 0; column < row; ++column) c[column * ld_ + row] = c[row * ld_ + column];
         }
     }
 
-    int64_t size_, n_;
+    int64_t size_, n_, ld_;
     Quintic quintic_;
     const ProductLoops& loops_;
     Workspace<float> memory_;

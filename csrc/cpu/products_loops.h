@@ -84,7 +84,7 @@ struct Products {
         if (row < m) tile<kInto, 1, kVectors>(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc);
     }
 
-    // The last columns, fewer than a vector: b is read entry by entry, so that nothing beyond it is touched.
+    // All columns, fewer than a vector: b is read entry by entry, so that nothing beyond it is touched.
     template <Into kInto>
     static void last_columns(int64_t m, int64_t n, int64_t k, const Real* a, int64_t lda, const Real* b, int64_t ldb,
                              Real* c, int64_t ldc) {
@@ -103,6 +103,29 @@ struct Products {
         }
     }
 
+    // The last columns, fewer than a vector, of at least one: as the last ones of a whole vector, whose first `skipped`
+    // have been formed.
+    template <Into kInto>
+    static void end_of_vector(int64_t m, int64_t skipped, int64_t k, const Real* a, int64_t lda, const Real* b,
+                              int64_t ldb, Real* c, int64_t ldc) {
+        if constexpr (kInto == Into::kReplace) {
+            strip<kInto, 1>(m, k, a, lda, b, ldb, c, ldc);  // the same numbers once more
+            return;
+        }
+        Real sums[kTileRows * kLanes];
+        for (int64_t begin = 0; begin < m; begin += kTileRows) {
+            const int64_t rows = m - begin < kTileRows ? m - begin : kTileRows;
+            strip<Into::kReplace, 1>(rows, k, a + begin * lda, lda, b, ldb, sums, kLanes);
+            for (int64_t row = 0; row < rows; ++row) {
+                Real* const target = c + (begin + row) * ldc;
+                for (int64_t j = skipped; j < kLanes; ++j) {
+                    const Real sum = sums[row * kLanes + j];
+                    target[j] = kInto == Into::kAdd ? target[j] + sum : target[j] - sum;
+                }
+            }
+        }
+    }
+
     template <Into kInto>
     static void product(int64_t m, int64_t n, int64_t k, const Real* a, int64_t lda, const Real* b, int64_t ldb,
                         Real* c, int64_t ldc) {
@@ -111,7 +134,10 @@ struct Products {
             strip<kInto, kTileVectors>(m, k, a, lda, b + column, ldb, c + column, ldc);
         }
         for (; column + kLanes <= n; column += kLanes) strip<kInto, 1>(m, k, a, lda, b + column, ldb, c + column, ldc);
-        if (column < n) last_columns<kInto>(m, n - column, k, a, lda, b + column, ldb, c + column, ldc);
+        if (column == n) return;
+        if (n < kLanes) return last_columns<kInto>(m, n, k, a, lda, b, ldb, c, ldc);
+        const int64_t last = n - kLanes;
+        end_of_vector<kInto>(m, column - last, k, a, lda, b + last, ldb, c + last, ldc);
     }
 
     // Without its sign, a number is as large as its bits are as an integer, and those vectorise.

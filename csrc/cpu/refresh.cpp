@@ -84,7 +84,7 @@ float ridge_of(const RefreshedLayer& layer, const Totals& totals) {
     const double variance = totals.variance / blocks;
     if (layer.bias != nullptr && variance > kNoise * static_cast<double>(FLT_EPSILON) * size) size = variance;
     if (!(size > 0)) size = 1;
-    const double ridge = layer.ridge + layer.sample_ridge * few_samples(layer);
+    const double ridge = layer.ridge + least(layer.sample_ridge * few_samples(layer), kMostSampleRidge);
     return std::max(static_cast<float>(ridge * size), kLeastRidge);
 }
 
@@ -121,9 +121,9 @@ void invert(const Block& block, float ridge) {
     }
 }
 
-void transpose(int64_t rows, int64_t columns, const float* x, int64_t ldx, float* t) {
+void transpose(int64_t rows, int64_t columns, const float* x, int64_t ldx, float* t, int64_t ldt) {
     for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t column = 0; column < columns; ++column) t[column * rows + row] = x[row * ldx + column];
+        for (int64_t column = 0; column < columns; ++column) t[column * ldt + row] = x[row * ldx + column];
     }
 }
 
@@ -177,13 +177,14 @@ Scaled output_moment(const Block& block, const ProductLoops& loops) {
     const auto solved_unit = static_cast<float>(std::ldexp(1.0, solved_exponent));
     loops.scale(solved.get(), solved_unit, m * inputs);
 
-    const Workspace<float> transposed(n * m);
+    const int64_t ldt = apart(m);
+    const Workspace<float> transposed(n * ldt);
     for (int64_t column = 0; column < inputs; column += n) {
-        transpose(m, n, gradient.get() + column, inputs, transposed.get());
+        transpose(m, n, gradient.get() + column, inputs, transposed.get(), ldt);
         const auto product = column == 0 ? loops.multiply : loops.add;
         for (int64_t row = 0; row < m; row += kPanel) {  // on and below the diagonal
             const int64_t rows = std::min(kPanel, m - row);
-            product(rows, row + rows, n, solved.get() + row * inputs + column, inputs, transposed.get(), m,
+            product(rows, row + rows, n, solved.get() + row * inputs + column, inputs, transposed.get(), ldt,
                     moment + row * m, m);
         }
     }

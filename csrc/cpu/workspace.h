@@ -24,4 +24,10 @@ class Workspace {
     T* data_;
 };
 
+// How far apart to lay rows of so many floats. Rows a power of two apart share few sets of a first-level cache, whose
+// ways a product's columns would overflow.
+constexpr int64_t apart(int64_t columns) {
+    return columns % 128 == 0 ? columns + 16 : columns;
+}
+
 }  // namespace lnb

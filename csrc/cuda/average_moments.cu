@@ -1,5 +1,6 @@
 // Second moments of the inputs, averaged over refreshes: a thread block for each diagonal block of every layer. It also
 // sums what a ridge relative to the mean diagonal needs.
+#include "../step_rules.h"
 #include "launch.h"
 #include "layer_table.h"
 #include "reduce.cuh"
@@ -39,7 +40,8 @@ __device__ __forceinline__ void note_facts(const InputLayer& layer, bool allowed
     }
     write(facts, allowed ? 1.0f : 0.0f);
     write(facts + 1, static_cast<float>(1 / correction));
-    write(facts + 2, static_cast<float>(layer.ridge + layer.sample_ridge * layer.side / counted));
+    write(facts + 2,
+          static_cast<float>(layer.ridge + least(layer.sample_ridge * layer.side / counted, kMostSampleRidge)));
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocks)

@@ -82,7 +82,8 @@ class InputMetric:
         decay: of the averages of both sides, in [0, 1); 0 without them.
         ridge: added to the diagonal of the covariance.
         relative: whether it is a multiple of the metric's mean diagonal.
-        sample_ridge: what a relative ridge grows by, times inputs of a block per sample that the average counts.
+        sample_ridge: what a relative ridge grows by, times inputs of a block per sample that the average counts; at most by
+            :data:`MOST_SAMPLE_RIDGE`.
         sample_every: of how many samples ``gathered`` has one.
         outputs: the neurons' side of each layer; empty where there is none.
     """
@@ -101,6 +102,7 @@ class InputMetric:
     outputs: tuple[OutputMetric, ...]
 
 
+MOST_SAMPLE_RIDGE = 2.0  # the metric is nearly round then
 _GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.tables import address, field, item_of
+from lnb_kernels.refresh.layers import MOST_SAMPLE_RIDGE
 
 FIELDS = tl.constexpr(16)
 GATHERED, SQUARABLE, AVERAGE, STEPS, INVERSE, MEAN = map(tl.constexpr, range(6))
@@ -23,6 +24,7 @@ FACTS = tl.constexpr(3)
 PIVOTS = tl.constexpr(16)
 EPSILON = tl.constexpr(2.0**-23)
 TINY = tl.constexpr(2.0**-126)
+MOST_ADDED = tl.constexpr(MOST_SAMPLE_RIDGE)
 LEAST_RIDGE = tl.constexpr(2.0**-94.5)  # TINY^0.75: the inverse of what is smaller is no number
 
 
@@ -98,7 +100,8 @@ def average_kernel(
         # An average with weights w counts (sum w)^2 / sum w^2 times the samples of one step.
         counted *= tl.where(steps != 0, (1.0 - past) / (1.0 + past) * ((1.0 + decay) / (1.0 - decay)), 1.0)
         ridge = number(table_ptr, item, RIDGE, ITEMS)
-        ridge += number(table_ptr, item, SAMPLE_RIDGE, ITEMS) * side.to(tl.float64) / counted
+        added = number(table_ptr, item, SAMPLE_RIDGE, ITEMS) * side.to(tl.float64) / counted
+        ridge += tl.minimum(added, MOST_ADDED)
         own_ptr = facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS)
         tl.store(own_ptr, tl.where(allowed, 1.0, 0.0).to(tl.float64))
         tl.store(own_ptr + 1, 1.0 / (1.0 - past))

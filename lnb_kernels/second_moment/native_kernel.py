@@ -35,11 +35,13 @@ def second_moment(
     if samples.stride(1) != 1 or samples.stride(0) < 0:
         samples = samples.contiguous()
     n, d = samples.shape[0], samples.shape[1] // (blocks or 1)
-    native = _native.module()
-    s = torch.empty(blocks or 1, d + 1, d + 1)
-    for block, result in enumerate(s):
-        native.second_moment(
-            samples[:, block * d :].data_ptr(), getattr(native.Type, TYPE_NAMES[samples.dtype]), n, d, samples.stride(0),
-            product == torch.bfloat16, result.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
-    return s[0] if blocks is None else s
+    s = torch.empty((d + 1, d + 1) if blocks is None else (blocks, d + 1, d + 1))
+    native, threads = _native.module(), torch.get_num_threads()
+    kind = getattr(native.Type, TYPE_NAMES[samples.dtype])
+    for block in range(1 if blocks is None else blocks):
+        source, target = (
+            samples.data_ptr() + block * d * samples.itemsize,
+            s.data_ptr() + block * (d + 1) ** 2 * s.itemsize,
+        )
+        native.second_moment(source, kind, n, d, samples.stride(0), product == torch.bfloat16, target, threads)
+    return s

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lnb import solvers, trust_regions
 from lnb.config import DEFAULT_LR
+from lnb.conversion import from_adamw
 from lnb.graphs import graphed_step
 from lnb.groups import param_groups
 from lnb.layers.attach import attach, detach
@@ -24,6 +25,7 @@ __all__ = [
     "attach",
     "detach",
     "export_moments",
+    "from_adamw",
     "gather_moments",
     "graphed_step",
     "load_moments",

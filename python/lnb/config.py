@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ class Config:
         b_s: decay of the average of the second moment, in [0, 1).
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
         sample_ridge: what is added to a relative ridge, times a block's inputs per sample that its averaged second moment
-            counts, >= 0.
+            counts, >= 0; at most 2 is added.
         max_relative_change: the longest step of a layer's weights relative to their norm, per unit of ``lr``, > 0; None
             for no bound (see :mod:`lnb.weight_bound`).
         damping: what shortens steps inside the region. ``"none"``; ``"agreement"``: the gradients of a neuron do not agree
@@ -192,7 +192,7 @@ class Config:
         """The solver that ``solver`` names; for ``"auto"``, the one it stands for until a layer is decided on."""
         return solver_named(self.solver).acting(self)
 
-    @property
+    @functools.cached_property  # asked for every layer in every step
     def factored(self) -> bool:
         """Whether the metric is kept as a factor, and not solved by iteration."""
         return self.method.factored
@@ -202,7 +202,7 @@ class Config:
         """Whether the solver is chosen for each layer, once the samples of its first step are known."""
         return solver_named(self.solver).chooses and not self.factored
 
-    @property
+    @functools.cached_property
     def keeps_inputs(self) -> bool:
         """Whether the solver works on the inputs of the step's forward passes."""
         return self.method.keeps_inputs
@@ -212,7 +212,7 @@ class Config:
         """Whether second moments are remembered from step to step."""
         return self.refresh_every > 1 or self.b_s > 0
 
-    @property
+    @functools.cached_property
     def keeps_second_moment(self) -> bool:
         """Whether the state holds the averaged second moment."""
         if self.factored:
@@ -234,7 +234,7 @@ class Config:
         """Whether the state holds the previous solution, to start conjugate gradients from."""
         return self.method.keeps_direction
 
-    @property
+    @functools.cached_property
     def keeps_feature_moments(self) -> bool:
         """Whether the state holds the averages of the features' means and mean squares."""
         return self.method.keeps_feature_moments
@@ -319,7 +319,7 @@ def check_group(group: dict[str, Any]) -> None:
 
 PRESETS: dict[str, Callable[..., Config]] = {
     "paper": Config,
-    "fast": partial(
+    "fast": functools.partial(
         Config,
         momentum=0.9,
         nesterov=True,
@@ -331,14 +331,14 @@ PRESETS: dict[str, Callable[..., Config]] = {
         refresh_every=10,
         staggered=True,
         b_s=0.9,
-        sample_ridge=1.0,
+        sample_ridge=8.0,
         max_relative_change=2.5,
         damping="agreement",
         block_size=144,
         others="adamw",
         others_lr=0.15,
     ),
-    "full_batch": partial(
+    "full_batch": functools.partial(
         Config,
         momentum=0.0,
         ridge=1e-10,

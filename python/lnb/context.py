@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lnb.config import Config
-from lnb.layers.capture import statistics_dtype
+from lnb.layers.capture import Capture, statistics_dtype
 from lnb.layers.claimed import Layer
+from lnb.members import Members
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
 from lnb_kernels.step_tables import known_finite
@@ -114,9 +115,8 @@ def rate_like(value: float | Tensor, like: Tensor) -> Tensor:
 
 def collect(
     model: nn.Module,
-    layers: Iterable[Layer],
+    members: Members,
     settings: Callable[[Layer], Config],
-    param_groups: list[dict[str, Any]],
     states: Any,
     zeroed: dict[Tensor, tuple[int, int]],
 ) -> StepContext:
@@ -124,9 +124,8 @@ def collect(
 
     Args:
         model: what LNB was attached to.
-        layers: its claimed layers.
+        members: the parameters and claimed layers that the optimizer moves.
         settings: each layer's.
-        param_groups: the optimizer's.
         states: the state of every parameter.
         zeroed: gradients that were filled with zeros, by parameter (:func:`mark_zeroed`). A layer whose gradient is
             still that one was reached by no backward pass and has, in effect, no gradient.
@@ -135,29 +134,32 @@ def collect(
         RuntimeError: a claimed layer has a gradient, but no backward pass went through its forward; or it was changed.
         TypeError: a gradient is sparse or complex.
     """
-    groups = {parameter: group for group in param_groups for parameter in group["params"]}
-    moving = {parameter: None for parameter in groups if parameter.grad is not None}
-    for parameter in moving:
-        if parameter.grad is not None and (parameter.grad.is_sparse or parameter.grad.is_complex()):
+    moving: dict[int, nn.Parameter] = {}  # by identity: a parameter's hash is a call to Python
+    for parameter in members.parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse or gradient.is_complex():
             raise TypeError(
                 f"a gradient of shape {tuple(parameter.shape)} is sparse or complex; LNB needs dense, real ones"
             )
-    context = StepContext(groups=groups, states=states)
-    for layer in layers:
-        if layer.weight not in groups:
-            continue
-        found = _read_captures(layer)
+        moving[id(parameter)] = parameter
+    context = StepContext(groups=members.groups, states=states)
+    stand = members.stand(model)
+    for layer in members.layers:
+        captures = layer.captures
+        found = _read_captures(layer, captures)
         seen = found[0] is not None or bool(found[2])
-        if not seen and mark_zeroed(layer.weight) == zeroed.get(layer.weight, ()):
+        if not seen and zeroed and mark_zeroed(layer.weight) == zeroed.get(layer.weight, ()):
             for parameter in layer.parameters:
-                moving.pop(parameter, None)
-        reached = layer.weight in moving
-        change = layer.change() or (None if reached and seen else layer.replacement(model))
+                moving.pop(id(parameter), None)
+        reached = id(layer.weight) in moving
+        change = None if stand else layer.change() or (None if reached and seen else layer.replacement(model))
         if change is not None:
             raise RuntimeError(f"step(): {change} since LNB attached to it; make a new LNB. Nothing was changed")
         if not reached:
             continue
-        if not seen and any(capture.moments_on or capture.inputs_on for capture in layer.captures):
+        if not seen and any(capture.moments_on or capture.inputs_on for capture in captures):
             raise RuntimeError(
                 f"step(): layer {layer.name!r} has a gradient, but its input was not seen since the last step. Call the layer "
                 f"itself in the forward pass (not F.linear or F.conv2d on its weight), call backward() before step(), and reset "
@@ -170,11 +172,10 @@ def collect(
                 f"step(): layer {layer.name!r} has no statistics, and the last backward pass gathered none: another LNB of the "
                 f"same model has made a step since, and decides what is gathered. Let one LNB own a layer. Nothing was changed"
             )
-        parameters = [parameter for parameter in layer.parameters if parameter in moving]
-        context.layers.append(LayerContext(layer, parameters, states, groups[layer.weight]["ridge"], *found, config))
-        for parameter in parameters:
-            del moving[parameter]
-    context.others = list(moving)
+        parameters = [parameter for parameter in layer.parameters if moving.pop(id(parameter), None) is not None]
+        ridge = members.groups[layer.weight]["ridge"]
+        context.layers.append(LayerContext(layer, parameters, states, ridge, *found, config))
+    context.others = list(moving.values())
     return context
 
 
@@ -183,13 +184,13 @@ def mark_zeroed(parameter: Tensor) -> tuple[int, int] | None:
     return None if parameter.grad is None else (id(parameter.grad), parameter.grad._version)
 
 
-def _read_captures(layer: Layer) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+def _read_captures(layer: Layer, captures: list[Capture]) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
     """What the modules of one layer captured, added up."""
     moments: Tensor | None = None
     channels: Tensor | None = None
     inputs: list[Tensor] = []
     device = layer.weight.device  # the forward pass may run on another
-    for capture in layer.captures:
+    for capture in captures:
         found, of_channels = capture.moments, capture.channel_moments
         if found is not None:
             moments = found.to(device) if moments is None else moments + found.to(device)
@@ -208,6 +209,8 @@ def check_finite(context: StepContext, wait: bool) -> Verdict:
     """
     given = () if context.gradients_checked else context.parameters
     read: list[Tensor] = [parameter.grad for parameter in given if parameter.grad is not None]
+    if _are_all_finite(context, read):
+        return Verdict(True, wait)
     flags = [] if wait else _flags_of_moments(context.layers)
     for each in context.layers:
         if each.moments is not None and not flags:
@@ -236,6 +239,16 @@ def check_finite(context: StepContext, wait: bool) -> Verdict:
     else:
         _note_squarable(context.layers, verdict.known)
     return verdict
+
+
+def _are_all_finite(context: StepContext, gradients: list[Tensor]) -> bool:
+    """Whether one pass on the CPU finds every number finite that the step reads, squares too: the usual case."""
+    if any(each.inputs or each.channels is not None for each in context.layers):
+        return False
+    moments = [each.moments for each in context.layers if each.moments is not None]
+    once = [found[:1] if found.stride(0) == 0 else found for found in moments]  # groups of one input have one memory
+    read = [*gradients, *once, *context.flags]
+    return bool(read) and read[0].is_cpu and known_finite(read) is True
 
 
 def _flags_of_moments(layers: list[LayerContext]) -> list[tuple[list[LayerContext], Tensor, Tensor]]:
@@ -289,9 +302,8 @@ def _squares(x: Tensor, layer: Layer) -> Tensor:
 def has_statistics(state: dict[str, Any] | None, layer: Layer, config: Config) -> bool:
     """Whether a layer's state holds the statistics that its settings work with, so that it can wait for the next refresh."""
     needed = "factor" if config.factored else "second_moment" if config.keeps_second_moment else "mean"
-    if state is None or needed not in state:
-        return False
-    return needed == "mean" or state[needed].shape[1] == moment_blocks(layer, config)
+    kept = None if state is None else state.get(needed)
+    return kept is not None and (needed == "mean" or kept.shape[1] == moment_blocks(layer, config))
 
 
 def moment_blocks(layer: Layer, config: Config) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
@@ -22,6 +23,8 @@ from lnb.guard import StepGuard
 from lnb.layers.attach import attach_layers, detach_layer, require_module
 from lnb.layers.claimed import Layer, take_inventory
 from lnb.layers.registry import claimed_names
+from lnb.loss_rise import as_loss, shorten_where_risen
+from lnb.members import Members
 from lnb.plan import Plan, plan_layer
 from lnb.planning import Rates
 from lnb.planning.memory import other_bytes
@@ -167,7 +170,8 @@ class LNB(Optimizer):
         self._meter: OverheadMeter | None = None
         self._zeroed: dict[Tensor, tuple[int, int]] = {}
         self._memory = Memory.empty()
-        self._phases: list[tuple[Layer, Config, int]] = []
+        self._known_members: Members | None = None
+        self._phases: tuple[list[Layer], list[Config], list[int]] = ([], [], [])
         self._guard = StepGuard()
         self._captured = False
         self._shards: Shards | None = None
@@ -291,24 +295,30 @@ class LNB(Optimizer):
     # -- the step -----------------------------------------------------------------------------------------------------
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, loss: float | Tensor | None = None) -> None: ...
 
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
     @_disable_dynamo  # it looks through the state of hundreds of layers, and its kernels are compiled already
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None, *, loss: float | Tensor | None = None) -> float | None:
         """Make one step. In code under ``torch.compile`` it runs as it is, between two graphs; with ``fullgraph=True`` that
         is PyTorch's error. What the closure calls is compiled as usual.
 
         Args:
-            closure: reevaluates the model and returns the loss (it calls ``zero_grad`` and ``backward`` itself).
+            closure: reevaluates the model and returns the loss (it calls ``zero_grad`` and ``backward`` itself). The loss is
+                returned and not read, so that loops with and without a closure take the same steps.
+            loss: of the batch that the gradients are of, one real number, on any device; its unscaled mean where a gradient
+                scaler is used. It is optional, and a net below the damping by gradients: where it rises beyond its noise, steps
+                are shortened (:mod:`lnb.loss_rise`). NaN and inf are treated as in a gradient: the step is skipped.
 
         Returns:
             The closure's loss.
 
         Raises:
+            TypeError, ValueError: ``loss`` is not one real number, or is given with a closure, or by one of several ranks, whose
+                losses differ; nothing was changed.
             RuntimeError: a claimed layer has a gradient but its input was not seen, or an exception broke off the step before and
                 these are still its gradients, or it cannot be known which ranks train the model, or these differ, or a CUDA graph
                 is captured without :func:`lnb.graphed_step`; nothing was changed.
@@ -326,10 +336,13 @@ class LNB(Optimizer):
                 "schedule is on the host: let lnb.graphed_step(optimizer, loss, example) capture whole training steps. Nothing "
                 "was changed"
             )
-        loss = None
+        if loss is not None and closure is not None:
+            raise ValueError("step(): pass a closure or loss, not both. Nothing was changed")
+        level = None if loss is None else as_loss(loss, self._device)
+        returned = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                returned = closure()
         join_moments()
         if self._shards is not None:
             self._shards.register()
@@ -349,12 +362,12 @@ class LNB(Optimizer):
                 self._find_shards()
             if asks_for_state(self.param_groups, self.state, self._optimized_layers()):
                 self._make_state()
-                return loss
+                return returned
         shards = self._shards
         joint: Shards | Joint | None = self._ranks.joint(self._model, self._exchange) if shards is None else shards
         try:
             if self._guard.repeats():
-                return loss
+                return returned
             if self._step_index == 0:
                 self.state.clear()  # it held the place of what this step makes
             for group in self.param_groups:
@@ -363,6 +376,11 @@ class LNB(Optimizer):
             meter = self._started_meter()
             layers = self._optimized_layers()
             if joint is not None:
+                if level is not None:
+                    raise ValueError(
+                        "step(): loss is for one process; the ranks that train this model have different losses, and would "
+                        "take different steps. Leave it out: LNB does not need it. Nothing was changed"
+                    )
                 self._exchange.require_kept()
                 self._exchange.fill_missing(layers)
             dual = all(group["ridge"] > 0 for group in self.param_groups)
@@ -385,11 +403,15 @@ class LNB(Optimizer):
         elif self._turned:
             context, names = self._turned.with_stand_ins(context), self._turned.names
         if parameters:
+            if level is not None:
+                context.flags.append(level)
             verdict = check_finite(context, wait=self._strict or (shards is not None and shards.waits))
             rejected = verdict.rejected
         with self._guard.writing(parameters):
             if parameters:
                 if not rejected:
+                    if level is not None:
+                        shorten_where_risen(context.layers, level, verdict, self._memory.arenas)
                     for outcome in self._run(context, verdict):
                         self._records.record(self._step_index, outcome, names, verdict)
                 self._step_index += 1
@@ -403,10 +425,11 @@ class LNB(Optimizer):
                 self._count(verdict)
         if rejected and self._strict:
             raise FloatingPointError(
-                "step(): NaN or inf in a gradient or in the input of a claimed layer, or another rank could not make this step; "
-                "parameters and state are unchanged. Lower lr, clip the gradients, or drop strict=True to skip such steps"
+                "step(): NaN or inf in a gradient, in the input of a claimed layer or in loss, or another rank could not make "
+                "this step; parameters and state are unchanged. Lower lr, clip the gradients, or drop strict=True to skip "
+                "such steps"
             )
-        return loss
+        return returned
 
     def _make_state(self) -> None:
         """Make the state that a first step makes, without a step: for checkpoints that are loaded into it."""
@@ -423,9 +446,7 @@ class LNB(Optimizer):
         self._switch_captures(self._optimized_layers())
 
     def _collect(self) -> StepContext:
-        return collect(
-            self._model, self._inventory.layers, self._config_of, self.param_groups, self.state, self._zeroed
-        )
+        return collect(self._model, self._members(), self._config_of, self.state, self._zeroed)
 
     def _leave_step(self, joint: Shards | Joint) -> None:
         """Take part in the exchange of a step that this rank cannot make: so no rank makes it, and all stay in step."""
@@ -505,10 +526,16 @@ class LNB(Optimizer):
             for capture in self._exchange.captures_of(layer):
                 capture.clear()
 
+    def _members(self) -> Members:
+        """What the groups hold now."""
+        found = self._known_members
+        if found is None or not found.hold(self._inventory.layers, self.param_groups):
+            found = self._known_members = Members(self._inventory.layers, self.param_groups)
+        return found
+
     def _optimized_layers(self) -> list[Layer]:
-        """The claimed layers whose weight is in a parameter group: another optimizer may own the others."""
-        optimized = {parameter for group in self.param_groups for parameter in group["params"]}
-        return [layer for layer in self._inventory.layers if layer.weight in optimized]
+        """The claimed layers whose weight is in a parameter group."""
+        return self._members().layers
 
     def _other_bytes(self) -> int:
         """State of the parameters of no layer."""
@@ -520,28 +547,29 @@ class LNB(Optimizer):
         """Have every layer gather what its next step needs, or the present one if its backward passes have begun."""
         configs = [self._config_of(layer) for layer in layers]
         for layer, config, phase in zip(layers, configs, self._refresh_phases(layers, configs), strict=True):
-            if any(capture.gathered for capture in layer.captures):
+            captures = self._exchange.captures_of(layer)
+            if any(capture.gathered for capture in captures):
                 continue
             due = is_refresh_step(self._step_index, config.refresh_every, phase) or self._planner.is_open(layer)
             due = due or not has_statistics(self.state.get(layer.weight), layer, config)
+            counts = self._planner.waits_for_samples(layer)
+            if not (due or counts or config.keeps_inputs) and all(capture.rests for capture in captures):
+                continue  # the usual case between two refreshes
             moments, channels, inputs = config.needs(due)
             cut = moment_blocks(layer, config)
-            for capture in self._exchange.captures_of(layer):
-                capture.count_samples(self._planner.waits_for_samples(layer))
+            for capture in captures:
+                capture.count_samples(counts)
                 capture.switch(layer.weight, moments=moments, channels=channels, inputs=inputs, blocks=cut)
                 if moments:
                     capture.read(layer.weight, sample_start(self._step_index), config.sample_every, config.moment_dtype)
 
     def _refresh_phases(self, layers: list[Layer], configs: list[Config]) -> list[int]:
         """The phase of each layer's refreshes; found once for the same layers and settings."""
-        known = self._phases
-        if len(known) != len(layers) or any(
-            layer is not former or config is not setting
-            for layer, config, (former, setting, _) in zip(layers, configs, known, strict=True)
-        ):
+        former_layers, former_configs, phases = self._phases
+        if not (_are_same(layers, former_layers) and _are_same(configs, former_configs)):
             phases = refresh_phases(list(zip(layers, configs, strict=True)))
-            self._phases = list(zip(layers, configs, phases, strict=True))
-        return [phase for _, _, phase in self._phases]
+            self._phases = layers, configs, phases
+        return phases
 
     # -- reports ------------------------------------------------------------------------------------------------------
 
@@ -717,8 +745,13 @@ class LNB(Optimizer):
         self._meter = None
         self._exchange = self.__dict__.get("_exchange") or MomentExchange()
         self._identifier = self.__dict__.get("_identifier") or Identifier()
-        self._phases = []
+        self._known_members = None
+        self._phases = ([], [], [])
         self._guard = StepGuard()
         self._captured = False
         self._find_shards()
         self._switch_captures(self._optimized_layers())
+
+
+def _are_same(these: Sequence[object], those: Sequence[object]) -> bool:
+    return len(these) == len(those) and all(map(operator.is_, these, those))

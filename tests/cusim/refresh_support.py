@@ -11,7 +11,7 @@ from torch import Tensor
 from lnb.config import Config
 from lnb.statistics.factored import Factor, factorize
 from lnb.statistics.orthogonalize import QUINTIC, STEPS, inverse_root
-from lnb.statistics.running import NOISE, bias_correction, few_samples, ridge_of
+from lnb.statistics.running import NOISE, bias_correction, ridge_of, sample_ridge_of
 from lnb.trust_regions.two_sided import output_moment
 from lnb_kernels.refresh import InputMetric, OutputMetric, refreshers
 
@@ -137,8 +137,8 @@ def plain(of: InputMetric, dtype: torch.dtype) -> dict[str, Tensor]:
         mean = kept / bias_correction(of.decay, steps).to(dtype)
     share: float | Tensor = of.ridge
     if of.relative:
-        config = Config(b_s=of.decay, sample_every=of.sample_every)
-        share = share + of.sample_ridge * few_samples(ones - 1, rows, steps, config).expand(groups * blocks)
+        config = Config(b_s=of.decay, sample_ridge=of.sample_ridge, sample_every=of.sample_every)
+        share = share + sample_ridge_of(ones - 1, rows, steps, config).expand(groups * blocks)
     flat = mean.reshape(groups * blocks, ones, ones)
     bias = None if outputs.bias is None else outputs.bias.to(dtype).unsqueeze(-1)
     ridge = ridge_of(flat, share, of.relative, bias is not None, (blocks,) * groups)

@@ -217,7 +217,7 @@ def test_the_chain_is_the_step_of_the_cpu(simulated: Simulator, scale: float) ->
     names = ("independent", "weight_norm", "growth", "radius", "coherence")
     numbers = [steps, *(layers.numbers[name].clone() for name in names)]
     tables = StepTables(parameters, momentum, [None] * len(parameters), of_layers, [], numbers, SETTINGS)
-    tables.average(gradients, outputs)
+    tables.average(gradients, [output.data_ptr() for output in outputs])
     tables.observe()
     factors = zip(layers.inverses, layers.means, layers.roots, strict=True)
     tables.direct([StepFactor(*factor) for factor in factors])

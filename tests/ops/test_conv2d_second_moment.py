@@ -92,6 +92,18 @@ def test_matches_patches_in_float64(
         assert_close_to_reference(s, truth, plain)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("images", [(19, 1), (6, 3), (33, 5)], ids=str)
+def test_many_images_of_few_channels(images: Pair, dtype: torch.dtype) -> None:
+    """Samples are multiplied 16 at a time, and those that are left over: as many as there are."""
+    values = (torch.randn(*images, 9, 8) + 0.3).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for args in (GEOMETRIES[i] for i in (0, 6, 10, 12)):
+        truth, plain = (gram(patch_rows(values.to(kind), *args)) for kind in (torch.float64, wide))
+        for _, x in layouts(values):
+            assert_close_to_reference(lk.conv2d_second_moment(x, *args), truth, plain)
+
+
 @pytest.mark.usefixtures("both_backends")
 @pytest.mark.parametrize("channels", [1, 7, 123])
 @pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 7), (2, 3), (7, 23)], ids=str)

@@ -97,13 +97,14 @@ def test_not_a_number_and_infinity_come_through(isa: str, dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
     native, usual = _native.module(), torch.get_num_threads()
-    x, image = torch.randn(3000, 65).to(dtype), torch.randn(6, 70, 9, 8).to(dtype)
+    x, image, few = (torch.randn(size).to(dtype) for size in ((3000, 65), (6, 70, 9, 8), (37, 3, 9, 8)))
     code, depthwise = (geometry("test", 3, 1, 1, 1, groups).encode() for groups in (1, 70))
     try:
         results = []
         for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
-            moments = [conv_kernel.conv2d_second_moment(image, each) for each in (code, depthwise)]
+            given = (image, code), (image, depthwise), (few, code)
+            moments = [conv_kernel.conv2d_second_moment(*each) for each in given]
             results.append((second_moment(x), *moments))
     finally:
         torch.set_num_threads(usual)

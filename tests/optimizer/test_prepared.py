@@ -140,7 +140,7 @@ def test_refreshes_are_as_exact_as_general_ones(settings: dict[str, Any], monkey
         reference.step()
         other, twin = copy.deepcopy((model, optimizer))
         with monkeypatch.context() as patched:
-            patched.setattr("lnb.routes.prepared.refresh_prepared", lambda _, due, arenas: list(due))
+            patched.setattr("lnb.routes.prepared.refresh_prepared", lambda _, due, *rest: list(due))
             backward(other, twin, seed)
             twin.step()
         backward(model, optimizer, seed)

@@ -30,12 +30,17 @@ def main(version: Annotated[bool, version_option("lnb-bench")] = False) -> None:
     """Train networks with Linear Neuron Boosting and other optimizers, and compare them."""
 
 
+def _modes(quick: bool, short: bool, full: bool) -> dict[str, bool]:
+    return {"quick": quick, "short": short, "full": full}
+
+
 @app.command()
 def run(
     suite: Annotated[Path, typer.Argument(help="The TOML file that describes the study.")],
     out: Annotated[Path, typer.Option(help="Folder for the results; what is there is not run again.")],
     data: Annotated[Path | None, typer.Option(help="Folder of the data. Default: $LNB_DATA.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The suite's short form.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="A form in between.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The suite's long form.")] = False,
     task: Annotated[list[str] | None, typer.Option(help="Only this task of the suite; repeatable.")] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; repeatable.")] = None,
@@ -50,7 +55,7 @@ def run(
     """Run a study: tasks x optimizers x learning rates x seeds. Killed, it goes on where it was."""
     from lnb_bench.cli.study import run_study
 
-    run_study(suite, out, data, (quick, full), (task, optimizer), threads, clock, Console(), skip_missing)
+    run_study(suite, out, data, _modes(quick, short, full), (task, optimizer), threads, clock, Console(), skip_missing)
 
 
 @app.command()
@@ -59,6 +64,7 @@ def report(
     runs: Annotated[Path, typer.Argument(help="The folder that `lnb-bench run` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")],
     quick: Annotated[bool, typer.Option("--quick", help="The suite's short form.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="A form in between.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The suite's long form.")] = False,
     profile: Annotated[
         list[Path] | None, typer.Option(help="A result file of bench/step_profile.py to show too; repeatable.")
@@ -74,7 +80,7 @@ def report(
     """Compare the finished runs of a study: one self-contained page, its pictures, and tables."""
     from lnb_bench.cli.study import run_report
 
-    run_report(suite, runs, out, (quick, full), profile or [], markdown, Console(), note, without or [])
+    run_report(suite, runs, out, _modes(quick, short, full), profile or [], markdown, Console(), note, without or [])
 
 
 @app.command()

@@ -33,7 +33,7 @@ def run_study(
     suite_file: Path,
     out: Path,
     data: Path | None,
-    modes: tuple[bool, bool],
+    modes: dict[str, bool],
     only: tuple[list[str] | None, list[str] | None],
     threads: int | None,
     clock: str,
@@ -103,7 +103,7 @@ def run_report(
     suite_file: Path,
     runs: Path,
     out: Path,
-    modes: tuple[bool, bool],
+    modes: dict[str, bool],
     profiles: list[Path],
     markdown: Path | None,
     console: Console,
@@ -125,12 +125,13 @@ def run_report(
             console.print(f"written: {markdown}", soft_wrap=True)
 
 
-def load(suite_file: Path, modes: tuple[bool, bool]) -> Suite:
-    """The suite in the form that the flags (quick, full) ask for."""
-    quick, full = modes
-    if quick and full:
-        raise fail("--quick and --full exclude each other: give one of them", WRONG_USE)
-    return load_suite(suite_file, "quick" if quick else "full" if full else None)
+def load(suite_file: Path, modes: dict[str, bool]) -> Suite:
+    """The suite in the form that the flags, by name, ask for."""
+    asked = [mode for mode, wanted in modes.items() if wanted]
+    if len(asked) > 1:
+        flags = " and ".join(f"--{mode}" for mode in asked)
+        raise fail(f"{flags} exclude each other: give one of them", WRONG_USE)
+    return load_suite(suite_file, asked[0] if asked else None)
 
 
 def duration(seconds: float) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from lnb_bench.study.clocks import CLOCKS, clock_of
 from lnb_bench.study.findings import Family, Findings, families, findings
+from lnb_bench.study.groups import SuiteFamily
 from lnb_bench.study.measures import Comparison, Row, compare
 from lnb_bench.study.outcomes import Outcome, Store
 from lnb_bench.study.profiles import Profile, load_profile
 from lnb_bench.study.runner import Progress, run_suite
-from lnb_bench.study.suite import Cell, Suite, SuiteError, SuiteFamily, SuiteTask
+from lnb_bench.study.suite import Cell, Suite, SuiteError, SuiteTask
 from lnb_bench.study.suite_file import load_suite
 
 __all__ = [

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from lnb_bench.study import performance, profile_pictures, reason_words
+from lnb_bench.study import own_targets, performance, profile_pictures, reason_words
 from lnb_bench.study.canvas import Theme
 from lnb_bench.study.endings import NOTE, endings
 from lnb_bench.study.family_words import family_headers, family_note, family_sentences, family_table
 from lnb_bench.study.findings import Family, Findings
+from lnb_bench.study.groups import SuiteQuestion
 from lnb_bench.study.measures import Comparison
 from lnb_bench.study.pictures import PICTURES
 from lnb_bench.study.profile_words import NOTES, TITLES, Table, conclusions, tables
 from lnb_bench.study.profiles import Profile
 from lnb_bench.study.question_words import question_headers, question_table
-from lnb_bench.study.suite import SuiteQuestion
 from lnb_bench.study.words import (
     LOSS,
     OVERVIEW,
@@ -97,6 +97,7 @@ def sections(findings: Findings) -> list[Section]:
         ),
         *_endings(findings),
         *_performance(findings),
+        *_own_targets(findings),
         *_reasons(findings),
         Section("How it was measured", (protocol, *where), caution(comparisons)),
         *(_question(question, findings) for question in findings.questions),
@@ -121,6 +122,15 @@ def _performance(findings: Findings) -> list[Section]:
     note = note.replace(":data:`FARTHEST`", f"{performance.FARTHEST:g}")
     lines = performance.performance_table(comparisons)
     return [Section("Performance profiles", (note,), tables=(_table(performance.HEADERS, lines),), pictures=(drawn,))]
+
+
+def _own_targets(findings: Findings) -> list[Section]:
+    lines = own_targets.own_target_table(findings.comparisons) if findings.searched else []
+    if not lines:
+        return []
+    note = " ".join((own_targets.__doc__ or "").split())
+    table = _table(own_targets.own_target_headers(findings.comparisons), lines)
+    return [Section("To the best that each other reaches", (note,), tables=(table,))]
 
 
 def _reasons(findings: Findings) -> list[Section]:

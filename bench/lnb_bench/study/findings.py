@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lnb_bench.study.groups import SuiteQuestion
 from lnb_bench.study.measures import Comparison, Estimate, compare
 from lnb_bench.study.outcomes import Store
 from lnb_bench.study.profiles import Profile
 from lnb_bench.study.reasons import Reason, reasons
-from lnb_bench.study.suite import Suite, SuiteQuestion
+from lnb_bench.study.suite import Suite
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ def _shortest_schedule(
 
 def compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | None:
     """The comparison of one task; None where it is not finished, or every run of the baseline failed."""
+    suite = suite.at(task)
     lengths = [_Finished.of(suite, store, length) for length in task.lengths]
     found = [length for length in lengths if length is not None]
     if len(found) < len(lengths) or not found[-1].tuned:
@@ -188,7 +189,7 @@ def compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | No
     full, seeds = found[-1], suite.judged_seeds
     tuned = {o.label: full.tuned_runs(o.label, seeds) for o in suite.contestants(task)}
     one = next(iter(full.tuned.values()))
-    target = _target(task, tuned.get(suite.baseline, []), one.higher_is_better)
+    target = _target(task, tuned.get(suite.baseline, []))
     times = [statistics.median(run.records[-1].seconds for run in runs) for runs in tuned.values() if runs]
     if target is None or not times:
         return None
@@ -218,13 +219,17 @@ def compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | No
     return Comparison(task, one.metric, one.higher_is_better, target, suite.baseline, tuple(rows), grids, searched)
 
 
-def _target(task: SuiteTask, baseline: list[Outcome], higher: bool) -> float | None:
+def _target(task: SuiteTask, baseline: list[Outcome]) -> float | None:
     """The suite's target, else the median over seeds of the best value that the tuned baseline reached."""
     if task.target is not None:
         return task.target
-    best = max if higher else min
-    reached = [best(value for _, _, value in outcome.curve) for outcome in baseline]
-    return statistics.median(reached) if reached else None
+    return best_reached(baseline) if baseline else None
+
+
+def best_reached(runs: Sequence[Outcome]) -> float:
+    """The median over runs, at least one, of the best value of any evaluation."""
+    best = max if runs[0].higher_is_better else min
+    return statistics.median(best(value for _, _, value in run.curve) for run in runs)
 
 
 def _measured(row: Row, target: float, budget: float) -> Row:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lnb_bench.study.groups import SuiteQuestion
 from lnb_bench.study.measures import Comparison, Row
-from lnb_bench.study.suite import SuiteQuestion
 from lnb_bench.study.words import show
 
 

@@ -74,7 +74,7 @@ class Reason:
 def questions(suite: Suite, comparison: Comparison) -> list[Question]:
     """The losses of a comparison that cost does not explain, with the runs that ask why."""
     found = []
-    task, seeds = comparison.task, suite.judged_seeds[:SEEDS]
+    task, seeds = comparison.task, suite.at(comparison.task).judged_seeds[:SEEDS]
     rows = {row.optimizer: row for row in comparison.rows}
     contestants = {optimizer.label: optimizer for optimizer in suite.contestants(task)}
     larger = None if task.batch_size is None else dataclasses.replace(task, batch_size=LARGER * task.batch_size)

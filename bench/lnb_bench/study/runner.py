@@ -70,10 +70,11 @@ def run_suite(suite: Suite, store: Store, data: Path | None = None, clock: str =
     store.clear_leftovers()
     countdown = _Countdown(suite)
     for entry in (length for task in suite.tasks for length in task.lengths):
+        part = suite.at(entry)
         task: Task | None = None
         outcomes: list[Outcome] = []
         peaks: dict[str, int | None] = {}
-        cells = planned_cells(suite, entry, outcomes)
+        cells = planned_cells(part, entry, outcomes)
         for cell in itertools.chain(cells, _explaining(suite, entry, store)):
             outcome = store.load(cell)
             kept = outcome is not None
@@ -190,12 +191,13 @@ class _Countdown:
     """Counts runs and estimates the time left from the runs that are like the ones to come."""
 
     def __init__(self, suite: Suite) -> None:
-        repeats = len(suite.seeds) - 1
         self._suite = suite
         self._left = {
-            (task.label, optimizer.label): len(suite.trials_of(task, optimizer)) + repeats * (1 + suite.defaults)
+            (task.label, optimizer.label): len(part.trials_of(task, optimizer))
+            + (len(part.seeds) - 1) * (1 + suite.defaults)
             for entry in suite.tasks
             for task in entry.lengths
+            for part in (suite.at(task),)
             for optimizer in suite.contestants(task)
         }
         self._walls: dict[tuple[str, str], list[float]] = {}
@@ -203,7 +205,8 @@ class _Countdown:
 
     def after(self, cell: Cell, outcome: Outcome, kept: bool) -> Progress:
         self._walls.setdefault(outcome.labels, []).append(outcome.wall)
-        planned = cell.seed != self._suite.seeds[0] or cell in self._suite.trials_of(cell.task, cell.optimizer)
+        part = self._suite.at(cell.task)
+        planned = cell.seed != part.seeds[0] or cell in part.trials_of(cell.task, cell.optimizer)
         left = self._left.get(outcome.labels, 0)
         self._left[outcome.labels] = max(0, left - planned)  # a grid that grows makes the study longer
         self._done += 1

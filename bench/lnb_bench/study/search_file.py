@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lnb_bench.study.groups import SuiteQuestion
 from lnb_bench.study.search import Knob
-from lnb_bench.study.suite import SuiteError, SuiteQuestion, check_labels
+from lnb_bench.study.suite import SuiteError, check_labels
 from lnb_bench.study.suite_checks import check_keys, require_labels, require_number, require_plain
 from lnb_bench.training.records import is_count, is_number, shortened
 

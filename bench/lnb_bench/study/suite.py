@@ -19,10 +19,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from lnb_bench.study.groups import SuiteFamily, SuiteQuestion
 from lnb_bench.study.search import Knob, Knobs, draw
 from lnb_bench.training import DEFAULT_LR, TrainingError
-
-MEASURES = ("final", "steps_to_target", "shortest_schedule")
 
 
 class SuiteError(TrainingError):
@@ -49,6 +48,8 @@ class SuiteTask:
         shorter: lengths, ascending and below ``steps``, at which the task is tuned and run as well: which is the shortest
             schedule that meets the target?
         control: a variation of another task for the sake of a family: not counted among wins and losses.
+        trials: of every optimizer here; None for the suite's.
+        seeds: here; empty for the suite's.
     """
 
     label: str
@@ -65,6 +66,8 @@ class SuiteTask:
     optimizers: tuple[str, ...] = ()
     shorter: tuple[int, ...] = ()
     control: bool = False
+    trials: int | None = None
+    seeds: tuple[int, ...] = ()
 
     @property
     def lengths(self) -> tuple[SuiteTask, ...]:
@@ -100,38 +103,6 @@ class SuiteOptimizer:
     weight_decay: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Knob] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SuiteQuestion:
-    """Variants of one optimizer that differ in one thing: what is it worth?
-
-    Attributes:
-        label: its name in the study.
-        optimizers: labels; the first is what the others are compared with.
-        note: the question, as a sentence; may be empty.
-    """
-
-    label: str
-    optimizers: tuple[str, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class SuiteFamily:
-    """Tasks that differ in one thing, such as the scale of the inputs: what that does to each optimizer is a result.
-
-    Attributes:
-        label: its name in the study.
-        tasks: labels, in the order in which they are shown.
-        measure: what is compared, one of :data:`MEASURES`.
-        note: a sentence that explains what is varied; may be empty.
-    """
-
-    label: str
-    tasks: tuple[str, ...]
-    measure: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -214,6 +185,11 @@ class Suite:
     defaults: bool = False
     reasons: bool = False
     questions: tuple[SuiteQuestion, ...] = ()
+
+    def at(self, task: SuiteTask) -> Suite:
+        """The suite with the trials and seeds that hold for ``task``."""
+        trials = self.trials if task.trials is None else task.trials
+        return dataclasses.replace(self, trials=trials, seeds=task.seeds or self.seeds)
 
     def contestants(self, task: SuiteTask) -> tuple[SuiteOptimizer, ...]:
         """The optimizers that take part in ``task``."""

@@ -44,12 +44,16 @@ A suite that searches has ``trials`` and ranges instead of grids::
 
 Short and long forms::
 
-    [quick]                         # what --quick changes; [full] likewise
+    [quick]                         # what --quick changes; [short] and [full] likewise
     seeds = [0]
     steps = 0.5                     # of every task's steps
     rates = 3                       # the middle ones of every grid
     tasks = ["mnist-inverted"]
     trials = 4
+
+    [short.dear]                    # changes of some of the form's tasks only: tasks, seeds, steps, trials
+    tasks = ["mnist-inverted"]
+    seeds = [0, 1]
 """
 
 from __future__ import annotations
@@ -60,16 +64,9 @@ from pathlib import Path
 from typing import Any
 
 from lnb.reading import read_text, reason
+from lnb_bench.study.groups import MEASURES, SuiteFamily
 from lnb_bench.study.search_file import read_question, read_search, read_trials
-from lnb_bench.study.suite import (
-    MEASURES,
-    Suite,
-    SuiteError,
-    SuiteFamily,
-    SuiteOptimizer,
-    SuiteTask,
-    check_labels,
-)
+from lnb_bench.study.suite import Suite, SuiteError, SuiteOptimizer, SuiteTask, check_labels
 from lnb_bench.study.suite_checks import (
     check_keys,
     require_labels,
@@ -78,6 +75,7 @@ from lnb_bench.study.suite_checks import (
     require_plain,
     require_type,
 )
+from lnb_bench.study.suite_modes import MODES, MOST_STEPS, changed, check_changes, read_seeds
 from lnb_bench.training import MODELS, OPTIMIZERS, SCHEDULES, TASKS, TaskOptions
 from lnb_bench.training.records import is_count, shortened
 
@@ -86,10 +84,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MODES = ("quick", "full")
 _LONGEST = 1 << 20  # bytes of a suite file
 _LONGEST_LABEL = 60  # characters: pictures and files are named after labels
-_MOST_STEPS = 10**9
 _MOST_EXTENSIONS = 100
 
 
@@ -125,14 +121,14 @@ def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
     if mode is not None and mode not in raw:
         raise SuiteError(f"has no table [{mode}], so --{mode} has no meaning for it")
     changes = {} if mode is None else raw[mode]
-    check_keys(f"[{mode}]", changes, ("seeds", "steps", "rates", "trials", "tasks", "optimizers"))
+    check_changes(f"[{mode}]", changes)
     trials = read_trials(changes.get("trials", raw.get("trials", 0)))
     optimizers = tuple(_optimizer(label, entry, trials) for label, entry in _tables(raw, "optimizers").items())
     labels = [optimizer.label for optimizer in optimizers]
     tasks = tuple(_task(label, entry, labels) for label, entry in _tables(raw, "tasks").items())
-    seeds = _seeds(raw.get("seeds", [0, 1, 2]))
+    seeds = read_seeds(raw.get("seeds", [0, 1, 2]))
     if "seeds" in changes:
-        seeds = _seeds(changes["seeds"])
+        seeds = read_seeds(changes["seeds"])
     schedule, baseline = raw.get("schedule", "cosine"), raw.get("baseline", "adamw")
     require_one_of("schedule", schedule, SCHEDULES)
     check_labels("baseline", [baseline], labels)
@@ -154,37 +150,7 @@ def _build(raw: dict[str, Any], name: str, mode: str | None) -> Suite:
         title, tasks, optimizers, seeds, schedule, baseline, families, extensions, trials, raw.get("defaults", False),
         raw.get("reasons", False), groups,
     )  # fmt: skip
-    for entry in ("tasks", "optimizers"):
-        require_labels(f"[{mode}]", entry, changes.get(entry, []))
-    suite = suite.only(changes.get("tasks"), changes.get("optimizers"))
-    return _scaled(suite, changes.get("steps", 1.0), changes.get("rates"))
-
-
-def _scaled(suite: Suite, steps: Any, rates: Any) -> Suite:
-    require_number("steps", steps, above=0)
-    longest = max(task.steps for task in suite.tasks) if suite.tasks else 0
-    if longest * steps > _MOST_STEPS:
-        raise SuiteError(f"steps={shortened(steps)} makes {longest} steps more than {_MOST_STEPS}")
-    if rates is not None and (not is_count(rates) or rates < 1):
-        raise SuiteError(f"rates={rates!r} must be a whole number of at least 1")
-
-    def middle(grid: tuple[float, ...]) -> tuple[float, ...]:
-        if rates is None or rates >= len(grid):
-            return grid
-        start = (len(grid) - rates) // 2
-        return grid[start : start + rates]
-
-    tasks = tuple(
-        dataclasses.replace(
-            task,
-            steps=max(task.evaluations, round(task.steps * steps)),
-            shorter=tuple(max(1, round(n * steps)) for n in task.shorter),
-            rates={label: middle(grid) for label, grid in task.rates.items()},
-        )
-        for task in suite.tasks
-    )
-    optimizers = tuple(dataclasses.replace(o, rates=middle(o.rates)) for o in suite.optimizers)
-    return dataclasses.replace(suite, tasks=tasks, optimizers=optimizers)
+    return changed(f"[{mode}]", suite, changes)
 
 
 def _tables(raw: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
@@ -217,14 +183,16 @@ def _optimizer(label: str, entry: dict[str, Any], trials: int) -> SuiteOptimizer
 
 def _task(label: str, entry: dict[str, Any], optimizers: list[str]) -> SuiteTask:
     where = f"[tasks.{label}]"
-    check_keys(where, entry, tuple(f.name for f in dataclasses.fields(SuiteTask) if f.name != "label"))
+    check_keys(
+        where, entry, tuple(f.name for f in dataclasses.fields(SuiteTask) if f.name not in ("label", "trials", "seeds"))
+    )
     task = entry.get("task", label)
     require_one_of(f"{where}: task", task, tuple(TASKS))
     for name in ("steps", "evaluations", "batch_size", "test_examples"):
         value = entry.get(name, 1 if name != "steps" else None)
-        if value is None or not is_count(value) or not 1 <= value <= _MOST_STEPS:
+        if value is None or not is_count(value) or not 1 <= value <= MOST_STEPS:
             raise SuiteError(
-                f"{where}: {name}={shortened(value)} must be a whole number of at least 1 and at most {_MOST_STEPS}"
+                f"{where}: {name}={shortened(value)} must be a whole number of at least 1 and at most {MOST_STEPS}"
             )
     options = entry.get("options", {})
     fields = {f.name: str(f.type) for f in dataclasses.fields(TaskOptions) if f.init and not f.name.startswith("_")}
@@ -284,10 +252,3 @@ def _rates(where: str, rates: Any) -> tuple[float, ...]:
     for lr in rates:
         require_number(f"{where}: a rate", lr, above=0)
     return tuple(sorted(float(lr) for lr in rates))
-
-
-def _seeds(seeds: Any) -> tuple[int, ...]:
-    valid = isinstance(seeds, list) and seeds and all(is_count(s) and s < 2**32 for s in seeds)  # what NumPy takes
-    if not valid or len(set(seeds)) < len(seeds):
-        raise SuiteError(f"seeds={shortened(seeds)} must be a list of different whole numbers below {2**32}")
-    return tuple(seeds)

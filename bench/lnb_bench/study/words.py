@@ -281,4 +281,8 @@ def target_note(comparison: Comparison) -> str:
     """What the target is and where it comes from."""
     name = METRICS.get(comparison.metric, comparison.metric)
     origin = "given" if comparison.task.target is not None else f"the best that tuned {comparison.baseline} reaches"
-    return f"Target: {name} {show(comparison.metric, comparison.target)} ({origin}), {comparison.task.steps} steps."
+    searched = ""
+    if comparison.searched:
+        trials = max(len(tried) for tried in comparison.tuning.values())
+        searched = f", {trials} trials of every optimizer, {max(len(r.runs) for r in comparison.rows)} judged seeds"
+    return f"Target: {name} {show(comparison.metric, comparison.target)} ({origin}), {comparison.task.steps} steps{searched}."

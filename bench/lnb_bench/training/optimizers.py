@@ -20,6 +20,7 @@ import lnb
 from lnb.cli.settings import with_dtypes
 from lnb.config import Config
 from lnb_bench.training.errors import TrainingError
+from lnb_bench.training.outside import OUTSIDE, outside_parts, split_settings
 from lnb_bench.training.peers import PEERS, load_peer, matrices_and_others
 from lnb_bench.training.state_check import check_moments
 
@@ -34,7 +35,8 @@ class OptimizerConfig:
         name: one of :data:`OPTIMIZERS`.
         lr: learning rate; None for the optimizer's default in :data:`DEFAULT_LR`.
         weight_decay: decoupled weight decay; None for the optimizer's default.
-        settings: further keyword arguments of the optimizer (of Muon's part for ``"muon"``).
+        settings: further keyword arguments of the optimizer (of Muon's part for ``"muon"``), and those of
+            :mod:`lnb_bench.training.outside`.
         warmup: share of the steps over which the rate rises linearly to its full height, in [0, 1).
     """
 
@@ -64,7 +66,8 @@ class OptimizerGroup:
     """Optimizers that together move all parameters of one model, and their learning-rate schedule.
 
     Args:
-        parts: the optimizers; no parameter is in two of them.
+        parts: the optimizers, in the order in which they are stepped; a parameter is in two of them only where the second does
+            what :mod:`lnb_bench.training.outside` offers.
         schedule: ``"constant"``, or ``"cosine"`` from the full rate down to zero at ``steps``.
         steps: length of the run.
         warmup: share of the steps, before the schedule, over which the rate rises linearly.
@@ -187,14 +190,16 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, schedule: str, st
         ValueError: a setting is not allowed.
         TypeError: a setting is unknown to the optimizer.
     """
+    settings, outside = split_settings(config.settings)
     try:
-        parts = OPTIMIZERS[config.name](config, model)
+        parts = OPTIMIZERS[config.name](dataclasses.replace(config, settings=settings), model)
     except (ValueError, TypeError, TrainingError):
         raise
     except Exception as error:  # optimizers of others check little of what they are given
         raise ValueError(
             f"the optimizer {config.name} does not take the settings {config.settings} ({type(error).__name__}: {error})"
         ) from error
+    parts += outside_parts(outside, trainable(model), config.rate)
     free = config.name in PEERS and PEERS[config.name].schedule_free
     return OptimizerGroup(parts, "constant" if free else schedule, steps, config.warmup)
 
@@ -248,15 +253,15 @@ def _peer(name: str) -> Callable[[OptimizerConfig, nn.Module], list[Optimizer]]:
 
 
 def known_settings(name: str) -> tuple[str, ...]:
-    """The settings that the optimizer ``name`` can be given by name.
+    """The settings that the optimizer ``name`` can be given by name, those from outside among them.
 
     Raises:
         PeerError: its package is missing or cannot be imported.
     """
     if name in PRESETS:
-        return tuple(entry.name for entry in dataclasses.fields(Config))
+        return (*(entry.name for entry in dataclasses.fields(Config)), *OUTSIDE)
     made_by = load_peer(name) if name in PEERS else _CLASSES[name]
-    return tuple(inspect.signature(made_by).parameters)
+    return (*inspect.signature(made_by).parameters, *OUTSIDE)
 
 
 def require_optimizer(name: str) -> None:

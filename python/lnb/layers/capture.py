@@ -74,8 +74,8 @@ class Capture:
 
         Moments gathered before in other blocks are forgotten: they would not add up with these.
         """
-        if self.idle and blocks == self.blocks and not (moments or channels or inputs or self.inputs):
-            return  # the usual case between two refreshes: nothing to switch, and nothing that would have to follow
+        if self.rests and blocks == self.blocks and not (moments or channels or inputs):
+            return  # nothing to switch, and nothing that would have to follow
         self.moments_on, self.channels_on, self.inputs_on = moments, channels and self.channels is not None, inputs
         if blocks != self.blocks:
             self.blocks = blocks
@@ -102,6 +102,11 @@ class Capture:
     def idle(self) -> bool:
         """Whether backward passes leave nothing: the layer is then as it would be without a capture."""
         return not (self.moments_on or self.channels_on or self.inputs_on or self.samples_on)
+
+    @property
+    def rests(self) -> bool:
+        """Whether it is idle, and keeps nothing from before."""
+        return self.idle and not self.inputs
 
     @property
     def reads(self) -> tuple[float, int, torch.dtype | None]:
@@ -154,8 +159,9 @@ class Capture:
     @property
     def gathered(self) -> bool:
         """Whether a backward pass left something since the last :meth:`clear`."""
-        probes = (self.probe, self.channel_probe)
-        return bool(self.inputs) or any(probe is not None and probe.grad is not None for probe in probes)
+        probe, other = self.probe, self.channel_probe
+        found = (probe is not None and probe.grad is not None) or (other is not None and other.grad is not None)
+        return found or bool(self.inputs)
 
     def keep(self, weight: Tensor, input: Tensor, output: Tensor) -> None:
         """Keep ``input`` until the step, if a backward pass reaches ``output`` and inputs are switched on."""

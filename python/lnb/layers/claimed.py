@@ -77,7 +77,7 @@ class Layer:
     @property
     def d_in_here(self) -> int:
         """The inputs whose columns of the weight are on this rank."""
-        return self.d_in if self.columns is None else self.d_in // self.columns.of
+        return self.shape[2] if self.columns is None else self.shape[2] // self.columns.of
 
     @property
     def matrix_columns(self) -> int:

@@ -59,16 +59,16 @@ class ProbedLinear(ProbedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``nn.Linear``'s forward, with the layer's moment probe."""
-        capture = self._lnb_captures["weight"]
+        capture, weight, bias = self._lnb_captures["weight"], self.weight, self.bias
         # Compiled code does not ask what may change from step to step: it would be compiled anew.
-        if not torch.compiler.is_compiling() and capture.idle and type(self.weight) is nn.Parameter:
-            return F.linear(input, self.weight, self.bias)
-        if type(self.weight) is nn.Parameter:
-            output = project(input, self.weight, self.bias, capture, self.weight)
+        if not torch.compiler.is_compiling() and capture.idle and type(weight) is nn.Parameter:
+            return F.linear(input, weight, bias)
+        if type(weight) is nn.Parameter:
+            output = project(input, weight, bias, capture, weight)
         else:
-            output = _project_subclass(input, self.weight, self.bias, capture)
-        capture.keep(self.weight, input, output)
-        capture.count(self.weight, input, output, output.numel() // self.out_features)
+            output = _project_subclass(input, weight, bias, capture)
+        capture.keep(weight, input, output)
+        capture.count(weight, input, output, output.numel() // self.out_features)
         return output
 
 

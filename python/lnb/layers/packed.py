@@ -52,6 +52,11 @@ class PackedCapture(Capture):
         yield from self.parts.values()
 
     @property
+    def rests(self) -> bool:
+        """Whether all parts are idle, and keep nothing from before."""
+        return super().rests and all(part.rests for part in self.parts.values())
+
+    @property
     def moments(self) -> Tensor | None:
         """The second moments of the inputs of query, key and value, ``[3, blocks, size+1, size+1]``.
 

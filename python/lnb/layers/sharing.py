@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lnb.layers.capture import Capture
 from lnb_kernels.linear import SharedMoment
 
-
-@dataclass(frozen=True)
-class _Seen:
-    """A moment, and what the layers that share it have in common."""
-
-    conditions: tuple[object, ...]
-    moment: weakref.ref[SharedMoment]  # the graph of the layers keeps it
-
-
 _SEEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Of an input, what the layers that share its moment have in common, and the moment, which the graph of the layers keeps."""
 
 
 def moment_of(x: Tensor, capture: Capture, probe: Tensor | None) -> SharedMoment | None:
@@ -42,10 +33,10 @@ def moment_of(x: Tensor, capture: Capture, probe: Tensor | None) -> SharedMoment
         return None
     conditions = (probe.shape, probe.dtype, *capture.reads, _autocast_dtype(x.device), _stream(x.device))
     seen = _SEEN.get(x)
-    moment = None if seen is None or seen.conditions != conditions else seen.moment()
+    moment: SharedMoment | None = None if seen is None or seen[0] != conditions else seen[1]()
     if moment is None or not moment.is_open:
         moment = SharedMoment()
-        _SEEN[x] = _Seen(conditions, weakref.ref(moment))
+        _SEEN[x] = conditions, weakref.ref(moment)
     return moment
 
 

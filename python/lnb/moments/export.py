@@ -122,7 +122,7 @@ def _reason(each: Tracked) -> str:
 
 
 def effective_samples(each: Tracked) -> float:
-    """Samples of an unweighted average as certain as the decayed one, as :func:`lnb.statistics.running.few_samples` counts them.
+    """Samples of an unweighted average as certain as the decayed one (:func:`lnb.statistics.running.sample_ridge_of`).
 
     NaN where the samples of a step or the decay are unknown.
     """

@@ -81,6 +81,8 @@ class Planner:
             dual: whether the ridge allows the dual solver.
         """
         waiting = {layer: layer.samples for layer in layers if self.waits_for_samples(layer)}
+        if not waiting:
+            return
         seen = [layer for layer, samples in waiting.items() if samples.count > 0]
         before = self.samples
         try:

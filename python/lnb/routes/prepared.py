@@ -6,8 +6,7 @@ same settings and all state lies where it lay; otherwise they are made anew, or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -32,15 +31,16 @@ from lnb.damping import (
 from lnb.layers.capture import statistics_dtype
 from lnb.master import has_master, masters_of, remember
 from lnb.momentum import ADAM_EPSILON
+from lnb.routes.outputs import Outputs
 from lnb.routes.standing import Standing
 from lnb.scratch import Scratch
 from lnb.solvers.solve import Solution
 from lnb.statistics.arenas import Arenas, State
-from lnb.statistics.prepared_refresh import refresh_prepared
+from lnb.statistics.prepared_refresh import Refresh, refresh_prepared
 from lnb.statistics.split_refresh import refresh_over
 from lnb.trust_regions.two_sided import TwoSided
 from lnb.verdict import Verdict
-from lnb.weight_bound import LARGEST_CHANGE, is_measured, usual_norm
+from lnb.weight_bound import LARGEST_CHANGE, usual_norm
 from lnb_kernels.scaling import largest_squarable
 from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
 
@@ -55,9 +55,11 @@ class Prepared:
     tables: StepTables
     standing: Standing
     averages: dict[nn.Parameter, Tensor]
+    outputs: Outputs
     factors: list[StepFactor]
     addresses: list[int]
     mastered: list[nn.Parameter]
+    refreshes: dict[tuple[int, ...], Refresh] = field(default_factory=dict)
 
     def fits(self, context: StepContext) -> bool:
         """Whether the tables serve this step."""
@@ -94,21 +96,20 @@ class PreparedShare:
 
     def direct(self) -> None:
         """Momentum, statistics, solve."""
-        others = self.context.others
-        averages = {**self.prepared.averages, **_fresh_averages(others)}
-        self.outputs = [averages[parameter] for parameter in self.prepared.standing.parameters]
-        self.tables.average([cast(Tensor, p.grad) for p in self.prepared.standing.parameters], self.outputs)
+        prepared = self.prepared
+        outputs, self.memory = prepared.outputs.for_a_step()
+        self.tables.average([cast(Tensor, p.grad) for p in prepared.standing.parameters], outputs)
         self.tables.observe()
         if self.due:
-            refresh_over(self.context.sharers, self.due, averages, self.verdict, self.arenas, self._refreshed)
+            refresh_over(self.context.sharers, self.due, prepared.averages, self.verdict, self.arenas, self._refreshed)
         # A refresh may have made factors that are no longer those that were looked at.
-        self.tables.direct(_factors(self.context.layers) if self.due else self.prepared.factors)
+        self.tables.direct(_factors(self.context.layers) if self.due else prepared.factors)
 
     def _refreshed(self, contexts: list[LayerContext]) -> list[LayerContext]:
         """Refresh the layers that the tables serve; return the others."""
         chosen = set(contexts)
         places = {context: i for i, context in enumerate(self.context.layers) if context in chosen}
-        return refresh_prepared(self.tables, places, self.arenas)
+        return refresh_prepared(self.tables, places, self.arenas, self.prepared.refreshes)
 
     def gain(self) -> Tensor:
         """The sum that a region shared by all layers would bound."""
@@ -118,8 +119,9 @@ class PreparedShare:
     def bound(self, total: Tensor | None) -> None:
         """Trust region."""
         layers = self.context.layers
-        rates = [float(self.context.groups[each.layer.weight]["lr"]) for each in layers]
-        due = [i for i, each in enumerate(layers) if is_measured(each)]
+        of_groups = {id(group): float(group["lr"]) for group, _ in self.prepared.standing.places}
+        rates = [of_groups[group] for group in self.prepared.standing.groups_of_layers]
+        due = [i for i, each in enumerate(layers) if each.moments is not None]  # all have been measured before
         if due:
             factors = self.tables.measure(due, [rates[i] for i in due])
             self.shorter = {layers[i].layer.weight: factor for i, factor in zip(due, factors, strict=True)}
@@ -138,19 +140,6 @@ class PreparedShare:
                 decays = [decay if f is None else joined_decay(decay, f, lr) for f in factors]
             self.tables.apply(places, lr, decays)
         remember(mastered)
-
-
-def _fresh_averages(parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
-    """Memory for the averaged gradients of these parameters, in one piece per dtype."""
-    kinds: dict[torch.dtype, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        kinds.setdefault(statistics_dtype(parameter.dtype), []).append(parameter)
-    found: dict[nn.Parameter, Tensor] = {}
-    for dtype, members in kinds.items():
-        sizes = [parameter.numel() for parameter in members]
-        parts = torch.empty(sum(sizes), dtype=dtype).split(sizes)
-        found.update((p, part.view(p.shape)) for p, part in zip(members, parts, strict=True))
-    return found
 
 
 def prepare(context: StepContext, config: Config, arenas: Arenas, scratch: Scratch) -> Prepared | None:
@@ -193,7 +182,8 @@ def prepare(context: StepContext, config: Config, arenas: Arenas, scratch: Scrat
     averages = scratch.take(claimed)
     known = cast("list[Tensor]", numbers)
     tables = StepTables(parameters, momentum, masters, layers, squares, known, settings_of(config))
-    return Prepared(tables, Standing.of(context, _KEPT), averages, factors, _addresses(factors), mastered)
+    outputs = Outputs(parameters, averages)
+    return Prepared(tables, Standing.of(context, _KEPT), averages, outputs, factors, _addresses(factors), mastered)
 
 
 def _wide_of(context: LayerContext) -> list[torch.dtype]:

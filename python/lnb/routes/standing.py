@@ -23,6 +23,7 @@ class Standing:
         kept: states, keys, and what these held.
         addresses: where what they held lay.
         places: every group, and the places of its parameters.
+        groups_of_layers: of each layer's weight the group, by its identity.
     """
 
     parameters: list[nn.Parameter]
@@ -30,6 +31,7 @@ class Standing:
     kept: list[tuple[State, str, Any]]
     addresses: list[int]
     places: list[tuple[dict[str, Any], list[int]]]
+    groups_of_layers: list[int]
 
     @classmethod
     def of(cls, context: StepContext, keys: tuple[str, ...]) -> Standing:
@@ -47,6 +49,7 @@ class Standing:
             kept,
             [value.data_ptr() for _, _, value in kept],
             list(members.values()),
+            [id(context.groups[each.layer.weight]) for each in context.layers],
         )
 
     def holds(self, context: StepContext) -> bool:

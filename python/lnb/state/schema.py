@@ -141,6 +141,11 @@ def _always(parameter: Tensor, layer: Layer | None, config: Config) -> bool:
     return True
 
 
+def _if_given(parameter: Tensor, layer: Layer | None, config: Config) -> bool:
+    """Of entries that depend on what the user passes to a step: no plan counts on them."""
+    return False
+
+
 def _if(setting: Callable[[Config], bool]) -> When:
     return lambda parameter, layer, config: setting(config)
 
@@ -188,6 +193,9 @@ SCHEMA: dict[str, Entry] = {
     "independent_square": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
     "radius": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
     "coherence": Entry(_L, Kind.WIDE, _NUMBER, _agreement, required=False),
+    "loss_count": Entry(_L, Kind.WIDE, _NUMBER, _if_given, required=False),
+    "loss_mean": Entry(_L, Kind.WIDE, _NUMBER, _if_given, required=False),
+    "loss_square": Entry(_L, Kind.WIDE, _NUMBER, _if_given, required=False),
     "fraction": Entry(_L, Kind.WIDE, _NUMBER, _gain, required=False),
     "last_slope": Entry(_L, Kind.WIDE, _NUMBER, _gain, required=False),
     "weight_norm": Entry(_L, Kind.WIDE, _NUMBER, _bounded, required=False),

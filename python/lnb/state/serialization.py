@@ -152,7 +152,9 @@ def follow_parameters(states: Any) -> None:
     """Move state along with parameters that ``model.to(...)`` has moved to another device or precision."""
     for parameter, state in states.items():
         momentum = state.get("momentum")
-        if momentum is None or momentum is _fitted("momentum", momentum, parameter):
+        if momentum is None or (momentum.dtype == parameter.dtype and momentum.device == parameter.device):
+            continue  # nearly always
+        if momentum is _fitted("momentum", momentum, parameter):
             continue
         for key, value in state.items():
             state[key] = _fitted(key, value, parameter)

@@ -19,7 +19,7 @@ from lnb.statistics.arenas import Arenas, Selection, Shape, chunked, owners_of
 from lnb.statistics.device_refresh import refresh_on_device
 from lnb.statistics.factored import Factor, block_count, factorize
 from lnb.statistics.orthogonalize import inverse_root
-from lnb.statistics.running import bias_correction, few_samples, ridge_of
+from lnb.statistics.running import bias_correction, ridge_of, sample_ridge_of
 from lnb.statistics.shared_state import Sharing, layers_of, shared
 from lnb.trust_regions.two_sided import output_moment, sized_output_moment
 from lnb.verdict import Verdict
@@ -179,8 +179,8 @@ class _Refresh:
         relative = config.ridge_mode == "relative"
         share: float | Tensor = context.ridge
         if relative and config.sample_ridge > 0:
-            few = few_samples(second_moment.shape[-1] - 1, self.samples, self._steps(), config)
-            share = self._per_entry(share + config.sample_ridge * few)
+            added = sample_ridge_of(second_moment.shape[-1] - 1, self.samples, self._steps(), config)
+            share = self._per_entry(share + added)
         groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))
         firsts = [sharing.first for sharing in self.sharings]
         columns = [

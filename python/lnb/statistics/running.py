@@ -16,6 +16,7 @@ from lnb.config import Config
 from lnb.layers.claimed import Layer
 from lnb.sharded.columns import Columns, add_parts
 from lnb.statistics.arenas import constant, owners_of, sums_of
+from lnb_kernels.refresh.layers import MOST_SAMPLE_RIDGE
 from lnb_kernels.scaling import sum_dtype
 
 # In units of the precision: what rounding leaves of the variance of a feature that does not vary, relative to its mean square.
@@ -157,12 +158,13 @@ def _mean_over_columns(values: Tensor, blocks: tuple[int, ...], columns: Sequenc
     return torch.cat(spans, dim=1)
 
 
-def few_samples(size: int, samples: Tensor, steps: Tensor | None, config: Config) -> Tensor:
-    """How uncertain averaged second moments are, ``[layers]``: the inputs of a block per sample that the average counts.
+def sample_ridge_of(size: int, samples: Tensor, steps: Tensor | None, config: Config) -> Tensor:
+    """What is added to relative ridges for the uncertainty of averaged second moments, ``[layers]``.
 
-    The eigenvalues of ``n`` samples' second moment of ``d`` inputs spread around the true ones by a share of order ``d / n``
-    (Ledoit and Wolf, 2004). An average over steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the samples of one:
-    ``(1 - b^t) / (1 + b^t) (1 + b) / (1 - b)`` after ``t`` steps of decay ``b``.
+    ``sample_ridge`` times the inputs of a block per sample that the average counts: the eigenvalues of ``n`` samples' second
+    moment of ``d`` inputs spread around the true ones by a share of order ``d / n`` (Ledoit and Wolf, 2004). An average over
+    steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the samples of one: ``(1 - b^t) / (1 + b^t) (1 + b) / (1 - b)``
+    after ``t`` steps of decay ``b``. It is at most :data:`MOST_SAMPLE_RIDGE`, with which the metric is nearly round.
 
     Args:
         size: inputs of a block.
@@ -175,4 +177,4 @@ def few_samples(size: int, samples: Tensor, steps: Tensor | None, config: Config
         b = config.b_s
         past = b ** steps.clamp(min=1)
         counted = counted * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)))
-    return size / counted
+    return (config.sample_ridge * size / counted).clamp(max=MOST_SAMPLE_RIDGE)

@@ -40,7 +40,9 @@ def refresh_over(
     """
     due = [] if group is None else shared(contexts, arenas)
     if len(due) < 2:
-        refresh(first(contexts), averages, verdict, arenas)
+        left = first(contexts)
+        if left:
+            refresh(left, averages, verdict, arenas)
         return
     costs = [sum(refresh_cost(context.layer, context.config) for context in sharing.contexts) for sharing in due]
     shares = shared_out(costs, group.size())

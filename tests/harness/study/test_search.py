@@ -15,10 +15,12 @@ from lnb_bench.study.endings import endings
 from lnb_bench.study.environment import environment
 from lnb_bench.study.markdown import markdown
 from lnb_bench.study.measures import Comparison, Estimate
+from lnb_bench.study.own_targets import own_target_table
 from lnb_bench.study.performance import contestants, performance_table
 from lnb_bench.study.question_words import question_table
 from lnb_bench.study.reasons import questions
 from lnb_bench.study.search import Knob, Knobs, draw
+from lnb_bench.study.words import target_note
 from lnb_bench.training import DEFAULT_LR, Record
 
 SUITE = """
@@ -183,6 +185,16 @@ def test_profiles_and_variants(searching: Path, tmp_path: Path, monkeypatch: pyt
     lower = dataclasses.replace(worse, higher_is_better=False)
     assert endings([lower])[0].endswith("clearly better than adamw.")
     assert all(row.default is not None and row.default.final == row.final for row in comparison.rows)
+    assert own_target_table([comparison]) == [
+        ("digits", "tuned", "3.00"), ("there first", "tuned", "0 of 1"),
+        ("digits", "as it is", "3.00"), ("there first", "as it is", "0 of 1"),
+    ]  # fmt: skip
+    lower = [dataclasses.replace(r, values={"accuracy": 0.99}) for r in comparison.rows[0].runs[0].records]
+    slower = dataclasses.replace(
+        comparison.rows[0], runs=(dataclasses.replace(comparison.rows[0].runs[0], records=tuple(lower)),)
+    )
+    assert own_target_table([dataclasses.replace(comparison, rows=(slower, *comparison.rows[1:]))])[0][2] == "never"
+    assert "12 steps, 3 trials of every optimizer, 2 judged seeds." in target_note(comparison)
     never = dataclasses.replace(
         comparison,
         rows=tuple(

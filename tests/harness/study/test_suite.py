@@ -47,6 +47,19 @@ def test_a_mode_changes_the_suite(suite_file: Path) -> None:
         load_suite(suite_file, "full")
 
 
+def test_a_mode_shortens_dear_tasks() -> None:
+    suite = load_suite(SUITES / "protocol.toml", "short")
+    whole = {task.label: task for task in load_suite(SUITES / "protocol.toml").tasks}
+    for task in suite.tasks:
+        dear = task.label in ("burgers", "helmholtz", "mnist")
+        part, trials, judged = suite.at(task), 8 if dear else 16, 3 if dear else 5
+        assert task.steps == (whole[task.label].steps // 2 if dear else whole[task.label].steps)
+        for optimizer in suite.contestants(task):
+            assert len(part.trials_of(task, optimizer)) == trials
+        assert part.judged_seeds == tuple(range(1, judged + 1))
+        assert len(part.repeat_cells(task, {})) == judged * len(suite.contestants(task))
+
+
 def test_lengths(suite_file: Path) -> None:
     suite_file.write_text(suite_file.read_text().replace("steps = 24", "steps = 24\nshorter = [12, 2]"))
     (task,) = load_suite(suite_file).only(["digits"], None).tasks
@@ -74,7 +87,7 @@ def test_only_a_part(suite_file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "mode"),
     [("study", None), ("study", "quick"), ("study", "full"), ("peers", None),
-     *((name, mode) for name in ("protocol", "ablations") for mode in (None, "quick"))],
+     *((name, mode) for name in ("protocol", "ablations") for mode in (None, "short", "quick"))],
 )  # fmt: skip
 def test_the_shipped_suites_are_well_formed(name: str, mode: str | None) -> None:
     suite = load_suite(SUITES / f"{name}.toml", mode)
@@ -118,6 +131,10 @@ def test_the_shipped_suites_are_well_formed(name: str, mode: str | None) -> None
         ('baseline = "adamw"', "extensions = -1", "extensions=-1 must be a whole number of at least 0"),
         ('baseline = "adamw"', 'schedule = "linear"', "schedule='linear' must be one of constant, cosine"),
         ("steps = 0.5", "steps = -1", "steps=-1 must be a finite number above 0"),
+        ("steps = 0.5", "dear = { tasks = 1 }", r"\[quick.dear\]: tasks=1 must be a list of labels"),
+        ("steps = 0.5", 'dear = { tasks = ["matrix"] }', r"\[quick.dear\]: 'matrix' must be one of digits"),
+        ("steps = 0.5", 'dear = { tasks = ["digits"], trials = 2 }', r"\[quick.dear\]: trials=2 has no meaning"),
+        ("steps = 0.5", 'dear = { tasks = ["digits"], rates = 2 }', r"\[quick.dear\]: unknown entry 'rates'"),
     ],
 )
 def test_bad_suites(suite_file: Path, old: str, new: str, message: str) -> None:
@@ -125,7 +142,7 @@ def test_bad_suites(suite_file: Path, old: str, new: str, message: str) -> None:
     assert old in text
     suite_file.write_text(text.replace(old, new))
     with pytest.raises(SuiteError, match=message) as raised:
-        load_suite(suite_file, "quick" if "-1" in new and "steps" in new else None)
+        load_suite(suite_file, "quick" if old == "steps = 0.5" else None)
     assert str(raised.value).startswith(str(suite_file))
 
 

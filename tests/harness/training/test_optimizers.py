@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -134,6 +135,49 @@ def test_warm_up() -> None:
     assert rates == pytest.approx([0.1, 0.2, 0.3, *falling])
     with pytest.raises(ValueError, match=r"warmup=1\.0 must be at least 0 and below 1"):
         OptimizerConfig("sgd", warmup=1.0)
+
+
+def test_averaged_iterates_are_shown_and_taken_back() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = build_optimizer(OptimizerConfig("sgd", settings={"average_iterates": 0.25}), model, "cosine", 4)
+    average = model.weight.detach().clone()
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        model(torch.randn(3, 2)).square().mean().backward()
+        optimizer.step()
+        average.lerp_(model.weight.detach(), 1 - min(0.25, (1 + step) / (10 + step)))
+    trained, saved = model.weight.detach().clone(), copy.deepcopy(optimizer.state_dict())
+    with optimizer.evaluating():
+        torch.testing.assert_close(model.weight.detach(), average)
+    assert torch.equal(model.weight, trained)
+    again = build_optimizer(OptimizerConfig("sgd", settings={"average_iterates": 0.25}), model, "cosine", 4)
+    again.load_state_dict(saved)
+    with again.evaluating():
+        torch.testing.assert_close(model.weight.detach(), average)
+
+
+def test_cautious_decay_of_what_the_step_shrinks() -> None:
+    weight = torch.tensor([[1.0, -2.0], [3.0, -4.0]])
+    model = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(weight)
+    settings = {"cautious_decay": 0.5, "momentum": 0.0}
+    optimizer = build_optimizer(OptimizerConfig("sgd", lr=0.1, settings=settings), model, "cosine", 4)
+    model.weight.grad = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])  # the first and the last are moved towards zero
+    optimizer.step()
+    moved = weight - 0.1 * torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    shrunk = torch.tensor([[1.0, 0.0], [0.0, -4.0]])
+    torch.testing.assert_close(model.weight.detach(), moved - 0.1 * 0.5 * shrunk)
+    model.weight.grad.zero_()
+    before, rate = model.weight.detach().clone(), optimizer.lr
+    optimizer.step()  # a step of zero hinders nothing
+    torch.testing.assert_close(model.weight.detach(), before * (1 - rate * 0.5))
+    for settings, message in (
+        ({"average_iterates": 1}, r"average_iterates=1 must be a number above 0 and below 1"),
+        ({"cautious_decay": -1.0}, r"cautious_decay=-1\.0 must be a number above 0 and finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_optimizer(OptimizerConfig("lnb", settings=settings), model, "cosine", 4)
 
 
 def test_frozen_parameters_stay() -> None:
