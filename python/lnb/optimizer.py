@@ -527,7 +527,7 @@ class LNB(Optimizer):
                 capture.clear()
 
     def _members(self) -> Members:
-        """What the groups hold now."""
+        """The parameters that the groups hold now."""
         found = self._known_members
         if found is None or not found.hold(self._inventory.layers, self.param_groups):
             found = self._known_members = Members(self._inventory.layers, self.param_groups)
