@@ -38,7 +38,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "b_rows": (0.8, 0.99),
     "max_relative_change": (1.0, None),
     "ridge": (0.05, 0.8),
-    "sample_ridge": (0.0, 4.0),
+    "sample_ridge": (1.0, 16.0),
     "block_size": (48, None),
     "refresh_every": (3, 30),
     "staggered": (False,),

@@ -1,15 +1,15 @@
 """The time of a whole training step (forward, backward, update), relative to ``AdamW(fused=True)``.
 
 All optimizers of a model take turns, one step each, in one run; per round the ratio to AdamW's step of the same round is
-taken, and the table gives the median ratio with the quartiles, and the ratio of the means over whole refresh cycles. The first
-cycle, which refreshes more often than all later ones, is not counted. Every optimizer trains its own copy of the model on the
-same batch; a row whose loss is not finite, or did not fall, shows no time.
+taken, and the table gives the median ratio with the quartiles, and the ratio of the means over a whole refresh cycle, the
+median of all cycles. The first cycle, which refreshes more often than all later ones, is not counted. Every optimizer trains
+its own copy of the model on the same batch; a row whose loss is not finite, or did not fall, shows no time.
 
 The column "floor" is arithmetic, not a measurement: the matrix-product FLOPs of a step between refreshes (of every step, where
 each is a refresh) over those of forward and backward, all at one rate; products in bfloat16 at that rate times the speed-up
 of a large product, which is measured first. What a row loses to memory traffic and small calls is the distance to it.
 
-    python bench/step_overhead.py [--rounds 20] [--threads 2] [--model mlp] [--json FILE]
+    python bench/step_overhead.py [--rounds 20] [--seconds 0] [--threads 2] [--model mlp] [--json FILE]
 """
 
 from __future__ import annotations
@@ -188,8 +188,14 @@ def floor(optimizer: torch.optim.Optimizer, flops: int, rows: dict[str, int], sp
     return 1 + extra / flops
 
 
-def measure(name: str, rounds: int, labels: list[str]) -> dict[str, dict[str, float]]:
-    """The ratios of every optimizer on one model."""
+def mean_ratio(times: list[float], base: list[float]) -> float:
+    """The ratio of the sums over a refresh cycle, the median of all cycles: other processes disturb few of them."""
+    begins = range(0, len(base), CYCLE)
+    return statistics.median(sum(times[i : i + CYCLE]) / sum(base[i : i + CYCLE]) for i in begins)
+
+
+def measure(name: str, rounds: int, labels: list[str], least_seconds: float = 0.0) -> dict[str, dict[str, float]]:
+    """The ratios of every optimizer on one model, in so many rounds, and whole cycles more while the seconds last."""
     torch.manual_seed(0)
     model, batch = MODELS[name]()
     flops, seen = product_flops(copy.deepcopy(model), batch)
@@ -199,10 +205,11 @@ def measure(name: str, rounds: int, labels: list[str]) -> dict[str, dict[str, fl
         for stepper in steppers.values():
             stepper.step()
     seconds: dict[str, list[float]] = {label: [] for label in steppers}
-    for _ in range(rounds):
+    base = seconds["AdamW fused"]
+    end = time.perf_counter() + least_seconds
+    while len(base) < rounds or len(base) % CYCLE or time.perf_counter() < end:
         for label, stepper in steppers.items():
             seconds[label].append(stepper.step())
-    base = seconds["AdamW fused"]
     rows = {}
     for label, stepper in steppers.items():
         if not stepper.trained:
@@ -215,7 +222,7 @@ def measure(name: str, rounds: int, labels: list[str]) -> dict[str, dict[str, fl
             "ratio": statistics.median(ratios),
             "low": ratios[quarter],
             "high": ratios[-1 - quarter],
-            "mean_ratio": sum(seconds[label]) / sum(base),
+            "mean_ratio": mean_ratio(seconds[label], base),
             "ms": 1e3 * statistics.median(seconds[label]),
             "floor": floor(stepper.optimizer, flops, seen, speedup),
         }
@@ -226,6 +233,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=0.0, help="of a model: more rounds until they have passed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", choices=list(MODELS), action="append")
     parser.add_argument("--row", choices=list(OPTIMIZERS), action="append", help="besides AdamW's; default all")
@@ -236,7 +244,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     results = {}
     for name in arguments.model or MODELS:
-        results[name] = measure(name, arguments.rounds, ["AdamW fused", *(arguments.row or OPTIMIZERS)])
+        labels = ["AdamW fused", *(arguments.row or OPTIMIZERS)]
+        results[name] = measure(name, arguments.rounds, labels, arguments.seconds)
         print(f"\n{name}: {MODELS[name].__doc__}")
         print(f"{'':24}{'median':>8}{'quartiles':>16}{'mean':>8}{'ms':>9}{'floor':>8}")
         for label, row in results[name].items():

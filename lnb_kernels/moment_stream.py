@@ -164,7 +164,7 @@ def backward_of(use: ProbeUse | None) -> AbstractContextManager[None]:
 
 
 class _BackwardOf(AbstractContextManager[None]):
-    """Not a generator, which takes longer than all that is done inside."""
+    """This is no generator: one would take longer than everything that is done inside."""
 
     def __init__(self, use: ProbeUse | None) -> None:
         self._use = use

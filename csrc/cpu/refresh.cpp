@@ -279,12 +279,13 @@ void refresh(const RefreshedLayer* layers, int64_t count, const Quintic& quintic
     std::vector<Totals> of_inputs(inputs.size());
     const auto entries = [](const Block& x) { return static_cast<double>(x.size * x.size) * kProductsPerEntry; };
     for_each(inputs, threads, entries, [&](size_t i) { of_inputs[i] = average(inputs[i]); });
-    std::vector<Totals> totals;
+    size_t matrices = 0;  // those of layers that follow have blocks of outputs alone
+    for (const Block& block : outputs) matrices = std::max(matrices, static_cast<size_t>(block.of_matrix) + 1);
+    std::vector<Totals> totals(matrices);
     const auto total_of = [&totals](const Block& block) -> Totals& {
         return totals[static_cast<size_t>(block.of_matrix)];
     };
     for (size_t i = 0; i < inputs.size(); ++i) {  // in an order that depends on the shapes alone
-        totals.resize(std::max(totals.size(), static_cast<size_t>(inputs[i].of_matrix) + 1));
         total_of(inputs[i]).square += of_inputs[i].square;
         total_of(inputs[i]).variance += of_inputs[i].variance;
     }

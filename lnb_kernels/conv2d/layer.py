@@ -23,10 +23,7 @@ def _convolve(
     probe: torch.Tensor | None,
     channel_probe: torch.Tensor | None,
     code: list[int],
-    positions: int,
-    start: torch.Tensor | None,
-    every: int,
-    moment_dtype: torch.dtype | None,
+    *_: Any,
 ) -> torch.Tensor:
     conv = Geometry.decode(code)
     return F.conv2d(x, weight, bias, conv.stride, conv.split_padding()[0], conv.dilation, conv.groups)
@@ -72,11 +69,9 @@ def _backward_fake(
     code: list[int],
     positions: int,
     mask: list[bool],
-    start: torch.Tensor | None,
-    every: int,
-    moment_dtype: torch.dtype | None,
-    moment_blocks: int,
+    *options: Any,
 ) -> list[torch.Tensor]:
+    *_, moment_blocks = options
     results = reference.layer_gradients(grad, x, weight, code, mask)
     accumulate = _checks.accumulation_dtype(x.dtype)
     if mask[3]:
@@ -91,24 +86,9 @@ class _Conv2dBackward(torch.autograd.Function):
     """The second derivative of the layer: that of the three gradients and of both moments, recomputed."""
 
     @staticmethod
-    def forward(
-        grad: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        code: list[int],
-        positions: int,
-        mask: list[bool],
-        start: torch.Tensor | None,
-        every: int,
-        moment_dtype: torch.dtype | None,
-        moment_blocks: int,
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(*args: Any) -> tuple[torch.Tensor, ...]:
         with below_autograd():
-            return tuple(
-                torch.ops.lnb_kernels.conv2d_backward(
-                    grad, x, weight, code, positions, mask, start, every, moment_dtype, moment_blocks
-                )
-            )
+            return tuple(torch.ops.lnb_kernels.conv2d_backward(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

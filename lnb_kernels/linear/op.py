@@ -55,15 +55,9 @@ def _row_major(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _backward_fake(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    mask: list[bool],
-    start: torch.Tensor | None,
-    every: int,
-    moment_dtype: torch.dtype | None,
-    blocks: int | None,
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mask: list[bool], *options: Any
 ) -> list[torch.Tensor]:
+    *_, blocks = options
     results = reference.linear_backward(grad, x, weight, [*mask[:3], False])
     if mask[3]:
         results.append(x.new_empty(shape_of(x.shape[-1], blocks), dtype=_checks.accumulation_dtype(x.dtype)))
@@ -74,20 +68,9 @@ class _LinearBackward(torch.autograd.Function):
     """Derivative of ``(G W, G'X, sum G, S)``: the second derivative of the layer."""
 
     @staticmethod
-    def forward(
-        grad: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        mask: list[bool],
-        start: torch.Tensor | None,
-        every: int,
-        moment_dtype: torch.dtype | None,
-        blocks: int | None,
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(*args: Any) -> tuple[torch.Tensor, ...]:
         with below_autograd():
-            return tuple(
-                torch.ops.lnb_kernels.linear_backward(grad, x, weight, mask, start, every, moment_dtype, blocks)
-            )
+            return tuple(torch.ops.lnb_kernels.linear_backward(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -134,15 +117,7 @@ class _Linear(torch.autograd.Function):
     """``(G W, G'X, sum G)`` and, for the probe, ``S`` by definition: it does not depend on ``G``."""
 
     @staticmethod
-    def forward(
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        probe: torch.Tensor,
-        start: torch.Tensor | None,
-        every: int,
-        moment_dtype: torch.dtype | None,
-    ) -> torch.Tensor:
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *_: Any) -> torch.Tensor:
         return F.linear(x, weight, bias)
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,15 +58,8 @@ def _pcg_layers(
 
 
 @_pcg_layers.register_fake
-def _(
-    moments: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    starts: Sequence[Tensor | None],
-    means: Sequence[Tensor | None],
-    variances: Sequence[Tensor | None],
-    iterations: int,
-    ridge: float,
-) -> tuple[list[Tensor], list[Tensor]]:
+def _(moments: Sequence[Tensor], gradients: Sequence[Tensor], *rest: Any) -> tuple[list[Tensor], list[Tensor]]:
+    *_, iterations, _ = rest
     norms = [g.new_empty((iterations + 1, *g.shape[:-1]), dtype=_checks.accumulation_dtype(g.dtype)) for g in gradients]
     return [g.new_empty(g.shape) for g in gradients], norms
 

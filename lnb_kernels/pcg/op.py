@@ -69,17 +69,8 @@ def _pcg(
 
 
 @_pcg.register_fake
-def _(
-    s: torch.Tensor,
-    g: torch.Tensor,
-    h0: torch.Tensor | None,
-    mu: torch.Tensor | None,
-    var: torch.Tensor | None,
-    iterations: int,
-    ridge: float,
-    scope: str,
-    layer_dims: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _(s: torch.Tensor, g: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    *_, iterations, _, scope, layer_dims = rest
     units = g.shape[:-1] if scope == "neuron" else g.shape[: g.dim() - layer_dims]
     norms = g.new_empty((iterations + 1, *units), dtype=_checks.accumulation_dtype(g.dtype))
     return g.new_empty(g.shape), norms

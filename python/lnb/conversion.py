@@ -13,9 +13,9 @@ def from_adamw(lr: float, weight_decay: float = 0.01) -> dict[str, float]:
     ``optimizer = lnb.LNB(model, **lnb.from_adamw(3e-4, 0.1))``
 
     The rate is the preset's own, whatever ``lr`` was. AdamW's rate is a length in the units of the weights, and has to be
-    found anew for every model; LNB's is the most by which a step changes a neuron's output, of which the damping takes what
-    a layer bears. Decay has one unit in both: a step takes ``lr weight_decay`` of every weight. What a run loses to it is kept
-    by keeping this product, so that ``weight_decay`` is multiplied by the ratio of the rates. ``bench/conversion_study.py`` puts
+    found anew for every model; LNB's is the most by which a step changes a neuron's output, and damping shortens it to what a
+    layer bears. Decay has the same unit in both: a step takes ``lr weight_decay`` of every weight. This product is kept, so
+    ``weight_decay`` is multiplied by the ratio of the rates. ``bench/conversion_study.py`` puts
     both to the test on three tasks.
 
     Args:

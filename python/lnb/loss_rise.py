@@ -1,12 +1,12 @@
-"""What ``step(loss=...)`` tells: steps are shortened where the loss rises beyond its noise.
+"""The rule of ``step(loss=...)``: steps are shortened where the loss rises beyond its noise.
 
-The gradients say most of what a loss does (:mod:`lnb.damping`), so that the rule here is a net below the others. The loss of
+The gradients say most of what a loss does (:mod:`lnb.damping`), so the rule here is a safety net below the others. The loss of
 every step is compared with the average of those before it; where it is more than :data:`DEVIATIONS` standard deviations above
 that, the radius of every layer, the share of its region that it uses, is multiplied by :data:`SHORTEN` before the step is made.
 From there the radii follow the gradients again. It is Levenberg and Marquardt's answer to a step that made the loss worse,
 without their rejection of it: with batches, a loss that is high once proves nothing.
 
-The averages decay by :data:`DECAY` per step, about ten steps, and are of no use before :data:`OPENING` losses are known. All of
+The averages decay by :data:`DECAY` per step, about ten steps, and are not used before :data:`OPENING` losses are known. All of
 this is arithmetic on the device, so that no step waits for its loss.
 """
 
@@ -49,7 +49,7 @@ def as_loss(loss: float | Tensor, device: torch.device) -> Tensor:
 
 
 def shorten_where_risen(contexts: list[LayerContext], loss: Tensor, verdict: Verdict, arenas: Arenas) -> None:
-    """Shorten the radii of ``contexts`` where ``loss`` has risen, and update the averages that tell.
+    """Shorten the radii of ``contexts`` where ``loss`` has risen, and update the averages from which that is told.
 
     State of a layer's weight: ``loss_count``, ``loss_mean`` and ``loss_square`` ``[]``, the losses seen and the averages, from
     zero, of the losses and of their squared distances from the average before. Layers without a radius have made no step, or

@@ -1,4 +1,4 @@
-"""What one optimizer moves: the parameters of its groups and the claimed layers among them; and where these stand."""
+"""The parameters that one optimizer moves, the claimed layers among them, and the places of these in the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from lnb.layers.claimed import Layer
 
 
 class Members:
-    """The parameters of some groups and the layers that they make, found once for the same groups: every step asks.
+    """The parameters of some groups and the layers that they make, found once for the same groups, because every step asks
+    for them.
 
     Args:
         layers: all that are claimed.
@@ -32,7 +33,7 @@ class Members:
         self._positions: _Positions | None = None
 
     def hold(self, layers: list[Layer], param_groups: list[dict[str, Any]]) -> bool:
-        """Whether they are those of these layers and groups: users may change the lists of parameters."""
+        """Whether these are still the members of the layers and groups: users may change the lists of parameters."""
         if layers is not self._claimed or len(param_groups) != len(self._groups):
             return False
         for group, (own, members) in zip(param_groups, self._groups, strict=True):
@@ -42,8 +43,9 @@ class Members:
         return True
 
     def stand(self, model: nn.Module) -> bool:
-        """Whether every layer stands in ``model`` where it was claimed, as it was claimed: then neither
-        :meth:`lnb.layers.claimed.Layer.change` nor ``replacement`` has anything to tell. False where that takes a closer look.
+        """Whether every layer stands in ``model`` where it was claimed, and unchanged: then neither
+        :meth:`lnb.layers.claimed.Layer.change` nor ``replacement`` has anything to report. False where only a closer look can
+        tell.
         """
         if self._positions is None or not self._positions.are_of(model):
             self._positions = _Positions(model, self.layers)
@@ -51,7 +53,7 @@ class Members:
 
 
 class _Positions:
-    """The ways from a model to its layers, each part of them once, and what the layers hold."""
+    """The paths from a model to its layers, each step of them once, and what the layers hold."""
 
     def __init__(self, model: nn.Module, layers: list[Layer]) -> None:
         self._model = model
@@ -72,11 +74,11 @@ class _Positions:
         self._children = list(children.values())
 
     def are_of(self, model: nn.Module) -> bool:
-        """Whether they are those in ``model``."""
+        """Whether these are the layers in ``model``."""
         return model is self._model
 
     def hold(self) -> bool:
-        """Whether all was found where it was to be, and is there still."""
+        """Whether everything was found in its place, and is still there."""
         if not self._complete:
             return False
         for parent, name, child in self._children:

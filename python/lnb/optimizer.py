@@ -33,7 +33,7 @@ from lnb.reports.diagnostics import LayerRecords
 from lnb.reports.input_figures import figures_of_inputs
 from lnb.reports.overhead import OverheadMeter
 from lnb.routes.turned import Turned
-from lnb.sharded.sharding import adopt_shards, refuse_flat, register_shards, release, shards_of
+from lnb.sharded.sharding import adopt_shards, refuse_flat, register_shards, release, shards_class
 from lnb.state.portable import PROGRESS, asks_for_state, make_up_inputs, with_progress, write_progress
 from lnb.state.schema import saved_settings
 from lnb.state.serialization import (
@@ -210,7 +210,12 @@ class LNB(Optimizer):
     def _find_shards(self) -> None:
         """Work on the shards of parameters that are sharded."""
         model, given, exchange = self._model, self._ranks.given, self._exchange
-        self._shards = shards_of(model, self._inventory, self.param_groups, self.state, self._config, given, exchange)
+        groups, shards = self.param_groups, shards_class(self.param_groups)
+        self._shards = (
+            None
+            if shards is None
+            else shards(model, self._inventory, groups, self.state, self._config, given, exchange)
+        )
         self._memory = Memory.empty(None if self._shards is None else self._shards.stages)
         self._turned = Turned(self._inventory.layers, self._inventory.names)
         if self._shards is not None:
@@ -522,7 +527,7 @@ class LNB(Optimizer):
                 capture.clear()
 
     def _members(self) -> Members:
-        """What the groups hold now."""
+        """The parameters that the groups hold now."""
         found = self._known_members
         if found is None or not found.hold(self._inventory.layers, self.param_groups):
             found = self._known_members = Members(self._inventory.layers, self.param_groups)

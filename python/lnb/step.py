@@ -21,7 +21,7 @@ from lnb.momentum import adam_directions, average_gradients
 from lnb.routes.fused import Fused, FusedShare, prepare_fused
 from lnb.routes.prepared import Prepared, PreparedShare, prepare
 from lnb.scratch import Scratch
-from lnb.solvers.solve import Solution, solve
+from lnb.solvers.solve import Solution, SolverInputs, solve
 from lnb.statistics.arenas import Arenas
 from lnb.statistics.averages import average_statistics
 from lnb.statistics.split_refresh import refresh_over
@@ -170,7 +170,7 @@ class Share:
 
     def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
         """The directions of the layers."""
-        return solve(self.context.layers, averages, self.verdict, self.agreement)
+        return solve(SolverInputs(self.context.layers, averages, self.verdict, self.agreement))
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import adapter_study
+import conversion_study
 import defaults_study
 import drift_study
 import full_batch_study
@@ -29,6 +30,7 @@ STUDIES = {
     "wide_layer": (wide_layer_study, "moments.md"),
     "defaults": (defaults_study, "presets.md"),
     "full_batch": (full_batch_study, "presets.md"),
+    "conversion": (conversion_study, "move-over.md"),
 }
 
 
@@ -106,6 +108,21 @@ def test_differences_are_paired_and_an_alarm_has_a_known_area() -> None:
 def test_the_preset_for_full_batches_meets_its_target() -> None:
     assert full_batch_study.steps({}, 10.0, 0) < 30
     assert full_batch_study.shown([3, 4, full_batch_study.LIMIT + 1]) == "4 (3 to never)"
+
+
+def test_a_conversion_is_tuned_on_one_seed_and_judged_by_others() -> None:
+    """Of losses that are known: AdamW is best at 3e-3, LNB at half its rate; the product of rate and decay is kept."""
+    best = {"adamw": 3e-3, "lnb": 0.1}
+    seen = []
+
+    def run(optimizer: str, settings: dict[str, float], seed: int) -> float:
+        seen.append((optimizer, settings["lr"] * settings["weight_decay"], seed))
+        return abs(settings["lr"] / best[optimizer] - 1) + seed
+
+    row = conversion_study.compare(0.1, 3, run)
+    assert row["rates"] == pytest.approx({"adamw": 3e-3, "converted": 0.2, "tuned": 0.1})
+    assert row["losses"] == pytest.approx({"adamw": [1, 2], "converted": [2, 3], "tuned": [1, 2]})
+    assert [product for optimizer, product, _ in seen if optimizer == "lnb"] == pytest.approx([3e-4] * 7)
 
 
 def test_a_changed_number_changes_the_loss() -> None:

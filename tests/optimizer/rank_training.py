@@ -399,6 +399,7 @@ def _complaints() -> dict[str, str]:
     alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
     found["other ranks"] = _other_ranks(DistributedDataParallel(Network()), alone)
     found["alone"] = _other_ranks(DistributedDataParallel(Network()), None)
+    found["loss"] = _step_with_loss(DistributedDataParallel(Network()))
     model = Network()
     optimizer = lnb.LNB(model)
     for name in ("unknown", "unknown again"):
@@ -415,6 +416,19 @@ def _other_ranks(wrapped: DistributedDataParallel, group: Any) -> str:
     before = parameters_of(wrapped)
     try:
         trained(wrapped, optimizer)
+    except ValueError as error:
+        return str(error) if torch.equal(parameters_of(wrapped), before) else "it moved"
+    return "none"
+
+
+def _step_with_loss(wrapped: DistributedDataParallel) -> str:
+    optimizer = lnb.LNB(wrapped)
+    before = parameters_of(wrapped)
+    x, _ = next(iter(images(torch.float32)))
+    loss = wrapped(x).square().mean()
+    loss.backward()
+    try:
+        optimizer.step(loss=loss)
     except ValueError as error:
         return str(error) if torch.equal(parameters_of(wrapped), before) else "it moved"
     return "none"

@@ -85,7 +85,9 @@ def test_overridden_methods_take_what_torchs_take(name: str) -> None:
     def parameters(method: Any) -> list[tuple[str, Any, Any]]:
         return [(p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()]
 
-    assert parameters(getattr(lnb.LNB, name)) == parameters(getattr(torch.optim.Optimizer, name))
+    own, torchs = parameters(getattr(lnb.LNB, name)), parameters(getattr(torch.optim.Optimizer, name))
+    assert own[: len(torchs)] == torchs
+    assert all(kind is inspect.Parameter.KEYWORD_ONLY and default is None for _, kind, default in own[len(torchs) :])
 
 
 def test_the_signatures_above_are_those_that_matter() -> None:
@@ -161,3 +163,25 @@ def test_bad_arguments_of_param_groups(arguments: dict[str, Any], error: type[Ex
     with pytest.raises(error) as raised:
         lnb.param_groups(Blocks(), **arguments)
     assert words in str(raised.value)
+
+
+def test_lists_of_parameters_are_followed() -> None:
+    """A parameter that leaves its group stands still; in another one it has that group's rate."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = lnb.LNB(model, 0.02)
+
+    def moved() -> list[bool]:
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer.zero_grad()
+        model(torch.randn(16, 6)).square().mean().backward()
+        optimizer.step()
+        return [not torch.equal(one, two) for one, two in zip(model.parameters(), before, strict=True)]
+
+    assert [moved() for _ in range(4)] == [[True] * 4] * 4
+    bias = optimizer.param_groups[0]["params"].pop(1)
+    optimizer.add_param_group({"params": [bias], "lr": 0.0})
+    assert moved() == [True, False, True, True]
+    optimizer.param_groups[1]["lr"] = 0.02
+    assert moved() == [True] * 4
+    optimizer.param_groups[0]["params"].pop()
+    assert moved() == [True, True, True, False]

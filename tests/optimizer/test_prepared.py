@@ -187,6 +187,47 @@ def test_every_dtype_has_tables(kind: torch.dtype | str, masters: bool, monkeypa
     assert used >= 9
 
 
+class Halves(nn.Module):
+    """Two layers that are given one tensor, or, ``apart``, equal ones."""
+
+    apart = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 6), nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, 8]`` to ``[N, 6]``."""
+        return torch.tanh(self.one(x)) * self.two(x * 1.5 if self.apart else x)
+
+
+def test_a_refresh_follows_inputs_and_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a refresh found is used again only while the same layers share an input, and states hold the same tensors."""
+    torch.manual_seed(0)
+    model = Halves()
+    optimizer = lnb.LNB(model, 0.05, refresh_every=1)
+    for step in range(8):
+        model.apart = step in (3, 4)
+        if step == 6:
+            state = optimizer.state[model.one.weight]
+            state["output_moment"] = state["output_moment"].clone()
+        other, twin = copy.deepcopy((model, optimizer))
+        for net_, its in ((model, optimizer), (other, twin)):
+            its.zero_grad()
+            net_(torch.randn(32, 8, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        optimizer.step()
+        with monkeypatch.context() as patched:
+            patched.setattr("lnb.step.prepare", lambda *_: None)
+            twin.step()
+        for one, two in zip(model.parameters(), other.parameters(), strict=True):
+            assert close(one, two, 1e-3), step
+            for key, value in optimizer.state[one].items():
+                assert close(value, twin.state[two][key], 1e-3), (step, key)
+        mine, theirs = (optimizer.state[layer.weight]["second_moment"] for layer in (model.one, model.two))
+        assert (mine.data_ptr() == theirs.data_ptr()) == (step < 3)  # once apart, their averages differ
+    assert prepared(optimizer)
+
+
 def strided_gradient(model: Net) -> None:
     assert model.wide.weight.grad is not None
     model.wide.weight.grad = model.wide.weight.grad.t().contiguous().t()

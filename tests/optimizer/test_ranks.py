@@ -147,6 +147,7 @@ def test_what_is_said_to_several_ranks(found: Found) -> None:
         assert "solver='matrix_free'" in said["kept inputs"]
         assert "solver='matrix_free'" in said["wrapped"]
         assert "max_overhead=0.1" in said["by time"]
+        assert "loss is for one process" in said["loss"]
         assert "process_group='gloo'" in said["no group"]
         for name in ("other ranks", "alone"):
             assert "leave process_group out, or give both the same ranks" in said[name]

@@ -13,8 +13,7 @@ from torch import nn
 
 import lnb
 import lnb_kernels as lk
-from lnb.context import LayerContext
-from lnb.solvers.solve import Solution, solve
+from lnb.solvers.solve import Solution, SolverInputs, solve
 from lnb.statistics.schedule import sample_start
 
 
@@ -121,11 +120,12 @@ def test_solvers_only_read_statistics(settings: dict[str, Any], monkeypatch: pyt
     optimizer = lnb.LNB(model, **({"preset": "paper"} | settings))
     solved = []
 
-    def watched(contexts: list[LayerContext], *others: Any) -> Solution:
+    def watched(given: SolverInputs) -> Solution:
+        contexts = given.contexts
         kept = {
             context.layer: {k: v.clone() for k, v in context.state.items() if k != "direction"} for context in contexts
         }
-        found = solve(contexts, *others)
+        found = solve(given)
         for context in contexts:
             assert set(context.state) - {"direction"} == set(kept[context.layer])
             assert all(torch.equal(context.state[key], value) for key, value in kept[context.layer].items())

@@ -12,7 +12,7 @@ from lnb.layers.capture import Capture
 from lnb_kernels.linear import SharedMoment
 
 _SEEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""Of an input, what the layers that share its moment have in common, and the moment, which the graph of the layers keeps."""
+"""For an input, the setting that the layers that share its moment have in common, and the moment, which their graph keeps."""
 
 
 def moment_of(x: Tensor, capture: Capture, probe: Tensor | None) -> SharedMoment | None:

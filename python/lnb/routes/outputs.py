@@ -1,4 +1,4 @@
-"""Where the averaged gradients of a prepared step lie, in whose place it puts its directions."""
+"""The memory for the averaged gradients of a prepared step, where its directions then take their place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lnb.layers.capture import statistics_dtype
 
 
 class Outputs:
-    """Addresses for every parameter: of layers in memory that is kept, of others in one piece of memory for each dtype.
+    """Addresses for every parameter: for those of layers in memory that is kept, for others in one piece of memory per dtype.
 
     Args:
         parameters: in the order of the step.
@@ -30,7 +30,7 @@ class Outputs:
                 self._sizes[dtype] = begin + parameter.numel()
 
     def for_a_step(self) -> tuple[list[int], list[Tensor]]:
-        """Every parameter's address, and what has to be kept until the step is complete."""
+        """Every parameter's address, and the memory that has to be kept until the step is complete."""
         fresh = {dtype: torch.empty(size, dtype=dtype) for dtype, size in self._sizes.items()}
         begins = {dtype: memory.data_ptr() for dtype, memory in fresh.items()}
         addresses = self._addresses.copy()

@@ -13,9 +13,7 @@ from lnb.layers.claimed import without_wrappers
 from lnb.sharded.dtensors import is_dtensor, is_sharded
 
 if TYPE_CHECKING:
-    from lnb.config import Config
-    from lnb.distributed.exchange import MomentExchange
-    from lnb.layers.claimed import Inventory, Layer
+    from lnb.layers.claimed import Layer
     from lnb.sharded.shards import Shards
 
 _REMEDY = "use fully_shard (FSDP2) or DistributedDataParallel, or another optimizer for this model"
@@ -62,21 +60,13 @@ def release(former: Iterable[Layer], kept: Iterable[Layer]) -> None:
                 detach_layer(module)
 
 
-def shards_of(
-    model: nn.Module,
-    inventory: Inventory,
-    param_groups: list[dict[str, Any]],
-    states: Any,
-    config: Config,
-    given: Any,
-    exchange: MomentExchange,
-) -> Shards | None:
-    """What the optimizer needs for shards (:class:`lnb.sharded.shards.Shards`); None for whole parameters."""
+def shards_class(param_groups: Iterable[dict[str, Any]]) -> type[Shards] | None:
+    """What keeps the shards of an optimizer's parameters; None for whole parameters."""
     if not is_sharded(parameter for group in param_groups for parameter in group["params"]):
         return None
     from lnb.sharded.shards import Shards  # imports torch's distributed packages
 
-    return Shards(model, inventory, param_groups, states, config, given, exchange)
+    return Shards
 
 
 def adopt_shards(model: nn.Module, names: dict[nn.Parameter, str], param_groups: Iterable[dict[str, Any]]) -> bool:

@@ -20,7 +20,7 @@ from lnb.layers.claimed import Layer
 from lnb.scratch import Scratch
 from lnb.sharded.local import LocalLayer, Locals
 from lnb.sharded.mesh import Ranks
-from lnb.solvers.solve import Solution, solve
+from lnb.solvers.solve import Solution, SolverInputs, solve
 from lnb.statistics.arenas import Arenas, constant
 from lnb.statistics.refresh import refresh
 from lnb.step import Share
@@ -167,7 +167,8 @@ class ShardedShare(Share):
 
     def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
         """Where the layers are to go."""
-        return solve(self.context.layers, averages, self.verdict, self.agreement, self._exchange.add_products)
+        add = self._exchange.add_products
+        return solve(SolverInputs(self.context.layers, averages, self.verdict, self.agreement, add))
 
     def refresh(self, averages: dict[nn.Parameter, Tensor]) -> None:
         """The factors of the layers that are due."""

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from lnb.solvers.solution import Solution
+from lnb.solvers.solution import Solution, SolverInputs
 
 if TYPE_CHECKING:
     from lnb.config import Config
     from lnb.context import LayerContext
-    from lnb.damping import Agreement
     from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
     from lnb.verdict import Verdict
-
-AddRows = Callable[[list["LayerContext"], Tensor], Tensor]
-"""Takes sums over the rows of the weights that are here, ``[layers, n]``, and returns the sums over all rows of those layers."""
 
 
 class Solver:
@@ -80,33 +76,20 @@ class Solver:
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
-    def solve(
-        self,
-        solution: Solution,
-        members: Sequence[int],
-        contexts: list[LayerContext],
-        averages: dict[nn.Parameter, Tensor],
-        verdict: Verdict,
-        agreement: Agreement | None,
-        add: AddRows | None,
-    ) -> None:
+    def solve(self, solution: Solution, members: Sequence[int], given: SolverInputs) -> None:
         """Enter the directions of some layers into ``solution``. Here: one layer at a time, so that only one has its copies in
         memory.
 
         Args:
             solution: of all layers.
             members: the places of the layers to solve.
-            contexts: all layers of one device. Their statistics are up to date and only read.
-            averages: ``g~`` of every parameter. The directions may take their place.
-            verdict: whether state may change.
-            agreement: of the layers' gradients, where it shortens steps.
-            add: where ranks share out the rows of layers, makes sums over all rows, ``[layers, n]``, of some of the layers;
-                else None.
+            given: all layers of one device. Their statistics are up to date and only read; directions may take the place of
+                the averaged gradients.
         """
         for i in members:
-            context = contexts[i]
-            gradient = joined_gradient(context, averages)
-            solution.parts[i] = split_direction(context, self.direction(context, gradient, verdict), gradient)
+            context = given.contexts[i]
+            gradient = joined_gradient(context, given.averages)
+            solution.parts[i] = split_direction(context, self.direction(context, gradient, given.verdict), gradient)
 
     def direction(self, context: LayerContext, gradient: Tensor, verdict: Verdict) -> Tensor:
         """The direction ``h`` of one layer, of the shape of ``gradient``; zero for a batch without samples.

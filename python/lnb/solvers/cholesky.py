@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lnb_kernels as lk
 from lnb.context import LayerContext, moment_blocks
 from lnb.sharded.columns import LayerColumns, column_directions_
-from lnb.solvers.base import AddRows, Solver
+from lnb.solvers.base import Solver
 from lnb.statistics.arenas import sums_of
 from lnb.statistics.factored import Factor, block_count
 from lnb.statistics.orthogonalize import INVERSE_ROOT_FLOPS
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
-    from lnb.solvers.solution import Solution
+    from lnb.solvers.solution import Solution, SolverInputs
     from lnb.trust_regions import TrustRegion
-    from lnb.verdict import Verdict
 
 # On the CPU, layers of one shape are solved in one call up to this many entries: above, stacking them costs more than the
 # calls it saves.
@@ -55,20 +54,12 @@ class Cholesky(Solver):
         """It suits every layer."""
         return "exact, a factor of each second moment"
 
-    def solve(
-        self,
-        solution: Solution,
-        members: Sequence[int],
-        contexts: list[LayerContext],
-        averages: dict[nn.Parameter, Tensor],
-        verdict: Verdict,
-        agreement: Agreement | None,
-        add: AddRows | None,
-    ) -> None:
+    def solve(self, solution: Solution, members: Sequence[int], given: SolverInputs) -> None:
         """Layers of the two-sided region in one call per dtype, those of other regions batched by shape."""
+        contexts, averages = given.contexts, given.averages
         two_sided = [i for i in members if contexts[i].config.region.two_sided]
         if two_sided:
-            _solve_two_sided(solution, contexts, two_sided, averages, agreement)
+            _solve_two_sided(solution, contexts, two_sided, averages, given.agreement)
         others = [i for i in members if not contexts[i].config.region.two_sided]
         for batch in _batched([_Batch.of_layer(i, contexts[i], averages) for i in others]):
             weight, bias = batch.region.direction(batch.weight, batch.bias, batch.factor)

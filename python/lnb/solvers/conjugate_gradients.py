@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lnb.solvers.base import AddRows, Solver, joined_gradient, split_direction
+from lnb.solvers.base import Solver, joined_gradient, split_direction
 from lnb.solvers.equations import Equation, solve_equation, solve_joined
 from lnb.solvers.rounded_metric import RoundedMetric, rounds_products
 from lnb.solvers.shared_iterations import solve_shared
@@ -19,11 +19,10 @@ from lnb.statistics.running import ridge_of
 if TYPE_CHECKING:
     from lnb.config import Config
     from lnb.context import LayerContext
-    from lnb.damping import Agreement
     from lnb.layers.capture import Samples
     from lnb.layers.claimed import Layer
     from lnb.planning.pricing import Pricing
-    from lnb.solvers.solution import Solution
+    from lnb.solvers.solution import Solution, SolverInputs
     from lnb.verdict import Verdict
 
 _CALLS = 115
@@ -47,20 +46,12 @@ class ConjugateGradients(Solver):
         """It suits every layer."""
         return "conjugate gradients on the second moment"
 
-    def solve(
-        self,
-        solution: Solution,
-        members: Sequence[int],
-        contexts: list[LayerContext],
-        averages: dict[nn.Parameter, Tensor],
-        verdict: Verdict,
-        agreement: Agreement | None,
-        add: AddRows | None,
-    ) -> None:
+    def solve(self, solution: Solution, members: Sequence[int], given: SolverInputs) -> None:
         """One layer at a time, so that only one has its copies in memory; small ones wait, to be solved in one call.
 
         Layers that share a step length with rows on other ranks wait for each other.
         """
+        contexts, averages, verdict, add = given.contexts, given.averages, given.verdict, given.add
         waiting: dict[int, Equation] = {}
         shared: dict[int, Equation] = {}
         for i in members:

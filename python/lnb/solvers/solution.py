@@ -1,10 +1,40 @@
-"""What solvers hand to the trust region: the directions of a step."""
+"""What solvers are given, and what they hand to the trust region: the directions of a step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lnb.context import LayerContext
+    from lnb.damping import Agreement
+    from lnb.verdict import Verdict
+
+AddRows = Callable[[list["LayerContext"], Tensor], Tensor]
+"""Takes sums over the rows of the weights that are here, ``[layers, n]``, and returns the sums over all rows of those layers."""
+
+
+@dataclass
+class SolverInputs:
+    """The layers of one device, as the solvers of a step are given them.
+
+    Attributes:
+        contexts: the layers.
+        averages: ``g~`` of every parameter.
+        verdict: whether state may change.
+        agreement: of the layers' gradients, where it shortens steps.
+        add: where ranks share out the rows of layers, makes sums over all rows, ``[layers, n]``, of some of the layers;
+            else None.
+    """
+
+    contexts: list[LayerContext]
+    averages: dict[nn.Parameter, Tensor]
+    verdict: Verdict
+    agreement: Agreement | None = None
+    add: AddRows | None = None
 
 
 @dataclass

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from lnb.context import LayerContext
-from lnb.damping import Agreement
 from lnb.solvers import Solver
-from lnb.solvers.base import AddRows
-from lnb.solvers.solution import Solution
-from lnb.verdict import Verdict
+from lnb.solvers.solution import Solution, SolverInputs
 
-__all__ = ["Solution", "solve"]
+__all__ = ["Solution", "SolverInputs", "solve"]
 
 
-def solve(
-    contexts: list[LayerContext],
-    averages: dict[nn.Parameter, Tensor],
-    verdict: Verdict,
-    agreement: Agreement | None = None,
-    add: AddRows | None = None,
-) -> Solution:
-    """The directions of all layers of one device, in the order of ``contexts``. Layers that keep a factor have it already.
+def solve(given: SolverInputs) -> Solution:
+    """The directions of all layers of one device, in their order. Layers that keep a factor have it already.
 
-    Args:
-        contexts: the layers; their state is updated.
-        averages: ``g~`` of every parameter. Directions of the two-sided region take their place.
-        verdict: whether state may change.
-        agreement: of the layers' gradients, where it shortens steps.
-        add: where ranks share out the rows of layers, makes sums over all rows from those over the rows here.
+    The state of the layers is updated, and directions of the two-sided region take the place of the averaged gradients.
     """
-    solution = Solution([[] for _ in contexts])
+    solution = Solution([[] for _ in given.contexts])
     by_solver: dict[Solver, list[int]] = {}
-    for i, context in enumerate(contexts):
+    for i, context in enumerate(given.contexts):
         by_solver.setdefault(context.config.method, []).append(i)
     for solver, members in by_solver.items():
-        solver.solve(solution, members, contexts, averages, verdict, agreement, add)
+        solver.solve(solution, members, given)
     return solution

@@ -142,7 +142,7 @@ def _always(parameter: Tensor, layer: Layer | None, config: Config) -> bool:
 
 
 def _if_given(parameter: Tensor, layer: Layer | None, config: Config) -> bool:
-    """Of entries that depend on what the user passes to a step: no plan counts on them."""
+    """Entries that depend on what the user passes to a step: no plan counts on them."""
     return False
 
 

@@ -102,7 +102,7 @@ def refresh_prepared(
 def _refresh_anew(
     tables: StepTables, due: Mapping[LayerContext, int], arenas: Arenas
 ) -> tuple[list[LayerContext], dict[LayerContext, StepMoment]]:
-    """The layers that the kernels do not take; and what they took of the others."""
+    """The layers that the kernels do not take, and what they take for the others."""
     taken: list[Sharing] = []
     left = [context for context in due if context.moments is None]
     for sharing in shared(due, arenas):
@@ -156,7 +156,7 @@ def _addresses(held: Sequence[Tensor | None]) -> list[int]:
 
 
 def _first(gathered: Sequence[Tensor]) -> list[int]:
-    """Of each memory the place of the first that is the same."""
+    """For each memory, the place of the first one that is the same."""
     places: dict[int, int] = {}
     return [places.setdefault(tensor.data_ptr(), i) for i, tensor in enumerate(gathered)]
 
