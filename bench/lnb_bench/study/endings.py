@@ -20,7 +20,7 @@ def endings(comparisons: Sequence[Comparison]) -> list[str]:
     for comparison in comparisons:
         rows = [row for row in comparison.rows if row.final is not None]
         mine = next((row for row in rows if is_ours(comparison, row)), None)
-        if mine is None or comparison.task.control:
+        if mine is None or comparison.task.control or all(is_ours(comparison, row) for row in rows):
             continue
         places: dict[str, list[str]] = {
             "clearly worse than": [],

@@ -11,9 +11,17 @@ from lnb_bench.study.markdown import markdown
 from lnb_bench.study.profiles import KINDS
 
 ROOT = Path(__file__).resolve().parents[3]
-DOCUMENTS = {"study": "results", "peers": "results-peers", "protocol": "results-protocol"}
-SHORT_FORMS = {"protocol": "short"}
-FINISHED = {"protocol": ["diabetes", "diamonds", "burgers", "digits"]}  # docs/protocol.md names the others
+DOCUMENTS = {
+    "study": "results",
+    "peers": "results-peers",
+    "protocol": "results-protocol",
+    "ablations": "results-ablations",
+}
+SHORT_FORMS = {"protocol": "short", "ablations": "short"}
+FINISHED = {  # docs/protocol.md names the others
+    "protocol": ["diabetes", "diamonds", "burgers", "digits"],
+    "ablations": ["diabetes", "digits"],
+}
 
 
 @pytest.fixture(scope="module", params=DOCUMENTS)
@@ -38,7 +46,10 @@ def found(name: str, suite: Suite) -> Findings:
 def _note(name: str) -> str:
     """What the document says that it is, where the command that makes it says so."""
     page = ROOT / "docs" / "protocol.md" if name in SHORT_FORMS else ROOT / "bench" / "suites" / f"{name}.toml"
-    return page.read_text(encoding="utf-8").split('--note "')[1].split('"')[0]
+    text = page.read_text(encoding="utf-8")
+    if name in SHORT_FORMS:
+        text = text[text.index(f"bench/results/{name} --short") :]
+    return text.split('--note "')[1].split('"')[0]
 
 
 def test_every_task_is_finished_with_every_seed(suite: Suite, found: Findings) -> None:
