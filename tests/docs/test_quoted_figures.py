@@ -11,7 +11,7 @@ import pytest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
-STUDY, CONDITION, ROBUST = "results.md", "results-condition.md", "robustness.md"
+STUDY, CONDITION, ROBUST, PROTOCOL = "results.md", "results-condition.md", "robustness.md", "results-protocol.md"
 
 QUOTES = [
     ("index.md", "it needed 0.17 times as long as tuned AdamW", STUDY, "mnist-inverted: lnb against adamw: 0.17 times"),
@@ -43,6 +43,22 @@ QUOTES = [
         "Of 64 cases run (the suite has 67): lnb: 2 above the start",
     ),
     ("how-it-fails.md", "LNB takes 1.29 times as long", STUDY, "mnist: lnb against sgd: 1.29 times"),
+    (
+        "how-it-fails.md",
+        "1.42 times as long: 0.43 times the steps",
+        PROTOCOL,
+        "digits: lnb against sgd: 1.42 times as long",
+    ),
+    (
+        "how-it-fails.md",
+        "ends at 0.108 (SOAP 0.0984)",
+        PROTOCOL,
+        "| diamonds | nadamw, 1.03 s | adamw, 0.104 | soap, 0.0984",
+    ),
+    ("how-it-fails.md", "ends at 0.108 (SOAP 0.0984)", PROTOCOL, "diamonds: lnb ends at 0.108"),
+    ("how-it-fails.md", "tuned at 0.732; NorMuon tuned at 0.698", PROTOCOL, "diabetes: lnb ends at 0.732"),
+    ("how-it-fails.md", "0.0443 against 0.226", PROTOCOL, "burgers: lnb ends at 0.226"),
+    ("../README.md", "reaches tuned NadamW's target on two", PROTOCOL, "| lnb | 1 of 4 | 0 | 0.22 | 0.21 | 2 of 4 |"),
     ("how-it-fails.md", "21, 11 and 2.7 times as long", STUDY, "matrix-1e1: lnb against adamw: 10.57 times"),
     ("how-it-fails.md", "1.34, 1.26 and 1.08 times as long", STUDY, "shakespeare: lnb against muon: 1.34 times"),
     ("how-it-fails.md", "`residual 16`: AdamW 0.0054", ROBUST, "| residual 16 | 3 | 1.1 | 0.0054 | 0.0029 | 0.0012 |"),

@@ -108,9 +108,8 @@ def sections(findings: Findings) -> list[Section]:
 
 
 def _endings(findings: Findings) -> list[Section]:
-    if not findings.searched:
-        return []
-    return [Section("At the end of equal steps", (NOTE,), sentences=tuple(endings(findings.comparisons)))]
+    sentences = tuple(endings(findings.comparisons)) if findings.searched else ()
+    return [Section("At the end of equal steps", (NOTE,), sentences=sentences)] if sentences else []
 
 
 def _performance(findings: Findings) -> list[Section]:

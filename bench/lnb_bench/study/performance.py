@@ -7,6 +7,7 @@ is the area under the profile from 1 to :data:`FARTHEST`, over its largest possi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def picture(comparisons: Sequence[Comparison], theme: Theme) -> bytes:
     figure, panels = subplots(theme, 2, 1, figsize=(5.2, 6.6))
     found = [one for one in contestants(comparisons) if one.ours or not one.default]
     for panel, measure in zip(panels, MEASURES, strict=True):
-        mine, others = iter(OURS * 9), iter(OTHERS * 9)
+        mine, others = itertools.cycle(OURS), itertools.cycle(OTHERS)
         for one in found:
             colour = next(mine if one.ours else others)
             factors = sorted({1.0, FARTHEST, *(r for r in one.ratios[measure] if r < FARTHEST)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from lnb_bench.study.canvas import OTHERS, OURS, Theme, dress, png, subplots
@@ -79,5 +80,5 @@ PICTURES = {"curves": curves, "time-to-target": bars, "learning-rates": rates}
 
 def _coloured(comparison: Comparison) -> list[tuple[Row, str]]:
     """Rows with runs, each with its colour: warm ones are LNB's."""
-    mine, others = iter(OURS * 9), iter(OTHERS * 9)
+    mine, others = itertools.cycle(OURS), itertools.cycle(OTHERS)
     return [(row, next(mine if is_ours(comparison, row) else others)) for row in comparison.rows if row.runs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from lnb_bench.study.canvas import OTHERS, OURS, Theme, dress, png, subplots
@@ -15,7 +16,7 @@ PART_COLOURS = ("#93c5fd", "#2563eb", "#d97706", "#ea580c", "#059669")
 def family(shown: Family, theme: Theme) -> bytes:
     """The measure of every optimizer on every task of a family, PNG; where a target was never reached there is no point."""
     figure, panel = subplots(theme, figsize=(5.2, 3.4))
-    mine, others = iter(OURS * 9), iter(OTHERS * 9)
+    mine, others = itertools.cycle(OURS), itertools.cycle(OTHERS)
     places = range(len(shown.tasks))
     for optimizer, estimates in shown.rows.items():
         colour = next(mine if optimizer.startswith("lnb") else others)

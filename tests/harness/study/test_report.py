@@ -69,7 +69,7 @@ def test_markdown(report: Path) -> None:
     tables = [line for line in text.splitlines() if line.startswith(("| lnb ", "| adamw "))]
     assert [line.count("|") for line in tables] == [5, 5, 11, 11, 11, 11]  # the family's, then two tasks'
     assert re.search(r"^2 comparisons by time to target: ", text, re.M)
-    assert re.search(r"^\| digits \| \w+, .* of 2 \|$", text, re.M)
+    assert re.search(r"^\| digits \| (none|\w+, .*) \| .* of 2 \|$", text, re.M)
     assert "## Side by side: both\n\nSteps to the target, each" in text
     said = (
         "- mlp: a step takes, in steps of AdamW fused: paper 2.00 (most of the difference: solve).",

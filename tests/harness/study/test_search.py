@@ -181,7 +181,12 @@ def test_profiles_and_variants(searching: Path, tmp_path: Path, monkeypatch: pyt
     worse = dataclasses.replace(
         comparison, rows=(dataclasses.replace(comparison.rows[0], final=behind), *comparison.rows[1:])
     )
-    assert endings([worse]) == ["digits: lnb ends at 50.00% (40.00% to 60.00%), clearly worse than adamw."]
+    assert endings([worse]) == [
+        (
+            "digits: lnb ends at 50.00% (40.00% to 60.00%), clearly worse than adamw. "
+            "The best on its way was 100.00%, after 3 of 12 steps."
+        )
+    ]
     lower = dataclasses.replace(worse, higher_is_better=False)
     assert endings([lower])[0].endswith("clearly better than adamw.")
     assert all(row.default is not None and row.default.final == row.final for row in comparison.rows)
