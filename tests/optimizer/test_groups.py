@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
@@ -75,24 +74,6 @@ def test_settings_of_the_whole_optimizer_are_accepted_in_a_group_only_as_they_ar
     lnb.LNB(model, params=groups)
     with pytest.raises(ValueError, match=r"momentum=0\.5 cannot be set per group, it is 0\.9 for all of them"):
         lnb.LNB(model, params=[{"params": list(model.parameters()), "momentum": 0.5}])
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name for name in vars(lnb.LNB) if callable(getattr(torch.optim.Optimizer, name, None)) and name != "__init__"],
-)
-def test_overridden_methods_take_what_torchs_take(name: str) -> None:
-    def parameters(method: Any) -> list[tuple[str, Any, Any]]:
-        return [(p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()]
-
-    own, torchs = parameters(getattr(lnb.LNB, name)), parameters(getattr(torch.optim.Optimizer, name))
-    assert own[: len(torchs)] == torchs
-    assert all(kind is inspect.Parameter.KEYWORD_ONLY and default is None for _, kind, default in own[len(torchs) :])
-
-
-def test_the_signatures_above_are_those_that_matter() -> None:
-    overridden = {name for name in vars(lnb.LNB) if hasattr(torch.optim.Optimizer, name)}
-    assert {"add_param_group", "step", "zero_grad", "state_dict", "load_state_dict"} <= overridden
 
 
 class Blocks(nn.Module):

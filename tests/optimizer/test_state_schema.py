@@ -95,6 +95,12 @@ def test_every_key_is_made_by_some_setting() -> None:
         optimizer = lnb.LNB(model, **settings)
         train(model, optimizer, batches(1))
         seen |= {key for state in optimizer.state.values() for key in state}
+    model = nn.Linear(3, 2)
+    optimizer = lnb.LNB(model)
+    for _ in range(2):
+        model(torch.ones(4, 3)).sum().backward()
+        optimizer.step(loss=1.0)
+    seen |= optimizer.state[model.weight].keys()
     assert seen == set(SCHEMA)
 
 
