@@ -44,14 +44,14 @@ def apply_(
 
     Args:
         weights, biases, others: the parameters to move, all on one device. Nothing that is written may share memory with
-        anything else. scales: ``[n]``, one factor per layer and other parameter, in float64 (float32 on devices without it).
+            anything else.
+        scales: ``[n]``, one factor per layer and other parameter, in float64 (float32 on devices without it).
         lr: learning rate of each parameter group: a number or a tensor ``[]`` (read on its device: a captured CUDA graph
             follows its changes).
         weight_decay: likewise, as many.
         rule: of ``others``; None where there are none.
         shorter: None, or ``[n]`` beside ``scales`` and of its dtype: the factors by which a step also multiplies the weights
-        of a layer.
-            Entries of other parameters are not read.
+            of a layer. Entries of other parameters are not read.
         ok: bool tensor ``[]`` on the same device. Nothing is written where it is False; the host does not wait for it.
 
     Raises:
