@@ -11,6 +11,7 @@ import torch
 import transformers
 from integrations.training import Classifier, data
 
+import lnb
 from lnb.integrations.transformers import optimizer_cls_and_kwargs
 
 
@@ -20,7 +21,7 @@ def run(folder: Path, epochs: int, batch_size: int, save: bool = False, resume: 
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=batch_size, num_train_epochs=epochs, use_cpu=True, report_to=[],
         save_strategy="epoch" if save else "no", max_grad_norm=0.0, lr_scheduler_type="constant", disable_tqdm=True,
-        learning_rate=0.1, **settings,
+        learning_rate=lnb.DEFAULT_LR["fast"], **settings,
     )  # fmt: skip
     rows = [{"x": x, "labels": y} for x, y in data()]
     model = Classifier().double()
