@@ -9,17 +9,14 @@ cosine. Results are kept after every run, and a study that was broken off goes o
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
 from defaults_study import CELLS, final_loss
-from gptq_study import keep
+from gptq_study import arguments_of, begun, keep
 from moments_study import filled
 
 import lnb
@@ -77,18 +74,9 @@ def tables(kept: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the data; else $LNB_DATA")
-    parser.add_argument("--seeds", type=int, default=3, help="with the one that rates are chosen by")
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
-    parser.add_argument("--json", type=Path, help="where to keep the results; a file that is there is gone on with")
-    parser.add_argument("--page", type=Path, help="a page with the marks between which the table goes")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = arguments_of(__doc__, CELLS, seeds=3)
     made = {"date": date.today().isoformat(), "torch": torch.__version__, "lnb": lnb_kernels.__version__}
-    kept: dict[str, Any] = {**made, "runs": {}, "rows": {}}
-    if arguments.json and arguments.json.exists():
-        kept = json.loads(arguments.json.read_text())
+    kept = begun(arguments.json, {**made, "runs": {}, "rows": {}})
     for name in arguments.cells:
         cell, task = CELLS[name], CELLS[name].make(arguments.data)
 

@@ -9,17 +9,14 @@ another rate could suit them better. Results are kept after every run, and a run
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import statistics
 import time
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
-from gptq_study import Cell, keep
+from gptq_study import Cell, arguments_of, begun, keep
 from moments_study import filled
 
 import lnb_kernels
@@ -115,18 +112,9 @@ def tables(kept: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the data; else $LNB_DATA")
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
-    parser.add_argument("--json", type=Path, help="where to keep the results; a file that is there is gone on with")
-    parser.add_argument("--page", type=Path, help="a page with the marks between which the table goes")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = arguments_of(__doc__, CELLS, seeds=4)
     made = {"date": date.today().isoformat(), "torch": torch.__version__, "lnb": lnb_kernels.__version__}
-    kept: dict[str, Any] = {**made, "losses": {}}
-    if arguments.json and arguments.json.exists():
-        kept = json.loads(arguments.json.read_text())
+    kept = begun(arguments.json, {**made, "losses": {}})
     tasks = {name: CELLS[name].make(arguments.data) for name in arguments.cells}
     started = time.process_time()
     for seed in range(arguments.seeds):

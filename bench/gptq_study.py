@@ -15,7 +15,7 @@ import copy
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -157,18 +157,28 @@ def keep(path: Path | None, kept: dict[str, Any]) -> None:
         os.replace(beside, path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def begun(path: Path | None, fresh: dict[str, Any]) -> dict[str, Any]:
+    """What was kept before, or ``fresh`` where nothing was."""
+    kept: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else fresh
+    return kept
+
+
+def arguments_of(description: str | None, cells: Iterable[str], seeds: int) -> argparse.Namespace:
+    """The arguments of a study of ``cells`` that is broken off and gone on with; it runs on one thread."""
+    names = list(cells)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the data; else $LNB_DATA")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--seeds", type=int, default=seeds, help="of each cell; a page says what they are used for")
+    parser.add_argument("--cells", nargs="+", choices=names, default=names)
     parser.add_argument("--json", type=Path, help="where to keep the results; a file that is there is gone on with")
     parser.add_argument("--page", type=Path, help="a page with the marks between which the table goes")
-    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    kept: dict[str, Any] = {"date": date.today().isoformat(), "torch": torch.__version__, "cells": {}}
-    if arguments.json and arguments.json.exists():
-        kept = json.loads(arguments.json.read_text())
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__, CELLS, seeds=5)
+    kept = begun(arguments.json, {"date": date.today().isoformat(), "torch": torch.__version__, "cells": {}})
     tasks = {name: CELLS[name].make(arguments.data) for name in arguments.cells}
     for seed in range(arguments.seeds):
         for name, task in tasks.items():

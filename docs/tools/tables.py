@@ -32,16 +32,17 @@ def made(found: dict[str, Any]) -> str:
     return f"\nlnb {found.get('lnb', '0.1.0')}, torch {found['torch']}, {found['date']}.\n"
 
 
+def spread(row: dict[str, float]) -> str:
+    """A ratio with its quartiles."""
+    return f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
 def step_overhead() -> str:
     """Times of whole steps, with the quartiles that were measured."""
     kept = data("step_overhead")
     found = kept["results"]
     models = ("transformer", "unet", "mlp")
-
-    def cell(row: dict[str, float]) -> str:
-        return f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-
-    rows = [[name, *(cell(found[model][name]) for model in models)] for name in found["mlp"] if name != "AdamW fused"]
+    rows = [[name, *(spread(found[model][name]) for model in models)] for name in found["mlp"] if name != "AdamW fused"]
     return table(["", "transformer", "UNet", "MLP"], rows) + made(kept)
 
 
@@ -58,10 +59,8 @@ def step_overhead_default() -> str:
         "small-mlp": "64-64-64-10, batch 128",
     }
     kept = data("step_overhead_default")
-    rows = []
-    for model, name in names.items():
-        row = kept["results"][model]["fast"]
-        rows.append([name, f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})", f"{row['mean_ratio']:.2f}"])
+    found = {model: kept["results"][model]["fast"] for model in names}
+    rows = [[name, spread(found[model]), f"{found[model]['mean_ratio']:.2f}"] for model, name in names.items()]
     return table(["", "median, quartiles", "mean of a refresh cycle"], rows) + made(kept)
 
 

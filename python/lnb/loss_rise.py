@@ -19,7 +19,7 @@ from lnb.context import LayerContext
 from lnb.damping import LEAST_RADIUS
 from lnb.statistics.arenas import Arenas
 from lnb.statistics.running import bias_correction
-from lnb.verdict import Verdict
+from lnb.verdict import Verdict, on_device
 
 DECAY = 0.9
 DEVIATIONS = 3.0
@@ -41,8 +41,7 @@ def as_loss(loss: float | Tensor, device: torch.device) -> Tensor:
             raise ValueError(
                 f"step(): loss must be one number, but has shape {tuple(loss.shape)}; pass its mean. Nothing was changed"
             )
-        wide = loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32))
-        return wide.to(device, non_blocking=device.type != "cpu")
+        return on_device(loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32)), device)
     if isinstance(loss, bool) or not isinstance(loss, (int, float)):
         raise TypeError(f"step(): loss={loss!r} must be a number or a tensor of one; nothing was changed")
     return torch.tensor(float(loss), device=device)
@@ -71,7 +70,7 @@ def shorten_where_risen(contexts: list[LayerContext], loss: Tensor, verdict: Ver
             arenas.select(key, states, shapes, like) for key in ("loss_count", "loss_mean", "loss_square")
         )
         most = torch.finfo(like.dtype).max ** 0.4  # an infinite average, or square, would never end
-        now = loss.to(device, like.dtype, non_blocking=True).clamp(-most, most).expand(len(members))
+        now = on_device(loss, device).to(like.dtype).clamp(-most, most).expand(len(members))
         seen = count.read()
         past = bias_correction(DECAY, seen.clamp(min=1)).to(like.dtype)
         before = torch.where(seen > 0, mean.read() / past, now)

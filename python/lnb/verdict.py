@@ -8,6 +8,15 @@ import torch
 from torch import Tensor
 
 
+def on_device(value: Tensor, device: torch.device) -> Tensor:
+    """``value`` on ``device``, without waiting where that is safe.
+
+    A copy to the host that does not block returns before the value is there, and the host would read what the memory held
+    before. One to an accelerator comes before all that is queued there afterwards.
+    """
+    return value.to(device, non_blocking=device.type != "cpu")
+
+
 class Verdict:
     """All inputs of a step are finite, or the step changes nothing.
 
@@ -29,9 +38,7 @@ class Verdict:
         if self.known:
             return None
         if device not in self._by_device:
-            # A copy to the host that does not block returns before the value is there, and the host would read what
-            # the memory held before. One to another accelerator comes before all that is queued there afterwards.
-            self._by_device[device] = self._ok.to(device, non_blocking=device.type != "cpu")
+            self._by_device[device] = on_device(self._ok, device)
         return self._by_device[device]
 
     def commit(self, target: Tensor, value: Tensor, also: Tensor | None = None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lnb.statistics.factored import factorize
 from lnb.statistics.orthogonalize import inverse_root
 from lnb_kernels.refresh import AveragedGradient, InputMetric
+from lnb_kernels.refresh.layers import MOST_SAMPLE_RIDGE
 
 Run = Callable[..., list[dict[str, Tensor]]]
 
@@ -38,6 +39,13 @@ class Contract:
                     raise AssertionError(f"{name} of {tuple(of.inverse.shape)}: {error}") from None
                 if name in ("inverse", "output_moment", "root"):
                     assert torch.equal(value, value.mT), name
+
+    def test_few_samples_add_a_limited_ridge(self, run: Run) -> None:
+        of = replace(layer(Shape(1, 1, 4, 2, 5)), sample_ridge=1e6)
+        limited = replace(of, sample_ridge=0.0, ridge=of.ridge + MOST_SAMPLE_RIDGE)
+        found, right = run([of, limited])
+        assert all(torch.equal(value, right[name]) for name, value in found.items())
+        assert not torch.equal(found["inverse"], run([replace(of, sample_ridge=0.0)])[0]["inverse"])
 
     def test_gradients_are_averaged_where_they_are_read(self, run: Run) -> None:
         for dtype, width in self.gradients:
