@@ -299,13 +299,14 @@ void newton_schulz_roots(uintptr_t matrices, uintptr_t roots, int64_t count, int
 }
 
 // Parameters are (values, momentum, size); layers row_square and (weight, bias, matrices, rows, inputs), weight and
-// bias being places among the parameters; `numbers` steps, independent, weight_norm, growth, radius, coherence.
+// bias being places among the parameters; `numbers` steps, independent, weight_norm, growth, radius, coherence,
+// input_size.
 // `settings` in the order of lnb::StepSettings.
 // For each parameter: its address, that of its average, and that of its master or 0.
 lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 3>>& parameters,
                             const std::vector<lnb::Type>& types, const Sizes& sizes, const Addresses& row_squares,
                             const std::vector<std::array<int64_t, 5>>& shapes, const std::vector<double>& usual_norms,
-                            const Addresses& squares, const std::array<uintptr_t, 6>& numbers,
+                            const Addresses& squares, const std::array<uintptr_t, 7>& numbers,
                             const std::array<double, 20>& settings) {
     const auto anything = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
     const auto floats = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
@@ -361,7 +362,7 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 3>>& paramet
             std::move(of_layers),
             std::move(of_squares),
             {floats(numbers[0]), doubles(numbers[1]), doubles(numbers[2]), doubles(numbers[3]), doubles(numbers[4]),
-             doubles(numbers[5])},
+             doubles(numbers[5]), doubles(numbers[6])},
             {{b, nesterov != 0},
              b_rows,
              noise,

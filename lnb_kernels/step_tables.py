@@ -154,7 +154,7 @@ class StepTables:
         layers: of some of the parameters.
         squares: the averages of squared gradients of the parameters that belong to no layer, in their order.
         numbers: ``steps``, ``[parameters]`` float32; and ``independent``, ``weight_norm``, ``growth``, ``radius``,
-            ``coherence``, ``[layers]`` float64.
+            ``coherence``, ``input_size``, ``[layers]`` float64.
         settings: of every step.
     """
 

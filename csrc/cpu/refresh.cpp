@@ -75,15 +75,20 @@ Totals average(const Block& block) {
     return totals;
 }
 
-// What is added to the diagonals of a matrix's covariance. Inputs that do not vary beyond rounding count by their
-// squares, and those that are all zero as of size 1.
-float ridge_of(const RefreshedLayer& layer, const Totals& totals) {
+// The mean diagonal of a matrix's metric. Inputs that do not vary beyond rounding count by their squares, and those
+// that are all zero as of size 1.
+double mean_diagonal(const RefreshedLayer& layer, const Totals& totals) {
     const int64_t count = layer.inputs / layer.input_block;
     const auto blocks = static_cast<double>(count);
-    double size = totals.square / blocks;
-    const double variance = totals.variance / blocks;
-    if (layer.bias != nullptr && variance > kNoise * static_cast<double>(FLT_EPSILON) * size) size = variance;
-    if (!(size > 0)) size = 1;
+    const double square = totals.square / blocks, variance = totals.variance / blocks;
+    const bool varies = layer.bias != nullptr && variance > kNoise * static_cast<double>(FLT_EPSILON) * square;
+    const double size = varies ? variance : square;
+    return size > 0 ? size : 1;
+}
+
+// What is added to the diagonals of a matrix's covariance.
+float ridge_of(const RefreshedLayer& layer, const Totals& totals) {
+    const double size = mean_diagonal(layer, totals);
     const double ridge = layer.ridge + least(layer.sample_ridge * few_samples(layer), kMostSampleRidge);
     return std::max(static_cast<float>(ridge * size), kLeastRidge);
 }
@@ -261,6 +266,30 @@ void for_each(const std::vector<Block>& blocks, int threads, Cost cost, F f) {
                  [&](int64_t i) { f(static_cast<size_t>(i)); });
 }
 
+// Of every layer with samples. One that follows has that of the layer whose second moments it shares.
+void note_input_sizes(const RefreshedLayer* layers, int64_t count, const std::vector<Block>& inputs,
+                      const std::vector<Totals>& totals) {
+    std::vector<double> means(static_cast<size_t>(count));
+    for (const Block& block : inputs) {
+        if (block.index != 0) continue;
+        const Totals& own = totals[static_cast<size_t>(block.of_matrix)];
+        means[static_cast<size_t>(block.layer - layers)] +=
+            mean_diagonal(*block.layer, own) / static_cast<double>(block.layer->matrices);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        if (!(samples(layers[i]) > 0)) continue;
+        int64_t of = i;
+        if (layers[i].follows) {
+            of = std::find_if(layers, layers + count,
+                              [&](const RefreshedLayer& other) {
+                                  return !other.follows && other.second_moment == layers[i].second_moment;
+                              }) -
+                 layers;
+        }
+        if (of < count) *layers[i].input_size = std::sqrt(means[static_cast<size_t>(of)]);
+    }
+}
+
 double cube(const Block& block) {
     const auto size = static_cast<double>(block.size);
     return size * size * size;
@@ -289,6 +318,7 @@ void refresh(const RefreshedLayer* layers, int64_t count, const Quintic& quintic
         total_of(inputs[i]).square += of_inputs[i].square;
         total_of(inputs[i]).variance += of_inputs[i].variance;
     }
+    note_input_sizes(layers, count, inputs, totals);
     const auto twice = [](const Block& block) { return 2 * cube(block); };
     for_each(inputs, threads, twice,
              [&](size_t i) { invert(inputs[i], ridge_of(*inputs[i].layer, total_of(inputs[i]))); });

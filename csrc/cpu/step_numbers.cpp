@@ -33,9 +33,9 @@ void bound_steps(const BoundedLayer* layers, int64_t count, double change, doubl
         const BoundedLayer& layer = layers[i];
         const LayerSums sums{layer.sums[0], layer.sums[1], layer.sums[2], layer.sums[3]};
         products[i] = sums.product;
-        scales[i] =
-            bounded_scale(sums, *layer.expected, std::max(1.0f, *layer.step), *layer.weight_norm, layer.usual_norm,
-                          layer.rate, change, largest, rule, *layer.growth, *layer.radius, *layer.coherence);
+        scales[i] = bounded_scale(sums, *layer.expected, std::max(1.0f, *layer.step), *layer.weight_norm,
+                                  layer.usual_norm, *layer.input_size, layer.rate, change, largest, rule, *layer.growth,
+                                  *layer.radius, *layer.coherence);
     }
 }
 

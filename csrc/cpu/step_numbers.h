@@ -32,9 +32,10 @@ struct BoundedLayer {
     double* growth;             // of the weights since
     double* radius;
     double* coherence;
-    const float* step;  // t, which counts this step
-    double usual_norm;  // the least norm that a weight counts as having
-    double rate;        // lr
+    const float* step;         // t, which counts this step
+    const double* input_size;  // the root of the mean diagonal of its metric
+    double usual_norm;         // the least norm that a weight counts as having
+    double rate;               // lr
 };
 
 // For each layer: products[i] <- <h, g~>, and scales[i] <- what its direction is multiplied by beside lr, so that its

@@ -106,10 +106,26 @@ void StepTables::refresh(const std::vector<StepMoments>& due, const Quintic& qui
     for (const StepMoments& of : due) {
         const StepLayer& layer = layers_[of.layer];
         const auto* const bias = layer.bias < 0 ? nullptr : static_cast<const float*>(outputs_[layer.bias]);
-        refreshed.push_back({of.gathered, of.second_moment, of.counted, of.inverse, bias == nullptr ? nullptr : of.mean,
-                             of.output_moment, of.root, static_cast<const float*>(outputs_[layer.weight]), bias,
-                             layer.matrices, layer.rows, layer.inputs, of.input_block, of.output_block, of.decay,
-                             of.ridge, of.sample_ridge, of.sample_every, of.follows});
+        refreshed.push_back({of.gathered,
+                             of.second_moment,
+                             of.counted,
+                             of.inverse,
+                             bias == nullptr ? nullptr : of.mean,
+                             of.output_moment,
+                             of.root,
+                             static_cast<const float*>(outputs_[layer.weight]),
+                             bias,
+                             numbers_.input_size + of.layer,
+                             layer.matrices,
+                             layer.rows,
+                             layer.inputs,
+                             of.input_block,
+                             of.output_block,
+                             of.decay,
+                             of.ridge,
+                             of.sample_ridge,
+                             of.sample_every,
+                             of.follows});
     }
     lnb::refresh(refreshed.data(), static_cast<int64_t>(refreshed.size()), quintic, steps, threads);
 }
@@ -195,7 +211,7 @@ std::vector<double> StepTables::bound(const std::vector<double>& rates) {
     for (size_t i = 0; i < layers_.size(); ++i) {
         bounded.push_back({&totals[4 * i], &expected_[i], numbers_.weight_norm + i, numbers_.growth + i,
                            numbers_.radius + i, numbers_.coherence + i, numbers_.steps + layers_[i].weight,
-                           layers_[i].usual_norm, rates[i]});
+                           numbers_.input_size + i, layers_[i].usual_norm, rates[i]});
     }
     std::vector<double> products(layers_.size()), of_layers(layers_.size());
     bound_steps(bounded.data(), layers(), settings_.change, settings_.largest, settings_.radius, products.data(),

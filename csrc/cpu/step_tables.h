@@ -62,7 +62,7 @@ struct StepMoments {
 // The numbers of all layers, each [layers], and of all parameters.
 struct StepNumbers {
     float* steps;  // [parameters]
-    double *independent, *weight_norm, *growth, *radius, *coherence;
+    double *independent, *weight_norm, *growth, *radius, *coherence, *input_size;
 };
 
 class StepTables {

@@ -358,17 +358,32 @@ void fused_direct(const std::vector<Fields<16>>& layers, Type gradient_type, Typ
 using FinishLayer = std::tuple<Fields<9>, double, Scalar>;
 
 // The addresses of what all layers have in common, in the order of FinishNumbers.
-void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, const std::array<uintptr_t, 16>& numbers,
+void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, const std::array<uintptr_t, 17>& numbers,
                   int64_t partial_count, int64_t rows_of_all, int64_t slots, int64_t steps,
                   const std::array<double, 17>& settings, uintptr_t ok, const Where& where) {
-    constexpr std::array<const char*, 16> kNames{
-        "row_scales", "row_square",  "independent", "growth",   "radius",       "coherence", "sums",        "scales",
-        "products",   "weight_norm", "shorter",     "partials", "mixed_biases", "steps",     "bias_shares", "norms"};
-    const std::array<int64_t, 16> counts{
-        rows_of_all, rows_of_all, slots, slots,         slots,       slots, 4 * slots, slots,
-        slots,       slots,       slots, partial_count, rows_of_all, steps, 0,         numbers[15] == 0 ? 0 : slots};
+    constexpr std::array<const char*, 17> kNames{
+        "row_scales",   "row_square", "independent", "growth",      "radius",  "coherence",
+        "sums",         "scales",     "products",    "weight_norm", "shorter", "partials",
+        "mixed_biases", "input_size", "steps",       "bias_shares", "norms"};
+    const std::array<int64_t, 17> counts{rows_of_all,
+                                         rows_of_all,
+                                         slots,
+                                         slots,
+                                         slots,
+                                         slots,
+                                         4 * slots,
+                                         slots,
+                                         slots,
+                                         slots,
+                                         slots,
+                                         partial_count,
+                                         rows_of_all,
+                                         slots,
+                                         steps,
+                                         0,
+                                         numbers[16] == 0 ? 0 : slots};
     for (size_t k = 0; k < kNames.size(); ++k) {
-        const bool narrow = k == 0 || k == 13;
+        const bool narrow = k == 0 || k == 14;
         check_memory(kNames[k], numbers[k], counts[k], narrow ? Type::kFloat32 : Type::kFloat64);
     }
     if (numbers[11] % 16 != 0) {
@@ -392,7 +407,7 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
         if (biased) {
             check_operands(layer, {{"bias_momentum", bias_momentum, rows}, {"bias_direction", bias_direction, rows}});
             check_memory(layer + ": bias_gradient", static_cast<uintptr_t>(bias_gradient), rows, gradient_type);
-            check_memory("bias_shares", numbers[14], slots, Type::kFloat64);
+            check_memory("bias_shares", numbers[15], slots, Type::kFloat64);
         }
         checked.push_back({pointer<float>(bias_momentum), pointer<float>(bias_direction),
                            pointer<const void>(bias_gradient), first_row, first_entry, rows,
@@ -413,9 +428,10 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
                                        wide(10),
                                        wide(11),
                                        wide(12),
-                                       pointer<const float>(numbers[13]),
-                                       wide(14),
+                                       wide(13),
+                                       pointer<const float>(numbers[14]),
                                        wide(15),
+                                       wide(16),
                                        pointer<const bool>(ok)};
     const auto& [decay, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least, b_coherence, quiet,
                  loud, calm, noisy, recover, opening] = settings;

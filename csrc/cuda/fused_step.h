@@ -71,7 +71,7 @@ struct FinishLayer {
 struct FinishNumbers {
     float* row_scales;
     double *row_square, *independent, *growth, *radius, *coherence, *sums, *scales, *products, *weight_norm, *shorter;
-    const double *partials, *mixed_biases;
+    const double *partials, *mixed_biases, *input_size;
     const float* steps;
     const double *bias_shares, *norms;  // may be null
     const bool* ok;

@@ -25,21 +25,45 @@ struct Shared {
     float* kept;  // [lower_tiles * kTileThreads], the covariance
 };
 
-// The mean diagonal of a metric, over all its blocks, that its ridge is relative to.
-__device__ __forceinline__ double size_of_inputs(const InputLayer& layer, const double* sums, double correction,
-                                                 double noise, double* scratch) {
+// The mean diagonal of a metric, from the sums over all its blocks.
+__device__ __forceinline__ double mean_diagonal(const InputLayer& layer, double diagonal, double squared_mean,
+                                                double correction, double noise) {
+    const double inputs = static_cast<double>(layer.side) * layer.blocks;
+    const double square = diagonal / inputs * correction;
+    const double variance = square - squared_mean / inputs * correction * correction;
+    // An offset of the inputs does not count, unless they are nothing but offset.
+    const double size = layer.mean != nullptr && variance > noise * square ? variance : square;
+    return size > 0 ? size : 1;
+}
+
+// That of one group, whose sums these are: what its ridge is relative to.
+__device__ __forceinline__ double of_group(const InputLayer& layer, const double* sums, double correction, double noise,
+                                           double* scratch) {
     double total[2] = {0, 0};
     for (int i = threadIdx.x; i < layer.blocks; i += kTileThreads) {
         total[0] += read(sums + 2 * i);
         total[1] += read(sums + 2 * i + 1);
     }
     block_sums(total, scratch);
-    const double inputs = static_cast<double>(layer.side) * layer.blocks;
-    const double square = total[0] / inputs * correction;
-    const double variance = square - total[1] / inputs * correction * correction;
-    // An offset of the inputs does not count, unless they are nothing but offset.
-    const double size = layer.mean != nullptr && variance > noise * square ? variance : square;
-    return size > 0 ? size : 1;
+    return mean_diagonal(layer, total[0], total[1], correction, noise);
+}
+
+// The mean over all groups, each by a thread.
+__device__ __forceinline__ double of_all_groups(const InputLayer& layer, const double* sums, double correction,
+                                                double noise, double* scratch) {
+    double total[1] = {0};
+    for (int group = threadIdx.x; group < layer.groups; group += kTileThreads) {
+        double diagonal = 0, squared_mean = 0;
+        for (int i = 0; i < layer.blocks; ++i) {
+            const double* of_block = sums + 2 * (static_cast<int64_t>(group) * layer.blocks + i);
+            diagonal += read(of_block);
+            squared_mean += read(of_block + 1);
+        }
+        total[0] += mean_diagonal(layer, diagonal, squared_mean, correction, noise);
+    }
+    __syncthreads();  // scratch may still be read
+    block_sums(total, scratch);
+    return total[0] / layer.groups;
 }
 
 struct Metric {
@@ -95,7 +119,7 @@ struct Metric {
 };
 
 __global__ void __launch_bounds__(kTileThreads, 2)
-    input_metrics_kernel(LNB_PARAMETER(InputTable) table, double noise, const double* sums, const float* facts) {
+    input_metrics_kernel(LNB_PARAMETER(InputTable) table, double noise, const double* sums, float* facts) {
     const int index = table.find(blockIdx.x);
     const InputLayer& layer = table.layer[index];
     facts += index * kFacts;
@@ -115,9 +139,13 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         if (layer.mean != nullptr) write(layer.mean + static_cast<int64_t>(entry) * side + i, mean[i]);
     }
     double ridge = read(facts + 2);
-    if (layer.relative != 0) {
-        const int64_t first = static_cast<int64_t>(blockIdx.x) - entry % layer.blocks;
-        ridge *= size_of_inputs(layer, sums + 2 * first, correction, noise, scratch);
+    sums += 2 * (static_cast<int64_t>(blockIdx.x) - entry % layer.blocks);
+    double size = 1;
+    if (layer.relative != 0 || entry == 0) size = of_group(layer, sums, correction, noise, scratch);
+    if (layer.relative != 0) ridge *= size;
+    if (entry == 0) {
+        if (layer.groups > 1) size = of_all_groups(layer, sums, correction, noise, scratch);
+        if (threadIdx.x == 0) write(facts + 3, static_cast<float>(sqrt(size)));
     }
     __syncthreads();
     const Shared shared{columns, mean, diagonal, scratch, kept};
@@ -127,7 +155,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 
 }  // namespace
 
-void input_metrics(const InputLayer* layers, int64_t count, double noise, const double* sums, const float* facts,
+void input_metrics(const InputLayer* layers, int64_t count, double noise, const double* sums, float* facts,
                    void* stream) {
     for_each_layer_table<kInputLayers>(
         layers, count, [](const InputLayer& layer) { return static_cast<int64_t>(layer.groups) * layer.blocks; },

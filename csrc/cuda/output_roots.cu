@@ -81,10 +81,14 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     output_roots_kernel(LNB_PARAMETER(OutputTable) table, const Quintic quintic, int steps, const float* facts) {
     const int index = table.find(blockIdx.x);
     const OutputLayer& layer = table.layer[index];
-    if (read(facts + layer.layer * kFacts) == 0) return;
+    facts += layer.layer * kFacts;
+    if (read(facts) == 0) return;
     LNB_DYNAMIC_SHARED(float, shared);
     LNB_SHARED(double, scratch, kTileThreads / kWarp);
     const int number = static_cast<int>(blockIdx.x) - table.first_block[index];
+    if (number == 0 && threadIdx.x == 0 && layer.input_size != nullptr) {
+        write(layer.input_size, static_cast<double>(read(facts + 3)));
+    }
     with_tiles(layer.side, Root{layer, number, quintic, steps, shared, scratch});
 }
 

@@ -8,7 +8,7 @@
 //
 // What one kernel leaves for the next: `sums` [entries, 2], sums over an entry of the diagonal and of the squares of
 // the means; and `facts` [layers, kFacts], whether the layer's state may change, what corrects its average for its
-// start at zero, a factor, and its ridge.
+// start at zero, a factor, its ridge, and the root of the mean diagonal of its metric, over all groups.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,7 @@
 namespace lnb::cuda {
 
 constexpr int kInputLayers = 288;   // of one launch
-constexpr int kOutputLayers = 176;  // of one launch
+constexpr int kOutputLayers = 168;  // of one launch
 constexpr int kFacts = 4;           // numbers per layer
 
 // The inputs of one layer: `groups` independent metrics of `blocks` diagonal blocks.
@@ -44,7 +44,7 @@ void average_moments(const InputLayer* layers, int64_t count, const bool* ok, do
 // inverse and mean from the averages, of layers that may change. A block that has no inverse in float32 gets a ridge
 // that is larger by its mean diagonal, and if that does not help, the inverse of its diagonal. `noise`: the variance,
 // in units of the mean square, below which inputs do not vary.
-void input_metrics(const InputLayer* layers, int64_t count, double noise, const double* sums, const float* facts,
+void input_metrics(const InputLayer* layers, int64_t count, double noise, const double* sums, float* facts,
                    void* stream);
 
 // An averaged gradient g~ = share (decay m + (1 - decay) g) + take g, or g itself where m is null.
@@ -65,6 +65,7 @@ struct OutputLayer {
     const float* mean;      // [groups, inputs], or null
     float* average;         // [groups, rows / side, side, side], or null
     float* root;            // [groups, rows / side, side, side]
+    double* input_size;     // [], gets the root of the mean diagonal of the inputs' metric; null for none
     float momentum, take;   // of the gradients
     double decay;           // of the average
     int64_t layer;          // whose facts they are
@@ -89,8 +90,8 @@ int64_t partial_count(const OutputLayer& layer);
 
 void output_moments(const OutputLayer* layers, int64_t count, const float* facts, void* stream);
 
-// average and root, of layers that may change. A moment that has no root in float32, and a zero one, gets a multiple of
-// the identity.
+// average, root and input_size, of layers that may change. A moment that has no root in float32, and a zero one, gets a
+// multiple of the identity.
 void output_roots(const OutputLayer* layers, int64_t count, const Quintic& quintic, int steps, const float* facts,
                   void* stream);
 

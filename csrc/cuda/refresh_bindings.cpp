@@ -139,13 +139,13 @@ void input_metrics_at(const std::vector<InputFields>& fields, double noise, uint
     const auto layers = input_layers(fields, sums, facts);
     on(where, [&](void* stream) {
         input_metrics(layers.data(), static_cast<int64_t>(layers.size()), noise, pointer<const double>(sums),
-                      pointer<const float>(facts), stream);
+                      pointer<float>(facts), stream);
     });
 }
 
 // A gradient's address, its average's and its share's or 0, and the types of the first and the last.
 using GradientFields = std::tuple<int64_t, int64_t, int64_t, Type, Type>;
-using OutputFields = std::tuple<GradientFields, GradientFields, std::array<int64_t, 12>, std::array<double, 3>>;
+using OutputFields = std::tuple<GradientFields, GradientFields, std::array<int64_t, 13>, std::array<double, 3>>;
 
 Gradient gradient(const std::string& name, const GradientFields& fields, int64_t size) {
     const auto& [g, m, share, type, share_type] = fields;
@@ -163,8 +163,8 @@ Gradient gradient(const std::string& name, const GradientFields& fields, int64_t
 std::vector<OutputLayer> output_layers(const std::vector<OutputFields>& fields, uintptr_t facts, int64_t facts_count) {
     std::vector<OutputLayer> layers;
     for (const auto& [weight, bias, integers, numbers] : fields) {
-        const auto& [partials, scales, inverse, mean, average, root, index, groups, rows, inputs, side, input_side] =
-            integers;
+        const auto& [partials, scales, inverse, mean, average, root, input_size, index, groups, rows, inputs, side,
+                     input_side] = integers;
         const auto& [momentum, take, decay] = numbers;
         const std::string layer = label("layers", layers.size()) + ": ";
         check_side(layer + "side", side);
@@ -188,6 +188,7 @@ std::vector<OutputLayer> output_layers(const std::vector<OutputFields>& fields, 
         made.mean = pointer<const float>(mean);
         made.average = pointer<float>(average);
         made.root = pointer<float>(root);
+        made.input_size = pointer<double>(input_size);
         made.partials = pointer<float>(partials);
         made.scales = pointer<double>(scales);
         made.momentum = static_cast<float>(momentum);

@@ -83,6 +83,7 @@ def finish_layers_(layers: Sequence[FinishLayer], given: FinishArguments) -> Non
         *vars(given.numbers).values(),
         given.partials,
         given.mixed_biases,
+        given.input_size,
         given.steps,
         given.bias_shares,
         given.norms,

@@ -112,6 +112,7 @@ class FinishArguments:
     numbers: Numbers
     partials: Tensor
     mixed_biases: Tensor
+    input_size: Tensor
     steps: Tensor
     norms: Tensor | None
     bias_shares: Tensor | None
@@ -124,7 +125,7 @@ class FinishArguments:
 
     def are_served(self, layers: Sequence[FinishLayer]) -> bool:
         """Whether the kernels take these, with the biases of ``layers``."""
-        tensors = (*vars(self.numbers).values(), self.partials, self.mixed_biases, self.steps)
+        tensors = (*vars(self.numbers).values(), self.partials, self.mixed_biases, self.input_size, self.steps)
         return all(map(is_finished, layers)) and not any(map(Tensor.is_neg, tensors))
 
 

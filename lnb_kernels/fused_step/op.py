@@ -34,7 +34,9 @@ def _direct_kernel(
 
 def _finish_kernel(bias_momentum: Sequence[Tensor], bias_directions: Sequence[Tensor], *args: Any) -> None:
     numbers = Numbers(*args[:11])
-    partials, mixed_biases, bias_gradients, rows, column_blocks, steps, step_places, norms, *rest = args[11:]
+    partials, mixed_biases, input_size, bias_gradients, rows, column_blocks, steps, step_places, norms, *rest = args[
+        11:
+    ]
     usual_norms, rates, rate_tensors, bias_shares, settings, ok = rest
     # A schema has no list of optional tensors that are written: these are there where there is a gradient.
     given = iter(zip(bias_momentum, bias_directions, strict=True))
@@ -47,7 +49,7 @@ def _finish_kernel(bias_momentum: Sequence[Tensor], bias_directions: Sequence[Te
         for n, blocks, bias, gradient, place, usual, rate, tensor in of_layers
     ]
     of_step = checks.settings_of(settings)
-    shared = FinishArguments(numbers, partials, mixed_biases, steps, norms, bias_shares, of_step, ok)
+    shared = FinishArguments(numbers, partials, mixed_biases, input_size, steps, norms, bias_shares, of_step, ok)
     with _autocast.disabled(partials.device):
         _backend.call("finish_layers_", numbers.row_scales, layers, shared)
 
@@ -67,7 +69,7 @@ _direct_layers_ = define_in_place(
 _finish_layers_ = define_in_place(
     "finish_layers_(Tensor(a!)[] bias_momentum, Tensor(b!)[] bias_directions, Tensor(c!) row_scales, Tensor(d!) row_square, "
     "Tensor(e!) independent, Tensor(f!) growth, Tensor(g!) radius, Tensor(h!) coherence, Tensor(i!) sums, Tensor(j!) scales, "
-    "Tensor(k!) products, Tensor(l!) weight_norm, Tensor(m!) shorter, Tensor partials, Tensor mixed_biases, "
+    "Tensor(k!) products, Tensor(l!) weight_norm, Tensor(m!) shorter, Tensor partials, Tensor mixed_biases, Tensor input_size, "
     "Tensor?[] bias_gradients, "
     "int[] rows, int[] column_blocks, Tensor steps, "
     "int[] step_places, Tensor? norms, float[] usual_norms, float[] rates, Tensor?[] rate_tensors, Tensor? bias_shares, "
@@ -178,6 +180,7 @@ def finish_layers_(
     shorter: Tensor,
     partials: Tensor,
     mixed_biases: Tensor,
+    input_size: Tensor,
     bias_gradients: Sequence[Tensor | None],
     rows: Sequence[int],
     column_blocks: Sequence[int],
@@ -223,6 +226,7 @@ def finish_layers_(
             growth since the last measurement (:mod:`lnb.weight_bound`). The norm kept is that after it. It is 1, and the
             growth stays, where nothing was measured before, and where the layer stands still.
         partials, mixed_biases: of :func:`direct_layers_`.
+        input_size: the root of the mean diagonal of each layer's metric, 0 for unknown, ``[layers]``, wide.
         bias_gradients: as for :func:`direct_layers_`.
         rows: of each layer, of all its matrices.
         column_blocks: of each layer, diagonal blocks of the inverse of one matrix.
@@ -249,7 +253,7 @@ def finish_layers_(
         "shorter": shorter,
     }  # fmt: skip
     biases = {"bias_momentum": bias_momentum, "bias_directions": bias_directions, "bias_gradients": bias_gradients}
-    read = {"partials": partials, "mixed_biases": mixed_biases, "steps": steps}
+    read = {"partials": partials, "mixed_biases": mixed_biases, "input_size": input_size, "steps": steps}
     lists = {
         "rows": rows, "column_blocks": column_blocks, "step_places": step_places, "usual_norms": usual_norms, "rates": rates,
     }  # fmt: skip
@@ -262,7 +266,7 @@ def finish_layers_(
         norms=norms, rates=rates, bias_shares=bias_shares, ok=ok, **read,
     )  # fmt: skip
     _finish_layers_(
-        *given, *written.values(), partials, mixed_biases, bias_gradients, rows, column_blocks, steps, step_places,
+        *given, *written.values(), partials, mixed_biases, input_size, bias_gradients, rows, column_blocks, steps, step_places,
         norms, usual_norms, [0.0 if isinstance(rate, Tensor) else rate for rate in rates],
         [rate if isinstance(rate, Tensor) else None for rate in rates], bias_shares,
         list(map(float, vars(settings).values())), ok,

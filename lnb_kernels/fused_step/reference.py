@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -159,7 +160,7 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
     if given.norms is not None:
         norm, growth, shorter = taken_back(given.norms[slot], norm, growth, sums, rate)
     coherence, radius = next_radius(own.radius, own.coherence, sums[3], expected, t, settings)
-    scale, growth = bounded(sums, norm, growth, radius, layer.usual_norm, rate, settings)
+    scale, growth = bounded(sums, norm, growth, radius, layer.usual_norm, given.input_size[slot], rate, settings)
     if bias is not None and layer.bias_momentum is not None:
         _keep(bias[0], bias_direction, ok)
         _keep(layer.bias_momentum, bias[1], ok)
@@ -204,16 +205,19 @@ def bounded(
     growth: Tensor,
     radius: Tensor,
     usual_norm: float,
+    input_size: Tensor,
     rate: Tensor,
     settings: StepSettings,
 ) -> tuple[Tensor, Tensor]:
     """What a layer's direction is multiplied by beside ``lr``, and its new growth, ``[]`` each.
 
-    The step is at most the share ``min(change, largest / rate)`` of the weights' norm per unit of ``lr``, times the radius.
+    The step changes pre-activations by their own size, where that is above 1, and is at most the share
+    ``min(change, largest / rate)`` of the weights' norm per unit of ``lr``, times the radius.
     """
     damped, free = torch.where(sums.isfinite(), sums, 0.0)[1:3]
     norm = weight_norm.clamp(min=usual_norm)
-    scale = sums[0].isfinite().to(sums.dtype)
+    size = norm * input_size / (usual_norm * math.sqrt(3))
+    scale = sums[0].isfinite() * torch.where(size.isfinite(), size, 0.0).clamp(min=1)
     length = (scale * free.sqrt()).clamp(min=torch.finfo(sums.dtype).tiny)
     scale = scale * ((settings.largest / rate).clamp(max=settings.change) * norm / length).clamp(max=1)
     scale = scale * radius

@@ -31,7 +31,7 @@ MOST_SQUARE = tl.constexpr(2.0**768)
 LEAST = tl.constexpr(2.0**-1022)
 """The least normal float64."""
 
-INFINITY = tl.constexpr(math.inf)
+INFINITY, ROOT_OF_3 = tl.constexpr(math.inf), tl.constexpr(math.sqrt(3))
 ROWS_AT_ONCE = 512
 MOST_COHERENT, PLAIN_COHERENT = tl.constexpr(MOST_COHERENCE), tl.constexpr(PLAIN_COHERENCE)
 
@@ -45,7 +45,7 @@ def is_finite(value):
 @triton.jit
 def finish_kernel(
     table_ptr, settings_ptr, rates_ptr, row_scales_ptr, row_square_ptr, independent_ptr, growth_ptr, radius_ptr, coherence_ptr,
-    sums_ptr, scales_ptr, products_ptr, weight_norm_ptr, shorter_ptr, partials_ptr, mixed_ptr, steps_ptr,
+    sums_ptr, scales_ptr, products_ptr, weight_norm_ptr, shorter_ptr, partials_ptr, mixed_ptr, sizes_ptr, steps_ptr,
     bias_shares_ptr, norms_ptr, ok_ptr, keep, add, take,
     G: tl.constexpr, ITEMS: tl.constexpr, HAS_OK: tl.constexpr, HAS_NORMS: tl.constexpr, TAKES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -158,7 +158,9 @@ def finish_kernel(
 
     usual = field(table_ptr, item, USUAL_NORM, ITEMS, FIELDS).to(tl.float64, bitcast=True)
     norm = tl.where(norm < usual, usual, norm)
-    scale = tl.where(is_finite(product), 1.0, 0.0)
+    size = norm * tl.load(sizes_ptr + slot) / (usual * ROOT_OF_3)
+    size = tl.where(is_finite(size) & (size > 1.0), size, 1.0)
+    scale = tl.where(is_finite(product), size, 0.0)
     free_length = scale * tl.sqrt(tl.where(is_finite(free_length), free_length, 0.0))
     free_length = tl.where(free_length < LEAST, LEAST, free_length)
     change = tl.load(settings_ptr + 6)
@@ -212,7 +214,7 @@ def launch_finish(layers: Sequence[FinishLayer], given: FinishArguments) -> None
         table = table_of(own, [1] * len(own), device)
         finish_kernel[(table.programs,)](
             table.numbers, _settings(settings, device), rates, *vars(given.numbers).values(), partials, given.mixed_biases,
-            given.steps, partials if given.bias_shares is None else given.bias_shares,
+            given.input_size, given.steps, partials if given.bias_shares is None else given.bias_shares,
             partials if given.norms is None else given.norms, table.numbers if ok is None else ok.view(torch.uint8),
             float(settings.momentum), 1.0 - settings.momentum, take,
             G=TYPES[gradients[0] if gradients else torch.float32], ITEMS=table.items, HAS_OK=ok is not None,

@@ -69,7 +69,7 @@ def _output_table(native: Any, layers: Sequence[InputMetric], held: list[Tensor]
         bias = (0, 0, 0, weight[3], weight[4]) if outputs.bias is None else _gradient(native, outputs.bias, held)
         integers = (
             of_partials, of_parts, layer.inverse.data_ptr(), _address(layer.mean), _address(outputs.average),
-            outputs.root.data_ptr(), i, *shape,
+            outputs.root.data_ptr(), _address(outputs.input_size), i, *shape,
         )  # fmt: skip
         momentum, take = _shares(outputs.weight)
         table.append((weight, bias, integers, (momentum, take, layer.decay)))

@@ -58,12 +58,15 @@ class OutputMetric:
         bias: that of the bias, ``groups * rows`` entries; None where no bias takes part.
         average: ``[groups, blocks, side, side]``, the moment's average, which is updated; None without one.
         root: ``[groups, blocks, side, side]``, to be written.
+        input_size: ``[]``, float64, gets the root of the mean diagonal of the inputs' metric over all groups, which is that of
+            the covariance with a bias; None for no need.
     """
 
     weight: Tensor | AveragedGradient
     bias: Tensor | AveragedGradient | None
     average: Tensor | None
     root: Tensor
+    input_size: Tensor | None = None
 
 
 @dataclass(frozen=True)

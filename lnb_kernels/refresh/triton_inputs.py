@@ -16,11 +16,11 @@ from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.tables import address, field, item_of
 from lnb_kernels.refresh.layers import MOST_SAMPLE_RIDGE
 
-FIELDS = tl.constexpr(16)
+FIELDS = tl.constexpr(17)
 GATHERED, SQUARABLE, AVERAGE, STEPS, INVERSE, MEAN = map(tl.constexpr, range(6))
-STRIDE, SIDE, BLOCKS, RELATIVE, NUMBER, FIRST = map(tl.constexpr, range(6, 12))
-DECAY, RIDGE, SAMPLE_RIDGE, SAMPLE_EVERY = map(tl.constexpr, range(12, 16))
-FACTS = tl.constexpr(3)
+STRIDE, SIDE, GROUPS, BLOCKS, RELATIVE, NUMBER, FIRST = map(tl.constexpr, range(6, 13))
+DECAY, RIDGE, SAMPLE_RIDGE, SAMPLE_EVERY = map(tl.constexpr, range(13, 17))
+FACTS = tl.constexpr(4)
 PIVOTS = tl.constexpr(16)
 EPSILON = tl.constexpr(2.0**-23)
 TINY = tl.constexpr(2.0**-126)
@@ -52,7 +52,7 @@ def average_kernel(
 ):
     """``a <- decay a + (1 - decay) gathered / samples``; each block's sums of its diagonal and of its squared means.
 
-    ``facts`` ``[layers, 3]`` get whether a layer may change, ``1 / (1 - decay^t)``, and its ridge.
+    ``facts`` ``[layers, 4]`` get whether a layer may change, ``1 / (1 - decay^t)``, and its ridge.
     """
     item, entry = item_of(table_ptr, tl.program_id(0), ITEMS)
     side = field(table_ptr, item, SIDE, ITEMS, FIELDS).to(tl.int32)
@@ -178,6 +178,24 @@ def sweep(matrix_ptr, old_ptr, new_ptr, padded, pitch, TILE: tl.constexpr):
 
 
 @triton.jit
+def mean_diagonal(sums_ptr, side, blocks, correction, centred, noise, WIDE: tl.constexpr):
+    """The mean diagonal of a group's metric, from the sums over its blocks: of the covariance if ``centred``."""
+    wide = tl.arange(0, WIDE)
+    square = tl.zeros((WIDE,), tl.float64)
+    squared_mean = tl.zeros((WIDE,), tl.float64)
+    for begin in range(0, blocks, WIDE):
+        of_block = begin + wide
+        square += tl.load(sums_ptr + 2 * of_block, mask=of_block < blocks, other=0.0)
+        squared_mean += tl.load(sums_ptr + 2 * of_block + 1, mask=of_block < blocks, other=0.0)
+    inputs = side.to(tl.float64) * blocks.to(tl.float64)
+    mean_square = tl.sum(square, 0) / inputs * correction
+    variance = mean_square - tl.sum(squared_mean, 0) / inputs * correction * correction
+    # An offset of the inputs does not count, unless they are nothing but offset.
+    size = tl.where(centred & (variance > noise * mean_square), variance, mean_square)
+    return tl.where(size > 0, size, 1.0)
+
+
+@triton.jit
 def metric_kernel(
     table_ptr, sums_ptr, facts_ptr, scratch_ptr, entries, scratch_size, noise,
     ITEMS: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
@@ -209,20 +227,16 @@ def metric_kernel(
             means.to(tl.pointer_type(tl.float32)) + offset64(entry, side) + wide, mean, mask=there & centred & allowed
         )
 
-        square = tl.zeros((WIDE,), tl.float64)
-        squared_mean = tl.zeros((WIDE,), tl.float64)
-        first = field(table_ptr, item, FIRST, ITEMS, FIELDS) + (entry - entry % blocks)
-        for begin in range(0, blocks, WIDE):
-            of_block = begin + wide
-            square += tl.load(sums_ptr + 2 * (first + of_block), mask=of_block < blocks, other=0.0)
-            squared_mean += tl.load(sums_ptr + 2 * (first + of_block) + 1, mask=of_block < blocks, other=0.0)
-        inputs = side.to(tl.float64) * blocks.to(tl.float64)
+        first_ptr = sums_ptr + 2 * field(table_ptr, item, FIRST, ITEMS, FIELDS)
         exact = tl.load(own_facts + 1)
-        mean_square = tl.sum(square, 0) / inputs * exact
-        variance = mean_square - tl.sum(squared_mean, 0) / inputs * exact * exact
-        # An offset of the inputs does not count, unless they are nothing but offset.
-        size = tl.where(centred & (variance > noise * mean_square), variance, mean_square)
-        size = tl.where(size > 0, size, 1.0)
+        size = mean_diagonal(first_ptr + 2 * (entry - entry % blocks), side, blocks, exact, centred, noise, WIDE)
+        if entry == 0:
+            groups = field(table_ptr, item, GROUPS, ITEMS, FIELDS).to(tl.int32)
+            total = size
+            for group in range(1, groups):
+                of_group = first_ptr + 2 * offset64(group, blocks)
+                total += mean_diagonal(of_group, side, blocks, exact, centred, noise, WIDE)
+            tl.store(own_facts + 3, tl.sqrt(total / groups.to(tl.float64)))
         relative = field(table_ptr, item, RELATIVE, ITEMS, FIELDS) != 0
         ridge = tl.maximum((tl.load(own_facts + 2) * tl.where(relative, size, 1.0)).to(tl.float32), LEAST_RIDGE)
         diagonal = tl.maximum(covariance(average_ptr, wide, wide, side, correction, centred), 0.0)

@@ -195,7 +195,7 @@ def _input_fields(i: int, layer: InputMetric, average: Tensor, first: int, held:
     named = (gathered, flag, average, layer.steps, layer.inverse, layer.mean)
     return (
         *(_address(name, tensor) for name, tensor in zip(("gathered", *_INPUTS), named, strict=True)),
-        gathered.stride(0) if groups > 1 else 0, ones - 1, blocks, int(layer.relative), i, first, bits_of(layer.decay),
+        gathered.stride(0) if groups > 1 else 0, ones - 1, groups, blocks, int(layer.relative), i, first, bits_of(layer.decay),
         bits_of(layer.ridge), bits_of(layer.sample_ridge), bits_of(float(layer.sample_every)),
     )  # fmt: skip
 
@@ -209,7 +209,7 @@ def _output_fields(member: _Output, part: int, entry: int, held: list[Tensor]) -
     weight = _addresses("weight", own.weight, held)
     bias = (0, 0, 0) if own.bias is None else _addresses("bias", own.bias, held)
     momentum = own.weight.momentum if isinstance(own.weight, AveragedGradient) else 0.0
-    kept = (layer.inverse, layer.mean, own.average, own.root)
+    kept = (layer.inverse, layer.mean, own.average, own.root, own.input_size)
     return (
         *weight, *bias, *(_address("state", tensor) for tensor in kept), member.number, part, entry, member.parts, rows,
         columns, side, size, bits_of(momentum), bits_of(layer.decay),

@@ -17,11 +17,11 @@ from lnb_kernels._triton.tables import address, field, item_of
 from lnb_kernels.fused_step.triton_direct import unit_of
 from lnb_kernels.refresh.triton_inputs import FACTS, TINY
 
-FIELDS = tl.constexpr(20)
+FIELDS = tl.constexpr(21)
 WEIGHT, WEIGHT_AVERAGE, WEIGHT_SHARE, BIAS, BIAS_AVERAGE, BIAS_SHARE = map(tl.constexpr, range(6))
-INVERSE, MEAN, AVERAGE, ROOT = map(tl.constexpr, range(6, 10))
-NUMBER, FIRST_PART, FIRST_ENTRY, PARTS, ROWS, INPUTS, SIDE, SIZE = map(tl.constexpr, range(10, 18))
-MOMENTUM, DECAY = map(tl.constexpr, range(18, 20))
+INVERSE, MEAN, AVERAGE, ROOT, INPUT_SIZE = map(tl.constexpr, range(6, 11))
+NUMBER, FIRST_PART, FIRST_ENTRY, PARTS, ROWS, INPUTS, SIDE, SIZE = map(tl.constexpr, range(11, 19))
+MOMENTUM, DECAY = map(tl.constexpr, range(19, 21))
 CHUNK = tl.constexpr(8)
 """Blocks of inputs that one program takes."""
 SHARES = {None: tl.float32, torch.float32: tl.float32, torch.float64: tl.float64}
@@ -226,8 +226,12 @@ def root_kernel(
     memory_ptr = scratch_ptr + offset64(tl.program_id(0), scratch_size)
     for program in range(tl.program_id(0), blocks, tl.num_programs(0)):
         item, number = item_of(table_ptr, program, ITEMS)
-        facts = tl.load(facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS))
-        allowed = facts.to(tl.int32) != 0
+        own_facts = facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS)
+        allowed = tl.load(own_facts).to(tl.int32) != 0
+        sized = field(table_ptr, item, INPUT_SIZE, ITEMS, FIELDS)
+        tl.store(
+            sized.to(tl.pointer_type(tl.float64)), tl.load(own_facts + 3), mask=allowed & (sized != 0) & (number == 0)
+        )
         rows = field(table_ptr, item, ROWS, ITEMS, FIELDS).to(tl.int32)
         whole = field(table_ptr, item, SIDE, ITEMS, FIELDS).to(tl.int32)
         side = tl.where(allowed, whole, 0)

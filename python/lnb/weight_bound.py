@@ -12,6 +12,17 @@ initialisation of the layer, ``sqrt(d_out / 3)``, so that weights that start at 
 scale of inputs, outputs or loss. Relatives bound or fix relative steps alone: LARS and LAMB (You et al.), and normalised
 versions of Muon and Adam.
 
+The unit of the region in function space is the layer's own. With the trust region ``"two_sided"`` a step changes a
+pre-activation by ``lr`` times
+
+    ``max(1, ||W|| s / sqrt(d_out))``
+
+root mean square, where ``s`` is the root of the mean diagonal of the metric of its inputs
+(:mod:`lnb.statistics.input_sizes`): the size of a pre-activation of weights without a preferred direction, where that is above 1.
+So a layer whose inputs are large - raw columns of a table, pixels up to 255, a few samples a hundred times as large as the
+others - learns in as many steps as one whose inputs are standardised; a step of ``lr`` would be small beside what it computes.
+Standardised inputs of weights as PyTorch draws them have pre-activations below 1, and the unit is 1.
+
 A step of relative length ``r`` that is orthogonal to the weights, as steps from noise are, makes them longer by a share of
 ``r^2 / 2``. This growth compounds over the layers and has nothing to do with the function that is learnt. It is summed up, and
 taken back at refreshes, when the norm is measured: the weights then walk on a sphere, unless gradients point along them. Steps of
@@ -29,6 +40,7 @@ from torch import Tensor, nn
 from lnb.context import LayerContext
 from lnb.layers.claimed import Layer
 from lnb.statistics.arenas import Arenas, Selection, constant
+from lnb.statistics.input_sizes import select_input_sizes
 from lnb.verdict import Verdict
 
 LARGEST_CHANGE = 0.25
@@ -55,10 +67,17 @@ class WeightBound:
         rates: each layer's learning rate, ``[layers]``, in the dtype of sums.
         verdict: whether anything may change.
         arenas: where the states live.
+        input_sizes: of the layers, ``[layers]``, where what is here is a shard of them; None for what the states hold.
     """
 
     def __init__(
-        self, contexts: list[LayerContext], change: float, rates: Tensor, verdict: Verdict, arenas: Arenas
+        self,
+        contexts: list[LayerContext],
+        change: float,
+        rates: Tensor,
+        verdict: Verdict,
+        arenas: Arenas,
+        input_sizes: Tensor | None = None,
     ) -> None:
         self._contexts = contexts
         self._rates = rates
@@ -67,6 +86,9 @@ class WeightBound:
         self._limits = (LARGEST_CHANGE / rates).clamp(max=change)  # kappa / lr
         self._usual = constant(tuple(usual_norm(context.layer) for context in contexts), rates.device, rates.dtype)
         self._growth = self._numbers("growth", range(len(contexts)))
+        self._input_sizes = input_sizes
+        if input_sizes is None and (kept := select_input_sizes(contexts, arenas)) is not None:
+            self._input_sizes = kept.read()
 
     def measure(
         self, scales: Tensor, squared_norms: Tensor, weight_norms: Tensor | None = None
@@ -107,14 +129,22 @@ class WeightBound:
         return {contexts[i].layer.weight: factor for i, factor in factors.items()}
 
     def factors(self, scales: Tensor, squared_norms: Tensor) -> Tensor:
-        """What shortens each layer's step, in (0, 1], ``[layers]``, from the norms measured last.
+        """What lengthens each layer's step to the size of its outputs, and shortens it to the bound, ``[layers]``, from the
+        norms measured last.
 
         Args:
             scales: what its direction is multiplied by beside ``lr``.
             squared_norms: ``||D_W||^2`` of the direction.
         """
-        lengths = scales * squared_norms.sqrt()
-        return (self._limits * self._norms() / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)).clamp(max=1)
+        sizes = self._output_sizes()
+        lengths = sizes * scales * squared_norms.sqrt()
+        return sizes * (self._limits * self._norms() / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)).clamp(max=1)
+
+    def _output_sizes(self) -> Tensor:
+        if self._input_sizes is None:
+            return torch.ones_like(self._usual)
+        sizes = self._norms() * self._input_sizes.to(self._usual) / (self._usual * math.sqrt(3))
+        return torch.where(sizes.isfinite(), sizes, 0.0).clamp(min=1)
 
     def note_growth(self, scales: Tensor, squared_norms: Tensor) -> None:
         """Add this step's growth, half its squared relative length, to what is taken back."""

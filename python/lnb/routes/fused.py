@@ -37,7 +37,7 @@ from lnb_kernels.refresh import AveragedGradient
 from lnb_kernels.scaling import sum_dtype
 from lnb_kernels.step_tables import StepSettings
 
-_LAYER_NUMBERS = ("independent_square", "weight_norm", "growth", "radius", "coherence")
+_LAYER_NUMBERS = ("independent_square", "weight_norm", "growth", "radius", "coherence", "input_size")
 _KEPT = ("momentum", "row_square", *_LAYER_NUMBERS, "step", "gradient_square")
 _PARAMETERS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,7 +50,7 @@ class Fused:
         standing: what they were found for.
         steps: the counts of all parameters, ``[parameters]``: weights, biases of layers, others.
         places: where the counts lie: of each layer's weight, of its bias (or again its weight), and of the others.
-        row_square, independent, weight_norm, growth, radius, coherence: of all layers, side by side.
+        row_square, independent, weight_norm, growth, radius, coherence, input_size: of all layers, side by side.
         row_scales: of all rows of all layers; like the four sums of every layer, they are made anew by each step.
         directions: of each layer's weight, and of its bias.
         scales, products: of all layers, then of all others, ``[layers + others]``.
@@ -66,6 +66,7 @@ class Fused:
     growth: Tensor
     radius: Tensor
     coherence: Tensor
+    input_size: Tensor
     row_scales: Tensor
     sums: Tensor
     directions: list[Tensor]
@@ -115,7 +116,7 @@ def prepare_fused(context: StepContext, config: Config, arenas: Arenas, scratch:
             tuple(place[weight if bias is None else bias] for weight, bias in zip(weights, biases, strict=True)),
             tuple(place[parameter] for parameter in context.others),
         ),
-        *cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]", tuple(numbers[1:])),
+        *cast("tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]", tuple(numbers[1:])),
         torch.zeros(sum(groups * count for groups, count in rows), device=device),
         wide.new_zeros(len(weights), 4),
         [kept[weight].view(each.layer.shape) for weight, each in zip(weights, context.layers, strict=True)],
@@ -234,6 +235,7 @@ class FusedShare:
             self.shorter[run],
             self.partials[self._partials_of(run)],
             self.mixed_biases[rows],
+            fused.input_size[run],
             [None if bias is None else _gradient(bias) for bias in biases],
             self.rows[run],
             self.column_blocks[run],

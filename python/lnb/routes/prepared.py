@@ -44,7 +44,7 @@ from lnb.weight_bound import LARGEST_CHANGE, usual_norm
 from lnb_kernels.scaling import largest_squarable
 from lnb_kernels.step_tables import StepFactor, StepLayer, StepSettings, StepTables
 
-_NUMBERS = ("independent_square", "weight_norm", "growth", "radius", "coherence")
+_NUMBERS = ("independent_square", "weight_norm", "growth", "radius", "coherence", "input_size")
 _KEPT = ("momentum", "master", "row_square", *_NUMBERS, "step", "gradient_square")
 
 

@@ -22,6 +22,7 @@ from lnb.sharded.local import LocalLayer, Locals
 from lnb.sharded.mesh import Ranks
 from lnb.solvers.solve import Solution, SolverInputs, solve
 from lnb.statistics.arenas import Arenas, constant
+from lnb.statistics.input_sizes import select_input_sizes
 from lnb.statistics.refresh import refresh
 from lnb.step import Share
 from lnb.trust_regions.lengths import Lengths, in_region, measure_lengths
@@ -29,7 +30,7 @@ from lnb.verdict import Verdict
 from lnb.weight_bound import is_measured
 from lnb_kernels.scaling import sum_dtype
 
-_SUMS = 6  # of a layer: <h, g~>, three squared lengths, ||g||^2, ||W||^2
+_SUMS = 7  # of a layer: <h, g~>, three squared lengths, ||g||^2, ||W||^2, input_size^2
 
 
 class Exchange:
@@ -119,6 +120,13 @@ class Exchange:
         return [buffer[b : b + len(trace)] / n for b, n, trace in zip(begins, rows, traces, strict=True)]
 
 
+def _part_of_layer(layer: LocalLayer) -> float:
+    """The share of the layer's weight that these rows and columns are."""
+    groups, rows, _ = layer.shape
+    part = groups * rows / layer.d_out
+    return part if layer.columns is None else part / layer.columns.of
+
+
 class ShardedShare(Share):
     """The stages of one device's shards."""
 
@@ -141,7 +149,7 @@ class ShardedShare(Share):
         layers = len(contexts)
         wide = self.products.dtype
         zeros = torch.zeros(layers, dtype=wide, device=self.products.device)
-        free = damped = averages = fresh = norms = zeros
+        free = damped = averages = fresh = norms = sizes = zeros
         if self.shortens:
             lengths = measure_lengths(context, self.solution, self.averages, self.agreement)
             free, damped = lengths.free.to(wide), lengths.damped.to(wide)
@@ -152,10 +160,14 @@ class ShardedShare(Share):
                 norms = zeros.index_copy(
                     0, constant(tuple(due), zeros.device, torch.int64), torch.stack(found).square()
                 )
+        kept = select_input_sizes(contexts, self.arenas)
+        if kept is not None:
+            parts = tuple(_part_of_layer(cast(LocalLayer, context.layer)) for context in contexts)
+            sizes = kept.read().to(wide).square() * constant(parts, zeros.device, wide)
         if self.agreement is not None:
             shares = tuple(1.0 if (c := context.layer.columns) is None else 1 / c.of for context in contexts)
             fresh = self.agreement.fresh.to(wide) * constant(shares, self.products.device, wide)
-        columns = torch.stack([self.products[:layers], free, damped, averages, fresh, norms], dim=1)
+        columns = torch.stack([self.products[:layers], free, damped, averages, fresh, norms, sizes], dim=1)
         sums = self._exchange.add_sums(contexts, columns, context.others, self.products[layers:])
         of_layers = sums[: _SUMS * layers].view(layers, _SUMS).unbind(1)
         self.products = torch.cat([of_layers[0], sums[_SUMS * layers :]])
@@ -164,6 +176,7 @@ class ShardedShare(Share):
         if self.shortens:
             self.lengths = Lengths(of_layers[1], of_layers[2], None if self.agreement is None else of_layers[3])
             self.weight_norms = of_layers[5].sqrt()
+            self.input_sizes = None if kept is None else of_layers[6].sqrt()
 
     def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
         """Where the layers are to go."""

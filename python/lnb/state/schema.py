@@ -21,6 +21,7 @@ from lnb.layers.capture import statistics_dtype
 from lnb.layers.claimed import Layer
 from lnb.master import has_master
 from lnb.statistics.factored import block_count
+from lnb.statistics.input_sizes import keeps_input_size
 from lnb_kernels.scaling import sum_dtype
 
 Shape = tuple[int, ...]
@@ -200,6 +201,7 @@ SCHEMA: dict[str, Entry] = {
     "last_slope": Entry(_L, Kind.WIDE, _NUMBER, _gain, required=False),
     "weight_norm": Entry(_L, Kind.WIDE, _NUMBER, _bounded, required=False),
     "growth": Entry(_L, Kind.WIDE, _NUMBER, _bounded, required=False),
+    "input_size": Entry(_L, Kind.WIDE, _NUMBER, _if(keeps_input_size), required=False),
 }
 """Every key of the state of a parameter."""
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lnb.context import LayerContext
 from lnb.statistics.arenas import Arenas
+from lnb.statistics.input_sizes import select_input_sizes
 from lnb.statistics.orthogonalize import QUINTIC, STEPS
 from lnb.statistics.running import NOISE
 from lnb.statistics.shared_state import Sharing, layers_of
@@ -45,6 +46,7 @@ def refresh_on_device(
             like = torch.empty((), dtype=torch.float32, device=weight.device)
             states, others = [sharing.state for sharing in averaged], [sharing.others for sharing in averaged]
             arenas.select("second_moment_step", states, [()] * len(states), like, others=others)
+        select_input_sizes(layers_of(taken), arenas)
         for context in layers_of(taken):
             if not context.with_bias:
                 context.state.pop("factor_mean", None)
@@ -88,4 +90,5 @@ def _metric(sharing: Sharing, averages: _Averages) -> InputMetric:
 def _outputs(context: LayerContext, averages: _Averages) -> OutputMetric:
     weight, *bias = (averages[parameter] for parameter in context.parameters)
     average = context.state["output_moment"] if context.config.b_s > 0 else None
-    return OutputMetric(weight, bias[0] if bias else None, average, context.state["output_factor"])
+    size = context.state.get("input_size")
+    return OutputMetric(weight, bias[0] if bias else None, average, context.state["output_factor"], size)

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 from lnb.context import LayerContext
 from lnb.sharded.columns import Columns, add_parts, partial_output_moment
-from lnb.statistics.arenas import Arenas, Selection, Shape, chunked, owners_of
+from lnb.statistics.arenas import Arenas, Selection, Shape, chunked, constant, owners_of, sums_of
 from lnb.statistics.device_refresh import refresh_on_device
 from lnb.statistics.factored import Factor, block_count, factorize
+from lnb.statistics.input_sizes import keeps_input_size, select_input_sizes
 from lnb.statistics.orthogonalize import inverse_root
-from lnb.statistics.running import bias_correction, ridge_of, sample_ridge_of
+from lnb.statistics.running import bias_correction, mean_diagonals, sample_ridge_of
 from lnb.statistics.shared_state import Sharing, layers_of, shared
 from lnb.trust_regions.two_sided import output_moment, sized_output_moment
 from lnb.verdict import Verdict
 from lnb_kernels.refresh import AveragedGradient, averaged_tensors
+from lnb_kernels.scaling import sum_dtype
 
 # On the CPU, output moments of layers of one shape are taken in one call up to this many entries: above, stacking the layers
 # costs more than the calls it saves.
@@ -186,7 +188,11 @@ class _Refresh:
         columns = [
             first.layer.columns for first, (count, _) in zip(firsts, self.blocks, strict=True) for _ in range(count)
         ]
-        ridge = ridge_of(second_moment, share, relative, context.with_bias, groups, columns)
+        ridge = share
+        if relative or keeps_input_size(config):
+            diagonals = mean_diagonals(second_moment, context.with_bias, groups, columns)
+            self._note_input_sizes(diagonals)
+            ridge = (share * diagonals).view(-1, 1, 1, 1) if relative else share
         self.fresh = factorize(
             second_moment.unsqueeze(1), ridge, context.with_bias, inverse=not config.region.whitens
         )  # [entries, 1, size, size]
@@ -195,6 +201,17 @@ class _Refresh:
         del self.gathered
         if config.region.two_sided:
             self.outputs = self._output_moments(self.fresh, averages, sized)
+
+    def _note_input_sizes(self, diagonals: Tensor) -> None:
+        """Keep the root of the mean diagonal of every layer's metric, over its groups."""
+        kept = select_input_sizes(self.contexts, self.arenas)
+        if kept is None:
+            return
+        counts = constant(tuple(map(float, self.counts)), diagonals.device, diagonals.dtype)
+        sizes = (sums_of(diagonals, self.counts) / counts).sqrt()
+        places = constant(tuple(self.sharing_of), diagonals.device, torch.int64)
+        allowed = None if self.allowed is None else self.allowed[places]
+        kept.write(sizes[places].to(sum_dtype(diagonals.device)), allowed)
 
     def finish(self) -> None:
         """Take the roots, and keep them."""

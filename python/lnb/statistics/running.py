@@ -96,34 +96,21 @@ def shrunk_variance(mean: Tensor, mean_square: Tensor, shrinkage: float) -> Tens
     return shrunk.maximum(NOISE * limits.eps * mean_square).clamp(min=limits.tiny)
 
 
-def ridge_of(
-    second_moment: Tensor,
-    ridge: float | Tensor,
-    relative: bool,
-    with_bias: bool,
-    blocks: tuple[int, ...],
-    columns: Sequence[Columns | None] = (),
-) -> float | Tensor:
-    """The number that is added to the diagonal of the metric: ``ridge``, or ``ridge`` times the mean diagonal.
+def mean_diagonals(
+    second_moment: Tensor, with_bias: bool, blocks: tuple[int, ...], columns: Sequence[Columns | None] = ()
+) -> Tensor:
+    """The mean diagonal of each metric, ``[entries]``, the same for all blocks of a metric.
 
-    The mean is that of the covariance where there is a bias, so that an offset of the inputs does not change it, and of
-    the second moment otherwise. The second moment also serves where the inputs do not vary beyond rounding, as in a batch of
-    one sample: a
+    It is that of the covariance where there is a bias, so that an offset of the inputs does not change it, and of the second
+    moment otherwise. The second moment also serves where the inputs do not vary beyond rounding, as in a batch of one sample: a
     covariance of zero says nothing of the size of the inputs to come. Inputs that are all zero count as of size 1.
 
     Args:
         second_moment: diagonal blocks of ``E[x~ x~']``, ``[entries, size+1, size+1]``.
-        ridge: the setting, a number, or one per entry ``[entries]``.
-        relative: whether it is a multiple.
         with_bias: whether the bias takes part in the metric.
         blocks: how many blocks, one after the other, each metric has.
         columns: of each metric, where only some of its blocks are here.
-
-    Returns:
-        A number, or one value per entry ``[entries, 1, 1, 1]``; the same for all blocks of a metric.
     """
-    if not relative:
-        return ridge
     diagonal = second_moment.diagonal(dim1=-2, dim2=-1)[..., :-1]
     average = _mean_over_blocks(diagonal.mean(-1), blocks)
     if with_bias:
@@ -135,8 +122,30 @@ def ridge_of(
     if with_bias:
         varies = variance > NOISE * torch.finfo(variance.dtype).eps * average
         average = torch.where(varies, variance, average)
-    average = torch.where(average > 0, average, 1.0)
-    scaled: Tensor = (ridge * average).view(-1, 1, 1, 1)
+    return torch.where(average > 0, average, 1.0)
+
+
+def ridge_of(
+    second_moment: Tensor,
+    ridge: float | Tensor,
+    relative: bool,
+    with_bias: bool,
+    blocks: tuple[int, ...],
+    columns: Sequence[Columns | None] = (),
+) -> float | Tensor:
+    """The number that is added to the diagonal of the metric: ``ridge``, or ``ridge`` times :func:`mean_diagonals`.
+
+    Args:
+        second_moment, with_bias, blocks, columns: as for that.
+        ridge: the setting, a number, or one per entry ``[entries]``.
+        relative: whether it is a multiple.
+
+    Returns:
+        A number, or one value per entry ``[entries, 1, 1, 1]``; the same for all blocks of a metric.
+    """
+    if not relative:
+        return ridge
+    scaled: Tensor = (ridge * mean_diagonals(second_moment, with_bias, blocks, columns)).view(-1, 1, 1, 1)
     return scaled
 
 
