@@ -20,7 +20,7 @@
 namespace lnb::cuda {
 
 constexpr int kInputLayers = 288;   // of one launch
-constexpr int kOutputLayers = 168;  // of one launch
+constexpr int kOutputLayers = 172;  // of one launch
 constexpr int kFacts = 4;           // numbers per layer
 
 // The inputs of one layer: `groups` independent metrics of `blocks` diagonal blocks.

@@ -188,6 +188,7 @@ std::vector<OutputLayer> output_layers(const std::vector<OutputFields>& fields, 
         made.mean = pointer<const float>(mean);
         made.average = pointer<float>(average);
         made.root = pointer<float>(root);
+        check_optional(layer + "input_size", input_size, 1, Type::kFloat64);
         made.input_size = pointer<double>(input_size);
         made.partials = pointer<float>(partials);
         made.scales = pointer<double>(scales);

@@ -137,7 +137,6 @@ class Share:
     shorter: dict[nn.Parameter, Tensor]
     lengths: Lengths | None = None
     weight_norms: Tensor | None = None
-    input_sizes: Tensor | None = None
 
     def __init__(
         self, context: StepContext, verdict: Verdict, config: Config, arenas: Arenas, scratch: Scratch
@@ -191,9 +190,8 @@ class Share:
         if self.shortens:
             if self.lengths is None:
                 self.lengths = measure_lengths(context, self.solution, self.averages, self.agreement)
-            limits = self.agreement, self.scales, self.verdict, config, self.arenas
-            whole = self.weight_norms, self.input_sizes
-            self.scales, self.shorter = shortened(context, self.solution, self.lengths, *limits, *whole)
+            limits = self.agreement, self.scales, self.verdict, config, self.arenas, self.weight_norms
+            self.scales, self.shorter = shortened(context, self.solution, self.lengths, *limits)
 
     def apply(self) -> None:
         """Move the parameters."""

@@ -67,17 +67,10 @@ class WeightBound:
         rates: each layer's learning rate, ``[layers]``, in the dtype of sums.
         verdict: whether anything may change.
         arenas: where the states live.
-        input_sizes: of the layers, ``[layers]``, where what is here is a shard of them; None for what the states hold.
     """
 
     def __init__(
-        self,
-        contexts: list[LayerContext],
-        change: float,
-        rates: Tensor,
-        verdict: Verdict,
-        arenas: Arenas,
-        input_sizes: Tensor | None = None,
+        self, contexts: list[LayerContext], change: float, rates: Tensor, verdict: Verdict, arenas: Arenas
     ) -> None:
         self._contexts = contexts
         self._rates = rates
@@ -86,9 +79,7 @@ class WeightBound:
         self._limits = (LARGEST_CHANGE / rates).clamp(max=change)  # kappa / lr
         self._usual = constant(tuple(usual_norm(context.layer) for context in contexts), rates.device, rates.dtype)
         self._growth = self._numbers("growth", range(len(contexts)))
-        self._input_sizes = input_sizes
-        if input_sizes is None and (kept := select_input_sizes(contexts, arenas)) is not None:
-            self._input_sizes = kept.read()
+        self._input_sizes = select_input_sizes(contexts, arenas)
 
     def measure(
         self, scales: Tensor, squared_norms: Tensor, weight_norms: Tensor | None = None
@@ -143,7 +134,7 @@ class WeightBound:
     def _output_sizes(self) -> Tensor:
         if self._input_sizes is None:
             return torch.ones_like(self._usual)
-        sizes = self._norms() * self._input_sizes.to(self._usual) / (self._usual * math.sqrt(3))
+        sizes = self._norms() * self._input_sizes.read() / (self._usual * math.sqrt(3))
         return torch.where(sizes.isfinite(), sizes, 0.0).clamp(min=1)
 
     def note_growth(self, scales: Tensor, squared_norms: Tensor) -> None:

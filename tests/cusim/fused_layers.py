@@ -61,6 +61,7 @@ class Layers:
     bias_directions: list[Tensor | None] = field(default_factory=list)
     numbers: dict[str, Tensor] = field(default_factory=dict)
     steps: Tensor = field(default_factory=lambda: torch.empty(0))
+    input_size: Tensor = field(default_factory=lambda: torch.empty(0))
     norms: Tensor | None = None
 
     @classmethod
@@ -109,6 +110,7 @@ class Layers:
                 "coherence": wide(count),
             },
             steps,
+            10 * wide(count),  # most outputs are larger than 1 with it
         )
 
     def copy(self, dtype: torch.dtype | None = None) -> Layers:
@@ -144,9 +146,9 @@ class Layers:
         )  # fmt: skip
         finish_layers_(
             self.bias_momentum, self.bias_directions, *(self.numbers[name] for name in names), self.partials,
-            self.mixed_biases, self.bias_gradients, [s.rows for s in self.shapes], [s.d // s.size for s in self.shapes],
-            self.steps, list(range(len(self.shapes))), self.norms, [0.5 + s.m for s in self.shapes],
-            rates or [0.1] * len(self.shapes), self.bias_shares, SETTINGS, ok,
+            self.mixed_biases, self.input_size, self.bias_gradients, [s.rows for s in self.shapes],
+            [s.d // s.size for s in self.shapes], self.steps, list(range(len(self.shapes))), self.norms,
+            [0.5 + s.m for s in self.shapes], rates or [0.1] * len(self.shapes), self.bias_shares, SETTINGS, ok,
         )  # fmt: skip
 
     def sums(self) -> list[Tensor]:

@@ -6,17 +6,18 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from support import assert_close_to_reference, relative_errors
 from torch import Tensor
 
 from lnb.config import Config
 from lnb.statistics.factored import Factor, factorize
 from lnb.statistics.orthogonalize import QUINTIC, STEPS, inverse_root
-from lnb.statistics.running import NOISE, bias_correction, ridge_of, sample_ridge_of
+from lnb.statistics.running import NOISE, bias_correction, mean_diagonals, ridge_of, sample_ridge_of
 from lnb.trust_regions.two_sided import output_moment
 from lnb_kernels.refresh import InputMetric, OutputMetric, refreshers
 
 NOISE_LEVEL = NOISE * torch.finfo(torch.float32).eps
-WRITTEN = ("second_moment", "steps", "inverse", "mean", "output_moment", "root")
+WRITTEN = ("second_moment", "steps", "inverse", "mean", "output_moment", "root", "input_size")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def layer(shape: Shape, seed: int = 0) -> InputMetric:
         normal(shape.groups, rows) if shape.bias else None,
         moment @ moment.mT / side if kept else None,
         torch.full((shape.groups, shape.outputs, side, side), nan),
+        torch.full((), nan, dtype=torch.float64),
     )
     return InputMetric(
         gathered,
@@ -84,14 +86,14 @@ def layer(shape: Shape, seed: int = 0) -> InputMetric:
 def written(of: InputMetric) -> dict[str, Tensor]:
     """What a refresh writes of a layer."""
     (outputs,) = of.outputs
-    found = (of.average, of.steps, of.inverse, of.mean, outputs.average, outputs.root)
+    found = (of.average, of.steps, of.inverse, of.mean, outputs.average, outputs.root, outputs.input_size)
     return {name: tensor for name, tensor in zip(WRITTEN, found, strict=True) if tensor is not None}
 
 
 def copy(of: InputMetric) -> InputMetric:
     """The same layer with memory of its own for what is written."""
     new = {name: tensor.clone() for name, tensor in written(of).items()}
-    outputs = replace(of.outputs[0], average=new.get("output_moment"), root=new["root"])
+    outputs = replace(of.outputs[0], average=new.get("output_moment"), root=new["root"], input_size=new["input_size"])
     return replace(
         of,
         average=new.get("second_moment"),
@@ -153,4 +155,39 @@ def plain(of: InputMetric, dtype: torch.dtype) -> dict[str, Tensor]:
         moment = torch.lerp(outputs.average.to(dtype), moment, 1 - of.decay)
         results["output_moment"] = moment
     results["root"] = inverse_root(moment)
+    results["input_size"] = mean_diagonals(flat, bias is not None, (blocks,) * groups).mean().sqrt()
     return results
+
+
+def reversed_inputs(of: InputMetric) -> InputMetric:
+    """The same layer with its inputs in the opposite order. Its output moment and root are the same but for rounding."""
+    (outputs,) = of.outputs
+    assert isinstance(outputs.weight, Tensor)
+    order = [*reversed(range(of.gathered.shape[-1] - 1)), of.gathered.shape[-1] - 1]
+
+    def reverse(blocks: Tensor) -> Tensor:
+        return blocks.flip(1)[:, :, order][..., order]
+
+    average = None if of.average is None else reverse(of.average)
+    outputs = replace(outputs, weight=outputs.weight.flip(-1))
+    return replace(of, gathered=reverse(of.gathered), average=average, outputs=(outputs,))
+
+
+def assert_refreshed(result: dict[str, Tensor], of: InputMetric) -> None:
+    """What kernels wrote of a layer errs at most twice as much as plain PyTorch in float32.
+
+    Of a few small matrices that error is chance, and another processor's is another. Where the order of inputs makes no
+    difference to the truth, it is the larger one of two orders.
+    """
+    truth, same, other = (plain(x, dtype) for x, dtype in (
+        (of, torch.float64), (of, torch.float32), (reversed_inputs(of), torch.float32)
+    ))  # fmt: skip
+    assert result.keys() == truth.keys()
+    for name, value in result.items():
+        found = value.float() if name == "input_size" else value  # kept wide, and made of float32
+        orders = [same[name], other[name]] if name in ("output_moment", "root") else [same[name]]
+        plainest = max(orders, key=lambda tensor: relative_errors(tensor, truth[name])[0])
+        try:
+            assert_close_to_reference(found, truth[name], plainest)
+        except AssertionError as error:
+            raise AssertionError(f"{name} of {tuple(of.inverse.shape)}: {error}") from None

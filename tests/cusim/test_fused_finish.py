@@ -120,7 +120,7 @@ def test_traffic(simulated: Simulator) -> None:
     rows, threads = 700, 512
     everywhere = threads * (4 + 8)  # the count of steps and the share of the bias, by each thread
     assert simulated.traffic == (
-        rows * (2 * 48 + 8 + 8 + 4 + 4) + everywhere + 5 * 8,
+        rows * (2 * 48 + 8 + 8 + 4 + 4) + everywhere + 6 * 8,
         rows * (8 + 4 + 4 + 4) + 7 * 8 + 4 * 8,
     )
 
@@ -173,8 +173,8 @@ def test_what_would_crash_is_refused_before_any_launch(simulated: Simulator) -> 
         "products", "weight_norm", "shorter",
     )  # fmt: skip
     everything = address(
-        *(layers.numbers[name] for name in names_of_all), layers.partials, layers.mixed_biases, layers.steps,
-        layers.bias_shares, layers.norms,
+        *(layers.numbers[name] for name in names_of_all), layers.partials, layers.mixed_biases, layers.input_size,
+        layers.steps, layers.bias_shares, layers.norms,
     )  # fmt: skip
     fields = [*address(layers.bias_momentum[0], layers.bias_directions[0], layers.bias_gradients[0]), 0, 0, 2, 1, 0, 0]
 
@@ -182,8 +182,8 @@ def test_what_would_crash_is_refused_before_any_launch(simulated: Simulator) -> 
         layer = (of_layer, 1.0, (0.1, 0, kind))
         native.fused_finish([layer], kind, numbers, 12, 2, 1, 1, [0.5] * 17, 0, where)
 
-    for place in range(16):
-        for value in (0, everything[place] + 2) if place < 15 else (everything[place] + 2,):
+    for place in range(17):
+        for value in (0, everything[place] + 2) if place < 16 else (everything[place] + 2,):
             with pytest.raises(ValueError, match=r"has entries but a null|is not aligned"):
                 call_finish([value if i == place else x for i, x in enumerate(everything)], fields)
     for place, value in ((0, 0), (1, fields[1] + 1), (3, 1), (4, 3), (5, 3), (6, 2), (7, 1), (8, 1)):
@@ -215,7 +215,7 @@ def test_the_chain_is_the_step_of_the_cpu(simulated: Simulator, scale: float) ->
         of_layers.append(StepLayer(place, place + 1 if shape.bias else None, shape.d, square, 0.5 + shape.m))
     steps = layers.steps[[0, 0, 1]].clone()
     names = ("independent", "weight_norm", "growth", "radius", "coherence")
-    numbers = [steps, *(layers.numbers[name].clone() for name in names)]
+    numbers = [steps, *(layers.numbers[name].clone() for name in names), layers.input_size.clone()]
     tables = StepTables(parameters, momentum, [None] * len(parameters), of_layers, [], numbers, SETTINGS)
     tables.average(gradients, [output.data_ptr() for output in outputs])
     tables.observe()
@@ -236,7 +236,7 @@ def test_the_chain_is_the_step_of_the_cpu(simulated: Simulator, scale: float) ->
         assert relative_errors(own, right.double())[0] <= 2e-6
     torch.testing.assert_close(layers.numbers["sums"], sums, rtol=1e-5, atol=0)
     torch.testing.assert_close(layers.numbers["products"].tolist(), products, rtol=1e-5, atol=0)
-    for name, right in zip(names, numbers[1:], strict=True):
+    for name, right in zip(names, numbers[1:-1], strict=True):
         torch.testing.assert_close(layers.numbers[name], right, rtol=1e-5, atol=0)
     kept = torch.cat([layer.row_square.flatten() for layer in of_layers])
     torch.testing.assert_close(layers.numbers["row_square"], kept, rtol=1e-6, atol=0)

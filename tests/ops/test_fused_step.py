@@ -26,6 +26,7 @@ def test_both_are_averages_and_two_sided_directions(dtype: torch.dtype) -> None:
     layers.steps = layers.steps.float()
     layers.shares, layers.bias_shares = layers.shares.double(), layers.shares.double()
     layers.partials, layers.mixed_biases = layers.partials.double(), layers.mixed_biases.double()
+    layers.input_size = layers.input_size.double()
     layers.numbers = {name: x if name == "row_scales" else x.double() for name, x in layers.numbers.items()}
     before = layers.copy()
 
@@ -85,7 +86,7 @@ def test_no_layers_are_no_call() -> None:
         nothing, nothing, empty, empty, nothing, nothing, nothing, nothing, nothing, nothing, empty, None, 0.5, 0.5
     )
     finish_layers_(
-        nothing, nothing, *[empty] * 13, nothing, [], [], empty, [], None, [], [], None, SETTINGS,
+        nothing, nothing, *[empty] * 14, nothing, [], [], empty, [], None, [], [], None, SETTINGS,
     )  # fmt: skip
 
 
@@ -156,6 +157,8 @@ FINISH: list[tuple[Change, type[Exception], str]] = [
     (number("radius", lambda x: x.repeat(2)[::2]), ValueError, "radius is not contiguous"),
     (number("sums", lambda x: x[:, :3]), ValueError, r"sums has shape \(2, 3\), allowed is \(2, 4\)"),
     (lambda x: x.numbers.update(growth=x.numbers["radius"]), ValueError, "overlap in memory"),
+    (replace("input_size", lambda x: x[1:]), ValueError, r"input_size has shape \(1,\)"),
+    (replace("input_size", Tensor.float), TypeError, "input_size is torch.float32; allowed is float64"),
     (replace("steps", lambda x: x[:1]), ValueError, "layer 1: step_places=1 is not allowed; there are 1 steps"),
     (replace("bias_shares", lambda _: None), ValueError, "bias_shares is None"),
 ]

@@ -60,12 +60,21 @@ class Network(nn.Module):
         return scores
 
 
+class Scaled(nn.Module):
+    """Two channels of different sizes, which are those of two groups."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[n, 2, 6, 6]``."""
+        return images * torch.tensor([3.0, 60.0], dtype=images.dtype).view(2, 1, 1)
+
+
 class Uneven(nn.Sequential):
-    """Rows that ranks share unevenly; of the last layer a fourth rank has none."""
+    """Rows that ranks share unevenly; of the last layer a fourth rank has none. Inputs are large: steps follow their size."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         super().__init__(
+            Scaled(),
             nn.Conv2d(2, 6, 3, stride=2, padding=1, groups=2),
             nn.Flatten(),
             nn.Linear(54, 7),

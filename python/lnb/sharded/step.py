@@ -71,9 +71,9 @@ class Exchange:
     def add_sums(
         self, contexts: list[LayerContext], columns: Tensor, others: list[nn.Parameter], products: Tensor
     ) -> Tensor:
-        """Add sums of local layers, ``columns`` ``[local layers, 6]``, and of others, ``[others]``, over ranks.
+        """Add sums of local layers, ``columns`` ``[local layers, 7]``, and of others, ``[others]``, over ranks.
 
-        Every local layer gets the sums of its whole layer: ``[6 local layers + others]``.
+        Every local layer gets the sums of its whole layer: ``[7 local layers + others]``.
         """
         device = columns.device
         layers = [cast(LocalLayer, context.layer) for context in contexts]
@@ -160,10 +160,13 @@ class ShardedShare(Share):
                 norms = zeros.index_copy(
                     0, constant(tuple(due), zeros.device, torch.int64), torch.stack(found).square()
                 )
-        kept = select_input_sizes(contexts, self.arenas)
-        if kept is not None:
-            parts = tuple(_part_of_layer(cast(LocalLayer, context.layer)) for context in contexts)
-            sizes = kept.read().to(wide).square() * constant(parts, zeros.device, wide)
+        refreshed = [i for i, each in enumerate(contexts) if each.moments is not None]
+        input_sizes = select_input_sizes([contexts[i] for i in refreshed], self.arenas)
+        if input_sizes is not None:
+            places = constant(tuple(refreshed), zeros.device, torch.int64)
+            parts = tuple(_part_of_layer(cast(LocalLayer, contexts[i].layer)) for i in refreshed)
+            here = input_sizes.read().square() * constant(parts, zeros.device, wide)
+            sizes = zeros.index_copy(0, places, here.to(wide))
         if self.agreement is not None:
             shares = tuple(1.0 if (c := context.layer.columns) is None else 1 / c.of for context in contexts)
             fresh = self.agreement.fresh.to(wide) * constant(shares, self.products.device, wide)
@@ -171,12 +174,13 @@ class ShardedShare(Share):
         sums = self._exchange.add_sums(contexts, columns, context.others, self.products[layers:])
         of_layers = sums[: _SUMS * layers].view(layers, _SUMS).unbind(1)
         self.products = torch.cat([of_layers[0], sums[_SUMS * layers :]])
+        if input_sizes is not None:  # over all groups, of which some may be on other ranks
+            input_sizes.write(of_layers[6][places].sqrt(), self.verdict.on(zeros.device))
         if self.agreement is not None:
             self.agreement = dataclasses.replace(self.agreement, fresh=of_layers[4])
         if self.shortens:
             self.lengths = Lengths(of_layers[1], of_layers[2], None if self.agreement is None else of_layers[3])
             self.weight_norms = of_layers[5].sqrt()
-            self.input_sizes = None if kept is None else of_layers[6].sqrt()
 
     def solve(self, averages: dict[nn.Parameter, Tensor]) -> Solution:
         """Where the layers are to go."""

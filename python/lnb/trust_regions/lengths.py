@@ -155,11 +155,10 @@ def shortened(
     config: Config,
     arenas: Arenas,
     weight_norms: Tensor | None = None,
-    input_sizes: Tensor | None = None,
 ) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
     """The ``scales`` after the weights' bound and damping, and the factors by which weights that grew are shortened.
 
-    ``weight_norms`` and ``input_sizes`` are those of whole layers, ``[layers]``, where a layer here is a shard of one.
+    ``weight_norms`` are those of all layers' weights where a layer here is a shard of one, ``[layers]``.
     """
     layers = len(context.layers)
     own = scales[:layers]
@@ -170,7 +169,7 @@ def shortened(
     bound = None
     shorter: dict[nn.Parameter, Tensor] = {}
     if config.max_relative_change is not None:
-        bound = WeightBound(context.layers, config.max_relative_change, rates, verdict, arenas, input_sizes)
+        bound = WeightBound(context.layers, config.max_relative_change, rates, verdict, arenas)
         shorter = bound.measure(own, lengths.free, weight_norms)
         own = own * bound.factors(own, lengths.free)
     if agreement is not None and lengths.averages is not None:
