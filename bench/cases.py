@@ -144,7 +144,10 @@ def _refresh(*sizes: tuple[int, int, torch.dtype]) -> Callable[[], Any]:
         return torch.zeros(1, 1, n, n)
 
     def layer(side: int, size: int, dtype: torch.dtype) -> InputMetric:
-        outputs = OutputMetric(averaged(dtype, side, size), averaged(dtype, side), blocks(side), blocks(side))
+        size_of_inputs = torch.zeros((), dtype=torch.float64)
+        outputs = OutputMetric(
+            averaged(dtype, side, size), averaged(dtype, side), blocks(side), blocks(side), size_of_inputs
+        )
         return InputMetric(
             blocks(size + 1), None, blocks(size + 1), torch.zeros(()), blocks(size), torch.zeros(1, size), 0.9, 0.2, True,
             1.0, 1, (outputs,),
@@ -170,7 +173,7 @@ def _fused_finish() -> Callable[[], Any]:
             0.95, True, 0.99, 0.3, 0.1, 0.25, 0.25, 0.9, 1.02, 1e-4, 0.98, 0.8, 1.2, 0.98, 0.1, 1.02, 20, 0.99, 1e-8, 1e18, 0.01
         )  # fmt: skip
         ok = torch.tensor(True)
-        given = FinishArguments(numbers, partials, wide, torch.zeros(1), wide[:1], wide[:1], settings, ok)
+        given = FinishArguments(numbers, partials, wide, wide[:1], torch.zeros(1), wide[:1], wide[:1], settings, ok)
         finish_layers_([layer], given)
 
     return call

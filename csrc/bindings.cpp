@@ -389,10 +389,11 @@ void step_average(lnb::StepTables& tables, const Addresses& gradients, const Add
     without_gil([&] { tables.average(read, written, threads); });
 }
 
-// For each layer that is refreshed: its place, input_block, output_block, and whether it follows another one of them;
+// For each layer that is refreshed: its place, input_block, output_block, whether it follows another one of them, and
+// whether its input_size is written;
 // the addresses of gathered, second_moment, counted, inverse, mean (0 without a bias), output_moment and root; and
 // decay, ridge, sample_ridge, sample_every.
-void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<int64_t, 4>>& places,
+void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<int64_t, 5>>& places,
                   const std::vector<std::array<uintptr_t, 7>>& addresses,
                   const std::vector<std::array<double, 4>>& numbers, const std::array<float, 3>& coefficients,
                   int64_t steps, int threads) {
@@ -403,7 +404,7 @@ void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<in
     const auto at = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
     std::vector<lnb::StepMoments> due;
     for (size_t i = 0; i < places.size(); ++i) {
-        const auto& [place, block, side, follows] = places[i];
+        const auto& [place, block, side, follows, sized] = places[i];
         if (place < 0 || place >= tables.layers()) throw std::invalid_argument("places: no such layer");
         const lnb::StepLayer& layer = tables.layer(place);
         if (tables.wide_type_of(layer) != lnb::Type::kFloat32) {
@@ -428,7 +429,7 @@ void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<in
         const auto& [gathered, second_moment, counted, inverse, mean, output_moment, root] = addresses[i];
         const auto& [decay, ridge, sample_ridge, sample_every] = numbers[i];
         due.push_back({place, at(gathered), at(second_moment), at(counted), at(inverse), at(mean), at(output_moment),
-                       at(root), block, side, decay, ridge, sample_ridge, sample_every, follows != 0});
+                       at(root), block, side, decay, ridge, sample_ridge, sample_every, follows != 0, sized != 0});
     }
     const lnb::Quintic quintic{coefficients[0], coefficients[1], coefficients[2]};
     without_gil([&] { tables.refresh(due, quintic, steps, threads); });

@@ -120,6 +120,7 @@ class StepMoment:
         sample_ridge: what that grows by, times inputs of a block per sample that the average counts.
         sample_every: one of how many samples was read.
         follows: whether it shares all that is kept of its inputs, up to ``mean``, with another layer of the same call.
+        sized: whether its ``input_size`` is written, the root of the mean diagonal of the metric.
     """
 
     layer: int
@@ -134,6 +135,7 @@ class StepMoment:
     sample_ridge: float
     sample_every: int
     follows: bool = False
+    sized: bool = True
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -259,7 +261,7 @@ class StepTables:
             if moment.mean is None:
                 of_layer.insert(4, 0)
         self._native.refresh(
-            [(x.layer, x.inverse.shape[-1], x.root.shape[-1], int(x.follows)) for x in moments],
+            [(x.layer, x.inverse.shape[-1], x.root.shape[-1], int(x.follows), int(x.sized)) for x in moments],
             addresses,
             [(moment.decay, moment.ridge, moment.sample_ridge, float(moment.sample_every)) for moment in moments],
             tuple(coefficients),

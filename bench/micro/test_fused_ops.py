@@ -80,8 +80,8 @@ def finish_layers(device: str, d: int, m: int) -> Case:
         finish_layers_(
             none, none, scales, row_square.zero_(), independent, growth, radius, coherence, sums, of_layers,
             products, norms, shorter,
-            partials.flatten(), row_square.new_zeros(LAYERS * m), none, [m] * LAYERS, [columns] * LAYERS, steps, places,
-            None, [1.0] * LAYERS, [0.1] * LAYERS, None, SETTINGS,
+            partials.flatten(), row_square.new_zeros(LAYERS * m), row_square.new_zeros(LAYERS), none, [m] * LAYERS,
+            [columns] * LAYERS, steps, places, None, [1.0] * LAYERS, [0.1] * LAYERS, None, SETTINGS,
         )  # fmt: skip
         return [scales]
 

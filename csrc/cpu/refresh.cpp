@@ -277,7 +277,7 @@ void note_input_sizes(const RefreshedLayer* layers, int64_t count, const std::ve
             mean_diagonal(*block.layer, own) / static_cast<double>(block.layer->matrices);
     }
     for (int64_t i = 0; i < count; ++i) {
-        if (!(samples(layers[i]) > 0)) continue;
+        if (layers[i].input_size == nullptr || !(samples(layers[i]) > 0)) continue;
         int64_t of = i;
         if (layers[i].follows) {
             of = std::find_if(layers, layers + count,

@@ -29,7 +29,7 @@ struct RefreshedLayer {
     float* root;            // the blocks of P^(-1/2), of the same shape
     const float* weight;    // the averaged gradient [matrices, rows, inputs]
     const float* bias;      // of the bias [matrices, rows]; null without one
-    double* input_size;     // the root of the mean diagonal of the metric, over all matrices []
+    double* input_size;     // the root of the mean diagonal of the metric, over all matrices []; or null
     int64_t matrices, rows, inputs, input_block, output_block;
     double decay;         // of both averages
     double ridge;         // relative to the mean variance of the inputs

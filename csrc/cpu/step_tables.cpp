@@ -115,7 +115,7 @@ void StepTables::refresh(const std::vector<StepMoments>& due, const Quintic& qui
                              of.root,
                              static_cast<const float*>(outputs_[layer.weight]),
                              bias,
-                             numbers_.input_size + of.layer,
+                             of.sized ? numbers_.input_size + of.layer : nullptr,
                              layer.matrices,
                              layer.rows,
                              layer.inputs,

@@ -56,7 +56,7 @@ struct StepMoments {
     float *second_moment, *counted, *inverse, *mean, *output_moment, *root;
     int64_t input_block, output_block;
     double decay, ridge, sample_ridge, sample_every;
-    bool follows;
+    bool follows, sized;
 };
 
 // The numbers of all layers, each [layers], and of all parameters.

@@ -24,6 +24,7 @@ from lnb.scratch import Scratch
 from lnb.solvers.solve import Solution, SolverInputs, solve
 from lnb.statistics.arenas import Arenas
 from lnb.statistics.averages import average_statistics
+from lnb.statistics.input_sizes import select_input_sizes
 from lnb.statistics.split_refresh import refresh_over
 from lnb.trust_regions.lengths import Lengths, in_region, measure_lengths, products_of, region_scales, shortened
 from lnb.verdict import Verdict
@@ -159,6 +160,7 @@ class Share:
         if config.damping == "agreement" and context.layers:
             self.agreement = observe_agreement(context.layers, verdict, config, arenas)
         average_statistics(context.layers, averages, verdict)
+        select_input_sizes(context.layers, arenas)  # side by side in the layers' order, as prepared steps read them
         self.refresh(averages)
         self.solution = self.solve(averages)
         if config.others == "adamw":

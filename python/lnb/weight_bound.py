@@ -12,16 +12,18 @@ initialisation of the layer, ``sqrt(d_out / 3)``, so that weights that start at 
 scale of inputs, outputs or loss. Relatives bound or fix relative steps alone: LARS and LAMB (You et al.), and normalised
 versions of Muon and Adam.
 
-The unit of the region in function space is the layer's own. With the trust region ``"two_sided"`` a step changes a
-pre-activation by ``lr`` times
+The unit of the region in function space depends on the data. With the trust region ``"two_sided"`` the step of a layer that sees
+data, to which no gradient goes, changes a pre-activation by ``lr`` times
 
     ``max(1, ||W|| s / sqrt(d_out))``
 
 root mean square, where ``s`` is the root of the mean diagonal of the metric of its inputs
 (:mod:`lnb.statistics.input_sizes`): the size of a pre-activation of weights without a preferred direction, where that is above 1.
-So a layer whose inputs are large - raw columns of a table, pixels up to 255, a few samples a hundred times as large as the
-others - learns in as many steps as one whose inputs are standardised; a step of ``lr`` would be small beside what it computes.
-Standardised inputs of weights as PyTorch draws them have pre-activations below 1, and the unit is 1.
+So raw columns of a table, pixels up to 255, or a few samples a hundred times as large as the others, are learnt in as many
+steps as standardised inputs; a step of ``lr`` would be small beside what the layer computes. Standardised inputs of weights as
+PyTorch draws them have pre-activations below 1, and the unit is 1. It is 1 for all other layers: how large their inputs are is
+the network's own doing, and in a layer that is used again and again steps in proportion to it compound (a linear map with a
+gain of 1.02, used a hundred times, diverges).
 
 A step of relative length ``r`` that is orthogonal to the weights, as steps from noise are, makes them longer by a share of
 ``r^2 / 2``. This growth compounds over the layers and has nothing to do with the function that is learnt. It is summed up, and

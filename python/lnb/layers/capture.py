@@ -174,13 +174,14 @@ class Capture:
         self.samples_on = on
 
     def count(self, weight: Tensor, input: Tensor, output: Tensor, samples: int) -> None:
-        """Count ``samples``, on the host, if a backward pass reaches ``output``."""
+        """Count ``samples``, on the host, if a backward pass reaches ``output``; note whether it goes on to ``input``."""
         if torch.compiler.is_compiling():  # reads nothing that changes: no new graph for another count
             if torch.is_grad_enabled():
                 self.samples, self.input_grad = samples, input.requires_grad
-        elif self.samples_on and weight.requires_grad and output.requires_grad and not _transformed():
+        elif weight.requires_grad and output.requires_grad and not _transformed():
             self.input_grad |= input.requires_grad
-            output.register_hook(lambda gradient: self._add_samples(samples))
+            if self.samples_on:
+                output.register_hook(lambda gradient: self._add_samples(samples))
 
     def counted(self) -> Samples:
         """The samples counted since the last :meth:`clear`."""

@@ -148,6 +148,11 @@ class Layer:
         return Samples(sum(each.count for each in found), any(each.input_grad for each in found))
 
     @property
+    def sees_data(self) -> bool:
+        """Whether no backward pass went on to the layer's inputs: they are data, or made by frozen layers."""
+        return not self.samples.input_grad
+
+    @property
     def kind(self) -> str:
         """What the layer is, in words."""
         return self.layer_kind.words

@@ -160,7 +160,7 @@ class ShardedShare(Share):
                 norms = zeros.index_copy(
                     0, constant(tuple(due), zeros.device, torch.int64), torch.stack(found).square()
                 )
-        refreshed = [i for i, each in enumerate(contexts) if each.moments is not None]
+        refreshed = [i for i, each in enumerate(contexts) if each.moments is not None and each.layer.sees_data]
         input_sizes = select_input_sizes([contexts[i] for i in refreshed], self.arenas)
         if input_sizes is not None:
             places = constant(tuple(refreshed), zeros.device, torch.int64)

@@ -90,5 +90,5 @@ def _metric(sharing: Sharing, averages: _Averages) -> InputMetric:
 def _outputs(context: LayerContext, averages: _Averages) -> OutputMetric:
     weight, *bias = (averages[parameter] for parameter in context.parameters)
     average = context.state["output_moment"] if context.config.b_s > 0 else None
-    size = context.state.get("input_size")
+    size = context.state.get("input_size") if context.layer.sees_data else None
     return OutputMetric(weight, bias[0] if bias else None, average, context.state["output_factor"], size)

@@ -1,4 +1,4 @@
-"""The size of a layer's inputs, which a refresh knows and :mod:`lnb.weight_bound` needs in every step."""
+"""The size of data that layers see, which a refresh knows and :mod:`lnb.weight_bound` needs in every step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def select_input_sizes(contexts: Sequence[LayerContext], arenas: Arenas) -> Sele
     """The ``input_size`` of layers, ``[layers]``; None where no setting asks for it.
 
     State of a layer's weight: ``input_size`` ``[]``, the root of the mean diagonal of the metric of its inputs, over all groups,
-    0 for not known. The diagonal is that of :func:`lnb.statistics.running.mean_diagonals`.
+    0 for not known. The diagonal is that of :func:`lnb.statistics.running.mean_diagonals`. Refreshes write it of layers that see
+    data (:attr:`lnb.layers.claimed.Layer.sees_data`).
     """
     if not any(keeps_input_size(context.config) for context in contexts):
         return None

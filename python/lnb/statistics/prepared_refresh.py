@@ -29,7 +29,7 @@ class Refresh:
 
     Attributes:
         moments: of each layer, as the kernels took them.
-        settings: each layer's config and ridge, and whether its bias takes part.
+        settings: each layer's config and ridge, whether its bias takes part, and whether it sees data.
         states: of each layer.
         held: what these held under each of ``_STATES``, None for nothing.
         addresses: where that lay.
@@ -38,7 +38,7 @@ class Refresh:
     """
 
     moments: list[StepMoment]
-    settings: list[tuple[Config, float, bool]]
+    settings: list[tuple[Config, float, bool, bool]]
     states: list[State]
     held: list[Tensor | None]
     addresses: list[int]
@@ -50,17 +50,17 @@ class Refresh:
         """The refresh of ``contexts`` by ``moments``."""
         states = [context.state for context in contexts]
         held = [state.get(key) for state in states for key in _STATES]
-        settings = [(context.config, context.ridge, context.with_bias) for context in contexts]
+        settings = [(context.config, *_settings_of(context)) for context in contexts]
         strides = [own.stride() for own in gathered]
         return cls(moments, settings, states, held, _addresses(held), _first(gathered), strides)
 
     def serves(self, contexts: Sequence[LayerContext], gathered: Sequence[Tensor]) -> bool:
         """Whether the layers have the settings that they had, their states the tensors that they held, where these lay, and
         the same ones of them gathered one memory: then the same layers share the same entries of the arenas."""
-        for context, state, (config, ridge, with_bias) in zip(contexts, self.states, self.settings, strict=True):
+        for context, state, (config, *settings) in zip(contexts, self.states, self.settings, strict=True):
             if context.state is not state or context.config is not config or context.squarable is not None:
                 return False
-            if context.ridge != ridge or context.with_bias != with_bias:
+            if settings != list(_settings_of(context)):
                 return False
         held = [state.get(key) for state in self.states for key in _STATES]
         if any(one is not other for one, other in zip(held, self.held, strict=True)):
@@ -148,7 +148,12 @@ def _moment(place: int, context: LayerContext, follows: bool) -> StepMoment | No
         config.sample_ridge,
         config.sample_every,
         follows,
+        context.layer.sees_data,
     )
+
+
+def _settings_of(context: LayerContext) -> tuple[float, bool, bool]:
+    return context.ridge, context.with_bias, context.layer.sees_data
 
 
 def _addresses(held: Sequence[Tensor | None]) -> list[int]:

@@ -203,13 +203,14 @@ class _Refresh:
             self.outputs = self._output_moments(self.fresh, averages, sized)
 
     def _note_input_sizes(self, diagonals: Tensor) -> None:
-        """Keep the root of the mean diagonal of every layer's metric, over its groups."""
-        kept = select_input_sizes(self.contexts, self.arenas)
+        """Keep the root of the mean diagonal of the metric, over its groups, of every layer that sees data."""
+        of_data = [i for i, context in enumerate(self.contexts) if context.layer.sees_data]
+        kept = select_input_sizes([self.contexts[i] for i in of_data], self.arenas)
         if kept is None:
             return
         counts = constant(tuple(map(float, self.counts)), diagonals.device, diagonals.dtype)
         sizes = (sums_of(diagonals, self.counts) / counts).sqrt()
-        places = constant(tuple(self.sharing_of), diagonals.device, torch.int64)
+        places = constant(tuple(self.sharing_of[i] for i in of_data), diagonals.device, torch.int64)
         allowed = None if self.allowed is None else self.allowed[places]
         kept.write(sizes[places].to(sum_dtype(diagonals.device)), allowed)
 

@@ -22,7 +22,15 @@ from lnb.statistics.schedule import refresh_cost
 from lnb.statistics.shared_state import layers_of, shared
 from lnb.verdict import Verdict
 
-_MADE = ("second_moment", "second_moment_step", "factor", "factor_mean", "output_moment", "output_factor")
+_MADE = (
+    "second_moment",
+    "second_moment_step",
+    "input_size",
+    "factor",
+    "factor_mean",
+    "output_moment",
+    "output_factor",
+)
 
 
 def refresh_over(
