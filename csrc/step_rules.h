@@ -136,19 +136,19 @@ LNB_EVERYWHERE double take_back(double measured, const LayerSums& sums, double r
     return factor;
 }
 
-// The size of a layer's pre-activations, |W| input_size / sqrt(rows), at least 1: the usual norm is sqrt(rows / 3).
-LNB_EVERYWHERE double output_size(double norm, double usual_norm, double input_size) {
-    return most(1.0, finite_or_zero(norm * input_size / (usual_norm * std::sqrt(3.0))));
+// The size of the pre-activations that weights of the usual norm, sqrt(rows / 3), make of a layer's data, at least 1.
+LNB_EVERYWHERE double output_size(double input_size) {
+    return most(1.0, finite_or_zero(input_size / std::sqrt(3.0)));
 }
 
-// What a layer's direction is multiplied by beside lr, `rate`, so that its step changes pre-activations by their own
-// size, and is at most the share min(change, largest / rate) of the weights' norm per unit of lr, times its radius. 0
-// where the product is not finite. `t` counts the layer's steps with this one.
+// What a layer's direction is multiplied by beside lr, `rate`, so that its step changes pre-activations by their
+// usual size, and is at most the share min(change, largest / rate) of the weights' norm per unit of lr, times its
+// radius. 0 where the product is not finite. `t` counts the layer's steps with this one.
 LNB_EVERYWHERE double bounded_scale(const LayerSums& sums, double expected, double t, double weight_norm,
                                     double usual_norm, double input_size, double rate, double change, double largest,
                                     const RadiusRule& rule, double& growth, double& radius, double& coherence) {
     const double norm = most(weight_norm, usual_norm);
-    double scale = std::isfinite(sums.product) ? output_size(norm, usual_norm, input_size) : 0;
+    double scale = std::isfinite(sums.product) ? output_size(input_size) : 0;
     const double length = most(scale * std::sqrt(finite_or_zero(sums.free_norm)), DBL_MIN);
     scale *= least(1.0, least(change, largest / rate) * norm / length);
     radius = next_radius(radius, sums.gradient, expected, t, rule, coherence);

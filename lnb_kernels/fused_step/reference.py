@@ -211,13 +211,13 @@ def bounded(
 ) -> tuple[Tensor, Tensor]:
     """What a layer's direction is multiplied by beside ``lr``, and its new growth, ``[]`` each.
 
-    The step changes pre-activations by their own size, where that is above 1, and is at most the share
+    The step changes pre-activations by their usual size, where that is above 1, and is at most the share
     ``min(change, largest / rate)`` of the weights' norm per unit of ``lr``, times the radius.
     """
     damped, free = torch.where(sums.isfinite(), sums, 0.0)[1:3]
     norm = weight_norm.clamp(min=usual_norm)
-    size = norm * input_size / (usual_norm * math.sqrt(3))
-    scale = sums[0].isfinite() * torch.where(size.isfinite(), size, 0.0).clamp(min=1)
+    size = torch.where(input_size.isfinite(), input_size / math.sqrt(3), 0.0).clamp(min=1)
+    scale = sums[0].isfinite() * size
     length = (scale * free.sqrt()).clamp(min=torch.finfo(sums.dtype).tiny)
     scale = scale * ((settings.largest / rate).clamp(max=settings.change) * norm / length).clamp(max=1)
     scale = scale * radius

@@ -158,7 +158,7 @@ def finish_kernel(
 
     usual = field(table_ptr, item, USUAL_NORM, ITEMS, FIELDS).to(tl.float64, bitcast=True)
     norm = tl.where(norm < usual, usual, norm)
-    size = norm * tl.load(sizes_ptr + slot) / (usual * ROOT_OF_3)
+    size = tl.load(sizes_ptr + slot) / ROOT_OF_3
     size = tl.where(is_finite(size) & (size > 1.0), size, 1.0)
     scale = tl.where(is_finite(product), size, 0.0)
     free_length = scale * tl.sqrt(tl.where(is_finite(free_length), free_length, 0.0))

@@ -15,15 +15,14 @@ versions of Muon and Adam.
 The unit of the region in function space depends on the data. With the trust region ``"two_sided"`` the step of a layer that sees
 data, to which no gradient goes, changes a pre-activation by ``lr`` times
 
-    ``max(1, ||W|| s / sqrt(d_out))``
+    ``max(1, s / sqrt(3))``
 
 root mean square, where ``s`` is the root of the mean diagonal of the metric of its inputs
-(:mod:`lnb.statistics.input_sizes`): the size of a pre-activation of weights without a preferred direction, where that is above 1.
-So raw columns of a table, pixels up to 255, or a few samples a hundred times as large as the others, are learnt in as many
-steps as standardised inputs; a step of ``lr`` would be small beside what the layer computes. Standardised inputs of weights as
-PyTorch draws them have pre-activations below 1, and the unit is 1. It is 1 for all other layers: how large their inputs are is
-the network's own doing, and in a layer that is used again and again steps in proportion to it compound (a linear map with a
-gain of 1.02, used a hundred times, diverges).
+(:mod:`lnb.statistics.input_sizes`): the size of the pre-activations that weights of norm ``W_0`` make of them. So raw columns of
+a table, pixels up to 255, or a few samples a hundred times as large as the others, are learnt in as many steps as
+standardised inputs; a step of ``lr`` would be small beside what the layer computes. Of standardised inputs the unit is 1. It is
+1 for all other layers: how large their inputs are is the network's own doing, and in a layer that is used again and again steps
+in proportion to it compound (a linear map with a gain of 1.02, used a hundred times, diverges).
 
 A step of relative length ``r`` that is orthogonal to the weights, as steps from noise are, makes them longer by a share of
 ``r^2 / 2``. This growth compounds over the layers and has nothing to do with the function that is learnt. It is summed up, and
@@ -122,7 +121,7 @@ class WeightBound:
         return {contexts[i].layer.weight: factor for i, factor in factors.items()}
 
     def factors(self, scales: Tensor, squared_norms: Tensor) -> Tensor:
-        """What lengthens each layer's step to the size of its outputs, and shortens it to the bound, ``[layers]``, from the
+        """What lengthens each layer's step to the unit of its data, and shortens it to the bound, ``[layers]``, from the
         norms measured last.
 
         Args:
@@ -136,7 +135,7 @@ class WeightBound:
     def _output_sizes(self) -> Tensor:
         if self._input_sizes is None:
             return torch.ones_like(self._usual)
-        sizes = self._norms() * self._input_sizes.read() / (self._usual * math.sqrt(3))
+        sizes = self._input_sizes.read() / math.sqrt(3)
         return torch.where(sizes.isfinite(), sizes, 0.0).clamp(min=1)
 
     def note_growth(self, scales: Tensor, squared_norms: Tensor) -> None:

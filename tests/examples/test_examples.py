@@ -25,7 +25,7 @@ RUNS = {
     "quantise_without_data": (80, 0.85),
     "merge_models": (80, 0.75),
     "unusual_inputs": (60, 0.8),
-    "lora_start": (100, 0.2),
+    "lora_start": (100, 0.32),
 }
 
 

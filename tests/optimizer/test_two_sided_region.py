@@ -145,30 +145,27 @@ def test_neuron_region_bounds_every_neuron_of_the_conjugate_gradients_too() -> N
 
 @pytest.mark.parametrize("kind", ["linear", "grouped convolution"])
 @pytest.mark.parametrize("first", [0, 20])
-def test_outputs_larger_than_one_move_by_their_own_size(kind: str, first: int) -> None:
-    """Inputs 1,000 times as large change outputs as many times as much as these are larger, in every form of the step.
+def test_steps_of_data_are_in_proportion_to_its_size(kind: str, first: int) -> None:
+    """Inputs 1,000 times as large change outputs that many times over the square root of 3, in every form of the step.
 
     Gradients with respect to the outputs are given, so that they are the same for both; ``first`` is the step compared.
     """
 
-    def change(factor: float) -> tuple[torch.Tensor, float]:
+    def change(factor: float, hidden: bool = False) -> torch.Tensor:
         torch.manual_seed(3)
         layer = nn.Linear(6, 8, False) if kind == "linear" else nn.Conv2d(6, 8, 1, groups=2, bias=False)
         optimizer = lnb.LNB(layer, 0.002, ridge=1e-4, sample_ridge=0.0)
         for _ in range(first + 1):
-            x = factor * torch.randn(64, 6, *([] if kind == "linear" else [1, 1]))
+            x = (factor * torch.randn(64, 6, *([] if kind == "linear" else [1, 1]))).requires_grad_(hidden)
             before = layer(x).detach()
-            size = max(1.0, factor * layer.weight.norm().item() / 8**0.5)
             optimizer.zero_grad()
             (layer(x) * torch.randn(8).view(before[0].shape)).mean().backward()
             optimizer.step()
-        return layer(x).detach() - before, size
+        return (layer(x).detach() - before).square().mean().sqrt()
 
-    small, one = change(1.0)
-    large, size = change(1000.0)
-    assert one == 1.0
-    assert size > 300
-    torch.testing.assert_close(large.square().mean().sqrt() / size, small.square().mean().sqrt(), rtol=0.1, atol=0.0)
+    usual = change(1.0)
+    torch.testing.assert_close(change(1000.0), usual * 1000 / 3**0.5, rtol=0.1, atol=0.0)
+    torch.testing.assert_close(change(1000.0, hidden=True), usual, rtol=0.1, atol=0.0)  # of what other layers make
 
 
 def test_without_a_bound_of_the_weights_outputs_of_any_size_move_by_lr() -> None:
