@@ -34,10 +34,8 @@ def _direct_kernel(
 
 def _finish_kernel(bias_momentum: Sequence[Tensor], bias_directions: Sequence[Tensor], *args: Any) -> None:
     numbers = Numbers(*args[:11])
-    partials, mixed_biases, input_size, bias_gradients, rows, column_blocks, steps, step_places, norms, *rest = args[
-        11:
-    ]
-    usual_norms, rates, rate_tensors, bias_shares, settings, ok = rest
+    partials, mixed_biases, input_size, bias_gradients, rows, column_blocks, steps, step_places, *rest = args[11:]
+    norms, usual_norms, rates, rate_tensors, bias_shares, settings, ok = rest
     # A schema has no list of optional tensors that are written: these are there where there is a gradient.
     given = iter(zip(bias_momentum, bias_directions, strict=True))
     biases = [(None, None) if gradient is None else next(given) for gradient in bias_gradients]

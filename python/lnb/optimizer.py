@@ -67,7 +67,7 @@ class LNB(Optimizer):
 
     The default preset, ``"fast"``, also divides by the root of the second moment of the neurons' gradients, and brings every
     neuron's row to unit size (:mod:`lnb.trust_regions.two_sided`): so ``lr`` is the most by which a step changes a neuron's
-    output, root mean square over the inputs; of layers that see data, in proportion to its size where that is above 1. A
+    output, root mean square over the inputs; of layers that see data, in proportion to its size where that is large. A
     second bound holds the change of the weights (both are derived in :mod:`lnb.weight_bound`), and steps get shorter where
     gradients oppose each other or are noise (:mod:`lnb.damping`). Both moments are averages that every tenth step refreshes, in
     diagonal blocks of at most 144 entries: the 9 taps of 16 channels, and few enough for a block's inverse to stay in a cache
