@@ -193,9 +193,11 @@ def _input_fields(i: int, layer: InputMetric, average: Tensor, first: int, held:
     held.append(gathered)
     flag = None if layer.squarable is None else layer.squarable.view(torch.uint8)
     named = (gathered, flag, average, layer.steps, layer.inverse, layer.mean)
+    # One program goes over the groups, which may be hundreds: only where their size is wanted.
+    sized = groups if any(own.input_size is not None for own in layer.outputs) else 1
     return (
         *(_address(name, tensor) for name, tensor in zip(("gathered", *_INPUTS), named, strict=True)),
-        gathered.stride(0) if groups > 1 else 0, ones - 1, groups, blocks, int(layer.relative), i, first, bits_of(layer.decay),
+        gathered.stride(0) if groups > 1 else 0, ones - 1, sized, blocks, int(layer.relative), i, first, bits_of(layer.decay),
         bits_of(layer.ridge), bits_of(layer.sample_ridge), bits_of(float(layer.sample_every)),
     )  # fmt: skip
 

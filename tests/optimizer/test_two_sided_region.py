@@ -118,11 +118,11 @@ def test_rows_that_are_no_descent_direction_stand_still() -> None:
     assert row_scale(torch.tensor([4.0, 0.0, -1.0])).tolist() == [0.5, 0.0, 0.0]
 
 
-def one_step(trust_region: str, rows: int, **settings: object) -> tuple[torch.Tensor, nn.Linear]:
-    """The change of every output, root mean square over the batch, ``[rows]``."""
+def one_step(trust_region: str, rows: int, scale: float = 1.0, **settings: object) -> tuple[torch.Tensor, nn.Linear]:
+    """The change of every output, root mean square over the batch, ``[rows]``; inputs are of size ``scale``."""
     layer = nn.Linear(24, rows).double()
     before = copy.deepcopy(layer)
-    x = torch.randn(200, 24, dtype=torch.float64) + 2.0
+    x = scale * (torch.randn(200, 24, dtype=torch.float64) + 2.0)
     defaults = {"ridge": 0.0, "weight_decay": 0.0, "nesterov": False}
     defaults |= {"damping": "none", "max_relative_change": None, "sample_ridge": 0.0}
     optimizer = lnb.LNB(layer, 0.1, "fast", trust_region=trust_region, **{**defaults, **settings})  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def test_steps_of_data_are_in_proportion_to_its_size(kind: str, first: int) -> N
 
 
 def test_without_a_bound_of_the_weights_outputs_of_any_size_move_by_lr() -> None:
-    change, _ = one_step("two_sided", 8, max_relative_change=None)
+    change, _ = one_step("two_sided", 8, scale=1000.0, max_relative_change=None)
     torch.testing.assert_close(change, torch.full((8,), 0.1, dtype=torch.float64))
 
 
