@@ -38,12 +38,13 @@ double samples(const RefreshedLayer& layer) {
     return layer.gathered[width * width - 1];
 }
 
-// By how much the averaged second moment is uncertain: inputs of a block per sample that it counts.
-double few_samples(const RefreshedLayer& layer) {
+// What few samples add to the ridge: by how much the average is uncertain, and the gradient of a layer that sees data.
+double ridge_of_samples(const RefreshedLayer& layer) {
+    const double of_step = most(1.0, samples(layer) / layer.sample_every);
     const double b = layer.decay, past = std::pow(b, most(1.0, *layer.counted));
-    const double counted =
-        most(1.0, samples(layer) / layer.sample_every) * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)));
-    return static_cast<double>(layer.input_block) / counted;
+    const double counted = of_step * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)));
+    const double uncertain = layer.sample_ridge * static_cast<double>(layer.input_block) / counted;
+    return least(uncertain + layer.data_ridge / of_step, kMostSampleRidge);
 }
 
 // 1 - decay^t, by which an average from zero is divided.
@@ -89,8 +90,7 @@ double mean_diagonal(const RefreshedLayer& layer, const Totals& totals) {
 // What is added to the diagonals of a matrix's covariance.
 float ridge_of(const RefreshedLayer& layer, const Totals& totals) {
     const double size = mean_diagonal(layer, totals);
-    const double ridge = layer.ridge + least(layer.sample_ridge * few_samples(layer), kMostSampleRidge);
-    return std::max(static_cast<float>(ridge * size), kLeastRidge);
+    return std::max(static_cast<float>((layer.ridge + ridge_of_samples(layer)) * size), kLeastRidge);
 }
 
 // Where C is not positive definite in this precision, C^-1 is that of a larger ridge, and else of the diagonal alone.

@@ -28,8 +28,9 @@ struct Average {
 
 // What the layer's other kernels have to know about it.
 __device__ __forceinline__ void note_facts(const InputLayer& layer, bool allowed, double rows, float* facts) {
-    double counted = rows / layer.sample_every, correction = 1;
-    if (counted < 1) counted = 1;
+    double samples = rows / layer.sample_every, correction = 1;
+    if (samples < 1) samples = 1;
+    double counted = samples;
     if (layer.steps != nullptr) {
         double steps = read(layer.steps);
         if (allowed) write(layer.steps, static_cast<float>(++steps));
@@ -40,8 +41,8 @@ __device__ __forceinline__ void note_facts(const InputLayer& layer, bool allowed
     }
     write(facts, allowed ? 1.0f : 0.0f);
     write(facts + 1, static_cast<float>(1 / correction));
-    write(facts + 2,
-          static_cast<float>(layer.ridge + least(layer.sample_ridge * layer.side / counted, kMostSampleRidge)));
+    const double added = layer.sample_ridge * layer.side / counted + layer.data_ridge / samples;
+    write(facts + 2, static_cast<float>(layer.ridge + least(added, kMostSampleRidge)));
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocks)

@@ -19,7 +19,7 @@
 
 namespace lnb::cuda {
 
-constexpr int kInputLayers = 288;   // of one launch
+constexpr int kInputLayers = 280;   // of one launch
 constexpr int kOutputLayers = 172;  // of one launch
 constexpr int kFacts = 4;           // numbers per layer
 
@@ -33,8 +33,9 @@ struct InputLayer {
     float* mean;     // [groups, blocks * side]; null where no bias takes part
     int64_t group_stride;
     double decay, ridge;
-    double sample_ridge;                     // what the ridge grows by, times inputs per sample
-    double sample_every;                     // samples of which one is in `gathered`
+    double sample_ridge;  // what the ridge grows by, times inputs of a block per sample of the average
+    double data_ridge;    // what it grows by, per sample of this step
+    double sample_every;  // samples of which one is in `gathered`
     int32_t side, groups, blocks, relative;  // relative: the ridge is one of the mean diagonal
 };
 

@@ -50,7 +50,8 @@ def _input_table(layers: Sequence[InputMetric], held: list[Tensor]) -> Sequence[
             layer.inverse.data_ptr(), _address(layer.mean), gathered.stride(0) if groups > 1 else 0,
             ones - 1, groups, blocks, int(layer.relative),
         )  # fmt: skip
-        table.append((integers, (layer.decay, layer.ridge, layer.sample_ridge, float(layer.sample_every))))
+        every = float(layer.sample_every)
+        table.append((integers, (layer.decay, layer.ridge, layer.sample_ridge, layer.data_ridge, every)))
     return table
 
 

@@ -85,8 +85,8 @@ class InputMetric:
         decay: of the averages of both sides, in [0, 1); 0 without them.
         ridge: added to the diagonal of the covariance.
         relative: whether it is a multiple of the metric's mean diagonal.
-        sample_ridge: what a relative ridge grows by, times inputs of a block per sample that the average counts; at most by
-            :data:`MOST_SAMPLE_RIDGE`.
+        sample_ridge: what a relative ridge grows by, times inputs of a block per sample that the average counts.
+        data_ridge: what it grows by, per sample of this step; both together add at most :data:`MOST_SAMPLE_RIDGE`.
         sample_every: of how many samples ``gathered`` has one.
         outputs: the neurons' side of each layer; empty where there is none.
     """
@@ -101,6 +101,7 @@ class InputMetric:
     ridge: float
     relative: bool
     sample_ridge: float
+    data_ridge: float
     sample_every: int
     outputs: tuple[OutputMetric, ...]
 

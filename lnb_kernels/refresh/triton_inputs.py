@@ -16,10 +16,10 @@ from lnb_kernels._triton.offsets import offset64
 from lnb_kernels._triton.tables import address, field, item_of
 from lnb_kernels.refresh.layers import MOST_SAMPLE_RIDGE
 
-FIELDS = tl.constexpr(17)
+FIELDS = tl.constexpr(18)
 GATHERED, SQUARABLE, AVERAGE, STEPS, INVERSE, MEAN = map(tl.constexpr, range(6))
 STRIDE, SIDE, GROUPS, BLOCKS, RELATIVE, NUMBER, FIRST = map(tl.constexpr, range(6, 13))
-DECAY, RIDGE, SAMPLE_RIDGE, SAMPLE_EVERY = map(tl.constexpr, range(13, 17))
+DECAY, RIDGE, SAMPLE_RIDGE, DATA_RIDGE, SAMPLE_EVERY = map(tl.constexpr, range(13, 18))
 FACTS = tl.constexpr(4)
 PIVOTS = tl.constexpr(16)
 EPSILON = tl.constexpr(2.0**-23)
@@ -91,16 +91,17 @@ def average_kernel(
     tl.store(sums_ptr + 2 * own, tl.sum(diagonal, 0))
     tl.store(sums_ptr + 2 * own + 1, tl.sum(means, 0))
     if entry == 0:
-        counted = tl.maximum(samples.to(tl.float64) / number(table_ptr, item, SAMPLE_EVERY, ITEMS), 1.0)
+        of_step = tl.maximum(samples.to(tl.float64) / number(table_ptr, item, SAMPLE_EVERY, ITEMS), 1.0)
         steps = field(table_ptr, item, STEPS, ITEMS, FIELDS)
         steps_ptr = steps.to(tl.pointer_type(tl.float32))
         now = tl.load(steps_ptr, mask=steps != 0, other=0.0) + tl.where(allowed, 1.0, 0.0)
         tl.store(steps_ptr, now, mask=(steps != 0) & allowed)
         past = tl.where(steps != 0, power(decay, tl.maximum(now, 1.0)), 0.0)
         # An average with weights w counts (sum w)^2 / sum w^2 times the samples of one step.
-        counted *= tl.where(steps != 0, (1.0 - past) / (1.0 + past) * ((1.0 + decay) / (1.0 - decay)), 1.0)
+        counted = of_step * tl.where(steps != 0, (1.0 - past) / (1.0 + past) * ((1.0 + decay) / (1.0 - decay)), 1.0)
         ridge = number(table_ptr, item, RIDGE, ITEMS)
         added = number(table_ptr, item, SAMPLE_RIDGE, ITEMS) * side.to(tl.float64) / counted
+        added += number(table_ptr, item, DATA_RIDGE, ITEMS) / of_step
         ridge += tl.minimum(added, MOST_ADDED)
         own_ptr = facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS)
         tl.store(own_ptr, tl.where(allowed, 1.0, 0.0).to(tl.float64))

@@ -67,7 +67,9 @@ class Config:
         b_s: decay of the average of the second moment, in [0, 1).
         ridge_mode: ``"absolute"``, or ``"relative"`` to the mean diagonal of the second moment.
         sample_ridge: what is added to a relative ridge, times a block's inputs per sample that its averaged second moment
-            counts, >= 0; at most 2 is added.
+            counts, >= 0.
+        data_ridge: what is added to the relative ridge of a layer that sees data, to which no gradient goes: times its inputs
+            per sample of the batch, >= 0. Together with ``sample_ridge``, at most 2 is added.
         max_relative_change: the longest step of a layer's weights relative to their norm, per unit of ``lr``, > 0; None
             for no bound (see :mod:`lnb.weight_bound`).
         damping: what shortens steps inside the region. ``"none"``; ``"agreement"``: the gradients of a neuron do not agree
@@ -117,6 +119,7 @@ class Config:
     b_s: float = 0.0
     ridge_mode: str = "absolute"
     sample_ridge: float = 0.0
+    data_ridge: float = 0.0
     max_relative_change: float | None = None
     damping: str = "none"
     b_rows: float = 0.95
@@ -135,7 +138,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("momentum", "b_mu", "b_nu", "shrinkage", "b_s", "b_others", "b_rows"):
             check_number(name, getattr(self, name), low=0.0, high=1.0)
-        for name in ("ridge", "weight_decay", "others_lr", "sample_ridge"):
+        for name in ("ridge", "weight_decay", "others_lr", "sample_ridge", "data_ridge"):
             check_number(name, getattr(self, name), low=0.0)
         check_number("min_norm", self.min_norm, low=0.0, low_allowed=False)
         if self.max_relative_change is not None:
@@ -332,6 +335,7 @@ PRESETS: dict[str, Callable[..., Config]] = {
         staggered=True,
         b_s=0.9,
         sample_ridge=8.0,
+        data_ridge=2.0,
         max_relative_change=2.5,
         damping="agreement",
         block_size=144,

@@ -52,6 +52,11 @@ class LayerContext:
         """Whether the bias is a column of this step's matrices."""
         return len(self.parameters) == 2
 
+    @property
+    def data_ridge(self) -> float:
+        """What a relative ridge grows by per sample of this step: nothing in layers that see no data."""
+        return self.config.data_ridge * self.layer.shape[2] if self.layer.sees_data else 0.0
+
 
 @dataclass(eq=False)
 class StepContext:

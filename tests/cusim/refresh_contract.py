@@ -34,12 +34,13 @@ class Contract:
                 if name in ("inverse", "output_moment", "root"):
                     assert torch.equal(value, value.mT), name
 
-    def test_few_samples_add_a_limited_ridge(self, run: Run) -> None:
-        of = replace(layer(Shape(1, 1, 4, 2, 5)), sample_ridge=1e6)
-        limited = replace(of, sample_ridge=0.0, ridge=of.ridge + MOST_SAMPLE_RIDGE)
-        found, right = run([of, limited])
-        assert all(torch.equal(value, right[name]) for name, value in found.items())
-        assert not torch.equal(found["inverse"], run([replace(of, sample_ridge=0.0)])[0]["inverse"])
+    @pytest.mark.parametrize("name", ["sample_ridge", "data_ridge"])
+    def test_few_samples_add_a_limited_ridge(self, run: Run, name: str) -> None:
+        plain = replace(layer(Shape(1, 1, 4, 2, 5)), sample_ridge=0.0, data_ridge=0.0)
+        limited = replace(plain, ridge=plain.ridge + MOST_SAMPLE_RIDGE)
+        found, right = run([replace(plain, **{name: 1e6}), limited])
+        assert all(torch.equal(value, right[key]) for key, value in found.items())
+        assert not torch.equal(found["inverse"], run([plain])[0]["inverse"])
 
     def test_gradients_are_averaged_where_they_are_read(self, run: Run) -> None:
         for dtype, width in self.gradients:

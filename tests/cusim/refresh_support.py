@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -78,6 +79,7 @@ def layer(shape: Shape, seed: int = 0) -> InputMetric:
         0.2,
         shape.relative,
         1.0 if shape.relative else 0.0,
+        2.0 * shape.side if shape.relative else 0.0,
         2,
         (outputs,),
     )
@@ -140,7 +142,8 @@ def plain(of: InputMetric, dtype: torch.dtype) -> dict[str, Tensor]:
     share: float | Tensor = of.ridge
     if of.relative:
         config = Config(b_s=of.decay, sample_ridge=of.sample_ridge, sample_every=of.sample_every)
-        share = share + sample_ridge_of(ones - 1, rows, steps, config).expand(groups * blocks)
+        of_data = torch.tensor(of.data_ridge, dtype=dtype)
+        share = share + sample_ridge_of(ones - 1, rows, of_data, steps, config).expand(groups * blocks)
     flat = mean.reshape(groups * blocks, ones, ones)
     bias = None if outputs.bias is None else outputs.bias.to(dtype).unsqueeze(-1)
     ridge = ridge_of(flat, share, of.relative, bias is not None, (blocks,) * groups)
@@ -173,19 +176,36 @@ def reversed_inputs(of: InputMetric) -> InputMetric:
     return replace(of, gathered=reverse(of.gathered), average=average, outputs=(outputs,))
 
 
+def reversed_neurons(of: InputMetric) -> InputMetric:
+    """The same layer with its neurons in the opposite order: so are the blocks of its output moment and root, and their rows."""
+    (outputs,) = of.outputs
+    assert isinstance(outputs.weight, Tensor)
+    assert isinstance(outputs.bias, Tensor | None)
+    bias = None if outputs.bias is None else outputs.bias.flip(-1)
+    average = None if outputs.average is None else outputs.average.flip(1, 2, 3)
+    return replace(of, outputs=(replace(outputs, weight=outputs.weight.flip(1), bias=bias, average=average),))
+
+
+def plain_orders(of: InputMetric) -> Iterator[dict[str, Tensor]]:
+    """What plain PyTorch in float32 makes of the layer with its inputs and neurons in each order, in the order of ``of``."""
+    for inputs in (of, reversed_inputs(of)):
+        yield plain(inputs, torch.float32)
+        turned = plain(reversed_neurons(inputs), torch.float32)
+        yield turned | {name: turned[name].flip(1, 2, 3) for name in ("output_moment", "root") if name in turned}
+
+
 def assert_refreshed(result: dict[str, Tensor], of: InputMetric) -> None:
     """What kernels wrote of a layer errs at most twice as much as plain PyTorch in float32.
 
-    Of a few small matrices that error is chance, and another processor's is another. Where the order of inputs makes no
-    difference to the truth, it is the larger one of two orders.
+    Of a few small matrices that error is chance, and another processor's is another. Where the order of inputs and neurons
+    makes no difference to the truth, it is the largest one of four orders.
     """
-    truth, same, other = (plain(x, dtype) for x, dtype in (
-        (of, torch.float64), (of, torch.float32), (reversed_inputs(of), torch.float32)
-    ))  # fmt: skip
+    truth = plain(of, torch.float64)
+    same, *others = plain_orders(of)
     assert result.keys() == truth.keys()
     for name, value in result.items():
         found = value.float() if name == "input_size" else value  # kept wide, and made of float32
-        orders = [same[name], other[name]] if name in ("output_moment", "root") else [same[name]]
+        orders = [same[name], *(other[name] for other in others if name in ("output_moment", "root"))]
         plainest = max(orders, key=lambda tensor: relative_errors(tensor, truth[name])[0])
         try:
             assert_close_to_reference(found, truth[name], plainest)

@@ -173,11 +173,33 @@ def test_layers_are_batched_like_single_ones(x: torch.Tensor) -> None:
         assert torch.allclose(both.whiten(g)[i], factor.whiten(g[i]), rtol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 8])  # of the general form, and of prepared tables
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_ridge_of_few_samples_and_of_data(steps: int, hidden: bool) -> None:
+    """Inputs that have gradients are another layer's doing, not data."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(D, ROWS)
+    x = (torch.randn(N, D) @ torch.randn(D, D)).requires_grad_(hidden)
+    optimizer = lnb.LNB(layer, 0.01, ridge=0.1, sample_ridge=0.7, data_ridge=1.5, b_s=0.9, refresh_every=1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        layer(x).square().mean().backward()
+        optimizer.step()
+    past = 0.9**steps
+    counted = N * (1 - past) / (1 + past) * (1.9 / 0.1)
+    ridge = 0.1 + 0.7 * D / counted + (0.0 if hidden else 1.5 * D / N)
+    covariance = torch.cov(x.detach().double().mT, correction=0)
+    metric = covariance + ridge * covariance.diagonal().mean() * torch.eye(D)
+    torch.testing.assert_close(
+        optimizer.state[layer.weight]["factor"].squeeze(), metric.inverse().float(), rtol=1e-3, atol=1e-5
+    )
+
+
 def test_a_large_vocabulary_gets_small_blocks() -> None:
     """50257 neurons have no divisor near 144: in one block, their second moment alone would take 10 GB."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(4, 50257)
-    optimizer = lnb.LNB(layer, 0.05, sample_ridge=0.0)
+    optimizer = lnb.LNB(layer, 0.05, sample_ridge=0.0, data_ridge=0.0)
     x = torch.randn(8, 4)
     torch.nn.functional.cross_entropy(layer(x), torch.arange(8)).backward()
     before = layer(x).detach()

@@ -68,7 +68,7 @@ def one_step(
     before.load_state_dict(layer.state_dict())
     x = torch.randn(200, 24, dtype=torch.float64) + 2.0
     defaults = {"solver": "cholesky", "ridge": 0.0, "weight_decay": 0.0, "nesterov": False}
-    defaults |= {"damping": "none", "max_relative_change": None, "sample_ridge": 0.0}
+    defaults |= {"damping": "none", "max_relative_change": None, "sample_ridge": 0.0, "data_ridge": 0.0}
     optimizer = lnb.LNB(layer, lr, "fast", trust_region=trust_region, **{**defaults, **settings})  # type: ignore[arg-type]
     (layer(x) * torch.randn(200, width, dtype=torch.float64)).mean().backward()
     optimizer.step()

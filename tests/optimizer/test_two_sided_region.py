@@ -124,7 +124,7 @@ def one_step(trust_region: str, rows: int, scale: float = 1.0, **settings: objec
     before = copy.deepcopy(layer)
     x = scale * (torch.randn(200, 24, dtype=torch.float64) + 2.0)
     defaults = {"ridge": 0.0, "weight_decay": 0.0, "nesterov": False}
-    defaults |= {"damping": "none", "max_relative_change": None, "sample_ridge": 0.0}
+    defaults |= {"damping": "none", "max_relative_change": None, "sample_ridge": 0.0, "data_ridge": 0.0}
     optimizer = lnb.LNB(layer, 0.1, "fast", trust_region=trust_region, **{**defaults, **settings})  # type: ignore[arg-type]
     (layer(x) * torch.randn(200, rows, dtype=torch.float64)).mean().backward()
     optimizer.step()
@@ -154,7 +154,7 @@ def test_steps_of_data_are_in_proportion_to_its_size(kind: str, first: int) -> N
     def change(factor: float, hidden: bool = False) -> torch.Tensor:
         torch.manual_seed(3)
         layer = nn.Linear(6, 8, False) if kind == "linear" else nn.Conv2d(6, 8, 1, groups=2, bias=False)
-        optimizer = lnb.LNB(layer, 0.002, ridge=1e-4, sample_ridge=0.0)
+        optimizer = lnb.LNB(layer, 0.002, ridge=1e-4, sample_ridge=0.0, data_ridge=0.0)
         for _ in range(first + 1):
             x = (factor * torch.randn(64, 6, *([] if kind == "linear" else [1, 1]))).requires_grad_(hidden)
             before = layer(x).detach()

@@ -180,8 +180,11 @@ class _Refresh:
         context, config = self.contexts[0], self.config
         relative = config.ridge_mode == "relative"
         share: float | Tensor = context.ridge
-        if relative and config.sample_ridge > 0:
-            added = sample_ridge_of(second_moment.shape[-1] - 1, self.samples, self._steps(), config)
+        if relative and max(config.sample_ridge, config.data_ridge) > 0:
+            of_data = constant(
+                tuple(sharing.first.data_ridge for sharing in self.sharings), self.device, self.samples.dtype
+            )
+            added = sample_ridge_of(second_moment.shape[-1] - 1, self.samples, of_data, self._steps(), config)
             share = self._per_entry(share + added)
         groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))
         firsts = [sharing.first for sharing in self.sharings]

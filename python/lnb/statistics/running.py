@@ -167,23 +167,31 @@ def _mean_over_columns(values: Tensor, blocks: tuple[int, ...], columns: Sequenc
     return torch.cat(spans, dim=1)
 
 
-def sample_ridge_of(size: int, samples: Tensor, steps: Tensor | None, config: Config) -> Tensor:
-    """What is added to relative ridges for the uncertainty of averaged second moments, ``[layers]``.
+def sample_ridge_of(size: int, samples: Tensor, data_ridges: Tensor, steps: Tensor | None, config: Config) -> Tensor:
+    """What few samples add to relative ridges, ``[layers]``: at most :data:`MOST_SAMPLE_RIDGE`, with which a metric is nearly
+    round.
 
     ``sample_ridge`` times the inputs of a block per sample that the average counts: the eigenvalues of ``n`` samples' second
     moment of ``d`` inputs spread around the true ones by a share of order ``d / n`` (Ledoit and Wolf, 2004). An average over
     steps with weights ``w`` counts ``(sum w)^2 / sum w^2`` times the samples of one: ``(1 - b^t) / (1 + b^t) (1 + b) / (1 - b)``
-    after ``t`` steps of decay ``b``. It is at most :data:`MOST_SAMPLE_RIDGE`, with which the metric is nearly round.
+    after ``t`` steps of decay ``b``.
+
+    And, for layers that see data, ``data_ridge`` times all inputs per sample of one step. A gradient of ``n`` samples has noise
+    of one size in each of ``d`` whitened directions, and a step of a given length spends itself on it. What networks make of
+    data has been shaped by learning; raw data, such as images, vary most in few directions, and hardly, or by noise alone, in
+    most of the others. The more of them there are for a sample, the less they are amplified.
 
     Args:
         size: inputs of a block.
         samples: that this step read of each layer, ``[layers]``.
+        data_ridges: ``data_ridge`` times each layer's inputs, 0 where it sees no data, ``[layers]``.
         steps: that the average counts, ``[layers]``; None without an average.
         config: the layers' settings.
     """
-    counted = (samples / config.sample_every).clamp(min=1)
+    of_step = (samples / config.sample_every).clamp(min=1)
+    counted = of_step
     if steps is not None:
         b = config.b_s
         past = b ** steps.clamp(min=1)
-        counted = counted * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)))
-    return (config.sample_ridge * size / counted).clamp(max=MOST_SAMPLE_RIDGE)
+        counted = of_step * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)))
+    return (config.sample_ridge * size / counted + data_ridges / of_step).clamp(max=MOST_SAMPLE_RIDGE)
