@@ -71,8 +71,9 @@ class LNB(Optimizer):
     second bound holds the change of the weights (both are derived in :mod:`lnb.weight_bound`), and steps get shorter where
     gradients oppose each other or are noise (:mod:`lnb.damping`). Both moments are averages that every tenth step refreshes, in
     diagonal blocks of at most 144 entries: the 9 taps of 16 channels, and few enough for a block's inverse to stay in a cache
-    and for the state to be about AdamW's. The ridge is 0.2 of the mean variance of the inputs. Parameters of no layer - norms,
-    embeddings - follow Adam's rule (Kingma and Ba, 2015) at 0.15 ``lr``. These
+    and for the state to be about AdamW's. The ridge is 0.2 of the mean variance of the inputs, and up to 2 more where a batch has
+    few samples for the inputs (:func:`lnb.statistics.running.sample_ridge_of`). Parameters of no layer - norms, embeddings -
+    follow Adam's rule (Kingma and Ba, 2015) at 0.15 ``lr``. These
     numbers were chosen on small image and text tasks; ``docs/results.md`` and ``docs/robustness.md`` show how they do.
 
     ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` layers are claimed (see :meth:`coverage`), and
