@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pcg_support import check
 from support import assert_close_to_reference, layouts
 from triton_support import DEVICE, DTYPES, triton_interpreter
 
@@ -28,7 +29,6 @@ from lnb_kernels.cov_matvec import reference as cov_reference
 from lnb_kernels.cov_matvec import triton_kernel as cov_kernel
 from lnb_kernels.linear import reference as linear_reference
 from lnb_kernels.linear import triton_kernel as linear_kernel
-from lnb_kernels.pcg import reference as pcg_reference
 from lnb_kernels.pcg import triton_kernel as pcg_kernel
 from lnb_kernels.second_moment import reference as moment_reference
 from lnb_kernels.second_moment import triton_kernel as moment_kernel
@@ -205,17 +205,12 @@ def test_pcg(
         (1, False, True, 0),
     ]:
         g = rand(*lead, m, d + bias)
-        args = [
-            rows.mT @ rows, g, torch.randn_like(g) if warm else None,
-            x.mean(-2) if arrow else None, x.var(-2) if arrow else None,
-        ]  # fmt: skip
-        rest = (iterations, 0.1, scope, 3 if scope == "layer" and len(lead) == 2 else 2)
-        actual = pcg_kernel.pcg(*args, *rest)
-        plain = pcg_reference.pcg_moment(*args, *rest)
-        truth = pcg_reference.pcg_moment(*(None if value is None else value.double() for value in args), *rest)
-        for got, reference, exact in zip(actual, plain, truth, strict=True):
-            assert got.shape == exact.shape
-            assert_close_to_reference(got, exact, reference)
+        tensors = {
+            "s": rows.mT @ rows, "g": g, "h0": torch.randn_like(g) if warm else None,
+            "mu": x.mean(-2) if arrow else None, "var": x.var(-2) if arrow else None,
+        }  # fmt: skip
+        layer_dims = 3 if scope == "layer" and len(lead) == 2 else 2
+        check(pcg_kernel.pcg, tensors, iterations, 0.1, scope, layer_dims)
 
 
 GEOMETRIES = [
