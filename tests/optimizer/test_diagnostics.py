@@ -47,7 +47,8 @@ def test_condition_sees_badly_scaled_inputs() -> None:
     values = []
     for scale in (1.0, 100.0):
         layer = nn.Linear(4, 3).double()
-        optimizer = lnb.LNB(layer, 0.1, ridge=0.0, sample_ridge=0.0, trust_region="layer", block_size=None)
+        settings = {"ridge": 0.0, "sample_ridge": 0.0, "data_ridge": 0.0, "block_size": None}
+        optimizer = lnb.LNB(layer, 0.1, trust_region="layer", **settings)
         x = torch.randn(500, 4, dtype=torch.float64) * torch.tensor([scale, 1.0, 1.0, 1.0], dtype=torch.float64)
         layer(x).square().mean().backward()
         optimizer.step()
