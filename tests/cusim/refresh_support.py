@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -186,28 +186,33 @@ def reversed_neurons(of: InputMetric) -> InputMetric:
     return replace(of, outputs=(replace(outputs, weight=outputs.weight.flip(1), bias=bias, average=average),))
 
 
-def plain_orders(of: InputMetric) -> Iterator[dict[str, Tensor]]:
-    """What plain PyTorch in float32 makes of the layer with its inputs and neurons in each order, in the order of ``of``."""
-    for inputs in (of, reversed_inputs(of)):
-        yield plain(inputs, torch.float32)
-        turned = plain(reversed_neurons(inputs), torch.float32)
-        yield turned | {name: turned[name].flip(1, 2, 3) for name in ("output_moment", "root") if name in turned}
+def orders_of(of: InputMetric) -> list[InputMetric]:
+    """The layer with its inputs and neurons as they are, and in the other orders of which :func:`assert_refreshed` knows."""
+    return [turned for inputs in (of, reversed_inputs(of)) for turned in (inputs, reversed_neurons(inputs))]
 
 
-def assert_refreshed(result: dict[str, Tensor], of: InputMetric) -> None:
-    """What kernels wrote of a layer errs at most twice as much as plain PyTorch in float32.
+def _of_outputs(results: Sequence[dict[str, Tensor]], name: str) -> list[Tensor]:
+    """One of the outputs' results of :func:`orders_of` a layer, each in the order of the layer itself."""
+    return [result[name].flip(1, 2, 3) if i % 2 else result[name] for i, result in enumerate(results)]
 
-    Of a few small matrices that error is chance, and another processor's is another. Where the order of inputs and neurons
-    makes no difference to the truth, it is the largest one of four orders.
+
+def assert_refreshed(results: Sequence[dict[str, Tensor]], of: InputMetric) -> None:
+    """What kernels wrote of :func:`orders_of` a layer errs at most twice as much as plain PyTorch in float32.
+
+    Of a few small matrices, errors are chance of the order of sums, and another processor's are others. Where the order of inputs
+    and neurons makes no difference to the truth, what is compared is the largest error of all orders, on both sides.
     """
-    truth = plain(of, torch.float64)
-    same, *others = plain_orders(of)
-    assert result.keys() == truth.keys()
-    for name, value in result.items():
-        found = value.float() if name == "input_size" else value  # kept wide, and made of float32
-        orders = [same[name], *(other[name] for other in others if name in ("output_moment", "root"))]
-        plainest = max(orders, key=lambda tensor: relative_errors(tensor, truth[name])[0])
+    truth, plainly = plain(of, torch.float64), [plain(turned, torch.float32) for turned in orders_of(of)]
+    assert results[0].keys() == truth.keys()
+    for name, right in truth.items():
+
+        def worst(found: Sequence[dict[str, Tensor]], name: str = name, right: Tensor = right) -> Tensor:
+            orders = _of_outputs(found, name) if name in ("output_moment", "root") else [found[0][name]]
+            return max(orders, key=lambda tensor: relative_errors(tensor, right)[0])
+
+        found = worst(results)
+        found = found.float() if name == "input_size" else found  # kept wide, and made of float32
         try:
-            assert_close_to_reference(found, truth[name], plainest)
+            assert_close_to_reference(found, right, worst(plainly))
         except AssertionError as error:
             raise AssertionError(f"{name} of {tuple(of.inverse.shape)}: {error}") from None

@@ -60,7 +60,7 @@ def test_vector_phases(
     torch.manual_seed(seed)
     with cuda_kernels_on_cpu() as simulator:
         simulator.set(order, seed)
-        check(by_phases, equation((layers,), m, d, bias, start, arrow), iterations, 0.1, scope)
+        check(by_phases, equation((layers,), m, d, bias, start, arrow), iterations, 0.1, scope, orders=4)
 
 
 @pytest.mark.parametrize("arrow", [True, False])

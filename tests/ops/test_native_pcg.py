@@ -30,7 +30,7 @@ FLAGS = [(bias, start, arrow) for bias in (True, False) for start in (True, Fals
 def test_follows_the_iteration(isa: str, scope: str, bias: bool, start: bool, arrow: bool) -> None:
     for batch, m, d in (((8,), 40, 33), ((16,), 20, 150), ((60, 2), 9, 3)):  # many units: largest errors compare
         for iterations in (0, 1, 3):
-            check(native_kernel.pcg_moment, equation(batch, m, d, bias, start, arrow), iterations, 0.1, scope)
+            check(native_kernel.pcg_moment, equation(batch, m, d, bias, start, arrow), iterations, 0.1, scope, orders=8)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

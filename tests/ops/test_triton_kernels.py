@@ -210,7 +210,7 @@ def test_pcg(
             "mu": x.mean(-2) if arrow else None, "var": x.var(-2) if arrow else None,
         }  # fmt: skip
         layer_dims = 3 if scope == "layer" and len(lead) == 2 else 2
-        check(pcg_kernel.pcg, tensors, iterations, 0.1, scope, layer_dims)
+        check(pcg_kernel.pcg, tensors, iterations, 0.1, scope, layer_dims, orders=4)
 
 
 GEOMETRIES = [
