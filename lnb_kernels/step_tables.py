@@ -118,7 +118,7 @@ class StepMoment:
         decay: of both averages.
         ridge: relative to the mean variance of the inputs.
         sample_ridge: what that grows by, times inputs of a block per sample that the average counts.
-        data_ridge: what it grows by, per sample of this step.
+        data_inputs: what it grows by, divided by the samples of this step.
         sample_every: one of how many samples was read.
         follows: whether it shares all that is kept of its inputs, up to ``mean``, with another layer of the same call.
         sized: whether its ``input_size`` is written, the root of the mean diagonal of the metric.
@@ -134,7 +134,7 @@ class StepMoment:
     decay: float
     ridge: float
     sample_ridge: float
-    data_ridge: float
+    data_inputs: float
     sample_every: int
     follows: bool = False
     sized: bool = True
@@ -265,7 +265,7 @@ class StepTables:
         self._native.refresh(
             [(x.layer, x.inverse.shape[-1], x.root.shape[-1], int(x.follows), int(x.sized)) for x in moments],
             addresses,
-            [(x.decay, x.ridge, x.sample_ridge, x.data_ridge, float(x.sample_every)) for x in moments],
+            [(x.decay, x.ridge, x.sample_ridge, x.data_inputs, float(x.sample_every)) for x in moments],
             tuple(coefficients),
             steps,
             torch.get_num_threads(),

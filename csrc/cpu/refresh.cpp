@@ -44,7 +44,7 @@ double ridge_of_samples(const RefreshedLayer& layer) {
     const double b = layer.decay, past = std::pow(b, most(1.0, *layer.counted));
     const double counted = of_step * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)));
     const double uncertain = layer.sample_ridge * static_cast<double>(layer.input_block) / counted;
-    return least(uncertain + layer.data_ridge / of_step, kMostSampleRidge);
+    return least(uncertain + layer.data_inputs / of_step, kMostSampleRidge);
 }
 
 // 1 - decay^t, by which an average from zero is divided.

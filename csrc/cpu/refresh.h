@@ -34,7 +34,7 @@ struct RefreshedLayer {
     double decay;         // of both averages
     double ridge;         // relative to the mean variance of the inputs
     double sample_ridge;  // what the ridge grows by, times inputs of a block per sample that the average counts
-    double data_ridge;    // what it grows by, per sample of this step
+    double data_inputs;   // what it grows by, divided by the samples of this step
     double sample_every;  // one of how many samples was read
     bool follows;         // another of the layers has the same gathered, second_moment, counted, inverse and mean
 };

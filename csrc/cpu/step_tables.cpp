@@ -124,7 +124,7 @@ void StepTables::refresh(const std::vector<StepMoments>& due, const Quintic& qui
                              of.decay,
                              of.ridge,
                              of.sample_ridge,
-                             of.data_ridge,
+                             of.data_inputs,
                              of.sample_every,
                              of.follows});
     }

@@ -41,7 +41,7 @@ __device__ __forceinline__ void note_facts(const InputLayer& layer, bool allowed
     }
     write(facts, allowed ? 1.0f : 0.0f);
     write(facts + 1, static_cast<float>(1 / correction));
-    const double added = layer.sample_ridge * layer.side / counted + layer.data_ridge / samples;
+    const double added = layer.sample_ridge * layer.side / counted + layer.data_inputs / samples;
     write(facts + 2, static_cast<float>(layer.ridge + least(added, kMostSampleRidge)));
 }
 

@@ -34,7 +34,7 @@ struct InputLayer {
     int64_t group_stride;
     double decay, ridge;
     double sample_ridge;  // what the ridge grows by, times inputs of a block per sample of the average
-    double data_ridge;    // what it grows by, per sample of this step
+    double data_inputs;   // what it grows by, divided by the samples of this step
     double sample_every;  // samples of which one is in `gathered`
     int32_t side, groups, blocks, relative;  // relative: the ridge is one of the mean diagonal
 };

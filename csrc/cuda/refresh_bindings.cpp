@@ -96,7 +96,7 @@ std::vector<InputLayer> input_layers(const std::vector<InputFields>& fields, uin
     for (const auto& [integers, numbers] : fields) {
         const auto& [gathered, squarable, average, steps, inverse, mean, stride, side, groups, blocks, relative] =
             integers;
-        const auto& [decay, ridge, sample_ridge, data_ridge, sample_every] = numbers;
+        const auto& [decay, ridge, sample_ridge, data_inputs, sample_every] = numbers;
         const std::string layer = label("layers", layers.size()) + ": ";
         check_side(layer + "side", side);
         const int32_t group_count = counted(layer + "groups", groups, 1);
@@ -116,7 +116,7 @@ std::vector<InputLayer> input_layers(const std::vector<InputFields>& fields, uin
         check_optional(layer + "mean", mean, count * side);
         layers.push_back({pointer<const float>(gathered), pointer<const bool>(squarable), pointer<float>(average),
                           pointer<float>(steps), pointer<float>(inverse), pointer<float>(mean), stride, decay, ridge,
-                          sample_ridge, data_ridge, sample_every, static_cast<int32_t>(side), group_count, block_count,
+                          sample_ridge, data_inputs, sample_every, static_cast<int32_t>(side), group_count, block_count,
                           static_cast<int32_t>(relative != 0)});
         all_entries += count;
     }

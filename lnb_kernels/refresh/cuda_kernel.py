@@ -51,7 +51,7 @@ def _input_table(layers: Sequence[InputMetric], held: list[Tensor]) -> Sequence[
             ones - 1, groups, blocks, int(layer.relative),
         )  # fmt: skip
         every = float(layer.sample_every)
-        table.append((integers, (layer.decay, layer.ridge, layer.sample_ridge, layer.data_ridge, every)))
+        table.append((integers, (layer.decay, layer.ridge, layer.sample_ridge, layer.data_inputs, every)))
     return table
 
 

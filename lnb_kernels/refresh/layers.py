@@ -86,7 +86,8 @@ class InputMetric:
         ridge: added to the diagonal of the covariance.
         relative: whether it is a multiple of the metric's mean diagonal.
         sample_ridge: what a relative ridge grows by, times inputs of a block per sample that the average counts.
-        data_ridge: what it grows by, per sample of this step; both together add at most :data:`MOST_SAMPLE_RIDGE`.
+        data_inputs: what it grows by, divided by the samples of this step; both together add at most
+            :data:`MOST_SAMPLE_RIDGE`.
         sample_every: of how many samples ``gathered`` has one.
         outputs: the neurons' side of each layer; empty where there is none.
     """
@@ -101,7 +102,7 @@ class InputMetric:
     ridge: float
     relative: bool
     sample_ridge: float
-    data_ridge: float
+    data_inputs: float
     sample_every: int
     outputs: tuple[OutputMetric, ...]
 

@@ -19,7 +19,7 @@ from lnb_kernels.refresh.layers import MOST_SAMPLE_RIDGE
 FIELDS = tl.constexpr(18)
 GATHERED, SQUARABLE, AVERAGE, STEPS, INVERSE, MEAN = map(tl.constexpr, range(6))
 STRIDE, SIDE, GROUPS, BLOCKS, RELATIVE, NUMBER, FIRST = map(tl.constexpr, range(6, 13))
-DECAY, RIDGE, SAMPLE_RIDGE, DATA_RIDGE, SAMPLE_EVERY = map(tl.constexpr, range(13, 18))
+DECAY, RIDGE, SAMPLE_RIDGE, DATA_INPUTS, SAMPLE_EVERY = map(tl.constexpr, range(13, 18))
 FACTS = tl.constexpr(4)
 PIVOTS = tl.constexpr(16)
 EPSILON = tl.constexpr(2.0**-23)
@@ -101,7 +101,7 @@ def average_kernel(
         counted = of_step * tl.where(steps != 0, (1.0 - past) / (1.0 + past) * ((1.0 + decay) / (1.0 - decay)), 1.0)
         ridge = number(table_ptr, item, RIDGE, ITEMS)
         added = number(table_ptr, item, SAMPLE_RIDGE, ITEMS) * side.to(tl.float64) / counted
-        added += number(table_ptr, item, DATA_RIDGE, ITEMS) / of_step
+        added += number(table_ptr, item, DATA_INPUTS, ITEMS) / of_step
         ridge += tl.minimum(added, MOST_ADDED)
         own_ptr = facts_ptr + offset64(field(table_ptr, item, NUMBER, ITEMS, FIELDS), FACTS)
         tl.store(own_ptr, tl.where(allowed, 1.0, 0.0).to(tl.float64))

@@ -198,7 +198,7 @@ def _input_fields(i: int, layer: InputMetric, average: Tensor, first: int, held:
     return (
         *(_address(name, tensor) for name, tensor in zip(("gathered", *_INPUTS), named, strict=True)),
         gathered.stride(0) if groups > 1 else 0, ones - 1, sized, blocks, int(layer.relative), i, first, bits_of(layer.decay),
-        bits_of(layer.ridge), bits_of(layer.sample_ridge), bits_of(layer.data_ridge), bits_of(float(layer.sample_every)),
+        bits_of(layer.ridge), bits_of(layer.sample_ridge), bits_of(layer.data_inputs), bits_of(float(layer.sample_every)),
     )  # fmt: skip
 
 

@@ -53,8 +53,8 @@ class LayerContext:
         return len(self.parameters) == 2
 
     @property
-    def data_ridge(self) -> float:
-        """What a relative ridge grows by per sample of this step: nothing in layers that see no data."""
+    def data_inputs(self) -> float:
+        """``data_ridge`` times the layer's inputs, which are not shared out among ranks; 0 where it sees no data."""
         return self.config.data_ridge * self.layer.shape[2] if self.layer.sees_data else 0.0
 
 

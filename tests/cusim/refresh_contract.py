@@ -37,9 +37,9 @@ class Contract:
                 if name in ("inverse", "output_moment", "root"):
                     assert torch.equal(value, value.mT), name
 
-    @pytest.mark.parametrize("name", ["sample_ridge", "data_ridge"])
+    @pytest.mark.parametrize("name", ["sample_ridge", "data_inputs"])
     def test_few_samples_add_a_limited_ridge(self, run: Run, name: str) -> None:
-        plain = replace(layer(Shape(1, 1, 4, 2, 5)), sample_ridge=0.0, data_ridge=0.0)
+        plain = replace(layer(Shape(1, 1, 4, 2, 5)), sample_ridge=0.0, data_inputs=0.0)
         limited = replace(plain, ridge=plain.ridge + MOST_SAMPLE_RIDGE)
         found, right = run([replace(plain, **{name: 1e6}), limited])
         assert all(torch.equal(value, right[key]) for key, value in found.items())

@@ -142,7 +142,7 @@ def plain(of: InputMetric, dtype: torch.dtype) -> dict[str, Tensor]:
     share: float | Tensor = of.ridge
     if of.relative:
         config = Config(b_s=of.decay, sample_ridge=of.sample_ridge, sample_every=of.sample_every)
-        of_data = torch.tensor(of.data_ridge, dtype=dtype)
+        of_data = torch.tensor(of.data_inputs, dtype=dtype)
         share = share + sample_ridge_of(ones - 1, rows, of_data, steps, config).expand(groups * blocks)
     flat = mean.reshape(groups * blocks, ones, ones)
     bias = None if outputs.bias is None else outputs.bias.to(dtype).unsqueeze(-1)

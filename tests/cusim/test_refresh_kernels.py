@@ -165,7 +165,7 @@ INPUT = (
     "blocks",
     "relative",
 )
-NUMBERS = ("decay", "ridge", "sample_ridge", "data_ridge", "sample_every")
+NUMBERS = ("decay", "ridge", "sample_ridge", "data_inputs", "sample_every")
 OUTPUT = (
     "partials", "scales", "inverse", "mean", "average", "root", "input_size", "index", "groups", "rows", "inputs", "side",
     "input_side",
@@ -201,7 +201,7 @@ BAD_OUTPUTS = [
 def test_bindings_refuse_inputs_that_would_crash(simulated: Simulator, field: str, value: Any, message: str) -> None:
     memory = torch.zeros(4096, dtype=torch.float64).data_ptr()
     given = dict.fromkeys(INPUT, memory) | {"stride": 0, "side": 3, "groups": 1, "blocks": 2, "relative": 1}
-    given |= {"decay": 0.5, "ridge": 1.0, "sample_ridge": 0.0, "data_ridge": 0.0, "sample_every": 1.0, field: value}
+    given |= {"decay": 0.5, "ridge": 1.0, "sample_ridge": 0.0, "data_inputs": 0.0, "sample_every": 1.0, field: value}
     fields = [given[name] for name in INPUT], [given[name] for name in NUMBERS]
     for function, middle in ((simulated.module.average_moments, 0), (simulated.module.input_metrics, 1e-6)):
         with pytest.raises(ValueError, match=message):

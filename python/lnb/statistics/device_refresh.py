@@ -82,7 +82,7 @@ def _metric(sharing: Sharing, averages: _Averages) -> InputMetric:
         ridge=context.ridge,
         relative=relative,
         sample_ridge=config.sample_ridge if relative else 0.0,
-        data_ridge=context.data_ridge if relative else 0.0,
+        data_inputs=context.data_inputs if relative else 0.0,
         sample_every=config.sample_every,
         outputs=tuple(_outputs(own, averages) for own in sharing.contexts) if config.region.two_sided else (),
     )

@@ -146,7 +146,7 @@ def _moment(place: int, context: LayerContext, follows: bool) -> StepMoment | No
         config.b_s,
         context.ridge,
         config.sample_ridge,
-        context.data_ridge,
+        context.data_inputs,
         config.sample_every,
         follows,
         context.layer.sees_data,

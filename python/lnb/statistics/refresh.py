@@ -181,9 +181,8 @@ class _Refresh:
         relative = config.ridge_mode == "relative"
         share: float | Tensor = context.ridge
         if relative and max(config.sample_ridge, config.data_ridge) > 0:
-            of_data = constant(
-                tuple(sharing.first.data_ridge for sharing in self.sharings), self.device, self.samples.dtype
-            )
+            inputs = tuple(sharing.first.data_inputs for sharing in self.sharings)
+            of_data = constant(inputs, self.device, self.samples.dtype)
             added = sample_ridge_of(second_moment.shape[-1] - 1, self.samples, of_data, self._steps(), config)
             share = self._per_entry(share + added)
         groups = tuple(blocks for count, blocks in self.blocks for _ in range(count))

@@ -167,7 +167,7 @@ def _mean_over_columns(values: Tensor, blocks: tuple[int, ...], columns: Sequenc
     return torch.cat(spans, dim=1)
 
 
-def sample_ridge_of(size: int, samples: Tensor, data_ridges: Tensor, steps: Tensor | None, config: Config) -> Tensor:
+def sample_ridge_of(size: int, samples: Tensor, data_inputs: Tensor, steps: Tensor | None, config: Config) -> Tensor:
     """What few samples add to relative ridges, ``[layers]``: at most :data:`MOST_SAMPLE_RIDGE`, with which a metric is nearly
     round.
 
@@ -184,7 +184,7 @@ def sample_ridge_of(size: int, samples: Tensor, data_ridges: Tensor, steps: Tens
     Args:
         size: inputs of a block.
         samples: that this step read of each layer, ``[layers]``.
-        data_ridges: ``data_ridge`` times each layer's inputs, 0 where it sees no data, ``[layers]``.
+        data_inputs: ``data_ridge`` times each layer's inputs, 0 where it sees no data, ``[layers]``.
         steps: that the average counts, ``[layers]``; None without an average.
         config: the layers' settings.
     """
@@ -194,4 +194,4 @@ def sample_ridge_of(size: int, samples: Tensor, data_ridges: Tensor, steps: Tens
         b = config.b_s
         past = b ** steps.clamp(min=1)
         counted = of_step * ((1 - past) / (1 + past) * ((1 + b) / (1 - b)))
-    return (config.sample_ridge * size / counted + data_ridges / of_step).clamp(max=MOST_SAMPLE_RIDGE)
+    return (config.sample_ridge * size / counted + data_inputs / of_step).clamp(max=MOST_SAMPLE_RIDGE)
