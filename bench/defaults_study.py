@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from typing import Any
 
@@ -36,6 +37,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "max_relative_change": (1.0, None),
     "ridge": (0.05, 0.8),
     "sample_ridge": (1.0, 16.0),
+    "data_ridge": (0.0, 8.0),
     "block_size": (48, None),
     "refresh_every": (3, 30),
     "staggered": (False,),
@@ -92,43 +94,60 @@ def shown(changed: list[float], default: list[float]) -> str:
     return f"{mean:+.1f} ± {error:.1f}"
 
 
-def tables(kept: dict[str, Any]) -> str:
-    """The page's table: a row for every change, a column for every model."""
+def table(kept: dict[str, Any], cells: Mapping[str, Cell], rows: Iterable[str], changed: str, default: str) -> str:
+    """The differences that each of ``rows`` makes, in a column for every model; ``changed`` and ``default`` are said of them."""
     found = kept["losses"]
-    seeds = min(len(losses) for rows in found.values() for losses in rows.values())
+    seeds = min(len(losses) for of_cell in found.values() for losses in of_cell.values())
     said = f"Changes of the test loss in per cent: below zero, the change is better. Means of {seeds} paired differences ± their"
     lines = [
         f"{said} standard error; lnb {kept['lnb']}, torch {kept['torch']}, {kept['date']}.",
         "",
-        f"| changed | {' | '.join(CELLS[name].title for name in found)} |",
+        f"| {changed} | {' | '.join(cells[name].title for name in found)} |",
         "| --- " * (len(found) + 1) + "|",
-        f"| the default's loss | {' | '.join(f'{statistics.fmean(rows[DEFAULT]):.3f}' for rows in found.values())} |",
+        f"| {default} | {' | '.join(f'{statistics.fmean(of_cell[DEFAULT]):.3g}' for of_cell in found.values())} |",
     ]
-    for row in variants():
+    for row in rows:
         if row != DEFAULT:
-            cells = (shown(rows[row], rows[DEFAULT]) for rows in found.values())
-            lines.append(f"| `{row}` | {' | '.join(cells)} |")
+            columns = (shown(of_cell[row], of_cell[DEFAULT]) for of_cell in found.values())
+            lines.append(f"| `{row}` | {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
-def main() -> None:
-    arguments = arguments_of(__doc__, CELLS, seeds=4)
+def tables(kept: dict[str, Any]) -> str:
+    """The page's table: a row for every change, a column for every model."""
+    return table(kept, CELLS, variants(), "changed", "the default's loss")
+
+
+def study(
+    description: str | None,
+    cells: Mapping[str, Cell],
+    rows: Mapping[str, Any],
+    loss: Callable[[Cell, Task, Any, int], float],
+    tables: Callable[[dict[str, Any]], str],
+    marks: tuple[str, str],
+) -> None:
+    """Train every one of ``rows`` on every cell and seed, as ``loss`` does; keep the losses, and show and write the table."""
+    arguments = arguments_of(description, cells, seeds=4)
     made = {"date": date.today().isoformat(), "torch": torch.__version__, "lnb": lnb_kernels.__version__}
     kept = begun(arguments.json, {**made, "losses": {}})
-    tasks = {name: CELLS[name].make(arguments.data) for name in arguments.cells}
+    tasks = {name: cells[name].make(arguments.data) for name in arguments.cells}
     started = time.process_time()
     for seed in range(arguments.seeds):
         for name, task in tasks.items():
             losses = kept["losses"].setdefault(name, {})
-            for row, settings in variants().items():
+            for row, change in rows.items():
                 own = losses.setdefault(row, [])
                 if len(own) <= seed:
-                    own.append(final_loss(CELLS[name], task, settings, seed))
+                    own.append(loss(cells[name], task, change, seed))
                     keep(arguments.json, kept)
             print(f"seed {seed}, {name}: {time.process_time() - started:.0f} s", flush=True)
     print(tables(kept))
     if arguments.page:
-        arguments.page.write_text(filled(arguments.page.read_text(), tables(kept), BEGIN, END))
+        arguments.page.write_text(filled(arguments.page.read_text(), tables(kept), *marks))
+
+
+def main() -> None:
+    study(__doc__, CELLS, variants(), final_loss, tables, (BEGIN, END))
 
 
 if __name__ == "__main__":

@@ -220,9 +220,8 @@ void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const
 // squares where agreement does not count), and its matrices, rows, inputs, input_block, output_block.
 // Overwrites weights and biases; returns the four sums of all matrices in turn, layer by layer.
 std::vector<double> two_sided_directions(const std::vector<std::array<uintptr_t, 6>>& addresses,
-                                         const std::vector<std::array<int64_t, 5>>& shapes, double noise, int threads) {
+                                         const std::vector<std::array<int64_t, 5>>& shapes, int threads) {
     if (addresses.size() != shapes.size()) throw std::invalid_argument("one shape per layer");
-    if (!(noise > 0)) throw std::invalid_argument("noise must be above 0");
     std::vector<lnb::TwoSidedLayer<float>> layers;
     constexpr const char* kLists[] = {"weights", "biases", "inverses", "means", "roots", "squares"};
     std::array<Addresses, 6> lists;
@@ -266,7 +265,7 @@ std::vector<double> two_sided_directions(const std::vector<std::array<uintptr_t,
         layer.sums = next;
         next += 4 * layer.matrices;
     }
-    without_gil([&] { lnb::two_sided_directions(layers.data(), static_cast<int64_t>(layers.size()), noise, threads); });
+    without_gil([&] { lnb::two_sided_directions(layers.data(), static_cast<int64_t>(layers.size()), threads); });
     return sums;
 }
 
@@ -307,7 +306,7 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 3>>& paramet
                             const std::vector<lnb::Type>& types, const Sizes& sizes, const Addresses& row_squares,
                             const std::vector<std::array<int64_t, 5>>& shapes, const std::vector<double>& usual_norms,
                             const Addresses& squares, const std::array<uintptr_t, 7>& numbers,
-                            const std::array<double, 20>& settings) {
+                            const std::array<double, 19>& settings) {
     const auto anything = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
     const auto floats = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
     const auto doubles = [](uintptr_t address) { return reinterpret_cast<double*>(address); };
@@ -356,8 +355,8 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 3>>& paramet
     if (of_squares.size() != squares.size()) throw std::invalid_argument("squares: one per other parameter");
     check_memory("steps", numbers[0], count, lnb::Type::kFloat32);
     for (size_t i = 1; i < numbers.size(); ++i) check_memory("numbers", numbers[i], layers, lnb::Type::kFloat64);
-    const auto& [b, nesterov, b_rows, noise, change, largest, opposed, shrink, grow, least, b_coherence, quiet, loud,
-                 calm, noisy, recover, opening, b_others, epsilon, scale] = settings;
+    const auto& [b, nesterov, b_rows, change, largest, opposed, shrink, grow, least, b_coherence, quiet, loud, calm,
+                 floor, recover, opening, b_others, epsilon, scale] = settings;
     return {std::move(moved),
             std::move(of_layers),
             std::move(of_squares),
@@ -365,10 +364,9 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 3>>& paramet
              doubles(numbers[5]), doubles(numbers[6])},
             {{b, nesterov != 0},
              b_rows,
-             noise,
              change,
              largest,
-             {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, noisy, recover, opening},
+             {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, floor, recover, opening},
              b_others,
              epsilon,
              scale}};

@@ -68,10 +68,8 @@ LNB_EVERYWHERE double inverse_norm(double product) {
 }
 
 // How far a row's gradients agree, from |G|^2 + b^2 of their average and the mean square of each.
-LNB_EVERYWHERE double agreement(double square, double mean_square, double noise) {
-    if (!(mean_square > 0)) return 0;
-    const double ratio = least(1.0, std::sqrt(square / mean_square));
-    return ratio * least(1.0, ratio / noise);
+LNB_EVERYWHERE double agreement(double square, double mean_square) {
+    return mean_square > 0 ? least(1.0, std::sqrt(square / mean_square)) : 0;
 }
 
 // The sum of |g_s|^2 times the squared weight of g_s in m; returns |g~|^2, were all gradients independent. `fresh` is
@@ -85,14 +83,15 @@ LNB_EVERYWHERE double expect_independent(double& independent, double fresh, doub
     return share * share * past + own * own * fresh;
 }
 
-// How the radius, the share of its region that a layer uses, changes. It is multiplied by `shrink` where |g~|^2 is
-// below `opposed` times what independent gradients would make it; it stays in [least, 1]. Else it grows in the first
-// `opening` steps. After them coherence, the average of decay b_coherence of that ratio, decides: between `quiet` and
-// `loud` gradients are noise, and the radius goes to `noisy`, shrinking by `calm`; above, it grows the faster the more
-// gradients agree, and below by `recover`.
+// How the radius, the share of its region that a layer uses, changes; it stays in [least, 1]. It is multiplied by
+// `shrink`, down to `floor`, where |g~|^2 is below `opposed` times what independent gradients would make it. Else it
+// grows in the first `opening` steps. After them coherence, the average of decay b_coherence of that ratio, decides:
+// between `quiet` and `loud` gradients are noise, and the radius goes to `floor`, shrinking by `calm`; above, it grows
+// the faster the more gradients agree, and below by `recover`. What made a radius smaller than `floor` is not judged
+// here: it stays or grows.
 struct RadiusRule {
     double opposed, shrink, grow, least;
-    double b_coherence, quiet, loud, calm, noisy, recover, opening;
+    double b_coherence, quiet, loud, calm, floor, recover, opening;
 };
 
 // One step's ratio counts as at most this in coherence; the radius grows by all of `grow` where coherence is above
@@ -107,9 +106,9 @@ LNB_EVERYWHERE double next_radius(double radius, double gradient, double expecte
     const double mean = coherence / (1 - std::pow(rule.b_coherence, t));
     double next = radius * rule.grow;
     if (finite_or_zero(gradient) < rule.opposed * expected) {
-        next = radius * rule.shrink;
+        next = most(radius * rule.shrink, least(radius, rule.floor));
     } else if (t > rule.opening && mean > rule.quiet && mean < rule.loud) {
-        next = most(radius * rule.calm, least(next, rule.noisy));
+        next = most(radius * rule.calm, least(next, rule.floor));
     } else if (t > rule.opening && mean >= rule.loud) {
         const double agreed = least(1.0, (mean - rule.loud) / (kPlainCoherence - rule.loud));
         next = radius * (1 + (rule.grow - 1) * agreed);

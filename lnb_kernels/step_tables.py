@@ -32,14 +32,15 @@ class StepSettings:
         momentum: decay of the gradients' averages.
         nesterov: whether they look ahead.
         b_rows: decay of the mean squares of rows' gradients.
-        noise: agreement of gradients that have nothing in common.
         change: the largest relative change of weights per unit of the learning rate.
         largest: the largest of all.
         opposed: share of the squared norm to be expected below which a layer's average shrinks its radius.
-        shrink, grow, least: of the radius.
+        shrink, grow: the factors by which the radius shrinks then, and grows.
+        least: the least radius that there is.
         b_coherence: decay of the average of the squared norm over that to be expected.
         quiet, loud: coherence between which gradients are noise.
-        calm, noisy: the factor by which the radius shrinks then, and the value down to which it does.
+        calm: the factor by which the radius shrinks then.
+        floor: the value down to which it shrinks, then and where gradients oppose each other.
         recover: the factor by which it grows below.
         opening: the first steps, in which the radius grows where gradients do not oppose.
         b_others: decay of the mean squares of other parameters' gradients.
@@ -51,7 +52,6 @@ class StepSettings:
     momentum: float
     nesterov: bool
     b_rows: float
-    noise: float
     change: float
     largest: float
     opposed: float
@@ -62,7 +62,7 @@ class StepSettings:
     quiet: float
     loud: float
     calm: float
-    noisy: float
+    floor: float
     recover: float
     opening: float
     b_others: float

@@ -15,8 +15,8 @@ from lnb_kernels.step_tables import StepSettings
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 LAYERS, BLOCK, DECAY = 8, 128, 0.95
 SETTINGS = StepSettings(
-    momentum=DECAY, nesterov=False, b_rows=0.5, noise=1.0, change=1e9, largest=1e9, opposed=0.0, shrink=0.9, grow=1.0,
-    least=1e-4, b_coherence=0.9, quiet=0.8, loud=1.2, calm=0.95, noisy=0.2, recover=1.01, opening=3,
+    momentum=DECAY, nesterov=False, b_rows=0.5, change=1e9, largest=1e9, opposed=0.0, shrink=0.9, grow=1.0,
+    least=1e-4, b_coherence=0.9, quiet=0.8, loud=1.2, calm=0.95, floor=0.2, recover=1.01, opening=3,
     b_others=0.99, epsilon=1e-8, most=1e18, others_scale=1.0,
 )  # fmt: skip
 
@@ -87,7 +87,7 @@ def finish_layers(device: str, d: int, m: int) -> Case:
 
     def plain() -> list[Tensor]:
         product, _, _, _, average, gradient = partials.sum(1).unbind(-1)
-        return [(product.rsqrt() * (average / gradient).clamp(max=1)).flatten().float()]
+        return [(product.rsqrt() * (average / gradient).clamp(max=1).sqrt()).flatten().float()]
 
     return Case(ours, plain)
 

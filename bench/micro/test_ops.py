@@ -182,12 +182,12 @@ def two_sided_directions_(device: str, dtype: torch.dtype, d: int, m: int) -> Ca
         for weight in weights:
             mixed = torch.block_diag(*root) @ weight
             step = mixed @ torch.block_diag(*inverse)
-            steps.append(step * (step * mixed).sum(-1, keepdim=True).rsqrt() / 8)
+            steps.append(step * (step * mixed).sum(-1, keepdim=True).rsqrt() / 4)
         return steps
 
     def ours() -> list[Tensor]:
         steps = [weight.clone() for weight in weights]
-        lk.two_sided_directions_(steps, [None] * 8, [inverse] * 8, [None] * 8, [root] * 8, squares, 0.5)
+        lk.two_sided_directions_(steps, [None] * 8, [inverse] * 8, [None] * 8, [root] * 8, squares)
         return steps
 
     return Case(ours, plain)

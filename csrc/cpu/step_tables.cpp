@@ -151,7 +151,7 @@ void StepTables::direct_layers(const std::vector<StepFactor>& factors, int threa
         mean_square += layer.matrices * layer.rows;
         sums += 4 * layer.matrices;
     }
-    two_sided_directions(two_sided.data(), static_cast<int64_t>(two_sided.size()), settings_.noise, threads);
+    two_sided_directions(two_sided.data(), static_cast<int64_t>(two_sided.size()), threads);
 }
 
 void StepTables::direct(const std::vector<StepFactor>& factors, int threads) {

@@ -14,7 +14,7 @@ namespace lnb {
 
 struct StepSettings {
     Momentum momentum;
-    double b_rows, noise;    // of agreement
+    double b_rows;           // of agreement
     double change, largest;  // of the weights' bound
     RadiusRule radius;
     double b_others, epsilon, others_scale;  // of Adam's rule

@@ -64,7 +64,7 @@ struct Sums {
 
 // Returns the part's share of the layer's sums.
 template <typename Real>
-Sums solve(const Part<Real>& part, const ProductTable<Real>& loops, double noise) {
+Sums solve(const Part<Real>& part, const ProductTable<Real>& loops) {
     const TwoSidedLayer<Real>& layer = *part.layer;
     const int64_t inputs = layer.inputs, size = layer.input_block, side = layer.output_block;
     const int64_t first = part.matrix * layer.rows + part.block * side;
@@ -112,7 +112,7 @@ Sums solve(const Part<Real>& part, const ProductTable<Real>& loops, double noise
             sums.gradient += square;
             const double norm = loops.dot(h, h, inputs);
             sums.free_norm += scale * scale * norm;
-            if (squares != nullptr) scale *= agreement(square, squares[begin + row], noise);
+            if (squares != nullptr) scale *= agreement(square, squares[begin + row]);
             sums.norm += scale * scale * norm;
             const auto factor = static_cast<Real>(scale);
             if (bias != nullptr) {
@@ -131,14 +131,14 @@ Sums solve(const Part<Real>& part, const ProductTable<Real>& loops, double noise
 }  // namespace
 
 template <typename Real>
-void two_sided_directions(const TwoSidedLayer<Real>* layers, int64_t count, double noise, int threads) {
+void two_sided_directions(const TwoSidedLayer<Real>* layers, int64_t count, int threads) {
     const ProductTable<Real>& loops = products(Real{});
     const std::vector<Part<Real>> parts = parts_of(layers, count);
     std::vector<Sums> sums(parts.size());
     double cost = 0;
     for (const Part<Real>& part : parts) cost += part.cost();
     parallel_for(static_cast<int64_t>(parts.size()), threads_for(cost, threads),
-                 [&](int64_t i) { sums[i] = solve(parts[i], loops, noise); });
+                 [&](int64_t i) { sums[i] = solve(parts[i], loops); });
     // In an order that depends on the shapes alone: the same bits for any number of threads.
     for (const TwoSidedLayer<Real>* layer = layers; layer != layers + count; ++layer) {
         std::fill_n(layer->sums, 4 * layer->matrices, 0.0);
@@ -152,7 +152,7 @@ void two_sided_directions(const TwoSidedLayer<Real>* layers, int64_t count, doub
     }
 }
 
-template void two_sided_directions(const TwoSidedLayer<float>* layers, int64_t count, double noise, int threads);
-template void two_sided_directions(const TwoSidedLayer<double>* layers, int64_t count, double noise, int threads);
+template void two_sided_directions(const TwoSidedLayer<float>* layers, int64_t count, int threads);
+template void two_sided_directions(const TwoSidedLayer<double>* layers, int64_t count, int threads);
 
 }  // namespace lnb

@@ -5,8 +5,8 @@
 //     M = P^(-1/2) G,  c = P^(-1/2) b,  M <- M - c mu',  H = M C^-1,  h = c - H mu
 //
 // and every row of (H, h) is divided by the root of its <H, M> + c^2; where that is not positive, the row is zero. With
-// v, the mean square of each row's gradient, the row is then multiplied by its agreement a min(1, a / noise),
-// a = min(1, sqrt((|G|^2 + b^2) / v)). What a step's size and its check for finite numbers need, <H, G> + <h, b> and
+// v, the mean square of each row's gradient, the row is then multiplied by its agreement,
+// min(1, sqrt((|G|^2 + b^2) / v)). What a step's size and its check for finite numbers need, <H, G> + <h, b> and
 // |H|^2, and |G|^2 + |b|^2 are summed while rows of both are in the cache.
 //
 // A block of rows of H needs the same block of G and nothing else: blocks are handed out to threads, and each is
@@ -34,8 +34,7 @@ struct TwoSidedLayer {
     int64_t matrices, rows, inputs, input_block, output_block;
 };
 
-// `noise` is the agreement of gradients that have nothing in common, in (0, 1].
 template <typename Real>
-void two_sided_directions(const TwoSidedLayer<Real>* layers, int64_t count, double noise, int threads);
+void two_sided_directions(const TwoSidedLayer<Real>* layers, int64_t count, int threads);
 
 }  // namespace lnb

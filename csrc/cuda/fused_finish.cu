@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
         write(numbers.row_square + place, kept);
         const double free = inverse_norm(product);
         const double mean_square = judged_square(kept / correction, square);
-        const double scale = free * agreement(average_square, mean_square, settings.noise);
+        const double scale = free * agreement(average_square, mean_square);
         write(numbers.row_scales + place, static_cast<float>(scale));
         total[0] += scale * sums.value[3];
         if (biased) {

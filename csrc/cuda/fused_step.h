@@ -79,7 +79,7 @@ struct FinishNumbers {
 
 struct FinishSettings {
     Momentum momentum;
-    double b_rows, noise;
+    double b_rows;
     double change, largest;
     RadiusRule radius;
 };

@@ -196,7 +196,7 @@ def finish_layers_(
     Rows: the mean square of their gradients ``v <- v + (1 - b_rows) (||g_i||^2 + b_i^2 - v)``, ``a = min(1, sqrt((||g~_i||^2 +
     b~_i^2) / v^))`` with ``v^ = v / (1 - b_rows^t)``, and with ``c`` of ``mixed_biases``
 
-        ``row_scale = a min(1, a / noise) / sqrt(<H, M> + c^2)``,  ``h = row_scale (c - H mu)``
+        ``row_scale = a / sqrt(<H, M> + c^2)``,  ``h = row_scale (c - H mu)``
 
     0 where that is not positive. Layers: their sums, the independent square, radius, coherence and growth, and what the
     direction is multiplied by beside ``lr``: the rules of :mod:`lnb.damping` and :mod:`lnb.weight_bound`, as on the CPU. A

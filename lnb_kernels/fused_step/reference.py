@@ -141,7 +141,7 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
     mean_square = torch.maximum(next_square / (1 - settings.b_rows**t), fresh)
     free = torch.where(product > 0, product.rsqrt(), 0.0)
     ratio = torch.where(mean_square > 0, average_square / mean_square, 0.0).clamp(max=1).sqrt()
-    row_scale = free * ratio * (ratio / settings.noise).clamp(max=1)
+    row_scale = free * ratio
     total = (row_scale * gain).sum()
     if bias is not None:
         bias_direction = (mixed_bias - along_mean) * row_scale
@@ -192,10 +192,11 @@ def next_radius(
     agreed = ((mean - settings.loud) / (PLAIN_COHERENCE - settings.loud)).clamp(0, 1)
     grown = radius * settings.grow
     after = torch.where(mean >= settings.loud, radius * (1 + (settings.grow - 1) * agreed), radius * settings.recover)
-    calmed = torch.maximum(radius * settings.calm, grown.clamp(max=settings.noisy))
+    calmed = torch.maximum(radius * settings.calm, grown.clamp(max=settings.floor))
     after = torch.where((mean > settings.quiet) & (mean < settings.loud), calmed, after)
     after = torch.where(t > settings.opening, after, grown)
-    after = torch.where(average < settings.opposed * expected, radius * settings.shrink, after)
+    shrunk = torch.maximum(radius * settings.shrink, radius.clamp(max=settings.floor))
+    after = torch.where(average < settings.opposed * expected, shrunk, after)
     return coherence, after.clamp(settings.least, 1.0)
 
 

@@ -69,7 +69,6 @@ def finish_kernel(
     t = tl.load(steps_ptr + field(table_ptr, item, STEP, ITEMS, FIELDS)).to(tl.float64)
     t = tl.where(t < 1.0, 1.0, t)
     b_rows = tl.load(settings_ptr)
-    noise = tl.load(settings_ptr + 2)
     correction = 1.0 - tl.exp(t * tl.load(settings_ptr + 1))
 
     zero = tl.zeros((BLOCK,), tl.float64)
@@ -112,8 +111,7 @@ def finish_kernel(
         free = tl.where(product > 0.0, 1.0 / tl.sqrt(tl.where(product > 0.0, product, 1.0)), 0.0)
         ratio = tl.where(mean_square > 0.0, average_square / tl.where(mean_square > 0.0, mean_square, 1.0), 0.0)
         ratio = tl.sqrt(tl.where(ratio > 1.0, 1.0, ratio))
-        agreed = ratio / noise
-        scale = free * ratio * tl.where(agreed > 1.0, 1.0, agreed)
+        scale = free * ratio
         tl.store(row_scales_ptr + first_row + row, scale.to(tl.float32), mask=there)
         of_bias = (mixed - along_mean) * scale
         tl.store(direction_ptr + row, of_bias.to(tl.float32), mask=with_bias)
@@ -134,11 +132,11 @@ def finish_kernel(
     tl.store(products_ptr + slot, product)
 
     # |g~|^2, were all gradients independent.
-    b = tl.load(settings_ptr + 3)
+    b = tl.load(settings_ptr + 2)
     past = tl.load(independent_ptr + slot) * b * b
     tl.store(independent_ptr + slot, past + (1.0 - b) * (1.0 - b) * square)
-    of_gradient = tl.load(settings_ptr + 5)
-    of_average = tl.where(of_gradient != 0.0, b, 1.0) / (1.0 - tl.exp(t * tl.load(settings_ptr + 4)))
+    of_gradient = tl.load(settings_ptr + 4)
+    of_average = tl.where(of_gradient != 0.0, b, 1.0) / (1.0 - tl.exp(t * tl.load(settings_ptr + 3)))
     own = of_average * (1.0 - b) + of_gradient
     expected = of_average * of_average * past + own * own * square
 
@@ -163,35 +161,38 @@ def finish_kernel(
     scale = tl.where(is_finite(product), size, 0.0)
     free_length = scale * tl.sqrt(tl.where(is_finite(free_length), free_length, 0.0))
     free_length = tl.where(free_length < LEAST, LEAST, free_length)
-    change = tl.load(settings_ptr + 6)
-    limit = tl.load(settings_ptr + 7) / rate
+    change = tl.load(settings_ptr + 5)
+    limit = tl.load(settings_ptr + 6) / rate
     share_of_norm = tl.where(limit < change, limit, change) * norm / free_length
     scale *= tl.where(share_of_norm < 1.0, share_of_norm, 1.0)
     average_square = tl.where(is_finite(average_square), average_square, 0.0)
     former = tl.load(radius_ptr + slot)
-    radius = former * tl.load(settings_ptr + 10)
+    radius = former * tl.load(settings_ptr + 9)
 
     # Coherence.
     coherent = tl.where(expected > 0.0, average_square / tl.where(expected > 0.0, expected, 1.0), 0.0)
     coherent = tl.where(coherent > MOST_COHERENT, MOST_COHERENT, coherent)
     coherence = tl.load(coherence_ptr + slot)
-    coherence += (1.0 - tl.load(settings_ptr + 12)) * (coherent - coherence)
+    coherence += (1.0 - tl.load(settings_ptr + 11)) * (coherent - coherence)
     tl.store(coherence_ptr + slot, coherence)
-    mean = coherence / (1.0 - tl.exp(t * tl.load(settings_ptr + 13)))
-    quiet = tl.load(settings_ptr + 14)
-    loud = tl.load(settings_ptr + 15)
-    noisy = tl.load(settings_ptr + 17)
+    mean = coherence / (1.0 - tl.exp(t * tl.load(settings_ptr + 12)))
+    quiet = tl.load(settings_ptr + 13)
+    loud = tl.load(settings_ptr + 14)
+    floor = tl.load(settings_ptr + 16)
     agreed = (mean - loud) / (PLAIN_COHERENT - loud)
-    after = former * (1.0 + (tl.load(settings_ptr + 10) - 1.0) * tl.where(agreed > 1.0, 1.0, agreed))
-    after = tl.where(mean < loud, former * tl.load(settings_ptr + 19), after)
-    calmed = former * tl.load(settings_ptr + 16)
-    towards = tl.where(radius < noisy, radius, noisy)
+    after = former * (1.0 + (tl.load(settings_ptr + 9) - 1.0) * tl.where(agreed > 1.0, 1.0, agreed))
+    after = tl.where(mean < loud, former * tl.load(settings_ptr + 18), after)
+    calmed = former * tl.load(settings_ptr + 15)
+    towards = tl.where(radius < floor, radius, floor)
     calmed = tl.where(calmed < towards, towards, calmed)
     after = tl.where((mean > quiet) & (mean < loud), calmed, after)
-    radius = tl.where(t > tl.load(settings_ptr + 18), after, radius)
-    opposed = average_square < tl.load(settings_ptr + 8) * expected
-    radius = tl.where(opposed, former * tl.load(settings_ptr + 9), radius)
-    least = tl.load(settings_ptr + 11)
+    radius = tl.where(t > tl.load(settings_ptr + 17), after, radius)
+    opposed = average_square < tl.load(settings_ptr + 7) * expected
+    shrunk = former * tl.load(settings_ptr + 8)
+    held = tl.where(former < floor, former, floor)
+    shrunk = tl.where(shrunk < held, held, shrunk)
+    radius = tl.where(opposed, shrunk, radius)
+    least = tl.load(settings_ptr + 10)
     radius = tl.where(radius < least, least, radius)
     radius = tl.where(radius > 1.0, 1.0, radius)
     scale *= radius
@@ -260,9 +261,9 @@ def _settings(settings: StepSettings, device: torch.device) -> Tensor:
         return math.log(value) if value > 0 else -math.inf
 
     values = (
-        settings.b_rows, log(settings.b_rows), settings.noise, settings.momentum, log(settings.momentum),
+        settings.b_rows, log(settings.b_rows), settings.momentum, log(settings.momentum),
         1 - settings.momentum if settings.nesterov else 0.0, settings.change, settings.largest, settings.opposed,
         settings.shrink, settings.grow, settings.least, settings.b_coherence, log(settings.b_coherence), settings.quiet,
-        settings.loud, settings.calm, settings.noisy, settings.opening, settings.recover,
+        settings.loud, settings.calm, settings.floor, settings.opening, settings.recover,
     )  # fmt: skip
     return torch.tensor(values, dtype=torch.float64, device=device)

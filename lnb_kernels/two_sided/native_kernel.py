@@ -15,11 +15,11 @@ LARGEST_BLOCK = 256
 """Side of a block up to which the native products, which keep a strip of it in the first cache, are faster than the BLAS."""
 
 
-def two_sided_directions_(layers: Sequence[reference.LayerTensors], noise: float) -> Tensor:
+def two_sided_directions_(layers: Sequence[reference.LayerTensors]) -> Tensor:
     """As :func:`lnb_kernels.two_sided.reference.two_sided_directions_`; what the kernel does not take is left to it."""
     taken = list(map(_is_taken, layers))
     if all(taken):
-        return _by_kernel(layers, noise)
+        return _by_kernel(layers)
     ours = [layer for layer, mine in zip(layers, taken, strict=True) if mine]
     theirs = [layer for layer, mine in zip(layers, taken, strict=True) if not mine]
     # The reference goes first: it needs memory and may fail, and then nothing of ours is written. What the kernel would
@@ -29,12 +29,12 @@ def two_sided_directions_(layers: Sequence[reference.LayerTensors], noise: float
         for name, tensor in zip(reference.LISTS, layer, strict=True):
             if mine and tensor is not None:
                 require_aligned(f"{name}[{i}]", tensor.data_ptr(), tensor.numel(), tensor.element_size())
-    sums_there = iter(reference.two_sided_directions_(theirs, noise).split(list(map(_matrices, theirs))))
-    sums_here = iter(_by_kernel(ours, noise).split(list(map(_matrices, ours))))
+    sums_there = iter(reference.two_sided_directions_(theirs).split(list(map(_matrices, theirs))))
+    sums_here = iter(_by_kernel(ours).split(list(map(_matrices, ours))))
     return torch.cat([next(sums_here if mine else sums_there) for mine in taken])
 
 
-def _by_kernel(layers: Sequence[reference.LayerTensors], noise: float) -> Tensor:
+def _by_kernel(layers: Sequence[reference.LayerTensors]) -> Tensor:
     addresses, shapes = [], []
     kept = []  # copies in a contiguous layout, until the call
     for layer in layers:
@@ -44,7 +44,7 @@ def _by_kernel(layers: Sequence[reference.LayerTensors], noise: float) -> Tensor
         addresses.append([0 if t is None else t.data_ptr() for t in tensors])
         rows, inputs = weight.shape[-2:]
         shapes.append([_matrices(layer), rows, inputs, inverse.shape[-1], root.shape[-1]])
-    sums = _native.module().two_sided_directions(addresses, shapes, noise, torch.get_num_threads())
+    sums = _native.module().two_sided_directions(addresses, shapes, torch.get_num_threads())
     return torch.tensor(sums, dtype=torch.float64).view(-1, 4)
 
 

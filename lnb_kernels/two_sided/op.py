@@ -27,7 +27,6 @@ def _kernel(
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
     squares: Sequence[Tensor],
-    noise: float,
 ) -> Tensor:
     # A schema has no list of optional tensors that are written: there is a bias where there is a mean.
     given = iter(biases)
@@ -35,7 +34,7 @@ def _kernel(
     of_rows: Sequence[Tensor | None] = squares or [None] * len(weights)
     layers = list(zip(weights, of_layers, inverses, means, roots, of_rows, strict=True))
     with _autocast.disabled(weights[0].device):
-        sums: Tensor = _backend.call("two_sided_directions_", weights[0], layers, noise)
+        sums: Tensor = _backend.call("two_sided_directions_", weights[0], layers)
     return sums
 
 
@@ -46,7 +45,7 @@ def _fake(weights: Sequence[Tensor], *_: object) -> Tensor:
 
 _two_sided_directions_ = define_in_place(
     "two_sided_directions_(Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor[] inverses, Tensor?[] means, Tensor[] roots, "
-    "Tensor[] squares, float noise) -> Tensor",
+    "Tensor[] squares) -> Tensor",
     _kernel,
     _fake,
     writes=2,
@@ -60,7 +59,6 @@ def two_sided_directions_(
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
     squares: Sequence[Tensor] | None = None,
-    noise: float = 1.0,
 ) -> Tensor:
     """Directions whose every row has unit size in the layer's metric, of a whole model in one call, in place.
 
@@ -69,10 +67,10 @@ def two_sided_directions_(
 
         ``H = M C^-1``,  ``h = c - H mu``,  then row by row  ``(H, h) / sqrt(<H, M> + c^2)``
 
-    and with ``squares`` times the agreement of the row's gradients, ``a min(1, a / noise)`` with
-    ``a = min(1, sqrt((||W_i||^2 + b_i^2) / squares_i))``. A row is zero where what it is divided by is not positive; ``H``
-    takes the place of ``W``, and ``h`` that of ``b``. The size of ``W`` and ``b`` does not matter, from the least numbers of the
-    dtype to the largest, nor does that of ``P``. Each layer has leading dimensions ``...`` of its own, of independent matrices.
+    and with ``squares`` times the agreement of the row's gradients, ``min(1, sqrt((||W_i||^2 + b_i^2) / squares_i))``. A row is
+    zero where what it is divided by is not positive; ``H`` takes the place of ``W``, and ``h`` that of ``b``. The size of ``W``
+    and ``b`` does not matter, from the least numbers of the dtype to the largest, nor does that of ``P``. Each layer has leading
+    dimensions ``...`` of its own, of independent matrices.
     On CPUs the blocks of all layers are shared out to the threads at once.
 
     Args:
@@ -83,7 +81,6 @@ def two_sided_directions_(
         roots: the diagonal blocks of ``P^(-1/2)``, ``[..., m / side, side, side]``.
         squares: per layer the mean square of each row's gradients (weight and bias together), ``[..., m]``, float64
             (float32 on devices without it); None where agreement does not count.
-        noise: the agreement ``a`` of gradients that have nothing in common, in (0, 1].
 
     Returns:
         ``[matrices of all layers, 4]``: ``<H, W> + <h, b>``, ``||H||^2``, the same were every agreement 1, and
@@ -98,9 +95,6 @@ def two_sided_directions_(
     """
     op = "two_sided_directions_"
     _checks.lists_of_layers(op, weights=weights, biases=biases, inverses=inverses, means=means, roots=roots)
-    noise = _checks.number(op, "noise", noise)
-    if not 0 < noise <= 1:
-        raise ValueError(f"{op}: noise is {noise}; allowed is a number in (0, 1]")
     if squares is not None:
         _checks.lists_of_layers(op, weights=weights, squares=squares)
     if not weights:
@@ -120,7 +114,7 @@ def two_sided_directions_(
     require_one_kind(
         op, {"weights": weights, "biases": given}, inverses=inverses, means=means, roots=roots, squares=squares or ()
     )
-    sums: Tensor = _two_sided_directions_(weights, given, inverses, means, roots, squares or (), noise)
+    sums: Tensor = _two_sided_directions_(weights, given, inverses, means, roots, squares or ())
     return sums
 
 

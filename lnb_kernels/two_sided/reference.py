@@ -19,17 +19,17 @@ LISTS = ("weights", "biases", "inverses", "means", "roots", "squares")
 
 
 @torch.no_grad()
-def two_sided_directions_(layers: Sequence[LayerTensors], noise: float) -> Tensor:
+def two_sided_directions_(layers: Sequence[LayerTensors]) -> Tensor:
     """Overwrite weight and bias of every layer by their directions; see :func:`lnb_kernels.two_sided_directions_`."""
     require_apart(layers)
     if not layers:
         return torch.empty(0, 4)
     if layers[0][0].is_cpu:  # one at a time, so that only one has its copies in memory
-        return torch.cat([two_sided_direction_(*layer, noise) for layer in layers])
-    return by_kind_(layers, noise)
+        return torch.cat([two_sided_direction_(*layer) for layer in layers])
+    return by_kind_(layers)
 
 
-def by_kind_(layers: Sequence[LayerTensors], noise: float) -> Tensor:
+def by_kind_(layers: Sequence[LayerTensors]) -> Tensor:
     """The same with layers of equal shapes solved together: on an accelerator the calls of each would cost more than the
     stack."""
     kinds: dict[tuple[object, ...], list[int]] = {}
@@ -39,14 +39,14 @@ def by_kind_(layers: Sequence[LayerTensors], noise: float) -> Tensor:
     sums: dict[int, Tensor] = {}
     for members in kinds.values():
         if len(members) == 1:
-            sums[members[0]] = two_sided_direction_(*layers[members[0]], noise)
+            sums[members[0]] = two_sided_direction_(*layers[members[0]])
             continue
         columns = zip(*(layers[i] for i in members), strict=True)
         weight, bias, inverse, mean, root, squares = map(_stacked, columns)
         assert weight is not None
         assert inverse is not None
         assert root is not None
-        found = two_sided_direction_(weight, bias, inverse, mean, root, squares, noise)
+        found = two_sided_direction_(weight, bias, inverse, mean, root, squares)
         for place, solved in ((0, weight), (1, bias)):
             if solved is not None:
                 written = [tensor for i in members if (tensor := layers[i][place]) is not None]
@@ -74,7 +74,6 @@ def two_sided_direction_(
     mean: Tensor | None,
     root: Tensor,
     squares: Tensor | None = None,
-    noise: float = 1.0,
 ) -> Tensor:
     """One of them; returns what :func:`lnb_kernels.two_sided_directions_` returns of its matrices, ``[matrices, 4]``.
 
@@ -97,7 +96,7 @@ def two_sided_direction_(
     free_norm = squares_of_rows.sum(-1).flatten()
     if squares is not None:
         averages = (weight,) if bias is None else (weight, bias)
-        scale = (scale * row_agreement(squares, noise, *averages)).to(scale.dtype)
+        scale = (scale * row_agreement(squares, *averages)).to(scale.dtype)
     step_bias = None
     if bias is not None and mean is not None and mixed_bias is not None:
         step_bias = (mixed_bias - step @ mean.unsqueeze(-1)) * scale
@@ -110,28 +109,26 @@ def two_sided_direction_(
     return torch.stack([products, _products(step, step), free_norm, gradient], dim=-1)
 
 
-def row_agreement(squares: Tensor, noise: float, *averages: Tensor) -> Tensor:
-    """How far the gradients of each row agree with each other, ``a min(1, a / noise)`` in [0, 1], ``[..., m, 1]``.
+def row_agreement(squares: Tensor, *averages: Tensor) -> Tensor:
+    """How far the gradients of each row agree with each other, ``min(1, sqrt(||g~_i||^2 / v_i))``, ``[..., m, 1]``.
 
-    ``a = min(1, sqrt(||g~_i||^2 / v_i))``, where ``g~_i`` is the average of the row's gradients and ``v_i`` the average of
-    their squared norms: 1 where all are the same, ``noise`` where they have nothing in common, less where they point
-    against each other, as those of steps that are too long do. Below ``noise`` it falls with the square.
+    ``g~_i`` is the average of the row's gradients and ``v_i`` the average of their squared norms: 1 where all are the same,
+    less where they have nothing in common, and least where they point against each other, as those of steps that are too
+    long do.
 
     Args:
         squares: ``v``, ``[..., m]``.
-        noise: ``a`` of independent gradients of mean zero, in (0, 1]: a matter of the weights of the average.
         averages: the parts of ``g~``, each ``[..., m, columns]``.
     """
     wide = sum_dtype(squares.device)
     square = torch.stack([part.to(wide).square().sum(-1, keepdim=True) for part in averages]).sum(0)
-    return agreement_of(square, squares, noise)
+    return agreement_of(square, squares)
 
 
-def agreement_of(square: Tensor, squares: Tensor, noise: float) -> Tensor:
+def agreement_of(square: Tensor, squares: Tensor) -> Tensor:
     """:func:`row_agreement` of rows with ``||g~_i||^2 = square``, ``[..., m, 1]``."""
     mean = squares.to(square.dtype).unsqueeze(-1)
-    ratio = torch.where(mean > 0, square / mean, 0.0).clamp(max=1).sqrt()
-    return ratio * (ratio / noise).clamp(max=1)
+    return torch.where(mean > 0, square / mean, 0.0).clamp(max=1).sqrt()
 
 
 def _products(step: Tensor, gradient: Tensor) -> Tensor:

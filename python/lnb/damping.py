@@ -6,14 +6,13 @@ that, each from numbers that a step has anyway, without looking at the loss and 
 **Agreement**, for noisy gradients. With ``g~_i`` the average of the gradients of row ``i`` of a layer, and ``v_i`` the average of
 their squared norms, the row's step is multiplied by
 
-    ``a min(1, a / a_0)``,    ``a = min(1, ||g~_i|| / sqrt(v_i))``
+    ``a = min(1, ||g~_i|| / sqrt(v_i))``
 
-``a`` is 1 where all gradients are the same and ``a_0`` where they are independent noise (:func:`noise_level`). ``v_i`` is at
-least this step's ``||g_i||^2``: otherwise a gradient that is far longer than those before it, and so most of the average, would
-look like many gradients that agree, and the rarest samples would get the longest steps. After steps that are too long,
-gradients point back: the average cancels and ``a`` falls below ``a_0``. Near a minimum, and where the moves of many layers
-compound, this makes steps as short as needed; with noise alone they are a quarter of the region. It is the ratio of Adam
-(Kingma and Ba, 2015), taken over a neuron's row instead of one entry.
+``a`` is 1 where all gradients are the same; where they are independent noise, it is a quarter with the usual momentum, and less
+where they oppose each other, as they do after steps that are too long. ``v_i`` is at least this step's ``||g_i||^2``:
+otherwise a gradient that is far longer than those before it, and so most of the average, would look like many gradients that
+agree, and the rarest samples would get the longest steps. It is the ratio of Adam (Kingma and Ba, 2015), taken over a neuron's
+row instead of one entry.
 
 Each layer also has a radius, the share of its region that it uses (:func:`radii`). It shrinks while the layer's gradients oppose
 each other, so that a step length that was too long is not tried again at once, and grows otherwise. It starts at one over the
@@ -21,7 +20,11 @@ number of layers, but at least at a fifth (:func:`first_radius`). That is a warm
 gradients of all layers agree, so that each layer would go to its bounds as if the others stood still; in plain networks these
 moves compound before any gradient can show it.
 
-The radius also shrinks, slowly and down to a tenth, while the layer's gradients are noise: while ``||g~||^2`` is what
+It shrinks to a fifth at most. The gradients of a layer tell that the network's steps are too long, not whose steps are: if one
+layer goes back and forth, the gradients of all layers after it do. With no end to the shrinking, those come to stand still, and
+the first goes on.
+
+The radius also shrinks, slowly and down to the same fifth, while the layer's gradients are noise: while ``||g~||^2`` is what
 independent gradients would make it, on average over about 50 steps. This average, relative to that, is the layer's
 **coherence**. Where steps are too long for the curvature, gradients oppose each other and coherence is about a third. Where
 steps are short, gradients repeat each other, and it is above one. At one there is no sign of either: the direction of a step
@@ -57,11 +60,10 @@ _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.25, 1.3
 OPPOSED = 0.5
-RADIUS_SHRINK, RADIUS_GROW, LEAST_RADIUS = 0.8, 1.1, 1e-4
+RADIUS_SHRINK, RADIUS_GROW, FLOOR, LEAST_RADIUS = 0.8, 1.1, 0.2, 1e-4
 COHERENCE_DECAY, QUIET, LOUD = 0.98, 0.8, 1.2
-NOISE_SHRINK, NOISE_RADIUS, RECOVER = 0.98, 0.1, 1.02
+NOISE_SHRINK, RECOVER = 0.98, 1.02
 OPENING = 20
-LEAST_FIRST_RADIUS = 0.2
 
 
 @dataclass(frozen=True)
@@ -72,26 +74,11 @@ class Agreement:
         row_squares: ``v``, the mean square of each row's gradients, at least this step's, ``[groups, rows]`` of every layer.
         fresh: ``||g||^2`` of every layer's gradient of this step, ``[layers]``.
         counts: the steps that every layer has made, with this one, ``[layers]``.
-        noise: ``a_0``.
     """
 
     row_squares: list[Tensor]
     fresh: Tensor
     counts: Tensor
-    noise: float
-
-
-def noise_level(config: Config) -> float:
-    """``a_0``: the norm of the average of many independent gradients of unit norm.
-
-    ``m = b m + (1 - b) g`` has the mean square ``q = (1 - b) / (1 + b)``; the look-ahead ``b m + (1 - b) g``, in which ``g``
-    counts twice, ``b^4 q + (1 - b^2)^2``.
-    """
-    b = config.momentum
-    square = (1 - b) / (1 + b)
-    if config.nesterov:
-        square = b**4 * square + (1 - b**2) ** 2
-    return float(square**0.5)
 
 
 def observe_agreement(contexts: list[LayerContext], verdict: Verdict, config: Config, arenas: Arenas) -> Agreement:
@@ -118,7 +105,7 @@ def observe_agreement(contexts: list[LayerContext], verdict: Verdict, config: Co
     corrections = bias_correction(config.b_rows, counts).to(squares.dtype)
     mean_squares = torch.maximum(kept.read() / corrections[owners], squares)
     rows = [part.view(shape) for part, shape in zip(mean_squares.split(sizes), shapes, strict=True)]
-    return Agreement(rows, sums_of(squares, sizes), counts, noise_level(config))
+    return Agreement(rows, sums_of(squares, sizes), counts)
 
 
 def expected_squares(
@@ -145,7 +132,7 @@ def expected_squares(
 
 def first_radius(layers: int) -> float:
     """The radius with which each of ``layers`` layers starts: all their moves together are as long as the whole region of one."""
-    return max(1 / max(1, layers), LEAST_FIRST_RADIUS)
+    return max(1 / max(1, layers), FLOOR)
 
 
 def noise_band(config: Config) -> tuple[float, float]:
@@ -164,11 +151,12 @@ def radii(
 ) -> Tensor:
     """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
 
-    It shrinks by a fifth while the layer's average is shorter than half of what independent gradients would make it, which
-    only gradients that point against each other do. Else it grows by a tenth in the first :data:`OPENING` steps. After them,
-    coherence decides: in the band of noise the radius shrinks by 2 % a step, down to :data:`NOISE_RADIUS` (up to it, it grows);
-    below, where steps are near what the curvature bears, it grows by 2 %; and above, by a tenth where coherence is two, and by
-    less between.
+    It shrinks by a fifth, down to :data:`FLOOR`, while the layer's average is shorter than half of what independent gradients
+    would make it, which only gradients that point against each other do. Else it grows by a tenth in the first
+    :data:`OPENING` steps. After them, coherence decides: in the band of noise the radius shrinks by 2 % a step, down to
+    :data:`FLOOR`; below, where steps are near what the curvature bears, it grows by 2 %; and above, by a tenth where coherence
+    is two, and by less between. A radius that a rising loss made smaller than :data:`FLOOR` (:mod:`lnb.loss_rise`) stays, or
+    grows again.
 
     State of a layer's weight: ``radius``, which starts at :func:`first_radius`, and ``coherence``, the average of decay
     :data:`COHERENCE_DECAY`, from zero, of ``||g~||^2`` over what is expected of independent gradients, cut at four.
@@ -196,10 +184,11 @@ def radii(
     grown = former * RADIUS_GROW
     agreed = ((coherence - loud) / (PLAIN_COHERENCE - loud)).clamp(0, 1)
     radius = torch.where(coherence >= loud, former * (1 + (RADIUS_GROW - 1) * agreed), former * RECOVER)
-    calmed = torch.maximum(former * NOISE_SHRINK, grown.clamp(max=NOISE_RADIUS))
+    calmed = torch.maximum(former * NOISE_SHRINK, grown.clamp(max=FLOOR))
     radius = torch.where((coherence > quiet) & (coherence < loud), calmed, radius)
     radius = torch.where(counts > OPENING, radius, grown)
-    radius = torch.where(averages < OPPOSED**2 * expected, former * RADIUS_SHRINK, radius)
+    shrunk = torch.maximum(former * RADIUS_SHRINK, former.clamp(max=FLOOR))
+    radius = torch.where(averages < OPPOSED**2 * expected, shrunk, radius)
     kept.write(radius.clamp(LEAST_RADIUS, 1.0), ok)
     return kept.read()
 

@@ -10,6 +10,7 @@ import adapter_study
 import conversion_study
 import defaults_study
 import drift_study
+import floor_study
 import full_batch_study
 import gptq_study
 import last_layer_study
@@ -29,6 +30,7 @@ STUDIES = {
     "gptq": (gptq_study, "moments.md"),
     "wide_layer": (wide_layer_study, "moments.md"),
     "defaults": (defaults_study, "presets.md"),
+    "floor": (floor_study, "presets.md"),
     "full_batch": (full_batch_study, "presets.md"),
     "conversion": (conversion_study, "move-over.md"),
 }
@@ -132,5 +134,14 @@ def test_a_changed_number_changes_the_loss() -> None:
     default, short = (defaults_study.final_loss(cell, task, settings, 0) for settings in ({}, {"lr": 1e-6}))
     assert default < short
     assert defaults_study.final_loss(cell, task, {"lr": defaults_study.LR}, 0) == default
-    for study in (defaults_study, full_batch_study):
+    for study in (defaults_study, floor_study, full_batch_study):
         assert next(iter(study.variants())) == study.DEFAULT
+
+
+def test_a_floor_is_changed_where_rules_read_it_and_only_there() -> None:
+    cell = floor_study.Friedman("a small MLP", "friedman", 300, 64, 200, {"width": 16, "depth": 3})
+    task = cell.make(None)
+    losses = [
+        floor_study.final_loss_of(cell, task, floor, 0) for floor in (None, floor_study.damping.FLOOR, 1e-4, None)
+    ]
+    assert losses[0] == losses[1] == losses[3] != losses[2]

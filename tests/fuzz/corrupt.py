@@ -19,7 +19,6 @@ NOT_A_NUMBER = ('"text"', "None", "[0.5]", "torch.ones(3)", "1j", "True")
 NOT_FINITE = ('float("nan")', 'float("inf")', '-float("inf")', "10**400")
 SCALARS = {
     "share": (*NOT_A_NUMBER, *NOT_FINITE, "-0.5", "1.5"),
-    "positive share": (*NOT_A_NUMBER, *NOT_FINITE, "-0.5", "0.0", "1.5"),
     "finite": (*NOT_A_NUMBER, *NOT_FINITE),
     "ridge": (*NOT_A_NUMBER, *NOT_FINITE, "-0.1", "-1"),
     "rate": ('"text"', "None", "[0.5]", "1j", *NOT_FINITE, "torch.ones(3)", "torch.tensor(1)"),

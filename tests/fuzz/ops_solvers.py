@@ -334,10 +334,9 @@ def two_sided(draw: Draw) -> Case:
         squares.append(draw.arranged(square, "torch.float64"))
     arguments = {name: f"[{', '.join(parts)}]" for name, parts in lists.items()}
     arguments["squares"] = f"[{', '.join(squares)}]" if draw.chance(0.6) else "None"
-    arguments["noise"] = repr(draw.random.choice((1.0, 1, 0.5, 0.1, 1e-3)))
     singular = {"weights": ("weight",), "biases": ("bias",), "inverses": ("inverse",), "means": ("mean",)}
     singular["roots"] = ("root",)
-    kinds = {**dict.fromkeys(lists, "tensors"), "squares": "tensors?", "noise": "positive share"}
+    kinds = {**dict.fromkeys(lists, "tensors"), "squares": "tensors?"}
     case = Case("two_sided_directions_", arguments, truth_two_sided, ("weights", "biases"), names=singular)
     free = {("squares", "None")} | ({(name, "length") for name in lists} if not count else set())
     return finish(draw, case, kinds, free)
@@ -352,15 +351,15 @@ def block_diagonal(blocks: Tensor) -> Tensor:
     return whole
 
 
-def agreement(weight: Tensor, bias: Tensor | None, squares: Tensor | None, noise: float) -> Tensor:
+def agreement(weight: Tensor, bias: Tensor | None, squares: Tensor | None) -> Tensor:
     """What every row is multiplied by, ``[..., m, 1]``."""
     if squares is None:
         return torch.ones(*weight.shape[:-1], 1, dtype=torch.float64)
     square = weight.double().square().sum(-1)
     if bias is not None:
         square = square + bias.double().squeeze(-1).square()
-    a = torch.where(squares > 0, square / squares.clamp_min(5e-324), 0.0).sqrt().clamp_max(1.0)
-    return torch.minimum(a, a * a / noise).unsqueeze(-1)
+    ratio = torch.where(squares > 0, square / squares.clamp_min(5e-324), 0.0)
+    return ratio.sqrt().clamp_max(1.0).unsqueeze(-1)
 
 
 def truth_two_sided(before: Values, after: Values) -> dict[str, tuple[Any, Any]]:
@@ -384,7 +383,7 @@ def truth_two_sided(before: Values, after: Values) -> dict[str, tuple[Any, Any]]
         bound = normwise(h, relative, weight.dtype, (-1,)) + (relative if h.numel() else 0.0)
         of_last = relative * (1 + last.abs() + (h.abs() * mu.abs().unsqueeze(-2)).sum(-1, keepdim=True))
         free, of_free = h.square().sum((-2, -1)), ((2 * h.abs() + bound) * bound).sum((-2, -1))
-        factor = agreement(weight, bias, square, before["noise"])
+        factor = agreement(weight, bias, square)
         h, last, bound, of_last = (x * factor for x in (h, last, bound, of_last))
         found[f"weights[{i}]"] = (h, bound + quantum(weight.dtype))
         if bias is not None:

@@ -47,9 +47,7 @@ def test_both_are_averages_and_two_sided_directions(dtype: torch.dtype) -> None:
         (part / correction[i]).view(SHAPES[i].groups, SHAPES[i].m)
         for i, part in enumerate(layers.numbers["row_square"].split(rows))
     ]
-    sums = lk.two_sided_directions_(
-        weights, [of_bias, None], layers.inverses, layers.means, layers.roots, squares, SETTINGS.noise
-    )
+    sums = lk.two_sided_directions_(weights, [of_bias, None], layers.inverses, layers.means, layers.roots, squares)
     scales = layers.numbers["row_scales"].to(dtype).split(rows)
     for i, weight in enumerate(weights):
         torch.testing.assert_close(

@@ -26,22 +26,22 @@ def double(values: LayerTensors) -> Any:
     return tuple(None if value is None else value.double() for value in values)
 
 
-Backend: TypeAlias = Callable[[list[LayerTensors], float], Tensor]
+Backend: TypeAlias = Callable[[list[LayerTensors]], Tensor]
 Step: TypeAlias = tuple[Tensor, Tensor | None]  # of the weight and the bias
 
 
-def solved(backend: Backend, layers: list[LayerTensors], noise: float = 1.0) -> tuple[list[Step], Tensor]:
+def solved(backend: Backend, layers: list[LayerTensors]) -> tuple[list[Step], Tensor]:
     """Directions of copies of the layers, and the four sums."""
     copies = [tuple(None if value is None else value.clone() for value in values) for values in layers]
-    sums = backend(copies, noise)  # type: ignore[arg-type]
+    sums = backend(copies)  # type: ignore[arg-type]
     return [(values[0], values[1]) for values in copies], sums  # type: ignore[misc]
 
 
-def check(layers: list[LayerTensors], noise: float = 1.0) -> None:
+def check(layers: list[LayerTensors]) -> None:
     """At most twice the error of plain PyTorch in float32."""
-    ours, sums = solved(native_kernel.two_sided_directions_, layers, noise)
-    plain, plain_sums = solved(reference.two_sided_directions_, layers, noise)
-    exact, exact_sums = solved(reference.two_sided_directions_, [double(values) for values in layers], noise)
+    ours, sums = solved(native_kernel.two_sided_directions_, layers)
+    plain, plain_sums = solved(reference.two_sided_directions_, layers)
+    exact, exact_sums = solved(reference.two_sided_directions_, [double(values) for values in layers])
     assert sums.shape == exact_sums.shape
     if layers:
         assert sums.dtype == torch.float64
@@ -70,7 +70,7 @@ SHAPES = [  # rows, inputs, blocks of outputs, blocks of inputs
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("squares", [True, False])
 def test_error_is_that_of_plain_float32(isa: str, bias: bool, squares: bool) -> None:
-    check([layer_tensors((2,), m, d, side, size, bias, squares) for m, d, side, size in SHAPES], 0.3)
+    check([layer_tensors((2,), m, d, side, size, bias, squares) for m, d, side, size in SHAPES])
 
 
 @needs_native
@@ -83,12 +83,9 @@ def test_error_is_that_of_plain_float32(isa: str, bias: bool, squares: bool) -> 
         ),
         max_size=5,
     ),
-    st.sampled_from([1.0, 0.3, 0.05]),
 )  # fmt: skip
-def test_any_shapes_together(layers: list[tuple[int, int, int, int, int, bool, bool]], noise: float) -> None:
-    check(
-        [layer_tensors((n, 1), side * a, size * b, side, size, *kinds) for n, side, a, size, b, *kinds in layers], noise
-    )
+def test_any_shapes_together(layers: list[tuple[int, int, int, int, int, bool, bool]]) -> None:
+    check([layer_tensors((n, 1), side * a, size * b, side, size, *kinds) for n, side, a, size, b, *kinds in layers])
 
 
 @needs_native
@@ -99,7 +96,7 @@ def test_layout_threads_and_order_change_nothing() -> None:
         layer_tensors((), 9, 20, 9, 20, False),
         layer_tensors((3,), 20, 48, 10, 24, True, True),
     ]
-    alone = [solved(native_kernel.two_sided_directions_, [values], 0.3) for values in layers]
+    alone = [solved(native_kernel.two_sided_directions_, [values]) for values in layers]
     expected_sums = torch.cat([sums for _, sums in reversed(alone)])
     threads = torch.get_num_threads()
     for count in (1, 2, 3):
@@ -110,7 +107,7 @@ def test_layout_threads_and_order_change_nothing() -> None:
         ]  # type: ignore[misc]
         torch.set_num_threads(count)
         try:
-            sums = native_kernel.two_sided_directions_(strided, 0.3)
+            sums = native_kernel.two_sided_directions_(strided)
         finally:
             torch.set_num_threads(threads)
         assert torch.equal(sums, expected_sums)
@@ -141,7 +138,7 @@ def test_nothing_beyond_the_layers_is_written() -> None:
 
     layers = [layer_tensors((2,), m, d, a, b, True, True) for m, d, a, b in SHAPES]
     placed: list[LayerTensors] = [tuple(map(guarded, values)) for values in layers]  # type: ignore[misc]
-    native_kernel.two_sided_directions_(placed, 0.3)
+    native_kernel.two_sided_directions_(placed)
     for (weight, bias, *constants), (_, _, *before) in zip(placed, layers, strict=True):
         assert weight.isfinite().all()
         assert bias is not None
@@ -186,7 +183,7 @@ def test_rows_without_descent_stand_still_and_nan_stays(backend: Backend) -> Non
 def test_sums_are_those_of_the_directions(backend: Backend, squares: bool) -> None:
     """``<H, W> + <h, b>``, ``||H||^2``, that without agreement, ``||W||^2 + ||b||^2``, in the order of the layers."""
     layers = [layer_tensors((2, 3), 10, 12, 5, 6, True, squares), layer_tensors((), 7, 9, 7, 9, False, squares)]
-    steps, sums = solved(backend, layers, 0.3)
+    steps, sums = solved(backend, layers)
     free, _ = solved(backend, [(*values[:5], None) for values in layers])
     expected = []
     for (step, step_bias), (of_free, _), (weight, bias, *_) in zip(steps, free, layers, strict=True):
@@ -201,28 +198,24 @@ def test_sums_are_those_of_the_directions(backend: Backend, squares: bool) -> No
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("noise", [1.0, 0.3, 0.02])
 @pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
 @pytest.mark.parametrize("bias", [True, False])
-def test_rows_shrink_by_the_agreement_of_their_gradients(
-    backend: Backend, noise: float, scale: float, bias: bool
-) -> None:
-    """``a min(1, a / noise)``, here from numbers of Python, whatever the size of the gradients."""
+def test_rows_shrink_by_the_agreement_of_their_gradients(backend: Backend, scale: float, bias: bool) -> None:
+    """Here from numbers of Python, whatever the size of the gradients."""
     *given, squares = layer_tensors((2,), 12, 10, 6, 5, bias, True)
     assert squares is not None
     for value in given[:2]:
         if value is not None:
             value.mul_(scale)
     squares.mul_(scale**2)
-    [(step, step_bias)], _ = solved(backend, [(*given, squares)], noise)  # type: ignore[list-item]
-    [(free, free_bias)], _ = solved(backend, [(*given, None)], noise)  # type: ignore[list-item]
+    [(step, step_bias)], _ = solved(backend, [(*given, squares)])  # type: ignore[list-item]
+    [(free, free_bias)], _ = solved(backend, [(*given, None)])  # type: ignore[list-item]
     factors = []
     for i in range(24):
         entries = given[0].reshape(24, 10)[i].tolist()
         if given[1] is not None:
             entries.append(given[1].flatten()[i].item())
-        a = min(1.0, math.hypot(*entries) / math.sqrt(squares.flatten()[i].item()))
-        factors.append(a if a >= noise else a * a / noise)
+        factors.append(min(1.0, math.hypot(*entries) / math.sqrt(squares.flatten()[i].item())))
     assert min(factors) < 0.1
     assert max(factors) == 1
     of_rows = torch.tensor(factors).view(2, 12, 1)
@@ -258,8 +251,8 @@ def test_what_the_kernel_does_not_take_goes_by_the_reference(squares: bool) -> N
         layer_tensors((), 5, 12, 5, 12, True, squares),
     ]
     backends = [reference.two_sided_directions_, native_kernel.two_sided_directions_] * 2
-    alone = [solved(backend, [values], 0.3) for backend, values in zip(backends, layers, strict=True)]
-    steps, sums = solved(native_kernel.two_sided_directions_, layers, 0.3)
+    alone = [solved(backend, [values]) for backend, values in zip(backends, layers, strict=True)]
+    steps, sums = solved(native_kernel.two_sided_directions_, layers)
     assert sums.dtype == torch.float64
     assert torch.equal(sums, torch.cat([own for _, own in alone]))
     for step, ([expected], _) in zip(steps, alone, strict=True):
@@ -271,7 +264,7 @@ def test_written_tensors_with_gaps_are_written() -> None:
     weight, bias, *constants = layer_tensors((), 6, 10, 3, 5, True)
     [(step, step_bias)], _ = solved(reference.two_sided_directions_, [(weight, bias, *constants)])  # type: ignore[arg-type]
     strided = with_gaps(weight), with_gaps(bias)
-    native_kernel.two_sided_directions_([(*strided, *constants)], 1.0)  # type: ignore[list-item]
+    native_kernel.two_sided_directions_([(*strided, *constants)])  # type: ignore[list-item]
     assert same(strided, (step, step_bias))  # type: ignore[arg-type]
 
 
@@ -280,8 +273,8 @@ def test_layers_of_equal_shapes_are_solved_together_on_accelerators() -> None:
     kinds = [((1,), 6, 8, 3, 4, True, True), ((2,), 4, 8, 4, 8, False, True), ((1,), 5, 7, 5, 7, True, False)]
     layers = [layer_tensors(*kind) for kind in (*kinds[:2], *kinds, kinds[0])]
     apart = [tuple(None if t is None else t.clone() for t in values) for values in layers]
-    sums = reference.by_kind_(layers, 0.3)
-    wanted = torch.cat([reference.two_sided_direction_(*values, 0.3) for values in apart])
+    sums = reference.by_kind_(layers)
+    wanted = torch.cat([reference.two_sided_direction_(*values) for values in apart])
     torch.testing.assert_close(sums, wanted, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(layers, apart, strict=True):
         for place in (0, 1):
@@ -290,7 +283,7 @@ def test_layers_of_equal_shapes_are_solved_together_on_accelerators() -> None:
     for count in (4, 12):
         alike = [layer_tensors(*kinds[0]) for _ in range(count)]
         with Operators() as found:
-            reference.by_kind_(alike, 0.3)
+            reference.by_kind_(alike)
         counts.append(len(found.launched))
     assert counts[0] == counts[1]
 
@@ -298,12 +291,12 @@ def test_layers_of_equal_shapes_are_solved_together_on_accelerators() -> None:
 @needs_native
 def test_the_op_writes_to_its_arguments() -> None:
     values = layer_tensors((), 12, 10, 4, 5, True, True)
-    [(step, step_bias)], expected = solved(native_kernel.two_sided_directions_, [values], 0.3)
+    [(step, step_bias)], expected = solved(native_kernel.two_sided_directions_, [values])
     weight, bias, *_ = values
     assert bias is not None
     assert step_bias is not None
     versions = weight._version, bias._version
-    sums = lk.two_sided_directions_(*([value] for value in values), noise=0.3)  # type: ignore[misc]
+    sums = lk.two_sided_directions_(*([value] for value in values))  # type: ignore[misc]
     assert torch.equal(sums, expected)
     assert torch.equal(weight, step)
     assert torch.equal(bias, step_bias)
@@ -312,7 +305,7 @@ def test_the_op_writes_to_its_arguments() -> None:
 
 def test_no_layers_and_empty_layers() -> None:
     assert lk.two_sided_directions_([], [], [], [], []).shape == (0, 4)
-    assert lk.two_sided_directions_([], [], [], [], [], [], 0.5).shape == (0, 4)
+    assert lk.two_sided_directions_([], [], [], [], [], []).shape == (0, 4)
     empty = torch.zeros(0, 4)
     for squares in (None, [torch.zeros(0, dtype=torch.float64)]):
         sums = lk.two_sided_directions_([empty], [None], [torch.eye(4)[None]], [None], [torch.zeros(0, 1, 1)], squares)
@@ -326,5 +319,5 @@ def test_opcheck(agree: bool) -> None:
     given = [bias for bias in biases if bias is not None]
     torch.library.opcheck(
         torch.ops.lnb_kernels.two_sided_directions_.default,
-        (weights, given, *constants, squares if agree else [], 0.3),
+        (weights, given, *constants, squares if agree else []),
     )

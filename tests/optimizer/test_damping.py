@@ -10,18 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import lnb
-from lnb.config import resolve_config
-from lnb.damping import NOISE_RADIUS, NOISE_SHRINK, noise_level
-
-
-def test_the_noise_level_is_the_length_of_an_average_of_independent_gradients() -> None:
-    for nesterov in (False, True):
-        b = 0.9
-        weights = [(1 - b) * b**s for s in range(400)]
-        if nesterov:
-            weights = [(1 - b) * (1 + b), *(b * weight for weight in weights[1:])]
-        config = resolve_config("fast", {"momentum": b, "nesterov": nesterov})
-        assert noise_level(config) == pytest.approx(math.sqrt(sum(weight**2 for weight in weights)), rel=1e-6)
+from lnb import damping
+from lnb.damping import FLOOR, NOISE_SHRINK
+from lnb.routes import prepared
 
 
 def linear_loss(signs: list[Tensor], **settings: Any) -> tuple[nn.Linear, lnb.LNB]:
@@ -73,7 +64,7 @@ def test_gradients_that_point_back_shrink_the_radius() -> None:
     alternating = [torch.tensor((-1.0) ** t) for t in range(40)]
     layer, optimizer = linear_loss(alternating, nesterov=False)
     radius = optimizer.state[layer.weight]["radius"].item()
-    assert radius < 0.1
+    assert radius == pytest.approx(FLOOR)
     layer, optimizer = linear_loss([*alternating, *[torch.ones(())] * 60], nesterov=False)
     assert optimizer.state[layer.weight]["radius"].item() > 2 * radius  # and it grows again
 
@@ -87,19 +78,19 @@ def test_a_gradient_that_turns_round_shrinks_the_radius_of_the_default() -> None
 
 
 def test_steps_of_gradients_that_alternate_are_short() -> None:
-    """``a min(1, a / a_0)`` of the default's average: 0.15 of the gradient, of independent ones 0.27."""
+    """By ``a``: the default's average of them is 0.15 of the gradient, that of independent ones 0.27."""
     even, odd = ([torch.tensor((-1.0) ** t) for t in range(steps)] for steps in (40, 41))
     moved = []
-    for damping in ("agreement", "none"):
-        settings: dict[str, Any] = {"damping": damping, "trust_region": "neuron", "max_relative_change": None}
+    for rule in ("agreement", "none"):
+        settings: dict[str, Any] = {"damping": rule, "trust_region": "neuron", "max_relative_change": None}
         before, _ = linear_loss(even, **settings)
         after, _ = linear_loss(odd, **settings)
         moved.append((after.weight - before.weight).detach().norm().item())
-    assert 0 < moved[0] < 0.15 * moved[1]
+    assert 0 < moved[0] < 0.2 * moved[1]
 
 
 @pytest.mark.parametrize("signal", [0.0, 0.5])
-def test_noise_shrinks_the_radius_to_a_tenth_and_a_signal_in_it_does_not(signal: float) -> None:
+def test_noise_shrinks_the_radius_to_its_floor_and_a_signal_in_it_does_not(signal: float) -> None:
     generator = torch.Generator().manual_seed(1)
     common = signal * torch.randn(30, 5, generator=generator)
     radii = []
@@ -110,7 +101,39 @@ def test_noise_shrinks_the_radius_to_a_tenth_and_a_signal_in_it_does_not(signal:
         assert radii == [1.0, 1.0]
     else:
         assert radii[0] > 0.5  # at first it opens, whatever the gradients
-        assert NOISE_RADIUS * NOISE_SHRINK <= radii[1] < 0.2
+        assert FLOOR * NOISE_SHRINK <= radii[1] < 0.25
+
+
+def fitted(seed: int, **settings: Any) -> tuple[float, list[float]]:
+    """The last losses of a smooth function's regression without noise, to the end of a cosine, and the layers' radii."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = lnb.LNB(model, **settings)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
+    losses = []
+    for _ in range(500):
+        x = torch.rand(64, 6)
+        y = torch.sin(3 * x[:, 0] * x[:, 1]) + 2 * (x[:, 2] - 0.5) ** 2 + x[:, 3]
+        optimizer.zero_grad()
+        loss = (model(x).squeeze(1) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    radii = [optimizer.state[layer.weight]["radius"].item() for layer in model if isinstance(layer, nn.Linear)]
+    return sum(losses[-50:]) / 50, radii
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_layer_stands_still_because_another_goes_back_and_forth(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients oppose each other in all layers, whichever of them makes them do so."""
+    loss, radii = fitted(seed)
+    assert min(radii) >= FLOOR
+    for module in (damping, prepared):
+        monkeypatch.setattr(module, "FLOOR", 1e-4)
+    without, still = fitted(seed)
+    assert min(still) < 0.01  # the test's problem is one where it matters
+    assert loss < 0.7 * without
 
 
 def test_without_momentum_nothing_is_taken_for_noise() -> None:

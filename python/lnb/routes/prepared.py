@@ -17,8 +17,8 @@ from lnb.config import Config
 from lnb.context import LayerContext, StepContext
 from lnb.damping import (
     COHERENCE_DECAY,
+    FLOOR,
     LEAST_RADIUS,
-    NOISE_RADIUS,
     NOISE_SHRINK,
     OPENING,
     OPPOSED,
@@ -26,7 +26,6 @@ from lnb.damping import (
     RADIUS_SHRINK,
     RECOVER,
     noise_band,
-    noise_level,
 )
 from lnb.layers.capture import statistics_dtype
 from lnb.master import has_master, masters_of, remember
@@ -239,7 +238,6 @@ def settings_of(config: Config) -> StepSettings:
         momentum=config.momentum,
         nesterov=config.nesterov,
         b_rows=config.b_rows,
-        noise=noise_level(config),
         change=cast(float, config.max_relative_change),
         largest=LARGEST_CHANGE,
         opposed=OPPOSED**2,
@@ -250,7 +248,7 @@ def settings_of(config: Config) -> StepSettings:
         quiet=quiet,
         loud=loud,
         calm=NOISE_SHRINK,
-        noisy=NOISE_RADIUS,
+        floor=FLOOR,
         recover=RECOVER,
         opening=OPENING,
         b_others=config.b_others,

@@ -110,14 +110,14 @@ class LayerColumns:
     columns: Columns
 
 
-def column_directions_(layers: list[LayerColumns], noise: float) -> Tensor:
+def column_directions_(layers: list[LayerColumns]) -> Tensor:
     """:func:`lnb_kernels.two_sided_directions_` for columns: the sums over the columns here, ``[layers, 4]``.
 
     Sums of all ranks' results are those of whole layers.
     """
     begun = [_Begun(layer) for layer in layers]
     totals = add_parts([(one.layer.columns, one.rows) for one in begun])
-    return torch.stack([one.finish_(total, noise) for one, total in zip(begun, totals, strict=True)])
+    return torch.stack([one.finish_(total) for one, total in zip(begun, totals, strict=True)])
 
 
 class _Begun:
@@ -145,7 +145,7 @@ class _Begun:
             along = (self.step @ factor.mean.unsqueeze(-1)).to(wide).squeeze(-1) * self.size.squeeze(-1)
         self.rows = torch.stack([product, along, square])  # [3, groups, rows]
 
-    def finish_(self, total: Tensor, noise: float) -> Tensor:
+    def finish_(self, total: Tensor) -> Tensor:
         """Write the direction; return the four sums over the columns here."""
         layer, wide = self.layer, self.wide
         weight, bias, of = layer.weight, layer.bias, layer.columns.of
@@ -155,7 +155,7 @@ class _Begun:
         step = self.step.to(wide) * self.size
         free = (step * scale).square().sum()
         if layer.squares is not None:
-            scale = scale * agreement_of(square, layer.squares, noise)
+            scale = scale * agreement_of(square, layer.squares)
         step = (step * scale).to(weight.dtype)
         products = (step.to(wide) * weight.to(wide)).sum()
         if bias is not None and self.mixed_bias is not None:

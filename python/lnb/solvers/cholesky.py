@@ -146,14 +146,13 @@ def _solve_two_sided(
             [factor.mean for factor in factors],
             [contexts[i].state["output_factor"] for i in alike],
             None if agreement is None else [agreement.row_squares[i] for i in alike],
-            1.0 if agreement is None else agreement.noise,
         )
         sums.append(sums_of(found, tuple(contexts[i].layer.groups for i in alike)))
     if cut:
         columns = [
             _columns(contexts[i], averages, None if agreement is None else agreement.row_squares[i]) for i in cut
         ]
-        sums.append(column_directions_(columns, 1.0 if agreement is None else agreement.noise))
+        sums.append(column_directions_(columns))
     for i in members:
         solution.parts[i] = [averages[parameter] for parameter in contexts[i].parameters]
     solution.summed = (*(i for alike in by_dtype.values() for i in alike), *cut)

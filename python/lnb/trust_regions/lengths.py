@@ -140,7 +140,7 @@ def _damp(
     each = context.layers[i]
     shape = each.layer.shape[:2]
     given = [averages[parameter].view(*shape, -1) for parameter in each.parameters]
-    factor = row_agreement(agreement.row_squares[i], agreement.noise, *given)
+    factor = row_agreement(agreement.row_squares[i], *given)
     solution.parts[i] = [(part.view(*shape, -1) * factor.to(part.dtype)).view_as(part) for part in solution.parts[i]]
     return torch.stack([part.to(factor.dtype).square().sum() for part in given]).sum()
 
