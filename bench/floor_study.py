@@ -9,8 +9,6 @@ a row changes it where the rules read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,24 +50,14 @@ CELLS = {
 }  # fmt: skip
 
 
-@contextmanager
-def floor_of(value: float | None) -> Iterator[None]:
-    """The floor at ``value``, in all rules that read it; None leaves it as it is."""
-    if value is None:
-        yield
-        return
-    with patch.object(damping, "FLOOR", value), patch.object(prepared, "FLOOR", value):
-        yield
-
-
-def variants() -> dict[str, float | None]:
+def variants() -> dict[str, float]:
     """The floor of every row, by its name; the default comes first."""
-    return {DEFAULT: None, **{f"floor={floor:g}": floor for floor in FLOORS}}
+    return {DEFAULT: damping.FLOOR, **{f"floor={floor:g}": floor for floor in FLOORS}}
 
 
-def final_loss_of(cell: Cell, task: Task, floor: float | None, seed: int) -> float:
-    """Of one training."""
-    with floor_of(floor):
+def final_loss_of(cell: Cell, task: Task, floor: float, seed: int) -> float:
+    """Of one training with this floor in all rules that read it."""
+    with patch.object(damping, "FLOOR", floor), patch.object(prepared, "FLOOR", floor):
         return final_loss(cell, task, {}, seed)
 
 

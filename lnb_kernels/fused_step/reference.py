@@ -20,6 +20,7 @@ from lnb_kernels.fused_step.layers import (
 )
 from lnb_kernels.scaling import sum_dtype, unit_scale
 from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
+from lnb_kernels.two_sided.reference import agreement_of
 
 
 @torch.no_grad()
@@ -140,8 +141,7 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
     next_square = own.row_square + (1 - settings.b_rows) * (fresh - own.row_square)
     mean_square = torch.maximum(next_square / (1 - settings.b_rows**t), fresh)
     free = torch.where(product > 0, product.rsqrt(), 0.0)
-    ratio = torch.where(mean_square > 0, average_square / mean_square, 0.0).clamp(max=1).sqrt()
-    row_scale = free * ratio
+    row_scale = free * agreement_of(average_square, mean_square)
     total = (row_scale * gain).sum()
     if bias is not None:
         bias_direction = (mixed_bias - along_mean) * row_scale

@@ -122,12 +122,12 @@ def row_agreement(squares: Tensor, *averages: Tensor) -> Tensor:
     """
     wide = sum_dtype(squares.device)
     square = torch.stack([part.to(wide).square().sum(-1, keepdim=True) for part in averages]).sum(0)
-    return agreement_of(square, squares)
+    return agreement_of(square, squares.unsqueeze(-1))
 
 
-def agreement_of(square: Tensor, squares: Tensor) -> Tensor:
-    """:func:`row_agreement` of rows with ``||g~_i||^2 = square``, ``[..., m, 1]``."""
-    mean = squares.to(square.dtype).unsqueeze(-1)
+def agreement_of(square: Tensor, mean_square: Tensor) -> Tensor:
+    """:func:`row_agreement` of rows with ``||g~_i||^2 = square`` and ``v_i = mean_square``, both of any one shape."""
+    mean = mean_square.to(square.dtype)
     return torch.where(mean > 0, square / mean, 0.0).clamp(max=1).sqrt()
 
 

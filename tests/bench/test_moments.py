@@ -141,7 +141,6 @@ def test_a_changed_number_changes_the_loss() -> None:
 def test_a_floor_is_changed_where_rules_read_it_and_only_there() -> None:
     cell = floor_study.Friedman("a small MLP", "friedman", 300, 64, 200, {"width": 16, "depth": 3})
     task = cell.make(None)
-    losses = [
-        floor_study.final_loss_of(cell, task, floor, 0) for floor in (None, floor_study.damping.FLOOR, 1e-4, None)
-    ]
-    assert losses[0] == losses[1] == losses[3] != losses[2]
+    before = defaults_study.final_loss(cell, task, {}, 0)
+    same, low = (floor_study.final_loss_of(cell, task, floor, 0) for floor in (floor_study.damping.FLOOR, 1e-4))
+    assert before == same == defaults_study.final_loss(cell, task, {}, 0) != low

@@ -104,11 +104,11 @@ def test_noise_shrinks_the_radius_to_its_floor_and_a_signal_in_it_does_not(signa
         assert FLOOR * NOISE_SHRINK <= radii[1] < 0.25
 
 
-def fitted(seed: int, **settings: Any) -> tuple[float, list[float]]:
+def fitted(seed: int) -> tuple[float, list[float]]:
     """The last losses of a smooth function's regression without noise, to the end of a cosine, and the layers' radii."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
-    optimizer = lnb.LNB(model, **settings)
+    optimizer = lnb.LNB(model)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
     losses = []
     for _ in range(500):

@@ -155,7 +155,7 @@ class _Begun:
         step = self.step.to(wide) * self.size
         free = (step * scale).square().sum()
         if layer.squares is not None:
-            scale = scale * agreement_of(square, layer.squares)
+            scale = scale * agreement_of(square, layer.squares.unsqueeze(-1))
         step = (step * scale).to(weight.dtype)
         products = (step.to(wide) * weight.to(wide)).sum()
         if bias is not None and self.mixed_bias is not None:
