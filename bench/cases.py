@@ -170,7 +170,8 @@ def _fused_finish() -> Callable[[], Any]:
         numbers = Numbers(torch.zeros(768), wide, *one, wide[:4].view(1, 4), *[wide[:1]] * 4)
         partials = torch.zeros(SUMS * 6 * 768, dtype=torch.float64)
         settings = StepSettings(
-            0.95, True, 0.99, 0.1, 0.25, 0.25, 0.9, 1.02, 1e-4, 0.98, 0.8, 1.2, 0.98, 0.1, 1.02, 20, 0.99, 1e-8, 1e18, 0.01
+            0.95, True, 0.99, 0.1, 0.25, 0.25, 0.9, 1.02, 1e-4, 0.98, 0.8, 1.2, 0.98, 0.1, 1.02, 20, 1.5, 0.02, 10, 0.99,
+            1e-8, 1e18, 0.01,
         )  # fmt: skip
         ok = torch.tensor(True)
         given = FinishArguments(numbers, partials, wide, wide[:1], torch.zeros(1), wide[:1], wide[:1], settings, ok)

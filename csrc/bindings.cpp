@@ -306,7 +306,7 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 3>>& paramet
                             const std::vector<lnb::Type>& types, const Sizes& sizes, const Addresses& row_squares,
                             const std::vector<std::array<int64_t, 5>>& shapes, const std::vector<double>& usual_norms,
                             const Addresses& squares, const std::array<uintptr_t, 7>& numbers,
-                            const std::array<double, 19>& settings) {
+                            const std::array<double, 22>& settings) {
     const auto anything = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
     const auto floats = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
     const auto doubles = [](uintptr_t address) { return reinterpret_cast<double*>(address); };
@@ -356,7 +356,7 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 3>>& paramet
     check_memory("steps", numbers[0], count, lnb::Type::kFloat32);
     for (size_t i = 1; i < numbers.size(); ++i) check_memory("numbers", numbers[i], layers, lnb::Type::kFloat64);
     const auto& [b, nesterov, b_rows, change, largest, opposed, shrink, grow, least, b_coherence, quiet, loud, calm,
-                 floor, recover, opening, b_others, epsilon, scale] = settings;
+                 floor, recover, opening, turning, telling, interval, b_others, epsilon, scale] = settings;
     return {std::move(moved),
             std::move(of_layers),
             std::move(of_squares),
@@ -366,7 +366,8 @@ lnb::StepTables step_tables(const std::vector<std::array<uintptr_t, 3>>& paramet
              b_rows,
              change,
              largest,
-             {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, floor, recover, opening},
+             {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, floor, recover, opening, turning, telling,
+              interval},
              b_others,
              epsilon,
              scale}};

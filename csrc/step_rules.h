@@ -88,10 +88,13 @@ LNB_EVERYWHERE double expect_independent(double& independent, double fresh, doub
 // grows in the first `opening` steps. After them coherence, the average of decay b_coherence of that ratio, decides:
 // between `quiet` and `loud` gradients are noise, and the radius goes to `floor`, shrinking by `calm`; above, it grows
 // the faster the more gradients agree, and below by `recover`. What made a radius smaller than `floor` is not judged
-// here: it stays or grows.
+// here: it stays or grows. Where steps go back and forth, it goes to `floor` at once, and coherence starts anew: where
+// the square of the weights' norm has changed by less than `turning` times what steps that are at right angles would
+// change it by, and these by more than `telling`. The norm is measured every `interval` steps; the first time comes
+// sooner, and is not judged.
 struct RadiusRule {
     double opposed, shrink, grow, least;
-    double b_coherence, quiet, loud, calm, floor, recover, opening;
+    double b_coherence, quiet, loud, calm, floor, recover, opening, turning, telling, interval;
 };
 
 // One step's ratio counts as at most this in coherence; the radius grows by all of `grow` where coherence is above
@@ -123,12 +126,28 @@ struct LayerSums {
     double product, norm, free_norm, gradient;
 };
 
-// The factor by which the step also multiplies a layer's weights where it measured their norm: the growth since the
-// norm was measured last is taken back, unless there was none, or the layer stands still. The new norm is that after
+// A norm whose square changes by less than this, over what the steps' squares are, is not the steps': somebody holds
 // it.
-LNB_EVERYWHERE double take_back(double measured, const LayerSums& sums, double rate, double& norm, double& growth) {
+constexpr double kHeld = 1e-4;
+
+// Whether the steps since the norm was measured last went back and forth. Relative to it, half the sum of their squares
+// is `growth`.
+LNB_EVERYWHERE bool turned_back(double measured, double norm, double growth, const RadiusRule& rule) {
+    const double walked = 2 * growth, longer = measured / norm, change = std::fabs(longer * longer - 1);
+    return walked > rule.telling && change < rule.turning * walked && change > kHeld * walked;
+}
+
+// What a step does that measured the norm of a layer's weights. It returns the factor by which it also multiplies them:
+// the growth since the norm was measured last is taken back, unless there was none, or the layer stands still. The new
+// norm is that after it. `t` counts the layer's steps with this one.
+LNB_EVERYWHERE double take_back(double measured, const LayerSums& sums, double t, double rate, const RadiusRule& rule,
+                                double& norm, double& growth, double& radius, double& coherence) {
     const double free = sums.free_norm;
     const bool moving = norm > 0 && std::isfinite(sums.product) && std::isfinite(free) && free != 0 && rate != 0;
+    if (moving && t > rule.interval + 1 && turned_back(measured, norm, growth, rule)) {
+        radius = least(radius, rule.floor);
+        coherence = 0;
+    }
     const double factor = moving ? 1 / std::sqrt(1 + 2 * growth) : 1;
     if (moving) growth = 0;
     norm = measured * factor;

@@ -21,6 +21,8 @@ from lnb_kernels.two_sided.native_kernel import LARGEST_BLOCK
 
 MOST_COHERENCE, PLAIN_COHERENCE = 4.0, 2.0
 """The most that one step counts in coherence, and the coherence from which on the radius grows by all of ``grow``."""
+HELD = 1e-4
+"""A norm whose square changes by less than this, over what the steps' squares are, is not the steps': somebody holds it."""
 _DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
@@ -43,6 +45,10 @@ class StepSettings:
         floor: the value down to which it shrinks, then and where gradients oppose each other.
         recover: the factor by which it grows below.
         opening: the first steps, in which the radius grows where gradients do not oppose.
+        turning: the radius goes to ``floor`` where the square of the weights' norm has changed, since it was measured last, by
+            less than this times what steps at right angles would change it by,
+        telling: and these by more than this.
+        interval: of the steps that measure the norm. The first one comes sooner, and is not judged by these two.
         b_others: decay of the mean squares of other parameters' gradients.
         epsilon: of Adam's rule.
         most: the value that larger entries of float32 count as there.
@@ -65,6 +71,9 @@ class StepSettings:
     floor: float
     recover: float
     opening: float
+    turning: float
+    telling: float
+    interval: float
     b_others: float
     epsilon: float
     most: float

@@ -17,7 +17,7 @@ LAYERS, BLOCK, DECAY = 8, 128, 0.95
 SETTINGS = StepSettings(
     momentum=DECAY, nesterov=False, b_rows=0.5, change=1e9, largest=1e9, opposed=0.0, shrink=0.9, grow=1.0,
     least=1e-4, b_coherence=0.9, quiet=0.8, loud=1.2, calm=0.95, floor=0.2, recover=1.01, opening=3,
-    b_others=0.99, epsilon=1e-8, most=1e18, others_scale=1.0,
+    turning=1.5, telling=0.02, interval=5, b_others=0.99, epsilon=1e-8, most=1e18, others_scale=1.0,
 )  # fmt: skip
 
 

@@ -198,8 +198,9 @@ std::vector<double> StepTables::measure(const std::vector<int64_t>& due, const s
             const size_t k = of_type[j];
             const int64_t i = due[k];
             const LayerSums of_layer{totals[4 * i], totals[4 * i + 1], totals[4 * i + 2], totals[4 * i + 3]};
-            factors[k] =
-                take_back(std::sqrt(squares[j]), of_layer, rates[k], numbers_.weight_norm[i], numbers_.growth[i]);
+            factors[k] = take_back(std::sqrt(squares[j]), of_layer, numbers_.steps[layers_[i].weight], rates[k],
+                                   settings_.radius, numbers_.weight_norm[i], numbers_.growth[i], numbers_.radius[i],
+                                   numbers_.coherence[i]);
         }
     }
     return factors;

@@ -360,7 +360,7 @@ using FinishLayer = std::tuple<Fields<9>, double, Scalar>;
 // The addresses of what all layers have in common, in the order of FinishNumbers.
 void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, const std::array<uintptr_t, 17>& numbers,
                   int64_t partial_count, int64_t rows_of_all, int64_t slots, int64_t steps,
-                  const std::array<double, 16>& settings, uintptr_t ok, const Where& where) {
+                  const std::array<double, 19>& settings, uintptr_t ok, const Where& where) {
     constexpr std::array<const char*, 17> kNames{
         "row_scales",   "row_square", "independent", "growth",      "radius",  "coherence",
         "sums",         "scales",     "products",    "weight_norm", "shorter", "partials",
@@ -434,13 +434,13 @@ void fused_finish(const std::vector<FinishLayer>& layers, Type gradient_type, co
                                        wide(16),
                                        pointer<const bool>(ok)};
     const auto& [decay, nesterov, b_rows, change, largest, opposed, shrink, grow, least, b_coherence, quiet, loud, calm,
-                 floor, recover, opening] = settings;
-    const lnb::cuda::FinishSettings rules{
-        {decay, nesterov != 0},
-        b_rows,
-        change,
-        largest,
-        {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, floor, recover, opening}};
+                 floor, recover, opening, turning, telling, interval] = settings;
+    const lnb::cuda::FinishSettings rules{{decay, nesterov != 0},
+                                          b_rows,
+                                          change,
+                                          largest,
+                                          {opposed, shrink, grow, least, b_coherence, quiet, loud, calm, floor, recover,
+                                           opening, turning, telling, interval}};
     on(where, [&](void* stream) {
         lnb::cuda::finish_layers(checked.data(), static_cast<int64_t>(checked.size()), gradient_type, all, rules,
                                  stream);

@@ -92,9 +92,11 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
     const LayerSums sums{total[0], total[1], total[2], total[3]};
     const double rate = load(layer.rate), measured = numbers.norms == nullptr ? -1 : read(numbers.norms + slot);
     double norm = read(numbers.weight_norm + slot);
-    const double shorter = measured >= 0 ? take_back(measured, sums, rate, norm, growth) : 1;
+    const RadiusRule& rule = settings.radius;
+    const double shorter =
+        measured >= 0 ? take_back(measured, sums, t, rate, rule, norm, growth, radius, coherence) : 1;
     const double scale = bounded_scale(sums, expected, t, norm, layer.usual_norm, read(numbers.input_size + slot), rate,
-                                       settings.change, settings.largest, settings.radius, growth, radius, coherence);
+                                       settings.change, settings.largest, rule, growth, radius, coherence);
     if (measured >= 0) write(numbers.weight_norm + slot, norm);
     write(numbers.shorter + slot, shorter);
     write(numbers.independent + slot, independent);

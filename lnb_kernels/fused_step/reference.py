@@ -19,7 +19,7 @@ from lnb_kernels.fused_step.layers import (
     places_of,
 )
 from lnb_kernels.scaling import sum_dtype, unit_scale
-from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
+from lnb_kernels.step_tables import HELD, MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
 from lnb_kernels.two_sided.reference import agreement_of
 
 
@@ -157,9 +157,14 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
         layer.rate.to(wide) if isinstance(layer.rate, Tensor) else torch.tensor(layer.rate, dtype=wide, device=t.device)
     )
     norm, growth, shorter = own.weight_norm, own.growth, torch.ones_like(own.growth)
+    radius, coherence = own.radius, own.coherence
     if given.norms is not None:
-        norm, growth, shorter = taken_back(given.norms[slot], norm, growth, sums, rate)
-    coherence, radius = next_radius(own.radius, own.coherence, sums[3], expected, t, settings)
+        measured = given.norms[slot]
+        turned = turned_back(measured, norm, growth, settings) & (t > settings.interval + 1)
+        norm, growth, shorter, moving = taken_back(measured, norm, growth, sums, rate)
+        radius = torch.where(moving & turned, radius.clamp(max=settings.floor), radius)
+        coherence = torch.where(moving & turned, 0.0, coherence)
+    coherence, radius = next_radius(radius, coherence, sums[3], expected, t, settings)
     scale, growth = bounded(sums, norm, growth, radius, layer.usual_norm, given.input_size[slot], rate, settings)
     if bias is not None and layer.bias_momentum is not None:
         _keep(bias[0], bias_direction, ok)
@@ -171,14 +176,21 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
         _keep(target, value, ok)
 
 
+def turned_back(measured: Tensor, norm: Tensor, growth: Tensor, settings: StepSettings) -> Tensor:
+    """Whether a layer's steps went back and forth since the norm was measured last: :mod:`lnb.damping`."""
+    walked, change = 2 * growth, ((measured / norm).square() - 1).abs()
+    return (walked > settings.telling) & (change < settings.turning * walked) & (change > HELD * walked)
+
+
 def taken_back(
     measured: Tensor, norm: Tensor, growth: Tensor, sums: Tensor, rate: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer's norm and growth where its weights were measured, and by what they are multiplied beside, ``[]`` each."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A layer's norm and growth where its weights were measured, by what they are multiplied beside, and whether growth is
+    taken back at all, ``[]`` each."""
     is_measured = measured >= 0
     moving = is_measured & (norm > 0) & sums[0].isfinite() & sums[2].isfinite() & (sums[2] != 0) & (rate != 0)
     shorter = torch.where(moving, (1 + 2 * growth).rsqrt(), 1.0)
-    return torch.where(is_measured, measured * shorter, norm), torch.where(moving, 0.0, growth), shorter
+    return torch.where(is_measured, measured * shorter, norm), torch.where(moving, 0.0, growth), shorter, moving
 
 
 def next_radius(

@@ -20,7 +20,7 @@ from lnb_kernels._triton.tables import MOST_ITEMS, address, bits_of, field, tabl
 from lnb_kernels._writes import require_aligned
 from lnb_kernels.fused_step.layers import FinishArguments, FinishLayer, Place, places_of
 from lnb_kernels.fused_step.triton_direct import SUMS, TYPES, ahead
-from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
+from lnb_kernels.step_tables import HELD, MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
 
 FIELDS = tl.constexpr(11)
 BIAS_MOMENTUM, BIAS_DIRECTION, BIAS_GRADIENT, FIRST_ROW, FIRST_ENTRY, ROWS = map(tl.constexpr, range(6))
@@ -34,6 +34,7 @@ LEAST = tl.constexpr(2.0**-1022)
 INFINITY, ROOT_OF_3 = tl.constexpr(math.inf), tl.constexpr(math.sqrt(3))
 ROWS_AT_ONCE = 512
 MOST_COHERENT, PLAIN_COHERENT = tl.constexpr(MOST_COHERENCE), tl.constexpr(PLAIN_COHERENCE)
+HELD_BY_OTHERS = tl.constexpr(HELD)
 
 
 @triton.jit
@@ -143,12 +144,22 @@ def finish_kernel(
     rate = tl.load(rates_ptr + field(table_ptr, item, RATE, ITEMS, FIELDS))
     norm = tl.load(weight_norm_ptr + slot)
     growth = tl.load(growth_ptr + slot)
+    former = tl.load(radius_ptr + slot)
+    coherence = tl.load(coherence_ptr + slot)
+    floor = tl.load(settings_ptr + 16)
     shorter = 1.0
     if HAS_NORMS:
         measured = tl.load(norms_ptr + slot)
         moving = (measured >= 0.0) & (norm > 0.0) & is_finite(product)
         moving = moving & is_finite(free_length) & (free_length != 0.0) & (rate != 0.0)
-        shorter = tl.where(moving, 1.0 / tl.sqrt(1.0 + 2.0 * growth), 1.0)
+        walked = 2.0 * growth
+        longer = measured / tl.where(moving, norm, 1.0)
+        turned = (walked > tl.load(settings_ptr + 20)) & (t > tl.load(settings_ptr + 21) + 1.0)
+        longer = tl.abs(longer * longer - 1.0)
+        turned = turned & (longer < tl.load(settings_ptr + 19) * walked) & (longer > walked * HELD_BY_OTHERS) & moving
+        former = tl.where(turned & (former > floor), floor, former)
+        coherence = tl.where(turned, 0.0, coherence)
+        shorter = tl.where(moving, 1.0 / tl.sqrt(1.0 + walked), 1.0)
         growth = tl.where(moving, 0.0, growth)
         norm = tl.where(measured >= 0.0, measured * shorter, norm)
         tl.store(weight_norm_ptr + slot, norm)
@@ -166,19 +177,16 @@ def finish_kernel(
     share_of_norm = tl.where(limit < change, limit, change) * norm / free_length
     scale *= tl.where(share_of_norm < 1.0, share_of_norm, 1.0)
     average_square = tl.where(is_finite(average_square), average_square, 0.0)
-    former = tl.load(radius_ptr + slot)
     radius = former * tl.load(settings_ptr + 9)
 
     # Coherence.
     coherent = tl.where(expected > 0.0, average_square / tl.where(expected > 0.0, expected, 1.0), 0.0)
     coherent = tl.where(coherent > MOST_COHERENT, MOST_COHERENT, coherent)
-    coherence = tl.load(coherence_ptr + slot)
     coherence += (1.0 - tl.load(settings_ptr + 11)) * (coherent - coherence)
     tl.store(coherence_ptr + slot, coherence)
     mean = coherence / (1.0 - tl.exp(t * tl.load(settings_ptr + 12)))
     quiet = tl.load(settings_ptr + 13)
     loud = tl.load(settings_ptr + 14)
-    floor = tl.load(settings_ptr + 16)
     agreed = (mean - loud) / (PLAIN_COHERENT - loud)
     after = former * (1.0 + (tl.load(settings_ptr + 9) - 1.0) * tl.where(agreed > 1.0, 1.0, agreed))
     after = tl.where(mean < loud, former * tl.load(settings_ptr + 18), after)
@@ -265,5 +273,6 @@ def _settings(settings: StepSettings, device: torch.device) -> Tensor:
         1 - settings.momentum if settings.nesterov else 0.0, settings.change, settings.largest, settings.opposed,
         settings.shrink, settings.grow, settings.least, settings.b_coherence, log(settings.b_coherence), settings.quiet,
         settings.loud, settings.calm, settings.floor, settings.opening, settings.recover,
+        settings.turning, settings.telling, settings.interval,
     )  # fmt: skip
     return torch.tensor(values, dtype=torch.float64, device=device)

@@ -32,6 +32,15 @@ is chance, and steps add a random walk to the weights, the shorter the better. P
 test, with a sign in place of a band. Below the band the radius grows again, but by 2 % a step only: steps are near what the
 curvature bears, and in deep networks a loss that rises once can stay high.
 
+All this reads raw gradients. Where these agree for the sake of a few directions, as in a last layer whose outputs are all too
+large, and the metric is small in others, steps lie in the others, and may go **back and forth** there unnoticed. The weights'
+norm, which refreshes measure anyway, shows it: had steps of relative lengths ``r_s`` since the last refresh been at right angles
+to each other and the weights, the norm's square would be ``1 + sum r_s^2`` times as large (:mod:`lnb.weight_bound`), and more,
+as each average of gradients has much in common with the last, for which noise suffices (:func:`turning`). Where it has changed
+by less than a fifth of what noise does, either way, and steps were so long that their squares tell at all, the radius goes to
+its floor at once, and coherence starts anew, so that the radius does not grow back before gradients have been heard. (A norm
+that does not change at all is held by somebody else: a model may scale its weights to a sphere after every step.)
+
 **Gain**, for gradients without noise: Levenberg and Marquardt's rule, per layer. Along the last step ``D`` of a layer, the
 slope of the loss was ``<g, D>`` and is now ``<g', D>``; were it a parabola, the best length would have been
 ``1 / (1 - <g', D> / <g, D>)`` times as long. The fraction ``f`` of the direction ``h`` that the layer may go is multiplied by
@@ -54,7 +63,7 @@ from lnb.statistics.arenas import Arenas, owners_of, sums_of
 from lnb.statistics.running import bias_correction
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
-from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE
+from lnb_kernels.step_tables import HELD, MOST_COHERENCE, PLAIN_COHERENCE
 
 _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
@@ -64,6 +73,7 @@ RADIUS_SHRINK, RADIUS_GROW, FLOOR, LEAST_RADIUS = 0.8, 1.1, 0.2, 1e-4
 COHERENCE_DECAY, QUIET, LOUD = 0.98, 0.8, 1.2
 NOISE_SHRINK, RECOVER = 0.98, 1.02
 OPENING = 20
+TURNED, TELLING = 0.2, 0.02
 
 
 @dataclass(frozen=True)
@@ -140,6 +150,28 @@ def noise_band(config: Config) -> tuple[float, float]:
     return (QUIET, LOUD) if config.momentum > 0 else (0.0, 0.0)
 
 
+def turning(config: Config) -> float:
+    """How little the square of a norm changes where steps go back and forth, over ``sum r_s^2`` since it was measured last.
+
+    It is the share :data:`TURNED` of ``1 + 2 sum_k (1 - k / n) b^k``, by which the sum of ``n`` averages of independent gradients
+    is longer, squared, than that of ``n`` steps at right angles; ``n`` is the interval of refreshes.
+    """
+    b, n = config.momentum, config.refresh_every
+    return TURNED * ((1 + b) / (1 - b) - 2 * b * (1 - b**n) / (n * (1 - b) ** 2))
+
+
+def turned_back(squares: Tensor, growth: Tensor, config: Config) -> Tensor:
+    """Whether the steps of layers went back and forth since their weights were measured last, ``[layers]``.
+
+    Args:
+        squares: of the norm measured now over that measured last.
+        growth: half the sum of the squares of their relative lengths.
+        config: the settings.
+    """
+    walked, change = 2 * growth, (squares - 1).abs()
+    return (walked > TELLING) & (change < turning(config) * walked) & (change > HELD * walked)
+
+
 def radii(
     contexts: list[LayerContext],
     averages: Tensor,
@@ -148,6 +180,7 @@ def radii(
     verdict: Verdict,
     config: Config,
     arenas: Arenas,
+    turned: Tensor | None = None,
 ) -> Tensor:
     """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
 
@@ -155,8 +188,8 @@ def radii(
     would make it, which only gradients that point against each other do. Else it grows by a tenth in the first
     :data:`OPENING` steps. After them, coherence decides: in the band of noise the radius shrinks by 2 % a step, down to
     :data:`FLOOR`; below, where steps are near what the curvature bears, it grows by 2 %; and above, by a tenth where coherence
-    is two, and by less between. A radius that a rising loss made smaller than :data:`FLOOR` (:mod:`lnb.loss_rise`) stays, or
-    grows again.
+    is two, and by less between. Before all this, it goes to :data:`FLOOR` where steps went back and forth. A radius that a
+    rising loss made smaller than :data:`FLOOR` (:mod:`lnb.loss_rise`) stays, or grows again.
 
     State of a layer's weight: ``radius``, which starts at :func:`first_radius`, and ``coherence``, the average of decay
     :data:`COHERENCE_DECAY`, from zero, of ``||g~||^2`` over what is expected of independent gradients, cut at four.
@@ -169,6 +202,8 @@ def radii(
         verdict: whether state may change.
         config: the settings.
         arenas: where the state lives.
+        turned: whether the layer's steps were found to go back and forth, ``[layers]``. That is not judged by the first
+            measure after that of the first step, which comes sooner than the others.
     """
     states = [context.state for context in contexts]
     start = first_radius(sum(context.layer.is_first for context in contexts))
@@ -177,10 +212,14 @@ def radii(
     ok = verdict.on(averages.device)
     averages = averages.nan_to_num(0.0, 0.0, 0.0)
     ratios = torch.where(expected > 0, averages / expected, 0.0).clamp(max=MOST_COHERENCE)
-    coherences.write(torch.lerp(coherences.read(), ratios, 1 - COHERENCE_DECAY), ok)
+    former, coherence = kept.read(), coherences.read()
+    if turned is not None:
+        turned = turned & (counts > config.refresh_every + 1)
+        former = torch.where(turned, former.clamp(max=FLOOR), former)
+        coherence = coherence * ~turned
+    coherences.write(torch.lerp(coherence, ratios, 1 - COHERENCE_DECAY), ok)
     coherence = coherences.read() / bias_correction(COHERENCE_DECAY, counts).to(averages.dtype)
     quiet, loud = noise_band(config)
-    former = kept.read()
     grown = former * RADIUS_GROW
     agreed = ((coherence - loud) / (PLAIN_COHERENCE - loud)).clamp(0, 1)
     radius = torch.where(coherence >= loud, former * (1 + (RADIUS_GROW - 1) * agreed), former * RECOVER)

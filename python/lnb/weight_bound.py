@@ -38,7 +38,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lnb.config import Config
 from lnb.context import LayerContext
+from lnb.damping import turned_back
 from lnb.layers.claimed import Layer
 from lnb.statistics.arenas import Arenas, Selection, constant
 from lnb.statistics.input_sizes import select_input_sizes
@@ -62,22 +64,28 @@ class WeightBound:
 
     State of a layer's weight: ``weight_norm`` ``[]``, as measured last, and ``growth`` ``[]``, of the steps since.
 
+    Attributes:
+        turned: whether :meth:`measure` found that a layer's steps went back and forth, ``[layers]``; None where it measured none
+            before.
+
     Args:
         contexts: the layers.
-        change: ``c``.
+        config: the settings, with ``c``, :attr:`~lnb.config.Config.max_relative_change`.
         rates: each layer's learning rate, ``[layers]``, in the dtype of sums.
         verdict: whether anything may change.
         arenas: where the states live.
     """
 
     def __init__(
-        self, contexts: list[LayerContext], change: float, rates: Tensor, verdict: Verdict, arenas: Arenas
+        self, contexts: list[LayerContext], config: Config, rates: Tensor, verdict: Verdict, arenas: Arenas
     ) -> None:
+        self.turned: Tensor | None = None
         self._contexts = contexts
+        self._config = config
         self._rates = rates
         self._ok = verdict.on(rates.device)
         self._arenas = arenas
-        self._limits = (LARGEST_CHANGE / rates).clamp(max=change)  # kappa / lr
+        self._limits = (LARGEST_CHANGE / rates).clamp(max=config.max_relative_change)  # kappa / lr
         self._usual = constant(tuple(usual_norm(context.layer) for context in contexts), rates.device, rates.dtype)
         self._growth = self._numbers("growth", range(len(contexts)))
         self._input_sizes = select_input_sizes(contexts, arenas)
@@ -112,10 +120,13 @@ class WeightBound:
             moving = (scales[index] != 0) & (squared_norms[index] != 0) & (self._rates[index] != 0)
             taken = moving if self._ok is None else moving & self._ok
             growth = self._numbers("growth", grown)
+            found = constant(tuple(k for k, i in enumerate(due) if i in set(grown)), norms.device)
+            squares = (norms[found] / self._numbers("weight_norm", grown).read()).square()
+            turned = taken & turned_back(squares, growth.read(), self._config)
+            self.turned = torch.zeros_like(self._rates, dtype=torch.bool).index_copy(0, index, turned)
             factor = torch.where(taken, (1 + 2 * growth.read()).rsqrt(), 1.0)
             growth.write(growth.read() * ~taken)
             factors = dict(zip(grown, factor.unbind(), strict=True))
-            found = constant(tuple(k for k, i in enumerate(due) if i in factors), norms.device)
             norms = norms.index_copy(0, found, norms[found] * factor)
         self._numbers("weight_norm", due).write(norms, self._ok)
         return {contexts[i].layer.weight: factor for i, factor in factors.items()}

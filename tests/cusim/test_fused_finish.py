@@ -180,7 +180,7 @@ def test_what_would_crash_is_refused_before_any_launch(simulated: Simulator) -> 
 
     def call_finish(numbers: list[int], of_layer: list[int]) -> None:
         layer = (of_layer, 1.0, (0.1, 0, kind))
-        native.fused_finish([layer], kind, numbers, 12, 2, 1, 1, [0.5] * 16, 0, where)
+        native.fused_finish([layer], kind, numbers, 12, 2, 1, 1, [0.5] * 19, 0, where)
 
     for place in range(17):
         for value in (0, everything[place] + 2) if place < 16 else (everything[place] + 2,):

@@ -195,6 +195,51 @@ def test_radii(kernels: str, who: str) -> None:
     torch.testing.assert_close(layers.numbers["radius"], expected, rtol=1e-9, atol=0)
 
 
+# Of a layer whose weights are measured: the sum of the squares of its relative steps, by what part of it the square of the norm
+# has grown, and the steps made; whether it is found that the steps went back and forth. The least sum that tells is 0.02.
+WALKS = {
+    "as noise does": (0.4, 2.0, 200, False),
+    "back and forth": (0.4, 1.45, 200, True),
+    "shorter and back": (0.4, -1.0, 200, True),
+    "towards zero": (0.4, -1.6, 200, False),
+    "held by somebody": (0.4, 1e-6, 200, False),
+    "too short to tell": (0.018, 1.0, 200, False),
+    "long enough": (0.022, 1.0, 200, True),
+    "after part of an interval": (0.4, 1.0, 6, False),
+    "after one": (0.4, 1.0, 7, True),
+}
+
+
+@pytest.mark.parametrize("who", ["reference", "kernels"])
+def test_steps_that_go_back_and_forth(kernels: str, who: str) -> None:
+    """The radius goes to the floor at once, and coherence begins anew with this step; layers that stand still are left."""
+    cases = [(radius, *case) for case in WALKS.values() for radius in (1.0, 0.1)]
+    layers = Layers.random([Shape(2, 2, 2, 2, bias=False)] * len(cases))
+    b = SETTINGS.momentum
+    layers.numbers["independent"].zero_()
+    layers.norms = torch.empty(len(cases), dtype=torch.float64)
+    expected = torch.empty(2, len(cases), dtype=torch.float64)
+    for i, (sums, (radius, walked, part, t, turned)) in enumerate(zip(layers.sums(), cases, strict=True)):
+        own = (b / (1 - b**t) + 1) * (1 - b)
+        sums.copy_(torch.tensor([1.0, 1.0, 0.0, 1.0, 3.0 * own**2, 1.0]))
+        layers.steps[i] = t
+        layers.numbers["radius"][i], layers.numbers["coherence"][i] = radius, 3 * (1 - SETTINGS.b_coherence**t)
+        layers.numbers["weight_norm"][i], layers.numbers["growth"][i] = 2.0, walked / 2
+        layers.norms[i] = 2 * (1 + part * walked) ** 0.5
+        former = min(radius, SETTINGS.floor) if turned else radius
+        fresh = (1 - SETTINGS.b_coherence) * 3
+        mean = fresh / (1 - SETTINGS.b_coherence**t) if turned else 3.0
+        expected[0, i] = min(1.0, former * (SETTINGS.recover if mean < SETTINGS.quiet else SETTINGS.grow))
+        expected[1, i] = fresh if turned else 3 * SETTINGS.b_coherence * (1 - SETTINGS.b_coherence**t) + fresh
+    still = layers.copy()
+    lk.set_backend(who if who == "reference" else kernels)
+    layers.finish()
+    torch.testing.assert_close(layers.numbers["radius"], expected[0], rtol=1e-9, atol=0)
+    torch.testing.assert_close(layers.numbers["coherence"], expected[1], rtol=1e-6, atol=0)
+    still.finish([0.0] * len(cases))
+    assert still.numbers["radius"].gt(SETTINGS.floor * SETTINGS.grow)[::2].all()
+
+
 WEIGHTS = [(5, 1), (9, 7), (6, 768), (2, 8197), (1, 5000), (0, 4)]
 
 

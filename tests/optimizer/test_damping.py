@@ -170,3 +170,36 @@ def test_full_batch_solves_a_factorisation_whatever_the_condition(of: str, condi
         optimizer.step()
     error = (model(x) - y).norm() / y.norm()
     assert error < 1e-6
+
+
+def last_layer(unseen: list[Tensor], **settings: Any) -> float:
+    """The radius of a layer whose gradients agree in the one input that is large, and are ``unseen`` in 63 that are small.
+
+    Of the gradients' squares the small inputs have half, and of the steps', which the metric makes of them, nearly all.
+    """
+    torch.manual_seed(3)
+    layer = nn.Linear(64, 16, bias=False)
+    optimizer = lnb.LNB(layer, **settings)
+    scales = torch.full((64,), 0.1)
+    scales[0] = 8.0
+    for rest in unseen:
+        optimizer.zero_grad()
+        layer(torch.randn(256, 64) * scales).mean().backward()
+        layer.weight.grad = torch.cat([torch.ones(16, 1), rest / rest.norm(dim=1, keepdim=True)], dim=1)
+        optimizer.step()
+    return float(optimizer.state[layer.weight]["radius"].item())
+
+
+@pytest.mark.parametrize("form", ["tables", "general"])
+def test_steps_that_go_back_and_forth_where_gradients_agree_are_short(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients that agree in what the metric takes out of the steps hide it; the weights' norm does not."""
+    if form == "general":
+        monkeypatch.setattr("lnb.step.prepare", lambda *_: None)
+    generator = torch.Generator().manual_seed(1)
+    one = torch.randn(16, 63, generator=generator)
+    alternating = [one * (-1) ** t for t in range(45)]
+    assert last_layer(alternating) < 1.5 * FLOOR
+    assert last_layer([one] * 45) == 1
+    assert last_layer([torch.randn(16, 63, generator=generator) for _ in range(45)]) == 1  # noise makes weights longer

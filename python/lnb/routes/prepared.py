@@ -25,7 +25,9 @@ from lnb.damping import (
     RADIUS_GROW,
     RADIUS_SHRINK,
     RECOVER,
+    TELLING,
     noise_band,
+    turning,
 )
 from lnb.layers.capture import statistics_dtype
 from lnb.master import has_master, masters_of, remember
@@ -251,6 +253,9 @@ def settings_of(config: Config) -> StepSettings:
         floor=FLOOR,
         recover=RECOVER,
         opening=OPENING,
+        turning=turning(config),
+        telling=TELLING,
+        interval=config.refresh_every,
         b_others=config.b_others,
         epsilon=ADAM_EPSILON,
         most=largest_squarable(torch.float32),

@@ -169,12 +169,14 @@ def shortened(
     bound = None
     shorter: dict[nn.Parameter, Tensor] = {}
     if config.max_relative_change is not None:
-        bound = WeightBound(context.layers, config.max_relative_change, rates, verdict, arenas)
+        bound = WeightBound(context.layers, config, rates, verdict, arenas)
         shorter = bound.measure(own, lengths.free, weight_norms)
         own = own * bound.factors(own, lengths.free)
     if agreement is not None and lengths.averages is not None:
         expected = expected_squares(context.layers, agreement, verdict, config, arenas)
-        own = own * radii(context.layers, lengths.averages, expected, agreement.counts, verdict, config, arenas)
+        turned = None if bound is None else bound.turned
+        counts = agreement.counts
+        own = own * radii(context.layers, lengths.averages, expected, counts, verdict, config, arenas, turned)
     if bound is not None:
         bound.note_growth(own, lengths.damped)
     if gain is not None:
