@@ -8,9 +8,9 @@ from types import ModuleType
 
 import adapter_study
 import conversion_study
+import damping_study
 import defaults_study
 import drift_study
-import floor_study
 import full_batch_study
 import gptq_study
 import last_layer_study
@@ -30,7 +30,7 @@ STUDIES = {
     "gptq": (gptq_study, "moments.md"),
     "wide_layer": (wide_layer_study, "moments.md"),
     "defaults": (defaults_study, "presets.md"),
-    "floor": (floor_study, "presets.md"),
+    "damping": (damping_study, "presets.md"),
     "full_batch": (full_batch_study, "presets.md"),
     "conversion": (conversion_study, "move-over.md"),
 }
@@ -134,13 +134,17 @@ def test_a_changed_number_changes_the_loss() -> None:
     default, short = (defaults_study.final_loss(cell, task, settings, 0) for settings in ({}, {"lr": 1e-6}))
     assert default < short
     assert defaults_study.final_loss(cell, task, {"lr": defaults_study.LR}, 0) == default
-    for study in (defaults_study, floor_study, full_batch_study):
+    for study in (defaults_study, damping_study, full_batch_study):
         assert next(iter(study.variants())) == study.DEFAULT
 
 
-def test_a_floor_is_changed_where_rules_read_it_and_only_there() -> None:
-    cell = floor_study.Friedman("a small MLP", "friedman", 300, 64, 200, {"width": 16, "depth": 3})
+@pytest.mark.parametrize(("name", "other"), [("FLOOR", 1e-4), ("TURNED", 10.0), ("TELLING", 1e-9)])
+def test_a_constant_is_changed_where_rules_read_it_and_only_there(name: str, other: float) -> None:
+    cell = damping_study.Friedman("a small MLP", "friedman", 300, 64, 200, {"width": 16, "depth": 3})
+    if name == "TURNED":  # for which steps must be long enough to tell
+        cell = defaults_study.Cell("a small MLP", "digits", 40, 32, 100, {"width": 16, "depth": 3})
     task = cell.make(None)
     before = defaults_study.final_loss(cell, task, {}, 0)
-    same, low = (floor_study.final_loss_of(cell, task, floor, 0) for floor in (floor_study.damping.FLOOR, 1e-4))
+    values = getattr(damping_study.damping, name), other
+    same, low = (damping_study.final_loss_of(cell, task, (name, value), 0) for value in values)
     assert before == same == defaults_study.final_loss(cell, task, {}, 0) != low

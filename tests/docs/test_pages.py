@@ -88,7 +88,7 @@ def test_rows_of_the_robustness_suite_are_quoted_as_they_are() -> None:
     quoted = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in (DOCS / "how-it-fails.md").read_text().splitlines()
-        if re.match(r"\| (plain|batch|outlier|residual|label|inputs|recurrent)", line)
+        if re.match(r"\| (plain|batch|outlier|residual|label|inputs|weights|recurrent)", line)
     ]
     assert len(quoted) >= 7
     for cells in quoted:

@@ -17,6 +17,9 @@ from lnb_bench.study.pictures import PICTURES
 from lnb_bench.study.profile_words import NOTES, TITLES, Table, conclusions, tables
 from lnb_bench.study.profiles import Profile
 from lnb_bench.study.question_words import question_headers, question_table
+from lnb_bench.study.untargeted import HEADERS as NO_TARGET_HEADERS
+from lnb_bench.study.untargeted import NOTE as NO_TARGET
+from lnb_bench.study.untargeted import Untargeted
 from lnb_bench.study.words import (
     LOSS,
     OVERVIEW,
@@ -104,6 +107,7 @@ def sections(findings: Findings) -> list[Section]:
         *map(_family, findings.families),
         *map(_profile, findings.profiles),
         *map(_task, comparisons),
+        *map(_without_target, findings.untargeted),
     ]
 
 
@@ -183,6 +187,10 @@ def _task(comparison: Comparison) -> Section:
         ),
         only_on_page=True,
     )
+
+
+def _without_target(task: Untargeted) -> Section:
+    return Section(task.label, (NO_TARGET,), tables=(_table(NO_TARGET_HEADERS, task.lines()),))
 
 
 def _table(headers: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> Table:

@@ -12,6 +12,7 @@ from lnb_bench.study.outcomes import Store
 from lnb_bench.study.profiles import Profile
 from lnb_bench.study.reasons import Reason, reasons
 from lnb_bench.study.suite import Suite
+from lnb_bench.study.untargeted import Untargeted, untargeted
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Findings:
         questions: groups of variants.
         note: a paragraph for the top; may be empty.
         searched: rates and knobs were searched by trials.
+        untargeted: finished tasks that have no target.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -67,6 +69,7 @@ class Findings:
     questions: tuple[SuiteQuestion, ...] = ()
     note: str = ""
     searched: bool = False
+    untargeted: tuple[Untargeted, ...] = ()
 
 
 def findings(suite: Suite, store: Store, profiles: Iterable[Profile] = (), note: str = "") -> Findings:
@@ -79,7 +82,7 @@ def findings(suite: Suite, store: Store, profiles: Iterable[Profile] = (), note:
     found = [reason for c in comparisons for reason in reasons(suite, store, c)] if suite.reasons else []
     return Findings(
         tuple(comparisons), tuple(families(suite, comparisons)), tuple(profiles), tuple(found), suite.questions, note,
-        suite.trials > 0,
+        suite.trials > 0, tuple(untargeted(suite, store)),
     )  # fmt: skip
 
 

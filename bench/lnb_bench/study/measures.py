@@ -124,14 +124,14 @@ def compare(suite: Suite, store: Store) -> list[Comparison]:
 
 
 @dataclass(frozen=True)
-class _Finished:
+class Finished:
     """A task at one length: its runs, and the tuned trials by optimizer."""
 
     outcomes: list[Outcome]
     tuned: dict[str, Outcome]
 
     @classmethod
-    def of(cls, suite: Suite, store: Store, task: SuiteTask) -> _Finished | None:
+    def of(cls, suite: Suite, store: Store, task: SuiteTask) -> Finished | None:
         """What ``store`` has; None where a tuning run is missing."""
         outcomes: list[Outcome] = []
         for cell in planned_cells(suite, task, outcomes):
@@ -157,8 +157,13 @@ class _Finished:
         return [run for run in runs if not run.failure]
 
 
+def finished(suite: Suite, store: Store, task: SuiteTask) -> Finished | None:
+    """The task at its full length; None where it is not finished."""
+    return Finished.of(suite, store, task.lengths[-1])
+
+
 def _shortest_schedule(
-    lengths: list[_Finished], optimizer: str, seeds: tuple[int, ...], target: float
+    lengths: list[Finished], optimizer: str, seeds: tuple[int, ...], target: float
 ) -> Estimate | None:
     """Over the seeds that were run at the full length."""
     steps = []
@@ -182,7 +187,7 @@ def _shortest_schedule(
 def compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | None:
     """The comparison of one task; None where it is not finished, or every run of the baseline failed."""
     suite = suite.at(task)
-    lengths = [_Finished.of(suite, store, length) for length in task.lengths]
+    lengths = [Finished.of(suite, store, length) for length in task.lengths]
     found = [length for length in lengths if length is not None]
     if len(found) < len(lengths) or not found[-1].tuned:
         return None

@@ -145,6 +145,39 @@ def made_up(suite: Suite, store: Store, monkeypatch: pytest.MonkeyPatch, slow: b
     return comparison
 
 
+def test_a_task_of_which_the_baseline_learns_nothing_has_no_target(
+    searching: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its values at the end are told all the same, tuned and as it is; that it could not learn either."""
+    hard = '[tasks.hard]\ntask = "digits"\noptions = { width = 8 }\nsteps = 12\nbatch_size = 64\nevaluations = 4\n\n[questions'
+    searching.write_text(SUITE.replace("[questions", hard))
+    suite, store = load_suite(searching), Store(tmp_path / "runs")
+
+    def run(cell: Cell, task: object, clock: str) -> Outcome:
+        default, seed = cell.lr == DEFAULT_LR[cell.optimizer.label], cell.seed
+        value = 0.5 if default else 0.7 + 0.1 * seed
+        theirs = cell.optimizer.label == "adamw" and cell.task.label == "hard"
+        failure = "it did not learn" if (seed == 0 if theirs else seed == 2 and default) else ""
+        records = (
+            () if failure else tuple(Record(i, i, "test", {"accuracy": value * i / 12}, i) for i in (0, 3, 6, 9, 12))
+        )
+        where = environment() | {"clock": "wall"}
+        labels = (cell.task.label, cell.optimizer.label)
+        return Outcome(cell.description(), labels, records, "accuracy", True, failure, 1.0, where)
+
+    monkeypatch.setattr(runner, "run_cell", run)
+    list(run_suite(suite, store))
+    found = findings(suite, store)
+    assert [comparison.task.label for comparison in found.comparisons] == ["digits"]
+    (task,) = found.untargeted
+    assert task.label == "hard"
+    lnb, adamw = task.lines()
+    assert lnb == ("lnb", lnb[1], "85.00% (80.00% to 90.00%)", "", "50.00%", "1")
+    assert adamw == ("adamw", "none", "", "", "50.00%", "")
+    page = markdown(found, "results-hard")
+    assert "learnt in none of its trials" in page[page.index("## hard") :]
+
+
 def test_why_a_loss_is_a_loss(searching: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite, store = load_suite(searching), Store(tmp_path / "runs")
     comparison = made_up(suite, store, monkeypatch, slow=False)
