@@ -55,7 +55,12 @@ QUOTES = [
     ("how-it-fails.md", "tuned at 0.732; NorMuon tuned at 0.698", PROTOCOL, "diabetes: lnb ends at 0.732"),
     ("how-it-fails.md", "0.0443 against 0.142", PROTOCOL, "burgers: lnb ends at 0.142"),
     ("how-it-fails.md", "1.60 and 1.07 times as long", PROTOCOL, "burgers: lnb against soap: 1.60 times as long"),
-    ("../README.md", "reaches tuned NadamW's target on six of the eight", PROTOCOL, "| lnb | 7 of 8 | 1 | 0.81 | 0.82 | 6 of 8 |"),
+    (
+        "../README.md",
+        "reaches tuned NadamW's target on six of the eight",
+        PROTOCOL,
+        "| lnb | 7 of 8 | 1 | 0.81 | 0.82 | 6 of 8 |",
+    ),
     ("../README.md", "NorMuon 0.64, Muon 0.60", PROTOCOL, "| normuon | 8 of 8 | 1 | 0.64 | 0.76 | 2 of 8 |"),
     ("../README.md", "LNB 0.82, SOAP 0.80", PROTOCOL, "| soap | 7 of 8 | 1 | 0.56 | 0.80 | 2 of 8 |"),
     ("how-it-fails.md", "SOAP tuned ends at 0.00139", PROTOCOL, "| soap | 0.02464 | 0.00139 (0.00127 to 0.0016) |"),
