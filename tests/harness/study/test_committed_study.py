@@ -29,6 +29,7 @@ FINISHED = {  # docs/protocol.md names the others
         "cifar10-resnet-small",
         "camvid-small",
         "gpt-small",
+        "lora-small",
     ],
     "ablations": ["diabetes", "diamonds", "digits"],
 }
