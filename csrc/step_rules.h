@@ -90,8 +90,8 @@ LNB_EVERYWHERE double expect_independent(double& independent, double fresh, doub
 // the faster the more gradients agree, and below by `recover`. What made a radius smaller than `floor` is not judged
 // here: it stays or grows. Where steps go back and forth, it goes to `floor` at once, and coherence starts anew: where
 // the square of the weights' norm has changed by less than `turning` times what steps that are at right angles would
-// change it by, and these by more than `telling`. The norm is measured every `interval` steps; the first time comes
-// sooner, and is not judged.
+// change it by, and these by more than `telling`. The norm is measured every `interval` steps, and more
+// often in the first ones, some of them a step apart: these are not judged.
 struct RadiusRule {
     double opposed, shrink, grow, least;
     double b_coherence, quiet, loud, calm, floor, recover, opening, turning, telling, interval;

@@ -48,7 +48,8 @@ class StepSettings:
         turning: the radius goes to ``floor`` where the square of the weights' norm has changed, since it was measured last, by
             less than this times what steps at right angles would change it by,
         telling: and these by more than this.
-        interval: of the steps that measure the norm. The first one comes sooner, and is not judged by these two.
+        interval: of the steps that measure the norm. Up to one step more than that they are closer together, some next to each
+            other, and not judged by these two.
         b_others: decay of the mean squares of other parameters' gradients.
         epsilon: of Adam's rule.
         most: the value that larger entries of float32 count as there.

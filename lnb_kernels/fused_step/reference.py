@@ -160,7 +160,9 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
     radius, coherence = own.radius, own.coherence
     if given.norms is not None:
         measured = given.norms[slot]
-        turned = turned_back(measured, norm, growth, settings) & (t > settings.interval + 1)
+        turned = turned_back((measured / norm).square(), growth, settings.turning, settings.telling) & (
+            t > settings.interval + 1
+        )
         norm, growth, shorter, moving = taken_back(measured, norm, growth, sums, rate)
         radius = torch.where(moving & turned, radius.clamp(max=settings.floor), radius)
         coherence = torch.where(moving & turned, 0.0, coherence)
@@ -176,10 +178,11 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
         _keep(target, value, ok)
 
 
-def turned_back(measured: Tensor, norm: Tensor, growth: Tensor, settings: StepSettings) -> Tensor:
-    """Whether a layer's steps went back and forth since the norm was measured last: :mod:`lnb.damping`."""
-    walked, change = 2 * growth, ((measured / norm).square() - 1).abs()
-    return (walked > settings.telling) & (change < settings.turning * walked) & (change > HELD * walked)
+def turned_back(squares: Tensor, growth: Tensor, turning: float, telling: float) -> Tensor:
+    """Whether the steps of layers went back and forth since their norms were measured last, of which ``squares`` are those
+    measured now over these, squared: :mod:`lnb.damping`."""
+    walked, change = 2 * growth, (squares - 1).abs()
+    return (walked > telling) & (change < turning * walked) & (change > HELD * walked)
 
 
 def taken_back(

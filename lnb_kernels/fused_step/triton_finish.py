@@ -155,8 +155,8 @@ def finish_kernel(
         walked = 2.0 * growth
         longer = measured / tl.where(moving, norm, 1.0)
         turned = (walked > tl.load(settings_ptr + 20)) & (t > tl.load(settings_ptr + 21) + 1.0)
-        longer = tl.abs(longer * longer - 1.0)
-        turned = turned & (longer < tl.load(settings_ptr + 19) * walked) & (longer > walked * HELD_BY_OTHERS) & moving
+        drift = tl.abs(longer * longer - 1.0)
+        turned = turned & (drift < tl.load(settings_ptr + 19) * walked) & (drift > walked * HELD_BY_OTHERS) & moving
         former = tl.where(turned & (former > floor), floor, former)
         coherence = tl.where(turned, 0.0, coherence)
         shorter = tl.where(moving, 1.0 / tl.sqrt(1.0 + walked), 1.0)

@@ -63,7 +63,8 @@ from lnb.statistics.arenas import Arenas, owners_of, sums_of
 from lnb.statistics.running import bias_correction
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
-from lnb_kernels.step_tables import HELD, MOST_COHERENCE, PLAIN_COHERENCE
+from lnb_kernels.fused_step import reference
+from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE
 
 _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
@@ -168,8 +169,7 @@ def turned_back(squares: Tensor, growth: Tensor, config: Config) -> Tensor:
         growth: half the sum of the squares of their relative lengths.
         config: the settings.
     """
-    walked, change = 2 * growth, (squares - 1).abs()
-    return (walked > TELLING) & (change < turning(config) * walked) & (change > HELD * walked)
+    return reference.turned_back(squares, growth, turning(config), TELLING)
 
 
 def radii(
@@ -202,8 +202,8 @@ def radii(
         verdict: whether state may change.
         config: the settings.
         arenas: where the state lives.
-        turned: whether the layer's steps were found to go back and forth, ``[layers]``. That is not judged by the first
-            measure after that of the first step, which comes sooner than the others.
+        turned: whether the layer's steps were found to go back and forth, ``[layers]``. It counts after the first
+            ``refresh_every + 1`` steps, of which some measure one after the other (:mod:`lnb.statistics.schedule`).
     """
     states = [context.state for context in contexts]
     start = first_radius(sum(context.layer.is_first for context in contexts))

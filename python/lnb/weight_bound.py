@@ -109,7 +109,8 @@ class WeightBound:
         due = [i for i, context in enumerate(contexts) if is_measured(context)]
         if not due:
             return {}
-        grown = [i for i in due if "weight_norm" in contexts[i].state]
+        places = tuple(k for k, i in enumerate(due) if "weight_norm" in contexts[i].state)  # of those measured before
+        grown = [due[k] for k in places]
         if weight_norms is None:
             norms = torch.stack(torch._foreach_norm([contexts[i].layer.weight for i in due], dtype=self._rates.dtype))
         else:
@@ -120,7 +121,7 @@ class WeightBound:
             moving = (scales[index] != 0) & (squared_norms[index] != 0) & (self._rates[index] != 0)
             taken = moving if self._ok is None else moving & self._ok
             growth = self._numbers("growth", grown)
-            found = constant(tuple(k for k, i in enumerate(due) if i in set(grown)), norms.device)
+            found = constant(places, norms.device)
             squares = (norms[found] / self._numbers("weight_norm", grown).read()).square()
             turned = taken & turned_back(squares, growth.read(), self._config)
             self.turned = torch.zeros_like(self._rates, dtype=torch.bool).index_copy(0, index, turned)

@@ -205,8 +205,8 @@ WALKS = {
     "held by somebody": (0.4, 1e-6, 200, False),
     "too short to tell": (0.018, 1.0, 200, False),
     "long enough": (0.022, 1.0, 200, True),
-    "after part of an interval": (0.4, 1.0, 6, False),
-    "after one": (0.4, 1.0, 7, True),
+    "in the first steps": (0.4, 1.0, 6, False),
+    "after them": (0.4, 1.0, 7, True),
 }
 
 

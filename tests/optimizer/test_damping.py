@@ -172,14 +172,14 @@ def test_full_batch_solves_a_factorisation_whatever_the_condition(of: str, condi
     assert error < 1e-6
 
 
-def last_layer(unseen: list[Tensor], **settings: Any) -> float:
+def last_layer(unseen: list[Tensor]) -> float:
     """The radius of a layer whose gradients agree in the one input that is large, and are ``unseen`` in 63 that are small.
 
     Of the gradients' squares the small inputs have half, and of the steps', which the metric makes of them, nearly all.
     """
     torch.manual_seed(3)
     layer = nn.Linear(64, 16, bias=False)
-    optimizer = lnb.LNB(layer, **settings)
+    optimizer = lnb.LNB(layer)
     scales = torch.full((64,), 0.1)
     scales[0] = 8.0
     for rest in unseen:

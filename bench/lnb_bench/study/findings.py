@@ -80,9 +80,11 @@ def findings(suite: Suite, store: Store, profiles: Iterable[Profile] = (), note:
     """
     comparisons = compare(suite, store)
     found = [reason for c in comparisons for reason in reasons(suite, store, c)] if suite.reasons else []
+    compared = {comparison.task.label for comparison in comparisons}
+    others = untargeted(suite, store, (task for task in suite.tasks if task.label not in compared))
     return Findings(
         tuple(comparisons), tuple(families(suite, comparisons)), tuple(profiles), tuple(found), suite.questions, note,
-        suite.trials > 0, tuple(untargeted(suite, store)),
+        suite.trials > 0, tuple(others),
     )  # fmt: skip
 
 

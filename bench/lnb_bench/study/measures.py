@@ -23,7 +23,7 @@ import numpy as np
 from lnb_bench.study.outcomes import Outcome, Store
 from lnb_bench.study.planning import planned_cells, tuned_runs
 from lnb_bench.study.search import Knobs, trial_of
-from lnb_bench.study.suite import Suite, SuiteOptimizer, SuiteTask
+from lnb_bench.study.suite import Cell, Suite, SuiteOptimizer, SuiteTask
 from lnb_bench.training import TrainingError
 
 NEAR = 0.02
@@ -150,6 +150,10 @@ class Finished:
             if outcome.labels[1] == optimizer and trial_of(outcome.cell) == trial and outcome.cell["seed"] in seeds
         ]
 
+    def runs_as_it_is(self, suite: Suite, cell: Cell) -> list[Outcome]:
+        """The runs with judged seeds of an optimizer as it is, of which ``cell`` is one; failed ones among them."""
+        return self.runs_of(cell.optimizer.label, trial_of(cell.description()), suite.judged_seeds)
+
     def tuned_runs(self, optimizer: str, seeds: tuple[int, ...]) -> list[Outcome]:
         """The runs of the tuned trial with these seeds that have a result."""
         best = self.tuned.get(optimizer)
@@ -211,7 +215,7 @@ def compare_task(suite: Suite, store: Store, task: SuiteTask) -> Comparison | No
         default = None
         if suite.defaults:
             as_it_is = suite.default_cell(task, optimizer, suite.seeds[0])
-            runs = full.runs_of(label, trial_of(as_it_is.description()), seeds)
+            runs = full.runs_as_it_is(suite, as_it_is)
             good = tuple(run for run in runs if not run.failure)
             default = _measured(Row(label, as_it_is.lr, good, len(runs) - len(good)), target, min(times))
         row = dataclasses.replace(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lnb_bench.study.measures import Estimate, estimate, finished
 from lnb_bench.study.outcomes import Outcome, Store
 from lnb_bench.study.search import trial_of
-from lnb_bench.study.suite import Suite
+from lnb_bench.study.suite import Suite, SuiteTask
 from lnb_bench.study.words import show_estimate
 
 NOTE = (
@@ -63,14 +63,14 @@ class Untargeted:
         return ("", "") if ending is None else (show_estimate(self.metric, ending.final), str(ending.failed or ""))
 
 
-def untargeted(suite: Suite, store: Store) -> list[Untargeted]:
-    """The finished tasks of which the baseline has no tuned run, in the suite's order.
+def untargeted(suite: Suite, store: Store, tasks: Iterable[SuiteTask]) -> list[Untargeted]:
+    """Those of ``tasks`` that are finished, and of which the baseline has no tuned run.
 
     Raises:
         TrainingError: a result is damaged.
     """
     found = []
-    for task in suite.tasks:
+    for task in tasks:
         own = suite.at(task)
         full = finished(own, store, task)
         if task.target is not None or full is None or own.baseline in full.tuned or not full.tuned:
@@ -84,7 +84,7 @@ def untargeted(suite: Suite, store: Store) -> list[Untargeted]:
             default = None
             if own.defaults:
                 as_it_is = own.default_cell(task, optimizer, own.seeds[0])
-                default = Ending.of(full.runs_of(label, trial_of(as_it_is.description()), own.judged_seeds))
+                default = Ending.of(full.runs_as_it_is(own, as_it_is))
             rows.append((label, None if best is None else best.cell["lr"], tuned, default))
         found.append(Untargeted(task.label, next(iter(full.tuned.values())).metric, tuple(rows)))
     return found
