@@ -219,13 +219,13 @@ void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const
 // For every layer the addresses of weight, bias, inverse, mean, root, squares (bias and mean are null without a bias,
 // squares where agreement does not count), and its matrices, rows, inputs, input_block, output_block.
 // Overwrites weights and biases; returns the four sums of all matrices in turn, layer by layer.
-std::vector<double> two_sided_directions(const std::vector<std::array<uintptr_t, 6>>& addresses,
+std::vector<double> two_sided_directions(const std::vector<std::array<uintptr_t, 7>>& addresses,
                                          const std::vector<std::array<int64_t, 5>>& shapes, int threads) {
     if (addresses.size() != shapes.size()) throw std::invalid_argument("one shape per layer");
     std::vector<lnb::TwoSidedLayer<float>> layers;
-    constexpr const char* kLists[] = {"weights", "biases", "inverses", "means", "roots", "squares"};
-    std::array<Addresses, 6> lists;
-    std::array<Sizes, 6> sizes;
+    constexpr const char* kLists[] = {"weights", "biases", "inverses", "means", "roots", "squares", "bias_weights"};
+    std::array<Addresses, 7> lists;
+    std::array<Sizes, 7> sizes;
     int64_t all_matrices = 0;
     for (size_t i = 0; i < shapes.size(); ++i) {
         const auto& [matrices, rows, inputs, block, side] = shapes[i];
@@ -233,14 +233,15 @@ std::vector<double> two_sided_directions(const std::vector<std::array<uintptr_t,
             rows % side != 0) {
             throw std::invalid_argument("layer " + std::to_string(i) + ": no such blocks");
         }
-        const auto& [weight, bias, inverse, mean, root, squares] = addresses[i];
+        const auto& [weight, bias, inverse, mean, root, squares, bias_weight] = addresses[i];
         if ((bias == 0) != (mean == 0)) {
             throw std::invalid_argument("layer " + std::to_string(i) + ": bias and mean come together");
         }
         const int64_t with_bias = bias == 0 ? 0 : 1;
-        const std::array<int64_t, 3> dimensions[] = {{matrices, rows, inputs},  {matrices, rows, with_bias},
-                                                     {matrices, inputs, block}, {matrices, inputs, with_bias},
-                                                     {matrices, rows, side},    {matrices, rows, squares == 0 ? 0 : 1}};
+        const std::array<int64_t, 3> dimensions[] = {
+            {matrices, rows, inputs},        {matrices, rows, with_bias}, {matrices, inputs, block},
+            {matrices, inputs, with_bias},   {matrices, rows, side},      {matrices, rows, squares == 0 ? 0 : 1},
+            {bias_weight == 0 ? 0 : 1, 1, 1}};
         for (size_t k = 0; k < lists.size(); ++k) {
             lists[k].push_back(addresses[i][k]);
             const auto& [a, b, c] = dimensions[k];
@@ -248,20 +249,22 @@ std::vector<double> two_sided_directions(const std::vector<std::array<uintptr_t,
         }
         layers.push_back({reinterpret_cast<float*>(weight), reinterpret_cast<float*>(bias),
                           reinterpret_cast<const float*>(inverse), reinterpret_cast<const float*>(mean),
-                          reinterpret_cast<const float*>(root), reinterpret_cast<const double*>(squares), nullptr,
+                          reinterpret_cast<const float*>(root), reinterpret_cast<const double*>(squares), nullptr, 1,
                           matrices, rows, inputs, block, side});
         all_matrices += matrices;
     }
     std::vector<lnb::Memory> memory;
     for (size_t k = 0; k < lists.size(); ++k) {
-        const lnb::Type type = k == 5 ? lnb::Type::kFloat64 : lnb::Type::kFloat32;
+        const lnb::Type type = k >= 5 ? lnb::Type::kFloat64 : lnb::Type::kFloat32;
         check_addresses(kLists[k], lists[k], sizes[k], type);
         memory.push_back({kLists[k], lists[k], bytes(sizes[k], type), k < 2});
     }
     require_disjoint_writes(memory);
     std::vector<double> sums(4 * static_cast<size_t>(all_matrices));
     double* next = sums.data();
-    for (lnb::TwoSidedLayer<float>& layer : layers) {
+    for (size_t i = 0; i < layers.size(); ++i) {
+        lnb::TwoSidedLayer<float>& layer = layers[i];
+        if (addresses[i][6] != 0) layer.bias_weight = *reinterpret_cast<const double*>(addresses[i][6]);
         layer.sums = next;
         next += 4 * layer.matrices;
     }

@@ -62,12 +62,20 @@ LNB_EVERYWHERE double judged_square(double mean_square, double square) {
     return most(mean_square, least(square, kMostSquare));
 }
 
+// What the square of a bias's gradient counts beside those of the weights where agreement is judged. Data have units of
+// their own: in layers that see data, of which the size of the inputs is known, it counts where all others are zero.
+constexpr double kDataBias = 0x1p-100;
+
+LNB_EVERYWHERE double bias_weight(double input_size) {
+    return input_size > 0 ? kDataBias : 1;
+}
+
 // The divisor of a row: the root of <H, M> + c^2. 0 where that is not positive: it is no descent direction.
 LNB_EVERYWHERE double inverse_norm(double product) {
     return product > 0 ? 1 / std::sqrt(product) : 0;
 }
 
-// How far a row's gradients agree, from |G|^2 + b^2 of their average and the mean square of each.
+// How far a row's gradients agree, from |G|^2 + w b^2 of their average and the mean square of each.
 LNB_EVERYWHERE double agreement(double square, double mean_square) {
     return mean_square > 0 ? least(1.0, std::sqrt(square / mean_square)) : 0;
 }

@@ -23,6 +23,8 @@ MOST_COHERENCE, PLAIN_COHERENCE = 4.0, 2.0
 """The most that one step counts in coherence, and the coherence from which on the radius grows by all of ``grow``."""
 HELD = 1e-4
 """A norm whose square changes by less than this, over what the steps' squares are, is not the steps': somebody holds it."""
+DATA_BIAS = 2.0**-100
+"""What the square of a bias's gradient counts beside those of the weights, where agreement is judged, in layers that see data."""
 _DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 

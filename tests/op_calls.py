@@ -56,6 +56,7 @@ def two_sided() -> dict[str, Any]:
         "means": [torch.randn(3), None],
         "roots": [spd(2).unsqueeze(0), spd(2).expand(2, 2, 2).clone()],
         "squares": [10 * torch.rand(2, dtype=torch.float64), 10 * torch.rand(4, dtype=torch.float64)],
+        "bias_weights": torch.rand(2, dtype=torch.float64),
     }
 
 

@@ -17,7 +17,7 @@ def definite(*shape: int) -> Tensor:
 def layer_tensors(
     lead: tuple[int, ...], m: int, d: int, side: int, size: int, bias: bool, squares: bool = False
 ) -> LayerTensors:
-    """Of the rows' gradients some agree as far as they can, some more than noise would, and some less."""
+    """Of the rows' gradients some agree as far as they can, some more than noise would, and some less; biases count 0.3."""
     weight, of_bias = torch.randn(*lead, m, d), torch.randn(*lead, m, 1) if bias else None
     ratios = torch.tensor([0.5, 1.5, 10.0, 300.0], dtype=torch.float64)[torch.randint(4, (*lead, m))]
     return (
@@ -27,6 +27,7 @@ def layer_tensors(
         torch.randn(*lead, d) / d**0.5 if bias else None,
         definite(*lead, m // side, side),
         ratios * row_squares(weight, of_bias) if squares else None,
+        torch.tensor(0.3, dtype=torch.float64) if squares else None,
     )
 
 

@@ -18,7 +18,7 @@ void observe_agreement(const AgreementLayer* layers, int64_t count, double b_row
         double fresh = 0;
         for (int64_t row = 0; row < layer->rows; ++row) {
             double square = layer->squares[row];
-            if (layer->bias != nullptr) square += layer->bias[row];
+            if (layer->bias != nullptr) square += layer->bias_weight * layer->bias[row];
             fresh += least(square, kMostSquare);
             layer->row_square[row] = averaged_square(layer->row_square[row], square, b_rows);
             layer->mean_square[row] = judged_square(layer->row_square[row] / correction, square);

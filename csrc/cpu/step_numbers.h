@@ -19,6 +19,7 @@ struct AgreementLayer {
     double* independent;    // the sum of |g_s|^2 times the squared weight of g_s in m []
     double* expected;       // of |g~|^2, were all gradients independent []
     const float* step;      // t, which counts this step
+    double bias_weight;     // what the bias's squares count
     int64_t rows;
 };
 

@@ -90,7 +90,8 @@ void StepTables::observe(int threads) {
         const StepLayer& layer = layers_[i];
         const int64_t rows = layer.matrices * layer.rows;
         observed.push_back({of_weight, layer.bias < 0 ? nullptr : of_bias, layer.row_square, mean_square,
-                            numbers_.independent + i, &expected_[i], numbers_.steps + layer.weight, rows});
+                            numbers_.independent + i, &expected_[i], numbers_.steps + layer.weight,
+                            bias_weight(numbers_.input_size[i]), rows});
         of_weight += rows;
         mean_square += rows;
         if (layer.bias >= 0) of_bias += rows;
@@ -142,11 +143,11 @@ void StepTables::direct_layers(const std::vector<StepFactor>& factors, int threa
         const StepFactor& factor = factors[i];
         if (wide_type_of(layer) == kRealType<Real>) {
             auto* const bias = layer.bias < 0 ? nullptr : static_cast<Real*>(outputs_[layer.bias]);
-            two_sided.push_back({static_cast<Real*>(outputs_[layer.weight]), bias,
-                                 static_cast<const Real*>(factor.inverse),
-                                 bias == nullptr ? nullptr : static_cast<const Real*>(factor.mean),
-                                 static_cast<const Real*>(factor.root), mean_square, sums, layer.matrices, layer.rows,
-                                 layer.inputs, factor.input_block, factor.output_block});
+            two_sided.push_back(
+                {static_cast<Real*>(outputs_[layer.weight]), bias, static_cast<const Real*>(factor.inverse),
+                 bias == nullptr ? nullptr : static_cast<const Real*>(factor.mean),
+                 static_cast<const Real*>(factor.root), mean_square, sums, bias_weight(numbers_.input_size[i]),
+                 layer.matrices, layer.rows, layer.inputs, factor.input_block, factor.output_block});
         }
         mean_square += layer.matrices * layer.rows;
         sums += 4 * layer.matrices;

@@ -108,7 +108,7 @@ Sums solve(const Part<Real>& part, const ProductTable<Real>& loops) {
             const double product = loops.dot(h, m, inputs) + c * c;
             double scale = inverse_norm(product);
             const double b = bias == nullptr ? 0 : bias[begin + row];
-            const double square = loops.dot(g, g, inputs) + b * b;
+            const double square = loops.dot(g, g, inputs) + layer.bias_weight * b * b;
             sums.gradient += square;
             const double norm = loops.dot(h, h, inputs);
             sums.free_norm += scale * scale * norm;

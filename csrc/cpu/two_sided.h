@@ -6,8 +6,8 @@
 //
 // and every row of (H, h) is divided by the root of its <H, M> + c^2; where that is not positive, the row is zero. With
 // v, the mean square of each row's gradient, the row is then multiplied by its agreement,
-// min(1, sqrt((|G|^2 + b^2) / v)). What a step's size and its check for finite numbers need, <H, G> + <h, b> and
-// |H|^2, and |G|^2 + |b|^2 are summed while rows of both are in the cache.
+// min(1, sqrt((|G|^2 + w b^2) / v)), where w says what the bias counts. What a step's size and its check for finite
+// numbers need, <H, G> + <h, b> and |H|^2, and |G|^2 + w |b|^2 are summed while rows of both are in the cache.
 //
 // A block of rows of H needs the same block of G and nothing else: blocks are handed out to threads, and each is
 // overwritten once its M is formed. A caller that needs no gradient after its direction then has no second set of
@@ -29,8 +29,9 @@ struct TwoSidedLayer {
     const Real* mean;       // mu [matrices, inputs]; null without a bias
     const Real* root;       // the blocks of P^(-1/2) [matrices, rows / output_block, output_block, output_block]
     const double* squares;  // v [matrices, rows]; or null
-    // <H, G> + <h, b>, |H|^2, the same were all agreements 1, and |G|^2 + |b|^2 of every matrix [matrices, 4]
+    // <H, G> + <h, b>, |H|^2, the same were all agreements 1, and |G|^2 + w |b|^2 of every matrix [matrices, 4]
     double* sums;
+    double bias_weight;  // w
     int64_t matrices, rows, inputs, input_block, output_block;
 };
 

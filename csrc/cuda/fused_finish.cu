@@ -48,6 +48,7 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
     const double correction = 1 - pow(settings.b_rows, t);
     const Averaging averaging(settings.momentum.decay, settings.momentum.take());
     const float share = biased ? static_cast<float>(read(numbers.bias_shares + slot)) : 0;
+    const double input_size = read(numbers.input_size + slot), counted = bias_weight(input_size);
     const double* const partials = numbers.partials + layer.first_entry;
 
     double total[5] = {};  // <h, g~>, |h|^2, |h|^2 before agreement, |g~|^2, |g|^2
@@ -63,8 +64,8 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
             bias = averaging.ahead(average, entry, share);
             mixed = read(numbers.mixed_biases + place);
             product += mixed * mixed;
-            average_square += bias * bias;
-            square += static_cast<double>(widen(entry)) * static_cast<double>(widen(entry));
+            average_square += counted * bias * bias;
+            square += counted * static_cast<double>(widen(entry)) * static_cast<double>(widen(entry));
         }
         const double kept = averaged_square(read(numbers.row_square + place), square, settings.b_rows);
         write(numbers.row_square + place, kept);
@@ -95,8 +96,8 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
     const RadiusRule& rule = settings.radius;
     const double shorter =
         measured >= 0 ? take_back(measured, sums, t, rate, rule, norm, growth, radius, coherence) : 1;
-    const double scale = bounded_scale(sums, expected, t, norm, layer.usual_norm, read(numbers.input_size + slot), rate,
-                                       settings.change, settings.largest, rule, growth, radius, coherence);
+    const double scale = bounded_scale(sums, expected, t, norm, layer.usual_norm, input_size, rate, settings.change,
+                                       settings.largest, rule, growth, radius, coherence);
     if (measured >= 0) write(numbers.weight_norm + slot, norm);
     write(numbers.shorter + slot, shorter);
     write(numbers.independent + slot, independent);

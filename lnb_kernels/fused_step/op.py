@@ -224,7 +224,8 @@ def finish_layers_(
             growth since the last measurement (:mod:`lnb.weight_bound`). The norm kept is that after it. It is 1, and the
             growth stays, where nothing was measured before, and where the layer stands still.
         partials, mixed_biases: of :func:`direct_layers_`.
-        input_size: the root of the mean diagonal of each layer's metric, 0 for unknown, ``[layers]``, wide.
+        input_size: the root of the mean diagonal of each layer's metric, 0 for unknown, ``[layers]``, wide. Where it is known,
+            squares of the bias's gradients count ``2^-100`` in ``row_square``, agreement and ``sums`` (:mod:`lnb.damping`).
         bias_gradients: as for :func:`direct_layers_`.
         rows: of each layer, of all its matrices.
         column_blocks: of each layer, diagonal blocks of the inverse of one matrix.

@@ -19,7 +19,7 @@ from lnb_kernels.fused_step.layers import (
     places_of,
 )
 from lnb_kernels.scaling import sum_dtype, unit_scale
-from lnb_kernels.step_tables import HELD, MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
+from lnb_kernels.step_tables import DATA_BIAS, HELD, MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
 from lnb_kernels.two_sided.reference import agreement_of
 
 
@@ -135,8 +135,9 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
         ahead = looking_ahead(momentum, layer.bias_gradient, given.bias_shares[slot], take).flatten().to(wide)
         bias = layer.bias_direction, momentum, ahead
         product = product + mixed_bias.square()
-        average_square = average_square + ahead.square()
-        gradient_square = gradient_square + layer.bias_gradient.flatten().to(wide).square()
+        counted = bias_weights(given.input_size[slot])
+        average_square = average_square + counted * ahead.square()
+        gradient_square = gradient_square + counted * layer.bias_gradient.flatten().to(wide).square()
     fresh = gradient_square.clamp(max=torch.finfo(wide).max ** 0.75)  # an infinite mean square would never end
     next_square = own.row_square + (1 - settings.b_rows) * (fresh - own.row_square)
     mean_square = torch.maximum(next_square / (1 - settings.b_rows**t), fresh)
@@ -176,6 +177,11 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
     )
     for target, value in zip(vars(own).values(), vars(fresh_numbers).values(), strict=True):
         _keep(target, value, ok)
+
+
+def bias_weights(input_size: Tensor) -> Tensor:
+    """What the squares of a bias's gradients count where agreement is judged, by layer: :mod:`lnb.damping`."""
+    return torch.where(input_size > 0, DATA_BIAS, 1.0).to(input_size.dtype)
 
 
 def turned_back(squares: Tensor, growth: Tensor, turning: float, telling: float) -> Tensor:

@@ -20,7 +20,7 @@ from lnb_kernels._triton.tables import MOST_ITEMS, address, bits_of, field, tabl
 from lnb_kernels._writes import require_aligned
 from lnb_kernels.fused_step.layers import FinishArguments, FinishLayer, Place, places_of
 from lnb_kernels.fused_step.triton_direct import SUMS, TYPES, ahead
-from lnb_kernels.step_tables import HELD, MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
+from lnb_kernels.step_tables import DATA_BIAS, HELD, MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
 
 FIELDS = tl.constexpr(11)
 BIAS_MOMENTUM, BIAS_DIRECTION, BIAS_GRADIENT, FIRST_ROW, FIRST_ENTRY, ROWS = map(tl.constexpr, range(6))
@@ -34,7 +34,7 @@ LEAST = tl.constexpr(2.0**-1022)
 INFINITY, ROOT_OF_3 = tl.constexpr(math.inf), tl.constexpr(math.sqrt(3))
 ROWS_AT_ONCE = 512
 MOST_COHERENT, PLAIN_COHERENT = tl.constexpr(MOST_COHERENCE), tl.constexpr(PLAIN_COHERENCE)
-HELD_BY_OTHERS = tl.constexpr(HELD)
+HELD_BY_OTHERS, OF_DATA = tl.constexpr(HELD), tl.constexpr(DATA_BIAS)
 
 
 @triton.jit
@@ -69,6 +69,8 @@ def finish_kernel(
     share = tl.load(bias_shares_ptr + slot, mask=biased, other=0.0).to(tl.float32)
     t = tl.load(steps_ptr + field(table_ptr, item, STEP, ITEMS, FIELDS)).to(tl.float64)
     t = tl.where(t < 1.0, 1.0, t)
+    input_size = tl.load(sizes_ptr + slot)
+    counted = tl.where(input_size > 0.0, OF_DATA, 1.0)  # of the bias's squares
     b_rows = tl.load(settings_ptr)
     correction = 1.0 - tl.exp(t * tl.load(settings_ptr + 1))
 
@@ -102,8 +104,8 @@ def finish_kernel(
         bias = ahead(average, gradient, share, take, TAKES).to(tl.float64)
         mixed = tl.load(mixed_ptr + first_row + row, mask=with_bias, other=0.0)
         product += mixed * mixed
-        average_square += bias * bias
-        square += gradient.to(tl.float64) * gradient.to(tl.float64)
+        average_square += counted * bias * bias
+        square += counted * gradient.to(tl.float64) * gradient.to(tl.float64)
         square = tl.where(square > MOST_SQUARE, MOST_SQUARE, square)
         kept = tl.load(row_square_ptr + first_row + row, mask=there, other=0.0)
         kept += (1.0 - b_rows) * (square - kept)
@@ -167,7 +169,7 @@ def finish_kernel(
 
     usual = field(table_ptr, item, USUAL_NORM, ITEMS, FIELDS).to(tl.float64, bitcast=True)
     norm = tl.where(norm < usual, usual, norm)
-    size = tl.load(sizes_ptr + slot) / ROOT_OF_3
+    size = input_size / ROOT_OF_3
     size = tl.where(is_finite(size) & (size > 1.0), size, 1.0)
     scale = tl.where(is_finite(product), size, 0.0)
     free_length = scale * tl.sqrt(tl.where(is_finite(free_length), free_length, 0.0))

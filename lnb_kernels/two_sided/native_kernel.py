@@ -38,7 +38,7 @@ def _by_kernel(layers: Sequence[reference.LayerTensors]) -> Tensor:
     addresses, shapes = [], []
     kept = []  # copies in a contiguous layout, until the call
     for layer in layers:
-        weight, _, inverse, _, root, _ = layer
+        weight, _, inverse, _, root, _, _ = layer
         tensors = [None if t is None else t.resolve_neg().contiguous() for t in layer]
         kept.append(tensors)
         addresses.append([0 if t is None else t.data_ptr() for t in tensors])
@@ -53,8 +53,8 @@ def _matrices(layer: reference.LayerTensors) -> int:
 
 
 def _is_taken(layer: reference.LayerTensors) -> bool:
-    weight, bias, inverse, mean, root, squares = layer
-    if squares is not None and squares.dtype != torch.float64:
+    weight, bias, inverse, mean, root, *of_agreement = layer
+    if any(t is not None and t.dtype != torch.float64 for t in of_agreement):
         return False
     if any(t is not None and t.dtype != torch.float32 for t in layer[:5]) or (bias is None) != (mean is None):
         return False

@@ -27,12 +27,14 @@ def _kernel(
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
     squares: Sequence[Tensor],
+    bias_weights: Tensor | None = None,
 ) -> Tensor:
     # A schema has no list of optional tensors that are written: there is a bias where there is a mean.
     given = iter(biases)
     of_layers = [None if mean is None else next(given) for mean in means]
     of_rows: Sequence[Tensor | None] = squares or [None] * len(weights)
-    layers = list(zip(weights, of_layers, inverses, means, roots, of_rows, strict=True))
+    counted: Sequence[Tensor | None] = [None] * len(weights) if bias_weights is None else bias_weights.unbind()
+    layers = list(zip(weights, of_layers, inverses, means, roots, of_rows, counted, strict=True))
     with _autocast.disabled(weights[0].device):
         sums: Tensor = _backend.call("two_sided_directions_", weights[0], layers)
     return sums
@@ -45,7 +47,7 @@ def _fake(weights: Sequence[Tensor], *_: object) -> Tensor:
 
 _two_sided_directions_ = define_in_place(
     "two_sided_directions_(Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor[] inverses, Tensor?[] means, Tensor[] roots, "
-    "Tensor[] squares) -> Tensor",
+    "Tensor[] squares, Tensor? bias_weights=None) -> Tensor",
     _kernel,
     _fake,
     writes=2,
@@ -59,6 +61,7 @@ def two_sided_directions_(
     means: Sequence[Tensor | None],
     roots: Sequence[Tensor],
     squares: Sequence[Tensor] | None = None,
+    bias_weights: Tensor | None = None,
 ) -> Tensor:
     """Directions whose every row has unit size in the layer's metric, of a whole model in one call, in place.
 
@@ -67,10 +70,10 @@ def two_sided_directions_(
 
         ``H = M C^-1``,  ``h = c - H mu``,  then row by row  ``(H, h) / sqrt(<H, M> + c^2)``
 
-    and with ``squares`` times the agreement of the row's gradients, ``min(1, sqrt((||W_i||^2 + b_i^2) / squares_i))``. A row is
-    zero where what it is divided by is not positive; ``H`` takes the place of ``W``, and ``h`` that of ``b``. The size of ``W``
-    and ``b`` does not matter, from the least numbers of the dtype to the largest, nor does that of ``P``. Each layer has leading
-    dimensions ``...`` of its own, of independent matrices.
+    and with ``squares`` times the agreement of the row's gradients, ``min(1, sqrt((||W_i||^2 + w b_i^2) / squares_i))``. A row
+    is zero where what it is divided by is not positive; ``H`` takes the place of ``W``, and ``h`` that of ``b``. The size of
+    ``W`` and ``b`` does not matter, from the least numbers of the dtype to the largest, nor does that of ``P``. Each layer has
+    leading dimensions ``...`` of its own, of independent matrices.
     On CPUs the blocks of all layers are shared out to the threads at once.
 
     Args:
@@ -81,10 +84,11 @@ def two_sided_directions_(
         roots: the diagonal blocks of ``P^(-1/2)``, ``[..., m / side, side, side]``.
         squares: per layer the mean square of each row's gradients (weight and bias together), ``[..., m]``, float64
             (float32 on devices without it); None where agreement does not count.
+        bias_weights: ``w``, what the bias counts in that, ``[layers]``, of the dtype of ``squares``; None for 1.
 
     Returns:
         ``[matrices of all layers, 4]``: ``<H, W> + <h, b>``, ``||H||^2``, the same were every agreement 1, and
-        ``||W||^2 + ||b||^2`` of every matrix, those of a layer one below the other, in float64 (float32 on devices without
+        ``||W||^2 + w ||b||^2`` of every matrix, those of a layer one below the other, in float64 (float32 on devices without
         it). They are finite only where all entries of the matrix are. Not differentiable.
 
     Raises:
@@ -97,25 +101,40 @@ def two_sided_directions_(
     _checks.lists_of_layers(op, weights=weights, biases=biases, inverses=inverses, means=means, roots=roots)
     if squares is not None:
         _checks.lists_of_layers(op, weights=weights, squares=squares)
+    if bias_weights is not None:
+        _checks.floating_tensor(op, "bias_weights", bias_weights)
+        _checks.shape_is(op, "bias_weights", bias_weights, (len(weights),), "one entry per layer")
     if not weights:
         return torch.empty(0, 4)
     for i, layer in enumerate(zip(weights, biases, inverses, means, roots, strict=True)):
         _check_layer(f"{op}: layer {i}", *layer, weights[0])
     for i, (square, weight) in enumerate(zip(squares or (), weights, strict=False)):
-        where, wanted = f"{op}: layer {i}", sum_dtype(weight.device)
+        where = f"{op}: layer {i}"
         _checks.floating_tensor(where, "squares", square)
         _checks.shape_is(where, "squares", square, weight.shape[:-1], "one entry per row of the weight")
-        _checks.same_device(where, "squares", square, "the first weight", weights[0])
-        if square.dtype != wanted:
-            raise ValueError(f"{where}: squares is {square.dtype}; it must be {wanted}")
+        _like_sums(where, "squares", square, weights[0])
+    if bias_weights is not None:
+        _like_sums(op, "bias_weights", bias_weights, weights[0])
     given = [bias for bias in biases if bias is not None]
     _checks.writable(op, "weights", weights)
     _checks.writable(op, "biases", given)
     require_one_kind(
-        op, {"weights": weights, "biases": given}, inverses=inverses, means=means, roots=roots, squares=squares or ()
+        op,
+        {"weights": weights, "biases": given},
+        inverses=inverses,
+        means=means,
+        roots=roots,
+        squares=squares or (),
+        bias_weights=bias_weights,
     )
-    sums: Tensor = _two_sided_directions_(weights, given, inverses, means, roots, squares or ())
+    sums: Tensor = _two_sided_directions_(weights, given, inverses, means, roots, squares or (), bias_weights)
     return sums
+
+
+def _like_sums(where: str, name: str, value: Tensor, first: Tensor) -> None:
+    _checks.same_device(where, name, value, "the first weight", first)
+    if value.dtype != (wanted := sum_dtype(first.device)):
+        raise ValueError(f"{where}: {name} is {value.dtype}; it must be {wanted}")
 
 
 def _check_layer(

@@ -10,11 +10,11 @@ from torch import Tensor
 from lnb_kernels._writes import require_writable
 from lnb_kernels.scaling import sum_dtype, unit_scale
 
-# weight, bias, inverse, mean, root, squares
-LayerTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]
+# weight, bias, inverse, mean, root, squares, bias_weight
+LayerTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
 
 
-LISTS = ("weights", "biases", "inverses", "means", "roots", "squares")
+LISTS = ("weights", "biases", "inverses", "means", "roots", "squares", "bias_weights")
 """The lists that the public function takes, in the order of a :data:`LayerTensors`."""
 
 
@@ -42,11 +42,11 @@ def by_kind_(layers: Sequence[LayerTensors]) -> Tensor:
             sums[members[0]] = two_sided_direction_(*layers[members[0]])
             continue
         columns = zip(*(layers[i] for i in members), strict=True)
-        weight, bias, inverse, mean, root, squares = map(_stacked, columns)
+        weight, bias, inverse, mean, root, squares, bias_weight = map(_stacked, columns)
         assert weight is not None
         assert inverse is not None
         assert root is not None
-        found = two_sided_direction_(weight, bias, inverse, mean, root, squares)
+        found = two_sided_direction_(weight, bias, inverse, mean, root, squares, bias_weight)
         for place, solved in ((0, weight), (1, bias)):
             if solved is not None:
                 written = [tensor for i in members if (tensor := layers[i][place]) is not None]
@@ -74,13 +74,16 @@ def two_sided_direction_(
     mean: Tensor | None,
     root: Tensor,
     squares: Tensor | None = None,
+    bias_weight: Tensor | None = None,
 ) -> Tensor:
     """One of them; returns what :func:`lnb_kernels.two_sided_directions_` returns of its matrices, ``[matrices, 4]``.
 
     Directions do not depend on the size of ``W`` or of ``P``. Both are brought to unit size, through ``P`` alone, so that the
     products of the rows are in the range of the dtype.
     """
-    gradient = _products(weight, weight) if bias is None else _products(weight, weight) + _products(bias, bias)
+    wide = sum_dtype(weight.device)
+    average = row_squares(weight, bias, bias_weight)
+    gradient = average.sum((-2, -1)).flatten()
     root = root * unit_scale(root, matrix_dims=3) * unit_scale(weight, bias).unsqueeze(-3)
     mixed = mix(root, weight)
     mixed_bias = None
@@ -91,12 +94,10 @@ def two_sided_direction_(
     # <(h_w, h_b), (w, b)> = <h_w, w - b mu> + b^2
     product = _rows_dot(step, mixed)
     scale = row_scale(product if mixed_bias is None else product + mixed_bias.square())
-    wide = sum_dtype(step.device)
     squares_of_rows = (step.to(wide).square().sum(-1, keepdim=True) * scale.to(wide).square()).flatten(-2)
     free_norm = squares_of_rows.sum(-1).flatten()
     if squares is not None:
-        averages = (weight,) if bias is None else (weight, bias)
-        scale = (scale * row_agreement(squares, *averages)).to(scale.dtype)
+        scale = (scale * agreement_of(average, squares.unsqueeze(-1))).to(scale.dtype)
     step_bias = None
     if bias is not None and mean is not None and mixed_bias is not None:
         step_bias = (mixed_bias - step @ mean.unsqueeze(-1)) * scale
@@ -109,24 +110,26 @@ def two_sided_direction_(
     return torch.stack([products, _products(step, step), free_norm, gradient], dim=-1)
 
 
-def row_agreement(squares: Tensor, *averages: Tensor) -> Tensor:
-    """How far the gradients of each row agree with each other, ``min(1, sqrt(||g~_i||^2 / v_i))``, ``[..., m, 1]``.
-
-    ``g~_i`` is the average of the row's gradients and ``v_i`` the average of their squared norms: 1 where all are the same,
-    less where they have nothing in common, and least where they point against each other, as those of steps that are too
-    long do.
-
-    Args:
-        squares: ``v``, ``[..., m]``.
-        averages: the parts of ``g~``, each ``[..., m, columns]``.
-    """
-    wide = sum_dtype(squares.device)
-    square = torch.stack([part.to(wide).square().sum(-1, keepdim=True) for part in averages]).sum(0)
-    return agreement_of(square, squares.unsqueeze(-1))
+def row_squares(weight: Tensor, bias: Tensor | None, bias_weight: Tensor | None = None) -> Tensor:
+    """``||g_i||^2`` of the rows of ``weight [..., m, d]`` and ``bias [..., m, 1]`` together, ``[..., m, 1]``, in float64 (float32
+    on devices without it). ``bias_weight``, ``[]`` or with the first dimensions of ``weight``, is what the bias counts."""
+    wide = sum_dtype(weight.device)
+    square = weight.to(wide).square().sum(-1, keepdim=True)
+    if bias is None:
+        return square
+    of_bias = bias.to(wide).square()
+    if bias_weight is not None:
+        of_bias = of_bias * bias_weight.view(*bias_weight.shape, *[1] * (of_bias.dim() - bias_weight.dim()))
+    return square + of_bias
 
 
 def agreement_of(square: Tensor, mean_square: Tensor) -> Tensor:
-    """:func:`row_agreement` of rows with ``||g~_i||^2 = square`` and ``v_i = mean_square``, both of any one shape."""
+    """How far the gradients of rows agree with each other, ``min(1, sqrt(||g~_i||^2 / v_i))``, in any one shape.
+
+    ``g~_i``, of square ``square``, is the average of the row's gradients, and ``v_i = mean_square`` the average of their squared
+    norms: 1 where all are the same, less where they have nothing in common, and least where they point against each other, as
+    those of steps that are too long do.
+    """
     mean = mean_square.to(square.dtype)
     return torch.where(mean > 0, square / mean, 0.0).clamp(max=1).sqrt()
 

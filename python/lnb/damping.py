@@ -14,6 +14,11 @@ otherwise a gradient that is far longer than those before it, and so most of the
 agree, and the rarest samples would get the longest steps. It is the ratio of Adam (Kingma and Ba, 2015), taken over a neuron's
 row instead of one entry.
 
+Weight and bias of a row count together, but for layers that see data (those of which the size of the inputs is known,
+:mod:`lnb.statistics.input_sizes`). Data have units of their own: in smaller ones, the gradients of the weights are as much
+smaller beside that of the bias, and whether a row's gradients agree would be asked of its bias alone. There, the square of the
+bias's gradient counts :data:`lnb_kernels.step_tables.DATA_BIAS`, which is nothing, and all where the data are zero.
+
 Each layer also has a radius, the share of its region that it uses (:func:`radii`). It shrinks while the layer's gradients oppose
 each other, so that a step length that was too long is not tried again at once, and grows otherwise. It starts at one over the
 number of layers, but at least at a fifth (:func:`first_radius`). That is a warm-up, which every deep network needs: at first the
@@ -59,7 +64,8 @@ from lnb.config import Config
 from lnb.context import LayerContext
 from lnb.momentum import state_like
 from lnb.sharded.columns import add_parts
-from lnb.statistics.arenas import Arenas, owners_of, sums_of
+from lnb.statistics.arenas import Arenas, constant, owners_of, sums_of
+from lnb.statistics.input_sizes import select_input_sizes
 from lnb.statistics.running import bias_correction
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
@@ -85,15 +91,25 @@ class Agreement:
         row_squares: ``v``, the mean square of each row's gradients, at least this step's, ``[groups, rows]`` of every layer.
         fresh: ``||g||^2`` of every layer's gradient of this step, ``[layers]``.
         counts: the steps that every layer has made, with this one, ``[layers]``.
+        bias_weights: what the squares of every layer's bias count in all this, ``[layers]``; None for 1.
     """
 
     row_squares: list[Tensor]
     fresh: Tensor
     counts: Tensor
+    bias_weights: Tensor | None
+
+    def counted(self, layers: list[int]) -> Tensor | None:
+        """The ``bias_weights`` of these layers, ``[layers]``."""
+        every = self.bias_weights
+        if every is None or layers == list(range(len(every))):
+            return every
+        return every[constant(tuple(layers), every.device, torch.int64)]
 
 
 def observe_agreement(contexts: list[LayerContext], verdict: Verdict, config: Config, arenas: Arenas) -> Agreement:
-    """Update the numbers by which agreement is judged with this step's gradients, after the averages of the gradients.
+    """Update the numbers by which agreement is judged with this step's gradients, after the averages of the gradients and
+    after refreshes, which know the sizes of inputs.
 
     State of a layer's weight: ``row_square`` ``[groups, rows]``, the average of ``||g_i||^2`` of decay ``b_rows``, weight and
     bias together.
@@ -101,7 +117,9 @@ def observe_agreement(contexts: list[LayerContext], verdict: Verdict, config: Co
     states = [context.state for context in contexts]
     shapes = [context.layer.shape[:2] for context in contexts]
     sizes = tuple(groups * rows for groups, rows in shapes)
-    squares = _row_squares(contexts, sizes)
+    input_sizes = select_input_sizes(contexts, arenas)
+    counted = None if input_sizes is None else reference.bias_weights(input_sizes.read())
+    squares = _row_squares(contexts, sizes, counted)
     counts = torch.stack([state["step"] for state in states]).clamp(min=1)
     owners = owners_of(sizes, squares.device)
 
@@ -116,7 +134,7 @@ def observe_agreement(contexts: list[LayerContext], verdict: Verdict, config: Co
     corrections = bias_correction(config.b_rows, counts).to(squares.dtype)
     mean_squares = torch.maximum(kept.read() / corrections[owners], squares)
     rows = [part.view(shape) for part, shape in zip(mean_squares.split(sizes), shapes, strict=True)]
-    return Agreement(rows, sums_of(squares, sizes), counts)
+    return Agreement(rows, sums_of(squares, sizes), counts, counted)
 
 
 def expected_squares(
@@ -232,27 +250,23 @@ def radii(
     return kept.read()
 
 
-def _row_squares(contexts: list[LayerContext], counts: tuple[int, ...]) -> Tensor:
+def _row_squares(contexts: list[LayerContext], counts: tuple[int, ...], bias_weights: Tensor | None) -> Tensor:
     """``||g_i||^2`` of every row of this step's gradients, ``[rows of all layers]``, limited to the largest number."""
     norms = multi_tensor.squared_row_norms([_gradient(context.parameters[0]) for context in contexts], list(counts))
-    biases = [_gradient(context.parameters[1]).flatten() for context in contexts if context.with_bias]
-    if biases:
-        squares = (biases[0] if len(biases) == 1 else torch.cat(biases)).to(norms.dtype).square()
-        if len(biases) == len(contexts):
-            norms = norms + squares
-        else:
-            spans = [part for part, context in zip(norms.split(counts), contexts, strict=True) if context.with_bias]
-            torch._foreach_add_(spans, list(squares.split([len(span) for span in spans])))
+    spans = list(norms.split(counts))
     cut = [(i, columns) for i, context in enumerate(contexts) if (columns := context.layer.columns) is not None]
     if cut:
-        spans = list(norms.split(counts))
-        for i, columns in cut:
-            if contexts[i].with_bias:  # which every rank has
-                of_bias = _gradient(contexts[i].parameters[1]).flatten().to(norms.dtype).square()
-                spans[i] = spans[i] - (1 - 1 / columns.of) * of_bias
         for (i, _), total in zip(cut, add_parts([(columns, spans[i]) for i, columns in cut]), strict=True):
-            spans[i] = total
-        norms = torch.cat(spans)
+            spans[i].copy_(total)
+    biased = [i for i, context in enumerate(contexts) if context.with_bias]
+    if biased:
+        squares = torch.cat([_gradient(contexts[i].parameters[1]).flatten() for i in biased]).to(norms.dtype).square()
+        if bias_weights is not None:
+            of_layers = bias_weights.to(norms.dtype)
+            rows = tuple(counts[i] for i in biased)
+            places = constant(tuple(biased), norms.device, torch.int64)
+            squares = squares * of_layers[places][owners_of(rows, norms.device)]
+        torch._foreach_add_([spans[i] for i in biased], list(squares.split([counts[i] for i in biased])))
     most = torch.finfo(norms.dtype).max ** 0.75  # an infinite mean square would never end
     return norms.clamp(max=most)
 

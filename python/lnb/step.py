@@ -156,12 +156,12 @@ class Share:
         """Momentum, statistics, solve."""
         context, verdict, config, arenas = self.context, self.verdict, self.config, self.arenas
         averages = average_gradients(context, verdict, config, self.scratch, arenas)
-        self.agreement: Agreement | None = None
-        if config.damping == "agreement" and context.layers:
-            self.agreement = observe_agreement(context.layers, verdict, config, arenas)
         average_statistics(context.layers, averages, verdict)
         select_input_sizes(context.layers, arenas)  # side by side in the layers' order, as prepared steps read them
         self.refresh(averages)
+        self.agreement: Agreement | None = None
+        if config.damping == "agreement" and context.layers:
+            self.agreement = observe_agreement(context.layers, verdict, config, arenas)
         self.solution = self.solve(averages)
         if config.others == "adamw":
             self.others = adam_directions(context, averages, verdict, config.b_others, arenas)

@@ -110,7 +110,7 @@ class Layers:
                 "coherence": wide(count),
             },
             steps,
-            10 * wide(count),  # most outputs are larger than 1 with it
+            10 * wide(count) * (torch.rand(count) < 0.7),  # most outputs are larger than 1 with it; 0 is for not known
         )
 
     def copy(self, dtype: torch.dtype | None = None) -> Layers:

@@ -118,9 +118,9 @@ def test_traffic(simulated: Simulator) -> None:
     simulated.set()
     layers.finish()
     rows, threads = 700, 512
-    everywhere = threads * (4 + 8)  # the count of steps and the share of the bias, by each thread
+    everywhere = threads * (4 + 8 + 8)  # the count of steps, the bias's share and the inputs' size, by each thread
     assert simulated.traffic == (
-        rows * (2 * 48 + 8 + 8 + 4 + 4) + everywhere + 6 * 8,
+        rows * (2 * 48 + 8 + 8 + 4 + 4) + everywhere + 5 * 8,
         rows * (8 + 4 + 4 + 4) + 7 * 8 + 4 * 8,
     )
 

@@ -334,11 +334,15 @@ def two_sided(draw: Draw) -> Case:
         squares.append(draw.arranged(square, "torch.float64"))
     arguments = {name: f"[{', '.join(parts)}]" for name, parts in lists.items()}
     arguments["squares"] = f"[{', '.join(squares)}]" if draw.chance(0.6) else "None"
+    counted = f"positive({draw.seed()}, ({count},), torch.float64, 1.0)"
+    arguments["bias_weights"] = draw.arranged(counted, "torch.float64") if count and draw.chance(0.5) else "None"
     singular = {"weights": ("weight",), "biases": ("bias",), "inverses": ("inverse",), "means": ("mean",)}
     singular["roots"] = ("root",)
-    kinds = {**dict.fromkeys(lists, "tensors"), "squares": "tensors?"}
+    kinds = {**dict.fromkeys(lists, "tensors"), "squares": "tensors?", "bias_weights": "tensor?"}
     case = Case("two_sided_directions_", arguments, truth_two_sided, ("weights", "biases"), names=singular)
-    free = {("squares", "None")} | ({(name, "length") for name in lists} if not count else set())
+    free = {("squares", "None"), ("bias_weights", "None")} | (
+        {(name, "length") for name in lists} if not count else set()
+    )
     return finish(draw, case, kinds, free)
 
 
@@ -351,13 +355,13 @@ def block_diagonal(blocks: Tensor) -> Tensor:
     return whole
 
 
-def agreement(weight: Tensor, bias: Tensor | None, squares: Tensor | None) -> Tensor:
+def agreement(weight: Tensor, bias: Tensor | None, squares: Tensor | None, counted: float) -> Tensor:
     """What every row is multiplied by, ``[..., m, 1]``."""
     if squares is None:
         return torch.ones(*weight.shape[:-1], 1, dtype=torch.float64)
     square = weight.double().square().sum(-1)
     if bias is not None:
-        square = square + bias.double().squeeze(-1).square()
+        square = square + counted * bias.double().squeeze(-1).square()
     ratio = torch.where(squares > 0, square / squares.clamp_min(5e-324), 0.0)
     return ratio.sqrt().clamp_max(1.0).unsqueeze(-1)
 
@@ -383,7 +387,8 @@ def truth_two_sided(before: Values, after: Values) -> dict[str, tuple[Any, Any]]
         bound = normwise(h, relative, weight.dtype, (-1,)) + (relative if h.numel() else 0.0)
         of_last = relative * (1 + last.abs() + (h.abs() * mu.abs().unsqueeze(-2)).sum(-1, keepdim=True))
         free, of_free = h.square().sum((-2, -1)), ((2 * h.abs() + bound) * bound).sum((-2, -1))
-        factor = agreement(weight, bias, square)
+        counted = 1.0 if before["bias_weights"] is None else float(before["bias_weights"][i])
+        factor = agreement(weight, bias, square, counted)
         h, last, bound, of_last = (x * factor for x in (h, last, bound, of_last))
         found[f"weights[{i}]"] = (h, bound + quantum(weight.dtype))
         if bias is not None:
@@ -392,7 +397,7 @@ def truth_two_sided(before: Values, after: Values) -> dict[str, tuple[Any, Any]]
         error = (bound * w.abs()).sum((-2, -1)) + (of_last * b.abs()).sum((-2, -1))
         error = error + relative * ((h * w).abs().sum((-2, -1)) + (last * b).abs().sum((-2, -1)))
         norm, of_norm = h.square().sum((-2, -1)), ((2 * h.abs() + bound) * bound).sum((-2, -1))
-        gradient = (w.square().sum((-2, -1)) + b.square().sum((-2, -1))) * largest**2
+        gradient = (w.square().sum((-2, -1)) + counted * b.square().sum((-2, -1))) * largest**2
         of_gradient = 4 * (w.shape[-1] + 1) * w.shape[-2] * torch.finfo(torch.float64).eps * gradient
         of_row = (product * largest, norm, free, gradient)
         sums.append(torch.stack(of_row, -1).reshape(-1, 4))

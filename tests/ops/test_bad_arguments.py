@@ -20,7 +20,7 @@ OPTIONAL = {
     "conv2d": {"bias", "probe", "channel_probe", "sample", "moment_dtype"},
     "pcg": {"h0", "arrow", "bias"},
     "pcg_layers": {"starts", "arrows"},
-    "two_sided_directions_": {"squares"},
+    "two_sided_directions_": {"squares", "bias_weights"},
     "multi_tensor.dot": {"layers"},
     "multi_tensor.ema_combined_": {"out"},
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 import lnb_kernels as lk
 from lnb_kernels import multi_tensor
 from lnb_kernels.fused_step import direct_layers_, finish_layers_, partial_count
+from lnb_kernels.fused_step.reference import bias_weights
 
 SHAPES = [Shape(6, 8, 3, 4, groups=2), Shape(4, 6, 4, 2, bias=False)]
 
@@ -47,7 +48,9 @@ def test_both_are_averages_and_two_sided_directions(dtype: torch.dtype) -> None:
         (part / correction[i]).view(SHAPES[i].groups, SHAPES[i].m)
         for i, part in enumerate(layers.numbers["row_square"].split(rows))
     ]
-    sums = lk.two_sided_directions_(weights, [of_bias, None], layers.inverses, layers.means, layers.roots, squares)
+    counted = bias_weights(layers.input_size.double())
+    metrics = layers.inverses, layers.means, layers.roots
+    sums = lk.two_sided_directions_(weights, [of_bias, None], *metrics, squares, counted)
     scales = layers.numbers["row_scales"].to(dtype).split(rows)
     for i, weight in enumerate(weights):
         torch.testing.assert_close(

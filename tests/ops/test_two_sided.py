@@ -116,7 +116,7 @@ def test_layout_threads_and_order_change_nothing() -> None:
 
 
 def with_gaps(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.repeat_interleave(2, -1)[..., ::2]
+    return value if value is None or value.dim() == 0 else value.repeat_interleave(2, -1)[..., ::2]
 
 
 def same(step: Step, other: Step) -> bool:
@@ -157,22 +157,22 @@ BACKENDS = [reference.two_sided_directions_, pytest.param(native_kernel.two_side
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_without_descent_stand_still_and_nan_stays(backend: Backend) -> None:
-    weight, bias, inverse, mean, root, _ = layer_tensors((), 6, 8, 6, 8, True)
+    weight, bias, inverse, mean, root, *_ = layer_tensors((), 6, 8, 6, 8, True)
     assert bias is not None
     assert mean is not None
     weight[1], bias[1] = 0, 0
     root = torch.eye(6).reshape(1, 6, 6)
-    [(step, step_bias)], sums = solved(backend, [(weight, bias, inverse, mean, root, None)])
+    [(step, step_bias)], sums = solved(backend, [(weight, bias, inverse, mean, root, None, None)])
     assert step_bias is not None
     assert bool((step[1] == 0).all() and (step_bias[1] == 0).all())
     assert bool(step.isfinite().all() and (step[2:] != 0).all())
     assert bool(sums.isfinite().all())
     weight[2, 3] = torch.nan
-    [(step, step_bias)], sums = solved(backend, [(weight, bias, inverse, mean, root, None)])
+    [(step, step_bias)], sums = solved(backend, [(weight, bias, inverse, mean, root, None, None)])
     assert step_bias is not None
     assert bool(step[2].isnan().all() and step_bias[2].isnan().all())
     assert bool(sums.isnan().all())
-    upwards = (weight[:2], None, -inverse, None, torch.eye(2).reshape(1, 2, 2), None)
+    upwards = (weight[:2], None, -inverse, None, torch.eye(2).reshape(1, 2, 2), None, None)
     [(step, _)], sums = solved(backend, [upwards])
     assert bool((step == 0).all() and (sums[:, :3] == 0).all())
     torch.testing.assert_close(sums[0, 3], row_squares(weight[:2], None).sum(), check_dtype=False)
@@ -181,17 +181,18 @@ def test_rows_without_descent_stand_still_and_nan_stays(backend: Backend) -> Non
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("squares", [True, False])
 def test_sums_are_those_of_the_directions(backend: Backend, squares: bool) -> None:
-    """``<H, W> + <h, b>``, ``||H||^2``, that without agreement, ``||W||^2 + ||b||^2``, in the order of the layers."""
+    """``<H, W> + <h, b>``, ``||H||^2``, that without agreement, ``||W||^2 + w ||b||^2``, in the order of the layers."""
     layers = [layer_tensors((2, 3), 10, 12, 5, 6, True, squares), layer_tensors((), 7, 9, 7, 9, False, squares)]
     steps, sums = solved(backend, layers)
-    free, _ = solved(backend, [(*values[:5], None) for values in layers])
+    free, _ = solved(backend, [(*values[:5], None, None) for values in layers])
     expected = []
-    for (step, step_bias), (of_free, _), (weight, bias, *_) in zip(steps, free, layers, strict=True):
+    for (step, step_bias), (of_free, _), (weight, bias, *_, counted) in zip(steps, free, layers, strict=True):
         product = (step.double() * weight.double()).sum((-2, -1))
         if bias is not None and step_bias is not None:
             product = product + (step_bias.double() * bias.double()).sum((-2, -1))
         norm, of_free = (h.double().square().sum((-2, -1)) for h in (step, of_free))
-        gradient = row_squares(weight, bias).sum(-1)
+        scaled = None if bias is None else bias.double() * (1.0 if counted is None else counted.sqrt())
+        gradient = row_squares(weight, scaled).sum(-1)
         expected.append(torch.stack([product, norm, of_free, gradient], -1).reshape(-1, 4))
     torch.testing.assert_close(sums, torch.cat(expected), rtol=1e-5, atol=1e-5)
     assert bool((sums[:, 1] < 0.9 * sums[:, 2]).all()) == squares
@@ -202,19 +203,20 @@ def test_sums_are_those_of_the_directions(backend: Backend, squares: bool) -> No
 @pytest.mark.parametrize("bias", [True, False])
 def test_rows_shrink_by_the_agreement_of_their_gradients(backend: Backend, scale: float, bias: bool) -> None:
     """Here from numbers of Python, whatever the size of the gradients."""
-    *given, squares = layer_tensors((2,), 12, 10, 6, 5, bias, True)
+    *given, squares, counted = layer_tensors((2,), 12, 10, 6, 5, bias, True)
     assert squares is not None
+    assert counted is not None
     for value in given[:2]:
         if value is not None:
             value.mul_(scale)
     squares.mul_(scale**2)
-    [(step, step_bias)], _ = solved(backend, [(*given, squares)])  # type: ignore[list-item]
-    [(free, free_bias)], _ = solved(backend, [(*given, None)])  # type: ignore[list-item]
+    [(step, step_bias)], _ = solved(backend, [(*given, squares, counted)])  # type: ignore[list-item]
+    [(free, free_bias)], _ = solved(backend, [(*given, None, None)])  # type: ignore[list-item]
     factors = []
     for i in range(24):
         entries = given[0].reshape(24, 10)[i].tolist()
         if given[1] is not None:
-            entries.append(given[1].flatten()[i].item())
+            entries.append(math.sqrt(counted.item()) * given[1].flatten()[i].item())
         factors.append(min(1.0, math.hypot(*entries) / math.sqrt(squares.flatten()[i].item())))
     assert min(factors) < 0.1
     assert max(factors) == 1
@@ -226,10 +228,10 @@ def test_rows_shrink_by_the_agreement_of_their_gradients(backend: Backend, scale
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_without_a_mean_square_stand_still(backend: Backend) -> None:
-    *given, squares = layer_tensors((), 6, 8, 3, 4, True, True)
+    *given, squares, _ = layer_tensors((), 6, 8, 3, 4, True, True)
     assert squares is not None
     squares[:4] = torch.tensor([0.0, -1.0, torch.nan, torch.inf])
-    [(step, step_bias)], sums = solved(backend, [(*given, squares)])  # type: ignore[list-item]
+    [(step, step_bias)], sums = solved(backend, [(*given, squares, None)])  # type: ignore[list-item]
     assert step_bias is not None
     assert bool((step[:4] == 0).all() and (step_bias[:4] == 0).all())
     assert bool((step[4:] != 0).all() and (step_bias[4:] != 0).all())
@@ -296,7 +298,8 @@ def test_the_op_writes_to_its_arguments() -> None:
     assert bias is not None
     assert step_bias is not None
     versions = weight._version, bias._version
-    sums = lk.two_sided_directions_(*([value] for value in values))  # type: ignore[misc]
+    *lists, counted = ([value] for value in values)
+    sums = lk.two_sided_directions_(*lists, torch.stack(counted))  # type: ignore[arg-type]
     assert torch.equal(sums, expected)
     assert torch.equal(weight, step)
     assert torch.equal(bias, step_bias)
@@ -315,9 +318,9 @@ def test_no_layers_and_empty_layers() -> None:
 @pytest.mark.parametrize("agree", [True, False])
 def test_opcheck(agree: bool) -> None:
     layers = layer_tensors((2,), 6, 8, 3, 4, True, True), layer_tensors((), 5, 7, 5, 7, False, True)
-    weights, biases, *constants, squares = map(list, zip(*layers, strict=True))
+    weights, biases, *constants, squares, counted = map(list, zip(*layers, strict=True))
     given = [bias for bias in biases if bias is not None]
     torch.library.opcheck(
         torch.ops.lnb_kernels.two_sided_directions_.default,
-        (weights, given, *constants, squares if agree else []),
+        (weights, given, *constants, *((squares, torch.stack(counted)) if agree else ([],))),
     )

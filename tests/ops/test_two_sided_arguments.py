@@ -13,7 +13,7 @@ from lnb_kernels import _native
 
 needs_native = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
 
-W, B, C, MU, P, V = layer_tensors((), 4, 6, 2, 3, True, True)
+W, B, C, MU, P, V, K = layer_tensors((), 4, 6, 2, 3, True, True)
 BAD: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     ((W, [B], [C], [MU], [P]), TypeError, "weights must be a list, got Tensor"),
     (([W], B, [C], [MU], [P]), TypeError, "biases must be a list, got Tensor"),
@@ -41,6 +41,16 @@ BAD: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     (([W], [B], [C], [MU], [P], [V[:, None]]), ValueError, r"layer 0: squares has shape \(4, 1\)"),
     (([W], [B], [C], [MU], [P], [V.float()]), ValueError, "squares is torch.float32; it must be torch.float64"),
     (([W], [B], [C], [MU], [P], [V.to("meta")]), ValueError, "layer 0: squares"),
+    (([W], [B], [C], [MU], [P], [V], [K]), TypeError, "bias_weights"),
+    (([W], [B], [C], [MU], [P], [V], K), ValueError, r"bias_weights has shape \(\)"),
+    (([W], [B], [C], [MU], [P], [V], K.expand(2)), ValueError, r"bias_weights has shape \(2,\)"),
+    (([W], [B], [C], [MU], [P], [V], K[None].long()), TypeError, "bias_weights"),
+    (
+        ([W], [B], [C], [MU], [P], [V], K[None].float()),
+        ValueError,
+        "bias_weights is torch.float32; it must be torch.float64",
+    ),
+    (([W], [B], [C], [MU], [P], [V], K[None].to("meta")), ValueError, "bias_weights"),
 ]
 
 
@@ -57,7 +67,7 @@ def test_bad_arguments_are_named(arguments: tuple[Any, ...], error: type[Excepti
 def test_views_of_one_memory_are_refused() -> None:
     memory = torch.randn(5, 6)
     values = [layer_tensors((), 4, 6, 2, 3, True, True) for _ in range(2)]
-    lists = [list(column) for column in zip(*values, strict=True)]
+    lists = [list(column) for column in zip(*values, strict=True)][:6]
     lists[0] = [memory[:4], memory[1:]]
     with pytest.raises(ValueError, match=r"weights\[1\] and weights\[0\] overlap in memory"):
         lk.two_sided_directions_(*lists)
@@ -77,6 +87,7 @@ def test_views_of_one_memory_are_refused() -> None:
         (0, 0, r"weights\[0\] has entries but a null pointer"),
         (4, 2, r"roots\[0\] is not aligned to its dtype: its address 2"),
         (5, 4, r"squares\[0\] is not aligned to its dtype: its address 4"),
+        (6, 4, r"bias_weights\[0\] is not aligned to its dtype: its address 4"),
         (3, 0, "layer 0: bias and mean come together"),
     ],
 )

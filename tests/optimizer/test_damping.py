@@ -203,3 +203,53 @@ def test_steps_that_go_back_and_forth_where_gradients_agree_are_short(
     assert last_layer(alternating) < 1.5 * FLOOR
     assert last_layer([one] * 45) == 1
     assert last_layer([torch.randn(16, 63, generator=generator) for _ in range(45)]) == 1  # noise makes weights longer
+
+
+@pytest.mark.parametrize("form", ["tables", "general"])
+def test_units_of_data_make_no_difference(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs a million times as small, with weights that undo it: the same function after every step, to rounding."""
+    if form == "general":
+        monkeypatch.setattr("lnb.step.prepare", lambda *_: None)
+    outputs = []
+    for unit in (1.0, 2.0**-20):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+        with torch.no_grad():
+            model[0].weight.mul_(2 / unit)  # well above the least norm by which a layer's bound is measured
+        optimizer, x = lnb.LNB(model), torch.randn(40, 64, 6, dtype=torch.float64)
+        for rows in x:
+            optimizer.zero_grad()
+            (model(unit * rows) - rows[:, :1].sin()).square().mean().backward()
+            optimizer.step()
+        outputs.append(model(unit * x[0]))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_bias_of_a_layer_whose_data_are_zero_moves() -> None:
+    layer = nn.Linear(6, 5)
+    optimizer, x, target = lnb.LNB(layer), torch.zeros(20, 6), torch.arange(5.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (layer(x) - target).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(layer.bias.detach(), target, atol=0.3, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["tables", "general"])
+def test_biases_count_but_in_layers_that_see_data(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if form == "general":
+        monkeypatch.setattr("lnb.step.prepare", lambda *_: None)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5))
+    optimizer = lnb.LNB(model)
+    kept = {layer: torch.zeros(layer.out_features, dtype=torch.float64) for layer in model}
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(30, 4)).square().mean().backward()
+        for layer, average in kept.items():
+            square = layer.weight.grad.double().square().sum(1)
+            if layer is model[1]:
+                square += layer.bias.grad.double().square()
+            average.lerp_(square, 1 - optimizer.config.b_rows)
+        optimizer.step()
+    for layer, average in kept.items():
+        torch.testing.assert_close(optimizer.state[layer.weight]["row_square"][0], average)

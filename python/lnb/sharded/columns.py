@@ -27,7 +27,7 @@ from torch import Tensor
 from lnb.distributed.failures import naming
 from lnb.statistics.factored import Factor
 from lnb_kernels.scaling import sum_dtype, unit_scale
-from lnb_kernels.two_sided.reference import agreement_of, mix, row_scale, times_blocks
+from lnb_kernels.two_sided.reference import agreement_of, mix, row_scale, row_squares, times_blocks
 
 UNFINISHED = "No parameter was changed; averages may have this step's gradients in them already"
 """The state in which a step leaves things if it breaks off while directions are made."""
@@ -99,6 +99,7 @@ class LayerColumns:
         factor: of the metric of the columns.
         root: ``P^(-1/2)``, ``[groups, blocks, size, size]``.
         squares: the mean square of each row's gradients, ``[groups, rows]``; None to leave agreement out.
+        bias_weight: what the bias counts in that, ``[1]``; None for 1.
         columns: of the layer.
     """
 
@@ -107,6 +108,7 @@ class LayerColumns:
     factor: Factor
     root: Tensor
     squares: Tensor | None
+    bias_weight: Tensor | None
     columns: Columns
 
 
@@ -136,14 +138,13 @@ class _Begun:
             mixed = mixed - (self.mixed_bias * scale) * factor.mean.unsqueeze(-2)
         self.step = times_blocks(mixed, factor.matrix)
         product = (self.step.to(wide) * mixed.to(wide)).sum(-1) * self.size.squeeze(-1).square()
-        square = weight.to(wide).square().sum(-1)
+        counted = self.size.new_ones(()) if layer.bias_weight is None else layer.bias_weight.to(wide)
+        self.square = row_squares(weight, bias, counted / layer.columns.of).squeeze(-1)
         along = torch.zeros_like(product)
-        if bias is not None:
-            square = square + bias.to(wide).squeeze(-1).square() / layer.columns.of
         if self.mixed_bias is not None and factor.mean is not None:
             product = product + self.mixed_bias.to(wide).squeeze(-1).square() / layer.columns.of
             along = (self.step @ factor.mean.unsqueeze(-1)).to(wide).squeeze(-1) * self.size.squeeze(-1)
-        self.rows = torch.stack([product, along, square])  # [3, groups, rows]
+        self.rows = torch.stack([product, along, self.square])  # [3, groups, rows]
 
     def finish_(self, total: Tensor) -> Tensor:
         """Write the direction; return the four sums over the columns here."""
@@ -151,7 +152,6 @@ class _Begun:
         weight, bias, of = layer.weight, layer.bias, layer.columns.of
         product, along, square = (rows.unsqueeze(-1) for rows in total)
         scale = row_scale(product)
-        gradient = weight.to(wide).square().sum()
         step = self.step.to(wide) * self.size
         free = (step * scale).square().sum()
         if layer.squares is not None:
@@ -161,10 +161,9 @@ class _Begun:
         if bias is not None and self.mixed_bias is not None:
             step_bias = ((self.mixed_bias.to(wide) - along) * scale).to(bias.dtype)
             products = products + (step_bias.to(wide) * bias.to(wide)).sum() / of
-            gradient = gradient + bias.to(wide).square().sum() / of
             bias.copy_(step_bias)
         weight.copy_(step)
-        return torch.stack([products, step.to(wide).square().sum(), free, gradient])
+        return torch.stack([products, step.to(wide).square().sum(), free, self.square.sum()])
 
 
 def _cut(rows: Tensor, blocks: int, size: int) -> Tensor:

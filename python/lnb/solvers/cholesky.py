@@ -146,24 +146,26 @@ def _solve_two_sided(
             [factor.mean for factor in factors],
             [contexts[i].state["output_factor"] for i in alike],
             None if agreement is None else [agreement.row_squares[i] for i in alike],
+            None if agreement is None else agreement.counted(alike),
         )
         sums.append(sums_of(found, tuple(contexts[i].layer.groups for i in alike)))
     if cut:
-        columns = [
-            _columns(contexts[i], averages, None if agreement is None else agreement.row_squares[i]) for i in cut
-        ]
-        sums.append(column_directions_(columns))
+        sums.append(column_directions_([_columns(contexts[i], averages, agreement, i) for i in cut]))
     for i in members:
         solution.parts[i] = [averages[parameter] for parameter in contexts[i].parameters]
     solution.summed = (*(i for alike in by_dtype.values() for i in alike), *cut)
     solution.sums = sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
-def _columns(context: LayerContext, averages: dict[nn.Parameter, Tensor], squares: Tensor | None) -> LayerColumns:
+def _columns(
+    context: LayerContext, averages: dict[nn.Parameter, Tensor], agreement: Agreement | None, i: int
+) -> LayerColumns:
     assert context.layer.columns is not None
-    return LayerColumns(
-        *matrices(context, averages), _factor(context), context.state["output_factor"], squares, context.layer.columns
-    )
+    squares = counted = None
+    if agreement is not None:
+        squares, counted = agreement.row_squares[i], agreement.counted([i])
+    root, columns = context.state["output_factor"], context.layer.columns
+    return LayerColumns(*matrices(context, averages), _factor(context), root, squares, counted, columns)
 
 
 def _factor(context: LayerContext) -> Factor:

@@ -18,7 +18,7 @@ from lnb.verdict import Verdict
 from lnb.weight_bound import WeightBound
 from lnb_kernels import multi_tensor
 from lnb_kernels.scaling import sum_dtype
-from lnb_kernels.two_sided.reference import row_agreement
+from lnb_kernels.two_sided.reference import agreement_of, row_squares
 
 _LARGEST_SCALE = 0.875  # power of the largest number
 
@@ -139,10 +139,11 @@ def _damp(
     """Multiply the rows of a layer's direction by their agreement; returns ``||g~||^2``, ``[]``."""
     each = context.layers[i]
     shape = each.layer.shape[:2]
-    given = [averages[parameter].view(*shape, -1) for parameter in each.parameters]
-    factor = row_agreement(agreement.row_squares[i], *given)
+    weight, *bias = (averages[parameter].view(*shape, -1) for parameter in each.parameters)
+    square = row_squares(weight, bias[0] if bias else None, agreement.counted([i]))
+    factor = agreement_of(square, agreement.row_squares[i].unsqueeze(-1))
     solution.parts[i] = [(part.view(*shape, -1) * factor.to(part.dtype)).view_as(part) for part in solution.parts[i]]
-    return torch.stack([part.to(factor.dtype).square().sum() for part in given]).sum()
+    return square.sum()
 
 
 def shortened(
