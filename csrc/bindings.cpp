@@ -216,8 +216,9 @@ void cg_phase(lnb::CgPhase phase, const std::array<uintptr_t, 7>& tensors, const
     without_gil([&] { lnb::cg_phase(phase, vectors, rows_per_unit, of_units, of_rows, stop, threads); });
 }
 
-// For every layer the addresses of weight, bias, inverse, mean, root, squares (bias and mean are null without a bias,
-// squares where agreement does not count), and its matrices, rows, inputs, input_block, output_block.
+// For every layer the addresses of weight, bias, inverse, mean, root, squares, bias_weight (bias and mean are null
+// without a bias, squares where agreement does not count, bias_weight where it is 1), and its matrices, rows, inputs,
+// input_block, output_block.
 // Overwrites weights and biases; returns the four sums of all matrices in turn, layer by layer.
 std::vector<double> two_sided_directions(const std::vector<std::array<uintptr_t, 7>>& addresses,
                                          const std::vector<std::array<int64_t, 5>>& shapes, int threads) {
