@@ -27,6 +27,7 @@ FINISHED = {  # docs/protocol.md names the others
         "digits",
         "mnist",
         "cifar10-resnet-small",
+        "cifar10-vit-small",
         "camvid-small",
         "gpt-small",
         "lora-small",
