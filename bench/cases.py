@@ -150,7 +150,7 @@ def _refresh(*sizes: tuple[int, int, torch.dtype]) -> Callable[[], Any]:
         )
         return InputMetric(
             blocks(size + 1), None, blocks(size + 1), torch.zeros(()), blocks(size), torch.zeros(1, size), 0.9, 0.2, True,
-            1.0, 1.0, 1, (outputs,),
+            1.0, 1.0, 1, 0.01, (outputs,),
         )  # fmt: skip
 
     return lambda: refresh_metrics(

@@ -395,10 +395,10 @@ void step_average(lnb::StepTables& tables, const Addresses& gradients, const Add
 // For each layer that is refreshed: its place, input_block, output_block, whether it follows another one of them, and
 // whether its input_size is written;
 // the addresses of gathered, second_moment, counted, inverse, mean (0 without a bias), output_moment and root; and
-// decay, ridge, sample_ridge, data_inputs, sample_every.
+// decay, ridge, sample_ridge, data_inputs, sample_every, output_ridge.
 void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<int64_t, 5>>& places,
                   const std::vector<std::array<uintptr_t, 7>>& addresses,
-                  const std::vector<std::array<double, 5>>& numbers, const std::array<float, 3>& coefficients,
+                  const std::vector<std::array<double, 6>>& numbers, const std::array<float, 3>& coefficients,
                   int64_t steps, int threads) {
     if (addresses.size() != places.size() || numbers.size() != places.size()) {
         throw std::invalid_argument("one place, one set of addresses and of numbers per layer");
@@ -430,10 +430,10 @@ void step_refresh(const lnb::StepTables& tables, const std::vector<std::array<in
         for (size_t k = 0; k < sizes.size(); ++k)
             check_memory(kNames[k], addresses[i][k], sizes[k], lnb::Type::kFloat32);
         const auto& [gathered, second_moment, counted, inverse, mean, output_moment, root] = addresses[i];
-        const auto& [decay, ridge, sample_ridge, data_inputs, sample_every] = numbers[i];
+        const auto& [decay, ridge, sample_ridge, data_inputs, sample_every, output_ridge] = numbers[i];
         due.push_back({place, at(gathered), at(second_moment), at(counted), at(inverse), at(mean), at(output_moment),
-                       at(root), block, side, decay, ridge, sample_ridge, data_inputs, sample_every, follows != 0,
-                       sized != 0});
+                       at(root), block, side, decay, ridge, sample_ridge, data_inputs, sample_every, output_ridge,
+                       follows != 0, sized != 0});
     }
     const lnb::Quintic quintic{coefficients[0], coefficients[1], coefficients[2]};
     without_gil([&] { tables.refresh(due, quintic, steps, threads); });

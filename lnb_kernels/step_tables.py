@@ -132,6 +132,7 @@ class StepMoment:
         sample_ridge: what that grows by, times inputs of a block per sample that the average counts.
         data_inputs: what it grows by, divided by the samples of this step.
         sample_every: one of how many samples was read.
+        output_ridge: added to the diagonal of each block of ``P``, relative to its mean.
         follows: whether it shares all that is kept of its inputs, up to ``mean``, with another layer of the same call.
         sized: whether its ``input_size`` is written, the root of the mean diagonal of the metric.
     """
@@ -148,6 +149,7 @@ class StepMoment:
     sample_ridge: float
     data_inputs: float
     sample_every: int
+    output_ridge: float
     follows: bool = False
     sized: bool = True
 
@@ -277,7 +279,10 @@ class StepTables:
         self._native.refresh(
             [(x.layer, x.inverse.shape[-1], x.root.shape[-1], int(x.follows), int(x.sized)) for x in moments],
             addresses,
-            [(x.decay, x.ridge, x.sample_ridge, x.data_inputs, float(x.sample_every)) for x in moments],
+            [
+                (x.decay, x.ridge, x.sample_ridge, x.data_inputs, float(x.sample_every), x.output_ridge)
+                for x in moments
+            ],
             tuple(coefficients),
             steps,
             torch.get_num_threads(),

@@ -224,9 +224,12 @@ void root_of_average(const Block& block, const Scaled& scaled, double mean_diago
         trace += moment[row * m + row];
     }
     if (!(trace > static_cast<double>(FLT_MIN))) trace = 1;
+    const double ridge = trace / static_cast<double>(m) * layer.output_ridge;
+    trace += static_cast<double>(m) * ridge;
     const Workspace<float> power(entries);
-    const auto divisor = static_cast<float>(trace);
+    const auto divisor = static_cast<float>(trace), added = static_cast<float>(ridge / trace);
     for (int64_t i = 0; i < entries; ++i) power.get()[i] = moment[i] / divisor;
+    for (int64_t i = 0; i < entries; i += m + 1) power.get()[i] += added;
     newton_schulz_root(power.get(), root, m, quintic, steps);
     // Steps from a matrix with a clearly negative eigenvalue grow beyond all bounds.
     const bool rooted = std::all_of(root, root + entries, [](float x) { return std::isfinite(x); });

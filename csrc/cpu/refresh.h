@@ -36,6 +36,7 @@ struct RefreshedLayer {
     double sample_ridge;  // what the ridge grows by, times inputs of a block per sample that the average counts
     double data_inputs;   // what it grows by, divided by the samples of this step
     double sample_every;  // one of how many samples was read
+    double output_ridge;  // added to each block of P, relative to its mean diagonal
     bool follows;         // another of the layers has the same gathered, second_moment, counted, inverse and mean
 };
 

@@ -127,6 +127,7 @@ void StepTables::refresh(const std::vector<StepMoments>& due, const Quintic& qui
                              of.sample_ridge,
                              of.data_inputs,
                              of.sample_every,
+                             of.output_ridge,
                              of.follows});
     }
     lnb::refresh(refreshed.data(), static_cast<int64_t>(refreshed.size()), quintic, steps, threads);

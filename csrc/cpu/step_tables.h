@@ -55,7 +55,7 @@ struct StepMoments {
     const float* gathered;
     float *second_moment, *counted, *inverse, *mean, *output_moment, *root;
     int64_t input_block, output_block;
-    double decay, ridge, sample_ridge, data_inputs, sample_every;
+    double decay, ridge, sample_ridge, data_inputs, sample_every, output_ridge;
     bool follows, sized;
 };
 

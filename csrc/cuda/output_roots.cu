@@ -61,8 +61,12 @@ struct Root {
         for_places<kTiles>([&](int tile, int row, int column) { total[0] += row == column ? a[tile] : 0; });
         __syncthreads();
         block_sums(total, reinterpret_cast<float*>(scratch));
-        const float size = total[0] > kTiny ? total[0] : 1;
-        for_places<kTiles>([&](int tile, int, int) { a[tile] /= size; });
+        const float whole = total[0] > kTiny ? total[0] : 1;
+        const float ridge = whole * layer.ridge / static_cast<float>(side);
+        const float size = whole + whole * layer.ridge;
+        for_places<kTiles>([&](int tile, int row, int column) {
+            a[tile] = (a[tile] + (row == column && row < side ? ridge : 0)) / size;
+        });
         newton_schulz_root<kTiles>(a, side, quintic, steps, memory);
 
         // Steps from a matrix with a clearly negative eigenvalue grow beyond all bounds.

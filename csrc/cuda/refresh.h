@@ -69,7 +69,8 @@ struct OutputLayer {
     double* input_size;     // [], gets the root of the mean diagonal of the inputs' metric; null for none
     float momentum, take;   // of the gradients
     double decay;           // of the average
-    int64_t layer;          // whose facts they are
+    float ridge;            // added to its diagonal, relative to the mean of each block's
+    int32_t layer;          // whose facts they are
     int32_t groups, rows, inputs, side, input_side;
     int32_t parts;  // parts_of(inputs, input_side)
 };

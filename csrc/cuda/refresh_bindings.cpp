@@ -145,7 +145,7 @@ void input_metrics_at(const std::vector<InputFields>& fields, double noise, uint
 
 // A gradient's address, its average's and its share's or 0, and the types of the first and the last.
 using GradientFields = std::tuple<int64_t, int64_t, int64_t, Type, Type>;
-using OutputFields = std::tuple<GradientFields, GradientFields, std::array<int64_t, 13>, std::array<double, 3>>;
+using OutputFields = std::tuple<GradientFields, GradientFields, std::array<int64_t, 13>, std::array<double, 4>>;
 
 Gradient gradient(const std::string& name, const GradientFields& fields, int64_t size) {
     const auto& [g, m, share, type, share_type] = fields;
@@ -165,7 +165,7 @@ std::vector<OutputLayer> output_layers(const std::vector<OutputFields>& fields, 
     for (const auto& [weight, bias, integers, numbers] : fields) {
         const auto& [partials, scales, inverse, mean, average, root, input_size, index, groups, rows, inputs, side,
                      input_side] = integers;
-        const auto& [momentum, take, decay] = numbers;
+        const auto& [momentum, take, decay, ridge] = numbers;
         const std::string layer = label("layers", layers.size()) + ": ";
         check_side(layer + "side", side);
         check_side(layer + "input_side", input_side);
@@ -177,6 +177,7 @@ std::vector<OutputLayer> output_layers(const std::vector<OutputFields>& fields, 
         if (index < 0 || index >= facts_count) throw std::invalid_argument(layer + "it has no facts");
         check_share(layer + "decay", decay);
         check_share(layer + "momentum", momentum);
+        if (!(ridge >= 0)) throw std::invalid_argument(layer + "ridge is not at least 0");
         if ((average == 0) != (decay == 0)) throw std::invalid_argument(layer + "an average and a decay come together");
         const bool with_bias = std::get<0>(bias) != 0;
         if (with_bias != (mean != 0)) throw std::invalid_argument(layer + "bias and mean come together");
@@ -195,7 +196,8 @@ std::vector<OutputLayer> output_layers(const std::vector<OutputFields>& fields, 
         made.momentum = static_cast<float>(momentum);
         made.take = static_cast<float>(take);
         made.decay = decay;
-        made.layer = index;
+        made.ridge = static_cast<float>(ridge);
+        made.layer = static_cast<int32_t>(index);
         made.groups = static_cast<int32_t>(groups);
         made.rows = static_cast<int32_t>(rows);
         made.inputs = static_cast<int32_t>(inputs);

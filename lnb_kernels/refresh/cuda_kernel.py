@@ -73,7 +73,7 @@ def _output_table(native: Any, layers: Sequence[InputMetric], held: list[Tensor]
             outputs.root.data_ptr(), _address(outputs.input_size), i, *shape,
         )  # fmt: skip
         momentum, take = _shares(outputs.weight)
-        table.append((weight, bias, integers, (momentum, take, layer.decay)))
+        table.append((weight, bias, integers, (momentum, take, layer.decay, layer.output_ridge)))
         of_parts += 16 * count
         of_partials += 4 * floats
     return table

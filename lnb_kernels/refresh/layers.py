@@ -89,6 +89,7 @@ class InputMetric:
         data_inputs: what it grows by, divided by the samples of this step; both together add at most
             :data:`MOST_SAMPLE_RIDGE`.
         sample_every: of how many samples ``gathered`` has one.
+        output_ridge: added to the diagonal of each block of neurons' moment, relative to its mean.
         outputs: the neurons' side of each layer; empty where there is none.
     """
 
@@ -104,6 +105,7 @@ class InputMetric:
     sample_ridge: float
     data_inputs: float
     sample_every: int
+    output_ridge: float
     outputs: tuple[OutputMetric, ...]
 
 

@@ -214,7 +214,7 @@ def _output_fields(member: _Output, part: int, entry: int, held: list[Tensor]) -
     kept = (layer.inverse, layer.mean, own.average, own.root, own.input_size)
     return (
         *weight, *bias, *(_address("state", tensor) for tensor in kept), member.number, part, entry, member.parts, rows,
-        columns, side, size, bits_of(momentum), bits_of(layer.decay),
+        columns, side, size, bits_of(momentum), bits_of(layer.decay), bits_of(layer.output_ridge),
     )  # fmt: skip
 
 

@@ -17,11 +17,11 @@ from lnb_kernels._triton.tables import address, field, item_of
 from lnb_kernels.fused_step.triton_direct import unit_of
 from lnb_kernels.refresh.triton_inputs import FACTS, TINY
 
-FIELDS = tl.constexpr(21)
+FIELDS = tl.constexpr(22)
 WEIGHT, WEIGHT_AVERAGE, WEIGHT_SHARE, BIAS, BIAS_AVERAGE, BIAS_SHARE = map(tl.constexpr, range(6))
 INVERSE, MEAN, AVERAGE, ROOT, INPUT_SIZE = map(tl.constexpr, range(6, 11))
 NUMBER, FIRST_PART, FIRST_ENTRY, PARTS, ROWS, INPUTS, SIDE, SIZE = map(tl.constexpr, range(11, 19))
-MOMENTUM, DECAY = map(tl.constexpr, range(19, 21))
+MOMENTUM, DECAY, RIDGE = map(tl.constexpr, range(19, 22))
 CHUNK = tl.constexpr(8)
 """Blocks of inputs that one program takes."""
 SHARES = {None: tl.float32, torch.float32: tl.float32, torch.float64: tl.float64}
@@ -277,12 +277,15 @@ def root_kernel(
                 trace += tl.sum(tl.where(mask & (i == j), value, 0.0), 1)
         total = tl.sum(trace, 0)
         total = tl.where(total > TINY, total, 1.0)
+        share = field(table_ptr, item, RIDGE, ITEMS, FIELDS).to(tl.float64, bitcast=True).to(tl.float32)
+        ridge = total * share / whole.to(tl.float32)
+        total += total * share
         for row in range(0, side, BLOCK):
             i = (row + lane)[:, None]
             for column in range(0, side, BLOCK):
                 j = (column + lane)[None, :]
                 mask = (i < side) & (j < side)
-                scaled = tl.load(a_ptr + i * side + j, mask=mask, other=0.0) / total
+                scaled = (tl.load(a_ptr + i * side + j, mask=mask, other=0.0) + tl.where(i == j, ridge, 0.0)) / total
                 tl.debug_barrier()
                 tl.store(a_ptr + i * side + j, scaled, mask=mask)
                 tl.store(memory_ptr + 2 * entries + i * side + j, tl.where(i == j, 1.0, 0.0), mask=mask)

@@ -70,6 +70,8 @@ class Config:
             counts, >= 0.
         data_ridge: what is added to the relative ridge of a layer that sees data, to which no gradient goes: times its inputs
             per sample of the batch, >= 0. Together with ``sample_ridge``, at most 2 is added.
+        output_ridge: added to the diagonal of the second moment of the neurons' gradients where the trust region is
+            ``"two_sided"``, relative to the mean diagonal of each block, >= 0.
         max_relative_change: the longest step of a layer's weights relative to their norm, per unit of ``lr``, > 0; None
             for no bound (see :mod:`lnb.weight_bound`).
         damping: what shortens steps inside the region. ``"none"``; ``"agreement"``: the gradients of a neuron do not agree
@@ -120,6 +122,7 @@ class Config:
     ridge_mode: str = "absolute"
     sample_ridge: float = 0.0
     data_ridge: float = 0.0
+    output_ridge: float = 0.0
     max_relative_change: float | None = None
     damping: str = "none"
     b_rows: float = 0.95
@@ -138,7 +141,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("momentum", "b_mu", "b_nu", "shrinkage", "b_s", "b_others", "b_rows"):
             check_number(name, getattr(self, name), low=0.0, high=1.0)
-        for name in ("ridge", "weight_decay", "others_lr", "sample_ridge", "data_ridge"):
+        for name in ("ridge", "weight_decay", "others_lr", "sample_ridge", "data_ridge", "output_ridge"):
             check_number(name, getattr(self, name), low=0.0)
         check_number("min_norm", self.min_norm, low=0.0, low_allowed=False)
         if self.max_relative_change is not None:
@@ -336,6 +339,7 @@ PRESETS: dict[str, Callable[..., Config]] = {
         b_s=0.9,
         sample_ridge=8.0,
         data_ridge=2.0,
+        output_ridge=0.01,
         max_relative_change=2.5,
         damping="agreement",
         block_size=144,

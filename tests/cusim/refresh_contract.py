@@ -45,6 +45,23 @@ class Contract:
         assert all(torch.equal(value, right[key]) for key, value in found.items())
         assert not torch.equal(found["inverse"], run([plain])[0]["inverse"])
 
+    def test_the_neurons_ridge_is_relative_to_each_block(self, run: Run) -> None:
+        of = layer(Shape(1, 1, 3, 2, 4, decay=0.9))
+        [outputs] = of.outputs
+        assert outputs.average is not None
+        sizes = torch.tensor([1.0, 2.0**-14]).view(2, 1, 1)
+        outputs = replace(outputs, average=outputs.average[:, :1] * sizes, weight=torch.zeros(1, 8, 3), bias=torch.zeros(1, 8))
+        roots = []
+        for ridge in (0.0, 0.3):
+            [found] = run([replace(of, output_ridge=ridge, outputs=(outputs,))])
+            first, second = found["root"][0]
+            torch.testing.assert_close(second, first * 128)
+            torch.testing.assert_close(found["output_moment"], outputs.average * 0.9)  # without the ridge
+            roots.append(first)
+        exact = inverse_root(outputs.average[0, 0].double() * 0.9, ridge=0.3)
+        torch.testing.assert_close(roots[1].double(), exact, rtol=1e-3, atol=1e-3)
+        assert float((roots[0] - roots[1]).abs().max()) > 0.1
+
     def test_gradients_are_averaged_where_they_are_read(self, run: Run) -> None:
         for dtype, width in self.gradients:
             of = layer(Shape(1, 1, width, 1, 6))
@@ -118,7 +135,7 @@ class Contract:
         nothing = torch.zeros_like(outputs.weight), torch.zeros_like(outputs.bias)  # type: ignore[arg-type]
         [found] = run([replace(of, outputs=(replace(outputs, weight=nothing[0], bias=nothing[1], average=average),))])
         torch.testing.assert_close(found["output_moment"], average * 0.9)
-        torch.testing.assert_close(found["root"], inverse_root(average * 0.9))
+        torch.testing.assert_close(found["root"], inverse_root(average * 0.9, ridge=of.output_ridge))
         assert torch.equal(found["root"][0, 0].count_nonzero(), torch.tensor(4))
         assert bool((found["root"][0, 1].diagonal() > 1).all())  # of a zero moment
 

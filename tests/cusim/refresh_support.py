@@ -81,6 +81,7 @@ def layer(shape: Shape, seed: int = 0) -> InputMetric:
         1.0 if shape.relative else 0.0,
         2.0 * shape.side if shape.relative else 0.0,
         2,
+        0.05,
         (outputs,),
     )
 
@@ -157,7 +158,7 @@ def plain(of: InputMetric, dtype: torch.dtype) -> dict[str, Tensor]:
     if outputs.average is not None:
         moment = torch.lerp(outputs.average.to(dtype), moment, 1 - of.decay)
         results["output_moment"] = moment
-    results["root"] = inverse_root(moment)
+    results["root"] = inverse_root(moment, ridge=of.output_ridge)
     results["input_size"] = mean_diagonals(flat, bias is not None, (blocks,) * groups).mean().sqrt()
     return results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -194,6 +195,7 @@ BAD_OUTPUTS = [
     ("rows", 5, "side does not divide rows"),
     ("inputs", 4, "input_side does not divide inputs"),
     ("input_side", 0, "input_side is 0; allowed are 1 to 144"),
+    ("ridge", math.nan, "ridge is not at least 0"),
 ]
 
 
@@ -213,10 +215,10 @@ def test_bindings_refuse_inputs_that_would_crash(simulated: Simulator, field: st
 def test_bindings_refuse_outputs_that_would_crash(simulated: Simulator, field: str, value: Any, message: str) -> None:
     native, memory = simulated.module, torch.zeros(8192, dtype=torch.float64).data_ptr()
     given = dict.fromkeys((*OUTPUT, "weight", "bias"), memory)
-    given |= {"index": 0, "groups": 1, "rows": 4, "inputs": 6, "side": 2, "input_side": 3, field: value}
+    given |= {"index": 0, "groups": 1, "rows": 4, "inputs": 6, "side": 2, "input_side": 3, "ridge": 0.1, field: value}
     types = native.Type.FLOAT32, native.Type.FLOAT64
     gradients = [(given[name], 0, 0, *types) for name in ("weight", "bias")]
-    fields = (*gradients, [given[name] for name in OUTPUT], (0.9, 0.1, 0.5))
+    fields = (*gradients, [given[name] for name in OUTPUT], (0.9, 0.1, 0.5, given["ridge"]))
     with pytest.raises(ValueError, match=message):
         native.output_moments([fields], memory, 1, (0, 0))
     with pytest.raises(ValueError, match=message):

@@ -203,6 +203,7 @@ def settings(rng: random.Random) -> dict[str, object]:
         "refresh_every": (1, 2, 3, 10),
         "b_s": (0.0, 0.5, 0.9),
         "ridge_mode": ("absolute", "relative"),
+        "output_ridge": (0.0, 0.01, 1.0),
         "others": ("identity", "adamw"),
         "nesterov": (True, False),
         "block_size": (None, 1, 4, 7, 144),

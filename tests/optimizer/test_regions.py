@@ -263,6 +263,7 @@ def test_growth_is_taken_back_at_refreshes(refresh_every: int, masters: bool) ->
         ({"max_relative_change": "2"}, TypeError, "max_relative_change='2' must be a number"),
         ({"sample_ridge": -1.0}, ValueError, "sample_ridge=-1.0 must be in [0, inf)"),
         ({"data_ridge": -1.0}, ValueError, "data_ridge=-1.0 must be in [0, inf)"),
+        ({"output_ridge": -1.0}, ValueError, "output_ridge=-1.0 must be in [0, inf)"),
         ({"b_rows": 1.0}, ValueError, "b_rows=1.0 must be in [0, 1)"),
         ({"preset": "slow"}, ValueError, "preset='slow' must be one of paper, fast, full_batch"),
     ],

@@ -69,6 +69,7 @@ def one_step(
     x = torch.randn(200, 24, dtype=torch.float64) + 2.0
     defaults = {"solver": "cholesky", "ridge": 0.0, "weight_decay": 0.0, "nesterov": False}
     defaults |= {"damping": "none", "max_relative_change": None, "sample_ridge": 0.0, "data_ridge": 0.0}
+    defaults |= {"output_ridge": 0.0}
     optimizer = lnb.LNB(layer, lr, "fast", trust_region=trust_region, **{**defaults, **settings})  # type: ignore[arg-type]
     (layer(x) * torch.randn(200, width, dtype=torch.float64)).mean().backward()
     optimizer.step()

@@ -68,6 +68,32 @@ def test_inverse_root_is_near_the_exact_one() -> None:
 
 def test_inverse_root_of_zero_is_finite() -> None:
     assert bool(inverse_root(torch.zeros(2, 3, 3)).isfinite().all())
+    assert bool(inverse_root(torch.zeros(2, 3, 3), ridge=0.1).isfinite().all())
+
+
+def test_inverse_root_with_a_ridge_is_that_of_the_sum() -> None:
+    matrix = torch.randn(2, 6, 20, dtype=torch.float64) * torch.tensor([1.0, 1e3]).view(2, 1, 1)
+    moment = matrix @ matrix.mT
+    ridge = 0.3 * moment.diagonal(dim1=-2, dim2=-1).mean(-1).view(2, 1, 1) * torch.eye(6)
+    torch.testing.assert_close(inverse_root(moment, ridge=0.3), inverse_root(moment + ridge), rtol=1e-10, atol=0.0)
+
+
+@pytest.mark.parametrize("ridge", [0.01, 1.0])
+def test_the_ridge_bounds_how_far_unknown_directions_are_raised(ridge: float) -> None:
+    """Of gradients that all went along one direction, ``P`` says nothing of the others, which noise brings in the next step."""
+    n = 100
+    common = torch.ones(n, 1, dtype=torch.float64) / n**0.5
+    other = torch.zeros(n, 1, dtype=torch.float64)
+    other[0], other[1] = 0.5**0.5, -(0.5**0.5)
+    moment = n * common @ common.mT
+
+    def raised(ridge: float) -> float:
+        root = inverse_root(moment, ridge=ridge)
+        return float((root @ other).norm() / (root @ common).norm())
+
+    exact = ((n + ridge) / ridge) ** 0.5
+    assert 0.6 * exact < raised(ridge) < 1.6 * exact
+    assert raised(0.0) > 400
 
 
 def test_inverse_root_flops() -> None:
@@ -125,6 +151,7 @@ def one_step(trust_region: str, rows: int, scale: float = 1.0, **settings: objec
     x = scale * (torch.randn(200, 24, dtype=torch.float64) + 2.0)
     defaults = {"ridge": 0.0, "weight_decay": 0.0, "nesterov": False}
     defaults |= {"damping": "none", "max_relative_change": None, "sample_ridge": 0.0, "data_ridge": 0.0}
+    defaults |= {"output_ridge": 0.0}
     optimizer = lnb.LNB(layer, 0.1, "fast", trust_region=trust_region, **{**defaults, **settings})  # type: ignore[arg-type]
     (layer(x) * torch.randn(200, rows, dtype=torch.float64)).mean().backward()
     optimizer.step()

@@ -84,6 +84,7 @@ def _metric(sharing: Sharing, averages: _Averages) -> InputMetric:
         sample_ridge=config.sample_ridge if relative else 0.0,
         data_inputs=context.data_inputs if relative else 0.0,
         sample_every=config.sample_every,
+        output_ridge=config.output_ridge,
         outputs=tuple(_outputs(own, averages) for own in sharing.contexts) if config.region.two_sided else (),
     )
 

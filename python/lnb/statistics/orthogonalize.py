@@ -58,8 +58,8 @@ def products_dtype(dtype: torch.dtype, device: torch.device, shorter: int) -> to
     return torch.bfloat16 if gains and dtype != torch.float64 else dtype
 
 
-def inverse_root(matrix: Tensor, steps: int = STEPS) -> Tensor:
-    """``P^(-1/2)`` of positive semi-definite matrices, as exact as :func:`orthogonalize` is.
+def inverse_root(matrix: Tensor, steps: int = STEPS, ridge: float = 0.0) -> Tensor:
+    """``(P + ridge mean(diag P) I)^(-1/2)`` of positive semi-definite matrices ``P``, as exact as :func:`orthogonalize` is.
 
     Where ``P`` has no such root in its precision (rounding left it far from positive semi-definite), and where it is zero,
     the result is a multiple of the identity.
@@ -72,11 +72,15 @@ def inverse_root(matrix: Tensor, steps: int = STEPS) -> Tensor:
     Args:
         matrix: ``[..., n, n]``, symmetric.
         steps: number of steps, each of ``8 n^3`` FLOPs, less six in all (:data:`INVERSE_ROOT_FLOPS`).
+        ridge: relative to each matrix' mean diagonal, >= 0.
     """
+    n = matrix.shape[-1]
     trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1).unsqueeze(-1).unsqueeze(-1)
     trace = torch.where(trace > torch.finfo(matrix.dtype).tiny, trace, 1.0)
-    root = lk.newton_schulz_root(matrix / trace, QUINTIC, steps)
+    eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    added = trace * ridge / n
+    trace = trace + trace * ridge
+    root = lk.newton_schulz_root((matrix + added * eye) / trace, QUINTIC, steps)
     # Steps from a matrix with a clearly negative eigenvalue grow beyond all bounds.
     rooted = root.isfinite().flatten(-2).all(-1).unsqueeze(-1).unsqueeze(-1)
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     return torch.where(rooted, root, eye) * trace.rsqrt()

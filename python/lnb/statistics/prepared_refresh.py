@@ -148,6 +148,7 @@ def _moment(place: int, context: LayerContext, follows: bool) -> StepMoment | No
         config.sample_ridge,
         context.data_inputs,
         config.sample_every,
+        config.output_ridge,
         follows,
         context.layer.sees_data,
     )

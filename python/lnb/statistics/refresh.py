@@ -271,7 +271,7 @@ class _Refresh:
                 kept = self.arenas.select("output_moment", states, shapes, moment, tail=2)
                 moment = torch.lerp(kept.read(), moment, 1 - self.config.b_s)
                 kept.write(moment, self._allowed_entries(members, counts, 2))
-            root = inverse_root(moment)
+            root = inverse_root(moment, ridge=self.config.output_ridge)
             self.arenas.select("output_factor", states, shapes, root, tail=2).write(
                 root, self._allowed_entries(members, counts, 2)
             )
