@@ -279,10 +279,7 @@ class StepTables:
         self._native.refresh(
             [(x.layer, x.inverse.shape[-1], x.root.shape[-1], int(x.follows), int(x.sized)) for x in moments],
             addresses,
-            [
-                (x.decay, x.ridge, x.sample_ridge, x.data_inputs, float(x.sample_every), x.output_ridge)
-                for x in moments
-            ],
+            [(x.decay, x.ridge, x.sample_ridge, x.data_inputs, float(x.sample_every), x.output_ridge) for x in moments],
             tuple(coefficients),
             steps,
             torch.get_num_threads(),

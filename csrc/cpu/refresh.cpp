@@ -229,7 +229,7 @@ void root_of_average(const Block& block, const Scaled& scaled, double mean_diago
     const Workspace<float> power(entries);
     const auto divisor = static_cast<float>(trace), added = static_cast<float>(ridge / trace);
     for (int64_t i = 0; i < entries; ++i) power.get()[i] = moment[i] / divisor;
-    for (int64_t i = 0; i < entries; i += m + 1) power.get()[i] += added;
+    for (int64_t row = 0; row < m; ++row) power.get()[row * m + row] += added;
     newton_schulz_root(power.get(), root, m, quintic, steps);
     // Steps from a matrix with a clearly negative eigenvalue grow beyond all bounds.
     const bool rooted = std::all_of(root, root + entries, [](float x) { return std::isfinite(x); });

@@ -34,8 +34,8 @@ independent gradients would make it, on average over about 50 steps. This averag
 **coherence**. Where steps are too long for the curvature, gradients oppose each other and coherence is about a third. Where
 steps are short, gradients repeat each other, and it is above one. At one there is no sign of either: the direction of a step
 is chance, and steps add a random walk to the weights, the shorter the better. Pflug (1990) ends a constant step length by this
-test, with a sign in place of a band. Below the band the radius grows again, but by 2 % a step only: steps are near what the
-curvature bears, and in deep networks a loss that rises once can stay high.
+test, with a sign in place of a band. Below the band the radius grows again, but by half a per cent a step only: steps are
+near what the curvature bears, and in deep networks a loss that rises once can stay high.
 
 All this reads raw gradients. Where these agree for the sake of a few directions, as in a last layer whose outputs are all too
 large, and the metric is small in others, steps lie in the others, and may go **back and forth** there unnoticed. The weights'
@@ -78,7 +78,7 @@ _SHRINK, _GROW = 0.25, 1.3
 OPPOSED = 0.5
 RADIUS_SHRINK, RADIUS_GROW, FLOOR, LEAST_RADIUS = 0.8, 1.1, 0.2, 1e-4
 COHERENCE_DECAY, QUIET, LOUD = 0.98, 0.8, 1.2
-NOISE_SHRINK, RECOVER = 0.98, 1.02
+NOISE_SHRINK, RECOVER = 0.98, 1.005
 OPENING = 20
 TURNED, TELLING = 0.2, 0.02
 
@@ -205,9 +205,9 @@ def radii(
     It shrinks by a fifth, down to :data:`FLOOR`, while the layer's average is shorter than half of what independent gradients
     would make it, which only gradients that point against each other do. Else it grows by a tenth in the first
     :data:`OPENING` steps. After them, coherence decides: in the band of noise the radius shrinks by 2 % a step, down to
-    :data:`FLOOR`; below, where steps are near what the curvature bears, it grows by 2 %; and above, by a tenth where coherence
-    is two, and by less between. Before all this, it goes to :data:`FLOOR` where steps went back and forth. A radius that a
-    rising loss made smaller than :data:`FLOOR` (:mod:`lnb.loss_rise`) stays, or grows again.
+    :data:`FLOOR`; below, where steps are near what the curvature bears, it grows by 0.5 %; and above, by a tenth where
+    coherence is two, and by less between. Before all this, it goes to :data:`FLOOR` where steps went back and forth. A radius
+    that a rising loss made smaller than :data:`FLOOR` (:mod:`lnb.loss_rise`) stays, or grows again.
 
     State of a layer's weight: ``radius``, which starts at :func:`first_radius`, and ``coherence``, the average of decay
     :data:`COHERENCE_DECAY`, from zero, of ``||g~||^2`` over what is expected of independent gradients, cut at four.

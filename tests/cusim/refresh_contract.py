@@ -50,7 +50,9 @@ class Contract:
         [outputs] = of.outputs
         assert outputs.average is not None
         sizes = torch.tensor([1.0, 2.0**-14]).view(2, 1, 1)
-        outputs = replace(outputs, average=outputs.average[:, :1] * sizes, weight=torch.zeros(1, 8, 3), bias=torch.zeros(1, 8))
+        outputs = replace(
+            outputs, average=outputs.average[:, :1] * sizes, weight=torch.zeros(1, 8, 3), bias=torch.zeros(1, 8)
+        )
         roots = []
         for ridge in (0.0, 0.3):
             [found] = run([replace(of, output_ridge=ridge, outputs=(outputs,))])

@@ -7,6 +7,12 @@ moment of the neurons' gradients, has to be inverted, and like the second moment
 averaged over refreshes, cut into diagonal blocks of neurons, and kept as ``P^(-1/2)``. What remains per step is
 ``W = P^(-1/2) M``, so ``D = P^(-1/2) g~ C^-1``: two block products, ``2 (b_out + b_in)`` operations per weight.
 
+An average knows the gradients of earlier steps. In networks whose layers hardly vary at first, these are all along a few
+directions of the neurons, and ``P`` is next to nothing in all others: ``P^(-1/2)`` would raise whatever the next gradients have
+there, which is noise, a hundred times above what they agree on. So ``output_ridge`` times the mean diagonal of each block is
+added to ``P``. In a block of ``n`` neurons no direction is then raised by more than ``sqrt(1 + n / output_ridge)`` relative to
+another; where the ridge is large, this is the region ``"neuron"``.
+
 An average cannot fit every step, so each neuron's row is then scaled to ``||W_i|| = 1``: its pre-activation changes by
 ``lr`` root mean square, for every shape of layer. Where ``P`` is this step's own, in one block, and ``m <= d``, this is the
 spectral step. Without ``P`` (trust region ``"neuron"``) neurons that see the same gradient all move the same way, and their
