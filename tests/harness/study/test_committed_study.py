@@ -29,6 +29,7 @@ FINISHED = {  # docs/protocol.md names the others
         "cifar10-resnet-small",
         "cifar10-vit-small",
         "camvid-small",
+        "autoencoder-small",
         "gpt-small",
         "lora-small",
     ],
