@@ -1,9 +1,10 @@
-"""What the constants of :mod:`lnb.damping` are worth that are no settings: each changed alone, beside the default.
+"""What constants of :mod:`lnb.damping`, which are no settings, and ``output_ridge`` are worth: each changed alone, beside the
+default.
 
     python bench/damping_study.py --data DIR [--seeds 4] [--json bench/results/damping.json] [--page docs/presets.md]
 
 ``FLOOR``: how far a layer's radius may shrink. ``TURNED``, ``TELLING``: when steps are found to go back and forth; with
-``TURNED = 0``, never.
+``TURNED = 0``, never. ``RECOVER``: what a radius is multiplied by below the band of noise.
 
 As :mod:`defaults_study`, whose cells it has, a regression without noise - Friedman's function of ten inputs (J. Friedman,
 "Multivariate adaptive regression splines", 1991, equation 61), 20,000 rows - and the deep autoencoder of the suite, shorter.
@@ -34,7 +35,9 @@ CHANGES: dict[str, tuple[float, ...]] = {
     "FLOOR": (1e-4, 0.1, 0.4, 1.0),
     "TURNED": (0.0, 0.1, 0.3),
     "TELLING": (0.005, 0.08),
+    "RECOVER": (1.0, 1.02),
 }
+SETTINGS: dict[str, tuple[float, ...]] = {"output_ridge": (0.0, 0.1)}
 
 
 class Friedman(Cell):
@@ -59,14 +62,17 @@ CELLS = {
 
 
 def variants() -> dict[str, tuple[str, float]]:
-    """The constant and the value of every row, by its name; the default comes first."""
-    changed = {f"{name}={value:g}": (name, value) for name, values in CHANGES.items() for value in values}
+    """The constant or setting and its value, of every row, by its name; the default comes first."""
+    both = {**CHANGES, **SETTINGS}
+    changed = {f"{name}={value:g}": (name, value) for name, values in both.items() for value in values}
     return {DEFAULT: ("FLOOR", damping.FLOOR), **changed}
 
 
 def final_loss_of(cell: Cell, task: Task, change: tuple[str, float], seed: int) -> float:
-    """Of one training with this constant in all rules that read it."""
+    """Of one training with this constant in all rules that read it, or this setting."""
     name, value = change
+    if name in SETTINGS:
+        return final_loss(cell, task, {name: value}, seed)
     with patch.object(damping, name, value), patch.object(prepared, name, value, create=True):
         return final_loss(cell, task, {}, seed)
 
