@@ -74,12 +74,6 @@ QUOTES = [
     ("how-it-fails.md", "1.34, 1.26 and 1.08 times as long", STUDY, "shakespeare: lnb against muon: 1.34 times"),
     ("how-it-fails.md", "`rescaled inputs`: AdamW 0.19, LNB 0.019", ROBUST, "1.5e+02 | 0.19 | 0.06 | 0.019 |"),
     ("how-it-fails.md", "`residual 16`: AdamW 0.0054", ROBUST, "| residual 16 | 3 | 1.1 | 0.0054 | 0.0029 | 0.0023 |"),
-    (
-        "how-it-fails.md",
-        "| residual 64, no norm | 3 | 2.2 | 0.0058 |",
-        ROBUST,
-        "| residual 64, no norm | 3 | 2.2 | 0.0058 | 0.0012 | 0.011 |",
-    ),
     ("how-it-works.md", "end within 0.12 points of accuracy", STUDY, "moves by 0.12 points"),
     ("how-it-works.md", "1.06 to 1.11 in five models", "gpu.md", "AdamW's | 1.087 | 1.089 | 1.061 | 1.09 | 1.107 |"),
     ("presets.md", "none of 66 cases ends above its start", ROBUST, "lnb x 3: 0 above the start"),
