@@ -92,8 +92,9 @@ LNB_EVERYWHERE double expect_independent(double& independent, double fresh, doub
 }
 
 // How the radius, the share of its region that a layer uses, changes; it stays in [least, 1]. It is multiplied by
-// `shrink`, down to `floor`, where |g~|^2 is below `opposed` times what independent gradients would make it. Else it
-// grows in the first `opening` steps. After them coherence, the average of decay b_coherence of that ratio, decides:
+// `shrink`, down to `floor`, where |g~|^2 is below `opposed` times what independent gradients would make it. Else
+// coherence, the average of decay b_coherence of that ratio, decides. In the first `opening` steps the radius grows, by
+// `grow` where coherence is above `loud`, the less the nearer it is to `quiet`, and not at all below. After them,
 // between `quiet` and `loud` gradients are noise, and the radius goes to `floor`, shrinking by `calm`; above, it grows
 // the faster the more gradients agree, and below by `recover`. What made a radius smaller than `floor` is not judged
 // here: it stays or grows. Where steps go back and forth, it goes to `floor` at once, and coherence starts anew: where
@@ -118,12 +119,15 @@ LNB_EVERYWHERE double next_radius(double radius, double gradient, double expecte
     double next = radius * rule.grow;
     if (finite_or_zero(gradient) < rule.opposed * expected) {
         next = most(radius * rule.shrink, least(radius, rule.floor));
-    } else if (t > rule.opening && mean > rule.quiet && mean < rule.loud) {
+    } else if (t <= rule.opening) {
+        const double opened = mean < rule.loud ? most(0.0, (mean - rule.quiet) / (rule.loud - rule.quiet)) : 1.0;
+        next = radius * (1 + (rule.grow - 1) * opened);
+    } else if (mean > rule.quiet && mean < rule.loud) {
         next = most(radius * rule.calm, least(next, rule.floor));
-    } else if (t > rule.opening && mean >= rule.loud) {
+    } else if (mean >= rule.loud) {
         const double agreed = least(1.0, (mean - rule.loud) / (kPlainCoherence - rule.loud));
         next = radius * (1 + (rule.grow - 1) * agreed);
-    } else if (t > rule.opening) {
+    } else {
         next = radius * rule.recover;
     }
     return least(most(next, rule.least), 1.0);

@@ -215,7 +215,9 @@ def next_radius(
     after = torch.where(mean >= settings.loud, radius * (1 + (settings.grow - 1) * agreed), radius * settings.recover)
     calmed = torch.maximum(radius * settings.calm, grown.clamp(max=settings.floor))
     after = torch.where((mean > settings.quiet) & (mean < settings.loud), calmed, after)
-    after = torch.where(t > settings.opening, after, grown)
+    band = settings.loud - settings.quiet
+    opened = torch.where(mean < settings.loud, (mean - settings.quiet) / band, 1.0).clamp(min=0)
+    after = torch.where(t > settings.opening, after, radius * (1 + (settings.grow - 1) * opened))
     shrunk = torch.maximum(radius * settings.shrink, radius.clamp(max=settings.floor))
     after = torch.where(average < settings.opposed * expected, shrunk, after)
     return coherence, after.clamp(settings.least, 1.0)

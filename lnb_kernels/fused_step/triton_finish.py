@@ -196,7 +196,10 @@ def finish_kernel(
     towards = tl.where(radius < floor, radius, floor)
     calmed = tl.where(calmed < towards, towards, calmed)
     after = tl.where((mean > quiet) & (mean < loud), calmed, after)
-    radius = tl.where(t > tl.load(settings_ptr + 17), after, radius)
+    span = loud - quiet
+    opened = tl.where(mean < loud, (mean - quiet) / tl.where(span > 0.0, span, 1.0), 1.0)
+    opening = former * (1.0 + (tl.load(settings_ptr + 9) - 1.0) * tl.where(opened > 0.0, opened, 0.0))
+    radius = tl.where(t > tl.load(settings_ptr + 17), after, opening)
     opposed = average_square < tl.load(settings_ptr + 7) * expected
     shrunk = former * tl.load(settings_ptr + 8)
     held = tl.where(former < floor, former, floor)

@@ -21,9 +21,11 @@ bias's gradient counts :data:`lnb_kernels.step_tables.DATA_BIAS`, which is nothi
 
 Each layer also has a radius, the share of its region that it uses (:func:`radii`). It shrinks while the layer's gradients oppose
 each other, so that a step length that was too long is not tried again at once, and grows otherwise. It starts at one over the
-number of layers, but at least at a fifth (:func:`first_radius`). That is a warm-up, which every deep network needs: at first the
-gradients of all layers agree, so that each layer would go to its bounds as if the others stood still; in plain networks these
-moves compound before any gradient can show it.
+square root of the number of layers (:func:`first_radius`), and grows in the first :data:`OPENING` steps as far as gradients
+agree more than noise would. That is a warm-up, which every deep network needs: at first each layer would go to its bounds as if
+the others stood still, and in plain networks these moves compound. Where they do, the gradient of a step has nothing to do
+with that of the step before, and the radius stays; in residual networks and shallow ones gradients agree from the second step
+on, and it is all of the region soon.
 
 It shrinks to a fifth at most. The gradients of a layer tell that the network's steps are too long, not whose steps are: if one
 layer goes back and forth, the gradients of all layers after it do. With no end to the shrinking, those come to stand still, and
@@ -160,8 +162,9 @@ def expected_squares(
 
 
 def first_radius(layers: int) -> float:
-    """The radius with which each of ``layers`` layers starts: all their moves together are as long as the whole region of one."""
-    return max(1 / max(1, layers), FLOOR)
+    """The radius with which each of ``layers`` layers starts: all their moves, were they at right angles to each other, are
+    together as long as the whole region of one."""
+    return max(1, layers) ** -0.5
 
 
 def noise_band(config: Config) -> tuple[float, float]:
@@ -203,8 +206,9 @@ def radii(
     """Update the radius of every layer, the share of its region that it uses, and return them, ``[layers]``, in (0, 1].
 
     It shrinks by a fifth, down to :data:`FLOOR`, while the layer's average is shorter than half of what independent gradients
-    would make it, which only gradients that point against each other do. Else it grows by a tenth in the first
-    :data:`OPENING` steps. After them, coherence decides: in the band of noise the radius shrinks by 2 % a step, down to
+    would make it, which only gradients that point against each other do. Else coherence decides. In the first
+    :data:`OPENING` steps the radius grows, by a tenth where coherence is above the band of noise, not at all below it, and
+    between in proportion. After them, in the band of noise the radius shrinks by 2 % a step, down to
     :data:`FLOOR`; below, where steps are near what the curvature bears, it grows by 0.5 %; and above, by a tenth where
     coherence is two, and by less between. Before all this, it goes to :data:`FLOOR` where steps went back and forth. A radius
     that a rising loss made smaller than :data:`FLOOR` (:mod:`lnb.loss_rise`) stays, or grows again.
@@ -243,7 +247,8 @@ def radii(
     radius = torch.where(coherence >= loud, former * (1 + (RADIUS_GROW - 1) * agreed), former * RECOVER)
     calmed = torch.maximum(former * NOISE_SHRINK, grown.clamp(max=FLOOR))
     radius = torch.where((coherence > quiet) & (coherence < loud), calmed, radius)
-    radius = torch.where(counts > OPENING, radius, grown)
+    opened = torch.where(coherence < loud, (coherence - quiet) / (loud - quiet), 1.0).clamp(min=0)
+    radius = torch.where(counts > OPENING, radius, former * (1 + (RADIUS_GROW - 1) * opened))
     shrunk = torch.maximum(former * RADIUS_SHRINK, former.clamp(max=FLOOR))
     radius = torch.where(averages < OPPOSED**2 * expected, shrunk, radius)
     kept.write(radius.clamp(LEAST_RADIUS, 1.0), ok)
