@@ -32,7 +32,7 @@ from lnb_bench.training.loop import Trainer
 GRIDS = {
     "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
     "muon": (3e-3, 1e-2, 2e-2, 4e-2),
-    "lnb": (0.05, 0.1, 0.2, 0.4),
+    "lnb": (0.1, 0.2, 0.4, 0.8),
 }
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 

@@ -359,5 +359,5 @@ PRESETS: dict[str, Callable[..., Config]] = {
         damping="gain",
     ),
 }
-DEFAULT_LR = {"paper": 0.1, "fast": 0.2, "full_batch": 1.0}
+DEFAULT_LR = {"paper": 0.1, "fast": 0.4, "full_batch": 1.0}
 """The learning rate of each preset where none is given."""

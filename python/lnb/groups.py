@@ -65,7 +65,7 @@ def param_groups(
     """Groups of a model's parameters with and without weight decay, and with rates that fall from layer to layer.
 
     Without decay are parameters of at most one dimension (biases, gains of norms) and all others of norms. Pass the
-    result as ``params``: ``lnb.LNB(model, params=lnb.param_groups(model, weight_decay=0.05))``.
+    result as ``params``: ``lnb.LNB(model, params=lnb.param_groups(model, weight_decay=1e-4))``.
 
     Args:
         model: what is trained.

@@ -276,5 +276,5 @@ def test_errors_name_the_setting(settings: dict[str, Any], error: type[Exception
 
 
 def test_a_preset_brings_its_rate() -> None:
-    for preset, lr in (("fast", 0.2), ("full_batch", 1.0), ("paper", 0.1)):
+    for preset, lr in (("fast", 0.4), ("full_batch", 1.0), ("paper", 0.1)):
         assert lnb.LNB(nn.Linear(3, 2), preset=preset).param_groups[0]["lr"] == lr

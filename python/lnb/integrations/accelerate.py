@@ -3,7 +3,7 @@
     from lnb.integrations.accelerate import prepare
 
     accelerator = Accelerator(gradient_accumulation_steps=4)
-    model, optimizer, loader, scheduler = prepare(accelerator, model, loader, lr=0.2, schedule=make_scheduler)
+    model, optimizer, loader, scheduler = prepare(accelerator, model, loader, lr=0.4, schedule=make_scheduler)
     for batch in loader:
         with accelerator.accumulate(model):
             accelerator.backward(loss_of(model, batch))

@@ -4,7 +4,7 @@
 
     class Model(LightningModule):
         def configure_optimizers(self):
-            return optimizers_of(self, lr=0.2)
+            return optimizers_of(self, lr=0.4)
 
 ``return lnb.LNB(self)`` does the same; this function adds a scheduler in the form that Lightning wants. Automatic and manual
 optimization, ``gradient_clip_val``, the precisions ``bf16-mixed``, ``bf16-true`` and ``64-true``, the strategy ``ddp``, and

@@ -2,7 +2,7 @@
 
     from lnb.integrations.timm import create_optimizer
 
-    optimizer = create_optimizer(model, lr=0.2, weight_decay=0.05, layer_decay=0.75)
+    optimizer = create_optimizer(model, lr=0.4, weight_decay=1e-4, layer_decay=0.75)
     scheduler = timm.scheduler.CosineLRScheduler(optimizer, t_initial=epochs)
 
 With ``layer_decay`` every group has an ``lr_scale``. timm's schedulers multiply the rate by it, timm's optimizers and LNB do not.

@@ -5,7 +5,7 @@
 
     optimizer = OptimizersContainer.Config(
         implementation="for-loop",
-        param_groups=[ParamGroupConfig(pattern=".*", optimizer_name="LNB", optimizer_kwargs={"lr": 0.2})],
+        param_groups=[ParamGroupConfig(pattern=".*", optimizer_name="LNB", optimizer_kwargs={"lr": 0.4})],
         optimizer_factory_kwargs_by_name={"LNB": {"preset": "fast"}},
     )
 

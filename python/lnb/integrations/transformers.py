@@ -2,7 +2,7 @@
 
     from lnb.integrations.transformers import optimizer_cls_and_kwargs
 
-    args = TrainingArguments(..., learning_rate=0.2, weight_decay=0.0)
+    args = TrainingArguments(..., learning_rate=0.4, weight_decay=0.0)
     trainer = Trainer(model, args, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(args), ...)
 
 The Trainer makes the optimizer itself, of the model as it is when training begins, with its own choice of parameters that
@@ -34,7 +34,7 @@ def optimizer_cls_and_kwargs(
     if "lr" not in settings and arguments.learning_rate == getattr(type(arguments), "learning_rate", None):
         given = f"learning_rate={arguments.learning_rate!r}"
         warnings.warn(
-            f"{given} is the default, for AdamW; LNB's rates are larger: set it, to 0.2 at first", stacklevel=2
+            f"{given} is the default, for AdamW; LNB's rates are larger: set it, to 0.4 at first", stacklevel=2
         )
     return _factory, {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay, **settings}
 

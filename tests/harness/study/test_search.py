@@ -206,7 +206,7 @@ def test_a_loss_by_cost(searching: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_profiles_and_variants(searching: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite, store = load_suite(searching), Store(tmp_path / "runs")
     comparison = made_up(suite, store, monkeypatch, slow=True)
-    assert [row.lr for row in comparison.rows] == [0.2, 0.001]  # the default is the best trial
+    assert [row.lr for row in comparison.rows] == [0.4, 0.001]  # the default is the best trial
     assert [row.knobs for row in comparison.rows] == [Knobs(), Knobs()]  # without what the suite sets for all trials
     assert [len(row.runs) for row in comparison.rows] == [2, 2]  # without the seed that it was chosen by
     assert endings([comparison]) == ["digits: lnb ends at 100.00%, not clearly apart from adamw."]
