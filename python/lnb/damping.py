@@ -57,6 +57,7 @@ slope now includes what the other layers' steps did, so layers that correct one 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -164,7 +165,7 @@ def expected_squares(
 def first_radius(layers: int) -> float:
     """The radius with which each of ``layers`` layers starts: all their moves, were they at right angles to each other, are
     together as long as the whole region of one."""
-    return max(1, layers) ** -0.5
+    return 1 / math.sqrt(max(1, layers))
 
 
 def noise_band(config: Config) -> tuple[float, float]:
