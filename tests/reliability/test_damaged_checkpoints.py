@@ -48,7 +48,7 @@ def test_a_checkpoint_of_another_rate_is_refused() -> None:
     with pytest.raises(CheckpointError, match="batch_size is 128 in the checkpoint and 64 in this run"):
         trainer_of("another batch").load_state_dict(state)
     state["identity"] = {**state["identity"], "lr": 0.7}
-    with pytest.raises(CheckpointError, match=r"lr is 0.7 in the checkpoint and 0.2 in this run"):
+    with pytest.raises(CheckpointError, match=r"lr is 0.7 in the checkpoint and 0.4 in this run"):
         trainer_of("the run").load_state_dict(state)
 
 

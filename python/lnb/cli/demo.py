@@ -93,7 +93,7 @@ def _how_rates_were_chosen() -> str:
     grids = "; ".join(f"{NAMES[name]} {', '.join(map(str, grid))}" for name, grid in GRIDS.items())
     chosen = ", ".join(f"{task} {NAMES[name]} {lr}" for (task, name), lr in RATES.items())
     return (
-        "Accuracy or relative error on the test data. Cosine schedule; LNB at its default rate, the others at the best of a "
-        f"grid, by the mean over three seeds ({grids}): {chosen}. "
+        "Accuracy or relative error on the test data. Cosine schedule. The learning rate of LNB is the default, that of the "
+        f"others the best of a grid, by the mean over three seeds ({grids}): {chosen}. "
         "On the matrix, LNB runs with its preset for losses without noise, full_batch."
     )
