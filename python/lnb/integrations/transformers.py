@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from lnb.config import DEFAULT_LR
 from lnb.optimizer import LNB
 
 
@@ -34,7 +35,8 @@ def optimizer_cls_and_kwargs(
     if "lr" not in settings and arguments.learning_rate == getattr(type(arguments), "learning_rate", None):
         given = f"learning_rate={arguments.learning_rate!r}"
         warnings.warn(
-            f"{given} is the default, for AdamW; LNB's rates are larger: set it, to 0.4 at first", stacklevel=2
+            f"{given} is the default, for AdamW; LNB's rates are larger: set it, to {DEFAULT_LR['fast']} at first",
+            stacklevel=2,
         )
     return _factory, {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay, **settings}
 
