@@ -96,7 +96,7 @@ LNB_EVERYWHERE double expect_independent(double& independent, double fresh, doub
 // coherence, the average of decay b_coherence of that ratio, decides. In the first `opening` steps the radius grows, by
 // `grow` where coherence is above `loud`, the less the nearer it is to `quiet`, and not at all below. After them,
 // between `quiet` and `loud` gradients are noise, and the radius goes to `floor`, shrinking by `calm`; above, it grows
-// the faster the more gradients agree, and below by `recover`. What made a radius smaller than `floor` is not judged
+// the faster the more gradients agree, and below by recovery(). What made a radius smaller than `floor` is not judged
 // here: it stays or grows. Where steps go back and forth, it goes to `floor` at once, and coherence starts anew: where
 // the square of the weights' norm has changed by less than `turning` times what steps that are at right angles would
 // change it by, and these by more than `telling`. The norm is measured every `interval` steps, and more
@@ -110,9 +110,22 @@ struct RadiusRule {
 // kPlain.
 constexpr double kMostCoherence = 4, kPlainCoherence = 2;
 
+// Coherence below the band of noise where radii begin to grow, where they grow by all of `recover`, the last where they
+// do, and where they do no more.
+constexpr double kGrows = 0.35, kGrowsMost = 0.4, kGrowsMostTo = 0.5, kGrowsTo = 0.6;
+
+// The factor by which a radius grows below the band of noise: 1 for layers that see data, whose gradients have the
+// data's noise in them however much those of other layers oppose each other.
+LNB_EVERYWHERE double recovery(double coherence, double recover, bool sees_data) {
+    if (sees_data) return 1;
+    const double up = (coherence - kGrows) / (kGrowsMost - kGrows);
+    const double down = (kGrowsTo - coherence) / (kGrowsTo - kGrowsMostTo);
+    return 1 + (recover - 1) * most(0.0, least(1.0, least(up, down)));
+}
+
 // The new radius after step t, whose |g~|^2 is `gradient`; updates coherence.
-LNB_EVERYWHERE double next_radius(double radius, double gradient, double expected, double t, const RadiusRule& rule,
-                                  double& coherence) {
+LNB_EVERYWHERE double next_radius(double radius, double gradient, double expected, double t, bool sees_data,
+                                  const RadiusRule& rule, double& coherence) {
     const double ratio = expected > 0 ? least(finite_or_zero(gradient) / expected, kMostCoherence) : 0;
     coherence += (1 - rule.b_coherence) * (ratio - coherence);
     const double mean = coherence / (1 - std::pow(rule.b_coherence, t));
@@ -128,7 +141,7 @@ LNB_EVERYWHERE double next_radius(double radius, double gradient, double expecte
         const double agreed = least(1.0, (mean - rule.loud) / (kPlainCoherence - rule.loud));
         next = radius * (1 + (rule.grow - 1) * agreed);
     } else {
-        next = radius * rule.recover;
+        next = radius * recovery(mean, rule.recover, sees_data);
     }
     return least(most(next, rule.least), 1.0);
 }
@@ -181,7 +194,7 @@ LNB_EVERYWHERE double bounded_scale(const LayerSums& sums, double expected, doub
     double scale = std::isfinite(sums.product) ? output_size(input_size) : 0;
     const double length = most(scale * std::sqrt(finite_or_zero(sums.free_norm)), DBL_MIN);
     scale *= least(1.0, least(change, largest / rate) * norm / length);
-    radius = next_radius(radius, sums.gradient, expected, t, rule, coherence);
+    radius = next_radius(radius, sums.gradient, expected, t, input_size > 0, rule, coherence);
     scale *= radius;
     const double relative = rate * scale / norm;
     growth += finite_or_zero(0.5 * finite_or_zero(sums.norm) * relative * relative);

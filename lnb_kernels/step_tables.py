@@ -21,6 +21,9 @@ from lnb_kernels.two_sided.native_kernel import LARGEST_BLOCK
 
 MOST_COHERENCE, PLAIN_COHERENCE = 4.0, 2.0
 """The most that one step counts in coherence, and the coherence from which on the radius grows by all of ``grow``."""
+RECOVERING = (0.35, 0.4, 0.5, 0.6)
+"""Coherence below the band of noise where radii begin to grow, where they grow by all of ``recover``, the last where they do, and
+where they do no more."""
 HELD = 1e-4
 """A norm whose square changes by less than this, over what the steps' squares are, is not the steps': somebody holds it."""
 DATA_BIAS = 2.0**-100
@@ -45,7 +48,7 @@ class StepSettings:
         quiet, loud: coherence between which gradients are noise.
         calm: the factor by which the radius shrinks then.
         floor: the value down to which it shrinks, then and where gradients oppose each other.
-        recover: the factor by which it grows below.
+        recover: the factor by which it grows below, at most: see :data:`RECOVERING`.
         opening: the first steps, in which the radius grows where gradients do not oppose.
         turning: the radius goes to ``floor`` where the square of the weights' norm has changed, since it was measured last, by
             less than this times what steps at right angles would change it by,

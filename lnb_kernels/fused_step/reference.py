@@ -19,7 +19,7 @@ from lnb_kernels.fused_step.layers import (
     places_of,
 )
 from lnb_kernels.scaling import sum_dtype, unit_scale
-from lnb_kernels.step_tables import DATA_BIAS, HELD, MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
+from lnb_kernels.step_tables import DATA_BIAS, HELD, MOST_COHERENCE, PLAIN_COHERENCE, RECOVERING, StepSettings
 from lnb_kernels.two_sided.reference import agreement_of
 
 
@@ -167,7 +167,8 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
         norm, growth, shorter, moving = taken_back(measured, norm, growth, sums, rate)
         radius = torch.where(moving & turned, radius.clamp(max=settings.floor), radius)
         coherence = torch.where(moving & turned, 0.0, coherence)
-    coherence, radius = next_radius(radius, coherence, sums[3], expected, t, settings)
+    sees_data = given.input_size[slot] > 0
+    coherence, radius = next_radius(radius, coherence, sums[3], expected, t, sees_data, settings)
     scale, growth = bounded(sums, norm, growth, radius, layer.usual_norm, given.input_size[slot], rate, settings)
     if bias is not None and layer.bias_momentum is not None:
         _keep(bias[0], bias_direction, ok)
@@ -202,8 +203,23 @@ def taken_back(
     return torch.where(is_measured, measured * shorter, norm), torch.where(moving, 0.0, growth), shorter, moving
 
 
+def recovery(coherence: Tensor, recover: float, sees_data: Tensor | None) -> Tensor:
+    """The factor by which the radii of layers grow below the band of noise: :func:`lnb.damping.radii`."""
+    none, whole, last, end = RECOVERING
+    share = torch.minimum((coherence - none) / (whole - none), (end - coherence) / (end - last)).clamp(0, 1)
+    if sees_data is not None:
+        share = torch.where(sees_data, 0.0, share)
+    return 1 + (recover - 1) * share
+
+
 def next_radius(
-    radius: Tensor, coherence: Tensor, average: Tensor, expected: Tensor, t: Tensor, settings: StepSettings
+    radius: Tensor,
+    coherence: Tensor,
+    average: Tensor,
+    expected: Tensor,
+    t: Tensor,
+    sees_data: Tensor,
+    settings: StepSettings,
 ) -> tuple[Tensor, Tensor]:
     """The coherence and the radius of a layer after its step ``t``, ``[]`` each: :func:`lnb.damping.radii`."""
     average = torch.where(average.isfinite(), average, 0.0)
@@ -212,7 +228,8 @@ def next_radius(
     mean = coherence / (1 - settings.b_coherence**t)
     agreed = ((mean - settings.loud) / (PLAIN_COHERENCE - settings.loud)).clamp(0, 1)
     grown = radius * settings.grow
-    after = torch.where(mean >= settings.loud, radius * (1 + (settings.grow - 1) * agreed), radius * settings.recover)
+    below = radius * recovery(mean, settings.recover, sees_data)
+    after = torch.where(mean >= settings.loud, radius * (1 + (settings.grow - 1) * agreed), below)
     calmed = torch.maximum(radius * settings.calm, grown.clamp(max=settings.floor))
     after = torch.where((mean > settings.quiet) & (mean < settings.loud), calmed, after)
     band = settings.loud - settings.quiet

@@ -20,7 +20,7 @@ from lnb_kernels._triton.tables import MOST_ITEMS, address, bits_of, field, tabl
 from lnb_kernels._writes import require_aligned
 from lnb_kernels.fused_step.layers import FinishArguments, FinishLayer, Place, places_of
 from lnb_kernels.fused_step.triton_direct import SUMS, TYPES, ahead
-from lnb_kernels.step_tables import DATA_BIAS, HELD, MOST_COHERENCE, PLAIN_COHERENCE, StepSettings
+from lnb_kernels.step_tables import DATA_BIAS, HELD, MOST_COHERENCE, PLAIN_COHERENCE, RECOVERING, StepSettings
 
 FIELDS = tl.constexpr(11)
 BIAS_MOMENTUM, BIAS_DIRECTION, BIAS_GRADIENT, FIRST_ROW, FIRST_ENTRY, ROWS = map(tl.constexpr, range(6))
@@ -34,6 +34,7 @@ LEAST = tl.constexpr(2.0**-1022)
 INFINITY, ROOT_OF_3 = tl.constexpr(math.inf), tl.constexpr(math.sqrt(3))
 ROWS_AT_ONCE = 512
 MOST_COHERENT, PLAIN_COHERENT = tl.constexpr(MOST_COHERENCE), tl.constexpr(PLAIN_COHERENCE)
+GROWS, GROWS_MOST, GROWS_MOST_TO, GROWS_TO = map(tl.constexpr, RECOVERING)
 HELD_BY_OTHERS, OF_DATA = tl.constexpr(HELD), tl.constexpr(DATA_BIAS)
 
 
@@ -191,7 +192,13 @@ def finish_kernel(
     loud = tl.load(settings_ptr + 14)
     agreed = (mean - loud) / (PLAIN_COHERENT - loud)
     after = former * (1.0 + (tl.load(settings_ptr + 9) - 1.0) * tl.where(agreed > 1.0, 1.0, agreed))
-    after = tl.where(mean < loud, former * tl.load(settings_ptr + 18), after)
+    rising = (mean - GROWS) / (GROWS_MOST - GROWS)
+    falling = (GROWS_TO - mean) / (GROWS_TO - GROWS_MOST_TO)
+    recovering = tl.where(rising < falling, rising, falling)
+    recovering = tl.where(recovering > 1.0, 1.0, recovering)
+    recovering = tl.where((recovering < 0.0) | (input_size > 0.0), 0.0, recovering)
+    recovery = 1.0 + (tl.load(settings_ptr + 18) - 1.0) * recovering
+    after = tl.where(mean < loud, former * recovery, after)
     calmed = former * tl.load(settings_ptr + 15)
     towards = tl.where(radius < floor, radius, floor)
     calmed = tl.where(calmed < towards, towards, calmed)

@@ -36,8 +36,14 @@ independent gradients would make it, on average over about 50 steps. This averag
 **coherence**. Where steps are too long for the curvature, gradients oppose each other and coherence is about a third. Where
 steps are short, gradients repeat each other, and it is above one. At one there is no sign of either: the direction of a step
 is chance, and steps add a random walk to the weights, the shorter the better. Pflug (1990) ends a constant step length by this
-test, with a sign in place of a band. Below the band the radius grows again, but by half a per cent a step only: steps are
-near what the curvature bears, and in deep networks a loss that rises once can stay high.
+test, with a sign in place of a band.
+
+Below the band steps are near what the curvature bears. Networks that train well stay there, at a coherence of about a half:
+radii that single steps shrank grow again by up to a twentieth a step around it, and not nearer to the band, where gradients of
+heavy-tailed data would let them, nor towards a third, where all that would do is to go back and forth more. Layers that see data
+do not grow there at all: in plain networks, and residual ones without normalisation, the data's noise keeps their coherence
+near a half when those of all other layers are at a third and their radii at the floor, and the one layer that grew then would
+spoil what they reach.
 
 All this reads raw gradients. Where these agree for the sake of a few directions, as in a last layer whose outputs are all too
 large, and the metric is small in others, steps lie in the others, and may go **back and forth** there unnoticed. The weights'
@@ -81,7 +87,7 @@ _SHRINK, _GROW = 0.25, 1.3
 OPPOSED = 0.5
 RADIUS_SHRINK, RADIUS_GROW, FLOOR, LEAST_RADIUS = 0.8, 1.1, 0.2, 1e-4
 COHERENCE_DECAY, QUIET, LOUD = 0.98, 0.8, 1.2
-NOISE_SHRINK, RECOVER = 0.98, 1.005
+NOISE_SHRINK, RECOVER = 0.98, 1.05
 OPENING = 20
 TURNED, TELLING = 0.2, 0.02
 
@@ -95,12 +101,14 @@ class Agreement:
         fresh: ``||g||^2`` of every layer's gradient of this step, ``[layers]``.
         counts: the steps that every layer has made, with this one, ``[layers]``.
         bias_weights: what the squares of every layer's bias count in all this, ``[layers]``; None for 1.
+        sees_data: which layers see data, as far as the size of their inputs is known, ``[layers]``; None for none.
     """
 
     row_squares: list[Tensor]
     fresh: Tensor
     counts: Tensor
     bias_weights: Tensor | None
+    sees_data: Tensor | None
 
     def counted(self, layers: list[int]) -> Tensor | None:
         """The ``bias_weights`` of these layers, ``[layers]``."""
@@ -121,7 +129,8 @@ def observe_agreement(contexts: list[LayerContext], verdict: Verdict, config: Co
     shapes = [context.layer.shape[:2] for context in contexts]
     sizes = tuple(groups * rows for groups, rows in shapes)
     input_sizes = select_input_sizes(contexts, arenas)
-    counted = None if input_sizes is None else reference.bias_weights(input_sizes.read())
+    known = None if input_sizes is None else input_sizes.read()
+    counted = None if known is None else reference.bias_weights(known)
     squares = _row_squares(contexts, sizes, counted)
     counts = torch.stack([state["step"] for state in states]).clamp(min=1)
     owners = owners_of(sizes, squares.device)
@@ -137,7 +146,7 @@ def observe_agreement(contexts: list[LayerContext], verdict: Verdict, config: Co
     corrections = bias_correction(config.b_rows, counts).to(squares.dtype)
     mean_squares = torch.maximum(kept.read() / corrections[owners], squares)
     rows = [part.view(shape) for part, shape in zip(mean_squares.split(sizes), shapes, strict=True)]
-    return Agreement(rows, sums_of(squares, sizes), counts, counted)
+    return Agreement(rows, sums_of(squares, sizes), counts, counted, None if known is None else known > 0)
 
 
 def expected_squares(
@@ -198,7 +207,7 @@ def radii(
     contexts: list[LayerContext],
     averages: Tensor,
     expected: Tensor,
-    counts: Tensor,
+    agreement: Agreement,
     verdict: Verdict,
     config: Config,
     arenas: Arenas,
@@ -210,9 +219,10 @@ def radii(
     would make it, which only gradients that point against each other do. Else coherence decides. In the first
     :data:`OPENING` steps the radius grows, by a tenth where coherence is above the band of noise, not at all below it, and
     between in proportion. After them, in the band of noise the radius shrinks by 2 % a step, down to
-    :data:`FLOOR`; below, where steps are near what the curvature bears, it grows by 0.5 %; and above, by a tenth where
-    coherence is two, and by less between. Before all this, it goes to :data:`FLOOR` where steps went back and forth. A radius
-    that a rising loss made smaller than :data:`FLOOR` (:mod:`lnb.loss_rise`) stays, or grows again.
+    :data:`FLOOR`; above, it grows by a tenth where coherence is two, and by less between. Below, where steps are near what the
+    curvature bears, it grows by all of :data:`RECOVER` from a coherence of 0.4 to 0.5, from 0.35 and to 0.6 in proportion, and
+    not at all elsewhere, nor where the layer sees data. Before all this, it goes to :data:`FLOOR` where steps went back and
+    forth. A radius that a rising loss made smaller than :data:`FLOOR` (:mod:`lnb.loss_rise`) stays, or grows again.
 
     State of a layer's weight: ``radius``, which starts at :func:`first_radius`, and ``coherence``, the average of decay
     :data:`COHERENCE_DECAY`, from zero, of ``||g~||^2`` over what is expected of independent gradients, cut at four.
@@ -221,13 +231,14 @@ def radii(
         contexts: the layers.
         averages: ``||g~||^2`` of each, ``[layers]``.
         expected: the same, of independent gradients.
-        counts: the steps that every layer has made, with this one, ``[layers]``.
+        agreement: of the layers.
         verdict: whether state may change.
         config: the settings.
         arenas: where the state lives.
         turned: whether the layer's steps were found to go back and forth, ``[layers]``. It counts after the first
             ``refresh_every + 1`` steps, of which some measure one after the other (:mod:`lnb.statistics.schedule`).
     """
+    counts, sees_data = agreement.counts, agreement.sees_data
     states = [context.state for context in contexts]
     start = first_radius(sum(context.layer.is_first for context in contexts))
     kept = arenas.select("radius", states, [()] * len(contexts), averages, start=start)
@@ -245,7 +256,8 @@ def radii(
     quiet, loud = noise_band(config)
     grown = former * RADIUS_GROW
     agreed = ((coherence - loud) / (PLAIN_COHERENCE - loud)).clamp(0, 1)
-    radius = torch.where(coherence >= loud, former * (1 + (RADIUS_GROW - 1) * agreed), former * RECOVER)
+    below = former * reference.recovery(coherence, RECOVER, sees_data)
+    radius = torch.where(coherence >= loud, former * (1 + (RADIUS_GROW - 1) * agreed), below)
     calmed = torch.maximum(former * NOISE_SHRINK, grown.clamp(max=FLOOR))
     radius = torch.where((coherence > quiet) & (coherence < loud), calmed, radius)
     opened = torch.where(coherence < loud, (coherence - quiet) / (loud - quiet), 1.0).clamp(min=0)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton_sanitizer
@@ -163,6 +164,11 @@ def test_scales_of_rows_and_layers(kernels: str, measured: bool) -> None:
         torch.testing.assert_close(found, other, rtol=1e-6, atol=1e-7)
 
 
+def recovery(coherence: float) -> float:
+    """The factor by which the radius of a layer that sees no data grows below the band of noise."""
+    return float(np.interp(coherence, [0.35, 0.4, 0.5, 0.6], [1.0, SETTINGS.recover, SETTINGS.recover, 1.0]))
+
+
 # Of a layer in its opening or after it: the step, ||g~||^2 over what is expected of independent gradients, now and on average,
 # and what becomes of the radius r. "Opposed" is below a quarter now.
 LATER = {
@@ -172,6 +178,10 @@ LATER = {
     "alike at first": (SETTINGS.opening, 1.3, 1.3, lambda r: SETTINGS.grow * r),
     "opposed": (200, 0.2, 1.0, lambda r: max(SETTINGS.shrink * r, min(r, SETTINGS.floor))),
     "below noise": (200, 0.5, 0.5, lambda r: SETTINGS.recover * r),
+    "near what is opposed": (200, 0.37, 0.37, lambda r: recovery(0.37) * r),
+    "much opposed": (200, 0.3, 0.3, lambda r: r),
+    "nearer to noise": (200, 0.58, 0.58, lambda r: recovery(0.58) * r),
+    "at the edge of noise": (200, 0.75, 0.75, lambda r: r),
     "noise": (200, 1.0, 1.0, lambda r: max(SETTINGS.calm * r, min(SETTINGS.grow * r, SETTINGS.floor))),
     "above noise": (200, 1.4, 1.4, lambda r: (1 + (SETTINGS.grow - 1) * 0.25) * r),
     "alike": (200, 3.0, 3.0, lambda r: SETTINGS.grow * r),
@@ -191,12 +201,30 @@ def test_radii(kernels: str, who: str) -> None:
         sums.copy_(torch.tensor([1.0, 1.0, 0.0, 1.0, ratio * own**2, 1.0]))
         rounded = sums.flatten()[4].item() / own**2  # what is left of the ratio in float32
         layers.steps[i] = t
+        layers.input_size[i] = 0  # not known
         layers.numbers["radius"][i] = radius
         layers.numbers["coherence"][i] = ((1 - kept**t) * mean - (1 - kept) * rounded) / kept
     lk.set_backend(who if who == "reference" else kernels)
     layers.finish()
     expected = torch.tensor([min(1.0, after(radius)) for radius, *_, after in cases], dtype=torch.float64)
     torch.testing.assert_close(layers.numbers["radius"], expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("who", ["reference", "kernels"])
+def test_radii_of_layers_that_see_data_do_not_grow_below_noise(kernels: str, who: str) -> None:
+    layers = Layers.random([Shape(2, 2, 2, 2, bias=False)] * 2)
+    own = 1 - SETTINGS.momentum**2  # of the gradient of a step so late
+    layers.numbers["independent"].zero_()
+    for sums in layers.sums():
+        sums.copy_(torch.tensor([1.0, 1.0, 0.0, 1.0, 0.5 * own**2, 1.0]))
+    layers.steps.fill_(200)
+    layers.numbers["radius"].fill_(0.5)
+    layers.numbers["coherence"].fill_(0.5)
+    layers.input_size.copy_(torch.tensor([0.0, 1e-3]))
+    lk.set_backend(who if who == "reference" else kernels)
+    layers.finish()
+    expected = torch.tensor([SETTINGS.recover * 0.5, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(layers.numbers["radius"], expected, rtol=1e-6, atol=0)
 
 
 # Of a layer whose weights are measured: the sum of the squares of its relative steps, by what part of it the square of the norm
@@ -231,9 +259,10 @@ def test_steps_that_go_back_and_forth(kernels: str, who: str) -> None:
         layers.numbers["weight_norm"][i], layers.numbers["growth"][i] = 2.0, walked / 2
         layers.norms[i] = 2 * (1 + part * walked) ** 0.5
         former = min(radius, SETTINGS.floor) if turned else radius
-        fresh = (1 - SETTINGS.b_coherence) * 3
+        fresh = (1 - SETTINGS.b_coherence) * sums.flatten()[4].item() / own**2  # what is left of three in float32
         mean = fresh / (1 - SETTINGS.b_coherence**t) if turned else 3.0
-        expected[0, i] = min(1.0, former * (SETTINGS.recover if mean < SETTINGS.quiet else SETTINGS.grow))
+        layers.input_size[i] = 0
+        expected[0, i] = min(1.0, former * (recovery(mean) if mean < SETTINGS.quiet else SETTINGS.grow))
         expected[1, i] = fresh if turned else 3 * SETTINGS.b_coherence * (1 - SETTINGS.b_coherence**t) + fresh
     still = layers.copy()
     lk.set_backend(who if who == "reference" else kernels)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lnb
-from lnb import damping
+from lnb import damping, step
 from lnb.damping import FLOOR, NOISE_SHRINK
 from lnb.routes import prepared
 
@@ -85,6 +85,31 @@ def test_at_first_radii_grow_as_far_as_gradients_agree() -> None:
     assert radii[0] == 1
     assert radii[1] == pytest.approx(0.25 * 1.05**19, rel=0.15)
     assert radii[2] < 0.3
+
+
+@pytest.mark.parametrize("prepared_steps", [True, False])
+def test_below_noise_radii_grow_again_but_for_layers_that_see_data(
+    prepared_steps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a twentieth where coherence is near a half."""
+    if not prepared_steps:
+        monkeypatch.setattr(step, "prepare", lambda *_: None)
+    grown = {}
+    for coherence in (0.25, 0.43, 0.7):
+        torch.manual_seed(3)
+        model, x, c = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 5)), torch.randn(30, 6), torch.randn(30, 5)
+        optimizer = lnb.LNB(model, 1e-6, momentum=0.5)
+        for t in range(1, 32):
+            if t == 31:  # this step's own ratio adds two hundredths
+                for layer in model:
+                    optimizer.state[layer.weight]["radius"].fill_(0.5)
+                    optimizer.state[layer.weight]["coherence"].fill_(coherence * (1 - damping.COHERENCE_DECAY**30))
+            optimizer.zero_grad()
+            (model(x) * c).mean().backward()
+            optimizer.step()
+        grown[coherence] = [optimizer.state[layer.weight]["radius"].item() / 0.5 for layer in model]
+    assert grown[0.25] == grown[0.7] == [1, 1]
+    assert grown[0.43] == pytest.approx([1, damping.RECOVER])
 
 
 def test_a_gradient_that_turns_round_shrinks_the_radius_of_the_default() -> None:

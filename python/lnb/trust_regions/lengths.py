@@ -176,8 +176,7 @@ def shortened(
     if agreement is not None and lengths.averages is not None:
         expected = expected_squares(context.layers, agreement, verdict, config, arenas)
         turned = None if bound is None else bound.turned
-        counts = agreement.counts
-        own = own * radii(context.layers, lengths.averages, expected, counts, verdict, config, arenas, turned)
+        own = own * radii(context.layers, lengths.averages, expected, agreement, verdict, config, arenas, turned)
     if bound is not None:
         bound.note_growth(own, lengths.damped)
     if gain is not None:
