@@ -161,7 +161,7 @@ def _refresh(*sizes: tuple[int, int, torch.dtype]) -> Callable[[], Any]:
 def _fused_finish() -> Callable[[], Any]:
     from lnb_kernels.fused_step.layers import SUMS, FinishArguments, FinishLayer, Numbers
     from lnb_kernels.fused_step.triton_kernel import finish_layers_
-    from lnb_kernels.step_tables import StepSettings
+    from lnb_kernels.step_tables import RadiusRule, StepSettings
 
     def call() -> Any:
         wide = torch.zeros(768, dtype=torch.float64)
@@ -169,10 +169,8 @@ def _fused_finish() -> Callable[[], Any]:
         one = [wide[:1]] * 4
         numbers = Numbers(torch.zeros(768), wide, *one, wide[:4].view(1, 4), *[wide[:1]] * 4)
         partials = torch.zeros(SUMS * 6 * 768, dtype=torch.float64)
-        settings = StepSettings(
-            0.95, True, 0.99, 0.1, 0.25, 0.25, 0.9, 1.02, 1e-4, 0.98, 0.8, 1.2, 0.98, 0.1, 1.02, 20, 1.5, 0.02, 10, 0.99,
-            1e-8, 1e18, 0.01,
-        )  # fmt: skip
+        rule = RadiusRule(0.25, 0.9, 1.02, 1e-4, 0.98, 0.8, 1.2, 0.98, 0.1, 1.02, 20, 1.5, 0.02, 10)
+        settings = StepSettings(0.95, True, 0.99, 0.1, 0.25, rule, 0.99, 1e-8, 0.01, 1e18)
         ok = torch.tensor(True)
         given = FinishArguments(numbers, partials, wide, wide[:1], torch.zeros(1), wide[:1], wide[:1], settings, ok)
         finish_layers_([layer], given)

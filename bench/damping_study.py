@@ -24,7 +24,6 @@ from defaults_study import DEFAULT, final_loss, study, table
 from gptq_study import Cell
 
 from lnb import damping
-from lnb.routes import prepared
 from lnb_bench.training.data.tables import standardised
 from lnb_bench.training.models import MLP
 from lnb_bench.training.objectives import LeastSquares
@@ -73,7 +72,7 @@ def final_loss_of(cell: Cell, task: Task, change: tuple[str, float], seed: int) 
     name, value = change
     if name in SETTINGS:
         return final_loss(cell, task, {name: value}, seed)
-    with patch.object(damping, name, value), patch.object(prepared, name, value, create=True):
+    with patch.object(damping, name, value):
         return final_loss(cell, task, {}, seed)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,15 +33,10 @@ _DTYPES = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
 @dataclass(frozen=True)
-class StepSettings:
-    """The settings that all steps have in common.
+class RadiusRule:
+    """How the radius of a layer, the share of its region that it uses, changes: :func:`lnb.damping.radii`.
 
     Attributes:
-        momentum: decay of the gradients' averages.
-        nesterov: whether they look ahead.
-        b_rows: decay of the mean squares of rows' gradients.
-        change: the largest relative change of weights per unit of the learning rate.
-        largest: the largest of all.
         opposed: share of the squared norm to be expected below which a layer's average shrinks its radius.
         shrink, grow: the factors by which the radius shrinks then, and grows.
         least: the least radius that there is.
@@ -55,17 +51,8 @@ class StepSettings:
         telling: and these by more than this.
         interval: of the steps that measure the norm. Up to one step more than that they are closer together, some next to each
             other, and not judged by these two.
-        b_others: decay of the mean squares of other parameters' gradients.
-        epsilon: of Adam's rule.
-        most: the value that larger entries of float32 count as there.
-        others_scale: of other parameters' steps.
     """
 
-    momentum: float
-    nesterov: bool
-    b_rows: float
-    change: float
-    largest: float
     opposed: float
     shrink: float
     grow: float
@@ -80,10 +67,55 @@ class StepSettings:
     turning: float
     telling: float
     interval: float
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The settings that all steps have in common.
+
+    Attributes:
+        momentum: decay of the gradients' averages.
+        nesterov: whether they look ahead.
+        b_rows: decay of the mean squares of rows' gradients.
+        change: the largest relative change of weights per unit of the learning rate.
+        largest: the largest of all.
+        radius: how radii change.
+        b_others: decay of the mean squares of other parameters' gradients.
+        epsilon: of Adam's rule.
+        others_scale: of other parameters' steps.
+        most: the value that larger entries of float32 count as there.
+    """
+
+    momentum: float
+    nesterov: bool
+    b_rows: float
+    change: float
+    largest: float
+    radius: RadiusRule
     b_others: float
     epsilon: float
-    most: float
     others_scale: float
+    most: float
+
+    def numbers(self) -> list[float]:
+        """All of them in order, those of the radius among them, as ops and the native module take them."""
+        return [
+            float(value)
+            for setting in vars(self).values()
+            for value in (vars(setting).values() if isinstance(setting, RadiusRule) else (setting,))
+        ]
+
+    @staticmethod
+    def of_numbers(numbers: Sequence[float]) -> StepSettings:
+        """The settings whose :meth:`numbers` these are."""
+        left = iter(numbers)
+        values: dict[str, Any] = {}
+        for name in StepSettings.__dataclass_fields__:
+            if name == "radius":
+                values[name] = RadiusRule(**{own: next(left) for own in RadiusRule.__dataclass_fields__})
+            else:
+                values[name] = next(left)
+        return StepSettings(**{**values, "nesterov": bool(values["nesterov"])})
 
 
 @dataclass(frozen=True)
@@ -207,7 +239,7 @@ class StepTables:
             [layer.usual_norm for layer in layers],
             list(map(Tensor.data_ptr, squares)),
             tuple(map(Tensor.data_ptr, numbers)),
-            tuple(float(value) for name, value in vars(settings).items() if name != "most"),
+            tuple(settings.numbers()[:-1]),  # float32's largest entry is known there
         )
 
     @staticmethod

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from lnb_kernels.fused_step import direct_layers_, finish_layers_, partial_count
-from lnb_kernels.step_tables import StepSettings
+from lnb_kernels.step_tables import RadiusRule, StepSettings
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 LAYERS, BLOCK, DECAY = 8, 128, 0.95
+RADIUS = RadiusRule(
+    opposed=0.0, shrink=0.9, grow=1.0, least=1e-4, b_coherence=0.9, quiet=0.8, loud=1.2, calm=0.95, floor=0.2,
+    recover=1.01, opening=3, turning=1.5, telling=0.02, interval=5,
+)  # fmt: skip
 SETTINGS = StepSettings(
-    momentum=DECAY, nesterov=False, b_rows=0.5, change=1e9, largest=1e9, opposed=0.0, shrink=0.9, grow=1.0,
-    least=1e-4, b_coherence=0.9, quiet=0.8, loud=1.2, calm=0.95, floor=0.2, recover=1.01, opening=3,
-    turning=1.5, telling=0.02, interval=5, b_others=0.99, epsilon=1e-8, most=1e18, others_scale=1.0,
+    momentum=DECAY, nesterov=False, b_rows=0.5, change=1e9, largest=1e9, radius=RADIUS, b_others=0.99, epsilon=1e-8,
+    others_scale=1.0, most=1e18,
 )  # fmt: skip
 
 

@@ -235,10 +235,3 @@ def _writes(op: str, written: Mapping[str, Any], read: Mapping[str, Any]) -> Non
         tensors = values if isinstance(values, (list, tuple)) else [values]
         _checks.writable(op, name, [tensor for tensor in tensors if tensor is not None])
     require_writable({**written, **read}, list(written))
-
-
-def settings_of(numbers: Sequence[float]) -> StepSettings:
-    """The settings whose values, in order, these are."""
-    names = StepSettings.__dataclass_fields__
-    values: dict[str, Any] = dict(zip(names, numbers, strict=True))
-    return StepSettings(**{**values, "nesterov": bool(values["nesterov"])})

@@ -92,7 +92,7 @@ def finish_layers_(layers: Sequence[FinishLayer], given: FinishArguments) -> Non
         [_finish_fields(native, layer, place) for layer, place in zip(layers, places_of(layers), strict=True)],
         native_type(native, gradients.pop() if gradients else torch.float32), tuple(map(_address, tensors)),
         given.partials.numel(), given.mixed_biases.numel(), len(layers), given.steps.numel(),
-        list(map(float, vars(given.settings).values()))[:19], _address(given.ok), _cuda.where(given.partials),
+        given.settings.numbers()[:19], _address(given.ok), _cuda.where(given.partials),
     )  # fmt: skip
 
 

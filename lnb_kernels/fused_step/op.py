@@ -46,7 +46,7 @@ def _finish_kernel(bias_momentum: Sequence[Tensor], bias_directions: Sequence[Te
         FinishLayer(n, blocks, bias[0], bias[1], gradient, place, usual, rate if tensor is None else tensor)
         for n, blocks, bias, gradient, place, usual, rate, tensor in of_layers
     ]
-    of_step = checks.settings_of(settings)
+    of_step = StepSettings.of_numbers(settings)
     shared = FinishArguments(numbers, partials, mixed_biases, input_size, steps, norms, bias_shares, of_step, ok)
     with _autocast.disabled(partials.device):
         _backend.call("finish_layers_", numbers.row_scales, layers, shared)
@@ -268,5 +268,5 @@ def finish_layers_(
         *given, *written.values(), partials, mixed_biases, input_size, bias_gradients, rows, column_blocks, steps, step_places,
         norms, usual_norms, [0.0 if isinstance(rate, Tensor) else rate for rate in rates],
         [rate if isinstance(rate, Tensor) else None for rate in rates], bias_shares,
-        list(map(float, vars(settings).values())), ok,
+        settings.numbers(), ok,
     )  # fmt: skip

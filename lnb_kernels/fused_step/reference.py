@@ -19,7 +19,15 @@ from lnb_kernels.fused_step.layers import (
     places_of,
 )
 from lnb_kernels.scaling import sum_dtype, unit_scale
-from lnb_kernels.step_tables import DATA_BIAS, HELD, MOST_COHERENCE, PLAIN_COHERENCE, RECOVERING, StepSettings
+from lnb_kernels.step_tables import (
+    DATA_BIAS,
+    HELD,
+    MOST_COHERENCE,
+    PLAIN_COHERENCE,
+    RECOVERING,
+    RadiusRule,
+    StepSettings,
+)
 from lnb_kernels.two_sided.reference import agreement_of
 
 
@@ -120,6 +128,7 @@ def finish_layers_(layers: Sequence[FinishLayer], given: FinishArguments) -> Non
 def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> None:
     """One layer of :func:`finish_layers_`."""
     slot, rows, settings, ok = place.slot, place.rows(layer), given.settings, given.ok
+    rule = settings.radius
     row_scales, row_square, *of_layers = vars(given.numbers).values()
     own = Numbers(row_scales[rows], row_square[rows], *(values[slot] for values in of_layers))
     mixed_bias = given.mixed_biases[rows]
@@ -161,14 +170,12 @@ def _finish_layer(layer: FinishLayer, given: FinishArguments, place: Place) -> N
     radius, coherence = own.radius, own.coherence
     if given.norms is not None:
         measured = given.norms[slot]
-        turned = turned_back((measured / norm).square(), growth, settings.turning, settings.telling) & (
-            t > settings.interval + 1
-        )
+        turned = turned_back((measured / norm).square(), growth, rule) & (t > rule.interval + 1)
         norm, growth, shorter, moving = taken_back(measured, norm, growth, sums, rate)
-        radius = torch.where(moving & turned, radius.clamp(max=settings.floor), radius)
+        radius = torch.where(moving & turned, radius.clamp(max=rule.floor), radius)
         coherence = torch.where(moving & turned, 0.0, coherence)
     sees_data = given.input_size[slot] > 0
-    coherence, radius = next_radius(radius, coherence, sums[3], expected, t, sees_data, settings)
+    coherence, radius = next_radius(radius, coherence, sums[3], expected, t, sees_data, rule)
     scale, growth = bounded(sums, norm, growth, radius, layer.usual_norm, given.input_size[slot], rate, settings)
     if bias is not None and layer.bias_momentum is not None:
         _keep(bias[0], bias_direction, ok)
@@ -185,11 +192,11 @@ def bias_weights(input_size: Tensor) -> Tensor:
     return torch.where(input_size > 0, DATA_BIAS, 1.0).to(input_size.dtype)
 
 
-def turned_back(squares: Tensor, growth: Tensor, turning: float, telling: float) -> Tensor:
+def turned_back(squares: Tensor, growth: Tensor, rule: RadiusRule) -> Tensor:
     """Whether the steps of layers went back and forth since their norms were measured last, of which ``squares`` are those
     measured now over these, squared: :mod:`lnb.damping`."""
     walked, change = 2 * growth, (squares - 1).abs()
-    return (walked > telling) & (change < turning * walked) & (change > HELD * walked)
+    return (walked > rule.telling) & (change < rule.turning * walked) & (change > HELD * walked)
 
 
 def taken_back(
@@ -203,41 +210,39 @@ def taken_back(
     return torch.where(is_measured, measured * shorter, norm), torch.where(moving, 0.0, growth), shorter, moving
 
 
-def recovery(coherence: Tensor, recover: float, sees_data: Tensor | None) -> Tensor:
-    """The factor by which the radii of layers grow below the band of noise: :func:`lnb.damping.radii`."""
-    none, whole, last, end = RECOVERING
-    share = torch.minimum((coherence - none) / (whole - none), (end - coherence) / (end - last)).clamp(0, 1)
-    if sees_data is not None:
-        share = torch.where(sees_data, 0.0, share)
-    return 1 + (recover - 1) * share
-
-
 def next_radius(
     radius: Tensor,
     coherence: Tensor,
     average: Tensor,
     expected: Tensor,
     t: Tensor,
-    sees_data: Tensor,
-    settings: StepSettings,
+    sees_data: Tensor | None,
+    rule: RadiusRule,
 ) -> tuple[Tensor, Tensor]:
-    """The coherence and the radius of a layer after its step ``t``, ``[]`` each: :func:`lnb.damping.radii`."""
+    """The coherence and the radii of layers after their steps ``t``, floating: :func:`lnb.damping.radii`. All of one shape."""
     average = torch.where(average.isfinite(), average, 0.0)
     ratio = torch.where(expected > 0, average / expected, 0.0).clamp(max=MOST_COHERENCE)
-    coherence = coherence + (1 - settings.b_coherence) * (ratio - coherence)
-    mean = coherence / (1 - settings.b_coherence**t)
-    agreed = ((mean - settings.loud) / (PLAIN_COHERENCE - settings.loud)).clamp(0, 1)
-    grown = radius * settings.grow
-    below = radius * recovery(mean, settings.recover, sees_data)
-    after = torch.where(mean >= settings.loud, radius * (1 + (settings.grow - 1) * agreed), below)
-    calmed = torch.maximum(radius * settings.calm, grown.clamp(max=settings.floor))
-    after = torch.where((mean > settings.quiet) & (mean < settings.loud), calmed, after)
-    band = settings.loud - settings.quiet
-    opened = torch.where(mean < settings.loud, (mean - settings.quiet) / band, 1.0).clamp(min=0)
-    after = torch.where(t > settings.opening, after, radius * (1 + (settings.grow - 1) * opened))
-    shrunk = torch.maximum(radius * settings.shrink, radius.clamp(max=settings.floor))
-    after = torch.where(average < settings.opposed * expected, shrunk, after)
-    return coherence, after.clamp(settings.least, 1.0)
+    coherence = coherence + (1 - rule.b_coherence) * (ratio - coherence)
+    mean = coherence / (1 - rule.b_coherence**t)
+    agreed = ((mean - rule.loud) / (PLAIN_COHERENCE - rule.loud)).clamp(0, 1)
+    below = radius * _recovery(mean, rule.recover, sees_data)
+    after = torch.where(mean >= rule.loud, radius * (1 + (rule.grow - 1) * agreed), below)
+    calmed = torch.maximum(radius * rule.calm, (radius * rule.grow).clamp(max=rule.floor))
+    after = torch.where((mean > rule.quiet) & (mean < rule.loud), calmed, after)
+    opened = torch.where(mean < rule.loud, (mean - rule.quiet) / (rule.loud - rule.quiet), 1.0).clamp(min=0)
+    after = torch.where(t > rule.opening, after, radius * (1 + (rule.grow - 1) * opened))
+    shrunk = torch.maximum(radius * rule.shrink, radius.clamp(max=rule.floor))
+    after = torch.where(average < rule.opposed * expected, shrunk, after)
+    return coherence, after.clamp(rule.least, 1.0)
+
+
+def _recovery(coherence: Tensor, recover: float, sees_data: Tensor | None) -> Tensor:
+    """The factor by which radii grow below the band of noise."""
+    none, whole, last, end = RECOVERING
+    share = torch.minimum((coherence - none) / (whole - none), (end - coherence) / (end - last)).clamp(0, 1)
+    if sees_data is not None:
+        share = torch.where(sees_data, 0.0, share)
+    return 1 + (recover - 1) * share
 
 
 def bounded(

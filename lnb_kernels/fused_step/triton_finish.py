@@ -280,11 +280,11 @@ def _settings(settings: StepSettings, device: torch.device) -> Tensor:
     def log(value: float) -> float:
         return math.log(value) if value > 0 else -math.inf
 
+    rule = settings.radius
     values = (
         settings.b_rows, log(settings.b_rows), settings.momentum, log(settings.momentum),
-        1 - settings.momentum if settings.nesterov else 0.0, settings.change, settings.largest, settings.opposed,
-        settings.shrink, settings.grow, settings.least, settings.b_coherence, log(settings.b_coherence), settings.quiet,
-        settings.loud, settings.calm, settings.floor, settings.opening, settings.recover,
-        settings.turning, settings.telling, settings.interval,
+        1 - settings.momentum if settings.nesterov else 0.0, settings.change, settings.largest, rule.opposed, rule.shrink,
+        rule.grow, rule.least, rule.b_coherence, log(rule.b_coherence), rule.quiet, rule.loud, rule.calm, rule.floor,
+        rule.opening, rule.recover, rule.turning, rule.telling, rule.interval,
     )  # fmt: skip
     return torch.tensor(values, dtype=torch.float64, device=device)

@@ -79,7 +79,7 @@ from lnb.statistics.running import bias_correction
 from lnb.verdict import Verdict
 from lnb_kernels import multi_tensor
 from lnb_kernels.fused_step import reference
-from lnb_kernels.step_tables import MOST_COHERENCE, PLAIN_COHERENCE
+from lnb_kernels.step_tables import RadiusRule
 
 _FIRST_FRACTION = 0.3
 _SAFETY = 0.9
@@ -182,6 +182,27 @@ def noise_band(config: Config) -> tuple[float, float]:
     return (QUIET, LOUD) if config.momentum > 0 else (0.0, 0.0)
 
 
+def radius_rule(config: Config) -> RadiusRule:
+    """The numbers by which radii change (:func:`radii`)."""
+    quiet, loud = noise_band(config)
+    return RadiusRule(
+        opposed=OPPOSED**2,
+        shrink=RADIUS_SHRINK,
+        grow=RADIUS_GROW,
+        least=LEAST_RADIUS,
+        b_coherence=COHERENCE_DECAY,
+        quiet=quiet,
+        loud=loud,
+        calm=NOISE_SHRINK,
+        floor=FLOOR,
+        recover=RECOVER,
+        opening=OPENING,
+        turning=turning(config),
+        telling=TELLING,
+        interval=config.refresh_every,
+    )
+
+
 def turning(config: Config) -> float:
     """How little the square of a norm changes where steps go back and forth, over ``sum r_s^2`` since it was measured last.
 
@@ -200,7 +221,7 @@ def turned_back(squares: Tensor, growth: Tensor, config: Config) -> Tensor:
         growth: half the sum of the squares of their relative lengths.
         config: the settings.
     """
-    return reference.turned_back(squares, growth, turning(config), TELLING)
+    return reference.turned_back(squares, growth, radius_rule(config))
 
 
 def radii(
@@ -241,30 +262,19 @@ def radii(
     counts, sees_data = agreement.counts, agreement.sees_data
     states = [context.state for context in contexts]
     start = first_radius(sum(context.layer.is_first for context in contexts))
+    rule = radius_rule(config)
     kept = arenas.select("radius", states, [()] * len(contexts), averages, start=start)
     coherences = arenas.select("coherence", states, [()] * len(contexts), averages)
-    ok = verdict.on(averages.device)
-    averages = averages.nan_to_num(0.0, 0.0, 0.0)
-    ratios = torch.where(expected > 0, averages / expected, 0.0).clamp(max=MOST_COHERENCE)
     former, coherence = kept.read(), coherences.read()
     if turned is not None:
-        turned = turned & (counts > config.refresh_every + 1)
-        former = torch.where(turned, former.clamp(max=FLOOR), former)
+        turned = turned & (counts > rule.interval + 1)
+        former = torch.where(turned, former.clamp(max=rule.floor), former)
         coherence = coherence * ~turned
-    coherences.write(torch.lerp(coherence, ratios, 1 - COHERENCE_DECAY), ok)
-    coherence = coherences.read() / bias_correction(COHERENCE_DECAY, counts).to(averages.dtype)
-    quiet, loud = noise_band(config)
-    grown = former * RADIUS_GROW
-    agreed = ((coherence - loud) / (PLAIN_COHERENCE - loud)).clamp(0, 1)
-    below = former * reference.recovery(coherence, RECOVER, sees_data)
-    radius = torch.where(coherence >= loud, former * (1 + (RADIUS_GROW - 1) * agreed), below)
-    calmed = torch.maximum(former * NOISE_SHRINK, grown.clamp(max=FLOOR))
-    radius = torch.where((coherence > quiet) & (coherence < loud), calmed, radius)
-    opened = torch.where(coherence < loud, (coherence - quiet) / (loud - quiet), 1.0).clamp(min=0)
-    radius = torch.where(counts > OPENING, radius, former * (1 + (RADIUS_GROW - 1) * opened))
-    shrunk = torch.maximum(former * RADIUS_SHRINK, former.clamp(max=FLOOR))
-    radius = torch.where(averages < OPPOSED**2 * expected, shrunk, radius)
-    kept.write(radius.clamp(LEAST_RADIUS, 1.0), ok)
+    steps = counts.to(averages.dtype)
+    coherence, radius = reference.next_radius(former, coherence, averages, expected, steps, sees_data, rule)
+    ok = verdict.on(averages.device)
+    coherences.write(coherence, ok)
+    kept.write(radius, ok)
     return kept.read()
 
 

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from lnb_kernels.fused_step import direct_layers_, finish_layers_, partial_count
-from lnb_kernels.step_tables import StepSettings
+from lnb_kernels.step_tables import RadiusRule, StepSettings
 
 DECAY, TAKE = 0.95, 0.05
+RADIUS = RadiusRule(
+    opposed=0.25, shrink=0.9, grow=1.02, least=1e-4, b_coherence=0.9, quiet=0.8, loud=1.2, calm=0.95, floor=0.2,
+    recover=1.01, opening=3, turning=1.5, telling=0.02, interval=5,
+)  # fmt: skip
 SETTINGS = StepSettings(
-    momentum=DECAY, nesterov=True, b_rows=0.99, change=0.1, largest=0.25, opposed=0.25, shrink=0.9, grow=1.02,
-    least=1e-4, b_coherence=0.9, quiet=0.8, loud=1.2, calm=0.95, floor=0.2, recover=1.01, opening=3,
-    turning=1.5, telling=0.02, interval=5, b_others=0.99, epsilon=1e-8, most=1e18, others_scale=0.01,
+    momentum=DECAY, nesterov=True, b_rows=0.99, change=0.1, largest=0.25, radius=RADIUS, b_others=0.99, epsilon=1e-8,
+    others_scale=0.01, most=1e18,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import triton_sanitizer
-from cusim.fused_layers import SETTINGS, Layers, Shape
+from cusim.fused_layers import RADIUS, SETTINGS, Layers, Shape
 from cusim.simulated import cuda_kernels_on_cpu
 from fused_apply_support import Model, model, params_of, stepped, thetas_of
 from support import assert_close_to_reference, relative_errors
@@ -166,25 +166,25 @@ def test_scales_of_rows_and_layers(kernels: str, measured: bool) -> None:
 
 def recovery(coherence: float) -> float:
     """The factor by which the radius of a layer that sees no data grows below the band of noise."""
-    return float(np.interp(coherence, [0.35, 0.4, 0.5, 0.6], [1.0, SETTINGS.recover, SETTINGS.recover, 1.0]))
+    return float(np.interp(coherence, [0.35, 0.4, 0.5, 0.6], [1.0, RADIUS.recover, RADIUS.recover, 1.0]))
 
 
 # Of a layer in its opening or after it: the step, ||g~||^2 over what is expected of independent gradients, now and on average,
 # and what becomes of the radius r. "Opposed" is below a quarter now.
 LATER = {
-    "opposed at first": (2, 0.2, 2.0, lambda r: max(SETTINGS.shrink * r, min(r, SETTINGS.floor))),
+    "opposed at first": (2, 0.2, 2.0, lambda r: max(RADIUS.shrink * r, min(r, RADIUS.floor))),
     "below noise at first": (2, 0.5, 0.5, lambda r: r),
-    "noise at first": (2, 0.9, 0.9, lambda r: (1 + (SETTINGS.grow - 1) * 0.25) * r),
-    "alike at first": (SETTINGS.opening, 1.3, 1.3, lambda r: SETTINGS.grow * r),
-    "opposed": (200, 0.2, 1.0, lambda r: max(SETTINGS.shrink * r, min(r, SETTINGS.floor))),
-    "below noise": (200, 0.5, 0.5, lambda r: SETTINGS.recover * r),
+    "noise at first": (2, 0.9, 0.9, lambda r: (1 + (RADIUS.grow - 1) * 0.25) * r),
+    "alike at first": (RADIUS.opening, 1.3, 1.3, lambda r: RADIUS.grow * r),
+    "opposed": (200, 0.2, 1.0, lambda r: max(RADIUS.shrink * r, min(r, RADIUS.floor))),
+    "below noise": (200, 0.5, 0.5, lambda r: RADIUS.recover * r),
     "near what is opposed": (200, 0.37, 0.37, lambda r: recovery(0.37) * r),
     "much opposed": (200, 0.3, 0.3, lambda r: r),
     "nearer to noise": (200, 0.58, 0.58, lambda r: recovery(0.58) * r),
     "at the edge of noise": (200, 0.75, 0.75, lambda r: r),
-    "noise": (200, 1.0, 1.0, lambda r: max(SETTINGS.calm * r, min(SETTINGS.grow * r, SETTINGS.floor))),
-    "above noise": (200, 1.4, 1.4, lambda r: (1 + (SETTINGS.grow - 1) * 0.25) * r),
-    "alike": (200, 3.0, 3.0, lambda r: SETTINGS.grow * r),
+    "noise": (200, 1.0, 1.0, lambda r: max(RADIUS.calm * r, min(RADIUS.grow * r, RADIUS.floor))),
+    "above noise": (200, 1.4, 1.4, lambda r: (1 + (RADIUS.grow - 1) * 0.25) * r),
+    "alike": (200, 3.0, 3.0, lambda r: RADIUS.grow * r),
 }
 RADII = (1.0, 0.5, 0.205, 0.2, 0.1, 1e-3)
 
@@ -194,7 +194,7 @@ def test_radii(kernels: str, who: str) -> None:
     """The floor ends what gradients shrink; a radius below it, which a rising loss made, is not raised at once."""
     cases = [(radius, *case) for case in LATER.values() for radius in RADII]
     layers = Layers.random([Shape(2, 2, 2, 2, bias=False)] * len(cases))
-    b, kept = SETTINGS.momentum, SETTINGS.b_coherence
+    b, kept = SETTINGS.momentum, RADIUS.b_coherence
     layers.numbers["independent"].zero_()
     for i, (sums, (radius, t, ratio, mean, _)) in enumerate(zip(layers.sums(), cases, strict=True)):
         own = (b / (1 - b**t) + 1) * (1 - b)  # the weight of this step's gradient, the only one that was not zero
@@ -223,7 +223,7 @@ def test_radii_of_layers_that_see_data_do_not_grow_below_noise(kernels: str, who
     layers.input_size.copy_(torch.tensor([0.0, 1e-3]))
     lk.set_backend(who if who == "reference" else kernels)
     layers.finish()
-    expected = torch.tensor([SETTINGS.recover * 0.5, 0.5], dtype=torch.float64)
+    expected = torch.tensor([RADIUS.recover * 0.5, 0.5], dtype=torch.float64)
     torch.testing.assert_close(layers.numbers["radius"], expected, rtol=1e-6, atol=0)
 
 
@@ -255,22 +255,22 @@ def test_steps_that_go_back_and_forth(kernels: str, who: str) -> None:
         own = (b / (1 - b**t) + 1) * (1 - b)
         sums.copy_(torch.tensor([1.0, 1.0, 0.0, 1.0, 3.0 * own**2, 1.0]))
         layers.steps[i] = t
-        layers.numbers["radius"][i], layers.numbers["coherence"][i] = radius, 3 * (1 - SETTINGS.b_coherence**t)
+        layers.numbers["radius"][i], layers.numbers["coherence"][i] = radius, 3 * (1 - RADIUS.b_coherence**t)
         layers.numbers["weight_norm"][i], layers.numbers["growth"][i] = 2.0, walked / 2
         layers.norms[i] = 2 * (1 + part * walked) ** 0.5
-        former = min(radius, SETTINGS.floor) if turned else radius
-        fresh = (1 - SETTINGS.b_coherence) * sums.flatten()[4].item() / own**2  # what is left of three in float32
-        mean = fresh / (1 - SETTINGS.b_coherence**t) if turned else 3.0
+        former = min(radius, RADIUS.floor) if turned else radius
+        fresh = (1 - RADIUS.b_coherence) * sums.flatten()[4].item() / own**2  # what is left of three in float32
+        mean = fresh / (1 - RADIUS.b_coherence**t) if turned else 3.0
         layers.input_size[i] = 0
-        expected[0, i] = min(1.0, former * (recovery(mean) if mean < SETTINGS.quiet else SETTINGS.grow))
-        expected[1, i] = fresh if turned else 3 * SETTINGS.b_coherence * (1 - SETTINGS.b_coherence**t) + fresh
+        expected[0, i] = min(1.0, former * (recovery(mean) if mean < RADIUS.quiet else RADIUS.grow))
+        expected[1, i] = fresh if turned else 3 * RADIUS.b_coherence * (1 - RADIUS.b_coherence**t) + fresh
     still = layers.copy()
     lk.set_backend(who if who == "reference" else kernels)
     layers.finish()
     torch.testing.assert_close(layers.numbers["radius"], expected[0], rtol=1e-9, atol=0)
     torch.testing.assert_close(layers.numbers["coherence"], expected[1], rtol=1e-6, atol=0)
     still.finish([0.0] * len(cases))
-    assert still.numbers["radius"].gt(SETTINGS.floor * SETTINGS.grow)[::2].all()
+    assert still.numbers["radius"].gt(RADIUS.floor * RADIUS.grow)[::2].all()
 
 
 WEIGHTS = [(5, 1), (9, 7), (6, 768), (2, 8197), (1, 5000), (0, 4)]

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from cusim.fused_layers import DECAY, SETTINGS, TAKE, Layers, Shape
+from cusim.fused_layers import DECAY, RADIUS, SETTINGS, TAKE, Layers, Shape
 from torch import Tensor
 
 import lnb_kernels as lk
 from lnb_kernels import multi_tensor
 from lnb_kernels.fused_step import direct_layers_, finish_layers_, partial_count
 from lnb_kernels.fused_step.reference import bias_weights
+from lnb_kernels.step_tables import StepSettings
 
 SHAPES = [Shape(6, 8, 3, 4, groups=2), Shape(4, 6, 4, 2, bias=False)]
 
@@ -201,8 +202,9 @@ def test_bad_numbers() -> None:
 
 
 def test_settings_travel_in_their_order() -> None:
-    from lnb_kernels.fused_step.checks import settings_of
-
-    assert settings_of([float(value) for value in vars(SETTINGS).values()]) == SETTINGS
-    other = dataclasses.replace(SETTINGS, nesterov=False, least=0.5)
-    assert settings_of([float(value) for value in vars(other).values()]) == other
+    other = dataclasses.replace(SETTINGS, nesterov=False, radius=dataclasses.replace(RADIUS, least=0.5, interval=7))
+    for settings in (SETTINGS, other):
+        assert StepSettings.of_numbers(settings.numbers()) == settings
+    rule = list(map(float, vars(other.radius).values()))
+    assert other.numbers()[5:-4] == rule
+    assert other.numbers()[1] == 0

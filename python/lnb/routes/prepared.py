@@ -15,20 +15,7 @@ from torch import Tensor, nn
 from lnb.apply import joined_decay
 from lnb.config import Config
 from lnb.context import LayerContext, StepContext
-from lnb.damping import (
-    COHERENCE_DECAY,
-    FLOOR,
-    LEAST_RADIUS,
-    NOISE_SHRINK,
-    OPENING,
-    OPPOSED,
-    RADIUS_GROW,
-    RADIUS_SHRINK,
-    RECOVER,
-    TELLING,
-    noise_band,
-    turning,
-)
+from lnb.damping import radius_rule
 from lnb.layers.capture import statistics_dtype
 from lnb.master import has_master, masters_of, remember
 from lnb.momentum import ADAM_EPSILON
@@ -235,29 +222,15 @@ def _is_usual(context: LayerContext) -> bool:
 
 def settings_of(config: Config) -> StepSettings:
     """What the rules of a step need of the optimizer's settings."""
-    quiet, loud = noise_band(config)
     return StepSettings(
         momentum=config.momentum,
         nesterov=config.nesterov,
         b_rows=config.b_rows,
         change=cast(float, config.max_relative_change),
         largest=LARGEST_CHANGE,
-        opposed=OPPOSED**2,
-        shrink=RADIUS_SHRINK,
-        grow=RADIUS_GROW,
-        least=LEAST_RADIUS,
-        b_coherence=COHERENCE_DECAY,
-        quiet=quiet,
-        loud=loud,
-        calm=NOISE_SHRINK,
-        floor=FLOOR,
-        recover=RECOVER,
-        opening=OPENING,
-        turning=turning(config),
-        telling=TELLING,
-        interval=config.refresh_every,
+        radius=radius_rule(config),
         b_others=config.b_others,
         epsilon=ADAM_EPSILON,
-        most=largest_squarable(torch.float32),
         others_scale=config.others_lr,
+        most=largest_squarable(torch.float32),
     )
