@@ -48,10 +48,12 @@ def test_every_case_builds_and_draws() -> None:
 
 def test_the_table_is_made_of_kept_results() -> None:
     results = {"adamw": [(1.0, 0.1)], "muon": [(1.0, 0.2)], "lnb": [(1.0, 0.13)], "lnb x 3": [(1.0, math.inf)]}
-    page = robustness.page({"cases": {"batch 1": results}, "torch": "2", "date": "2000-01-01"})
+    wide = {name: [(1.0, 0.001)] for name in ("adamw", "lnb", "lnb x 3")}
+    page = robustness.page({"cases": {"batch 1": results, "width 4096": wide}, "torch": "2", "date": "2000-01-01"})
+    assert "| width 4096 | 1 | 1 | 0.001 |  | 0.001 | 0.001 |  |" in page
     assert "| batch 1 | 1 | 1 | 0.1 | 0.2 | 0.13 | inf | lnb: worse, lnb x 3: above worse |" in page
     counted = "lnb: 0 above the start, 1 worse than 1.2 times AdamW; lnb x 3: 1 above the start, 1 worse"
-    assert f"Of 1 cases run (the suite has {len(CASES)}): {counted}" in page
+    assert f"Of 2 cases run (the suite has {len(CASES)}): {counted}" in page
 
 
 def test_the_start_is_the_loss_of_many_rows() -> None:
