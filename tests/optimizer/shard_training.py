@@ -30,6 +30,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.profiler import ProfilerActivity, profile
 
 import lnb
+from lnb.damping import OPENING
 from lnb.integrations.watch import Watch
 from lnb.sharded.shards import Shards
 from lnb.verdict import Verdict
@@ -157,6 +158,7 @@ def run_rank(rank: int, ranks: int, folder: Path) -> None:
         found["exchanges"] = _exchanges(rank, ranks, Network, 3, **CASES["fast"][1])
         found["exchanges of wide layers"] = _exchanges(rank, ranks, Wide, 20)
         found["bytes"] = _bytes(rank, ranks)
+        found["long"] = long(rank, ranks, sharded)
         model = sharded(Network().double())
         watched(model, lnb.LNB(model, LR, **CASES["fast"][1]), folder / "watched", rank, ranks)
         found["failed"] = _failed(rank, ranks)
@@ -175,6 +177,23 @@ def _case(name: str, rank: int, ranks: int) -> list[Tensor]:
     make, settings = CASES[name]
     model = sharded(make().double())
     return trained(model, lnb.LNB(model, LR, **settings), rank, ranks)
+
+
+def long(
+    rank: int = 0, ranks: int = 1, wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+) -> tuple[list[Tensor], list[dict[str, float]]]:
+    """All parameters after more steps than a radius opens in, and the radii before every one of the later steps."""
+    make, settings = CASES["uneven"]
+    model = wrap(make().double())
+    optimizer = lnb.LNB(model, LR, **settings)
+    radii: list[dict[str, float]] = []
+
+    def keep() -> None:
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        radii.append({names[p]: float(state["radius"]) for p, state in optimizer.state.items() if "radius" in state})
+
+    ended = trained(model, optimizer, rank, ranks, steps=(0, OPENING + 20), before_step=keep)
+    return ended, radii[OPENING:]
 
 
 def _copies(rank: int, ranks: int) -> list[Tensor]:

@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 import torch
 from optimizer.processes import run_ranks
-from optimizer.shard_training import CASES, LR, STEPS, Plain, averages, load, run_rank, sharded, trained, watched, whole
+from optimizer.shard_training import (
+    CASES,
+    LR,
+    STEPS,
+    Plain,
+    averages,
+    load,
+    long,
+    run_rank,
+    sharded,
+    trained,
+    watched,
+    whole,
+)
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -66,6 +79,16 @@ def test_float32_shards_do_as_one_process_does(folder: Path) -> None:
     model = Plain()
     expected = trained(model, lnb.LNB(model, LR / 10, block_size=2), dtype=torch.float32)
     assert error(of_rank(folder, 0, 2)["float32"], expected) <= 1e-5
+
+
+def test_radii_change_after_the_opening_as_those_of_one_process(folder: Path) -> None:
+    expected, radii = long()
+    for rank in range(2):
+        ended, own = of_rank(folder, rank, 2)["long"]
+        assert error(ended, expected) <= 1e-8
+        for got, of_one in zip(own, radii, strict=True):
+            assert got == pytest.approx(of_one, rel=1e-8)
+    assert any(radii[-1][layer] < 0.9 * radii[0][layer] for layer in radii[0])
 
 
 def test_ways_to_shard(folder: Path) -> None:
