@@ -4,7 +4,7 @@ default.
     python bench/damping_study.py --data DIR [--seeds 4] [--json bench/results/damping.json] [--page docs/presets.md]
 
 ``FLOOR``: how far a layer's radius may shrink. ``TURNED``, ``TELLING``: when steps are found to go back and forth; with
-``TURNED = 0``, never. ``RECOVER``: what a radius is multiplied by below the band of noise.
+``TURNED = 0``, never. ``RECOVER``: what a radius is multiplied by, at most, below the band of noise.
 
 As :mod:`defaults_study`, whose cells it has, a regression without noise - Friedman's function of ten inputs (J. Friedman,
 "Multivariate adaptive regression splines", 1991, equation 61), 20,000 rows - and the deep autoencoder of the suite, shorter.
@@ -34,7 +34,7 @@ CHANGES: dict[str, tuple[float, ...]] = {
     "FLOOR": (1e-4, 0.1, 0.4, 1.0),
     "TURNED": (0.0, 0.1, 0.3),
     "TELLING": (0.005, 0.08),
-    "RECOVER": (1.0, 1.02),
+    "RECOVER": (1.0, 1.02, 1.1),
 }
 SETTINGS: dict[str, tuple[float, ...]] = {"output_ridge": (0.0, 0.1)}
 

@@ -2,7 +2,7 @@
 
     python bench/defaults_study.py --data DIR [--seeds 4] [--json bench/results/defaults.json] [--page docs/presets.md]
 
-Each run trains at ``lr=0.2`` with a cosine schedule and is judged by the loss on test examples. A change and the default share
+Each run trains at ``lr=0.4`` with a cosine schedule and is judged by the loss on test examples. A change and the default share
 a seed's start and batches, so the table has the mean of their differences, with its standard error. Changes are not tuned:
 another rate could suit them better. Results are kept after every run, and a run that was broken off goes on where it stood.
 """
@@ -27,9 +27,9 @@ from lnb_bench.training.optimizers import OptimizerConfig
 from lnb_bench.training.tasks import Task
 
 BEGIN, END = "<!-- table of bench/defaults_study.py -->", "<!-- end of table of bench/defaults_study.py -->"
-LR = 0.2
+LR = 0.4
 CHANGES: dict[str, tuple[Any, ...]] = {
-    "lr": (0.1, 0.4),
+    "lr": (0.2, 0.8),
     "momentum": (0.8, 0.95),
     "nesterov": (False,),
     "damping": ("none",),
