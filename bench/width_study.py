@@ -23,7 +23,7 @@ import torch
 from lnb_bench.training import LoopConfig, OptimizerConfig, TaskOptions, Trainer, TrainingError, make_task
 
 TRUST_REGIONS = ("two_sided", "spectral")
-RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
+RATES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 SHAPES = ((64, 2), (128, 2), (256, 2), (512, 2), (1024, 2), (256, 4), (256, 8))  # width, depth
 NEAR = 1.05
 
