@@ -33,7 +33,7 @@ FINISHED = {  # docs/protocol.md names the others
         "gpt-small",
         "lora-small",
     ],
-    "ablations": ["diabetes", "diamonds", "digits"],
+    "ablations": ["diabetes", "diamonds", "digits", "mnist", "gpt-small"],
 }
 
 
